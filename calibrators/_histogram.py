@@ -1,0 +1,162 @@
+"""A histogram that depends only on the values seen, not on their batches or order.
+
+Bins are ``[i 2^k, (i + 1) 2^k)``: a value falls into bin ``floor(x / 2^k)``, exactly, since scaling
+by a power of two is exact. The exponent k is the smallest with which the bins from minimum to
+maximum fit into the memory allowed. When the range grows, k grows and pairs of bins join exactly
+(``i >> 1``), so that the counts are those of a histogram that knew the final range from the start.
+Merging two histograms therefore equals, bit for bit, one histogram of all values. (Histograms that
+interpolate on growth, as in PyTorch or ONNX Runtime, depend on the order of batches.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.calibrators._extrema import ExtremaObserver
+from qcompile.qtypes import Array, Floats, QSpec
+
+Ints = npt.NDArray[np.int64]
+
+_FEWEST, _MOST = 256, 2**20
+# One histogram per channel: an eighth of the bins each, so that 1000 channels stay near 8 MB.
+_CHANNEL_SHARE = 8
+# Finer than float32 resolves (at its largest magnitude, or anywhere): no information, huge indices.
+_MANTISSA_BITS, _SMALLEST_EXPONENT = 24, -126
+_OF_ZERO = -10_000
+# Values per step: temporaries stay in cache.
+_STEP = 1 << 16
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The histogram of one channel, without empty bins at its ends.
+
+    ``counts[i]`` values lie in ``[(first + i) * width, (first + i + 1) * width)``; ``lo``, ``hi``
+    are the exact extrema, inside the first and the last bin.
+    """
+
+    counts: Ints
+    first: int
+    exponent: int
+    lo: float
+    hi: float
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, a power of two, in the tensor's units."""
+        return 2.0**self.exponent
+
+    @property
+    def edges(self) -> Array:
+        """Bin edges, float64 ``(len(counts) + 1,)``; the outer ones may lie beyond lo and hi."""
+        return (self.first + np.arange(self.counts.size + 1)) * self.width
+
+
+class Rule(Protocol):
+    """What a histogram observer asks of its calibrator."""
+
+    @property
+    def bins(self) -> int: ...
+
+    def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]: ...
+
+
+def check_bins(bins: int) -> None:
+    """Raise ValueError unless ``bins`` is a power of two of sensible size."""
+    if not (_FEWEST <= bins <= _MOST and bins & (bins - 1) == 0):
+        expected = f"a power of two from {_FEWEST} to {_MOST}"
+        raise ValueError(f"found {bins} bins, expected {expected}")
+
+
+def _exponent(x: Array) -> Ints:
+    """Per entry the e with ``2^(e-1) <= x < 2^e``; far below all others for 0."""
+    return np.where(x == 0, _OF_ZERO, np.frexp(x)[1]).astype(np.int64)
+
+
+def _index(x: Array, exponent: Ints) -> Ints:
+    return np.floor(np.ldexp(x, -exponent)).astype(np.int64)
+
+
+def _grid(lo: Floats, hi: Floats, bins: int) -> tuple[Ints, Ints]:
+    """Per channel the exponent of the finest allowed grid, and the index of its first bin.
+
+    Never decreases when the range grows, or joining bins could not follow it.
+    """
+    low, high = lo.astype(np.float64), hi.astype(np.float64)
+    finest = _exponent(np.maximum(-low, high)) - _MANTISSA_BITS
+    # high - low < 2^e, so that e - log2(bins) nearly suffices: alignment may cost one bin more
+    spanning = _exponent(high - low) - (bins.bit_length() - 1)
+    exponent = np.maximum(np.maximum(finest, spanning), _SMALLEST_EXPONENT)
+    exponent += _index(high, exponent) - _index(low, exponent) >= bins
+    return exponent, _index(low, exponent)
+
+
+def _tally(columns: Floats, exponent: Ints, first: Ints, bins: int) -> Ints:
+    """Counts ``(channels, bins)`` of values ``(n, channels)``."""
+    n, channels = columns.shape
+    size = channels * bins
+    # float64: a tiny negative float32 times a tiny scale would become 0 and change its bin
+    scale = np.ldexp(1.0, -exponent)
+    offset = np.arange(channels) * bins - first
+    counts = np.zeros(size, np.int64)
+    step = max(1, max(_STEP, size) // channels)
+    for start in range(0, n, step):
+        bin_of = np.floor(columns[start : start + step] * scale)
+        bin_of += offset
+        counts += np.bincount(bin_of.astype(np.intp).ravel(), minlength=size)
+    return counts.reshape(channels, bins)
+
+
+class HistogramObserver(ExtremaObserver):
+    """Counts ``(channels, bins)`` on power-of-two grids; ``rule.clip`` turns them into a range."""
+
+    def __init__(self, rule: Rule, spec: QSpec) -> None:
+        super().__init__(rule, spec)
+        self._clip = rule.clip
+        per_channel = max(_FEWEST, rule.bins // _CHANNEL_SHARE)
+        self.bins = rule.bins if spec.axis is None else per_channel
+        self.counts: Ints = np.zeros((0, self.bins), np.int64)
+        self.exponent: Ints = np.zeros(0, np.int64)
+        self.first: Ints = np.zeros(0, np.int64)
+
+    def histogram(self, channel: int = 0) -> Bins:
+        """The bins of one channel."""
+        lo, hi = float(self.lo[channel]), float(self.hi[channel])
+        exponent, first = int(self.exponent[channel]), int(self.first[channel])
+        used = int(np.floor(np.ldexp(hi, -exponent))) - first + 1
+        return Bins(self.counts[channel, :used], first, exponent, lo, hi)
+
+    def _record(self, columns: Floats, lo: Floats, hi: Floats) -> None:
+        self._regrid()
+        self.counts += _tally(columns, self.exponent, self.first, self.bins)
+
+    def _absorb(self, later: Self) -> None:
+        self._regrid()
+        self.counts += later._counts_on(self.exponent, self.first)
+
+    def _bounds(self) -> tuple[Array, Array]:
+        clips = [self._clip(self.histogram(c), self.spec) for c in range(self.lo.size)]
+        lo, hi = np.array(clips, np.float64).T + 0.0  # no -0.0
+        return lo, hi
+
+    def _regrid(self) -> None:
+        """Follow ``lo`` and ``hi`` after they widened."""
+        exponent, first = _grid(self.lo, self.hi, self.bins)
+        fits = np.array_equal(exponent, self.exponent) and np.array_equal(first, self.first)
+        if not fits:
+            self.counts = self._counts_on(exponent, first)
+            self.exponent, self.first = exponent, first
+
+    def _counts_on(self, exponent: Ints, first: Ints) -> Ints:
+        """The same counts on a grid that is at least as coarse and covers all values."""
+        size = exponent.size * self.bins
+        channel, old = np.nonzero(self.counts)
+        joins = np.minimum(exponent[channel] - self.exponent[channel], 62)  # shifts end at 63
+        new = ((self.first[channel] + old) >> joins) - first[channel]
+        counts = np.zeros(size, np.int64)
+        np.add.at(counts, channel * self.bins + new, self.counts[channel, old])
+        return counts.reshape(exponent.size, self.bins)

@@ -1,0 +1,77 @@
+"""Moving average: exponential averages of the minimum and of the maximum of each batch.
+
+With momentum c and batch minima (or maxima) x_1 ... x_n, started at the first batch:
+
+    A_1 = x_1,   A_i = c A_(i-1) + (1 - c) x_i
+
+This alone cannot be merged, since A_1 is treated unlike the rest. Start from 0 instead:
+
+    S_n = sum over i of (1 - c) c^(n-i) x_i,   and then   A_n = S_n + c^n x_1
+
+because the weight of x_1 becomes (1 - c) c^(n-1) + c^n = c^(n-1), as it is in A_n. The triples
+(n, S, x_1) form a monoid: (n, S, x)(m, T, y) = (n + m, c^m S + T, x). Order matters, grouping does
+not. Grouping changes the float64 rounding of S; the result is rounded to float32, which hides it
+except where averages of opposite sign cancel.
+
+Source: momentum 0.9 as ``running_minmax`` in Qualcomm's transformer-quantization (which keeps only
+the last batch, a slip) and the straggler-tolerant ranges of Jacob et al. 2018, section 3.1. Min-max
+with less weight on old and on exceptional batches; one update is one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+
+from qcompile.api import Calibrator
+from qcompile.calibrators._extrema import ExtremaObserver
+from qcompile.qtypes import Array, Floats, QSpec
+
+
+class MovingAverageObserver(ExtremaObserver):
+    """Averages of per-batch extrema: ``total`` and ``first`` are float64 ``(2, channels)``."""
+
+    def __init__(self, rule: MovingAverage, spec: QSpec) -> None:
+        super().__init__(rule, spec)
+        self.momentum = rule.momentum
+        self.batches = 0
+        self.total: Array = np.zeros((2, 1))
+        self.first: Array = np.zeros((2, 1))
+
+    def _record(self, columns: Floats, lo: Floats, hi: Floats) -> None:
+        batch = np.stack([lo, hi]).astype(np.float64)
+        self._append(1, (1 - self.momentum) * batch, batch)
+
+    def _absorb(self, later: Self) -> None:
+        self._append(later.batches, later.total, later.first)
+
+    def _append(self, batches: int, total: Array, first: Array) -> None:
+        """Multiply this triple by ``(batches, total, first)`` from the right."""
+        self.first = self.first if self.batches else first
+        self.total = self.momentum**batches * self.total + total
+        self.batches += batches
+
+    def _bounds(self) -> tuple[Array, Array]:
+        averages = self.total + self.momentum**self.batches * self.first
+        lo, hi = np.clip(averages.astype(np.float32), self.lo, self.hi)
+        return lo, hi
+
+
+@dataclass(frozen=True)
+class MovingAverage(Calibrator):
+    """Exponential moving average of batch extrema; ``momentum`` in [0, 1) is the old weight."""
+
+    momentum: float = 0.9
+
+    name: ClassVar[str] = "moving-average"
+    needs: ClassVar[Literal["extrema", "values"]] = "extrema"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"found momentum {self.momentum}, expected a number in [0, 1)")
+
+    def observer(self, spec: QSpec) -> MovingAverageObserver:
+        """A fresh observer; the order of its batches matters."""
+        return MovingAverageObserver(self, spec)

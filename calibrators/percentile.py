@@ -1,0 +1,66 @@
+"""Percentile: the range holds the central ``percentile`` percent of the values.
+
+Each tail loses half of the rest: with 99.99 the range runs from the 0.005th to the 99.995th
+percentile. Both ends move, as in ``PercentileCalibrater`` of ONNX Runtime for asymmetric types
+(``percent_to_cut_one_side = (100 - percentile) / 200``). TensorRT's variant works on |x|, which
+wastes half of an asymmetric range. Values count as spread evenly over their bin, so that each end
+is within one bin of the value that sorting would give; neither leaves [min, max].
+
+Source: McKinstry et al. 2018 (arXiv 1809.04191), Wu et al. 2020 (arXiv 2004.09602), section 5.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from qcompile.api import Calibrator
+from qcompile.calibrators._histogram import Bins, HistogramObserver, Ints, check_bins
+from qcompile.qtypes import QSpec
+
+
+def _depth(counts: Ints, tail: float) -> float:
+    """How many bins from the start hold ``tail`` values, as a position inside the last of them.
+
+    Where a run of empty bins would do equally well, its far end: nothing is gained by covering it.
+    """
+    below = np.concatenate([[0], np.cumsum(counts)])
+    last = int(np.searchsorted(below, tail, side="right")) - 1
+    return last + (tail - float(below[last])) / float(counts[last])
+
+
+@dataclass(frozen=True)
+class Percentile(Calibrator):
+    """Clip both tails: ``percentile`` percent of the values, over 50 to 100, stay inside.
+
+    ``bins`` bounds memory and resolution: a power of two.
+    """
+
+    percentile: float = 99.99
+    bins: int = 8192
+
+    name: ClassVar[str] = "percentile"
+    needs: ClassVar[Literal["extrema", "values"]] = "values"
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"found percentile {self.percentile}, expected one in (50, 100]")
+        check_bins(self.bins)
+
+    def observer(self, spec: QSpec) -> HistogramObserver:
+        """A fresh observer of all values."""
+        return HistogramObserver(self, spec)
+
+    def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
+        """Both percentiles, in the tensor's units; ``spec`` plays no part."""
+        total = int(bins.counts.sum())
+        # 100 - 99.99 is not exact: 0.9999999 of a value must not reach for the next one
+        tail = round(total * (100 - self.percentile) / 200, 6)
+        size = bins.counts.size
+        ends = [_depth(bins.counts, tail), size - _depth(bins.counts[::-1], tail)]
+        # the outer bins are cut first: their values are spread over what is left of them
+        edges = np.clip(bins.edges, bins.lo, bins.hi)
+        lo, hi = np.interp(ends, np.arange(size + 1), edges)
+        return float(lo), float(hi)

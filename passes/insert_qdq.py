@@ -1,0 +1,107 @@
+"""Carries out the plan: quantized weights, and quantizers on activations.
+
+    weight:               W           →   DequantizeLinear(Wq, scale)
+    activation, static:   x           →   DequantizeLinear(QuantizeLinear(x, s, z), s, z)
+    activation, dynamic:  x           →   DequantizeLinear(DynamicQuantizeLinear(x))
+
+One pair for each tensor, shared by all its planned uses: Q, K and V read one quantized input.
+Refuses an activation without a calibrated range; the operator's weight then stays float too where
+the rule needs both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.graph import Graph, Tensor, array
+from qcompile.plan import Decision
+from qcompile.qtypes import dequantize, qparams, quantize, sqnr_db, weight_range
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Insert Q/DQ nodes as planned."""
+
+    name: ClassVar[str] = "insert-qdq"
+    stage: ClassVar[Stage] = Stage.INSERT
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        if ctx.choices.mode == "static":
+            _lift_without_range(ctx)
+        decisions = list(ctx.plan.quantized())
+        for decision in decisions:
+            if decision.kind == "weight":
+                _insert_weight(graph, ctx, decision)
+            else:
+                _insert_activation(graph, ctx, decision)
+        return bool(decisions)
+
+
+def _lift_without_range(ctx: Context) -> None:
+    """An operator whose data has no range stays float, and with it the weight it would read."""
+    for decision in list(ctx.plan.quantized("activation")):
+        if ctx.ranges.get(decision.tensor) is not None:
+            continue
+        reason = ctx.ranges.missing.get(decision.tensor, "its range was never asked for")
+        ctx.plan.lift(decision.tensor, reason)
+        nodes = {u.node for u in decision.uses}
+        for weight in list(ctx.plan.quantized("weight")):
+            if any(u.node in nodes for u in weight.uses):
+                ctx.plan.lift(weight.tensor, reason)
+        ctx.skip(decision.tensor, reason)
+
+
+def _insert_weight(graph: Graph, ctx: Context, decision: Decision) -> None:
+    assert decision.spec is not None  # quantized() yields no other
+    spec = decision.spec
+    weight = graph.find(decision.uses[0].node).inputs[decision.uses[0].index]
+    values = array(weight)
+    params = qparams(weight_range(values, spec), spec)
+    quantized = quantize(values, params)
+    noise = sqnr_db(values, dequantize(quantized, params))
+    q = graph.constant(f"{decision.tensor}/{spec.dtype}", quantized)
+    ctx.origins[q.name] = (decision.tensor, noise)
+    scale = graph.constant(f"{decision.tensor}/scale", params.scale)
+    ctx.origins[scale.name] = (decision.tensor, None)
+    attrs = {} if spec.axis is None else {"axis": spec.axis}
+    name = f"{decision.tensor}/dequantized"
+    node = graph.add("DequantizeLinear", [q, scale], [name], attrs, like=weight)
+    _redirect(graph, decision, node.outputs[0])
+
+
+def _insert_activation(graph: Graph, ctx: Context, decision: Decision) -> None:
+    first = decision.uses[0]
+    tensor = graph.find(first.node).inputs[first.index]
+    name = decision.tensor
+    if ctx.choices.mode == "dynamic":
+        outs = [f"{name}/quantized", f"{name}/scale", f"{name}/zero_point"]
+        made = graph.add("DynamicQuantizeLinear", [tensor], outs).outputs
+        operands, attrs = list(made), dict[str, int]()
+    else:
+        operands, attrs = _static_quantizer(graph, ctx, decision, tensor)
+    node = graph.add("DequantizeLinear", operands, [f"{name}/dequantized"], attrs, like=tensor)
+    _redirect(graph, decision, node.outputs[0])
+
+
+def _static_quantizer(
+    graph: Graph, ctx: Context, decision: Decision, tensor: Tensor
+) -> tuple[list[Tensor], dict[str, int]]:
+    """(quantized, scale, zero point) and the attributes of a pair with the calibrated range."""
+    span = ctx.ranges.get(decision.tensor)
+    assert decision.spec is not None and span is not None  # lifted above otherwise
+    params = qparams(span, decision.spec)
+    scale = graph.constant(f"{decision.tensor}/scale", params.scale)
+    zero = graph.constant(f"{decision.tensor}/zero_point", params.zero_point)
+    attrs = {} if decision.spec.axis is None else {"axis": decision.spec.axis}
+    made = graph.add(
+        "QuantizeLinear", [tensor, scale, zero], [f"{decision.tensor}/quantized"], attrs
+    )
+    return [made.outputs[0], scale, zero], attrs
+
+
+def _redirect(graph: Graph, decision: Decision, result: Tensor) -> None:
+    for use in decision.uses:
+        graph.set_input(graph.find(use.node), use.index, result)

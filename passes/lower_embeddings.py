@@ -1,0 +1,55 @@
+"""Looks up int8 rows and scales only those, instead of dequantizing the whole table.
+
+    Gather(DQ(Tq, s, axis=0), i)   →   Mul(Cast(Gather(Tq, i)), Gather(s[V,1], i))
+
+ONNX Runtime does not move a DequantizeLinear behind a Gather: it would dequantize the table in
+every run. The scale is one value a row. Refuses tables that are not symmetric int8 by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.graph import Graph, Node, array, is_constant, is_op
+
+
+@dataclass(frozen=True)
+class LowerEmbeddings(Pass):
+    """Apply an embedding's scale after the lookup."""
+
+    name: ClassVar[str] = "lower-embeddings"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            table = graph.producer(node.inputs[0]) if is_op(node, "Gather") else None
+            if table is None or not is_op(table, "DequantizeLinear"):
+                continue
+            if not is_constant(table.inputs[0]) or table.attrs.get("axis") != 0:
+                ctx.skip(node, "the table has no scale by row")
+                continue
+            _lower(graph, ctx, node, table)
+            changed = True
+        return bool(graph.remove_dead()) or changed
+
+
+def _lower(graph: Graph, ctx: Context, node: Node, table: Node) -> None:
+    quantized, scale = table.inputs[:2]
+    indices, out = node.inputs[1], node.outputs[0]
+    column = graph.constant(f"{scale.name}/column", array(scale).reshape(-1, 1))
+    ctx.origins[column.name] = ctx.origins.get(scale.name, (scale.name, None))
+    rows = graph.add("Gather", [quantized, indices], [f"{out.name}/rows"], {"axis": 0})
+    real = graph.add(
+        "Cast", [rows.outputs[0]], [f"{out.name}/cast"], {"to": int(onnx.TensorProto.FLOAT)}
+    )
+    scales = graph.add("Gather", [column, indices], [f"{out.name}/scales"], {"axis": 0})
+    factors = [real.outputs[0], scales.outputs[0]]
+    product = graph.add("Mul", factors, [f"{out.name}/scaled"], like=out)
+    graph.replace_uses(out, product.outputs[0])

@@ -1,0 +1,92 @@
+"""Stores a linear's weight in 8 bits and multiplies in blocks.
+
+    MatMul(x, DQ(Wq, t)) + b   →   com.microsoft.MatMulNBits(x, W8, t by block, , , b) {bits=8}
+
+ONNX Runtime quantizes the activation itself, by row and block (accuracy_level 4): without that
+8-bit weights have no kernel and the whole matrix is dequantized in every call. Refuses weights
+that are not symmetric int8 by output channel. Source: ONNX Runtime matmul_nbits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.graph import MICROSOFT, Graph, Node, array, is_constant, is_op, rank
+from qcompile.qtypes import Array
+
+
+@dataclass(frozen=True)
+class LowerWeightOnly(Pass):
+    """Lower dequantized weights to MatMulNBits.
+
+    block: weights that share a scale, a power of two from 16 to 256.
+    """
+
+    block: int = 128
+
+    name: ClassVar[str] = "lower-weight-only"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+
+    def __post_init__(self) -> None:
+        if self.block not in (16, 32, 64, 128, 256):
+            raise ValueError(f"block is {self.block}, expected 16, 32, 64, 128 or 256")
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            weight = graph.producer(node.inputs[1]) if is_op(node, "MatMul", "Gemm") else None
+            if weight is None or not is_op(weight, "DequantizeLinear"):
+                continue
+            matrix = weight.inputs[0]
+            if not is_constant(matrix) or rank(matrix) != 2 or matrix.dtype != np.int8:
+                ctx.skip(node, "the weight is not symmetric int8")
+                continue
+            self._lower(graph, ctx, node, weight)
+            changed = True
+        return bool(graph.remove_dead()) or changed
+
+    def _lower(self, graph: Graph, ctx: Context, node: Node, weight: Node) -> None:
+        values = array(weight.inputs[0])
+        rows = values if node.attrs.get("transB") else values.T  # one row an output channel
+        blocks = _packed(rows, self.block)
+        packed = graph.constant(f"{weight.inputs[0].name}/blocks", blocks)
+        scales = np.repeat(array(weight.inputs[1]), blocks.shape[1])
+        scale = graph.constant(f"{weight.inputs[1].name}/blocks", scales)
+        for new, old in ((packed, weight.inputs[0]), (scale, weight.inputs[1])):
+            ctx.origins[new.name] = ctx.origins.get(old.name, (old.name, None))
+        attrs = {
+            "K": rows.shape[1],
+            "N": rows.shape[0],
+            "bits": 8,
+            "block_size": self.block,
+            "accuracy_level": 4,
+        }
+        out = node.outputs[0]
+        made = graph.add(
+            "MatMulNBits",
+            [node.inputs[0], packed, scale],
+            [f"{out.name}/8bit"],
+            attrs,
+            domain=MICROSOFT,
+            name=f"{node.name}/8bit",
+            like=out,
+        )
+        result = made.outputs[0]
+        if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
+            result = graph.add("Add", [result, node.inputs[2]], [f"{out.name}/biased"]).outputs[0]
+        graph.replace_uses(out, result)
+
+
+def _packed(rows: Array, block: int) -> Array:
+    """int8 [N, K] to uint8 [N, blocks, block] around 128, padded with zeros (128)."""
+    n, k = rows.shape
+    count = -(-k // block)
+    padded = np.zeros((n, count * block), np.int16)
+    padded[:, :k] = rows
+    return (padded + 128).astype(np.uint8).reshape(n, count, block)

@@ -1,0 +1,94 @@
+"""Plans the tensors between linears too: residual sums, LayerNorm, softmax, GELU.
+
+For targets that quantize everything, as in the paper (Bondarenko et al. 2021, section 3): each
+float tensor on the data path that a ruled operator reads or makes gets one quantizer, right where
+it is made, for all its readers. Layout operators share the quantizer of what they move. Left
+float, with the reason: sums with a mask, products whose bias is still to be added, graph outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.dataflow import data_path, is_layout, is_masking, layout_root
+from qcompile.graph import Graph, Node, Tensor, is_constant, is_op
+from qcompile.plan import Decision, Use
+from qcompile.qtypes import QSpec
+
+
+@dataclass(frozen=True)
+class PlanInterior(Pass):
+    """Quantize every activation between the linears, on targets that ask for it."""
+
+    name: ClassVar[str] = "plan-interior"
+    stage: ClassVar[Stage] = Stage.PLAN
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("plan-operands",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        if not ctx.target.quantize_interior or ctx.choices.mode != "static":
+            return False
+        path = data_path(graph)
+        lifted = {d.tensor: d.reason for d in ctx.plan.decisions if d.spec is None}
+        wanted = _wanted(graph, ctx, path)
+        _forget_activations(ctx)
+        for name, (tensor, spec) in sorted(wanted.items()):
+            reason = lifted.get(name) or _obstacle(graph, tensor, path)
+            uses = tuple(_uses(tensor))
+            kept = None if reason else spec
+            why = reason or "quantized where it is made"
+            ctx.plan.decide(Decision(name, "activation", kept, why, uses))
+            if kept is not None:
+                ctx.request(name, kept)
+        return False
+
+
+def _forget_activations(ctx: Context) -> None:
+    """One quantizer for each tensor replaces the one for each operand that was planned before."""
+    ctx.plan.decisions = [d for d in ctx.plan.decisions if d.kind == "weight"]
+    ctx.requests.clear()
+
+
+def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tensor, QSpec]]:
+    """Tensors to quantize, traced back to where their values are made."""
+    found: dict[str, tuple[Tensor, QSpec]] = {}
+    for node in graph.nodes:
+        rule = ctx.target.rule(node.op, ctx.choices.mode)
+        if rule is None or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+            continue
+        if rule.activation is not None:
+            for tensor in (t for t in node.inputs if t.name in path and not is_constant(t)):
+                root = layout_root(graph, tensor)
+                found.setdefault(root.name, (root, rule.activation))
+        if rule.output is not None and not is_layout(node):
+            for tensor in (t for t in node.outputs if t.name in path):
+                found.setdefault(tensor.name, (tensor, rule.output))
+    return found
+
+
+def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> str | None:
+    maker = graph.producer(tensor)
+    if maker is not None and is_masking(maker, path):
+        return "a mask is added: its constants would fill the range"
+    if maker is not None and is_op(maker, "MatMul") and _awaits_bias(graph, tensor):
+        return "the bias is added first, the sum is quantized"
+    if not tensor.outputs:
+        return "graph output"
+    return None
+
+
+def _awaits_bias(graph: Graph, tensor: Tensor) -> bool:
+    add = graph.only_consumer(tensor)
+    return add is not None and is_op(add, "Add") and any(is_constant(t) for t in add.inputs)
+
+
+def _uses(tensor: Tensor) -> list[Use]:
+    seen: list[Use] = []
+    readers: list[Node] = tensor.outputs
+    for node in readers:
+        for i, t in enumerate(node.inputs):
+            if t is tensor and Use(node.name, i) not in seen:
+                seen.append(Use(node.name, i))
+    return seen

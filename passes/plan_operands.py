@@ -1,0 +1,137 @@
+"""Decides, operator by operator, which operands become integers. Edits nothing.
+
+For each operator that the target has a rule for, the constant operand becomes a weight decision
+and the data operand an activation decision; static mode asks for its range. Every operand that
+could have been quantized and is not gets a decision too, with the reason it stays float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.errors import RecipeError
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_float, rank
+from qcompile.plan import Decision, Kind, Use
+from qcompile.qtypes import QSpec
+from qcompile.target import OpRule
+
+
+@dataclass(frozen=True)
+class PlanOperands(Pass):
+    """Choose weights and operator inputs to quantize by the target's table."""
+
+    name: ClassVar[str] = "plan-operands"
+    stage: ClassVar[Stage] = Stage.PLAN
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        _check_patterns(graph, ctx.choices.keep_float)
+        for node in graph.nodes:
+            rule = ctx.target.rule(op_name(node), ctx.choices.mode)
+            if rule is not None and rule.weight is not None and _weight_slot(node) is not None:
+                _plan(graph, ctx, node, rule)
+            elif rule is None or rule.weight is not None:
+                _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
+        return False
+
+
+def op_name(node: Node) -> str:
+    """The operator's name as target tables spell it."""
+    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
+
+
+def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule) -> None:
+    slot = _weight_slot(node) or 0
+    weight, data = node.inputs[slot], node.inputs[1 - slot]
+    reason = _obstacle(ctx, node, rule, slot)
+    if reason is not None:
+        ctx.skip(node, reason)
+    spec = None if reason is not None else _weight_spec(node, rule)
+    ctx.plan.decide(
+        Decision(weight.name, "weight", spec, reason or rule.why, (Use(node.name, slot),))
+    )
+    if rule.activation is None and ctx.choices.mode != "weight-only":
+        return
+    act = rule.activation if reason is None else None
+    why = reason or (rule.why if act else "only weights are quantized in this mode")
+    ctx.plan.decide(Decision(data.name, "activation", act, why, (Use(node.name, 1 - slot),)))
+    if act is not None and ctx.choices.mode == "static":
+        ctx.request(data.name, act)
+
+
+def _leave(ctx: Context, node: Node, reason: str | None) -> None:
+    """Operands of an operator that the target computes in float."""
+    if reason is None:
+        return
+    for i, tensor in enumerate(node.inputs):
+        kind: Kind = "weight" if is_constant(tensor) else "activation"
+        if tensor.name and is_float(tensor) and (kind == "activation" or (rank(tensor) or 0) > 1):
+            ctx.plan.decide(Decision(tensor.name, kind, None, reason, (Use(node.name, i),)))
+
+
+def _weight_slot(node: Node) -> int | None:
+    """Which of the first two operands is a float matrix; None where neither or both are."""
+    slots = [
+        i
+        for i, t in enumerate(node.inputs[:2])
+        if is_constant(t) and is_float(t) and (rank(t) or 0) >= 2
+    ]
+    return slots[0] if len(slots) == 1 and len(node.inputs) >= 2 else None
+
+
+def _weight_spec(node: Node, rule: OpRule) -> QSpec | None:
+    """The rule's spec with the axis of this node's output channels."""
+    spec = rule.weight
+    if spec is not None and spec.axis is not None and node.attrs.get("transB"):
+        return replace(spec, axis=1 - spec.axis)
+    return spec
+
+
+def _obstacle(ctx: Context, node: Node, rule: OpRule, slot: int) -> str | None:
+    """Why this operator cannot run in integers, None where it can."""
+    weight, data = node.inputs[slot], node.inputs[1 - slot]
+    expected = 0 if node.op == "Gather" else 1
+    pattern = _kept_by(ctx.choices.keep_float, node, weight, data)
+    if pattern is not None:
+        return f"kept float by pattern {pattern!r}"
+    if slot != expected:
+        return "the weight is the left operand"
+    if rank(weight) != 2:
+        return f"the weight has rank {rank(weight)}, a matrix is expected"
+    if node.op == "Gather" and node.attrs.get("axis", 0) != 0:
+        return "the lookup is not along the rows of the table"
+    if node.op != "Gather" and not is_float(data):
+        return "the data operand is not float32"
+    if node.op == "Gemm" and not _plain_gemm(node):
+        return "Gemm with transA, alpha or beta"
+    size = int(np.prod(weight.shape, dtype=np.int64)) * 4
+    if size < rule.min_bytes:
+        return rule.small
+    if size == 0:
+        return "the weight is empty"
+    if not np.isfinite(array(weight)).all():
+        return "the weight holds NaN or infinity"
+    return None
+
+
+def _plain_gemm(node: Node) -> bool:
+    attrs = node.attrs
+    plain = attrs.get("alpha", 1.0) == 1.0 and attrs.get("beta", 1.0) == 1.0
+    return plain and not attrs.get("transA", 0)
+
+
+def _kept_by(patterns: tuple[str, ...], node: Node, *tensors: Tensor) -> str | None:
+    names = [node.name, *(t.name for t in tensors), *(t.name for t in node.outputs)]
+    return next((p for p in patterns if any(fnmatchcase(n, p) for n in names)), None)
+
+
+def _check_patterns(graph: Graph, patterns: tuple[str, ...]) -> None:
+    names = {n.name for n in graph.nodes} | set(graph.tensors())
+    for pattern in patterns:
+        if not any(fnmatchcase(n, pattern) for n in names):
+            raise RecipeError(f"--keep-float {pattern!r} matches no node and no tensor")

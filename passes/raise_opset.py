@@ -1,0 +1,93 @@
+"""Declares a newer ONNX opset where every operator in the graph means the same in it.
+
+    opset 14: Reshape, MatMul, Softmax, …   →   opset 17: the same nodes
+
+LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
+it admits, the nodes stay as they are; ReduceMean and its kin (axes became an input in opset 18)
+and Split are rewritten. Refuses opsets before 13, where Softmax, Squeeze and ReduceSum meant
+something else, and any operator that changed its meaning on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.graph import ONNX, Graph, Node, is_op
+
+_OLDEST = 13
+_SUBGRAPH = -1  # its subgraphs are never edited, so their nodes cannot be brought along
+# Operators whose definition changed after opset 13 in a way that can alter an existing node.
+_CHANGED = {
+    "AffineGrid": 20, "AveragePool": 19, "BatchNormalization": 14, "Cast": 19, "CumSum": 14,
+    "DFT": 20, "DequantizeLinear": 21, "GridSample": 20, "GroupNormalization": 21,
+    "If": _SUBGRAPH, "Loop": _SUBGRAPH, "Pad": 18, "QuantizeLinear": 21, "Resize": 18,
+    "RoiAlign": 16, "Scan": _SUBGRAPH, "ScatterElements": 18, "ScatterND": 18,
+}  # fmt: skip
+# Of those, the ones whose old attributes keep their meaning (defaults were added, none changed).
+_HARMLESS = {
+    "AveragePool", "Cast", "CumSum", "DequantizeLinear", "Pad", "QuantizeLinear",
+    "ScatterElements", "ScatterND",
+}  # fmt: skip
+_REDUCTIONS = {
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSumSquare",
+}  # fmt: skip
+_AXES_INPUT = 18
+
+
+@dataclass(frozen=True)
+class RaiseOpset(Pass):
+    """Bring the model to the opset that the target's fusions need.
+
+    to: the opset to declare; 0 means the target's.
+    """
+
+    to: int = 0
+
+    name: ClassVar[str] = "raise-opset"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        wanted = self.to or ctx.target.opset
+        if graph.opset >= wanted:
+            return False
+        if graph.opset < _OLDEST:
+            ctx.skip(graph.name, f"opset {graph.opset} is older than {_OLDEST}")
+            return False
+        obstacle = next((n for n in graph.nodes if _changes(n, graph.opset, wanted)), None)
+        if obstacle is not None:
+            ctx.skip(obstacle, f"{obstacle.op} means something else in opset {wanted}")
+            return False
+        if wanted >= _AXES_INPUT > graph.opset:
+            for node in graph.nodes:
+                _move_axes(graph, node)
+        graph.import_domain(ONNX, wanted)
+        return True
+
+
+def _changes(node: Node, old: int, new: int) -> bool:
+    if node.domain not in (None, "", "ai.onnx") or node.op in _HARMLESS:
+        return False
+    changed_in = _CHANGED.get(node.op, 0)
+    if changed_in == _SUBGRAPH or old < changed_in <= new:
+        return True
+    try:
+        onnx.defs.get_schema(node.op, new)
+    except onnx.defs.SchemaError:
+        return True  # deprecated, or unknown to ONNX
+    return False
+
+
+def _move_axes(graph: Graph, node: Node) -> None:
+    """Attributes that opset 18 made inputs or required."""
+    if is_op(node, *_REDUCTIONS) and "axes" in node.attrs:
+        axes = np.array(node.attrs.pop("axes"), np.int64)
+        node.inputs.append(graph.constant(f"{node.name}/axes", axes))
+    if is_op(node, "Split") and len(node.inputs) < 2 and "num_outputs" not in node.attrs:
+        node.attrs["num_outputs"] = len(node.outputs)

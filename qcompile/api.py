@@ -1,0 +1,138 @@
+"""What a pass and a calibrator are, and what they share while a model is compiled.
+
+Passes and calibrators import this module and those below it, never each other, never the runtime.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import ClassVar, Literal
+
+from qcompile.folding import Evaluator
+from qcompile.graph import Graph, Node
+from qcompile.plan import Plan, Ranges, StatRequest
+from qcompile.qtypes import Array, QSpec, Range
+from qcompile.target import Target
+
+Mode = Literal["static", "dynamic", "weight-only", "float"]
+MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
+
+
+class Stage(IntEnum):
+    """The order in which data flows; a pipeline never goes back."""
+
+    SIMPLIFY = 0
+    PLAN = 1
+    TRANSFORM = 2
+    INSERT = 3
+    LOWER = 4
+
+
+class Numerics(Enum):
+    """What a pass may do to the model's answers."""
+
+    EXACT = "bit-equal"
+    ROUNDING = "equal up to float rounding"
+    LOSSY = "quantizing"
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A refusal: which pass left what alone, and why."""
+
+    pass_name: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user asked for, as far as passes look at it."""
+
+    mode: Mode = "static"
+    keep_float: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass
+class Context:
+    """All that passes share: no globals, no imports of each other."""
+
+    target: Target
+    evaluate: Evaluator
+    choices: Choices = field(default_factory=Choices)
+    plan: Plan = field(default_factory=Plan)
+    ranges: Ranges = field(default_factory=Ranges)
+    requests: list[StatRequest] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    # quantized constant -> (original constant, SQNR in dB), for the ledger
+    origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    running: str = ""
+
+    def skip(self, node: Node | str, reason: str) -> None:
+        """Record that the running pass leaves a node alone; each refusal counts once."""
+        name = node if isinstance(node, str) else node.name
+        refusal = Skip(self.running, name, reason)
+        if refusal not in self.skips:
+            self.skips.append(refusal)
+
+    def request(self, tensor: str, spec: QSpec) -> None:
+        """Ask for the range of a tensor; equal requests are merged."""
+        wanted = StatRequest(tensor, spec)
+        if wanted not in self.requests:
+            self.requests.append(wanted)
+
+
+class Pass(ABC):
+    """One rewrite. Subclasses are frozen dataclasses; their fields are the options.
+
+    The graph is valid before and after ``run``, not necessarily during it. ``run`` returns True
+    exactly where it changed the graph: the manager checks that claim. A pass that cannot handle a
+    node says so through ``ctx.skip`` and leaves it as it is.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    numerics: ClassVar[Numerics]
+    after: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        """Rewrite ``graph`` in place; True where anything changed."""
+
+
+class Observer(ABC):
+    """Running statistics of one tensor: ``update`` and ``merge`` form a monoid.
+
+    Batches may be split over processes: merging two observers, in order, gives the same range as
+    one observer that saw all batches. Memory does not grow with the number of batches.
+    """
+
+    @abstractmethod
+    def update(self, values: Array) -> None:
+        """See one batch of finite float values: any shape, or (n, channels) where per channel."""
+
+    @abstractmethod
+    def merge(self, later: Observer) -> None:
+        """Take in what another observer of the same kind saw after this one."""
+
+    @abstractmethod
+    def range(self) -> Range:
+        """The range to quantize; raises ValueError where nothing was seen."""
+
+
+class Calibrator(ABC):
+    """Makes observers. Subclasses are frozen dataclasses; their fields are the options.
+
+    ``needs`` is "extrema" where an observer's state depends on each batch only through its minimum
+    and maximum: then these are reduced inside the graph and activations never leave the runtime.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Literal["extrema", "values"]]
+
+    @abstractmethod
+    def observer(self, spec: QSpec) -> Observer:
+        """A fresh observer for a tensor that will be quantized as ``spec``."""

@@ -1,0 +1,105 @@
+"""The gates at the end: the compiled bytes in a fresh session, against the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qcompile import bench, compare, runtime
+from qcompile.errors import DataError, ModelError
+from qcompile.feeds import Feed
+from qcompile.job import Job
+from qcompile.qtypes import Array
+from qcompile.runtime import Session, SessionOptions
+from qcompile.synthetic import synthetic_feeds
+
+_SYNTHETIC_FEEDS = 4
+
+
+def check(job: Job, compiled: bytes) -> None:
+    """Verify and time the compiled model; failures and notes go into the report.
+
+    Raises ModelError where ONNX Runtime cannot load or run what was compiled.
+    """
+    job.report.operators = dict(runtime.optimized_ops(compiled, job.target.provider))
+    if not (job.options.verify or job.options.bench):
+        job.report.notes.append("not verified and not timed, as asked")
+        return
+    feeds = _feeds(job)
+    if not feeds:
+        return
+    if job.options.verify:
+        _verify(job, compiled, feeds)
+    else:
+        job.report.notes.append("not verified (--no-verify)")
+    if job.options.bench:
+        _time(job, compiled, max(feeds, key=lambda f: max(v.size for v in f.values())))
+    else:
+        job.report.notes.append("not timed (--no-bench)")
+
+
+def _feeds(job: Job) -> list[Feed]:
+    """Held-back feeds; without data, made-up ones, which the report says."""
+    if job.held_back:
+        return job.held_back
+    try:
+        feeds = synthetic_feeds(job.graph, {}, _SYNTHETIC_FEEDS, job.recipe.seed)
+    except DataError as e:
+        job.report.notes.append(f"not verified: no data was given and none can be made up: {e}")
+        return []
+    job.report.notes.append("verified on made-up inputs: give --data for a verdict that counts")
+    return feeds
+
+
+def _verify(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
+    job.progress.step("verify", 2 * len(feeds))
+    options = SessionOptions(threads=job.options.threads, provider=job.target.provider)
+    with job.timed("verify"):
+        # One session at a time: the float model's outputs are kept, then the compiled one runs.
+        old = list(_outputs(job, Session(job.reference, options), feeds))
+        new = _outputs(job, Session(compiled, options), feeds)
+        verdict = compare.judge(zip(old, new, feeds, strict=True), job.report.gates)
+    job.report.verdict = verdict
+    job.report.failures += verdict.failures
+
+
+def _outputs(job: Job, session: Session, feeds: list[Feed]) -> Iterator[dict[str, Array]]:
+    for feed in feeds:
+        yield session.run(feed)
+        job.progress.advance()
+
+
+def _time(job: Job, compiled: bytes, feed: Feed) -> None:
+    options = bench.Options(
+        threads=job.options.threads,
+        rounds=job.options.bench_rounds,
+        provider=job.target.provider,
+    )
+    job.progress.step("bench", options.rounds)
+    with job.timed("bench"):
+        try:
+            speed = bench.bench(
+                [("float", job.reference), ("compiled", compiled)],
+                feed,
+                options,
+                job.progress.advance,
+            )
+        except ModelError as e:
+            raise ModelError(f"timing failed: {e}") from e
+    job.report.speed = speed
+    _judge_speed(job)
+
+
+def _judge_speed(job: Job) -> None:
+    speed, limit = job.report.speed, job.report.gates.max_latency_ratio
+    if speed is None:
+        return
+    if speed.noisy:
+        job.report.notes.append("the machine was noisy while timing: rounds differ by over 25 %")
+    if limit is None or not job.target.gate_latency:
+        return
+    ratio = speed.ratio(1)
+    if ratio.low > limit:  # the whole interval: slower, and not by chance
+        job.report.failures.append(
+            f"compiled takes {ratio.median:.2f} times as long as float "
+            f"(interval {ratio.low:.2f} to {ratio.high:.2f}), over {limit:g} (--max-latency-ratio)"
+        )

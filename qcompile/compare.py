@@ -1,0 +1,195 @@
+"""How close two models' outputs are, sample by sample, padding left out.
+
+Cosine is taken over each sample's whole output (all tokens that are no padding), so that it can be
+averaged and its worst sample named. SQNR is over all values. Flips are samples (rows of a rank-2
+output, tokens of a rank-3 output called logits) whose largest entry is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qcompile.data import padding_mask
+from qcompile.errors import DataError
+from qcompile.qtypes import Array
+from qcompile.runtime import Feed, Session
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Smallest closeness and largest slowness that count as good. None switches a gate off."""
+
+    min_cosine: float | None = 0.98
+    min_worst_cosine: float | None = 0.90
+    min_sqnr: float | None = None
+    max_flips: float | None = None
+    max_abs: float | None = None
+    max_latency_ratio: float | None = 1.0
+
+
+@dataclass
+class Closeness:
+    """Closeness of one output. ``cosine`` holds one value for each sample, in order."""
+
+    name: str
+    cosine: list[float] = field(default_factory=list)
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    decisions: int = 0
+    flips: int = 0
+
+    @property
+    def mean_cosine(self) -> float:
+        return float(np.mean(self.cosine)) if self.cosine else 1.0
+
+    @property
+    def worst_cosine(self) -> float:
+        return float(np.min(self.cosine)) if self.cosine else 1.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10 of signal over noise, infinite for equal outputs."""
+        if self.noise == 0:
+            return float("inf")
+        return 10 * float(np.log10(self.signal / self.noise)) if self.signal else 0.0
+
+    @property
+    def flip_share(self) -> float:
+        return self.flips / self.decisions if self.decisions else 0.0
+
+    def update(self, reference: Array, candidate: Array, mask: Array | None) -> None:
+        """Take in one batch of equal shapes."""
+        x, y = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+        rows = [(x, y)] if x.ndim == 0 else zip(x, y, strict=True)
+        by_token = mask is not None and x.ndim >= 2 and x.shape[:2] == mask.shape
+        for i, (a, b) in enumerate(rows):
+            if by_token and mask is not None:
+                a, b = a[mask[i]], b[mask[i]]
+            self._sample(a, b)
+            self._decide(a, b, x.ndim)
+
+    def _sample(self, a: Array, b: Array) -> None:
+        self.cosine.append(cosine(a, b))
+        self.signal += float(np.square(a).sum())
+        self.noise += float(np.square(a - b).sum())
+        if a.size:
+            self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
+
+    def _decide(self, a: Array, b: Array, ndim: int) -> None:
+        if a.size == 0 or a.ndim == 0 or a.shape[-1] < 2:
+            return
+        if ndim == 2 or (ndim == 3 and "logits" in self.name):
+            best = np.atleast_1d(a.argmax(-1) != b.argmax(-1))
+            self.decisions += best.size
+            self.flips += int(best.sum())
+
+
+def cosine(a: Array, b: Array) -> float:
+    """Cosine of two arrays read as vectors; 1 where both are zero, 0 where one is or has NaN."""
+    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return 1.0 if np.array_equal(a, b, equal_nan=True) else 0.0
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norm == 0:
+        return 1.0 if not a.any() and not b.any() else 0.0
+    return float(np.clip(np.dot(a, b) / norm, -1.0, 1.0))
+
+
+@dataclass
+class Verdict:
+    """Closeness by output, and the gates that failed, in words."""
+
+    outputs: list[Closeness]
+    failures: list[str]
+    samples: int
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        rows = [
+            {
+                "output": o.name,
+                "mean_cosine": o.mean_cosine,
+                "worst_cosine": o.worst_cosine,
+                "worst_sample": int(np.argmin(o.cosine)) if o.cosine else None,
+                "sqnr_db": o.sqnr_db if np.isfinite(o.sqnr_db) else None,
+                "max_abs": o.max_abs,
+                "flip_share": o.flip_share if o.decisions else None,
+            }
+            for o in self.outputs
+        ]
+        return {"samples": self.samples, "outputs": rows, "failures": self.failures}
+
+
+def compare(reference: Session, candidate: Session, feeds: Iterable[Feed], gates: Gates) -> Verdict:
+    """Run both models on all feeds. Raises DataError on no feed or outputs that do not match."""
+    pairs = ((reference.run(feed), candidate.run(feed), feed) for feed in feeds)
+    return judge(pairs, gates)
+
+
+def judge(
+    pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array], Feed]], gates: Gates
+) -> Verdict:
+    """Verdict over (reference outputs, candidate outputs, feed)."""
+    found: dict[str, Closeness] = {}
+    samples = 0
+    for old, new, feed in pairs:
+        mask = padding_mask(dict(feed))
+        samples += max((v.shape[0] for v in feed.values() if v.ndim), default=1)
+        for name, a in old.items():
+            _check_match(name, a, new.get(name))
+            if a.dtype.kind == "f":
+                found.setdefault(name, Closeness(name)).update(a, new[name], mask)
+            elif not np.array_equal(a, new[name]):
+                found.setdefault(name, Closeness(name)).update(
+                    a.astype(np.float64), new[name].astype(np.float64), mask
+                )
+    if samples == 0:
+        raise DataError("nothing to compare: the data holds no feed")
+    outputs = list(found.values())
+    return Verdict(outputs, [f for o in outputs for f in _failures(o, gates)], samples)
+
+
+def _check_match(name: str, a: Array, b: Array | None) -> None:
+    if b is None:
+        raise DataError(f"output {name!r} of the reference is missing in the candidate")
+    if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
+        raise DataError(
+            f"output {name!r} is {b.dtype}{list(b.shape)}, expected {a.dtype}{list(a.shape)}"
+        )
+
+
+def _failures(output: Closeness, gates: Gates) -> list[str]:
+    lower = (
+        ("mean cosine", output.mean_cosine, gates.min_cosine, "--min-cosine"),
+        ("worst cosine", output.worst_cosine, gates.min_worst_cosine, "--min-worst-cosine"),
+        ("SQNR in dB", output.sqnr_db, gates.min_sqnr, "--min-sqnr"),
+    )
+    upper = (
+        ("share of argmax flips", output.flip_share, gates.max_flips, "--max-flips"),
+        ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
+    )
+    found = [
+        f"output {output.name!r}: {what} {value:.5g} is below {limit:g} ({flag})"
+        for what, value, limit, flag in lower
+        if limit is not None and not value >= limit
+    ]
+    found += [
+        f"output {output.name!r}: {what} {value:.5g} is above {limit:g} ({flag})"
+        for what, value, limit, flag in upper
+        if limit is not None and not value <= limit
+    ]
+    return found
+
+
+def gates_dict(gates: Gates) -> dict[str, float | None]:
+    """Gates as plain values."""
+    return asdict(gates)

@@ -1,0 +1,240 @@
+"""compile(): load → simplify → plan → collect → transform → insert → lower → check."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from qcompile import checking, collect, export, ledger, loading, runtime, shapes
+from qcompile._version import __version__
+from qcompile.api import Choices, Context, Mode, Pass, Stage
+from qcompile.compare import Gates
+from qcompile.data import Data, open_data
+from qcompile.errors import DataError, ModelError, RecipeError, TargetError
+from qcompile.feeds import Feeds, HoldBack, input_specs
+from qcompile.graph import Graph
+from qcompile.job import Job, Options, Progress, RejectedError, Result, Silent
+from qcompile.manager import Dump, Instrument, PassManager, Time, Verify
+from qcompile.pipeline import parse, spell
+from qcompile.recipe import Recipe
+from qcompile.registry import target as find_target
+from qcompile.report import Report, sha256
+from qcompile.synthetic import synthetic_feeds
+from qcompile.target import Target
+
+# The order matters: shapes fold once identities are gone, fusions need the raised opset, and the
+# attention scale folds once nothing but a product reads the tensors on its way.
+SIMPLIFY = (
+    "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
+    "eliminate-identity,raise-opset,fuse-layernorm,fuse-gelu,fold-attention-scale,merge-duplicates"
+)
+QUANTIZE = "plan-operands,plan-interior,insert-qdq"
+
+
+def compile(
+    model: loading.Source,
+    data: Data | None = None,
+    recipe: Recipe | None = None,
+    gates: Gates | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
+
+    Raises ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the
+    result is worse or slower than ``gates`` allow and ``options.force`` is off.
+    """
+    job = _prepare(
+        model,
+        data,
+        recipe or Recipe(),
+        gates or Gates(),
+        options or Options(),
+        progress or Silent(),
+    )
+    choices = Choices(job.mode, job.recipe.keep_float, job.recipe.seed)
+    ctx = Context(job.target, runtime.evaluate, choices)
+    _transform(job, ctx)
+    compiled = _finish(job, ctx)
+    checking.check(job, compiled)
+    result = Result(compiled, job.report)
+    if job.report.failures and not job.options.force:
+        raise RejectedError(result)
+    return result
+
+
+def default_pipeline(target: Target, mode: Mode) -> str:
+    """The pipeline string of a target and mode."""
+    parts = [SIMPLIFY, *([QUANTIZE] if mode != "float" else []), *target.lower[mode]]
+    return ",".join(parts)
+
+
+def _prepare(
+    model: loading.Source,
+    data: Data | None,
+    recipe: Recipe,
+    gates: Gates,
+    options: Options,
+    progress: Progress,
+) -> Job:
+    target = find_target(recipe.target)
+    mode = _mode(recipe, target, data is not None)
+    recipe.make_calibrator()  # fail on a wrong name before any work
+    progress.step("load")
+    reference, size = _reference(model)
+    graph = loading.load(model)
+    unknown = shapes.infer(graph)
+    report = Report(
+        source=Path(model).name if isinstance(model, str | Path) else "model in memory",
+        target=target.name,
+        mode=mode,
+        recipe=asdict(recipe),
+        digest=recipe.digest(),
+        pipeline="",
+        gates=gates,
+        float_bytes=size,
+    )
+    feeds = _open(graph, data, options)
+    job = Job(graph, reference, recipe, target, mode, options, progress, report, feeds)
+    if unknown:
+        _record_types(job, unknown)
+    return job
+
+
+def _mode(recipe: Recipe, target: Target, has_data: bool) -> Mode:
+    default: Mode = "static" if has_data else "dynamic"
+    mode = recipe.mode or default
+    if mode not in target.modes:
+        known = ", ".join(target.modes)
+        raise TargetError(f"target {target.name!r} has no mode {mode!r}, expected one of {known}")
+    if mode == "static" and not has_data:
+        raise DataError("mode static needs calibration data: give --data, or --mode dynamic")
+    return mode
+
+
+def _reference(model: loading.Source) -> tuple[bytes | Path, int]:
+    """The float model as ONNX Runtime will load it, and its bytes with external data."""
+    if isinstance(model, onnx.ModelProto):
+        data = model.SerializeToString()
+        return data, len(data)
+    if isinstance(model, bytes):
+        return model, len(model)
+    path = Path(model)
+    proto, folder = loading.read(path)
+    external = {
+        entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [folder / name for name in external] if folder is not None else []
+    return path, path.stat().st_size + sum(f.stat().st_size for f in files if f.is_file())
+
+
+def _open(graph: Graph, data: Data | None, options: Options) -> Feeds | None:
+    if data is None:
+        return None
+    return open_data(
+        data,
+        input_specs(graph),
+        tokenizer=options.tokenizer,
+        samples=options.samples,
+        batch_size=options.batch_size,
+    )
+
+
+def _record_types(job: Job, unknown: list[str]) -> None:
+    """Types and ranks that inference could not find, from one run of the float model."""
+    try:
+        feed = (
+            next(iter(job.feeds))
+            if job.feeds is not None and job.feeds.reusable
+            else synthetic_feeds(job.graph, {}, 1, job.recipe.seed)[0]
+        )
+        seen = runtime.record_types(export.serialize(job.graph), feed, unknown)
+    except (DataError, ModelError) as e:
+        job.report.notes.append(f"{len(unknown)} tensors have no known type: {e}")
+        return
+    tensors = job.graph.tensors()
+    for name, (dtype, rank) in seen.items():
+        tensors[name].dtype = np.dtype(dtype)
+        tensors[name].shape = tensors[name].shape or [None] * rank
+
+
+def _transform(job: Job, ctx: Context) -> None:
+    """Run the pipeline, collecting ranges between the plan and what needs it."""
+    passes = parse(job.recipe.pipeline or default_pipeline(job.target, job.mode))
+    job.report.pipeline = spell(passes)
+    timer = Time()
+    instruments: list[Instrument] = [Verify(), timer]
+    if job.options.dump_dir is not None:
+        instruments.append(Dump(job.options.dump_dir))
+    early = tuple(p for p in passes if p.stage <= Stage.PLAN)
+    late = tuple(p for p in passes if p.stage > Stage.PLAN)
+    _run(job, ctx, early, instruments, "simplify and plan")
+    if ctx.requests:
+        _collect(job, ctx)
+    elif job.feeds is not None:
+        _hold_back(job)
+    _run(job, ctx, late, instruments, "quantize and lower")
+    job.report.passes, job.report.skips = timer.records, ctx.skips
+
+
+def _run(
+    job: Job, ctx: Context, passes: tuple[Pass, ...], instruments: list[Instrument], what: str
+) -> None:
+    job.progress.step(what, len(passes))
+    with job.timed(what):
+        manager = PassManager(passes, instruments)
+        manager.run(job.graph, ctx, lambda _name: job.progress.advance())
+
+
+def _collect(job: Job, ctx: Context) -> None:
+    if job.feeds is None:
+        raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
+    split = HoldBack(job.feeds)
+    options = collect.Options(job.options.max_memory, job.recipe.mask_padding, job.options.threads)
+    job.progress.step("calibrate")
+    with job.timed("calibrate"):
+        made = collect.collector(
+            job.graph, ctx.requests, job.recipe.make_calibrator(), ctx.evaluate, options
+        )
+        feeds = split.calibration()
+        ctx.ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
+    job.held_back = split.held_back
+    if split.reused:
+        job.report.notes.append("one batch of data only: it served to calibrate and to verify")
+    job.report.calibration = {
+        "calibrator": job.recipe.calibrator,
+        "feeds": made.feeds_seen,
+        "held_back": len(split.held_back),
+        "tensors": len(ctx.requests),
+        "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
+    }
+
+
+def _hold_back(job: Job) -> None:
+    """Modes that need no ranges use the data to verify with."""
+    split = HoldBack(job.feeds or ())
+    for _ in split.calibration():
+        pass
+    job.held_back = split.held_back
+
+
+def _finish(job: Job, ctx: Context) -> bytes:
+    """Metadata in, bytes out, ledger made."""
+    job.graph.header.metadata.update(
+        {
+            "qcompile.version": __version__,
+            "qcompile.recipe": job.report.digest,
+            "qcompile.target": job.target.name,
+        }
+    )
+    compiled = export.serialize(job.graph)
+    model = onnx.ModelProto.FromString(compiled)
+    job.report.bytes, job.report.model_sha256 = len(compiled), sha256(compiled)
+    job.report.ledger = ledger.rows(model, len(compiled), ctx)
+    return compiled

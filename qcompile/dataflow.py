@@ -1,0 +1,62 @@
+"""Which tensors carry the model's data, and which only shapes, indices or masks.
+
+The data path starts at float graph inputs, embedding lookups and products with float weights, and
+follows every operator. A mask made from integers by Cast, Sub and Mul is not on it: quantizing
+that arithmetic gave other tools Gather indices out of range and NaN zero points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
+
+_WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
+_LAYOUT = (
+    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Slice", "Split",
+    "Expand",
+)  # fmt: skip
+# Masking constants: float32's and float16's lowest, and the round numbers exporters choose.
+_MASK_VALUE = 1e4
+
+
+def data_path(graph: Graph) -> set[str]:
+    """Names of float tensors that carry data."""
+    found = {t.name for t in graph.inputs if is_float(t) and "mask" not in t.name.lower()}
+    for node in graph.nodes:
+        starts = is_op(node, *_WEIGHTED) and any(_is_weight(t) for t in node.inputs)
+        if starts or any(t.name in found for t in node.inputs):
+            found |= {t.name for t in node.outputs if is_float(t)}
+    return found
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return is_constant(tensor) and is_float(tensor) and (rank(tensor) or 0) >= 2
+
+
+def is_masking(node: Node, path: set[str]) -> bool:
+    """True where a node mixes data with a mask: a computed operand off the path, or a huge one."""
+    if not is_op(node, "Add", "Sub", "Mul", "Where", "Max", "Min"):
+        return False
+    for tensor in node.inputs:
+        if is_constant(tensor):
+            values = array(tensor) if is_float(tensor) else np.zeros(1)
+            if values.size and float(np.abs(values).max()) >= _MASK_VALUE:
+                return True
+        elif tensor.name and tensor.name not in path:
+            return True
+    return False
+
+
+def layout_root(graph: Graph, tensor: Tensor) -> Tensor:
+    """The tensor whose values these are, before layout operators moved them."""
+    while (node := graph.producer(tensor)) is not None and is_op(node, *_LAYOUT):
+        if is_constant(node.inputs[0]):
+            break
+        tensor = node.inputs[0]
+    return tensor
+
+
+def is_layout(node: Node) -> bool:
+    """True for operators that move values and change none."""
+    return is_op(node, *_LAYOUT)

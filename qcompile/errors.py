@@ -1,0 +1,46 @@
+"""The exception tree. Every error that a user can cause or meet derives from QCompileError.
+
+A message names what was found, where (pass, node, tensor, file), and what was expected.
+"""
+
+from __future__ import annotations
+
+
+class QCompileError(Exception):
+    """Base of all errors of this package; the command line prints it as one line and exits 2."""
+
+    exit_code = 2
+
+
+class ModelError(QCompileError):
+    """The input model cannot be read, or is not a valid ONNX model."""
+
+
+class DataError(QCompileError):
+    """Calibration or verification data does not fit the model, or holds no usable values."""
+
+
+class RecipeError(QCompileError):
+    """A recipe, a pipeline string or an option names something unknown or contradictory."""
+
+
+class TargetError(QCompileError):
+    """The target does not exist or cannot run what was asked of it."""
+
+
+class OutputError(QCompileError):
+    """The output cannot be written where it was asked for."""
+
+
+class PassError(QCompileError):
+    """A pass broke its contract: our bug, told with the pass and the node it was at."""
+
+
+class InvariantError(PassError):
+    """A graph or plan invariant does not hold."""
+
+
+class GateError(QCompileError):
+    """The compiled model is worse or slower than the gates allow; nothing was written."""
+
+    exit_code = 1

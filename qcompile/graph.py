@@ -1,0 +1,374 @@
+"""The one wrapper over onnx-graphsurgeon: walk, create, replace, remove, un-share, sort.
+
+Why a wrapper: graphsurgeon compares tensors and nodes by name or content, shares one ``Constant``
+between all its users, prints a warning for duplicate names and says nothing of dangling inputs.
+All edits go through this class, and no one writes into ``Constant.values`` in place.
+Subgraphs (If, Loop, Scan) are never edited; what they read from outside is protected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompile.errors import InvariantError, ModelError
+from qcompile.qtypes import Array
+
+Node: TypeAlias = gs.Node
+Tensor: TypeAlias = gs.Tensor
+Variable: TypeAlias = gs.Variable
+Constant: TypeAlias = gs.Constant
+# One entry a dimension: a size, the name of a symbolic dimension, or None where nothing is known.
+Shape: TypeAlias = tuple[int | str | None, ...]
+
+ONNX = ""
+MICROSOFT = "com.microsoft"
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """True for an initializer, or a Constant node that loading turned into one."""
+    return isinstance(tensor, gs.Constant)
+
+
+def is_float(tensor: Tensor) -> bool:
+    """True where the tensor's type is known to be float32."""
+    return tensor.dtype is not None and _np_dtype(tensor.dtype) == np.float32
+
+
+def rank(tensor: Tensor) -> int | None:
+    """Number of dimensions, None where unknown."""
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+def is_op(node: Node, *ops: str) -> bool:
+    """True where the node is one of ``ops``; ``com.microsoft.X`` names that domain's operators."""
+    name = node.op if not node.domain or node.domain == "ai.onnx" else f"{node.domain}.{node.op}"
+    return name in ops
+
+
+def array(tensor: Tensor) -> Array:
+    """The values of a constant. Read only: callers never write into it.
+
+    Weights that are still in the loaded file are viewed there, not copied and not kept.
+    """
+    values = tensor._values
+    if type(values) is gs.ir.tensor.LazyValues:
+        values = onnx.numpy_helper.to_array(values.tensor)
+    elif isinstance(values, gs.ir.tensor.LazyValues):
+        values = values.load()  # sparse
+    result: Array = np.asarray(values)
+    return result
+
+
+def scalar(tensor: Tensor) -> float | None:
+    """The value of a one-element numeric constant, else None."""
+    if not is_constant(tensor) or int(np.prod(tensor.shape, dtype=np.int64)) != 1:
+        return None
+    values = array(tensor)
+    return float(values.reshape(-1)[0]) if values.dtype.kind in "fiu" else None
+
+
+def _np_dtype(dtype: Any) -> np.dtype[Any] | None:
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+        return found
+    except TypeError:  # an ONNX enum for a type numpy lacks
+        return None
+
+
+def shape_of(tensor: Tensor) -> Shape | None:
+    """Dimensions as far as known: an int, or the name of a symbolic dimension."""
+    return None if tensor.shape is None else tuple(tensor.shape)
+
+
+@dataclass
+class Header:
+    """What a ModelProto carries beside its graph, and graphsurgeon does not keep."""
+
+    ir_version: int = 8
+    producer_name: str = ""
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int = 0
+    doc_string: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class Graph:
+    """A model being compiled. Nodes are in topological order whenever a pass starts or ends."""
+
+    def __init__(self, inner: gs.Graph, header: Header | None = None) -> None:
+        self._gs = inner
+        self.header = header or Header()
+        self._names = {t.name for t in inner.tensors().values()} | {n.name for n in inner.nodes}
+        for sub in inner.subgraphs(recursive=True):
+            self._names |= {t.name for t in sub.tensors().values()} | {n.name for n in sub.nodes}
+        # A subgraph may return an outer tensor as it is; that use shows in no consumer list.
+        self._returned = {t.name for sub in inner.subgraphs(recursive=True) for t in sub.outputs}
+
+    # ---- walking
+    @property
+    def nodes(self) -> list[Node]:
+        """A copy of the node list: safe to edit the graph while iterating."""
+        return list(self._gs.nodes)
+
+    @property
+    def inputs(self) -> list[Variable]:
+        return list(self._gs.inputs)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return list(self._gs.outputs)
+
+    @property
+    def opset(self) -> int:
+        return int(self._gs.opset)
+
+    @property
+    def name(self) -> str:
+        return str(self._gs.name or "graph")
+
+    @property
+    def functions(self) -> list[Any]:
+        return list(self._gs.functions)
+
+    def domains(self) -> dict[str, int]:
+        """Imported opset version by domain, '' for ONNX itself."""
+        found = {o.domain: int(o.version) for o in self._gs.import_domains or []}
+        return {**found, ONNX: self.opset}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the main graph by name, in a stable order."""
+        found: dict[str, Tensor] = {}
+        for tensor in (*self._gs.inputs, *self._walk_tensors(), *self._gs.outputs):
+            if tensor.name:
+                found.setdefault(tensor.name, tensor)
+        return found
+
+    def _walk_tensors(self) -> Iterator[Tensor]:
+        for node in self._gs.nodes:
+            yield from node.inputs
+            yield from node.outputs
+
+    def constants(self) -> dict[str, Constant]:
+        """Constants of the main graph that something uses, by name."""
+        return {name: t for name, t in self.tensors().items() if is_constant(t)}
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """True where the tensor's name is visible outside: a graph output or a subgraph's."""
+        return tensor.name in self._returned or any(t is tensor for t in self._gs.outputs)
+
+    def producer(self, tensor: Tensor) -> Node | None:
+        """The node that computes a tensor; None for graph inputs and constants."""
+        return tensor.inputs[0] if tensor.inputs else None
+
+    def consumers(self, tensor: Tensor) -> list[Node]:
+        """Nodes that read a tensor, in subgraphs too; one entry for each use."""
+        return list(tensor.outputs)
+
+    def only_consumer(self, tensor: Tensor) -> Node | None:
+        """The single reader of a tensor that nothing outside can see, else None."""
+        if len(tensor.outputs) != 1 or self.is_output(tensor) or self._in_subgraph(tensor):
+            return None
+        return tensor.outputs[0]
+
+    def _in_subgraph(self, tensor: Tensor) -> bool:
+        if not self._gs.nodes or not any(True for _ in self._gs.subgraphs()):
+            return False
+        own = {id(n) for n in self._gs.nodes}
+        return any(id(n) not in own for n in tensor.outputs)
+
+    # ---- editing
+    def fresh(self, base: str) -> str:
+        """A name that no tensor and no node has, ``base`` itself where it is free."""
+        name, count = base, 1
+        while not name or name in self._names:
+            name, count = f"{base}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def constant(self, base: str, values: Array) -> Constant:
+        """A new constant under a fresh name."""
+        return gs.Constant(self.fresh(base), np.ascontiguousarray(values))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | str],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        domain: str = ONNX,
+        name: str = "",
+        like: Tensor | None = None,
+    ) -> Node:
+        """Append a node. None is an omitted input; a string names a new output tensor.
+
+        ``like`` gives the first output its type: ONNX inference knows no contrib operators. The
+        nodes are sorted again when the caller's pass ends, so the position does not matter.
+        """
+        tensors = [gs.Variable.empty() if t is None else t for t in inputs]
+        results = [gs.Variable(self.fresh(t)) if isinstance(t, str) else t for t in outputs]
+        node = gs.Node(
+            op=op,
+            name=self.fresh(name or f"{results[0].name}/{op}"),
+            attrs=dict(attrs or {}),
+            inputs=tensors,
+            outputs=results,
+            domain=domain or None,
+        )
+        if like is not None:
+            results[0].dtype, results[0].shape = like.dtype, like.shape
+        self._gs.nodes.append(node)
+        if domain not in self.domains():
+            self.import_domain(domain, 1)
+        return node
+
+    def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
+        """Point one input of one node elsewhere: other users of the old tensor keep it."""
+        node.inputs[index] = tensor
+
+    def set_constant(self, node: Node, index: int, values: Array, base: str = "") -> Constant:
+        """Give one use of a constant new values, un-sharing it from every other use."""
+        old = node.inputs[index]
+        new = self.constant(base or old.name, values)
+        node.inputs[index] = new
+        return new
+
+    def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:
+        """Let every reader of ``old`` read ``new``; returns the tensor that survives.
+
+        Where ``old`` is visible outside, its name must survive: then ``old`` becomes the output of
+        what computes ``new``, and readers of ``new`` read ``old``.
+        """
+        if not self.is_output(old):
+            self._redirect(old, new)
+            return new
+        maker = self.producer(new)
+        if maker is None or self.is_output(new):
+            self._detach(old)
+            self.add("Identity", [new], [old])
+            return old
+        self._detach(old)
+        slot = next(i for i, t in enumerate(maker.outputs) if t is new)
+        old.dtype, old.shape = old.dtype or new.dtype, old.shape or new.shape
+        maker.outputs[slot] = old
+        self._redirect(new, old)
+        return old
+
+    @staticmethod
+    def _redirect(old: Tensor, new: Tensor) -> None:
+        for node in list(old.outputs):
+            for i, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    node.inputs[i] = new
+
+    def _detach(self, tensor: Tensor) -> None:
+        for node in list(tensor.inputs):
+            for i, out in enumerate(node.outputs):
+                if out is tensor:
+                    node.outputs[i] = gs.Variable(self.fresh(tensor.name + "/unused"))
+
+    def remove_dead(self) -> int:
+        """Drop nodes that nothing visible depends on; returns how many."""
+        dead: set[int] = set()
+        for node in reversed(self._gs.nodes):  # consumers come after producers
+            if not any(self._is_read(t, dead) for t in node.outputs):
+                dead.add(id(node))
+        if not dead:
+            return 0
+        for node in self._gs.nodes:
+            if id(node) in dead:
+                node.inputs.clear()
+        self._gs.nodes[:] = [n for n in self._gs.nodes if id(n) not in dead]
+        return len(dead)
+
+    def _is_read(self, tensor: Tensor, dead: set[int]) -> bool:
+        return self.is_output(tensor) or any(id(n) not in dead for n in tensor.outputs)
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Declare an operator set, once."""
+        imports = [o for o in self._gs.import_domains or [] if o.domain != domain]
+        imports.append(onnx.helper.make_opsetid(domain, version))
+        self._gs.import_domains = imports
+        if domain == ONNX:
+            self._gs.opset = version
+
+    def sort(self) -> None:
+        """Topological order, stable: nodes keep their order where the data allows.
+
+        Raises ModelError on a cycle.
+        """
+        nodes = self._gs.nodes
+        made = {id(t): n for n in nodes for t in n.outputs}
+        index = {id(n): i for i, n in enumerate(nodes)}
+        done: set[int] = set()
+        ordered: list[Node] = []
+        for root in nodes:
+            _visit(root, made, index, done, ordered)
+        self._gs.nodes[:] = ordered
+
+    def find(self, name: str) -> Node:
+        """The node of that name; raises InvariantError where it is gone."""
+        for node in self._gs.nodes:
+            if node.name == name:
+                return node
+        raise InvariantError(f"node {name!r} is not in the graph any more")
+
+    @property
+    def surgeon(self) -> gs.Graph:
+        """The graphsurgeon graph, for export alone."""
+        return self._gs
+
+
+def reads(node: Node) -> Iterator[Tensor]:
+    """Inputs of a node, and what its subgraphs read from outside of them."""
+    yield from (t for t in node.inputs if t.name)
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            yield from _outer_reads(value)
+
+
+def _outer_reads(sub: gs.Graph) -> Iterator[Tensor]:
+    own = {id(t) for t in sub.inputs} | {id(t) for n in sub.nodes for t in n.outputs}
+    for node in sub.nodes:
+        yield from (t for t in reads(node) if id(t) not in own)
+    yield from (t for t in sub.outputs if id(t) not in own)
+
+
+def _visit(
+    root: Node,
+    made: Mapping[int, Node],
+    index: Mapping[int, int],
+    done: set[int],
+    ordered: list[Node],
+) -> None:
+    """Depth first with an explicit stack: graphs are deeper than Python's recursion limit."""
+    open_nodes: set[int] = set()
+    stack = [(root, False)]
+    while stack:
+        node, finished = stack.pop()
+        if finished:
+            open_nodes.discard(id(node))
+            done.add(id(node))
+            ordered.append(node)
+            continue
+        if id(node) in done:
+            continue
+        if id(node) in open_nodes:
+            raise ModelError(f"the graph has a cycle through node {node.name!r} ({node.op})")
+        open_nodes.add(id(node))
+        stack.append((node, True))
+        before = {id(p): p for t in reads(node) if (p := made.get(id(t))) is not None}
+        waiting = [p for p in before.values() if id(p) not in done]
+        stack.extend((p, False) for p in sorted(waiting, key=lambda n: -index[id(n)]))
+
+
+def names_of(tensors: Iterable[Tensor]) -> list[str]:
+    """Tensor names, for messages."""
+    return [t.name for t in tensors]

@@ -1,0 +1,101 @@
+"""One compilation on its way: what was asked, and what is known so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from qcompile import export
+from qcompile.api import Mode
+from qcompile.errors import GateError
+from qcompile.feeds import Feed, Feeds
+from qcompile.graph import Graph
+from qcompile.recipe import Recipe
+from qcompile.report import Report
+from qcompile.target import Target
+
+
+class Progress(Protocol):
+    """What the command line shows of long work."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """A new step begins; ``total`` units, None where unknown."""
+
+    def advance(self) -> None:
+        """One unit of the current step is done."""
+
+
+class Silent:
+    """No progress shown."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """Nothing to show."""
+
+    def advance(self) -> None:
+        """Nothing to show."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile, beside the recipe: data handling, checks, limits.
+
+    max_memory: bytes of activations that calibration holds at a time. threads: 0 is one a core.
+    """
+
+    tokenizer: Path | None = None
+    samples: int | None = None
+    batch_size: int | None = None
+    max_memory: int = 1 << 30
+    threads: int = 0
+    verify: bool = True
+    bench: bool = True
+    bench_rounds: int = 6
+    force: bool = False
+    dump_dir: Path | None = None
+
+
+@dataclass
+class Result:
+    """The compiled model's bytes and the account of how it came to be."""
+
+    model: bytes
+    report: Report
+
+    def save(self, path: str | Path) -> None:
+        """Write the model whole or not at all. Raises OutputError."""
+        export.write_atomic(Path(path), self.model)
+
+
+class RejectedError(GateError):
+    """A gate failed; ``result`` holds what would have been written."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("; ".join(result.report.failures))
+        self.result = result
+
+
+@dataclass
+class Job:
+    """``reference`` is the float model as it came in; ``held_back`` are feeds to verify with."""
+
+    graph: Graph
+    reference: bytes | Path
+    recipe: Recipe
+    target: Target
+    mode: Mode
+    options: Options
+    progress: Progress
+    report: Report
+    feeds: Feeds | None
+    held_back: list[Feed] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Account the seconds of one stage."""
+        start = time.perf_counter()
+        yield
+        self.report.seconds[name] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,150 @@
+"""The account of every tensor: what it became, why, how many bytes, how much noise.
+
+One row for each constant of the written file and one for the rest of the file, so that the bytes
+add up to the file's size; and one row without bytes for each activation that was decided on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from qcompile.api import Context
+from qcompile.plan import Decision
+
+Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
+
+_REASONS: dict[Kind, str] = {
+    "parameter": "biases and normalization parameters stay float32",
+    "quantization": "scale, zero point",
+    "shape": "indices, shapes and flags are never quantized",
+    "structure": "nodes, names and types",
+}
+_KINDS: dict[int, str] = {
+    int(v): k.lower() for k, v in onnx.TensorProto.DataType.items() if k != "UNDEFINED"
+}
+_INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the ledger. ``tensor`` is the name in the model that came in."""
+
+    name: str
+    tensor: str
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    reason: str
+    sqnr_db: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[Row]:
+    """Rows whose bytes add up to ``size``, the length of the written file."""
+    weights = [_weight_row(t, ctx) for t in model.graph.initializer]
+    rest = size - sum(r.bytes for r in weights)
+    structure = Row("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
+    return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
+
+
+def _weight_row(tensor: onnx.TensorProto, ctx: Context | None) -> Row:
+    dtype, shape = _KINDS.get(tensor.data_type, "?"), tuple(tensor.dims)
+    origin, noise = tensor.name, None
+    if ctx is not None and tensor.name in ctx.origins:
+        origin, noise = ctx.origins[tensor.name]
+    decision = _decision(origin, ctx)
+    kind = _kind(tensor, dtype, derived=origin != tensor.name)
+    reason = _REASONS.get(kind, "")
+    if kind == "weight":
+        reason = decision.reason if decision is not None else _no_decision(dtype, ctx)
+    return Row(tensor.name, origin, kind, dtype, shape, tensor.ByteSize(), reason, noise)
+
+
+def _decision(name: str, ctx: Context | None) -> Decision | None:
+    found = [d for d in ctx.plan.decisions if d.tensor == name] if ctx is not None else []
+    return found[0] if found else None
+
+
+def _kind(tensor: onnx.TensorProto, dtype: str, derived: bool) -> Kind:
+    elements = int(np.prod(tensor.dims, dtype=np.int64))
+    if dtype in _INTEGERS and elements > 1:
+        return "weight"
+    if dtype in _INTEGERS or (derived and dtype == "float"):
+        return "quantization"
+    if dtype not in ("float", "float16", "bfloat16", "double"):
+        return "shape"
+    matrix = len([d for d in tensor.dims if d > 1]) >= 2
+    return "weight" if matrix else "parameter"
+
+
+def _no_decision(dtype: str, ctx: Context | None) -> str:
+    if dtype in _INTEGERS:
+        return "integer in the model that came in"
+    if ctx is None:
+        return "float in the model as it is"
+    if ctx.choices.mode == "float":
+        return "mode float quantizes nothing"
+    return f"target {ctx.target.name!r} has no rule for the operator that reads it"
+
+
+def _activation_rows(ctx: Context) -> list[Row]:
+    found = []
+    for decision in ctx.plan.decisions:
+        if decision.kind != "activation":
+            continue
+        span = ctx.ranges.get(decision.tensor) if decision.spec is not None else None
+        low = None if span is None else float(span.lo.min())
+        high = None if span is None else float(span.hi.max())
+        dtype = "float" if decision.spec is None else decision.spec.dtype
+        found.append(
+            Row(
+                decision.tensor,
+                decision.tensor,
+                "activation",
+                dtype,
+                (),
+                0,
+                decision.reason,
+                None,
+                low,
+                high,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Bytes and counts by kind and type."""
+
+    kind: str
+    dtype: str
+    count: int
+    bytes: int
+
+
+def summary(found: list[Row]) -> list[Summary]:
+    """Rows grouped by kind and type, largest first; the bytes still add up."""
+    groups: dict[tuple[str, str], tuple[int, int]] = {}
+    for row in found:
+        count, size = groups.get((row.kind, row.dtype), (0, 0))
+        groups[row.kind, row.dtype] = (count + 1, size + row.bytes)
+    made = [Summary(k, d, c, b) for (k, d), (c, b) in groups.items()]
+    return sorted(made, key=lambda s: (-s.bytes, s.kind, s.dtype))
+
+
+def to_dicts(found: list[Row]) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return [asdict(r) for r in found]
+
+
+def from_dicts(found: list[Mapping[str, Any]]) -> list[Row]:
+    """Rows as read from a report."""
+    return [Row(**{**r, "shape": tuple(r["shape"])}) for r in found]

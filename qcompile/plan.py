@@ -1,0 +1,100 @@
+"""What was decided for every tensor, before any node is edited.
+
+The plan is the contract between analysis and insertion: passes of the plan stage write it,
+``insert-qdq`` carries it out, and the ledger reports it. A decision to stay float is a decision
+too, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from qcompile.qtypes import QSpec, Range
+
+Kind = Literal["weight", "activation"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One input slot of one node."""
+
+    node: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one tensor at the given uses; ``spec`` None means that it stays float."""
+
+    tensor: str
+    kind: Kind
+    spec: QSpec | None
+    reason: str
+    uses: tuple[Use, ...] = ()
+
+
+@dataclass
+class Plan:
+    """Decisions in the order in which they were made, at most one for each use."""
+
+    decisions: list[Decision] = field(default_factory=list)
+
+    def decide(self, decision: Decision) -> None:
+        """Record a decision; uses of one tensor with the same spec and reason are joined."""
+        for i, old in enumerate(self.decisions):
+            same = (old.tensor, old.kind, old.spec) == (
+                decision.tensor,
+                decision.kind,
+                decision.spec,
+            )
+            if same:
+                uses = old.uses + tuple(u for u in decision.uses if u not in old.uses)
+                self.decisions[i] = replace(old, uses=uses)
+                return
+        self.decisions.append(decision)
+
+    def quantized(self, kind: Kind | None = None) -> Iterator[Decision]:
+        """Decisions that make a tensor an integer."""
+        for decision in self.decisions:
+            if decision.spec is not None and kind in (None, decision.kind):
+                yield decision
+
+    def lift(self, tensor: str, reason: str) -> None:
+        """Leave a tensor float after all."""
+        self.decisions = [
+            replace(d, spec=None, reason=reason) if d.tensor == tensor else d
+            for d in self.decisions
+        ]
+
+
+@dataclass(frozen=True)
+class StatRequest:
+    """A statistic that a pass asks for: the range of one tensor, per tensor or along an axis."""
+
+    tensor: str
+    spec: QSpec
+
+    @property
+    def axis(self) -> int | None:
+        return self.spec.axis if self.spec.granularity == "channel" else None
+
+
+@dataclass
+class Ranges:
+    """Calibrated ranges by tensor name, filled once by the collector."""
+
+    found: dict[str, Range] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # tensor -> why it has no range
+
+    def get(self, tensor: str) -> Range | None:
+        """The range of a tensor, None where none was collected."""
+        return self.found.get(tensor)
+
+    def set(self, tensor: str, span: Range) -> None:
+        self.found[tensor] = span
+
+    def drop(self, tensor: str) -> None:
+        """Forget a range whose tensor is gone or changed."""
+        self.found.pop(tensor, None)

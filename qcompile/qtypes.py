@@ -1,0 +1,181 @@
+"""Quantization parameters and arithmetic, in plain numpy.
+
+Formulas are those of ONNX QuantizeLinear and DequantizeLinear (opset 13 and later):
+``q = saturate(round_half_even(x / scale) + zero_point)``, ``x' = (q - zero_point) * scale``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+DType = Literal["int8", "uint8", "int16", "uint16"]
+Granularity = Literal["tensor", "channel"]
+
+_LIMITS: dict[str, tuple[int, int]] = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+}
+# Below this a scale is a denormal float32 or its reciprocal overflows; the tensor is all zeros.
+_SMALLEST_SCALE = np.float32(2.0**-100)
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """What one tensor should become.
+
+    ``axis`` counts from the front for weights and from the back (negative) for activations, whose
+    leading dimensions vary. ``narrow`` gives up the most negative integer, so that symmetric
+    ranges stay symmetric.
+    """
+
+    dtype: DType
+    symmetric: bool
+    granularity: Granularity = "tensor"
+    axis: int | None = None
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _LIMITS:
+            raise ValueError(
+                f"unknown integer type {self.dtype!r}, expected one of {list(_LIMITS)}"
+            )
+        if (self.granularity == "tensor") != (self.axis is None):
+            raise ValueError(f"granularity {self.granularity!r} does not go with axis {self.axis}")
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest integer in use."""
+        low, high = _LIMITS[self.dtype]
+        return (low + 1, high) if self.narrow and low < 0 else (low, high)
+
+    @property
+    def bits(self) -> int:
+        """Width of one value."""
+        return np.dtype(self.dtype).itemsize * 8
+
+    def __str__(self) -> str:
+        sign = "sym" if self.symmetric else "asym"
+        where = self.granularity if self.axis is None else f"{self.granularity}[{self.axis}]"
+        return f"{self.dtype}:{sign}:{where}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """The interval of values to represent; vectors along ``axis`` where it is set.
+
+    Shapes: scalars (``()``) without axis, else ``(channels,)``. Raises ValueError on NaN, infinite
+    or inverted bounds.
+    """
+
+    lo: Array
+    hi: Array
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        lo, hi = np.asarray(self.lo, np.float64), np.asarray(self.hi, np.float64)
+        object.__setattr__(self, "lo", lo)
+        object.__setattr__(self, "hi", hi)
+        if lo.shape != hi.shape or lo.ndim != (0 if self.axis is None else 1):
+            raise ValueError(f"range shapes {lo.shape} and {hi.shape} do not fit axis {self.axis}")
+        if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+            raise ValueError("range holds NaN or infinity")
+        if (lo > hi).any():
+            raise ValueError("range is inverted")
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Scale (float32) and zero point (integer) of one tensor, and the spec they belong to."""
+
+    scale: Floats
+    zero_point: Array
+    spec: QSpec
+
+    @property
+    def per_axis(self) -> bool:
+        return self.scale.ndim > 0
+
+
+def qparams(span: Range, spec: QSpec) -> QParams:
+    """Scale and zero point that cover ``span``, which is first widened to include 0.
+
+    0 must be exact, because padding and ReLU produce it. Symmetric: ``scale = max|x| / q_max`` and
+    zero point 0 (128 for uint8). Asymmetric: ``scale = (hi - lo) / (q_max - q_min)`` and
+    ``zero_point = round(q_min - lo / scale)``, as in ONNX DynamicQuantizeLinear.
+    """
+    q_min, q_max = spec.limits
+    lo, hi = np.minimum(span.lo, 0.0), np.maximum(span.hi, 0.0)
+    if spec.symmetric:
+        middle = 0 if q_min < 0 else (q_max + 1) // 2
+        scale = np.maximum(-lo, hi) / (q_max - middle)
+        zero = np.full(scale.shape, middle)
+    else:
+        scale = (hi - lo) / (q_max - q_min)
+        safe = np.where(scale < _SMALLEST_SCALE, 1.0, scale)
+        zero = np.clip(np.rint(q_min - lo / safe), q_min, q_max)
+    scale = np.where(scale < _SMALLEST_SCALE, 1.0, scale)  # all-zero tensor: any scale is exact
+    return QParams(scale.astype(np.float32), zero.astype(spec.dtype), spec)
+
+
+def _spread(values: Array, ndim: int, axis: int | None) -> Array:
+    """Reshape a per-channel vector so that it broadcasts along ``axis`` of an ``ndim`` tensor."""
+    if values.ndim == 0 or axis is None:
+        return values
+    shape = [1] * ndim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def quantize(x: Array, params: QParams) -> Array:
+    """ONNX QuantizeLinear: float array of any shape to integers of ``params.spec.dtype``."""
+    axis = params.spec.axis
+    scale = _spread(params.scale, x.ndim, axis)
+    zero = _spread(params.zero_point, x.ndim, axis)
+    q_min, q_max = params.spec.limits
+    scaled = np.rint(np.asarray(x, np.float32) / scale) + zero.astype(np.float32)
+    clipped: Array = np.clip(scaled, q_min, q_max).astype(params.spec.dtype)
+    return clipped
+
+
+def dequantize(q: Array, params: QParams) -> Floats:
+    """ONNX DequantizeLinear: integers back to float32."""
+    axis = params.spec.axis
+    scale = _spread(params.scale, q.ndim, axis)
+    zero = _spread(params.zero_point, q.ndim, axis)
+    real: Floats = (q.astype(np.float32) - zero.astype(np.float32)) * scale
+    return real
+
+
+def weight_range(weight: Array, spec: QSpec) -> Range:
+    """The exact range of a constant: per tensor, or per channel along ``spec.axis``.
+
+    Raises ValueError where the constant holds NaN or infinity.
+    """
+    if weight.size == 0:
+        raise ValueError("empty constant")
+    if spec.axis is None:
+        return Range(weight.min(), weight.max())
+    axis = spec.axis % weight.ndim
+    rest = tuple(i for i in range(weight.ndim) if i != axis)
+    return Range(weight.min(axis=rest), weight.max(axis=rest), spec.axis)
+
+
+def sqnr_db(reference: Array, candidate: Array) -> float:
+    """Signal to quantization noise ratio, ``10 log10(sum x^2 / sum (x - y)^2)`` in dB.
+
+    Infinite where the arrays are equal, 0 where the reference is all zero and they differ.
+    """
+    x = np.asarray(reference, np.float64)
+    noise = float(np.square(x - candidate).sum())
+    signal = float(np.square(x).sum())
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / noise)) if signal > 0 else 0.0

@@ -1,0 +1,104 @@
+"""The account of a compilation: what was asked, done, refused, measured. Serialises to JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qcompile._version import __version__
+from qcompile.api import Skip
+from qcompile.bench import Comparison
+from qcompile.compare import Gates, Verdict
+from qcompile.ledger import Row, to_dicts
+from qcompile.machine import describe
+from qcompile.manager import PassRecord
+
+
+@dataclass
+class Report:
+    """Everything a reader may ask of one compilation."""
+
+    source: str
+    target: str
+    mode: str
+    recipe: dict[str, Any]
+    digest: str
+    pipeline: str
+    gates: Gates
+    passes: list[PassRecord] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    ledger: list[Row] = field(default_factory=list)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    float_bytes: int = 0
+    bytes: int = 0
+    model_sha256: str = ""
+    operators: dict[str, int] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    speed: Comparison | None = None
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def size_ratio(self) -> float:
+        """Compiled over original file size."""
+        return self.bytes / self.float_bytes if self.float_bytes else 1.0
+
+    @property
+    def int8_linears(self) -> int:
+        """Integer matrix products in the graph that ONNX Runtime runs."""
+        names = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
+        kinds = (*names, "MatMulNBits")
+        return sum(n for op, n in self.operators.items() if op.rsplit(".", 1)[-1] in kinds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "qcompile": __version__,
+            "environment": describe(),
+            "source": self.source,
+            "target": self.target,
+            "mode": self.mode,
+            "recipe": self.recipe,
+            "recipe_digest": self.digest,
+            "pipeline": self.pipeline,
+            "gates": asdict(self.gates),
+            "passed": not self.failures,
+            "failures": self.failures,
+            "notes": self.notes,
+            "float_bytes": self.float_bytes,
+            "bytes": self.bytes,
+            "size_ratio": self.size_ratio,
+            "model_sha256": self.model_sha256,
+            "operators": dict(sorted(self.operators.items())),
+            "int8_linears": self.int8_linears,
+            "verify": self.verdict.to_dict() if self.verdict else None,
+            "bench": self.speed.to_dict() if self.speed else None,
+            "calibration": self.calibration,
+            "seconds": self.seconds,
+            "passes": [asdict(p) for p in self.passes],
+            "skips": [asdict(s) for s in self.skips],
+            "ledger": to_dicts(self.ledger),
+        }
+
+    def to_json(self) -> str:
+        """JSON text; infinities become null, since JSON has none."""
+        return json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def sha256(data: bytes) -> str:
+    """Content hash of a model file."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,151 @@
+"""The only module that imports onnxruntime: sessions, taps, constant evaluation, op counts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from qcompile.errors import ModelError
+from qcompile.graph import Graph, Node, is_constant
+from qcompile.qtypes import Array
+
+Feed = Mapping[str, Array]
+# Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
+_FAULTS = (RuntimeError, ValueError, TypeError, OSError)
+_PROTOBUF_LIMIT = 2**31 - 2**20
+
+
+def version() -> str:
+    return str(ort.__version__)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs. ``threads`` 0 leaves the count to ONNX Runtime.
+
+    ``optimize`` False runs the graph node by node as written, which a recorded run needs.
+    """
+
+    threads: int = 0
+    optimize: bool = True
+    provider: str = "CPUExecutionProvider"
+    profile: Path | None = None
+    spin: bool = True
+
+
+class Session:
+    """One loaded model. ``run`` feeds only declared inputs and names the outputs."""
+
+    def __init__(self, model: bytes | Path, options: SessionOptions | None = None) -> None:
+        options = options or SessionOptions()
+        try:
+            self._inner = ort.InferenceSession(
+                str(model) if isinstance(model, Path) else model,
+                _native(options),
+                providers=[options.provider],
+            )
+        except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
+            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+        self.inputs = [i.name for i in self._inner.get_inputs()]
+        self.outputs = [o.name for o in self._inner.get_outputs()]
+
+    def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Outputs by name for one feed. Raises ModelError where the runtime fails."""
+        wanted = list(names if names is not None else self.outputs)
+        try:
+            values = self._inner.run(wanted, {n: feed[n] for n in self.inputs})
+        except KeyError as e:
+            raise ModelError(f"no value was fed for input {e.args[0]!r}") from e
+        except Exception as e:
+            raise ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}") from e
+        return dict(zip(wanted, values, strict=True))
+
+    def call(self, feed: Feed) -> None:
+        """Run without naming outputs: the inner loop of a timing."""
+        self._inner.run(None, feed)
+
+    def end_profile(self) -> Path:
+        return Path(self._inner.end_profiling())
+
+
+def _native(options: SessionOptions) -> ort.SessionOptions:
+    native = ort.SessionOptions()
+    native.log_severity_level = 4
+    native.intra_op_num_threads = options.threads
+    native.inter_op_num_threads = 1
+    native.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
+    if not options.optimize:
+        native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if options.profile is not None:
+        native.enable_profiling = True
+        native.profile_file_prefix = str(options.profile)
+    return native
+
+
+def _first_line(e: BaseException) -> str:
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0][:400]
+
+
+def threads() -> int:
+    """Cores this process may use: the default for timing."""
+    return len(os.sched_getaffinity(0))
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with exactly these outputs; any tensor of the graph may be named."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    return tapped
+
+
+def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
+    """Values of all outputs of nodes that depend on constants alone, or why they have none."""
+    proto = onnx.GraphProto(name="constants")
+    proto.node.extend(OnnxExporter.export_node(n) for n in nodes)
+    made = {t.name for n in nodes for t in n.outputs if t.name}
+    constants = {t.name: t for n in nodes for t in n.inputs if is_constant(t)}
+    proto.initializer.extend(OnnxExporter.export_tensor_proto(c) for c in constants.values())
+    proto.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in graph.domains().items()]
+    model = onnx.helper.make_model(proto, opset_imports=imports, ir_version=10)
+    try:
+        session = Session(model.SerializeToString(), SessionOptions(threads=1, optimize=False))
+        return session.run({})
+    except ModelError as e:
+        return str(e)
+    except _FAULTS as e:
+        return _first_line(e)
+
+
+def record_types(model: bytes, feed: Feed, names: Sequence[str]) -> dict[str, tuple[Any, int]]:
+    """Dtype and rank of tensors that inference could not type, seen in one run."""
+    tapped = with_outputs(onnx.ModelProto.FromString(model), names)
+    values = Session(tapped.SerializeToString(), SessionOptions(optimize=False)).run(feed)
+    return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
+
+
+def optimized_ops(model: bytes, provider: str = "CPUExecutionProvider") -> Counter[str]:
+    """Operator counts of the graph that ONNX Runtime really runs, with their domains."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        native = _native(SessionOptions(provider=provider))
+        native.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(model, native, providers=[provider])
+        except Exception as e:
+            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+        nodes = onnx.load(path, load_external_data=False).graph.node
+    return Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes)

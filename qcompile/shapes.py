@@ -1,0 +1,55 @@
+"""Types and shapes of every tensor, by ONNX's own inference over a weightless skeleton.
+
+Inference names the dimensions it cannot compute; two dimensions with one name are equal, also
+through Shape, Gather and Concat (data propagation). That is what lets passes prove that a Reshape
+keeps its batch dimension. ONNX Runtime's symbolic shape inference is not used: it fails on plain
+BERT exports.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
+
+from qcompile.export import skeleton
+from qcompile.graph import Graph, Shape, is_constant
+
+
+def infer(graph: Graph) -> list[str]:
+    """Fill dtype and shape of every variable that inference can type; returns the others' names.
+
+    Shapes of graph inputs and outputs stay as the model declares them, unless undeclared.
+    """
+    found = _inferred(graph)
+    unknown = []
+    visible = {t.name for t in (*graph.inputs, *graph.outputs)}
+    for name, tensor in graph.tensors().items():
+        if is_constant(tensor):
+            continue
+        info = found.get(name)
+        if info is not None and info.type.WhichOneof("value") == "tensor_type":
+            tensor.dtype = tensor.dtype or get_onnx_tensor_dtype(info)
+            if name not in visible or tensor.shape is None:
+                tensor.shape = get_onnx_tensor_shape(info)
+        if tensor.dtype is None or tensor.shape is None:
+            unknown.append(name)
+    return unknown
+
+
+def inferred_shapes(graph: Graph) -> dict[str, Shape]:
+    """Shapes by tensor name as inference sees them, outputs too, whatever the model declares."""
+    found = {}
+    for name, info in _inferred(graph).items():
+        shape = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
+        if shape is not None:
+            found[name] = tuple(shape)
+    return found
+
+
+def _inferred(graph: Graph) -> dict[str, onnx.ValueInfoProto]:
+    try:
+        model = onnx.shape_inference.infer_shapes(skeleton(graph), data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return {}  # a node that inference rejects outright: the recorded run will tell
+    typed = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    return {v.name: v for v in typed if v.HasField("type")}

@@ -1,0 +1,58 @@
+"""What a target can run, as data: rows of claims, no code paths.
+
+Each target is one table in ``qcompile/targets``; passes ask the table, never for its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qcompile.qtypes import QSpec
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """One operator that the target runs in integers.
+
+    ``activation`` and ``weight`` say how the data and the constant operand are quantized; None is
+    an operand that stays float. ``output`` is set where the result is quantized as well.
+    ``min_bytes``: constants smaller than this stay float, for the reason in ``small``.
+    """
+
+    op: str
+    activation: QSpec | None = None
+    weight: QSpec | None = None
+    output: QSpec | None = None
+    min_bytes: int = 0
+    small: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime and what it does well.
+
+    ``rules``: integer operators in static and dynamic mode; ``weight_only``: in weight-only mode.
+    ``float_ops``: operators that stay float although they could be quantized, with the reason.
+    ``gelu``: operators that compute GELU, best first, as (domain, op, minimal opset).
+    ``pipeline``: passes of the lower stage. ``gate_latency``: whether slower than float is a fault.
+    """
+
+    name: str
+    summary: str
+    provider: str
+    rules: tuple[OpRule, ...]
+    weight_only: tuple[OpRule, ...]
+    modes: tuple[str, ...]
+    lower: dict[str, tuple[str, ...]]
+    float_ops: dict[str, str]
+    gelu: tuple[tuple[str, str, int], ...] = ()
+    tanh_gelu: tuple[tuple[str, str, int], ...] = ()
+    opset: int = 17
+    gate_latency: bool = True
+    quantize_interior: bool = False
+
+    def rule(self, op: str, mode: str) -> OpRule | None:
+        """The rule for an operator in a mode, None where the target has none."""
+        rules = self.weight_only if mode == "weight-only" else self.rules
+        return next((r for r in rules if r.op == op), None)

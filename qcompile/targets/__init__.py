@@ -1,0 +1,1 @@
+"""Targets, one table a file, found by discovery."""

@@ -1,0 +1,59 @@
+"""ONNX Runtime's CPU provider: operator form, because Q/DQ form has slow and fragile fusions.
+
+Measured reasons are in docs/performance.md. Activations are uint8 because int8 x int8 has no
+vector kernel on x64 in MLAS; weights are symmetric int8 with one scale per output channel.
+"""
+
+from __future__ import annotations
+
+from qcompile.qtypes import QSpec
+from qcompile.target import OpRule, Target
+
+ACTIVATION = QSpec("uint8", symmetric=False)
+WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
+
+_EMBEDDING = OpRule(
+    "Gather",
+    weight=TABLE,
+    min_bytes=1 << 20,
+    small="table under 1 MiB: three more nodes a run cost more than its bytes",
+    why="rows are looked up as int8 and scaled after the lookup",
+)
+_LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
+
+CPU = Target(
+    name="cpu",
+    summary="forms that ONNX Runtime's CPU provider runs fastest (com.microsoft operators)",
+    provider="CPUExecutionProvider",
+    rules=(
+        OpRule("MatMul", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
+        OpRule("Gemm", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
+        _EMBEDDING,
+    ),
+    weight_only=(
+        OpRule("MatMul", weight=WEIGHT, why="MatMulNBits with 8 bits"),
+        OpRule("Gemm", weight=WEIGHT, why="MatMulNBits with 8 bits"),
+        _EMBEDDING,
+    ),
+    modes=("static", "dynamic", "weight-only", "float"),
+    lower={
+        "static": ("lower-linears", "lower-embeddings", "unfuse-skip-layernorm"),
+        "dynamic": ("lower-linears", "lower-embeddings", "unfuse-skip-layernorm"),
+        "weight-only": ("lower-weight-only", "lower-embeddings", "unfuse-skip-layernorm"),
+        "float": ("unfuse-skip-layernorm",),
+    },
+    float_ops={
+        "MatMul": "product of two activations: quantizing both costs more than int8 saves",
+        "Softmax": "ONNX Runtime's integer Softmax is slower than float",
+        "LayerNormalization": "no integer kernel",
+        "Gelu": "no integer kernel",
+        "com.microsoft.Gelu": "no integer kernel",
+        "com.microsoft.FastGelu": "no integer kernel",
+        "Add": "an integer Add is no faster than float and loses accuracy",
+        "Attention": "the fused operator computes in float",
+        "Conv": "this target has no rule for Conv",
+    },
+    gelu=(("com.microsoft", "Gelu", 1),),
+    tanh_gelu=(("", "Gelu", 20), ("com.microsoft", "FastGelu", 1)),
+)

@@ -1,0 +1,47 @@
+"""Standard ONNX QuantizeLinear/DequantizeLinear, everything W8A8 as in the paper.
+
+Bondarenko et al. 2021, section 3: weights and activations of every operator between two linears
+are quantized, residual sums, LayerNorm, softmax and GELU too. Portable; not meant to be fast.
+"""
+
+from __future__ import annotations
+
+from qcompile.qtypes import QSpec
+from qcompile.target import OpRule, Target
+
+ACTIVATION = QSpec("uint8", symmetric=False)
+WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
+
+_PRODUCT = "Q/DQ around the product"
+_INNER = (
+    "Add", "Div", "Erf", "FastGelu", "Gelu", "LayerNormalization", "Mul", "ReduceMean", "Relu",
+    "Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh",
+)  # fmt: skip
+
+QDQ = Target(
+    name="qdq",
+    summary="standard ONNX Q/DQ only, every tensor W8A8 as in the paper: portable",
+    provider="CPUExecutionProvider",
+    rules=(
+        OpRule("MatMul", ACTIVATION, WEIGHT, ACTIVATION, why=_PRODUCT),
+        OpRule("Gemm", ACTIVATION, WEIGHT, ACTIVATION, why=_PRODUCT),
+        OpRule("Gather", weight=TABLE, output=ACTIVATION, why="rows of the table in int8"),
+        *(OpRule(op, activation=ACTIVATION, output=ACTIVATION) for op in _INNER),
+    ),
+    weight_only=(
+        OpRule("MatMul", weight=WEIGHT, why="DequantizeLinear on the weight"),
+        OpRule("Gemm", weight=WEIGHT, why="DequantizeLinear on the weight"),
+        OpRule("Gather", weight=TABLE, why="rows of the table in int8"),
+    ),
+    modes=("static", "weight-only", "float"),
+    lower={"static": (), "weight-only": (), "float": ()},
+    float_ops={
+        "Attention": "the fused operator computes in float",
+        "Conv": "this target has no rule for Conv",
+    },
+    gelu=(("", "Gelu", 20),),
+    tanh_gelu=(("", "Gelu", 20),),
+    gate_latency=False,
+    quantize_interior=True,
+)
