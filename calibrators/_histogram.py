@@ -4,8 +4,8 @@ Bins are ``[i 2^k, (i + 1) 2^k)``: a value falls into bin ``floor(x / 2^k)``, ex
 by a power of two is exact. The exponent k is the smallest with which the bins from minimum to
 maximum fit into the memory allowed. When the range grows, k grows and pairs of bins join exactly
 (``i >> 1``), so that the counts are those of a histogram that knew the final range from the start.
-Merging two histograms therefore equals, bit for bit, one histogram of all values. (Histograms that
-interpolate on growth, as in PyTorch or ONNX Runtime, depend on the order of batches.)
+Merging two histograms therefore equals, bit for bit, one histogram of all values. (Where the first
+batch sets the bin width, as in PyTorch or ONNX Runtime, the order of batches matters.)
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ not. Grouping changes the float64 rounding of S; the result is rounded to float3
 except where averages of opposite sign cancel.
 
 Source: momentum 0.9 as ``running_minmax`` in Qualcomm's transformer-quantization (which keeps only
-the last batch, a slip) and the straggler-tolerant ranges of Jacob et al. 2018, section 3.1. Min-max
-with less weight on old and on exceptional batches; one update is one batch.
+the last batch, a slip); averaged activation ranges go back to Jacob et al. 2018 (arXiv 1712.05877),
+section 3.1. Gives exceptional batches less weight than min-max does. One update is one batch.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Candidates shrink the extrema by factors, on a geometric grid refined twice arou
 ends jointly for asymmetric specs, the larger magnitude for symmetric ones.
 
 Source: OMSE (Choukroun et al. 2019, arXiv 1902.06822), ACIQ (Banner et al. 2019, arXiv 1810.05723),
-the grid search of PyTorch's HistogramObserver and TensorRT's ``mse`` calibrator.
+and the histogram searches of PyTorch's HistogramObserver and NVIDIA's pytorch-quantization.
 """
 
 from __future__ import annotations

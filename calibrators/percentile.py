@@ -2,11 +2,12 @@
 
 Each tail loses half of the rest: with 99.99 the range runs from the 0.005th to the 99.995th
 percentile. Both ends move, as in ``PercentileCalibrater`` of ONNX Runtime for asymmetric types
-(``percent_to_cut_one_side = (100 - percentile) / 200``). TensorRT's variant works on |x|, which
-wastes half of an asymmetric range. Values count as spread evenly over their bin, so that each end
-is within one bin of the value that sorting would give; neither leaves [min, max].
+(``percent_to_cut_one_side = (100 - percentile) / 200``). NVIDIA's pytorch-quantization takes the
+percentile of |x| instead, which wastes half of an asymmetric range. Values count as spread evenly
+over their bin, so that each end is within one bin of the value that sorting would give; neither
+leaves [min, max].
 
-Source: McKinstry et al. 2018 (arXiv 1809.04191), Wu et al. 2020 (arXiv 2004.09602), section 5.1.
+Source: McKinstry et al. 2018 (arXiv 1809.04191), Wu et al. 2020 (arXiv 2004.09602).
 """
 
 from __future__ import annotations

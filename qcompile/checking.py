@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qcompile import bench, compare, runtime
+from qcompile import compare, runtime, timing
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
 from qcompile.job import Job
@@ -69,7 +69,7 @@ def _outputs(job: Job, session: Session, feeds: list[Feed]) -> Iterator[dict[str
 
 
 def _time(job: Job, compiled: bytes, feed: Feed) -> None:
-    options = bench.Options(
+    options = timing.Options(
         threads=job.options.threads,
         rounds=job.options.bench_rounds,
         provider=job.target.provider,
@@ -77,7 +77,7 @@ def _time(job: Job, compiled: bytes, feed: Feed) -> None:
     job.progress.step("bench", options.rounds)
     with job.timed("bench"):
         try:
-            speed = bench.bench(
+            speed = timing.compare(
                 [("float", job.reference), ("compiled", compiled)],
                 feed,
                 options,

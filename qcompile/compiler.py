@@ -1,4 +1,4 @@
-"""compile(): load → simplify → plan → collect → transform → insert → lower → check."""
+"""From model to bytes: load → simplify → plan → collect → transform → insert → lower → check."""
 
 from __future__ import annotations
 
@@ -34,27 +34,20 @@ SIMPLIFY = (
 QUANTIZE = "plan-operands,plan-interior,insert-qdq"
 
 
-def compile(
+def compile_job(
     model: loading.Source,
-    data: Data | None = None,
-    recipe: Recipe | None = None,
-    gates: Gates | None = None,
-    options: Options | None = None,
+    data: Data | None,
+    recipe: Recipe,
+    gates: Gates,
+    options: Options,
     progress: Progress | None = None,
 ) -> Result:
-    """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
+    """Everything ``qcompile.compile`` does, once its settings are one recipe.
 
     Raises ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the
     result is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
-    job = _prepare(
-        model,
-        data,
-        recipe or Recipe(),
-        gates or Gates(),
-        options or Options(),
-        progress or Silent(),
-    )
+    job = _prepare(model, data, recipe, gates, options, progress or Silent())
     choices = Choices(job.mode, job.recipe.keep_float, job.recipe.seed)
     ctx = Context(job.target, runtime.evaluate, choices)
     _transform(job, ctx)

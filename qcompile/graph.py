@@ -193,8 +193,8 @@ class Graph:
         return name
 
     def constant(self, base: str, values: Array) -> Constant:
-        """A new constant under a fresh name."""
-        return gs.Constant(self.fresh(base), np.ascontiguousarray(values))
+        """A new constant under a fresh name; scalars stay scalars."""
+        return gs.Constant(self.fresh(base), np.array(values, order="C"))
 
     def add(
         self,

@@ -154,7 +154,7 @@ def read_batches(
             if is_fixed and rows < batch:
                 feed.update({n: feed[n][np.arange(batch) % rows] for n in sliced})
             yield feed
-            left -= rows if sliced else left
+            left -= rows
 
 
 def read_folder(files: Sequence[Path], inputs: Sequence[InputSpec]) -> Iterator[Feed]:

@@ -66,8 +66,9 @@ _TYPES: dict[str, tuple[type, str]] = {
 }
 
 
-def read(path: Path) -> Recipe:
+def read(source: str | Path) -> Recipe:
     """A recipe file. Raises RecipeError: not there, not YAML, unknown key, wrong type."""
+    path = Path(source)
     try:
         loaded = yaml.safe_load(path.read_text())
     except OSError as e:

@@ -10,11 +10,11 @@ from typing import Any
 
 from qcompile._version import __version__
 from qcompile.api import Skip
-from qcompile.bench import Comparison
 from qcompile.compare import Gates, Verdict
 from qcompile.ledger import Row, to_dicts
 from qcompile.machine import describe
 from qcompile.manager import PassRecord
+from qcompile.timing import Comparison
 
 
 @dataclass
@@ -86,7 +86,11 @@ class Report:
 
     def to_json(self) -> str:
         """JSON text; infinities become null, since JSON has none."""
-        return json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False) + "\n"
+        return json.dumps(self.plain(), indent=1, allow_nan=False) + "\n"
+
+    def plain(self) -> Any:
+        """``to_dict`` with infinities as None."""
+        return _plain(self.to_dict())
 
 
 def _plain(value: Any) -> Any:

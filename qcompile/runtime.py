@@ -137,14 +137,15 @@ def record_types(model: bytes, feed: Feed, names: Sequence[str]) -> dict[str, tu
     return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
 
 
-def optimized_ops(model: bytes, provider: str = "CPUExecutionProvider") -> Counter[str]:
+def optimized_ops(model: bytes | Path, provider: str = "CPUExecutionProvider") -> Counter[str]:
     """Operator counts of the graph that ONNX Runtime really runs, with their domains."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         native = _native(SessionOptions(provider=provider))
         native.optimized_model_filepath = str(path)
         try:
-            ort.InferenceSession(model, native, providers=[provider])
+            source = str(model) if isinstance(model, Path) else model
+            ort.InferenceSession(source, native, providers=[provider])
         except Exception as e:
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
         nodes = onnx.load(path, load_external_data=False).graph.node

@@ -103,6 +103,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_function_by_name(module: str) -> None:
     feeds = open_data(f"{module}:good", [X])
     assert len(list(feeds)) == len(list(feeds)) == 1
+    open_data(f"{module}:good", [X])
+    assert sys.path.count(str(Path.cwd())) == 1
 
 
 @pytest.mark.parametrize(

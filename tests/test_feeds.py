@@ -103,6 +103,13 @@ def test_one_symbolic_dimension_has_one_size() -> None:
         list(open_data([feed], inputs))
 
 
+def test_unnamed_dimensions_differ_freely() -> None:
+    inputs = [InputSpec(name, F32, (None, None)) for name in "ab"]
+    assert len(list(open_data([{"a": rows(2), "b": rows(5)}], inputs))) == 1
+    with pytest.raises(DataError, match=r"expected rank 2 \(\[\?, \?\]\)"):
+        list(open_data([{"a": rows(2)[0], "b": rows(5)}], inputs))
+
+
 def test_bfloat16_nan_is_found() -> None:
     bfloat = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
     spec = InputSpec("x", bfloat, ("n",))

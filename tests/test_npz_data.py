@@ -51,6 +51,19 @@ def test_npz_fixed_batch_is_filled_up_by_repeating(tmp_path: Path) -> None:
         open_data(path, [fixed], batch_size=2)
 
 
+def test_npz_of_exactly_the_fixed_batch_still_checks_the_size(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=rows(4))
+    with pytest.raises(DataError, match="batch size 2 was asked for, expected 4"):
+        open_data(tmp_path / "x.npz", [InputSpec("x", F32, (4, 3))], batch_size=2)
+
+
+def test_npz_of_format_2(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("x.npy", "w") as file:
+        np.lib.format.write_array(file, rows(2), version=(2, 0))
+    (feed,) = open_data(tmp_path / "x.npz", [X])
+    assert np.array_equal(feed["x"], rows(2))
+
+
 def test_npz_is_streamed(tmp_path: Path) -> None:
     """A stored array of 64 MB is never in memory at once."""
     path = tmp_path / "x.npz"

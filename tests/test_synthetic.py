@@ -163,6 +163,7 @@ def rows_of(body: str, initializers: str = "float[5, 2] t = {0,1,2,3,4,5,6,7,8,9
         ("c = Cast<to: int = 6>(i) y = Gather(t, c)", 5),
         ("s = Constant<value = int64[2] {1, -1}>() c = Reshape(i, s) y = Gather(t, c)", 5),
         ("a = Gather(t, i) b = Gather<axis: int = 1>(t, i) y = Concat<axis: int = 0>(a, b)", 2),
+        ("c = Add(i, i) y = Gather(t, c)", None),
         ("y = Gather(f, i)", None),  # a table that is computed
         ("y = Gather(i, i)", None),
         ("y = Cast<to: int = 1>(i)", None),
@@ -172,6 +173,16 @@ def rows_of(body: str, initializers: str = "float[5, 2] t = {0,1,2,3,4,5,6,7,8,9
 )
 def test_rows_of_the_table(body: str, expected: int | None) -> None:
     assert rows_of(body) == expected
+
+
+def test_rows_of_a_fused_embedding() -> None:
+    tables = "float[3, 1] w = {1,2,3}, float[9, 1] p = {1,2,3,4,5,6,7,8,9}, float[2, 1] s = {1,2}"
+    body = "y = com.microsoft.EmbedLayerNormalization(i, j, w, p, s)"
+    made = graph(f"g (int32[b,n] i, int32[b,n] j) => (float y) <{tables}> {{ {body} }}")
+    assert [table_rows(made, tensor) for tensor in made.inputs] == [3, 2]
+    body = "y = com.microsoft.EmbedLayerNormalization(i, , w, p)"
+    made = graph(f"g (int32[b,n] i) => (float y) <{tables}> {{ {body} }}")
+    assert table_rows(made, made.inputs[0]) == 3
 
 
 def test_rows_of_quantized_tables() -> None:

@@ -33,7 +33,7 @@ def tokenizer(tmp_path: Path) -> Path:
     cls, sep = ("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])
     made.post_processor = processors.BertProcessing(sep, cls)
     made.enable_truncation(6)
-    made.enable_padding(pad_id=PAD, pad_token="[PAD]", length=20)
+    made.enable_padding(pad_id=PAD, pad_type_id=3, pad_token="[PAD]", length=20)
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     made.save(str(folder / "tokenizer.json"))
@@ -59,7 +59,7 @@ def test_text_is_padded_with_the_pad_id_in_batches_of_like_length(
     short = found[0]
     assert short["input_ids"][0].tolist() == [1, 4, 2, PAD]  # [CLS] cat [SEP] [PAD]
     assert short["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert not short["token_type_ids"].any()
+    assert short["token_type_ids"].tolist() == [[0, 0, 0, 3], [0] * 4]
     assert all(a.dtype == I64 for a in short.values())
     assert feeds.reusable and len(list(feeds)) == 3
 

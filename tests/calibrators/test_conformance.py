@@ -192,6 +192,14 @@ def test_a_channel_is_a_tensor_of_its_own(kind: type[Calibrator], data: st.DataO
         assert alone.tobytes() == together[:, c].tobytes()
 
 
+@pytest.mark.parametrize("spec", SPECS[:2], ids=str)
+@pytest.mark.parametrize("kind", discovered(), ids=lambda kind: kind.name)
+def test_zero_has_one_sign(kind: type[Calibrator], spec: QSpec) -> None:
+    for drawn in ([-0.0], [0.0], [-0.0, 0.0]):
+        found = bounds(observed(kind(), spec, [np.array(drawn, np.float32)]))
+        assert found.tobytes() == np.zeros(2).tobytes()
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("kind", discovered(), ids=lambda kind: kind.name)
 def test_memory_does_not_grow(kind: type[Calibrator], spec: QSpec) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.calibrators.entropy import Entropy, divergences
+from qcompile.calibrators._histogram import Bins
+from qcompile.calibrators.entropy import Entropy, _magnitudes, divergences
 from qcompile.qtypes import Array, QSpec
 
 INT8 = QSpec("int8", symmetric=True)
@@ -84,7 +85,29 @@ def test_threshold_is_symmetric_and_cut_to_the_values() -> None:
 def test_mirrored_values_give_the_mirrored_range() -> None:
     values = np.random.default_rng(0).exponential(size=50_000).astype(np.float32)
     lo, hi = clipped(values, UINT8)
+    assert hi < values.max()
     assert clipped(-values, UINT8) == (-hi, -lo)
+
+
+def test_magnitudes_join_both_signs() -> None:
+    # 257 bins of width 1; -1 lies on the border that it shares with (-1, 0), hence bin 0 again
+    bins = Bins(np.arange(1, 258), first=-128, exponent=0, lo=-128.0, hi=128.0)
+    counts, width = _magnitudes(bins)
+    assert width == 1.0
+    assert counts.tolist() == [2 * 129 - 1] * 128 + [257]
+
+
+def test_wide_magnitudes_are_joined_down_to_2048() -> None:
+    bins = Bins(np.ones(4, np.int64), first=8190, exponent=3, lo=8 * 8190.0, hi=8 * 8193.5)
+    counts, width = _magnitudes(bins)
+    assert (width, counts.size) == (64.0, 1025)
+    assert counts[-2:].tolist() == [2, 2]
+
+
+def test_one_sided_values_use_all_integers_of_an_asymmetric_type() -> None:
+    # twice the integers, so the smallest threshold on offer is twice as large
+    values = np.append(np.abs(np.random.default_rng(0).standard_normal(200_000)), 60.0)
+    assert clipped(values, UINT8)[1] > 1.5 * clipped(values, INT8)[1]
 
 
 def test_16_bits_clip_nothing() -> None:

@@ -75,6 +75,16 @@ def test_asymmetric_ends_move_apart() -> None:
     assert lo == pytest.approx(-1, abs=0.05)
 
 
+def test_values_of_one_sign_are_clipped_at_the_far_end() -> None:
+    n = 400_000
+    values = np.append(np.random.default_rng(0).uniform(0.1, 1, n), 8.0)
+    best = 8 / (1 + n / (12 * 255**2))
+    for sign in (1, -1):
+        far, near = sorted(clipped(sign * values, UINT8), key=abs, reverse=True)
+        assert far == pytest.approx(sign * best, rel=0.02)
+        assert near == sign * np.float32(np.abs(values).min())
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("shape", ["normal", "laplace", "gelu", "relu", "outlier", "negative"])
 def test_no_grid_of_ranges_is_much_better(shape: str, spec: QSpec) -> None:
@@ -119,6 +129,12 @@ def test_few_values_are_kept(drawn: list[float], spec: QSpec) -> None:
         values, float(values.min()), float(values.max()), spec
     )
     assert values.min() <= lo <= hi <= values.max()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_of_equals_the_widest_is_taken(spec: QSpec) -> None:
+    values = np.array([-1e-38, 3e-38], np.float32)  # too small for any scale
+    assert clipped(values, spec) == (values[0], values[1])
 
 
 def test_search_takes_milliseconds() -> None:

@@ -136,7 +136,7 @@ class Comparison:
         }
 
 
-def bench(
+def compare(
     models: Sequence[tuple[str, bytes | Path]],
     feed: Feed,
     options: Options | None = None,

@@ -1,0 +1,79 @@
+"""The command line: one file a command in ``qcompile/commands``, one line for every error."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from qcompile._version import __version__
+from qcompile.errors import QCompileError
+
+# Command -> module, imported when the command runs: --help must not wait for onnxruntime.
+_COMMANDS = {
+    "demo": "demo",
+    "compile": "compile",
+    "verify": "verify",
+    "bench": "bench",
+    "inspect": "inspect",
+    "passes": "registered",
+    "calibrators": "registered",
+    "targets": "registered",
+}
+_INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Loads commands late, and turns errors into one line and the documented exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"qcompile.commands.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as e:
+            e.show()
+            code = e.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted: nothing was written", err=True)
+            code = _INTERRUPTED
+        except QCompileError as e:
+            _explain(str(e))
+            code = e.exit_code
+        except BrokenPipeError:  # the reader of a pipe has gone; there is no one to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        except Exception as e:
+            _explain(f"internal error, please report it: {type(e).__name__}: {e}")
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(message: str) -> None:
+    """One line; the traceback too where -v asks for it."""
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        traceback.print_exc()
+    click.echo("error: " + " ".join(message.split()), err=True)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qcompile")
+def main() -> None:
+    """Compile ONNX models into quantized ones, then verify, time and explain the result."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""How a compilation is shown: one table of float against compiled, notes, what to do next."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from qcompile.commands._shared import megabytes, table
+from qcompile.compare import Closeness
+from qcompile.report import Report
+
+
+def show(console: Console, report: Report) -> None:
+    """Print the headline table and the notes of a report."""
+    made = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
+    made.add_row(
+        "file size",
+        megabytes(report.float_bytes),
+        f"{megabytes(report.bytes)}  ({report.size_ratio:.1%})",
+    )
+    if report.speed is not None:
+        old, new = report.speed.timings
+        ratio = report.speed.ratio(1)
+        shapes = ", ".join(f"{n} {s}" for n, s in list(report.speed.shapes.items())[:1])
+        speedup = f"{new.best:.2f} ms  ({1 / ratio.best:.2f}x)"
+        made.add_row(f"latency, best ({shapes})", f"{old.best:.2f} ms", speedup)
+        speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
+        made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
+    for output in _float_outputs(report):
+        name = output.name
+        made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
+        made.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
+    if report.verdict is not None:
+        made.add_row("samples compared", "", str(report.verdict.samples))
+    made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))
+    console.print(made)
+    for note in report.notes:
+        console.print(f"[yellow]note[/]: {escape(note)}")
+    kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
+    if kept and report.mode != "float":
+        size = sum(r.bytes for r in kept)
+        console.print(f"{len(kept)} weights ({megabytes(size)}) stayed float:")
+        for row in sorted(kept, key=lambda r: -r.bytes)[:5]:
+            console.print(f"  {escape(row.tensor)} ({megabytes(row.bytes)}): {escape(row.reason)}")
+
+
+def _float_outputs(report: Report) -> list[Closeness]:
+    return report.verdict.outputs if report.verdict is not None else []

@@ -1,0 +1,128 @@
+"""qcompile bench MODEL [MODEL ...]"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile import export, loading, registry, shapes, timing
+from qcompile.commands._shared import (
+    PATH,
+    Ranged,
+    console,
+    data_options,
+    print_json,
+    progress_bar,
+    table,
+)
+from qcompile.data import open_data
+from qcompile.feeds import Feed, input_specs
+from qcompile.graph import Graph
+from qcompile.machine import instruction_sets
+from qcompile.synthetic import synthetic_feeds
+from qcompile.timing import Comparison
+
+_DEFAULTS = timing.Options()
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=PATH)
+@click.option("--dim", "dims", multiple=True, type=Ranged(), help="Size of a symbolic dimension; "
+              "several sizes make a sweep.")  # fmt: skip
+@click.option("--shape", "fixed", multiple=True, type=Ranged("x"), help="Shape of a whole input.")
+@click.option("--data", help="Time on the first feed of real data instead of made-up inputs.")
+@data_options
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core.")
+@click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.01), default=_DEFAULTS.seconds,
+              show_default=True, help="Timed per model and round.")  # fmt: skip
+@click.option("--target", default="cpu", show_default=True, help="Whose provider runs the models.")
+@click.option("--json", "json_file", type=PATH, help="Figures as JSON; - is stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
+def bench(**given: Any) -> None:
+    """Time models side by side; the first is the reference.
+
+    One session lives at a time, models take turns in each round, and ratios are taken within
+    rounds: the interval is a bootstrap over them.
+    """
+    models: Sequence[Path] = given["models"]
+    provider = registry.target(given["target"]).provider
+    options = timing.Options(given["threads"], given["rounds"], given["seconds"], provider=provider)
+    graph = loading.load(models[0])
+    for other in models[1:]:
+        loading.load(other)
+    if given["json_file"] is not None and str(given["json_file"]) != "-":
+        export.check_writable(given["json_file"])
+    feeds = list(_feeds(graph, given))
+    found: list[Comparison] = []
+    with progress_bar(given["quiet"]) as bar:
+        for feed in feeds:
+            bar.step("bench", options.rounds)
+            labelled = list(zip(_labels(models), models, strict=True))
+            found.append(timing.compare(labelled, feed, options, bar.advance))
+    _write(given, found)
+
+
+def _labels(models: Sequence[Path]) -> list[str]:
+    """File names where they differ, else paths."""
+    distinct = len({m.name for m in models}) == len(models)
+    return [m.name if distinct else str(m) for m in models]
+
+
+def _feeds(graph: Graph, given: dict[str, Any]) -> Iterator[Feed]:
+    """One feed for each combination of dimensions, or the first one of real data."""
+    shapes.infer(graph)
+    if given["data"] is not None:
+        data = open_data(
+            given["data"],
+            input_specs(graph),
+            tokenizer=given["tokenizer"],
+            samples=given["samples"],
+            batch_size=given["batch_size"],
+        )
+        yield next(iter(data))
+        return
+    names = [name for name, _ in given["dims"]]
+    fixed = dict(given["fixed"])
+    for sizes in product(*(sizes for _, sizes in given["dims"])):
+        dims = dict(zip(names, sizes, strict=True))
+        yield synthetic_feeds(graph, dims, 1, 0, shapes=fixed)[0]
+
+
+def _write(given: dict[str, Any], found: list[Comparison]) -> None:
+    rows = [c.to_dict() for c in found]
+    path = given["json_file"]
+    if path is not None and str(path) == "-":
+        print_json(rows)
+        return
+    if path is not None:
+        export.write_atomic(path, (json.dumps(rows, indent=1) + "\n").encode())
+    if not given["quiet"]:
+        for comparison in found:
+            show(comparison)
+
+
+def show(comparison: Comparison) -> None:
+    """One row a model."""
+    where = ", ".join(f"{n} {s}" for n, s in comparison.shapes.items())
+    isa = ", ".join(instruction_sets()[:2]) or "unknown instruction set"
+    title = f"{where}; {comparison.threads} threads, {isa}"
+    made = table(title, "model", "best ms", "median", "p90", "speed-up (best)", "(median)", "95 %")
+    for i, timed in enumerate(comparison.timings):
+        cells = ["1.00", "1.00", ""]
+        if i:
+            ratio = comparison.ratio(i)
+            interval = f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}"
+            cells = [f"{1 / ratio.best:.2f}", f"{1 / ratio.median:.2f}", interval]
+        made.add_row(
+            timed.label, f"{timed.best:.2f}", f"{timed.median:.2f}", f"{timed.p90:.2f}", *cells
+        )
+    console().print(made)
+    if comparison.noisy:
+        click.echo("note: the machine was noisy: a model's rounds differ by over 25 %")

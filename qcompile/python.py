@@ -1,0 +1,114 @@
+"""The Python entry points: what the command line does, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from qcompile import compare, loading, shapes, timing
+from qcompile.api import Mode
+from qcompile.compare import Gates, Verdict
+from qcompile.compiler import compile_job
+from qcompile.data import Data, open_data
+from qcompile.errors import DataError
+from qcompile.feeds import input_specs
+from qcompile.job import Options, Progress, Result
+from qcompile.loading import Source
+from qcompile.recipe import Recipe, merged, read
+from qcompile.runtime import Session
+from qcompile.synthetic import synthetic_feeds
+from qcompile.timing import Comparison
+
+
+def compile(
+    model: Source,
+    data: Data | None = None,
+    *,
+    target: str | None = None,
+    mode: Mode | None = None,
+    calibrator: str | None = None,
+    pipeline: str | None = None,
+    keep_float: Sequence[str] | None = None,
+    seed: int | None = None,
+    recipe: Recipe | str | Path | None = None,
+    gates: Gates | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
+
+    ``recipe`` is a Recipe or a YAML file; the named settings override it. Raises ModelError,
+    DataError, RecipeError or TargetError on bad input; RejectedError where the result is worse or
+    slower than ``gates`` allow and ``options.force`` is off.
+    """
+    base = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read(recipe)
+    settings = {
+        "target": target,
+        "mode": mode,
+        "calibrator": calibrator,
+        "pipeline": pipeline,
+        "keep_float": None if keep_float is None else tuple(keep_float),
+        "seed": seed,
+    }
+    chosen = merged(base, settings, "compile()")
+    return compile_job(
+        model, data, chosen, gates or Gates(), options or Options(), progress=progress
+    )
+
+
+def verify(
+    reference: Source,
+    candidate: Source,
+    data: Data,
+    *,
+    gates: Gates | None = None,
+    tokenizer: str | Path | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+) -> Verdict:
+    """Compare the outputs of two models on data. Raises ModelError or DataError on bad input."""
+    graph = loading.load(reference)
+    loading.load(candidate)  # its messages name what is wrong with a file
+    feeds = open_data(
+        data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
+    )
+    sessions = Session(runnable(reference)), Session(runnable(candidate))
+    return compare.compare(*sessions, feeds, gates or Gates())
+
+
+def bench(
+    models: Sequence[Source],
+    *,
+    dims: Mapping[str, int] | None = None,
+    shapes_of: Mapping[str, Sequence[int]] | None = None,
+    data: Data | None = None,
+    options: timing.Options | None = None,
+) -> Comparison:
+    """Time models side by side on made-up inputs, or on the first feed of ``data``.
+
+    The first model is the reference. Raises ModelError or DataError on bad input.
+    """
+    if not models:
+        raise DataError("nothing to time: give at least one model")
+    graph = loading.load(models[0])
+    shapes.infer(graph)
+    if data is not None:
+        feed = next(iter(open_data(data, input_specs(graph))))
+    else:
+        feed = synthetic_feeds(graph, dims or {}, 1, 0, shapes=shapes_of)[0]
+    labelled = [(_label(m, i), runnable(m)) for i, m in enumerate(models)]
+    return timing.compare(labelled, feed, options)
+
+
+def runnable(model: Source) -> bytes | Path:
+    """What ONNX Runtime loads: a path stays a path, so that external data is found."""
+    if isinstance(model, onnx.ModelProto):
+        data: bytes = model.SerializeToString()
+        return data
+    return model if isinstance(model, bytes) else Path(model)
+
+
+def _label(model: Source, index: int) -> str:
+    return str(model) if isinstance(model, str | Path) else f"model {index}"
