@@ -15,7 +15,7 @@ from typing import ClassVar
 import onnx
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, Tensor, is_constant, is_op
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _same_as(graph: Graph, node: Node) -> Tensor | None:
 def _is_inference(graph: Graph, node: Node) -> bool:
     mask_unused = all(not t.outputs and not graph.is_output(t) for t in node.outputs[1:])
     training = len(node.inputs) > 2 and node.inputs[2].name
-    off = not training or (is_constant(node.inputs[2]) and not node.inputs[2].values.any())
+    off = not training or (is_constant(node.inputs[2]) and not array(node.inputs[2]).any())
     return mask_unused and off
 
 

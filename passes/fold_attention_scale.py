@@ -31,11 +31,13 @@ class FoldAttentionScale(Pass):
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
+        changed = bool(graph.remove_dead())
         for node in graph.nodes:
-            if is_op(node, "Mul", "Div") and _factor(node) is not None:
-                changed |= _fold(graph, ctx, node)
-        return bool(graph.remove_dead()) or changed
+            scales = is_op(node, "Mul", "Div") and _factor(node) is not None
+            if scales and _fold(graph, ctx, node):
+                graph.remove_dead()  # as a second reader it would stop the next factor
+                changed = True
+        return changed
 
 
 def _factor(node: Node) -> float | None:
@@ -59,6 +61,10 @@ def _fold(graph: Graph, ctx: Context, node: Node) -> bool:
         return False  # a product like any other, not a refusal
     if isinstance(linear, str):
         ctx.skip(node, linear)
+        return False
+    weight = linear[-1][0].inputs[linear[-1][1]]
+    if len(graph.consumers(weight)) > 1 or graph.is_output(weight):
+        ctx.skip(node, f"weight {weight.name!r} is shared")
         return False
     for user, index in linear:
         old = user.inputs[index]

@@ -4,8 +4,8 @@
     y = d / Sqrt(v + ε) · γ + β          →   y = LayerNormalization(x, γ, β) {axis=-1, epsilon=ε}
 
 Exporters below opset 17 write this form. d² is Pow(d, 2) or Mul(d, d). Refuses where the mean is
-over another axis, γ or β is no vector, an inner tensor is used elsewhere, or the opset is too old.
-Source: ONNX LayerNormalization-17.
+over another axis or drops it, γ or β is no vector of that length, an inner tensor is used
+elsewhere, or the opset is too old. Source: ONNX LayerNormalization-17.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, rank, scalar
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, rank, scalar, shape_of
 
 _SINCE = 17
 
@@ -81,8 +81,11 @@ def _match(graph: Graph, sqrt: Node) -> _Match | str:
     shifted = _affine(graph, scaled[0], "Add")
     if isinstance(shifted, str):
         return shifted
-    if scaled[1].shape != shifted[1].shape:
-        return f"scale {scaled[1].shape} and shift {shifted[1].shape} differ in shape"
+    scale, shift, data = (shape_of(t) for t in (scaled[1], shifted[1], x))
+    if scale != shift:
+        return f"scale {scale} and shift {shift} differ in shape"
+    if data and isinstance(data[-1], int) and scale not in ((data[-1],), (1,)):
+        return f"scale {scale} does not fit values of shape {data}"
     return _Match(x, scaled[1], shifted[1], epsilon, shifted[0])
 
 
@@ -117,6 +120,8 @@ def _is_square(node: Node) -> bool:
 
 
 def _over_last_axis(node: Node, x: Tensor) -> bool:
+    if not node.attrs.get("keepdims", 1):
+        return False  # means of other rows would be subtracted
     axes = node.attrs.get("axes")
     if len(node.inputs) > 1 and is_constant(node.inputs[1]):
         axes = array(node.inputs[1]).tolist()

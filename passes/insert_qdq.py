@@ -31,13 +31,19 @@ class InsertQdq(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         if ctx.choices.mode == "static":
             _lift_without_range(ctx)
-        decisions = list(ctx.plan.quantized())
+        decisions = [d for d in ctx.plan.quantized() if _is_pending(graph, d)]
         for decision in decisions:
             if decision.kind == "weight":
                 _insert_weight(graph, ctx, decision)
             else:
                 _insert_activation(graph, ctx, decision)
         return bool(decisions)
+
+
+def _is_pending(graph: Graph, decision: Decision) -> bool:
+    """False once carried out: the uses then read a DequantizeLinear."""
+    use = decision.uses[0]
+    return bool(graph.find(use.node).inputs[use.index].name == decision.tensor)
 
 
 def _lift_without_range(ctx: Context) -> None:

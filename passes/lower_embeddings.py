@@ -3,7 +3,8 @@
     Gather(DQ(Tq, s, axis=0), i)   →   Mul(Cast(Gather(Tq, i)), Gather(s[V,1], i))
 
 ONNX Runtime does not move a DequantizeLinear behind a Gather: it would dequantize the table in
-every run. The scale is one value a row. Refuses tables that are not symmetric int8 by row.
+every run. The scale is one value a row. Refuses tables that are not symmetric int8 by row, and
+lookups along another axis.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, array, is_constant, is_op
+from qcompile.graph import Graph, Node, array, is_constant, is_op, rank, shape_of
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,27 @@ class LowerEmbeddings(Pass):
             table = graph.producer(node.inputs[0]) if is_op(node, "Gather") else None
             if table is None or not is_op(table, "DequantizeLinear"):
                 continue
-            if not is_constant(table.inputs[0]) or table.attrs.get("axis") != 0:
-                ctx.skip(node, "the table has no scale by row")
-                continue
-            _lower(graph, ctx, node, table)
-            changed = True
+            reason = _obstacle(node, table)
+            if reason is None:
+                _lower(graph, ctx, node, table)
+                changed = True
+            else:
+                ctx.skip(node, reason)
         return bool(graph.remove_dead()) or changed
+
+
+def _obstacle(node: Node, table: Node) -> str | None:
+    rows, scale = table.inputs[:2]
+    if not is_constant(rows) or rank(rows) != 2:
+        return "the table is no constant matrix"
+    if rows.dtype != np.int8 or any(t.name for t in table.inputs[2:]):
+        return "the table is not symmetric int8"
+    by_row = shape_of(scale) == (rows.shape[0],) and table.attrs.get("axis", 1) in (0, -2)
+    if not is_constant(scale) or not by_row:
+        return "the table has no scale by row"
+    if node.attrs.get("axis", 0) not in (0, -2):
+        return "the lookup is not along the rows of the table"
+    return None
 
 
 def _lower(graph: Graph, ctx: Context, node: Node, table: Node) -> None:

@@ -4,8 +4,9 @@
 
 The operator form is independent of the session's Q/DQ options and of static shapes, which make
 the Q/DQ form fall back to float. The bias moves inside, the weight's zero point is left out
-(symmetric). Refuses weights that are not symmetric int8 per output channel, and activations other
-than uint8: those have no vector kernel. Source: ONNX Runtime matmul_integer_to_float.
+(symmetric). Refuses weights that are not symmetric int8 per output channel, activations other than
+uint8 with one scale (those have no vector kernel), and Gemm with transA, alpha or beta. Source:
+ONNX Runtime matmul_integer_to_float.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import MICROSOFT, Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.graph import MICROSOFT, Graph, Node, Tensor, array, is_constant, is_op, rank, scalar
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,27 @@ def _dequantizer(graph: Graph, tensor: Tensor) -> Node | None:
 
 
 def _obstacle(node: Node, data: Node, weight: Node) -> str | None:
+    attrs = node.attrs
+    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        return "Gemm with transA, alpha or beta"
     if not is_constant(weight.inputs[0]) or rank(weight.inputs[0]) != 2:
         return "the weight is no constant matrix"
-    if weight.inputs[0].dtype != np.int8 or len(weight.inputs) > 2:
+    if weight.inputs[0].dtype != np.int8 or any(t.name for t in weight.inputs[2:]):
         return "the weight is not symmetric int8"
-    if "axis" in data.attrs:
+    if data.inputs[0].dtype is not None and data.inputs[0].dtype != np.uint8:
+        return "the activation is not uint8"
+    if rank(data.inputs[1]) and scalar(data.inputs[1]) is None:
         return "the activation has a scale per channel"
-    if weight.attrs.get("axis", 1) != (0 if node.attrs.get("transB") else 1):
+    if not _fits_outputs(node, weight):
         return "the weight's scales are not along the output channels"
     return None
+
+
+def _fits_outputs(node: Node, weight: Node) -> bool:
+    """True for one scale, or one for each output channel."""
+    axes = (0, -2) if node.attrs.get("transB") else (1, -1)
+    dims = rank(weight.inputs[1])
+    return dims == 0 or (dims == 1 and weight.attrs.get("axis", 1) in axes)
 
 
 def _lower(graph: Graph, ctx: Context, node: Node, data: Node, weight: Node) -> None:
@@ -67,50 +80,47 @@ def _lower(graph: Graph, ctx: Context, node: Node, data: Node, weight: Node) -> 
     if node.attrs.get("transB"):
         matrix = graph.constant(f"{matrix.name}/transposed", array(matrix).T)
         ctx.origins[matrix.name] = ctx.origins.get(weight.inputs[0].name, (matrix.name, None))
-    result, bias = _bias(graph, node)
-    xq, scale, zero = data.inputs
+    result, inside, outside = _bias(graph, node)
+    xq, scale = data.inputs[:2]
+    zero = data.inputs[2] if len(data.inputs) > 2 else None
+    fused = [] if inside is None else [inside]
     lowered = graph.add(
         "MatMulIntegerToFloat",
-        [xq, matrix, scale, weight.inputs[1], zero, None, *([bias] if bias is not None else [])],
+        [xq, matrix, scale, weight.inputs[1], zero, None, *fused],
         [f"{result.name}/int8"],
         domain=MICROSOFT,
         name=f"{node.name}/int8",
         like=result,
     )
-    graph.replace_uses(result, lowered.outputs[0])
+    product = lowered.outputs[0]
+    if outside is not None:
+        added = graph.add("Add", [product, outside], [f"{result.name}/biased"], like=result)
+        product = added.outputs[0]
+    graph.replace_uses(result, product)
 
 
-def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None]:
-    """(the tensor to replace, the bias vector that goes inside, None where there is none)."""
+def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(the tensor to replace, the vector that goes inside, what is still to be added to it)."""
     out = node.outputs[0]
     if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
-        return _gemm_bias(graph, node)
+        bias = node.inputs[2]
+        vector = is_constant(bias) and _is_vector(bias, node)
+        return (out, _flat(graph, bias), None) if vector else (out, None, bias)
     add = graph.only_consumer(out)
     if add is None or not is_op(add, "Add"):
-        return out, None
-    bias = next((t for t in add.inputs if t is not out), None)
-    if bias is None or not is_constant(bias) or not _is_vector(bias, node):
-        return out, None
-    return add.outputs[0], _flat(graph, bias)
-
-
-def _gemm_bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None]:
-    bias, out = node.inputs[2], node.outputs[0]
-    if is_constant(bias) and _is_vector(bias, node):
-        return out, _flat(graph, bias)
-    # A bias that broadcasts otherwise is added outside, under the product's old name.
-    inner = graph.add("Add", [out, bias], [f"{out.name}/biased"])
-    for reader in [n for n in graph.consumers(out) if n is not inner]:
-        for i, tensor in enumerate(reader.inputs):
-            if tensor is out:
-                graph.set_input(reader, i, inner.outputs[0])
-    return out, None
+        return out, None, None
+    other = next((t for t in add.inputs if t is not out), None)
+    if other is None or not is_constant(other) or not _is_vector(other, node):
+        return out, None, None
+    return add.outputs[0], _flat(graph, other), None
 
 
 def _is_vector(bias: Tensor, node: Node) -> bool:
+    """True where it adds one value to each output channel, and no dimension to the result."""
     columns = node.inputs[1].shape[0 if node.attrs.get("transB") else 1]
     shape = tuple(bias.shape)
-    return shape[-1:] == (columns,) and int(np.prod(shape)) == columns
+    fits = len(shape) <= (rank(node.outputs[0]) or 1)
+    return fits and shape[-1:] == (columns,) and int(np.prod(shape)) == columns
 
 
 def _flat(graph: Graph, bias: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Stores a linear's weight in 8 bits and multiplies in blocks.
 
-    MatMul(x, DQ(Wq, t)) + b   →   com.microsoft.MatMulNBits(x, W8, t by block, , , b) {bits=8}
+    MatMul(x, DQ(Wq, t))   →   com.microsoft.MatMulNBits(x, W8, t by block) {bits=8}
 
 ONNX Runtime quantizes the activation itself, by row and block (accuracy_level 4): without that
-8-bit weights have no kernel and the whole matrix is dequantized in every call. Refuses weights
-that are not symmetric int8 by output channel. Source: ONNX Runtime matmul_nbits.
+8-bit weights have no kernel and the whole matrix is dequantized in every call. A bias stays an
+Add, which the runtime fuses. Refuses weights that are not symmetric int8 by output channel, and
+Gemm with transA, alpha or beta. Source: ONNX Runtime matmul_nbits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import MICROSOFT, Graph, Node, array, is_constant, is_op, rank
+from qcompile.graph import MICROSOFT, Graph, Node, array, is_constant, is_op, rank, shape_of
 from qcompile.qtypes import Array
 
 
@@ -43,12 +44,12 @@ class LowerWeightOnly(Pass):
             weight = graph.producer(node.inputs[1]) if is_op(node, "MatMul", "Gemm") else None
             if weight is None or not is_op(weight, "DequantizeLinear"):
                 continue
-            matrix = weight.inputs[0]
-            if not is_constant(matrix) or rank(matrix) != 2 or matrix.dtype != np.int8:
-                ctx.skip(node, "the weight is not symmetric int8")
-                continue
-            self._lower(graph, ctx, node, weight)
-            changed = True
+            reason = _obstacle(node, weight)
+            if reason is None:
+                self._lower(graph, ctx, node, weight)
+                changed = True
+            else:
+                ctx.skip(node, reason)
         return bool(graph.remove_dead()) or changed
 
     def _lower(self, graph: Graph, ctx: Context, node: Node, weight: Node) -> None:
@@ -81,6 +82,23 @@ class LowerWeightOnly(Pass):
         if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
             result = graph.add("Add", [result, node.inputs[2]], [f"{out.name}/biased"]).outputs[0]
         graph.replace_uses(out, result)
+
+
+def _obstacle(node: Node, weight: Node) -> str | None:
+    matrix, scale = weight.inputs[:2]
+    attrs = node.attrs
+    if not is_constant(matrix) or rank(matrix) != 2:
+        return "the weight is no constant matrix"
+    if matrix.dtype != np.int8 or any(t.name for t in weight.inputs[2:]):
+        return "the weight is not symmetric int8"
+    axes = (0, -2) if attrs.get("transB") else (1, -1)
+    channels = (matrix.shape[axes[0]],)
+    by_output = shape_of(scale) == channels and weight.attrs.get("axis", 1) in axes
+    if not is_constant(scale) or not by_output:
+        return "the weight's scales are not along the output channels"
+    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        return "Gemm with transA, alpha or beta"
+    return None
 
 
 def _packed(rows: Array, block: int) -> Array:

@@ -3,7 +3,7 @@
     a = Cast(m); b = Cast(m)   →   a = Cast(m)
 
 Exporters write the attention mask and shape arithmetic anew for each layer. Refuses random
-operators, nodes with subgraphs, and nodes whose outputs are all graph outputs.
+operators, nodes with subgraphs, and nodes that make a graph output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, Tensor, array, is_constant
+from qcompile.graph import Graph, Node, Tensor, array, has_subgraph, is_constant
 
 _RANDOM = {
     "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
@@ -59,11 +59,12 @@ def _merge(graph: Graph, ctx: Context, kept: Node, node: Node) -> bool:
 
 
 def _key(node: Node) -> Hashable | None:
-    if any(isinstance(v, gs.Graph) for v in node.attrs.values()):
+    if has_subgraph(node):
         return None
     attrs = tuple((k, _attribute_key(v)) for k, v in sorted(node.attrs.items()))
     inputs = tuple(_tensor_key(t) for t in node.inputs)
-    return (node.op, node.domain, len(node.outputs), attrs, inputs)
+    made = tuple(bool(t.name) for t in node.outputs)  # an omitted output cannot stand for another
+    return (node.op, node.domain, made, attrs, inputs)
 
 
 def _attribute_key(value: object) -> Hashable:

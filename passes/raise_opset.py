@@ -5,7 +5,8 @@
 LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
 it admits, the nodes stay as they are; ReduceMean and its kin (axes became an input in opset 18)
 and Split are rewritten. Refuses opsets before 13, where Softmax, Squeeze and ReduceSum meant
-something else, and any operator that changed its meaning on the way.
+something else, any operator that changed its meaning on the way, and subgraphs, which are never
+edited: their nodes cannot be brought along.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ import numpy as np
 import onnx
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import ONNX, Graph, Node, is_op
+from qcompile.graph import ONNX, Graph, Node, has_subgraph, is_op
 
 _OLDEST = 13
-_SUBGRAPH = -1  # its subgraphs are never edited, so their nodes cannot be brought along
 # Operators whose definition changed after opset 13 in a way that can alter an existing node.
 _CHANGED = {
     "AffineGrid": 20, "AveragePool": 19, "BatchNormalization": 14, "Cast": 19, "CumSum": 14,
     "DFT": 20, "DequantizeLinear": 21, "GridSample": 20, "GroupNormalization": 21,
-    "If": _SUBGRAPH, "Loop": _SUBGRAPH, "Pad": 18, "QuantizeLinear": 21, "Resize": 18,
-    "RoiAlign": 16, "Scan": _SUBGRAPH, "ScatterElements": 18, "ScatterND": 18,
+    "Pad": 18, "QuantizeLinear": 21, "Resize": 18, "RoiAlign": 16, "ScatterElements": 18,
+    "ScatterND": 18,
 }  # fmt: skip
 # Of those, the ones whose old attributes keep their meaning (defaults were added, none changed).
 _HARMLESS = {
@@ -60,10 +60,11 @@ class RaiseOpset(Pass):
         if graph.opset < _OLDEST:
             ctx.skip(graph.name, f"opset {graph.opset} is older than {_OLDEST}")
             return False
-        obstacle = next((n for n in graph.nodes if _changes(n, graph.opset, wanted)), None)
-        if obstacle is not None:
-            ctx.skip(obstacle, f"{obstacle.op} means something else in opset {wanted}")
-            return False
+        for node in graph.nodes:
+            reason = _obstacle(node, graph.opset, wanted)
+            if reason is not None:
+                ctx.skip(node, reason)
+                return False
         if wanted >= _AXES_INPUT > graph.opset:
             for node in graph.nodes:
                 _move_axes(graph, node)
@@ -71,17 +72,19 @@ class RaiseOpset(Pass):
         return True
 
 
-def _changes(node: Node, old: int, new: int) -> bool:
+def _obstacle(node: Node, old: int, new: int) -> str | None:
+    """Why a node cannot be brought along as it is, None where it can."""
+    if has_subgraph(node):
+        return f"{node.op} holds a subgraph, which is never edited"
     if node.domain not in (None, "", "ai.onnx") or node.op in _HARMLESS:
-        return False
-    changed_in = _CHANGED.get(node.op, 0)
-    if changed_in == _SUBGRAPH or old < changed_in <= new:
-        return True
+        return None
+    if old < _CHANGED.get(node.op, 0) <= new:
+        return f"{node.op} means something else in opset {new}"
     try:
         onnx.defs.get_schema(node.op, new)
     except onnx.defs.SchemaError:
-        return True  # deprecated, or unknown to ONNX
-    return False
+        return f"{node.op} is unknown to ONNX"
+    return None
 
 
 def _move_axes(graph: Graph, node: Node) -> None:

@@ -66,12 +66,32 @@ class Collector:
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""
-        mask = padding_mask(dict(feed)) if self.options.mask else None
-        for group in self._groups(feed):
-            values = self.session.run(feed, [o for tap in group for o in tap.outputs])
-            for tap in group:
-                self._observe(tap, [values[o] for o in tap.outputs], mask)
+        for part in self._fitting(feed):
+            mask = padding_mask(dict(part)) if self.options.mask else None
+            for group in self._groups(part):
+                values = self.session.run(part, [o for tap in group for o in tap.outputs])
+                for tap in group:
+                    self._observe(tap, [values[o] for o in tap.outputs], mask)
         self.feeds_seen += 1
+
+    def _fitting(self, feed: Feed) -> Iterator[Feed]:
+        """The feed, or halves of its batch until every single tensor fits the budget."""
+        if self.reduced:
+            yield feed
+            return
+        sizes = [(self._size(tap, feed), tap.tensor) for tap in self.taps]
+        size, tensor = max(sizes)
+        if size <= self.options.max_memory:
+            yield feed
+            return
+        batch = min((v.shape[0] if v.ndim else 1) for v in feed.values())
+        if batch < 2 or any(v.shape[0] != batch for v in feed.values()):
+            raise DataError(
+                f"tensor {tensor!r} has {size} bytes for one sample of the calibration data, over "
+                f"--max-memory {self.options.max_memory}: give at least {size}, or shorter samples"
+            )
+        for rows in (slice(0, batch // 2), slice(batch // 2, None)):
+            yield from self._fitting({name: v[rows] for name, v in feed.items()})
 
     def ranges(self) -> Ranges:
         """Ranges of all tensors that finite values were seen of, reasons for the others."""
@@ -106,11 +126,6 @@ class Collector:
         budget, group, used = self.options.max_memory, list[Tap](), 0
         for tap in self.taps:
             size = self._size(tap, feed)
-            if size > budget:
-                raise DataError(
-                    f"tensor {tap.tensor!r} has {size} bytes in one batch, over --max-memory "
-                    f"{budget}: give smaller batches (--batch-size)"
-                )
             if group and used + size > budget:
                 yield group
                 group, used = [], 0

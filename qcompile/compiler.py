@@ -100,6 +100,10 @@ def _prepare(
 def _mode(recipe: Recipe, target: Target, has_data: bool) -> Mode:
     default: Mode = "static" if has_data else "dynamic"
     mode = recipe.mode or default
+    if recipe.mode is None and mode not in target.modes:
+        raise DataError(
+            f"target {target.name!r} needs calibration data: give --data, or --mode weight-only"
+        )
     if mode not in target.modes:
         known = ", ".join(target.modes)
         raise TargetError(f"target {target.name!r} has no mode {mode!r}, expected one of {known}")

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from qcompile.errors import OutputError
-from qcompile.graph import Graph, Tensor, Variable, is_constant, is_float
+from qcompile.graph import Graph, Node, Tensor, is_constant, is_float, shape_of
+from qcompile.protos import element_type, fill_tensor, node_proto
 
 # Constants up to this many elements can be shapes, axes or indices, which inference reads.
 _SHAPE_ELEMENTS = 64
@@ -26,23 +25,71 @@ _STANDARD = (None, "", "ai.onnx")
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """The model as it stands, with the header it came with."""
-    model: onnx.ModelProto = gs.export_onnx(graph.surgeon, do_type_check=False)
     head = graph.header
-    model.ir_version = max(head.ir_version, 4)
-    model.producer_name, model.producer_version = head.producer_name, head.producer_version
-    model.domain, model.model_version = head.domain, head.model_version
-    model.doc_string = head.doc_string
+    model = onnx.ModelProto(
+        ir_version=max(head.ir_version, 4),
+        producer_name=head.producer_name,
+        producer_version=head.producer_version,
+        domain=head.domain,
+        model_version=head.model_version,
+        doc_string=head.doc_string,
+        opset_import=_imports(graph),
+        functions=graph.functions,
+    )
     onnx.helper.set_model_props(model, head.metadata)
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(_value_info(graph))
+    proto = model.graph
+    proto.name, proto.doc_string = graph.name, graph.surgeon.doc_string
+    proto.node.extend(_node(graph, n) for n in graph.nodes)
+    proto.input.extend(_declared(graph, t) for t in graph.inputs)
+    proto.output.extend(_declared(graph, t) for t in graph.outputs)
+    for constant in graph.constants().values():
+        fill_tensor(proto.initializer.add(), constant)
+    proto.value_info.extend(_value_info(graph))
     return model
+
+
+def _imports(graph: Graph) -> list[onnx.OperatorSetIdProto]:
+    return [onnx.helper.make_opsetid(d, v) for d, v in graph.domains().items()]
+
+
+def _node(graph: Graph, node: Node) -> onnx.NodeProto:
+    made = node_proto(node)
+    if node.name in graph.header.extras:
+        made.MergeFrom(graph.header.extras[node.name])
+    return made
+
+
+def _declared(graph: Graph, tensor: Tensor) -> onnx.ValueInfoProto:
+    """An input or output as the model declared it; its inferred type where it declared none."""
+    declared = graph.header.interface.get(tensor.name)
+    if declared is not None and declared.HasField("type"):
+        return declared
+    return _typed(tensor, _symbols(graph))
+
+
+def _symbols(graph: Graph) -> set[str]:
+    """Names of the inputs' dimensions.
+
+    Those of an inference are never written: a new one may use them for other sizes.
+    """
+    return {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
+
+
+def _typed(tensor: Tensor, symbols: set[str]) -> onnx.ValueInfoProto:
+    """Name, type and shape of a tensor as far as known."""
+    if tensor.dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
+        return onnx.ValueInfoProto(name=tensor.name)
+    shape = shape_of(tensor)
+    dims = shape and [d if isinstance(d, int) or d in symbols else None for d in shape]
+    return onnx.helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype), dims)
 
 
 def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
     """Types of the surviving tensors. Only float32 ones: nothing else is asked of them later."""
     skip = {t.name for t in (*graph.inputs, *graph.outputs)}
+    symbols = _symbols(graph)
     return [
-        OnnxExporter.export_value_info_proto(t, do_type_check=False)
+        _typed(t, symbols)
         for name, t in graph.tensors().items()
         if name not in skip and not is_constant(t) and is_float(t) and t.shape is not None
     ]
@@ -54,41 +101,28 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
     Equivalent for type and shape inference, and small enough to copy freely. The shapes that
     exporters wrote beside intermediate tensors and outputs are left out: they are often wrong.
     """
-    proto = onnx.GraphProto(name=graph.name)
-    proto.node.extend(OnnxExporter.export_node(n) for n in graph.nodes)
-    for tensor in graph.inputs:
-        proto.input.append(OnnxExporter.export_value_info_proto(tensor, do_type_check=False))
+    model = onnx.ModelProto(ir_version=10, opset_import=_imports(graph), functions=graph.functions)
+    proto = model.graph
+    proto.name = graph.name
+    proto.node.extend(_node(graph, n) for n in graph.nodes)
+    proto.input.extend(_declared(graph, t) for t in graph.inputs)
     for constant in graph.constants().values():
         if int(np.prod(constant.shape, dtype=np.int64)) <= _SHAPE_ELEMENTS:
-            proto.initializer.append(OnnxExporter.export_tensor_proto(constant))
+            fill_tensor(proto.initializer.add(), constant)
         else:
-            info = OnnxExporter.export_value_info_proto(constant, do_type_check=False)
-            proto.input.append(info)
-    proto.output.extend(_untyped(t) for t in graph.outputs)
+            proto.input.append(_typed(constant, set()))
+    proto.output.extend(onnx.ValueInfoProto(name=t.name) for t in graph.outputs)
     proto.value_info.extend(_contrib_types(graph))
-    imports = [onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.domains().items())]
-    model = onnx.helper.make_model(proto, opset_imports=imports, ir_version=10)
-    model.functions.extend(OnnxExporter.export_function(f) for f in graph.functions)
     return model
 
 
 def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
-    """Types of tensors that contrib operators make, which inference cannot find by itself.
-
-    Symbols of an earlier inference are left out: a new one may use their names for other sizes.
-    """
-    symbols = {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
-    found = []
-    for tensor in (t for n in graph.nodes if n.domain not in _STANDARD for t in n.outputs):
-        if tensor.name and tensor.dtype is not None and tensor.shape is not None:
-            dims = [d if isinstance(d, int) or d in symbols else None for d in tensor.shape]
-            typed = gs.Variable(tensor.name, tensor.dtype, dims)
-            found.append(OnnxExporter.export_value_info_proto(typed, do_type_check=False))
-    return found
-
-
-def _untyped(tensor: Tensor | Variable) -> onnx.ValueInfoProto:
-    return onnx.ValueInfoProto(name=tensor.name)
+    """Types of tensors that contrib operators make, which inference cannot find by itself."""
+    symbols = _symbols(graph)
+    made = (t for n in graph.nodes if n.domain not in _STANDARD for t in n.outputs)
+    return [
+        _typed(t, symbols) for t in made if t.name and t.dtype is not None and t.shape is not None
+    ]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
-from qcompile.graph import Graph, Node, Shape, Tensor, array, is_constant, is_op
+from qcompile.graph import Graph, Node, Shape, Tensor, array, has_subgraph, is_constant, is_op
 from qcompile.qtypes import Array
 
 # Runs nodes that depend on constants alone: their outputs by name, or why there are none. The
@@ -26,17 +25,13 @@ def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
     known: set[str] = set()
     found = []
     for node in graph.nodes:
-        if node.op in _KEPT or not node.inputs or _has_subgraph(node):
+        if node.op in _KEPT or not node.inputs or has_subgraph(node):
             continue
         given = [t for t in node.inputs if t.name]
         if all(is_constant(t) or t.name in known for t in given) and accept(node):
             known |= {t.name for t in node.outputs}
             found.append(node)
     return found
-
-
-def _has_subgraph(node: Node) -> bool:
-    return any(isinstance(v, gs.Graph) for v in node.attrs.values())
 
 
 def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) -> bool:

@@ -3,12 +3,12 @@
 Why a wrapper: graphsurgeon compares tensors and nodes by name or content, shares one ``Constant``
 between all its users, prints a warning for duplicate names and says nothing of dangling inputs.
 All edits go through this class, and no one writes into ``Constant.values`` in place.
-Subgraphs (If, Loop, Scan) are never edited; what they read from outside is protected.
+Subgraphs (If, Loop, Scan) are never edited; what they read from outside keeps its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError, ModelError
+from qcompile.protos import Subgraph
 from qcompile.qtypes import Array
 
 Node: TypeAlias = gs.Node
@@ -28,6 +29,7 @@ Shape: TypeAlias = tuple[int | str | None, ...]
 
 ONNX = ""
 MICROSOFT = "com.microsoft"
+_TENSOR = "tensor_type"
 
 
 def is_constant(tensor: Tensor) -> bool:
@@ -36,8 +38,9 @@ def is_constant(tensor: Tensor) -> bool:
 
 
 def is_float(tensor: Tensor) -> bool:
-    """True where the tensor's type is known to be float32."""
-    return tensor.dtype is not None and _np_dtype(tensor.dtype) == np.float32
+    """True where the tensor's type is known to be float32; a sequence of such is none."""
+    known = tensor.dtype is not None and getattr(tensor, "type", _TENSOR) == _TENSOR
+    return known and _np_dtype(tensor.dtype) == np.float32
 
 
 def rank(tensor: Tensor) -> int | None:
@@ -57,10 +60,8 @@ def array(tensor: Tensor) -> Array:
     Weights that are still in the loaded file are viewed there, not copied and not kept.
     """
     values = tensor._values
-    if type(values) is gs.ir.tensor.LazyValues:
+    if isinstance(values, gs.ir.tensor.LazyValues):
         values = onnx.numpy_helper.to_array(values.tensor)
-    elif isinstance(values, gs.ir.tensor.LazyValues):
-        values = values.load()  # sparse
     result: Array = np.asarray(values)
     return result
 
@@ -88,7 +89,11 @@ def shape_of(tensor: Tensor) -> Shape | None:
 
 @dataclass
 class Header:
-    """What a ModelProto carries beside its graph, and graphsurgeon does not keep."""
+    """What a ModelProto carries beside its graph, and graphsurgeon does not keep.
+
+    interface: inputs and outputs as declared. functions: as they were, never edited. extras: by
+    node name, its overload and metadata.
+    """
 
     ir_version: int = 8
     producer_name: str = ""
@@ -97,19 +102,31 @@ class Header:
     model_version: int = 0
     doc_string: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    interface: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
+    functions: list[onnx.FunctionProto] = field(default_factory=list)
+    extras: dict[str, onnx.NodeProto] = field(default_factory=dict)
 
 
 class Graph:
     """A model being compiled. Nodes are in topological order whenever a pass starts or ends."""
 
-    def __init__(self, inner: gs.Graph, header: Header | None = None) -> None:
+    def __init__(
+        self, inner: gs.Graph, header: Header | None = None, hidden: Sequence[Constant] = ()
+    ) -> None:
+        """``hidden``: constants that subgraphs alone read."""
         self._gs = inner
         self.header = header or Header()
-        self._names = {t.name for t in inner.tensors().values()} | {n.name for n in inner.nodes}
-        for sub in inner.subgraphs(recursive=True):
-            self._names |= {t.name for t in sub.tensors().values()} | {n.name for n in sub.nodes}
-        # A subgraph may return an outer tensor as it is; that use shows in no consumer list.
-        self._returned = {t.name for sub in inner.subgraphs(recursive=True) for t in sub.outputs}
+        self._hidden = list(hidden)
+        self._names = set(self.tensors()) | {n.name for n in inner.nodes}
+        self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
+        self._captured = self._read_inside()
+
+    def _all_subgraphs(self) -> Iterator[Subgraph]:
+        for node in self._gs.nodes:
+            yield from subgraphs(node)
+
+    def _read_inside(self) -> set[str]:
+        return {name for sub in self._all_subgraphs() for name in sub.reads}
 
     # ---- walking
     @property
@@ -134,8 +151,8 @@ class Graph:
         return str(self._gs.name or "graph")
 
     @property
-    def functions(self) -> list[Any]:
-        return list(self._gs.functions)
+    def functions(self) -> list[onnx.FunctionProto]:
+        return list(self.header.functions)
 
     def domains(self) -> dict[str, int]:
         """Imported opset version by domain, '' for ONNX itself."""
@@ -145,7 +162,8 @@ class Graph:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the main graph by name, in a stable order."""
         found: dict[str, Tensor] = {}
-        for tensor in (*self._gs.inputs, *self._walk_tensors(), *self._gs.outputs):
+        ends = (*self._gs.outputs, *self._hidden)
+        for tensor in (*self._gs.inputs, *self._walk_tensors(), *ends):
             if tensor.name:
                 found.setdefault(tensor.name, tensor)
         return found
@@ -160,28 +178,22 @@ class Graph:
         return {name: t for name, t in self.tensors().items() if is_constant(t)}
 
     def is_output(self, tensor: Tensor) -> bool:
-        """True where the tensor's name is visible outside: a graph output or a subgraph's."""
-        return tensor.name in self._returned or any(t is tensor for t in self._gs.outputs)
+        """True where the tensor's name is needed: by a graph output, or inside a subgraph."""
+        return tensor.name in self._captured or any(t is tensor for t in self._gs.outputs)
 
     def producer(self, tensor: Tensor) -> Node | None:
         """The node that computes a tensor; None for graph inputs and constants."""
         return tensor.inputs[0] if tensor.inputs else None
 
     def consumers(self, tensor: Tensor) -> list[Node]:
-        """Nodes that read a tensor, in subgraphs too; one entry for each use."""
+        """Nodes that read a tensor, one entry for each use; what subgraphs read ``is_output``."""
         return list(tensor.outputs)
 
     def only_consumer(self, tensor: Tensor) -> Node | None:
-        """The single reader of a tensor that nothing outside can see, else None."""
-        if len(tensor.outputs) != 1 or self.is_output(tensor) or self._in_subgraph(tensor):
+        """The single reader of a tensor that nothing needs by its name, else None."""
+        if len(tensor.outputs) != 1 or self.is_output(tensor):
             return None
         return tensor.outputs[0]
-
-    def _in_subgraph(self, tensor: Tensor) -> bool:
-        if not self._gs.nodes or not any(True for _ in self._gs.subgraphs()):
-            return False
-        own = {id(n) for n in self._gs.nodes}
-        return any(id(n) not in own for n in tensor.outputs)
 
     # ---- editing
     def fresh(self, base: str) -> str:
@@ -275,21 +287,25 @@ class Graph:
                     node.outputs[i] = gs.Variable(self.fresh(tensor.name + "/unused"))
 
     def remove_dead(self) -> int:
-        """Drop nodes that nothing visible depends on; returns how many."""
-        dead: set[int] = set()
-        for node in reversed(self._gs.nodes):  # consumers come after producers
-            if not any(self._is_read(t, dead) for t in node.outputs):
-                dead.add(id(node))
+        """Drop nodes that no graph output depends on; returns how many."""
+        nodes = self._gs.nodes
+        makers = _Makers(nodes)
+        ends = {id(n): n for t in self._gs.outputs for n in t.inputs}
+        alive, waiting = set(ends), list(ends.values())
+        while waiting:
+            for maker in makers.before(waiting.pop()):
+                if id(maker) not in alive:
+                    alive.add(id(maker))
+                    waiting.append(maker)
+        dead = [n for n in nodes if id(n) not in alive]
         if not dead:
             return 0
-        for node in self._gs.nodes:
-            if id(node) in dead:
-                node.inputs.clear()
-        self._gs.nodes[:] = [n for n in self._gs.nodes if id(n) not in dead]
+        for node in dead:
+            node.inputs.clear()
+        nodes[:] = [n for n in nodes if id(n) in alive]
+        self._captured = self._read_inside()
+        self._hidden = [t for t in self._hidden if t.name in self._captured]
         return len(dead)
-
-    def _is_read(self, tensor: Tensor, dead: set[int]) -> bool:
-        return self.is_output(tensor) or any(id(n) not in dead for n in tensor.outputs)
 
     def import_domain(self, domain: str, version: int) -> None:
         """Declare an operator set, once."""
@@ -305,13 +321,12 @@ class Graph:
         Raises ModelError on a cycle.
         """
         nodes = self._gs.nodes
-        made = {id(t): n for n in nodes for t in n.outputs}
-        index = {id(n): i for i, n in enumerate(nodes)}
+        makers = _Makers(nodes)
         done: set[int] = set()
         ordered: list[Node] = []
         for root in nodes:
-            _visit(root, made, index, done, ordered)
-        self._gs.nodes[:] = ordered
+            _visit(root, makers, done, ordered)
+        nodes[:] = ordered
 
     def find(self, name: str) -> Node:
         """The node of that name; raises InvariantError where it is gone."""
@@ -326,28 +341,40 @@ class Graph:
         return self._gs
 
 
-def reads(node: Node) -> Iterator[Tensor]:
-    """Inputs of a node, and what its subgraphs read from outside of them."""
-    yield from (t for t in node.inputs if t.name)
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            yield from _outer_reads(value)
+def subgraphs(node: Node) -> Iterator[Subgraph]:
+    """The bodies of an If, Loop or Scan, none for other nodes."""
+    yield from (v for v in node.attrs.values() if isinstance(v, Subgraph))
 
 
-def _outer_reads(sub: gs.Graph) -> Iterator[Tensor]:
-    own = {id(t) for t in sub.inputs} | {id(t) for n in sub.nodes for t in n.outputs}
-    for node in sub.nodes:
-        yield from (t for t in reads(node) if id(t) not in own)
-    yield from (t for t in sub.outputs if id(t) not in own)
+def has_subgraph(node: Node) -> bool:
+    """True for If, Loop, Scan and their kin."""
+    return any(True for _ in subgraphs(node))
 
 
-def _visit(
-    root: Node,
-    made: Mapping[int, Node],
-    index: Mapping[int, int],
-    done: set[int],
-    ordered: list[Node],
-) -> None:
+def reads(node: Node) -> Iterator[str]:
+    """Names of a node's inputs, and of what its subgraphs read from outside of them."""
+    yield from (t.name for t in node.inputs if t.name)
+    for body in subgraphs(node):
+        yield from body.reads
+
+
+class _Makers:
+    """Which nodes a node needs: by identity for its inputs, by name for what subgraphs read."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._place = {id(n): i for i, n in enumerate(nodes)}
+        self._made = {id(t): n for n in nodes for t in n.outputs}
+        self._named = {t.name: n for n in nodes for t in n.outputs if t.name}
+
+    def before(self, node: Node) -> list[Node]:
+        """Makers of all that ``node`` reads, each once, in the order in which they stand."""
+        found = [self._made.get(id(t)) for t in node.inputs]
+        found += [self._named.get(name) for body in subgraphs(node) for name in body.reads]
+        unique = {id(n): n for n in found if n is not None}
+        return sorted(unique.values(), key=lambda n: self._place[id(n)])
+
+
+def _visit(root: Node, makers: _Makers, done: set[int], ordered: list[Node]) -> None:
     """Depth first with an explicit stack: graphs are deeper than Python's recursion limit."""
     open_nodes: set[int] = set()
     stack = [(root, False)]
@@ -364,11 +391,5 @@ def _visit(
             raise ModelError(f"the graph has a cycle through node {node.name!r} ({node.op})")
         open_nodes.add(id(node))
         stack.append((node, True))
-        before = {id(p): p for t in reads(node) if (p := made.get(id(t))) is not None}
-        waiting = [p for p in before.values() if id(p) not in done]
-        stack.extend((p, False) for p in sorted(waiting, key=lambda n: -index[id(n)]))
-
-
-def names_of(tensors: Iterable[Tensor]) -> list[str]:
-    """Tensor names, for messages."""
-    return [t.name for t in tensors]
+        waiting = [n for n in reversed(makers.before(node)) if id(n) not in done]
+        stack.extend((n, False) for n in waiting)

@@ -1,12 +1,15 @@
 """Reads a model from a path, bytes or a ModelProto, and brings it into one normal form.
 
 Normal form: opset imports unique and complete, nodes sorted and named, Constant nodes turned into
-constants, external data mapped into memory instead of read. Subgraphs stay as they are.
+constants, sparse constants dense, external data mapped into memory instead of read. Subgraphs and
+functions stay as they are.
 """
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,13 +17,19 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError
-from qcompile.graph import MICROSOFT, Graph, Header, is_constant
+from qcompile.external import embed_external, is_external, map_external
+from qcompile.graph import ONNX, Graph, Header, is_constant, subgraphs
+from qcompile.protos import bodies, outer_reads, put_back, take_out
 from qcompile.qtypes import Array
 
 Source = str | Path | bytes | onnx.ModelProto
 
 _CONSTANT_VALUES = {"value_float": np.float32, "value_int": np.int64}
 _CONSTANT_LISTS = {"value_floats": np.float32, "value_ints": np.int64}
+# What ONNX Runtime takes where ONNX's own operators are not imported is its newest; this one all
+# supported versions know.
+_OPSET_WHERE_UNSAID = 21
+_LARGEST = 2**31
 
 
 def load(source: Source) -> Graph:
@@ -32,7 +41,9 @@ def load(source: Source) -> Graph:
 def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
     """The ModelProto, external data not loaded, and the folder that its external data is in."""
     if isinstance(source, onnx.ModelProto):
-        return source, None
+        own = onnx.ModelProto()
+        own.CopyFrom(source)  # normalising edits it
+        return own, None
     if isinstance(source, bytes):
         return _parse(source, "the given bytes"), None
     path = Path(source)
@@ -61,16 +72,33 @@ def _parse(data: bytes, what: str) -> onnx.ModelProto:
 def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     """Normalise a ModelProto into a Graph; ``folder`` is where its external data lies.
 
-    Raises ModelError where the model is malformed.
+    The ModelProto is the graph's from then on. Raises ModelError where it is malformed.
     """
-    _check_inputs_exist(model.graph)
-    inner = _import(_with_clean_imports(model))
-    _map_external(inner, folder)
-    _absorb_constant_nodes(inner)
+    _check_names(model.graph)
+    _clean_imports(model)
+    for tensor in _inner_tensors(model):
+        if is_external(tensor):
+            embed_external(tensor, folder)
+    header = _header(model)
+    inner = _import(model)
     _name_nodes(inner)
-    graph = Graph(inner, _header(model))
+    header.extras = _extras(inner, model.graph)
+    captured = {name for n in inner.nodes for body in subgraphs(n) for name in body.reads}
+    _absorb_constant_nodes(inner, captured | {t.name for t in inner.outputs})
+    hidden = _hidden(model.graph, captured - set(inner.tensors()))
+    graph = Graph(inner, header, hidden)
+    for constant in graph.constants().values():
+        _open(constant, folder)
     graph.sort()
     return graph
+
+
+def _hidden(graph: onnx.GraphProto, wanted: set[str]) -> list[gs.Constant]:
+    """Initializers that subgraphs alone read, which graphsurgeon forgets."""
+    lazy, sparse = gs.ir.tensor.LazyValues, gs.ir.tensor.SparseValues
+    found = [gs.Constant(t.name, lazy(t)) for t in graph.initializer if t.name in wanted]
+    others = [t for t in graph.sparse_initializer if t.values.name in wanted]
+    return [*found, *(gs.Constant(t.values.name, sparse(t)) for t in others)]
 
 
 def _header(model: onnx.ModelProto) -> Header:
@@ -82,42 +110,67 @@ def _header(model: onnx.ModelProto) -> Header:
         model_version=int(model.model_version),
         doc_string=model.doc_string,
         metadata={p.key: p.value for p in model.metadata_props},
+        interface={t.name: t for t in reversed((*model.graph.input, *model.graph.output))},
+        functions=list(model.functions),
     )
 
 
-def _with_clean_imports(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model (weights shared, not copied) with each domain imported once."""
+def _clean_imports(model: onnx.ModelProto) -> None:
+    """Import each domain that is used, once."""
     versions: dict[str, int] = {}
     for opset in model.opset_import:
-        domain = "" if opset.domain == "ai.onnx" else opset.domain
+        domain = ONNX if opset.domain == "ai.onnx" else opset.domain
         versions[domain] = max(versions.get(domain, 0), int(opset.version))
-    used = {"" if n.domain == "ai.onnx" else n.domain for n in model.graph.node}
-    if "" not in versions:
+    if ONNX not in versions:
         # ONNX: version 1 where a model of the oldest format says nothing at all.
-        versions[""] = 1 if not versions else onnx.defs.onnx_opset_version()
-    if MICROSOFT in used:
-        versions.setdefault(MICROSOFT, 1)
-    wanted = [onnx.helper.make_opsetid(d, v) for d, v in versions.items()]
-    if list(model.opset_import) != wanted:
-        del model.opset_import[:]
-        model.opset_import.extend(wanted)
-    return model
+        versions[ONNX] = _OPSET_WHERE_UNSAID if versions else 1
+    for node in _all_nodes(model.graph):
+        versions.setdefault(ONNX if node.domain == "ai.onnx" else node.domain, 1)
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in versions.items())
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from _all_nodes(body)
 
 
 def _import(model: onnx.ModelProto) -> gs.Graph:
     gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL
+    taken = take_out(model.graph.node)
+    del model.functions[:]  # kept in the header
     try:
-        return gs.import_onnx(model)
-    except ModelError:
-        raise
+        inner = gs.import_onnx(model)
     except Exception as e:  # graphsurgeon raises whatever it meets
         raise ModelError(f"the model's graph cannot be read: {type(e).__name__}: {e}") from e
+    put_back(inner.nodes, taken)
+    return inner
 
 
-def _check_inputs_exist(graph: onnx.GraphProto) -> None:
-    """Each tensor is made once, and before it is used by some node, input or initializer."""
-    known = {t.name for t in graph.input} | {t.name for t in graph.initializer}
-    known |= {t.values.name for t in graph.sparse_initializer}
+def _extras(inner: gs.Graph, graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """By name, what graphsurgeon does not keep of nodes."""
+    found = {}
+    for node, proto in zip(inner.nodes, graph.node, strict=True):
+        if proto.overload or proto.metadata_props:
+            found[node.name] = onnx.NodeProto(
+                overload=proto.overload, metadata_props=proto.metadata_props
+            )
+    return found
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Each tensor is made once, by some node, input or initializer, and made at all if used."""
+    constants = [t.name for t in graph.initializer]
+    constants += [t.values.name for t in graph.sparse_initializer]
+    defaults = set(constants)
+    inputs = [t.name for t in graph.input if t.name not in defaults]
+    for what, names in (("input", inputs), ("initializer", constants)):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ModelError(f"the model has two {what}s called {twice[0]!r}")
+    known = {*inputs, *constants}
     made: set[str] = set()
     for node in graph.node:
         for name in filter(None, node.output):
@@ -126,7 +179,8 @@ def _check_inputs_exist(graph: onnx.GraphProto) -> None:
             made.add(name)
     known |= made
     for node in graph.node:
-        missing = [name for name in node.input if name and name not in known]
+        inside = (name for body in bodies(node) for name in outer_reads(body))
+        missing = [name for name in (*node.input, *inside) if name and name not in known]
         if missing:
             raise ModelError(
                 f"node {node.name!r} ({node.op_type}) reads tensor {missing[0]!r}, "
@@ -137,13 +191,12 @@ def _check_inputs_exist(graph: onnx.GraphProto) -> None:
             raise ModelError(f"graph output {output.name!r} is produced by nothing")
 
 
-def _absorb_constant_nodes(inner: gs.Graph) -> None:
-    """Constant nodes of the main graph become constants; those in subgraphs stay."""
-    visible = {t.name for t in inner.outputs}
+def _absorb_constant_nodes(inner: gs.Graph, visible: set[str]) -> None:
+    """Constant nodes of the main graph become constants, unless their name is ``visible``."""
     kept = []
     for node in inner.nodes:
         values = None if node.op != "Constant" or node.domain else _constant_value(node)
-        if values is None or node.outputs[0].name in visible:
+        if values is None or not node.outputs or node.outputs[0].name in visible:
             kept.append(node)
             continue
         out = node.outputs[0]
@@ -156,14 +209,12 @@ def _adopt(tensor: gs.Variable, constant: gs.Constant) -> None:
     """Make ``tensor`` the constant, keeping its values lazy."""
     tensor.to_constant(constant._values)
     tensor.data_location = constant.data_location
-    if isinstance(constant._values, gs.ir.tensor.LazyValues):
-        constant._values.tensor.name = tensor.name
 
 
 def _constant_value(node: gs.Node) -> Array | gs.Constant | None:
     for key, value in node.attrs.items():
         if key == "value" and is_constant(value):
-            return None if isinstance(value._values, gs.ir.tensor.SparseValues) else value
+            return value
         if key in _CONSTANT_VALUES:
             return np.array(value, _CONSTANT_VALUES[key])
         if key in _CONSTANT_LISTS:
@@ -187,39 +238,42 @@ def _name_nodes(inner: gs.Graph) -> None:
         used.add(base)
 
 
-def _map_external(inner: gs.Graph, folder: Path | None) -> None:
-    for tensor in inner.tensors().values():
-        values = getattr(tensor, "_values", None)
-        proto = getattr(values, "tensor", None)
-        if isinstance(proto, onnx.TensorProto) and proto.data_location == onnx.TensorProto.EXTERNAL:
-            tensor._values = _mapped(proto, folder)
-            tensor.data_location = None
+def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Tensors in attributes, subgraphs and functions: all but the initializers of the graph."""
+    yield from _attribute_tensors(model.graph.node)
+    for function in model.functions:
+        yield from _attribute_tensors(function.node)
 
 
-def _mapped(proto: onnx.TensorProto, folder: Path | None) -> Array:
-    """External data as a read-only memory map; it must lie inside the model's folder."""
-    info = {entry.key: entry.value for entry in proto.external_data}
-    location = info.get("location", "")
-    if folder is None:
-        raise ModelError(
-            f"tensor {proto.name!r} has its data in file {location!r}: "
-            "give the model as a path, not as bytes"
-        )
-    parts = PurePosixPath(location)
-    path = folder / location
-    if parts.is_absolute() or ".." in parts.parts or path.is_symlink():
-        raise ModelError(f"tensor {proto.name!r} points outside the model's folder: {location!r}")
-    if not path.is_file():
-        raise ModelError(f"external data {location!r} of tensor {proto.name!r} is missing")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
-    size = int(np.prod(proto.dims, dtype=np.int64)) * dtype.itemsize
-    offset = int(info.get("offset", 0))
-    if offset < 0 or offset + size > path.stat().st_size:
-        raise ModelError(
-            f"external data {location!r} is too short for tensor {proto.name!r}: "
-            f"{path.stat().st_size} bytes, {offset + size} needed"
-        )
-    if size == 0:
-        return np.zeros(tuple(proto.dims), dtype)
-    raw = np.memmap(path, np.uint8, "r", offset=offset, shape=(size,))
-    return raw.view(dtype).reshape(tuple(proto.dims))
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+        for body in bodies(node):
+            yield from body.initializer
+            yield from _attribute_tensors(body.node)
+
+
+def _open(constant: gs.Constant, folder: Path | None) -> None:
+    """External data is mapped, sparse values are made dense."""
+    values = constant._values
+    if isinstance(values, gs.ir.tensor.SparseValues):
+        constant._values = _dense(values.tensor)
+    elif isinstance(values, gs.ir.tensor.LazyValues) and is_external(values.tensor):
+        mapped = map_external(values.tensor, folder)
+        constant._values = gs.ir.tensor.LazyValues(values.tensor) if mapped is None else mapped
+        constant.data_location = None
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> Array:
+    values = onnx.numpy_helper.to_array(sparse.values)
+    places = onnx.numpy_helper.to_array(sparse.indices)
+    what = f"sparse tensor {sparse.values.name!r} of shape {list(sparse.dims)}"
+    if float(np.prod(sparse.dims, dtype=np.float64)) * values.itemsize > _LARGEST:
+        raise ModelError(f"{what} is too large to be made dense")
+    made = np.zeros(tuple(sparse.dims), values.dtype)
+    try:
+        made[np.unravel_index(places, made.shape) if places.ndim == 1 else tuple(places.T)] = values
+    except (IndexError, ValueError) as e:
+        raise ModelError(f"{what}: {e}") from e
+    return made

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from qcompile.errors import ModelError
 from qcompile.graph import Graph, Node, is_constant
+from qcompile.protos import fill_tensor, node_proto
 from qcompile.qtypes import Array
 
 Feed = Mapping[str, Array]
@@ -114,13 +114,16 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
     """Values of all outputs of nodes that depend on constants alone, or why they have none."""
     proto = onnx.GraphProto(name="constants")
-    proto.node.extend(OnnxExporter.export_node(n) for n in nodes)
+    proto.node.extend(map(node_proto, nodes))
     made = {t.name for n in nodes for t in n.outputs if t.name}
     constants = {t.name: t for n in nodes for t in n.inputs if is_constant(t)}
-    proto.initializer.extend(OnnxExporter.export_tensor_proto(c) for c in constants.values())
+    for constant in constants.values():
+        fill_tensor(proto.initializer.add(), constant)
     proto.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in graph.domains().items()]
-    model = onnx.helper.make_model(proto, opset_imports=imports, ir_version=10)
+    model = onnx.helper.make_model(
+        proto, opset_imports=imports, functions=graph.functions, ir_version=10
+    )
     try:
         session = Session(model.SerializeToString(), SessionOptions(threads=1, optimize=False))
         return session.run({})

@@ -29,8 +29,9 @@ def infer(graph: Graph) -> list[str]:
         info = found.get(name)
         if info is not None and info.type.WhichOneof("value") == "tensor_type":
             tensor.dtype = tensor.dtype or get_onnx_tensor_dtype(info)
-            if name not in visible or tensor.shape is None:
-                tensor.shape = get_onnx_tensor_shape(info)
+            shape = get_onnx_tensor_shape(info)
+            if shape is not None and (name not in visible or tensor.shape is None):
+                tensor.shape = shape
         if tensor.dtype is None or tensor.shape is None:
             unknown.append(name)
     return unknown

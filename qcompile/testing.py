@@ -20,8 +20,17 @@ from qcompile.qtypes import Array
 from qcompile.runtime import Session, SessionOptions, evaluate
 from qcompile.text import dump
 
-_DIRECTIVE = re.compile(r"^\s*(?://|#)?\s*CHECK(?P<kind>[-A-Z]*)(?P<colon>\s*:?)(?P<rest>.*)$")
-_KINDS = {"", "-NEXT", "-NOT", "-DAG", "-SAME", "-LABEL", "-COUNT"}
+# What filecheck understands; it passes over everything else in silence.
+_DIRECTIVE = re.compile(r"CHECK(-(NEXT|NOT|DAG|SAME|LABEL|COUNT-[1-9]\d*))?(\{LITERAL\})?:")
+
+
+# Sizes of symbolic dimensions in differential runs: all one, and odd ones.
+_DIMS = ((1, 1), (2, 5), (3, 17))
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    """Standard normal float32 values, the same in every run."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def parse(text: str, **weights: Array) -> Graph:
@@ -54,20 +63,52 @@ def run_pass(graph: Graph, *items: Pass, ctx: Context | None = None) -> Context:
     return ctx
 
 
+def assert_refused(graph: Graph, item: Pass, reason: str, ctx: Context | None = None) -> Context:
+    """A pass leaves the whole graph as it is, and says why in these words."""
+    before = dump(graph)
+    ctx = run_pass(graph, item, ctx=ctx)
+    reasons = [s.reason for s in ctx.skips if s.pass_name == item.name]
+    assert dump(graph) == before, f"{item.name} changed the graph:\n{dump(graph)}"
+    assert any(reason in r for r in reasons), f"no reason with {reason!r} in {reasons}"
+    return ctx
+
+
+def differential(
+    graph: Graph,
+    *items: Pass,
+    atol: float,
+    rtol: float = 0.0,
+    feeds: Sequence[Mapping[str, Array]] = (),
+    ctx: Context | None = None,
+) -> Context:
+    """Run passes, which must change the graph, and compare answers before and after, unoptimized.
+
+    Without ``feeds``: random ones of several sizes, batch and sequence of one among them.
+    """
+    feeds = feeds or [random_feed(graph, i, dims) for i, dims in enumerate(_DIMS)]
+    text = dump(graph)
+    before = [outputs(graph, feed) for feed in feeds]
+    ctx = run_pass(graph, *items, ctx=ctx)
+    assert dump(graph) != text, "nothing changed: this would compare the graph with itself"
+    for feed, expected in zip(feeds, before, strict=True):
+        assert_equivalent(expected, outputs(graph, feed), atol=atol, rtol=rtol)
+    return ctx
+
+
 def check(graph: Graph, directives: str) -> None:
     """FileCheck the dump of a graph. Raises AssertionError showing where it does not match."""
     filecheck(dump(graph), directives)
 
 
 def filecheck(text: str, directives: str) -> None:
-    """FileCheck any text; near misses such as ``CHECKNEXT:`` are an error, not a comment."""
+    """FileCheck any text. Each line must be a directive: ``CHECKNEXT:`` would check nothing."""
     from filecheck.finput import FInput
     from filecheck.matcher import Matcher
     from filecheck.options import Options
     from filecheck.parser import Parser
 
     _reject_near_misses(directives)
-    options = Options(match_filename="<test>")
+    options = Options(match_filename="<test>", reject_empty_vars=True)
     parser = Parser(options, io.StringIO(directives), *_pattern(options))
     matcher = Matcher(options, FInput("<dump>", text), parser)
     captured = io.StringIO()
@@ -83,15 +124,11 @@ def _pattern(options: Any) -> tuple[Any, ...]:
 
 
 def _reject_near_misses(directives: str) -> None:
-    found = 0
-    for line in directives.splitlines():
-        match = _DIRECTIVE.match(line)
-        if match is None:
-            continue
-        if match["kind"] not in _KINDS or match["colon"] != ":":
+    lines = [line.strip() for line in directives.splitlines() if line.strip()]
+    for line in lines:
+        if not _DIRECTIVE.match(line):
             raise AssertionError(f"not a FileCheck directive, and it would check nothing: {line!r}")
-        found += 1
-    if not found:
+    if not lines:
         raise AssertionError("no CHECK directive: this would check nothing")
 
 

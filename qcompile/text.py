@@ -15,9 +15,11 @@ from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.graph import Graph, Node, Tensor, array, is_constant, shape_of
+from qcompile.protos import Subgraph, digest
 
 _SHORT = {"float": "f", "int": "i", "uint": "u", "bool": "b", "complex": "c"}
 
@@ -65,8 +67,10 @@ def _type(tensor: Tensor) -> str:
 
 
 def _attribute(value: Any) -> str:
-    if isinstance(value, gs.Graph):
-        return f"<graph of {len(value.nodes)} nodes>"
+    if isinstance(value, Subgraph):
+        return f"<graph of {len(value.proto.node)} nodes>#{value.digest}"
+    if isinstance(value, onnx.AttributeProto):
+        return f"<attribute>#{digest(value)}"
     if isinstance(value, gs.Tensor):
         return _operand(value)
     return f"{value:.9g}" if isinstance(value, float) else repr(value)

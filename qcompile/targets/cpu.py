@@ -20,6 +20,7 @@ _EMBEDDING = OpRule(
     small="table under 1 MiB: three more nodes a run cost more than its bytes",
     why="rows are looked up as int8 and scaled after the lookup",
 )
+_FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm")
 _LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
 
 CPU = Target(
@@ -38,10 +39,10 @@ CPU = Target(
     ),
     modes=("static", "dynamic", "weight-only", "float"),
     lower={
-        "static": ("lower-linears", "lower-embeddings", "unfuse-skip-layernorm"),
-        "dynamic": ("lower-linears", "lower-embeddings", "unfuse-skip-layernorm"),
-        "weight-only": ("lower-weight-only", "lower-embeddings", "unfuse-skip-layernorm"),
-        "float": ("unfuse-skip-layernorm",),
+        "static": ("lower-linears", "lower-embeddings", "hoist-quantize", *_FLOAT_FORMS),
+        "dynamic": ("lower-linears", "lower-embeddings", "hoist-quantize", *_FLOAT_FORMS),
+        "weight-only": ("lower-weight-only", "lower-embeddings", *_FLOAT_FORMS),
+        "float": _FLOAT_FORMS,
     },
     float_ops={
         "MatMul": "product of two activations: quantizing both costs more than int8 saves",

@@ -1,0 +1,68 @@
+"""Quantizes before layout operators instead of after them: they then move a quarter of the bytes.
+
+    QuantizeLinear(Reshape(Transpose(x)), s, z)   →   Reshape(Transpose(QuantizeLinear(x, s, z)))
+
+Bit-equal: with one scale for the tensor, quantizing and moving values commute; the same holds for
+DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. Refuses scales per
+axis, and chains that anything else reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.graph import Graph, Node, is_constant, is_op
+
+# Operators that take 8-bit tensors and have no operand whose meaning depends on the type.
+_MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class HoistQuantize(Pass):
+    """Move quantizers in front of layout operators."""
+
+    name: ClassVar[str] = "hoist-quantize"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq", "lower-linears")
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            if is_op(node, "QuantizeLinear", "DynamicQuantizeLinear"):
+                changed |= _hoist(graph, ctx, node)
+        return changed
+
+
+def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
+    chain = _movers_before(graph, quantizer)
+    if not chain:
+        return False
+    if "axis" in quantizer.attrs or any(t.shape for t in quantizer.inputs[1:] if is_constant(t)):
+        ctx.skip(quantizer, "its scales are per axis, which layout operators would move")
+        return False
+    first, last = chain[-1], chain[0]
+    source, result = first.inputs[0], quantizer.outputs[0]
+    moved = last.outputs[0]
+    graph.replace_uses(result, moved)  # readers take the moved integers
+    graph.set_input(quantizer, 0, source)
+    graph.set_input(first, 0, result)
+    for node in chain:
+        node.outputs[0].dtype = result.dtype
+    result.shape = source.shape
+    return True
+
+
+def _movers_before(graph: Graph, quantizer: Node) -> list[Node]:
+    """Layout operators in front of a quantizer, nearest first, that nothing else reads."""
+    chain: list[Node] = []
+    tensor = quantizer.inputs[0]
+    while graph.only_consumer(tensor) is not None:
+        node = graph.producer(tensor)
+        if node is None or not is_op(node, *_MOVERS) or is_constant(node.inputs[0]):
+            break
+        chain.append(node)
+        tensor = node.inputs[0]
+    return chain

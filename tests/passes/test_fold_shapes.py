@@ -1,0 +1,225 @@
+"""Computed shapes become constants wherever inference proves what they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.passes.fold_shapes import FoldShapes
+from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+ZERO, ONE = np.array(0), np.array(1)
+# [batch, sequence] of x as two vectors of one element, the way exporters write it.
+DIMS = """
+    s = Shape(x)
+    d0 = Gather<axis = 0>(s, zero)
+    d1 = Gather<axis = 0>(s, one)
+    v0 = Unsqueeze(d0, axes)
+    v1 = Unsqueeze(d1, axes)
+"""
+ARE_DIMS = {"zero": ZERO, "one": ONE, "axes": np.array([0])}
+
+
+def test_head_split_keeps_batch_and_sequence_by_zero() -> None:
+    graph = parse(
+        HEAD
+        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[2] heads)"
+        + " => (float[B,S,2,4] y) {"
+        + DIMS
+        + "shape = Concat<axis = 0>(v0, v1, heads) y = Reshape(x, shape) }",
+        heads=np.array([2, 4]),
+        **ARE_DIMS,
+    )
+    differential(graph, FoldShapes(), atol=0)  # exact
+    check(
+        graph,
+        """
+        CHECK: graph g
+        CHECK-NEXT: %y = Reshape(%x, @shape/static:i64[4]=[0, 0, 2, 4])
+        CHECK-NOT: =
+        """,
+    )
+
+
+def test_a_product_of_dimensions_becomes_minus_one() -> None:
+    graph = parse(
+        HEAD
+        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[1] width)"
+        + " => (float[R,8] y) {"
+        + DIMS
+        + "n = Mul(v0, v1) shape = Concat<axis = 0>(n, width) y = Reshape(x, shape) }",
+        width=np.array([8]),
+        **ARE_DIMS,
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(graph, "CHECK: %y = Reshape(%x, @shape/static:i64[2]=[-1, 8])")
+
+
+def test_two_readers_of_one_computed_shape() -> None:
+    graph = parse(
+        HEAD
+        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[2] heads)"
+        + " => (float[B,S,2,4] y, float[B,S,2,4] z) {"
+        + DIMS
+        + """shape = Concat<axis = 0>(v0, v1, heads)
+            n = Neg(x)
+            y = Reshape(x, shape)
+            z = Reshape(n, shape)
+        }""",
+        heads=np.array([2, 4]),
+        **ARE_DIMS,
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(
+        graph,
+        """
+        CHECK-DAG: %y = Reshape(%x, @shape/static{{.*}}=[0, 0, 2, 4])
+        CHECK-DAG: %z = Reshape(%n, @shape/static{{.*}}=[0, 0, 2, 4])
+        CHECK-NOT: Concat
+        """,
+    )
+
+
+def test_a_fixed_dimension_becomes_a_number() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,S,16] x, int64 last) => (float[B,S,16] y) {
+            s = Shape(x)
+            d = Gather<axis = 0>(s, last)
+            f = Cast<to = 1>(d)
+            y = Div(x, f)
+        }""",
+        last=np.array(-1),
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(
+        graph,
+        """
+        CHECK: %f = Cast(@d/dims:i64[]=16)
+        CHECK: %y = Div(%x, %f)
+        CHECK-NOT: Shape(
+        """,
+    )
+
+
+def test_a_slice_of_the_shape_and_start_and_end() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,6,16] x, int64[1] from, int64[1] to) => (int64[1] a, int64[2] b) {
+            s = Shape(x)
+            p = Slice(s, from, to)
+            q = Shape<start = 1>(x)
+            a = Neg(p)
+            b = Neg(q)
+        }""",
+        **{"from": np.array([1]), "to": np.array([2])},
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(
+        graph,
+        """
+        CHECK-DAG: %a = Neg(@p/dims:i64[1]=[6])
+        CHECK-DAG: %b = Neg(@q/dims:i64[2]=[6, 16])
+        CHECK-NOT: Shape(
+        """,
+    )
+
+
+def test_reshape_and_expand_to_the_shape_it_has_already() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,S,8] x) => (float[B,S,8] y) {
+            s = Shape(x)
+            r = Reshape(x, s)
+            e = Expand(r, s)
+            y = Relu(e)
+        }"""
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(
+        graph,
+        """
+        CHECK: graph g
+        CHECK-NEXT: %y = Relu(%x)
+        CHECK-NOT: =
+        """,
+    )
+
+
+def test_allowzero_goes_since_zero_now_means_as_the_input() -> None:
+    graph = parse(
+        HEAD
+        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[2] heads)"
+        + " => (float[B,S,2,4] y) {"
+        + DIMS
+        + "shape = Concat<axis = 0>(v0, v1, heads) y = Reshape<allowzero = 1>(x, shape) }",
+        heads=np.array([2, 4]),
+        **ARE_DIMS,
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(graph, "CHECK: %y = Reshape(%x, @shape/static:i64[4]=[0, 0, 2, 4]){{$}}")
+
+
+def test_a_graph_output_keeps_its_name() -> None:
+    """y is x itself: the Reshape must stay to carry the name; the shape is an output too."""
+    graph = parse(
+        HEAD
+        + """g (float[B,S,8] x) => (float[B,S,8] y, int64[3] s) {
+            s = Shape(x)
+            y = Reshape(x, s)
+        }"""
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(
+        graph,
+        """
+        CHECK: -> (%y, %s)
+        CHECK-DAG: %s = Shape(%x)
+        CHECK-DAG: %y = Reshape(%x, @s/static:i64[3]=[0, 0, 8])
+        """,
+    )
+
+
+def test_a_subgraph_reads_the_reshaped_tensor() -> None:
+    graph = parse(
+        HEAD
+        + """g (bool c, float[B,S,8] x) => (float[B,S,8] y) {
+            s = Shape(x)
+            n = Neg(x)
+            r = Reshape(n, s)
+            y = If (c) <
+                then_branch = yes () => (float[B,S,8] p) { p = Abs(r) },
+                else_branch = no () => (float[B,S,8] q) { q = Exp(r) }
+            >
+        }"""
+    )
+    feeds = [{"c": np.array(c), "x": normal(2, 3, 8)} for c in (True, False)]
+    differential(graph, FoldShapes(), atol=0, feeds=feeds)
+    check(graph, "CHECK-NOT: Reshape")
+
+
+def test_refuses_two_dimensions_that_only_the_feed_knows() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,S,8] x, int64[2] shape) => (float[P,Q] y) {
+            y = Reshape(x, shape)
+        }"""
+    )
+    assert_refused(graph, FoldShapes(), "two or more dimensions")
+
+
+def test_refuses_an_unknown_rank() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,S,8] x, int64[R] shape) => (float y) {
+            r = Reshape(x, shape)
+            y = ReduceSum<keepdims = 0>(r)
+        }"""
+    )
+    assert_refused(graph, FoldShapes(), "rank")
+
+
+def test_leaves_graphs_without_shapes_alone() -> None:
+    graph = parse(HEAD + "g (float[N] x) => (float[N] y) { y = Relu(x) }")
+    ctx = run_pass(graph, FoldShapes())
+    assert not ctx.skips

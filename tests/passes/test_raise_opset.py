@@ -1,0 +1,150 @@
+"""A model says that it speaks a newer opset, and computes what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompile.export import serialize
+from qcompile.passes.raise_opset import RaiseOpset
+from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+
+
+def head(opset: int) -> str:
+    return f'<ir_version: 8, opset_import: ["": {opset}]>'
+
+
+ENCODER = """g (float[B,S,4] x, float[4,4] w, int64[6] pads) => (float[B,S,4] y) {
+    a = MatMul(x, w)
+    b = Softmax<axis = -1>(a)
+    c = Erf(b)
+    y = Pad(c, pads)
+}"""
+
+
+def test_declares_the_targets_opset() -> None:
+    graph = parse(head(14) + ENCODER, w=normal(4, 4), pads=np.zeros(6, np.int64))
+    differential(graph, RaiseOpset(), atol=0)  # exact
+    check(
+        graph,
+        """
+        CHECK: graph g{{.*}} opset=17
+        CHECK-NEXT: MatMul
+        CHECK-NEXT: Softmax
+        CHECK-NEXT: Erf
+        CHECK-NEXT: Pad
+        """,
+    )
+
+
+@pytest.mark.parametrize("to", [18, 20, 21])
+def test_axes_and_split_move_on_the_way_over_18(to: int) -> None:
+    graph = parse(
+        head(13)
+        + """g (float[B,S,4] x) => (float[B,S,2] y, float[B,S,2] z) {
+            m = ReduceMean<axes = [-1]>(x)
+            n = ReduceMax<keepdims = 1>(x)
+            c = Sub(x, m)
+            d = Add(c, n)
+            y, z = Split<axis = 2>(d)
+        }"""
+    )
+    differential(graph, RaiseOpset(to=to), atol=0)
+    check(
+        graph,
+        """
+        CHECK: %m = ReduceMean(%x, @{{.*}}/axes:i64[1]=[-1]){{$}}
+        CHECK: %n = ReduceMax(%x) {keepdims=1}
+        CHECK: %y, %z = Split(%d) {axis=2, num_outputs=2}
+        """,
+    )
+    onnx.checker.check_model(onnx.ModelProto.FromString(serialize(graph)), full_check=True)
+
+
+def test_split_with_sizes_stays() -> None:
+    graph = parse(
+        head(13)
+        + "g (float[N,4] x, int64[2] sizes) => (float[N,3] y, float[N,1] z) {"
+        + " y, z = Split<axis = 1>(x, sizes) }",
+        sizes=np.array([3, 1]),
+    )
+    differential(graph, RaiseOpset(to=18), atol=0)
+    check(graph, "CHECK: %y, %z = Split(%x, @sizes:i64[2]=[3, 1]) {axis=1}")
+
+
+def test_a_newer_model_is_left_alone() -> None:
+    graph = parse(head(18) + "g (float[N] x) => (float[N] y) { y = Relu(x) }")
+    ctx = run_pass(graph, RaiseOpset())
+    assert not ctx.skips
+    check(graph, "CHECK: opset=18")
+
+
+def test_refuses_opsets_before_13() -> None:
+    graph = parse(head(12) + "g (float[N,4] x) => (float[N,4] y) { y = Softmax(x) }")
+    assert_refused(graph, RaiseOpset(), "opset 12 is older than 13")
+
+
+def test_refuses_an_operator_that_changed_its_meaning() -> None:
+    graph = parse(
+        head(15)
+        + "g (float[1,1,4,4] x, float[1,4] rois, int64[1] batch) => (float[1,1,1,1] y) {"
+        + " y = RoiAlign(x, rois, batch) }"
+    )
+    assert_refused(graph, RaiseOpset(), "RoiAlign means something else in opset 17")
+
+
+def test_the_same_operator_goes_along_where_its_meaning_did_not_change() -> None:
+    graph = parse(
+        head(16)
+        + "g (float[1,1,4,4] x, float[1,4] rois, int64[1] batch) => (float[1,1,1,1] y) {"
+        + " y = RoiAlign(x, rois, batch) }"
+    )
+    run_pass(graph, RaiseOpset())
+    check(graph, "CHECK: opset=17")
+
+
+def test_refuses_operators_that_onnx_does_not_know() -> None:
+    """ONNX Runtime has a few contrib operators in ONNX's own domain."""
+    graph = parse(head(14) + "g (float[N] x) => (float[N] y) { a = Relu(x) y = Relu(a) }")
+    graph.nodes[0].op = "FusedGelu"
+    assert_refused(graph, RaiseOpset(), "FusedGelu is unknown to ONNX")
+
+
+def test_operators_of_other_domains_are_not_concerned() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 14, "com.microsoft": 1]>'
+        + "g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }"
+    )
+    differential(graph, RaiseOpset(), atol=0)
+    check(graph, "CHECK: com.microsoft.Gelu(%x)")
+
+
+def test_refuses_subgraphs_since_their_nodes_cannot_be_brought_along() -> None:
+    graph = parse(
+        head(14)
+        + """g (bool c, float[N,4] x) => (float[N,1] y) {
+            y = If (c) <
+                then_branch = yes () => (float[N,1] p) { p = ReduceMean<axes = [1]>(x) },
+                else_branch = no () => (float[N,1] q) { q = ReduceMax<axes = [1]>(x) }
+            >
+        }"""
+    )
+    assert_refused(graph, RaiseOpset(to=18), "If holds a subgraph")
+
+
+def test_shared_initializers_and_omitted_inputs_come_along() -> None:
+    graph = parse(
+        head(13)
+        + """g (float[N,4] x, float s, float[4] w, int64[1] axes) => (float[N,1] y) {
+            a = Clip(x, , s)
+            b = Mul(a, w)
+            c = Mul(b, w)
+            y = ReduceSum(c, axes)
+        }""",
+        s=np.array(1, np.float32),
+        w=normal(4),
+        axes=np.array([1]),
+    )
+    differential(graph, RaiseOpset(to=20), atol=0)
+    check(graph, "CHECK: %y = ReduceSum(%c, @axes:i64[1]=[1])")

@@ -1,0 +1,345 @@
+"""The command line: exit codes, one line for every error, files whole or untouched."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from click.testing import CliRunner, Result
+
+from qcompile.cli import main
+
+ROWS, INNER, COLUMNS = 64, 256, 64
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Two linears with a Relu between, on float input x [batch, 64]."""
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    mlp (float[batch,{ROWS}] x, float[{ROWS},{INNER}] w1, float[{INNER},{COLUMNS}] w2)
+      => (float[batch,{COLUMNS}] y)
+    {{
+      h = MatMul(x, w1)
+      r = Relu(h)
+      y = MatMul(r, w2)
+    }}
+    """
+    found = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    del found.graph.input[1:]
+    for name, shape in (("w1", (ROWS, INNER)), ("w2", (INNER, COLUMNS))):
+        values = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        found.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    path = tmp_path / "mlp.onnx"
+    onnx.save(found, path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "x.npz"
+    values = np.random.default_rng(1).standard_normal((32, ROWS)).astype(np.float32)
+    np.savez(path, x=values)
+    return path
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def assert_one_line(result: Result, code: int, *words: str) -> None:
+    """The documented exit code, and one line on stderr that says these words."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.stderr
+    lines = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def compile_args(model: Path, data: Path, *more: object) -> tuple[object, ...]:
+    return (
+        "compile",
+        model,
+        "-o",
+        model.with_name("out.onnx"),
+        "--data",
+        data,
+        "--no-bench",
+        *more,
+    )
+
+
+def test_compile_writes_model_and_report(model: Path, data: Path) -> None:
+    result = run(*compile_args(model, data))
+    assert result.exit_code == 0, result.output
+    out = model.with_name("out.onnx")
+    report = json.loads(model.with_name("out.report.json").read_text())
+    assert report["bytes"] == out.stat().st_size == sum(r["bytes"] for r in report["ledger"])
+    assert "next:" in result.stdout and "not timed (--no-bench)" in result.stdout
+
+
+def test_json_is_all_that_stdout_holds(model: Path, data: Path) -> None:
+    result = run(*compile_args(model, data, "--json"))
+    assert json.loads(result.stdout)["int8_linears"] == 2
+
+
+def test_quiet_prints_nothing(model: Path, data: Path) -> None:
+    result = run(*compile_args(model, data, "-q"))
+    assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_a_failed_gate_exits_1_and_writes_nothing(model: Path, data: Path) -> None:
+    out = model.with_name("out.onnx")
+    out.write_bytes(b"precious")
+    result = run(*compile_args(model, data, "--min-cosine", "1.0"))
+    assert_one_line(result, 1, "mean cosine", "--min-cosine")
+    assert out.read_bytes() == b"precious"
+    assert not model.with_name("out.report.json").exists()
+
+
+def test_force_writes_all_the_same(model: Path, data: Path) -> None:
+    result = run(*compile_args(model, data, "--min-cosine", "1.0", "--force"))
+    assert result.exit_code == 0
+    assert not json.loads(model.with_name("out.report.json").read_text())["passed"]
+
+
+def test_verify_passes_fails_and_says_so(model: Path, data: Path) -> None:
+    run(*compile_args(model, data))
+    out = model.with_name("out.onnx")
+    assert run("verify", model, out, "--data", data).exit_code == 0
+    failed = run("verify", model, out, "--data", data, "--max-abs", "1e-9")
+    assert_one_line(failed, 1, "largest difference", "--max-abs")
+    same = run("verify", model, model, "--data", data, "--max-abs", "0", "--json")
+    assert same.exit_code == 0 and json.loads(same.stdout)["failures"] == []
+
+
+def test_bench_sweeps_and_writes_json(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    quick = ("--rounds", 2, "--seconds", 0.01)
+    result = run("bench", model, model, "--dim", "batch=1,3", *quick, "--json", file)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    assert [c["shapes"]["x"] for c in found] == [[1, ROWS], [3, ROWS]]
+    assert found[0]["models"][1]["ratio_low"] <= found[0]["models"][1]["ratio_high"]
+
+
+def test_bench_takes_shapes_and_data(model: Path, data: Path) -> None:
+    quick = ("--rounds", 1, "--seconds", 0.01, "--json", "-")
+    shaped = run("bench", model, "--shape", f"x=2x{ROWS}", *quick)
+    assert json.loads(shaped.stdout)[0]["shapes"] == {"x": [2, ROWS]}
+    real = run("bench", model, "--data", data, *quick)
+    assert json.loads(real.stdout)[0]["shapes"] == {"x": [8, ROWS]}
+
+
+def test_inspect_adds_up_with_and_without_report(model: Path, data: Path) -> None:
+    run(*compile_args(model, data))
+    for path in (model, model.with_name("out.onnx")):
+        found = json.loads(run("inspect", path, "--json").stdout)
+        assert sum(r["bytes"] for r in found["ledger"]) == path.stat().st_size
+    text = run("inspect", model.with_name("out.onnx"), "--all").stdout
+    assert "MatMulIntegerToFloat" in text
+    assert "no report of this file" in run("inspect", model).stdout
+
+
+@pytest.mark.parametrize("command", ["passes", "calibrators", "targets"])
+def test_lists(command: str) -> None:
+    rows = json.loads(run(command, "--json").stdout)
+    assert rows and all(r["name"] and r["what"] for r in rows)
+    assert rows[0]["name"] in run(command).stdout
+
+
+def test_recipe_file_and_options_on_top(model: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("calibrator: percentile{percentile=99.9}\nkeep-float: ['w2']\n")
+    found = json.loads(run(*compile_args(model, data, "--recipe", recipe, "--json")).stdout)
+    assert found["recipe"]["calibrator"] == "percentile{percentile=99.9}"
+    assert found["int8_linears"] == 1
+    options = ("--recipe", recipe, "--calibrator", "minmax", "--json")
+    assert (
+        json.loads(run(*compile_args(model, data, *options)).stdout)["recipe"]["calibrator"]
+        == "minmax"
+    )
+
+
+def test_dump_passes_writes_readable_graphs(model: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "dumps"
+    run(*compile_args(model, data, "--dump-passes", folder))
+    names = sorted(p.name for p in folder.iterdir())
+    assert names[0] == "000_input.txt"
+    assert any("lower-linears" in n for n in names)
+
+
+BAD_OPTIONS = [
+    (("--target", "gpu"), ("unknown target 'gpu'", "'cpu'")),
+    (("--calibrator", "minmx"), ("did you mean 'minmax'",)),
+    (("--calibrator", "percentile{percent=9}"), ("no option 'percent'",)),
+    (("--calibrator", "percentile{percentile=high}"), ("expected float",)),
+    (("--pipeline", "fold-constant"), ("did you mean 'fold-constants'",)),
+    (("--pipeline", "insert-qdq,fold-constants"), ("cannot follow",)),
+    (("--pipeline", "fold-constants{"), ("cannot be read",)),
+    (("--keep-float", "nothing*"), ("matches no node and no tensor",)),
+    (("--mode", "qat"), ("'qat' is not one of",)),
+    (("--max-memory", "lots"), ("is no size",)),
+    (("--report", "r.html"), (".json",)),
+    (("--data", "nowhere.npz"), ("does not exist",)),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS, ids=lambda x: " ".join(x)[:40])
+def test_bad_options(
+    model: Path, data: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_one_line(run(*compile_args(model, data, *options)), 2, *words)
+    assert not model.with_name("out.onnx").exists()
+
+
+def test_bad_recipe(model: Path, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("calibratr: minmax\n")
+    result = run(*compile_args(model, data, "--recipe", recipe))
+    assert_one_line(result, 2, "unknown key 'calibratr'", "did you mean 'calibrator'")
+
+
+def bad_files(folder: Path, model: Path) -> dict[str, tuple[Path, str]]:
+    """Broken models by what is wrong with them."""
+    cases = {
+        "not onnx": (b"\x89PNG not a model at all", "not"),
+        "empty": (b"", "no graph"),
+        "truncated": (model.read_bytes()[:-1000], "truncated"),
+    }
+    found = {"missing": (folder / "nope.onnx", "does not exist"), "folder": (folder, "folder")}
+    for name, (content, word) in cases.items():
+        path = folder / f"{name.replace(' ', '-')}.onnx"
+        path.write_bytes(content)
+        found[name] = (path, word)
+    return found
+
+
+@pytest.mark.parametrize("case", ["missing", "folder", "not onnx", "empty", "truncated"])
+def test_bad_models(model: Path, data: Path, tmp_path: Path, case: str) -> None:
+    path, word = bad_files(tmp_path, model)[case]
+    result = run("compile", path, "-o", tmp_path / "out.onnx", "--data", data)
+    assert_one_line(result, 2, word, path.name)
+
+
+def test_missing_external_data(model: Path, data: Path, tmp_path: Path) -> None:
+    found = onnx.load(model)
+    path = tmp_path / "external.onnx"
+    onnx.save(found, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    good = run("compile", path, "-o", tmp_path / "o.onnx", "--data", data, "--no-bench")
+    assert good.exit_code == 0, good.output
+    (tmp_path / "weights.bin").unlink()
+    result = run("compile", path, "-o", tmp_path / "p.onnx", "--data", data)
+    assert_one_line(result, 2, "weights.bin", "missing")
+
+
+BAD_DATA = {
+    "wrong name": ({"z": np.zeros((4, ROWS), np.float32)}, ("'x'",)),
+    "wrong dtype": ({"x": np.zeros((4, ROWS), np.float64)}, ("float64", "float32")),
+    "wrong rank": ({"x": np.zeros((4, 2, ROWS), np.float32)}, ("rank 3", "rank 2")),
+    "wrong size": ({"x": np.zeros((4, 9), np.float32)}, ("9", str(ROWS))),
+    "empty": ({"x": np.zeros((0, ROWS), np.float32)}, ("x.npz",)),
+    "nan": ({"x": np.full((4, ROWS), np.nan, np.float32)}, ("NaN",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(model: Path, tmp_path: Path, case: str) -> None:
+    arrays, words = BAD_DATA[case]
+    path = tmp_path / "x.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    assert_one_line(run(*compile_args(model, path)), 2, *words)
+
+
+def test_output_folder_missing_or_output_is_the_model(model: Path, data: Path) -> None:
+    missing = run("compile", model, "-o", model.parent / "no" / "out.onnx", "--data", data)
+    assert_one_line(missing, 2, "does not exist")
+    same = run("compile", model, "-o", model, "--data", data)
+    assert_one_line(same, 2, "input model itself")
+
+
+def test_a_folder_that_takes_no_files(model: Path, data: Path) -> None:
+    """/proc refuses new files to everyone, root too."""
+    result = run("compile", model, "-o", "/proc/out.onnx", "--data", data)
+    assert_one_line(result, 2, "/proc")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
+def test_read_only_folder(model: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    result = run("compile", model, "-o", folder / "out.onnx", "--data", data)
+    assert_one_line(result, 2, "Permission denied")
+
+
+def test_static_without_data_and_qdq_without_data(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    result = run("compile", model, "-o", out, "--mode", "static")
+    assert_one_line(result, 2, "calibration data", "--data")
+    assert_one_line(run("compile", model, "-o", out, "--target", "qdq"), 2, "--data")
+
+
+def test_without_data_the_mode_is_dynamic_and_the_note_says_made_up(model: Path) -> None:
+    result = run("compile", model, "-o", model.with_name("out.onnx"), "--no-bench")
+    assert result.exit_code == 0, result.output
+    assert "dynamic" in result.stdout and "made-up inputs" in result.stdout
+
+
+def test_traceback_only_with_v(model: Path, data: Path) -> None:
+    args = [sys.executable, "-m", "qcompile.cli", "compile", "nope.onnx", "-o", "x.onnx"]
+    plain = subprocess.run(args, capture_output=True, text=True, check=False)
+    detailed = subprocess.run([*args, "-v"], capture_output=True, text=True, check=False)
+    assert plain.returncode == detailed.returncode == 2
+    assert "Traceback" not in plain.stderr and "Traceback" in detailed.stderr
+
+
+def test_interrupt_leaves_an_existing_output_and_no_debris(model: Path, tmp_path: Path) -> None:
+    """SIGINT while the data is read: exit 130, the old file intact, no temporary file left."""
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"precious")
+    (tmp_path / "slow_feeds.py").write_text(
+        "import time, numpy, pathlib\n"
+        "def feeds():\n"
+        "    pathlib.Path('started').touch()\n"
+        "    while True:\n"
+        "        time.sleep(0.05)\n"
+        f"        yield {{'x': numpy.ones((1, {ROWS}), numpy.float32)}}\n"
+    )
+    args = [sys.executable, "-m", "qcompile.cli", "compile", model, "-o", out]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [*args, "--data", "slow_feeds:feeds"],
+        cwd=tmp_path,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert out.read_bytes() == b"precious"
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_help_does_not_import_the_runtime() -> None:
+    code = (
+        "import sys, qcompile.cli\n"
+        "bad = {'torch', 'transformers', 'optimum'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
