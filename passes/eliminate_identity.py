@@ -33,12 +33,18 @@ class EliminateIdentity(Pass):
             if source is None:
                 continue
             out = node.outputs[0]
-            if graph.is_output(out) and (graph.producer(source) is None or graph.is_output(source)):
+            if graph.is_output(out) and not _can_be_renamed(graph, source):
                 ctx.skip(node, "it carries the name of a graph output")
                 continue
             graph.replace_uses(out, source)
             changed = True
         return bool(graph.remove_dead()) or changed
+
+
+def _can_be_renamed(graph: Graph, source: Tensor) -> bool:
+    """Only a tensor that is made for this output alone: ONNX Runtime's own fusions fail on outputs
+    in the middle of what they match."""
+    return graph.producer(source) is not None and graph.only_consumer(source) is not None
 
 
 def _same_as(graph: Graph, node: Node) -> Tensor | None:

@@ -21,6 +21,9 @@ from qcompile.qtypes import QSpec
 from qcompile.target import OpRule
 
 
+_QDQ_SINCE = 13  # DequantizeLinear with an axis
+
+
 @dataclass(frozen=True)
 class PlanOperands(Pass):
     """Choose weights and operator inputs to quantize by the target's table."""
@@ -31,6 +34,9 @@ class PlanOperands(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         _check_patterns(graph, ctx.choices.keep_float)
+        if graph.opset < _QDQ_SINCE:
+            ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {_QDQ_SINCE}")
+            return False
         for node in graph.nodes:
             rule = ctx.target.rule(op_name(node), ctx.choices.mode)
             if rule is not None and rule.weight is not None and _weight_slot(node) is not None:
@@ -55,7 +61,7 @@ def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule) -> None:
     ctx.plan.decide(
         Decision(weight.name, "weight", spec, reason or rule.why, (Use(node.name, slot),))
     )
-    if rule.activation is None and ctx.choices.mode != "weight-only":
+    if rule.activation is None and (ctx.choices.mode != "weight-only" or not is_float(data)):
         return
     act = rule.activation if reason is None else None
     why = reason or (rule.why if act else "only weights are quantized in this mode")

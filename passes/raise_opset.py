@@ -4,9 +4,10 @@
 
 LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
 it admits, the nodes stay as they are; ReduceMean and its kin (axes became an input in opset 18)
-and Split are rewritten. Refuses opsets before 13, where Softmax, Squeeze and ReduceSum meant
-something else, any operator that changed its meaning on the way, and subgraphs, which are never
-edited: their nodes cannot be brought along.
+and Split are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum meant something
+else, and operators that changed their meaning on the way go through ONNX's version converter.
+Refuses where that fails, and graphs with functions, contrib operators or subgraphs, which it
+cannot bring along.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 
 from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.conversion import convert
 from qcompile.graph import ONNX, Graph, Node, has_subgraph, is_op
 
 _OLDEST = 13
@@ -57,19 +59,26 @@ class RaiseOpset(Pass):
         wanted = self.to or ctx.target.opset
         if graph.opset >= wanted:
             return False
-        if graph.opset < _OLDEST:
-            ctx.skip(graph.name, f"opset {graph.opset} is older than {_OLDEST}")
-            return False
-        for node in graph.nodes:
-            reason = _obstacle(node, graph.opset, wanted)
-            if reason is not None:
-                ctx.skip(node, reason)
-                return False
+        obstacle = _first_obstacle(graph, wanted)
+        if obstacle is not None:
+            where, reason = obstacle
+            failure = convert(graph, wanted)
+            if failure is not None:
+                ctx.skip(where, f"{reason}, and {failure}")
+            return failure is None
         if wanted >= _AXES_INPUT > graph.opset:
             for node in graph.nodes:
                 _move_axes(graph, node)
         graph.import_domain(ONNX, wanted)
         return True
+
+
+def _first_obstacle(graph: Graph, wanted: int) -> tuple[Node | str, str] | None:
+    """Where and why the nodes cannot stay as they are, None where they can."""
+    if graph.opset < _OLDEST:
+        return graph.name, f"opset {graph.opset} is older than {_OLDEST}"
+    reasons = ((n, _obstacle(n, graph.opset, wanted)) for n in graph.nodes)
+    return next(((n, reason) for n, reason in reasons if reason is not None), None)
 
 
 def _obstacle(node: Node, old: int, new: int) -> str | None:

@@ -145,6 +145,8 @@ def judge(
         mask = padding_mask(dict(feed))
         samples += max((v.shape[0] for v in feed.values() if v.ndim), default=1)
         for name, a in old.items():
+            if not isinstance(a, np.ndarray):
+                continue  # a sequence or a map: closeness is not defined
             _check_match(name, a, new.get(name))
             if a.dtype.kind == "f":
                 found.setdefault(name, Closeness(name)).update(a, new[name], mask)
@@ -159,7 +161,7 @@ def judge(
 
 
 def _check_match(name: str, a: Array, b: Array | None) -> None:
-    if b is None:
+    if not isinstance(b, np.ndarray):
         raise DataError(f"output {name!r} of the reference is missing in the candidate")
     if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
         raise DataError(

@@ -178,6 +178,10 @@ def _transform(job: Job, ctx: Context) -> None:
         _hold_back(job)
     _run(job, ctx, late, instruments, "quantize and lower")
     job.report.passes, job.report.skips = timer.records, ctx.skips
+    if job.mode != "float" and not any(ctx.plan.quantized()):
+        job.report.notes.append(
+            f"nothing was quantized: target {job.target.name!r} has no rule for what this model does"
+        )
 
 
 def _run(

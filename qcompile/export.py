@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 
 from qcompile.errors import OutputError
 from qcompile.graph import Graph, Node, Tensor, is_constant, is_float, shape_of
@@ -106,6 +107,9 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
     proto.name = graph.name
     proto.node.extend(_node(graph, n) for n in graph.nodes)
     proto.input.extend(_declared(graph, t) for t in graph.inputs)
+    for dim in (d for i in proto.input for d in i.type.tensor_type.shape.dim):
+        if dim.dim_value < 0:  # how some exporters write a dimension that they do not know
+            dim.Clear()
     for constant in graph.constants().values():
         if int(np.prod(constant.shape, dtype=np.int64)) <= _SHAPE_ELEMENTS:
             fill_tensor(proto.initializer.add(), constant)
@@ -171,8 +175,9 @@ def serialize(graph: Graph) -> bytes:
     """The model's bytes, deterministic. Raises OutputError over protobuf's 2 GiB."""
     try:
         data: bytes = to_proto(graph).SerializeToString(deterministic=True)
-    except ValueError as e:
-        raise OutputError(f"the compiled model does not fit one protobuf file: {e}") from e
+    except (ValueError, EncodeError) as e:
+        limit = "is it over protobuf's 2 GiB limit?"
+        raise OutputError(f"the compiled model cannot be serialized, {limit} {e}") from e
     if len(data) > _PROTOBUF_LIMIT:
         raise OutputError(f"the compiled model has {len(data)} bytes, over protobuf's 2 GiB limit")
     return data

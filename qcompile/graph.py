@@ -307,6 +307,15 @@ class Graph:
         self._hidden = [t for t in self._hidden if t.name in self._captured]
         return len(dead)
 
+    def make_constant(self, variable: Variable, constant: Constant) -> None:
+        """Let a graph input become the constant, with the values of ``constant``, still lazy."""
+        self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
+        variable.to_constant(constant._values)
+
+    def adopt(self, other: Graph) -> None:
+        """Become another graph; the header stays."""
+        self.__init__(other._gs, self.header)  # type: ignore[misc]
+
     def import_domain(self, domain: str, version: int) -> None:
         """Declare an operator set, once."""
         imports = [o for o in self._gs.import_domains or [] if o.domain != domain]

@@ -17,10 +17,10 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError
-from qcompile.external import embed_external, is_external, map_external
 from qcompile.graph import ONNX, Graph, Header, is_constant, subgraphs
 from qcompile.protos import bodies, outer_reads, put_back, take_out
 from qcompile.qtypes import Array
+from qcompile.tensors import check_values, embed_external, is_external, map_external
 
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -74,6 +74,7 @@ def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
 
     The ModelProto is the graph's from then on. Raises ModelError where it is malformed.
     """
+    _check_text(model)
     _check_names(model.graph)
     _clean_imports(model)
     for tensor in _inner_tensors(model):
@@ -138,7 +139,7 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _import(model: onnx.ModelProto) -> gs.Graph:
-    gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL
+    gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL + 1  # it prints to stdout
     taken = take_out(model.graph.node)
     del model.functions[:]  # kept in the header
     try:
@@ -158,6 +159,20 @@ def _extras(inner: gs.Graph, graph: onnx.GraphProto) -> dict[str, onnx.NodeProto
                 overload=proto.overload, metadata_props=proto.metadata_props
             )
     return found
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """A damaged file can be valid protobuf with names that are no text."""
+    graph = model.graph
+    names = [o.domain for o in model.opset_import] + [graph.name, graph.doc_string]
+    names += [p for m in model.metadata_props for p in (m.key, m.value)]
+    names += [t.name for t in (*graph.input, *graph.output, *graph.initializer)]
+    for node in _all_nodes(graph):
+        names += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]
+        names += [a.name for a in node.attribute]
+    bad = next((n for n in names if not isinstance(n, str)), None)
+    if bad is not None:
+        raise ModelError(f"the model is damaged: {bad!r} is no name")
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
@@ -215,11 +230,11 @@ def _constant_value(node: gs.Node) -> Array | gs.Constant | None:
     for key, value in node.attrs.items():
         if key == "value" and is_constant(value):
             return value
-        if key in _CONSTANT_VALUES:
+        if key in _CONSTANT_VALUES and isinstance(value, int | float):
             return np.array(value, _CONSTANT_VALUES[key])
-        if key in _CONSTANT_LISTS:
+        if key in _CONSTANT_LISTS and isinstance(value, list):
             return np.array(value, _CONSTANT_LISTS[key])
-    return None  # strings and sparse values stay nodes
+    return None  # strings, sparse values and malformed ones stay nodes
 
 
 def _name_nodes(inner: gs.Graph) -> None:
@@ -263,9 +278,13 @@ def _open(constant: gs.Constant, folder: Path | None) -> None:
         mapped = map_external(values.tensor, folder)
         constant._values = gs.ir.tensor.LazyValues(values.tensor) if mapped is None else mapped
         constant.data_location = None
+    elif isinstance(values, gs.ir.tensor.LazyValues):
+        check_values(values.tensor)
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:
+    check_values(sparse.values)
+    check_values(sparse.indices)
     values = onnx.numpy_helper.to_array(sparse.values)
     places = onnx.numpy_helper.to_array(sparse.indices)
     what = f"sparse tensor {sparse.values.name!r} of shape {list(sparse.dims)}"

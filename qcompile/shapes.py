@@ -50,7 +50,7 @@ def inferred_shapes(graph: Graph) -> dict[str, Shape]:
 def _inferred(graph: Graph) -> dict[str, onnx.ValueInfoProto]:
     try:
         model = onnx.shape_inference.infer_shapes(skeleton(graph), data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}  # a node that inference rejects outright: the recorded run will tell
     typed = (*model.graph.value_info, *model.graph.input, *model.graph.output)
     return {v.name: v for v in typed if v.HasField("type")}

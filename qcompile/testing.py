@@ -95,6 +95,15 @@ def differential(
     return ctx
 
 
+def plan_text(ctx: Context) -> str:
+    """Decisions, one a line: ``weight w: int8:sym:channel[1] at MatMul:y.1 because ...``."""
+    lines = []
+    for d in ctx.plan.decisions:
+        uses = ", ".join(f"{u.node}.{u.index}" for u in d.uses)
+        lines.append(f"{d.kind} {d.tensor}: {d.spec or 'float'} at {uses} because {d.reason}\n")
+    return "".join(lines)
+
+
 def check(graph: Graph, directives: str) -> None:
     """FileCheck the dump of a graph. Raises AssertionError showing where it does not match."""
     filecheck(dump(graph), directives)

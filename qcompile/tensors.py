@@ -1,10 +1,12 @@
-"""Tensors whose data lies in a file beside the model: checked, then mapped or read.
+"""Tensor data before it is trusted: in the model file, or mapped from a file beside it.
 
-The file must lie in the model's folder, also once links are followed, and hold all of the tensor.
+That file must lie in the model's folder, also once links are followed. Either must hold all of the
+tensor.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,22 @@ from qcompile.qtypes import Array
 
 # Element types of which a byte holds several: not mapped, since numpy does not pack.
 _PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def check_values(tensor: onnx.TensorProto) -> None:
+    """Raises ModelError where the values in the model file do not fill the tensor's shape."""
+    size, kind = _size(tensor), _type_name(tensor)
+    if tensor.HasField("raw_data"):
+        found = len(tensor.raw_data)
+    else:
+        found = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type)))
+        if kind not in _PACKED:  # which have a byte an entry
+            size = _elements(tensor) * (2 if kind.startswith("COMPLEX") else 1)
+    if found != size:
+        raise ModelError(
+            f"tensor {tensor.name!r} of shape {list(tensor.dims)} has {found} bytes or values, "
+            f"expected {size}"
+        )
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -46,6 +64,8 @@ def embed_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
 
 def _bytes(tensor: onnx.TensorProto, folder: Path | None) -> npt.NDArray[np.uint8]:
     info = {entry.key: entry.value for entry in tensor.external_data}
+    if _type_name(tensor) == "STRING":
+        raise ModelError(f"tensor {tensor.name!r} holds strings, which cannot be external")
     path = _path(tensor.name, info.get("location", ""), folder)
     offset, size = _number(tensor.name, info.get("offset", "0")), _size(tensor)
     found = path.stat().st_size
@@ -79,16 +99,21 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
+def _elements(tensor: onnx.TensorProto) -> int:
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"tensor {tensor.name!r} has shape {list(tensor.dims)}")
+    return math.prod(tensor.dims)
+
+
 def _size(tensor: onnx.TensorProto) -> int:
-    """Bytes of the tensor in a file."""
-    kind, elements = _type_name(tensor), 1
-    for dim in tensor.dims:
-        elements *= dim
-    if kind in ("?", "UNDEFINED", "STRING") or elements < 0:
-        found = f"type {kind} and shape {list(tensor.dims)}"
-        raise ModelError(f"tensor {tensor.name!r} of {found} cannot have external data")
+    """Bytes of the tensor in a file; strings, which have no size, count 0."""
+    kind, elements = _type_name(tensor), _elements(tensor)
+    if kind in ("?", "UNDEFINED"):
+        raise ModelError(f"tensor {tensor.name!r} is of unknown type {tensor.data_type}")
     if kind in _PACKED:
         return -(-elements * _PACKED[kind] // 8)
+    if kind == "STRING":
+        return 0
     return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 

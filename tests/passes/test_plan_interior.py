@@ -1,0 +1,274 @@
+"""One quantizer for each tensor between linears, on targets that quantize everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qcompile.api import Context
+from qcompile.graph import Graph
+from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.plan_interior import PlanInterior
+from qcompile.passes.plan_operands import PlanOperands
+from qcompile.qtypes import Range
+from qcompile.registry import target
+from qcompile.testing import (
+    check,
+    context,
+    differential,
+    filecheck,
+    normal,
+    parse,
+    plan_text,
+    run_pass,
+)
+from qcompile.text import dump
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+MADE = "because quantized where it is made"
+
+
+def plan(graph: Graph, directives: str, ctx: Context | None = None) -> Context:
+    """Plan, which edits nothing (so answers are bit-equal), and check the decisions."""
+    before = dump(graph)
+    ctx = run_pass(graph, PlanOperands(), PlanInterior(), ctx=ctx or context("qdq"))
+    assert dump(graph) == before
+    filecheck(plan_text(ctx), directives)
+    return ctx
+
+
+def test_each_tensor_is_quantized_where_it_is_made_for_all_its_readers() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[N,8] x, float[8,8] w, float[8] s) => (float[N,8] y) {
+            m = MatMul(x, w)
+            r = Relu(m)
+            a = Add(r, x)
+            b = Mul(a, s)
+            y = Softmax(b)
+        }""",
+        w=normal(8, 8),
+        s=normal(8),
+    )
+    ctx = plan(
+        graph,
+        f"""
+        CHECK: weight w: int8:sym:channel[1] at MatMul:m.1
+        CHECK-NEXT: activation a: uint8:asym:tensor at Mul:b.0 {MADE}
+        CHECK-NEXT: activation b: uint8:asym:tensor at Softmax:y.0 {MADE}
+        CHECK-NEXT: activation m: uint8:asym:tensor at Relu:r.0 {MADE}
+        CHECK-NEXT: activation r: uint8:asym:tensor at Add:a.0 {MADE}
+        CHECK-NEXT: activation x: uint8:asym:tensor at MatMul:m.0, Add:a.1 {MADE}
+        CHECK-NEXT: activation y: float at {{{{.*}}}}because graph output
+        """,
+    )
+    assert [r.tensor for r in ctx.requests] == ["a", "b", "m", "r", "x"]
+
+
+def test_products_that_await_a_bias_stay_float_and_the_sum_is_quantized() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[N,8] x, float[8,8] w, float[8] b) => (float[N,8] y) {
+            m = MatMul(x, w)
+            a = Add(b, m)
+            y = Relu(a)
+        }""",
+        w=normal(8, 8),
+        b=normal(8),
+    )
+    plan(
+        graph,
+        f"""
+        CHECK: activation a: uint8:asym:tensor at Relu:y.0 {MADE}
+        CHECK: activation m: float at Add:a.1 because the bias is added first
+        """,
+    )
+
+
+SCORES = """
+    t = Transpose<perm = [1, 0]>(x)
+    s = MatMul(x, t)
+    a = Add(s, bias)
+    y = Softmax(a)
+"""
+
+
+def test_sums_with_a_mask_made_of_integers_stay_float() -> None:
+    graph = parse(
+        HEAD
+        + "g (float[N,8] x, int64[N] attention, float one, float low) => (float[N,N] y) {"
+        + "f = Cast<to = 1>(attention) i = Sub(one, f) bias = Mul(i, low)"
+        + SCORES
+        + "}",
+        one=np.array(1, np.float32),
+        low=np.array(-3.4e38, np.float32),
+    )
+    ctx = plan(
+        graph,
+        """
+        CHECK: activation a: float at Softmax:y.0 because a mask is added
+        CHECK: activation s: uint8:asym:tensor at Add:a.0
+        CHECK: activation x: uint8:asym:tensor
+        CHECK-NOT: activation bias
+        CHECK-NOT: activation i
+        """,
+    )
+    assert [r.tensor for r in ctx.requests] == ["s", "x"]
+
+
+def test_sums_with_a_constant_mask_stay_float() -> None:
+    mask = np.triu(np.full((4, 4), -1e9, np.float32), 1)
+    graph = parse(
+        HEAD + f"g (float[4,8] x, float[4,4] bias) => (float[4,4] y) {{ {SCORES} }}", bias=mask
+    )
+    plan(graph, "CHECK: activation a: float at Softmax:y.0 because a mask is added")
+
+
+def test_layout_operators_share_the_quantizer_of_what_they_move() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[N,8] x, int64[3] heads, float[4,4] w) => (float[2,N,4] y) {
+            r = Relu(x)
+            v = Reshape(r, heads)
+            t = Transpose<perm = [1, 0, 2]>(v)
+            m = MatMul(t, w)
+            y = Softmax(m)
+        }""",
+        heads=np.array([0, 2, 4]),
+        w=normal(4, 4),
+    )
+    plan(
+        graph,
+        f"""
+        CHECK: activation m:
+        CHECK-NEXT: activation r: uint8:asym:tensor at Reshape:v.0 {MADE}
+        CHECK-NEXT: activation x:
+        CHECK-NOT: activation t
+        CHECK-NOT: activation v
+        """,
+    )
+
+
+def test_an_output_in_the_middle_is_quantized_for_its_readers_alone() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[N,8] x) => (float[N,8] y, float[N,8] r) {
+            r = Relu(x)
+            y = Softmax(r)
+        }"""
+    )
+    ctx = plan(graph, f"CHECK: activation r: uint8:asym:tensor at Softmax:y.0 {MADE}")
+    for name in ("x", "r"):
+        ctx.ranges.set(name, Range(np.array(-4), np.array(4)))
+    run_pass(graph, InsertQdq(), ctx=ctx)
+    check(
+        graph,
+        """
+        CHECK: -> (%y, %r)
+        CHECK: %r = Relu(%x/dequantized)
+        CHECK: %y = Softmax(%r/dequantized)
+        """,
+    )
+
+
+def test_a_subgraph_goes_on_reading_the_float_tensor() -> None:
+    graph = parse(
+        HEAD
+        + """g (bool c, float[N,8] x) => (float[N,8] y) {
+            r = Relu(x)
+            s = Sigmoid(x)
+            i = If (c) <
+                then_branch = yes () => (float[N,8] p) { p = Neg(r) },
+                else_branch = no () => (float[N,8] q) { q = Add(s, s) }
+            >
+            y = Softmax(r)
+        }"""
+    )
+    ctx = plan(
+        graph,
+        f"""
+        CHECK: activation r: uint8:asym:tensor at Softmax:y.0 {MADE}
+        CHECK-NEXT: activation s: float
+        """,
+    )
+    for name in ("x", "r"):
+        ctx.ranges.set(name, Range(np.array(-4), np.array(4)))
+    run_pass(graph, InsertQdq(), ctx=ctx)
+
+
+def test_what_is_kept_float_stays_so() -> None:
+    graph = parse(
+        HEAD + "g (float[N,8] x, float[8,8] w) => (float[N,8] y) { m = MatMul(x, w) y = Relu(m) }",
+        w=normal(8, 8),
+    )
+    plan(
+        graph,
+        """
+        CHECK: weight w: float
+        CHECK: activation x: float at MatMul:m.0 because kept float by pattern 'x'
+        """,
+        context("qdq", keep_float=("x",)),
+    )
+
+
+def test_contrib_operators_count_as_what_they_compute() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "acme": 1]>'
+        + """g (float[N,8] x) => (float[N,8] y, float[N,8] z) {
+            r = Relu(x)
+            y = com.microsoft.Gelu(r)
+            k = Neg(x)
+            z = acme.Gelu(k)
+        }"""
+    )
+    plan(
+        graph,
+        """
+        CHECK: activation r: uint8:asym:tensor at Gelu:y.0
+        CHECK-NOT: activation k
+        """,
+    )
+
+
+@pytest.mark.parametrize(("name", "mode"), [("cpu", "static"), ("qdq", "weight-only")])
+def test_other_targets_and_modes_plan_nothing_more(name: str, mode: str) -> None:
+    graph = parse(
+        HEAD + "g (float[N,8] x, float[8,8] w) => (float[N,8] y) { m = MatMul(x, w) y = Relu(m) }",
+        w=normal(8, 8),
+    )
+    ctx = run_pass(graph, PlanOperands(), ctx=context(name, mode=mode))
+    before = plan_text(ctx)
+    run_pass(graph, PlanInterior(), ctx=ctx)
+    assert plan_text(ctx) == before
+
+
+def test_the_target_asks_for_it_by_a_flag_not_by_its_name() -> None:
+    ctx = context("qdq")
+    ctx.target = replace(target("qdq"), quantize_interior=False)
+    graph = parse(HEAD + "g (float[N,8] x) => (float[N,8] y) { y = Relu(x) }")
+    run_pass(graph, PlanInterior(), ctx=ctx)
+    assert not ctx.plan.decisions
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_the_planned_quantizers_cost_half_a_scale_each(rows: int) -> None:
+    """x, |x|, x + |x| in [-4, 4], [0, 4], [0, 8] with 255 steps: 4/255 + 2/255 + the rest.
+
+    Errors add up: 2 * s_x/2 (x is read twice, once through |.|), s_|x|/2, s_sum/2.
+    """
+    graph = parse(
+        HEAD
+        + """g (float[N,8] x) => (float[N,8] y) {
+            r = Relu(x)
+            a = Add(x, r)
+            y = Relu(a)
+        }"""
+    )
+    ctx = plan(graph, "CHECK: activation x: uint8:asym:tensor at Relu:r.0, Add:a.0")
+    for name, low, high in (("x", -4, 4), ("r", 0, 4), ("a", -4, 8)):
+        ctx.ranges.set(name, Range(np.array(low), np.array(high)))
+    feed = {"x": np.clip(normal(rows, 8), -4, 4)}
+    steps = 2 * 8 / 255 + 4 / 255 + 12 / 255
+    differential(graph, InsertQdq(), atol=steps / 2 + 1e-6, feeds=[feed], ctx=ctx)
