@@ -4,7 +4,7 @@
 
 Bit-equal: with one scale for the tensor, quantizing and moving values commute; the same holds for
 DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. Refuses scales per
-axis, and chains that anything else reads.
+axis, chains that anything else reads, and integers that are visible outside.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
         return False
     first, last = chain[-1], chain[0]
     source, result = first.inputs[0], quantizer.outputs[0]
+    if graph.is_output(result):
+        ctx.skip(quantizer, "it carries the name of a graph output")
+        return False
     moved = last.outputs[0]
     graph.replace_uses(result, moved)  # readers take the moved integers
     graph.set_input(quantizer, 0, source)

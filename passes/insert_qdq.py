@@ -71,10 +71,12 @@ def _insert_weight(graph: Graph, ctx: Context, decision: Decision) -> None:
     q = graph.constant(f"{decision.tensor}/{spec.dtype}", quantized)
     ctx.origins[q.name] = (decision.tensor, noise)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
-    ctx.origins[scale.name] = (decision.tensor, None)
+    # ONNX makes the zero point optional; ONNX Runtime's fusions read it without asking and crash.
+    zero = graph.constant(f"{decision.tensor}/zero_point", params.zero_point)
+    ctx.origins[scale.name] = ctx.origins[zero.name] = (decision.tensor, None)
     attrs = {} if spec.axis is None else {"axis": spec.axis}
     name = f"{decision.tensor}/dequantized"
-    node = graph.add("DequantizeLinear", [q, scale], [name], attrs, like=weight)
+    node = graph.add("DequantizeLinear", [q, scale, zero], [name], attrs, like=weight)
     _redirect(graph, decision, node.outputs[0])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, array, is_constant, is_op, rank, shape_of
+from qcompile.graph import Graph, Node, array, is_constant, is_op, is_zero, rank, shape_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _obstacle(node: Node, table: Node) -> str | None:
     rows, scale = table.inputs[:2]
     if not is_constant(rows) or rank(rows) != 2:
         return "the table is no constant matrix"
-    if rows.dtype != np.int8 or any(t.name for t in table.inputs[2:]):
+    if rows.dtype != np.int8 or not all(is_zero(t) for t in table.inputs[2:]):
         return "the table is not symmetric int8"
     by_row = shape_of(scale) == (rows.shape[0],) and table.attrs.get("axis", 1) in (0, -2)
     if not is_constant(scale) or not by_row:

@@ -17,7 +17,18 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import MICROSOFT, Graph, Node, Tensor, array, is_constant, is_op, rank, scalar
+from qcompile.graph import (
+    MICROSOFT,
+    Graph,
+    Node,
+    Tensor,
+    array,
+    is_constant,
+    is_op,
+    is_zero,
+    rank,
+    scalar,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def _obstacle(node: Node, data: Node, weight: Node) -> str | None:
         return "Gemm with transA, alpha or beta"
     if not is_constant(weight.inputs[0]) or rank(weight.inputs[0]) != 2:
         return "the weight is no constant matrix"
-    if weight.inputs[0].dtype != np.int8 or any(t.name for t in weight.inputs[2:]):
+    if weight.inputs[0].dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
         return "the weight is not symmetric int8"
     if data.inputs[0].dtype is not None and data.inputs[0].dtype != np.uint8:
         return "the activation is not uint8"

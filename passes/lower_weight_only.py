@@ -16,7 +16,17 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import MICROSOFT, Graph, Node, array, is_constant, is_op, rank, shape_of
+from qcompile.graph import (
+    MICROSOFT,
+    Graph,
+    Node,
+    array,
+    is_constant,
+    is_op,
+    is_zero,
+    rank,
+    shape_of,
+)
 from qcompile.qtypes import Array
 
 
@@ -89,7 +99,7 @@ def _obstacle(node: Node, weight: Node) -> str | None:
     attrs = node.attrs
     if not is_constant(matrix) or rank(matrix) != 2:
         return "the weight is no constant matrix"
-    if matrix.dtype != np.int8 or any(t.name for t in weight.inputs[2:]):
+    if matrix.dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
         return "the weight is not symmetric int8"
     axes = (0, -2) if attrs.get("transB") else (1, -1)
     channels = (matrix.shape[axes[0]],)

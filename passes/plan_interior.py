@@ -18,6 +18,9 @@ from qcompile.plan import Decision, Use
 from qcompile.qtypes import QSpec
 
 
+_QDQ_SINCE = 13  # what plan-operands asks for
+
+
 @dataclass(frozen=True)
 class PlanInterior(Pass):
     """Quantize every activation between the linears, on targets that ask for it."""
@@ -30,6 +33,8 @@ class PlanInterior(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         if not ctx.target.quantize_interior or ctx.choices.mode != "static":
             return False
+        if graph.opset < _QDQ_SINCE:
+            return False  # plan-operands has said so
         path = data_path(graph)
         lifted = {d.tensor: d.reason for d in ctx.plan.decisions if d.spec is None}
         wanted = _wanted(graph, ctx, path)
@@ -76,7 +81,17 @@ def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> str | None:
         return "the bias is added first, the sum is quantized"
     if not tensor.outputs:
         return "graph output"
+    if _reaches_subgraph(graph, tensor):
+        return "a subgraph reads it: ONNX Runtime crashes on a quantizer that it moves up to one"
     return None
+
+
+def _reaches_subgraph(graph: Graph, tensor: Tensor) -> bool:
+    """True where a subgraph reads the tensor, or what layout operators make of it."""
+    if graph.in_subgraph(tensor):
+        return True
+    movers = [n for n in graph.consumers(tensor) if is_layout(n)]
+    return any(_reaches_subgraph(graph, t) for n in movers for t in n.outputs)
 
 
 def _awaits_bias(graph: Graph, tensor: Tensor) -> bool:

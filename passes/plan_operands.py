@@ -20,7 +20,6 @@ from qcompile.plan import Decision, Kind, Use
 from qcompile.qtypes import QSpec
 from qcompile.target import OpRule
 
-
 _QDQ_SINCE = 13  # DequantizeLinear with an axis
 
 

@@ -1,32 +1,35 @@
 """Runs the calibration data once and gives every requested tensor its range.
 
 Where the calibrator needs only extrema, ReduceMin and ReduceMax over the last axis are added to
-the graph, so that activations never leave the runtime. Otherwise activations come out in groups
+the graph, so that activations never leave the runtime; a sum beside them, because those two of ONNX
+Runtime overlook NaN. Otherwise activations come out in groups
 that fit the memory budget; observers hold O(bins) or O(channels), whatever the number of batches.
 Positions that the attention mask marks as padding do not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
 from qcompile.api import Calibrator, Observer
-from qcompile.data import padding_mask
 from qcompile.errors import DataError
 from qcompile.export import to_proto
+from qcompile.feeds import MASK, padding_mask
 from qcompile.folding import Evaluator
-from qcompile.graph import Graph, Shape
+from qcompile.graph import Graph, Shape, rank
 from qcompile.plan import Ranges, StatRequest
 from qcompile.probing import probed_shapes
 from qcompile.qtypes import Array
 from qcompile.runtime import Feed, Session, SessionOptions, with_outputs
 
+_FLOAT_BYTES = 4
 _FLAT = -1  # batch and tokens are flattened into the first axis
-_AXES_INPUT = 18  # opset from which reductions take their axes as an input
+# Opset from which a reduction takes its axes as an input.
+_REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ class Options:
 
 @dataclass
 class Tap:
-    """One requested tensor: where its tokens lie, the outputs to fetch, and its observer."""
+    """One requested tensor: where its tokens lie, the outputs to fetch, and its observer.
+
+    ``outputs`` are minimum, maximum and sum, or the tensor itself and then ``size``, its elements.
+    """
 
     request: StatRequest
     token_axis: int | None
     outputs: tuple[str, ...]
     observer: Observer
+    size: str = ""
     fault: str = ""
 
     @property
@@ -60,9 +67,8 @@ class Collector:
     session: Session
     taps: list[Tap]
     options: Options
-    reduced: bool
     feeds_seen: int = 0
-    _sizes: dict[str, int] = field(default_factory=dict)
+    _bytes: dict[Hashable, dict[str, int]] = field(default_factory=dict)
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""
@@ -76,11 +82,9 @@ class Collector:
 
     def _fitting(self, feed: Feed) -> Iterator[Feed]:
         """The feed, or halves of its batch until every single tensor fits the budget."""
-        if self.reduced:
-            yield feed
-            return
-        sizes = [(self._size(tap, feed), tap.tensor) for tap in self.taps]
-        size, tensor = max(sizes)
+        sizes = self._sizes(feed)
+        tensor = max(sizes, key=lambda name: sizes[name], default="")
+        size = sizes.get(tensor, 0)
         if size <= self.options.max_memory:
             yield feed
             return
@@ -106,26 +110,21 @@ class Collector:
         return found
 
     def _observe(self, tap: Tap, arrays: Sequence[Array], mask: Array | None) -> None:
-        kept = [_without_padding(a, tap.token_axis, mask) for a in arrays]
-        axis = tap.request.axis
-        if axis is not None:
-            kept = [_channels_last(a, axis) for a in kept]
-        values = np.concatenate([k.reshape(-1, k.shape[-1]) if axis else k.ravel() for k in kept])
-        if values.size == 0:
-            return
-        if not np.isfinite(values).all():
+        kept = [_rows(a, tap.request.axis, tap.token_axis, mask) for a in arrays]
+        extrema, sums = kept[:2], kept[2:]
+        finite = all(np.isfinite(k).all() for k in extrema)
+        if not finite or any(np.isnan(k).any() for k in sums):
             tap.fault = "NaN or infinity among its values"
-            return
-        tap.observer.update(values)
+        elif extrema[0].size:
+            tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
 
     def _groups(self, feed: Feed) -> Iterator[list[Tap]]:
-        """Taps to fetch together: all where reduced, else as many as the budget holds."""
-        if self.reduced:
-            yield self.taps
-            return
-        budget, group, used = self.options.max_memory, list[Tap](), 0
-        for tap in self.taps:
-            size = self._size(tap, feed)
+        """Taps to fetch together: all that are reduced, and as many others as the budget holds."""
+        sizes = self._sizes(feed)
+        budget, used = self.options.max_memory, 0
+        group = [tap for tap in self.taps if not tap.size]
+        for tap in (t for t in self.taps if t.size):
+            size = sizes[tap.tensor]
             if group and used + size > budget:
                 yield group
                 group, used = [], 0
@@ -134,14 +133,14 @@ class Collector:
         if group:
             yield group
 
-    def _size(self, tap: Tap, feed: Feed) -> int:
-        """Bytes of a tensor for this feed, scaled from the largest one seen, measured at first."""
-        scale = max(v.size for v in feed.values())
-        if tap.tensor not in self._sizes:
-            value = self.session.run(feed, tap.outputs[:1])[tap.outputs[0]]
-            self._sizes[tap.tensor] = -(-value.nbytes // scale)
-        # Attention scores grow with the square of the length: allow for one more factor of length.
-        return self._sizes[tap.tensor] * scale
+    def _sizes(self, feed: Feed) -> dict[str, int]:
+        """Bytes of the tensors to fetch, counted in the runtime: once for feeds of one shape."""
+        names = {t.tensor: t.size for t in self.taps if t.size}
+        key = tuple((name, array.shape) for name, array in sorted(feed.items()))
+        if names and key not in self._bytes:
+            counts = self.session.run(feed, list(names.values()))
+            self._bytes[key] = {t: int(counts[s]) * _FLOAT_BYTES for t, s in names.items()}
+        return self._bytes.get(key, {})
 
 
 def collector(
@@ -155,18 +154,19 @@ def collector(
     options = options or Options()
     axes = _token_axes(graph, requests, evaluate) if options.mask else {}
     reduced = calibrator.needs == "extrema"
-    model = to_proto(graph)
+    model, tensors = to_proto(graph), graph.tensors()
     taps = []
     for i, request in enumerate(requests):
-        in_graph = reduced and request.axis is None
+        # A scalar has no axis to reduce, and of an unknown rank it is not known to have one.
+        in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
+        size = "" if in_graph else _add_size(model, request, i)
         observer = calibrator.observer(request.spec)
-        taps.append(Tap(request, axes.get(request.tensor), names, observer))
-    wanted = list(dict.fromkeys(o for tap in taps for o in tap.outputs))
+        taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
+    wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     tapped = with_outputs(model, wanted)
     session = Session(tapped.SerializeToString(), SessionOptions(threads=options.threads))
-    all_reduced = reduced and all(r.axis is None for r in requests)
-    return Collector(session, taps, options, all_reduced)
+    return Collector(session, taps, options)
 
 
 def collect(
@@ -184,12 +184,13 @@ def collect(
 
 def _add_extrema(
     model: onnx.ModelProto, graph: Graph, request: StatRequest, index: int
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     """Reduce over the last axis: rows stay, so that padding can be left out outside."""
-    names = (f"qcompile/{index}/min", f"qcompile/{index}/max")
-    for op, name in zip(("ReduceMin", "ReduceMax"), names, strict=True):
+    names = []
+    for op, since in _REDUCTIONS.items():
+        name = f"qcompile/{index}/{op}"
         node = onnx.helper.make_node(op, [request.tensor], [name], name=name, keepdims=0)
-        if graph.opset >= _AXES_INPUT:
+        if graph.opset >= since:
             axes = "qcompile/last"
             if not any(t.name == axes for t in model.graph.initializer):
                 last = onnx.numpy_helper.from_array(np.array([-1], np.int64), axes)
@@ -198,7 +199,25 @@ def _add_extrema(
         else:
             node.attribute.append(onnx.helper.make_attribute("axes", [-1]))
         model.graph.node.append(node)
-    return names
+        names.append(name)
+    return tuple(names)
+
+
+def _add_size(model: onnx.ModelProto, request: StatRequest, index: int) -> str:
+    name = f"qcompile/{index}/Size"
+    model.graph.node.append(onnx.helper.make_node("Size", [request.tensor], [name], name=name))
+    return name
+
+
+def _rows(values: Array, axis: int | None, token_axis: int | None, mask: Array | None) -> Array:
+    """Values of real tokens: flat, or ``(n, channels)`` where ``axis`` is the channels'."""
+    if axis is None:
+        return _without_padding(values, token_axis, mask).ravel()
+    axis %= values.ndim
+    if token_axis is not None and token_axis != _FLAT and axis <= token_axis:
+        token_axis = token_axis - 1 if axis < token_axis else None
+    kept = _without_padding(np.moveaxis(values, axis, -1), token_axis, mask)
+    return kept.reshape(-1, kept.shape[-1])
 
 
 def _without_padding(values: Array, token_axis: int | None, mask: Array | None) -> Array:
@@ -213,11 +232,6 @@ def _without_padding(values: Array, token_axis: int | None, mask: Array | None) 
     return selected
 
 
-def _channels_last(values: Array, axis: int) -> Array:
-    moved: Array = np.moveaxis(values, axis, -1)
-    return moved
-
-
 def _token_axes(
     graph: Graph, requests: Sequence[StatRequest], evaluate: Evaluator
 ) -> Mapping[str, int]:
@@ -225,20 +239,20 @@ def _token_axes(
 
     The first axis must be the batch; the last cannot be the token axis, since it is reduced.
     """
-    if not any(t.name == "attention_mask" for t in graph.inputs):
+    if not any(t.name == MASK for t in graph.inputs):
         return {}
     probes = probed_shapes(graph, evaluate)
     found = {}
     for request in requests:
-        views = [(p.get(request.tensor), p.get("attention_mask")) for p in probes]
-        axis = _token_axis([(t, m) for t, m in views if t is not None and m is not None])
+        views = [(t, m) for p in probes if (t := p.get(request.tensor)) and (m := p.get(MASK))]
+        axis = _token_axis(views) if len(views) == len(probes) else None
         if axis is not None:
             found[request.tensor] = axis
     return found
 
 
 def _token_axis(views: Sequence[tuple[Shape, Shape]]) -> int | None:
-    if not views or any(len(m) != 2 for _, m in views):
+    if any(len(m) != 2 for _, m in views):
         return None
     if all(t[0] == _product(m) for t, m in views):
         return _FLAT

@@ -180,7 +180,7 @@ def _transform(job: Job, ctx: Context) -> None:
     job.report.passes, job.report.skips = timer.records, ctx.skips
     if job.mode != "float" and not any(ctx.plan.quantized()):
         job.report.notes.append(
-            f"nothing was quantized: target {job.target.name!r} has no rule for what this model does"
+            f"nothing was quantized: target {job.target.name!r} has no rule that fits this model"
         )
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompile.errors import InvariantError, ModelError
-from qcompile.protos import Subgraph
+from qcompile.errors import InvariantError
+from qcompile.order import Makers, in_order
+from qcompile.protos import Subgraph, subgraphs
 from qcompile.qtypes import Array
 
 Node: TypeAlias = gs.Node
@@ -72,6 +73,11 @@ def scalar(tensor: Tensor) -> float | None:
         return None
     values = array(tensor)
     return float(values.reshape(-1)[0]) if values.dtype.kind in "fiu" else None
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """True for an omitted input, and for a constant that holds nothing but zeros."""
+    return not tensor.name or (is_constant(tensor) and not array(tensor).any())
 
 
 def _np_dtype(dtype: Any) -> np.dtype[Any] | None:
@@ -181,6 +187,11 @@ class Graph:
         """True where the tensor's name is needed: by a graph output, or inside a subgraph."""
         return tensor.name in self._captured or any(t is tensor for t in self._gs.outputs)
 
+    def in_subgraph(self, tensor: Tensor) -> bool:
+        """True where an If, Loop or Scan reads the tensor inside its body, or is fed by it."""
+        fed = any(has_subgraph(node) for node in tensor.outputs)
+        return fed or any(tensor.name in sub.reads for sub in self._all_subgraphs())
+
     def producer(self, tensor: Tensor) -> Node | None:
         """The node that computes a tensor; None for graph inputs and constants."""
         return tensor.inputs[0] if tensor.inputs else None
@@ -289,7 +300,7 @@ class Graph:
     def remove_dead(self) -> int:
         """Drop nodes that no graph output depends on; returns how many."""
         nodes = self._gs.nodes
-        makers = _Makers(nodes)
+        makers = Makers(nodes)
         ends = {id(n): n for t in self._gs.outputs for n in t.inputs}
         alive, waiting = set(ends), list(ends.values())
         while waiting:
@@ -314,7 +325,7 @@ class Graph:
 
     def adopt(self, other: Graph) -> None:
         """Become another graph; the header stays."""
-        self.__init__(other._gs, self.header)  # type: ignore[misc]
+        self.__init__(other._gs, self.header, other._hidden)  # type: ignore[misc]
 
     def import_domain(self, domain: str, version: int) -> None:
         """Declare an operator set, once."""
@@ -329,13 +340,7 @@ class Graph:
 
         Raises ModelError on a cycle.
         """
-        nodes = self._gs.nodes
-        makers = _Makers(nodes)
-        done: set[int] = set()
-        ordered: list[Node] = []
-        for root in nodes:
-            _visit(root, makers, done, ordered)
-        nodes[:] = ordered
+        self._gs.nodes[:] = in_order(self._gs.nodes)
 
     def find(self, name: str) -> Node:
         """The node of that name; raises InvariantError where it is gone."""
@@ -350,11 +355,6 @@ class Graph:
         return self._gs
 
 
-def subgraphs(node: Node) -> Iterator[Subgraph]:
-    """The bodies of an If, Loop or Scan, none for other nodes."""
-    yield from (v for v in node.attrs.values() if isinstance(v, Subgraph))
-
-
 def has_subgraph(node: Node) -> bool:
     """True for If, Loop, Scan and their kin."""
     return any(True for _ in subgraphs(node))
@@ -365,40 +365,3 @@ def reads(node: Node) -> Iterator[str]:
     yield from (t.name for t in node.inputs if t.name)
     for body in subgraphs(node):
         yield from body.reads
-
-
-class _Makers:
-    """Which nodes a node needs: by identity for its inputs, by name for what subgraphs read."""
-
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self._place = {id(n): i for i, n in enumerate(nodes)}
-        self._made = {id(t): n for n in nodes for t in n.outputs}
-        self._named = {t.name: n for n in nodes for t in n.outputs if t.name}
-
-    def before(self, node: Node) -> list[Node]:
-        """Makers of all that ``node`` reads, each once, in the order in which they stand."""
-        found = [self._made.get(id(t)) for t in node.inputs]
-        found += [self._named.get(name) for body in subgraphs(node) for name in body.reads]
-        unique = {id(n): n for n in found if n is not None}
-        return sorted(unique.values(), key=lambda n: self._place[id(n)])
-
-
-def _visit(root: Node, makers: _Makers, done: set[int], ordered: list[Node]) -> None:
-    """Depth first with an explicit stack: graphs are deeper than Python's recursion limit."""
-    open_nodes: set[int] = set()
-    stack = [(root, False)]
-    while stack:
-        node, finished = stack.pop()
-        if finished:
-            open_nodes.discard(id(node))
-            done.add(id(node))
-            ordered.append(node)
-            continue
-        if id(node) in done:
-            continue
-        if id(node) in open_nodes:
-            raise ModelError(f"the graph has a cycle through node {node.name!r} ({node.op})")
-        open_nodes.add(id(node))
-        stack.append((node, True))
-        waiting = [n for n in reversed(makers.before(node)) if id(n) not in done]
-        stack.extend((n, False) for n in waiting)

@@ -17,8 +17,8 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError
-from qcompile.graph import ONNX, Graph, Header, is_constant, subgraphs
-from qcompile.protos import bodies, outer_reads, put_back, take_out
+from qcompile.graph import ONNX, Graph, Header, is_constant
+from qcompile.protos import bodies, outer_reads, put_back, subgraphs, take_out
 from qcompile.qtypes import Array
 from qcompile.tensors import check_values, embed_external, is_external, map_external
 

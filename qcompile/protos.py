@@ -39,6 +39,11 @@ class Subgraph(gs.Graph):  # type: ignore[misc]  # graphsurgeon has no types
         return digest(self.proto)
 
 
+def subgraphs(node: gs.Node) -> Iterator[Subgraph]:
+    """The bodies of an If, Loop or Scan, none for other nodes."""
+    yield from (v for v in node.attrs.values() if isinstance(v, Subgraph))
+
+
 class Empty(list[Any]):
     """An empty list attribute, which remembers what it is a list of."""
 

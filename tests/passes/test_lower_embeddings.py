@@ -33,7 +33,7 @@ FEEDS = [{"i": np.array([[8]]), "c": YES}, {"i": np.array([[0, 3, -1], [2, 2, -9
 def embedding(
     body: str, indices: str = "int64[B,S] i", out: str = "float[B,S,4] y", **changed: Array
 ) -> Graph:
-    weights = {"tq": TABLE, "s": SCALES, "g": normal(4), **changed}
+    weights: dict[str, Array] = {"tq": TABLE, "s": SCALES, "g": normal(4), **changed}
     return parse(
         '<ir_version: 8, opset_import: ["": 17]>'
         f"g ({indices}, bool c, int8[9,4] tq, float[9] s, float[4] g) => ({out})"
@@ -62,6 +62,11 @@ def test_rows_are_scaled_after_the_lookup(axes: str) -> None:
     )
     np.testing.assert_array_equal(array(graph.constants()["s/column"]).reshape(-1), SCALES)
     assert ctx.origins["s/column"] == ("t", None)
+
+
+def test_a_zero_point_of_zeros_is_none() -> None:
+    graph = embedding(LOOKUP.replace("(tq, s)", "(tq, s, z)"), z=np.zeros(9, np.int8))
+    differential(graph, LowerEmbeddings(), atol=0, feeds=FEEDS)
 
 
 def test_a_single_index() -> None:
@@ -115,7 +120,7 @@ def test_the_runtime_dequantizes_nothing() -> None:
     ("old", "new", "weights", "reason"),
     [
         ("", "", {"tq": TABLE.astype(np.uint8)}, "the table is not symmetric int8"),
-        ("(tq, s)", "(tq, s, z)", {"z": np.zeros(9, np.int8)}, "the table is not symmetric int8"),
+        ("(tq, s)", "(tq, s, z)", {"z": np.ones(9, np.int8)}, "the table is not symmetric int8"),
         ("axis = 0>(tq", "axis = 1>(tq", {"s": SCALES[:4]}, "the table has no scale by row"),
         ("<axis = 0>", "", {"s": np.array(0.1, np.float32)}, "the table has no scale by row"),
         ("", "", {"s": np.array([0.1], np.float32)}, "the table has no scale by row"),

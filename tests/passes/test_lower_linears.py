@@ -214,6 +214,13 @@ def test_one_scale_for_the_weight(scale: Array) -> None:
     check(graph, "CHECK: MatMulIntegerToFloat(%xq, @wq:{{.*}}, @sw:")
 
 
+def test_a_zero_point_of_zeros_is_none_for_the_weight() -> None:
+    prefix = QUANTIZED.replace("(wq, sw)", "(wq, sw, zw)")
+    graph = linear("m = MatMul(xd, wd) y = Add(m, b)", prefix=prefix, zw=np.zeros(4, np.int8))
+    differential(graph, LowerLinears(), atol=ATOL)
+    check(graph, FUSED)
+
+
 def test_an_omitted_zero_point_is_zero() -> None:
     """Such models come from other tools."""
     prefix = QUANTIZED.replace("(xq, sx, zx)", "(xq, sx)")

@@ -83,6 +83,11 @@ def test_product(block: int) -> None:
     assert ctx.origins["s/blocks"] == ("w", None)
 
 
+def test_a_zero_point_of_zeros_is_none() -> None:
+    body = WEIGHT.replace("(wq, s)", "(wq, s, z)") + "y = MatMul(x, w)"
+    differential(linear(body, z=np.zeros(4, np.int8)), LowerWeightOnly(), atol=error(ints(40, 4)))
+
+
 def test_a_bias_stays_a_sum_which_the_runtime_fuses() -> None:
     graph = linear(WEIGHT + "m = MatMul(x, w) y = Add(m, b)")
     differential(graph, LowerWeightOnly(), atol=error(ints(40, 4)))
@@ -143,7 +148,7 @@ def test_a_weight_that_others_read_stays_dequantized_for_them() -> None:
     ("old", "new", "weights", "reason"),
     [
         ("", "", {"wq": ints(40, 4).astype(np.uint8)}, "the weight is not symmetric int8"),
-        ("(wq, s)", "(wq, s, z)", {"z": np.zeros(4, np.int8)}, "the weight is not symmetric int8"),
+        ("(wq, s)", "(wq, s, z)", {"z": np.ones(4, np.int8)}, "the weight is not symmetric int8"),
         ("axis = 1", "axis = 0", {"s": np.ones(40, np.float32)}, "not along the output channels"),
         ("<axis = 1>", "", {"s": np.array(0.1, np.float32)}, "not along the output channels"),
         ("", "", {"s": np.array([0.1], np.float32)}, "not along the output channels"),

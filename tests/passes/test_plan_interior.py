@@ -173,29 +173,34 @@ def test_an_output_in_the_middle_is_quantized_for_its_readers_alone() -> None:
     )
 
 
-def test_a_subgraph_goes_on_reading_the_float_tensor() -> None:
+def test_what_a_subgraph_reads_stays_float() -> None:
+    """r itself, v behind a layout operator; s is read by nothing else."""
     graph = parse(
         HEAD
-        + """g (bool c, float[N,8] x) => (float[N,8] y) {
+        + """g (bool c, float[N,8] x, int64[2] shape) => (float[N,8] y) {
             r = Relu(x)
             s = Sigmoid(x)
+            t = Tanh(x)
+            v = Reshape(t, shape)
             i = If (c) <
                 then_branch = yes () => (float[N,8] p) { p = Neg(r) },
-                else_branch = no () => (float[N,8] q) { q = Add(s, s) }
+                else_branch = no () => (float[N,8] q) { q = Add(s, v) }
             >
-            y = Softmax(r)
-        }"""
+            a = Softmax(r)
+            b = Softmax(v)
+            y = Add(a, b)
+        }""",
+        shape=np.array([0, 8]),
     )
-    ctx = plan(
+    plan(
         graph,
-        f"""
-        CHECK: activation r: uint8:asym:tensor at Softmax:y.0 {MADE}
-        CHECK-NEXT: activation s: float
+        """
+        CHECK: activation a: uint8:asym:tensor at Add:y.0
+        CHECK: activation r: float at Softmax:a.0 because a subgraph reads it
+        CHECK: activation s: float
+        CHECK: activation t: float at Reshape:v.0 because a subgraph reads it
         """,
     )
-    for name in ("x", "r"):
-        ctx.ranges.set(name, Range(np.array(-4), np.array(4)))
-    run_pass(graph, InsertQdq(), ctx=ctx)
 
 
 def test_what_is_kept_float_stays_so() -> None:
