@@ -67,17 +67,20 @@ def _picked(reader: Node, dims_tensor: Tensor, dims: Shape) -> Array | None:
     """What a Gather or Slice reads out of ``dims``, None unless all of it is fixed."""
     if not is_op(reader, "Gather", "Slice") or reader.inputs[0] is not dims_tensor:
         return None
-    given = [t for t in reader.inputs[1:] if t.name]
-    if not all(is_constant(t) for t in given):
+    operands = [t for t in reader.inputs[1:] if t.name]
+    if not operands or not all(is_constant(t) for t in operands):
         return None
-    operands = [array(t) for t in given]
     places = np.arange(len(dims))
     if is_op(reader, "Gather"):
-        places = places[operands[0]]
-    elif len(operands) < 2 or len(operands) > 3:
+        indices = array(operands[0])
+        if not ((-len(dims) <= indices) & (indices < len(dims))).all():
+            return None
+        places = places[indices]
+    elif len(reader.inputs) < 3 or any(t.name for t in reader.inputs[4:]):
         return None  # attributes of opset 9, or a step
     else:
-        places = places[int(operands[0].flat[0]) : int(operands[1].flat[0])]
+        start, end = (array(t) for t in operands[:2])
+        places = places[int(start.flat[0]) : int(end.flat[0])]
     values = [dims[i] for i in np.atleast_1d(places)]
     if not values or not all(isinstance(v, int) for v in values):
         return None

@@ -126,6 +126,8 @@ class Graph:
         self._names = set(self.tensors()) | {n.name for n in inner.nodes}
         self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
         self._captured = self._read_inside()
+        # Whatever becomes of their uses out here, subgraphs go on reading them.
+        self._hidden = [t for name, t in self.constants().items() if name in self._captured]
 
     def _all_subgraphs(self) -> Iterator[Subgraph]:
         for node in self._gs.nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # cpuinfo flags that decide which integer kernels ONNX Runtime runs, fastest first.
@@ -36,5 +36,15 @@ def describe() -> dict[str, object]:
         "machine": platform.machine(),
         "isa": instruction_sets(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str:
+    """Of the package or of its build for another device, such as onnxruntime-gpu."""
+    for name in (package, f"{package}-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

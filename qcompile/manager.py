@@ -14,7 +14,7 @@ from typing import Protocol
 
 from qcompile import invariants, shapes
 from qcompile.api import Context, Pass, Stage
-from qcompile.errors import PassError, QCompileError
+from qcompile.errors import ModelError, PassError, QCompileError
 from qcompile.graph import Graph
 from qcompile.pipeline import spell
 from qcompile.text import dump, fingerprint
@@ -38,21 +38,21 @@ class Verify:
 
     def before(self, item: Pass, graph: Graph, ctx: Context) -> None:
         if not self.started:
-            _checked("the input model", graph, None)
+            try:
+                invariants.check(graph)
+            except PassError as e:
+                raise ModelError(f"the model that came in is not sound: {e}") from e
             self.started = True
 
     def after(self, item: Pass, graph: Graph, ctx: Context, changed: bool) -> None:
         # From insertion on, uses read Q/DQ outputs: the plan has been carried out.
         planned = ctx if item.stage < Stage.INSERT else None
-        if changed:
-            _checked(f"pass {item.name!r}", graph, planned)
-
-
-def _checked(who: str, graph: Graph, ctx: Context | None) -> None:
-    try:
-        invariants.check(graph, ctx)
-    except PassError as e:
-        raise type(e)(f"after {who}: {e}") from e
+        if not changed:
+            return
+        try:
+            invariants.check(graph, planned)
+        except PassError as e:
+            raise type(e)(f"after pass {item.name!r}: {e}") from e
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Dump:
 
     def before(self, item: Pass, graph: Graph, ctx: Context) -> None:
         if self._count == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "000_input.txt").write_text(dump(graph))
 
     def after(self, item: Pass, graph: Graph, ctx: Context, changed: bool) -> None:
@@ -129,6 +130,10 @@ class PassManager:
         try:
             claimed = item.run(graph, ctx)
             graph.sort()
+        except PassError as e:
+            raise type(e)(f"pass {item.name!r}: {e}") from e
+        except ModelError as e:
+            raise PassError(f"pass {item.name!r} broke the graph: {e}") from e
         except QCompileError:
             raise
         except Exception as e:

@@ -14,6 +14,7 @@ from qcompile.api import Pass
 from qcompile.errors import RecipeError
 from qcompile.registry import build, passes
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _ITEM = re.compile(r"\s*([\w.-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 
@@ -65,8 +66,17 @@ def _options(text: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         if not equals:
             raise RecipeError(f"option {part!r} has no value, expected name=value")
-        options[key.strip().replace("-", "_")] = yaml.safe_load(value.strip())
+        options[key.strip().replace("-", "_")] = _value(value.strip())
     return options
+
+
+def _value(text: str) -> Any:
+    """A YAML scalar; also 1e-3, a number to everyone but YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"option value {text!r} cannot be read") from e
+    return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text) else value
 
 
 def spell(found: Sequence[Pass]) -> str:

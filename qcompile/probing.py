@@ -18,8 +18,10 @@ from qcompile.loading import from_proto
 from qcompile.shapes import infer
 
 # Primes, so that no product of other dimensions equals one of them by chance; a round of ones, so
-# that broadcasting shows. Small, so that tables of positions are long enough.
-_PROBES = ((7, 11, 3, 17, 5, 13), (13, 5, 19, 2, 29, 23), (1, 1, 1, 1, 1, 1))
+# that broadcasting shows. Small, so that tables of positions are long enough; and enough of them
+# that no two dimensions get the same.
+_MORE = tuple(n for n in range(31, 1000) if all(n % d for d in range(2, 32) if d < n))
+_PROBES = ((7, 11, 3, 17, 5, 13, *_MORE), (13, 5, 19, 2, 29, 23, *_MORE), (1,))
 _ROUNDS = 12
 _SMALL = 4096
 

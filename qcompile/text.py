@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from qcompile.graph import Graph, Node, Tensor, array, is_constant, shape_of
 from qcompile.protos import Subgraph, digest
 
-_SHORT = {"float": "f", "int": "i", "uint": "u", "bool": "b", "complex": "c"}
+_SHORT = {"float": "f", "int": "i", "uint": "u", "bool": "bool", "complex": "c"}
 
 
 def dump(graph: Graph) -> str:
@@ -51,15 +51,16 @@ def _operand(tensor: Tensor) -> str:
         return f"{head}={values.item()!r}"
     if values.size <= 8 and values.dtype.kind in "iub":
         return f"{head}={values.tolist()}"
-    digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:6]
-    return f"{head}#{digest}"
+    text = values.dtype.kind in "OUS"  # whose bytes are addresses
+    data = repr(values.tolist()).encode() if text else np.ascontiguousarray(values).tobytes()
+    return f"{head}#{hashlib.sha256(data).hexdigest()[:6]}"
 
 
 def _type(tensor: Tensor) -> str:
     try:
-        dtype = np.dtype(tensor.dtype)
-        kind = dtype.name.rstrip("0123456789")
-        name = _SHORT[kind] + (str(dtype.itemsize * 8) if kind != "bool" else "ool")
+        full = np.dtype(tensor.dtype).name
+        kind = full.rstrip("0123456789")
+        name = _SHORT[kind] + full[len(kind) :]
     except (TypeError, KeyError):
         name = "?"
     shape = shape_of(tensor)

@@ -316,7 +316,7 @@ def test_interrupt_leaves_an_existing_output_and_no_debris(model: Path, tmp_path
         "        time.sleep(0.05)\n"
         f"        yield {{'x': numpy.ones((1, {ROWS}), numpy.float32)}}\n"
     )
-    args = [sys.executable, "-m", "qcompile.cli", "compile", model, "-o", out]
+    args = [sys.executable, "-m", "qcompile.cli", "compile", str(model), "-o", str(out)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         [*args, "--data", "slow_feeds:feeds"],

@@ -119,6 +119,13 @@ def test_constants_that_subgraphs_alone_read_survive() -> None:
     assert outputs(again, {**X, "c": np.array(True)})["y"].tolist() == [-11, -18]
 
 
+def test_a_constant_stays_for_the_subgraph_when_the_graph_stops_reading_it() -> None:
+    graph = if_graph("b = Mul(i, w) y = Neg(b)")
+    graph.set_constant(graph.find("Mul:b"), 1, np.array([1, 1], np.float32))
+    assert array(graph.constants()["w"]).tolist() == [10, 20]
+    assert outputs(graph, {**X, "c": np.array(True)})["y"].tolist() == [-11, -18]
+
+
 def test_remove_dead_frees_what_only_a_dead_subgraph_read() -> None:
     graph = if_graph("y = Exp(x)")
     assert graph.remove_dead() == 2
