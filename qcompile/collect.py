@@ -164,8 +164,9 @@ def collector(
         observer = calibrator.observer(request.spec)
         taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
-    tapped = with_outputs(model, wanted)
-    session = Session(tapped.SerializeToString(), SessionOptions(threads=options.threads))
+    data = with_outputs(model, wanted).SerializeToString()
+    del model  # the runtime makes its own copy of the weights: two at a time are enough
+    session = Session(data, SessionOptions(threads=options.threads))
     return Collector(session, taps, options)
 
 

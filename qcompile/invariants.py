@@ -6,13 +6,14 @@ Needed because graphsurgeon exports duplicate names and dangling inputs without 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 
 import numpy as np
 import onnx
 
 from qcompile.api import Context
 from qcompile.errors import InvariantError
-from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, reads
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, is_zero, reads
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Operators that ONNX Runtime knew in ONNX's own domain before ONNX did, with the same meaning.
@@ -127,14 +128,18 @@ def pairs_agree(graph: Graph) -> None:
         maker = graph.producer(node.inputs[0])
         if maker is None or not is_op(maker, "QuantizeLinear"):
             continue
-        for mine, its in zip(node.inputs[1:], maker.inputs[1:], strict=False):
+        for mine, its in zip_longest(node.inputs[1:], maker.inputs[1:]):
             if not _same(mine, its):
+                names = [None if t is None else t.name for t in (mine, its)]
                 raise InvariantError(
-                    f"pairs-agree: {node.name!r} and {maker.name!r} differ in {mine.name!r}"
+                    f"pairs-agree: {node.name!r} and {maker.name!r} differ: {names[0]!r} and "
+                    f"{names[1]!r}"
                 )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:  # a zero point left out is 0
+        return all(t is None or is_zero(t) for t in (a, b))
     if a is b or a.name == b.name:
         return True
     return is_constant(a) and is_constant(b) and bool(np.array_equal(array(a), array(b)))

@@ -6,7 +6,7 @@ add up to the file's size; and one row without bytes for each activation that wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,14 @@ _REASONS: dict[Kind, str] = {
 }
 _KINDS: dict[int, str] = {
     int(v): k.lower() for k, v in onnx.TensorProto.DataType.items() if k != "UNDEFINED"
+}
+# Input slots that hold scales and zero points.
+_SCALES = {
+    "DequantizeLinear": (1, 2),
+    "DynamicQuantizeMatMul": (2, 3),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "MatMulNBits": (2, 3),
+    "QuantizeLinear": (1, 2),
 }
 _INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
 
@@ -48,19 +56,25 @@ class Row:
 
 def rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[Row]:
     """Rows whose bytes add up to ``size``, the length of the written file."""
-    weights = [_weight_row(t, ctx) for t in model.graph.initializer]
+    scales = {n.input[i] for n in model.graph.node for i in _slots(n)}
+    weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
     rest = size - sum(r.bytes for r in weights)
     structure = Row("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
     return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
 
 
-def _weight_row(tensor: onnx.TensorProto, ctx: Context | None) -> Row:
+def _slots(node: onnx.NodeProto) -> Iterable[int]:
+    return (i for i in _SCALES.get(node.op_type, ()) if i < len(node.input))
+
+
+def _weight_row(tensor: onnx.TensorProto, ctx: Context | None, scale: bool) -> Row:
     dtype, shape = _KINDS.get(tensor.data_type, "?"), tuple(tensor.dims)
     origin, noise = tensor.name, None
     if ctx is not None and tensor.name in ctx.origins:
         origin, noise = ctx.origins[tensor.name]
     decision = _decision(origin, ctx)
-    kind = _kind(tensor, dtype, derived=origin != tensor.name)
+    derived = origin != tensor.name and dtype == "float"
+    kind = "quantization" if scale or derived else _kind(tensor, dtype)
     reason = _REASONS.get(kind, "")
     if kind == "weight":
         reason = decision.reason if decision is not None else _no_decision(dtype, ctx)
@@ -72,12 +86,10 @@ def _decision(name: str, ctx: Context | None) -> Decision | None:
     return found[0] if found else None
 
 
-def _kind(tensor: onnx.TensorProto, dtype: str, derived: bool) -> Kind:
+def _kind(tensor: onnx.TensorProto, dtype: str) -> Kind:
     elements = int(np.prod(tensor.dims, dtype=np.int64))
-    if dtype in _INTEGERS and elements > 1:
-        return "weight"
-    if dtype in _INTEGERS or (derived and dtype == "float"):
-        return "quantization"
+    if dtype in _INTEGERS:
+        return "weight" if elements > 1 else "quantization"
     if dtype not in ("float", "float16", "bfloat16", "double"):
         return "shape"
     matrix = len([d for d in tensor.dims if d > 1]) >= 2

@@ -108,6 +108,6 @@ def _by_name(kind: str, items: Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items:
         if item.name in found:
-            raise RecipeError(f"two {kind}s are called {item.name!r}")
+            raise RecipeError(f"{kind} {item.name!r} is registered twice")
         found[item.name] = item
     return dict(sorted(found.items()))

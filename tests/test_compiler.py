@@ -1,0 +1,115 @@
+"""compile() beyond the demo model: recorded types, notes, old opsets, foreign operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import qcompile
+from qcompile import Options, QCompileError
+from qcompile.qtypes import Array
+from qcompile.runtime import Session
+
+N = 32
+UNTIMED = Options(bench=False, threads=1)
+
+
+def model(body: str, opset: int = 17, weights: int = 2) -> onnx.ModelProto:
+    """A graph on x [batch, 32] with square weights w0, w1, …"""
+    imports = ", ".join(f'"{d}" : {v}' for d, v in {"": opset, "com.microsoft": 1}.items())
+    text = f"""<ir_version: 8, opset_import: [{imports}]>
+    g (float[batch,{N}] x) => (float[batch,{N}] y) {{ {body} }}"""
+    found = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for i in range(weights):
+        values = (rng.standard_normal((N, N)) / np.sqrt(N)).astype(np.float32)
+        found.graph.initializer.append(onnx.numpy_helper.from_array(values, f"w{i}"))
+    return found
+
+
+def feeds(count: int = 16) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((4, N)).astype(np.float32)} for _ in range(count)]
+
+
+CONTRIB = "h = MatMul(x, w0) g = com.microsoft.FastGelu(h) y = MatMul(g, w1)"
+
+
+def test_types_that_inference_cannot_find_come_from_a_run() -> None:
+    """ONNX knows no FastGelu: without the recorded run the second product would stay float."""
+    result = qcompile.compile(model(CONTRIB), feeds(), options=UNTIMED)
+    assert result.report.int8_linears == 2
+    assert not any("no known type" in note for note in result.report.notes)
+
+
+def test_a_one_pass_source_still_gets_types_from_made_up_inputs() -> None:
+    result = qcompile.compile(model(CONTRIB), iter(feeds()), options=UNTIMED)
+    assert result.report.int8_linears == 2
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 13, 15])
+def test_old_opsets_are_raised(opset: int) -> None:
+    body = "h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1)"
+    result = qcompile.compile(model(body, opset), feeds(), options=UNTIMED)
+    found = onnx.load_from_string(result.model)
+    assert result.report.int8_linears == 2
+    assert next(o.version for o in found.opset_import if o.domain == "") == 17
+
+
+def test_an_opset_that_cannot_be_raised_leaves_the_model_float_and_says_so() -> None:
+    """Contrib operators keep ONNX's version converter out, and opset 12 has no Q/DQ by channel."""
+    result = qcompile.compile(model(CONTRIB, opset=12), feeds(), options=UNTIMED)
+    assert result.report.int8_linears == 0
+    assert any("nothing was quantized" in note for note in result.report.notes)
+    assert any("needs 13" in skip.reason for skip in result.report.skips)
+
+
+def test_a_model_without_linears_is_returned_with_the_reason() -> None:
+    result = qcompile.compile(model("y = Relu(x)", weights=0), feeds(), options=UNTIMED)
+    assert any("nothing was quantized" in note for note in result.report.notes)
+    x = feeds(1)[0]
+    np.testing.assert_array_equal(Session(result.model).run(x)["y"], np.maximum(x["x"], 0))
+
+
+def test_one_feed_serves_for_both_and_the_note_says_so() -> None:
+    result = qcompile.compile(model("y = MatMul(x, w0)", weights=1), feeds(1), options=UNTIMED)
+    assert any("one batch of data only" in note for note in result.report.notes)
+
+
+def test_a_dead_activation_gets_a_reason_not_a_scale() -> None:
+    """log of a negative number is NaN: the product that reads it stays float."""
+    body = "l = Log(x) h = MatMul(l, w0) a = Abs(x) b = MatMul(a, w1) y = Add(h, b)"
+    gates = qcompile.Gates(min_cosine=None, min_worst_cosine=None)
+    result = qcompile.compile(model(body), feeds(), gates=gates, options=UNTIMED)
+    assert result.report.int8_linears == 1
+    assert any("NaN or infinity" in row.reason for row in result.report.ledger)
+
+
+def test_a_pipeline_that_needs_ranges_needs_data() -> None:
+    with pytest.raises(QCompileError, match="calibration data"):
+        qcompile.compile(model("y = MatMul(x, w0)", weights=1), mode="static")
+
+
+def test_inputs_that_cannot_be_made_up_leave_a_note() -> None:
+    """Reshape to (-1, 64) fails on one row of 32: the float model's fault, not ours."""
+    body = f"s = Constant<value = int64[2] {{-1, {2 * N}}}>() r = Reshape(x, s)"
+    text = body + f" t = Constant<value = int64[2] {{-1, {N}}}>() q = Reshape(r, t) y = Relu(q)"
+    result = qcompile.compile(model(text, weights=0), options=UNTIMED)
+    assert any("made-up inputs do not do" in note for note in result.report.notes)
+    assert result.report.verdict is None
+
+
+def test_keep_float_is_found_by_tensor_and_by_node_name() -> None:
+    body = "h = MatMul(x, w0) r = Relu(h) y = MatMul(r, w1)"
+    for pattern in ("w1", "MatMul:y", "r"):
+        result = qcompile.compile(model(body), feeds(), keep_float=[pattern], options=UNTIMED)
+        assert result.report.int8_linears == 1, pattern
+
+
+def test_mode_and_target_must_fit() -> None:
+    with pytest.raises(QCompileError, match="no mode 'dynamic'"):
+        qcompile.compile(model("y = MatMul(x, w0)", weights=1), target="qdq", mode="dynamic")
+    with pytest.raises(QCompileError, match="--data"):
+        qcompile.compile(model("y = MatMul(x, w0)", weights=1), target="qdq")

@@ -1,0 +1,61 @@
+"""Plans join what is decided alike; ranges are found or have a reason."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.plan import Decision, Plan, Ranges, StatRequest, Use
+from qcompile.qtypes import QSpec, Range
+
+UINT8 = QSpec("uint8", symmetric=False)
+INT8 = QSpec("int8", symmetric=True, granularity="channel", axis=1)
+
+
+def decision(tensor: str, *uses: Use, spec: QSpec | None = UINT8) -> Decision:
+    return Decision(tensor, "activation", spec, "because", uses)
+
+
+def test_uses_of_one_tensor_are_joined_once_each() -> None:
+    plan = Plan()
+    q, k = Use("q", 0), Use("k", 0)
+    for uses in ((q,), (k,), (q, k)):
+        plan.decide(decision("x", *uses))
+    assert plan.decisions == [decision("x", q, k)]
+
+
+def test_other_specs_kinds_and_tensors_stay_apart() -> None:
+    plan = Plan()
+    made = [
+        decision("x", Use("a", 0)),
+        decision("x", Use("b", 0), spec=INT8),
+        decision("x", Use("c", 0), spec=None),
+        decision("y", Use("d", 0)),
+        Decision("x", "weight", UINT8, "because", (Use("e", 1),)),
+    ]
+    for item in made:
+        plan.decide(item)
+    assert plan.decisions == made
+    assert [d.uses[0].node for d in plan.quantized()] == ["a", "b", "d", "e"]
+    assert [d.uses[0].node for d in plan.quantized("weight")] == ["e"]
+
+
+def test_a_lifted_tensor_stays_float_with_its_new_reason() -> None:
+    plan = Plan([decision("x", Use("a", 0)), decision("y", Use("b", 0))])
+    plan.lift("x", "no range")
+    assert [(d.tensor, d.spec, d.reason) for d in plan.decisions] == [
+        ("x", None, "no range"),
+        ("y", UINT8, "because"),
+    ]
+
+
+def test_requests_know_their_axis() -> None:
+    assert (StatRequest("x", UINT8).axis, StatRequest("x", INT8).axis) == (None, 1)
+
+
+def test_ranges_are_set_found_and_dropped() -> None:
+    ranges, span = Ranges(), Range(np.array(0.0), np.array(1.0))
+    ranges.set("x", span)
+    assert ranges.get("x") is span
+    ranges.drop("x")
+    ranges.drop("never there")
+    assert ranges.get("x") is None

@@ -1,0 +1,127 @@
+"""Recipes: checked values in, a stable digest out, one line for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qcompile.calibrators.percentile import Percentile
+from qcompile.errors import RecipeError
+from qcompile.recipe import Recipe, merged, read
+
+FULL = """
+target: qdq
+mode: static
+calibrator: percentile{percentile=99.9}
+pipeline: fold-constants
+keep-float: [head.*, 7]
+mask-padding: false
+seed: 3
+"""
+
+
+def test_a_file_with_every_key(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(FULL)
+    assert (
+        read(path)
+        == read(str(path))
+        == Recipe(
+            target="qdq",
+            mode="static",
+            calibrator="percentile{percentile=99.9}",
+            pipeline="fold-constants",
+            keep_float=("head.*", "7"),
+            mask_padding=False,
+            seed=3,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("targte: cpu", "unknown key 'targte', did you mean 'target'"),
+        ("zzz: 1", "unknown key 'zzz', expected one of: target, mode, "),
+        ("3: cpu", "unknown key '3'"),
+        ("target: 3", "target is 3, expected a name"),
+        ("mode: quick", "unknown mode 'quick'"),
+        ("mode: statik", "unknown mode 'statik', did you mean 'static'"),
+        ("mode: off", "mode is False, expected a name"),
+        ("seed: 1.5", "seed is 1.5, expected a whole number"),
+        ("seed: true", "seed is True, expected a whole number"),
+        ("mask_padding: 1", "mask_padding is 1, expected true or false"),
+        ("keep_float: head", "keep_float is 'head', expected a list of patterns"),
+        ("a: [", "is not YAML"),
+        ("a: b: c", "is not YAML"),
+        ("- target", "holds no mapping"),
+        ("", "holds no mapping"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=rf"{said}") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: None, "cannot be read: No such file"),
+        (lambda p: p.mkdir(), "cannot be read: Is a directory"),
+        (lambda p: p.write_bytes(b"\xff\xfe\x00"), "is not YAML"),
+        (lambda p: p.write_bytes(b"a\x00b"), "is not YAML"),
+    ],
+)
+def test_no_recipe(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    make(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match=rf"r\.yaml' {said}"):
+        read(tmp_path / "r.yaml")
+
+
+def test_options_win_over_the_file_where_they_are_given() -> None:
+    base = Recipe(target="qdq", seed=5)
+    given = {"target": None, "seed": 0, "keep_float": ("a",), "mask-padding": False}
+    assert merged(base, given, "options") == Recipe(
+        target="qdq", seed=0, keep_float=("a",), mask_padding=False
+    )
+
+
+def test_the_digest_moves_with_every_setting() -> None:
+    recipes = [
+        Recipe(),
+        Recipe(target="qdq"),
+        Recipe(mode="float"),
+        Recipe(calibrator="mse"),
+        Recipe(pipeline="fold-constants"),
+        Recipe(keep_float=("a",)),
+        Recipe(keep_float=("a", "b")),
+        Recipe(mask_padding=False),
+        Recipe(seed=1),
+    ]
+    assert len({r.digest() for r in recipes}) == len(recipes)
+    assert Recipe(seed=1).digest() == Recipe(seed=1).digest()
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    code = "from qcompile import Recipe; print(Recipe(keep_float=('a', 'b'), seed=7).digest())"
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {code}"]
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run([*command, root], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == Recipe(keep_float=("a", "b"), seed=7).digest()
+
+
+def test_calibrators_by_name_and_options() -> None:
+    made = Recipe(calibrator="percentile{percentile=99.5}").make_calibrator()
+    assert made == Percentile(percentile=99.5)
+    with pytest.raises(RecipeError, match="unknown calibrator 'minmx', did you mean 'minmax'"):
+        Recipe(calibrator="minmx").make_calibrator()
+    for text in ("", "minmax,mse"):
+        with pytest.raises(RecipeError, match="one calibrator expected"):
+            Recipe(calibrator=text).make_calibrator()

@@ -1,0 +1,33 @@
+"""Target tables: what they claim is spelled right, and asked for by operator and mode."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from qcompile.api import MODES
+from qcompile.registry import passes, targets
+from qcompile.target import Target
+from qcompile.targets.cpu import CPU
+from qcompile.targets.qdq import QDQ
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+def test_tables_name_what_exists(target: Target) -> None:
+    assert set(target.modes) <= set(MODES)
+    assert set(target.lower) == set(target.modes)
+    assert {p for names in target.lower.values() for p in names} <= set(passes())
+    ops = [r.op for r in (*target.rules, *target.weight_only)]
+    for op in (*ops, *target.float_ops, *(op for d, op, _ in target.gelu if not d)):
+        assert "." in op or onnx.defs.has(op) or op in ("FastGelu", "Gelu"), op
+    for rule in (*target.rules, *target.weight_only):
+        assert not rule.min_bytes or rule.small
+
+
+def test_rules_by_operator_and_mode() -> None:
+    static, bare = CPU.rule("MatMul", "static"), CPU.rule("MatMul", "weight-only")
+    assert static is not None and static.activation is not None
+    assert bare is not None and bare.activation is None
+    assert CPU.rule("Softmax", "static") is None
+    assert QDQ.rule("Softmax", "static") is not None
+    assert QDQ.rule("Softmax", "weight-only") is None
