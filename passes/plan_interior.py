@@ -17,7 +17,6 @@ from qcompile.graph import Graph, Node, Tensor, is_constant, is_op
 from qcompile.plan import Decision, Use
 from qcompile.qtypes import QSpec
 
-
 _QDQ_SINCE = 13  # what plan-operands asks for
 
 

@@ -53,9 +53,9 @@ class Closeness:
 
     @property
     def sqnr_db(self) -> float:
-        """10 log10 of signal over noise, infinite for equal outputs."""
-        if self.noise == 0:
-            return float("inf")
+        """10 log10 of signal over noise: infinite for equal outputs, -infinite for NaN in one."""
+        if self.noise in (0, np.inf):
+            return float("-inf" if self.noise else "inf")
         return 10 * float(np.log10(self.signal / self.noise)) if self.signal else 0.0
 
     @property
@@ -75,10 +75,13 @@ class Closeness:
 
     def _sample(self, a: Array, b: Array) -> None:
         self.cosine.append(cosine(a, b))
-        self.signal += float(np.square(a).sum())
-        self.noise += float(np.square(a - b).sum())
-        if a.size:
-            self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
+        self.signal += float(np.square(a[np.isfinite(a)]).sum())
+        if a.size == 0 or np.array_equal(a, b, equal_nan=True):
+            return
+        finite = np.isfinite(a).all() and np.isfinite(b).all()
+        difference = np.abs(a - b) if finite else np.array(np.inf)
+        self.noise += float(np.square(difference).sum())
+        self.max_abs = max(self.max_abs, float(difference.max()))
 
     def _decide(self, a: Array, b: Array, ndim: int) -> None:
         if a.size == 0 or a.ndim == 0 or a.shape[-1] < 2:
@@ -148,12 +151,11 @@ def judge(
             if not isinstance(a, np.ndarray):
                 continue  # a sequence or a map: closeness is not defined
             _check_match(name, a, new.get(name))
-            if a.dtype.kind == "f":
-                found.setdefault(name, Closeness(name)).update(a, new[name], mask)
-            elif not np.array_equal(a, new[name]):
-                found.setdefault(name, Closeness(name)).update(
-                    a.astype(np.float64), new[name].astype(np.float64), mask
-                )
+            b = new[name]
+            if a.dtype.kind in "OUS":  # text is equal or not
+                a, b = np.ones(a.shape), np.equal(a, b)
+            if a.dtype.kind == "f" or not np.array_equal(a, b):
+                found.setdefault(name, Closeness(name)).update(a, b, mask)
     if samples == 0:
         raise DataError("nothing to compare: the data holds no feed")
     outputs = list(found.values())

@@ -6,7 +6,7 @@ add up to the file's size; and one row without bytes for each activation that wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -157,6 +157,6 @@ def to_dicts(found: list[Row]) -> list[dict[str, Any]]:
     return [asdict(r) for r in found]
 
 
-def from_dicts(found: list[Mapping[str, Any]]) -> list[Row]:
+def from_dicts(found: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows as read from a report."""
     return [Row(**{**r, "shape": tuple(r["shape"])}) for r in found]

@@ -51,7 +51,10 @@ def test_returns_its_input(body: str) -> None:
     "body",
     [
         "i = Dropout(x, ratio, training)",
+        "i = Dropout(x, ratio, flag)",  # who knows
         "i = Cast<to = 11>(x)",
+        "t = Transpose(x) i = Transpose<perm = [2, 1, 0]>(t)",
+        "r = RandomNormal<shape = [4]>() i = Add(x, r)",
         "i = Transpose(x)",  # the default reverses
         "i = Transpose<perm = [1, 0, 2]>(x)",
         "t = Transpose<perm = [1, 2, 0]>(x) i = Transpose<perm = [1, 2, 0]>(t)",
@@ -62,7 +65,7 @@ def test_returns_its_input(body: str) -> None:
 def test_computes_something_and_stays(body: str) -> None:
     graph = parse(
         HEAD
-        + "g (float[B,S,4] x, float ratio, bool training) => (int64 y) {"
+        + "g (float[B,S,4] x, bool flag, float ratio, bool training) => (int64 y) {"
         + body
         + " y = Size(i) }",
         ratio=np.array(0.1, np.float32),
@@ -84,7 +87,7 @@ def test_a_dropout_whose_mask_is_read_stays() -> None:
         }"""
     )
     run_pass(graph, EliminateIdentity())
-    check(graph, "CHECK: %i, %mask = Dropout(%x)")
+    check(graph, "CHECK: %i, %mask = Dropout(%x)\nCHECK: %y = Relu(%i)")
 
 
 def test_the_name_of_a_graph_output_moves_to_what_computes_it() -> None:

@@ -152,14 +152,21 @@ def test_a_shared_bias_is_scaled_for_this_reader_alone() -> None:
     )
 
 
-def test_refuses_a_shared_weight_since_both_copies_would_be_stored() -> None:
+SHARED = """y = If (c) <
+    then_branch = yes () => (float[N,8] p) { p = MatMul(s, w) },
+    else_branch = no () => (float[N,8] q) { q = Neg(s) }
+>"""
+
+
+@pytest.mark.parametrize("reader", ["y = MatMul(s, w)", SHARED], ids=["linear", "subgraph"])
+def test_refuses_a_shared_weight_since_both_copies_would_be_stored(reader: str) -> None:
     graph = parse(
         HEAD
-        + """g (float[N,8] x, float[8,8] w, float half) => (float[N,8] y) {
+        + f"""g (float[N,8] x, bool c, float[8,8] w, float half) => (float[N,8] y) {{
             m = MatMul(x, w)
             s = Mul(m, half)
-            y = MatMul(s, w)
-        }""",
+            {reader}
+        }}""",
         w=normal(8, 8),
         half=SCALARS["half"],
     )
@@ -215,6 +222,8 @@ def test_refuses_a_bias_that_is_computed() -> None:
         "m = MatMul(x, w) y = Div(half, m)",  # not a factor
         "m = MatMul(x, w) y = Mul(m, v)",  # a vector
         "m = MatMul(x, w) y = Mul(m, zero)",
+        "m = MatMul(x, w) y = Mul(m, infinite)",
+        "n = Neg(w) m = Gemm(x, n) y = Mul(m, half)",
         "m = MatMul(x, w) y = Div(m, zero)",
         "m = MatMul(x, w) a = Add(m, x) y = Mul(a, half)",
     ],
@@ -222,13 +231,28 @@ def test_refuses_a_bias_that_is_computed() -> None:
 def test_other_products_are_no_refusal(body: str) -> None:
     graph = parse(
         HEAD
-        + "g (float[8,8] x, float[8,8] w, float[8] v, float half, float zero)"
+        + "g (float[8,8] x, float[8,8] w, float[8] v, float half, float zero, float infinite)"
         + f" => (float[8,8] y) {{ {body} }}",
         w=normal(8, 8),
         v=normal(8),
         half=SCALARS["half"],
         zero=np.array(0, np.float32),
+        infinite=np.array(np.inf, np.float32),
     )
     ctx = run_pass(graph, FoldAttentionScale())
     assert not ctx.skips
+    check(graph, "CHECK-NOT: scaled")
+
+
+def test_other_types_than_float32_are_left_alone() -> None:
+    graph = parse(
+        HEAD
+        + """g (double[8,8] x, double[8,8] w, double half) => (double[8,8] y) {
+            m = MatMul(x, w)
+            y = Mul(m, half)
+        }""",
+        w=normal(8, 8).astype(np.float64),
+        half=np.array(0.5),
+    )
+    run_pass(graph, FoldAttentionScale())
     check(graph, "CHECK-NOT: scaled")

@@ -55,6 +55,66 @@ def test_a_product_of_dimensions_becomes_minus_one() -> None:
     check(graph, "CHECK: %y = Reshape(%x, @shape/static:i64[2]=[-1, 8])")
 
 
+def test_a_dimension_that_the_input_does_not_have() -> None:
+    """[N] to [1, N]: there is no second dimension to keep by 0."""
+    graph = parse(
+        HEAD
+        + """g (float[N] x, int64[1] one) => (float[1,N] y) {
+            s = Shape(x)
+            shape = Concat<axis = 0>(one, s)
+            y = Reshape(x, shape)
+        }""",
+        one=np.array([1]),
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(graph, "CHECK: %y = Reshape(%x, @shape/static:i64[2]=[1, -1])")
+
+
+def test_probes_see_what_symbols_do_not() -> None:
+    """(2 S) / 2 is S, and (S - S) + 4 is 4, in every probe of the sizes."""
+    graph = parse(
+        HEAD
+        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[1] two, int64[1] four)"
+        + " => (float[B,S,4,2] y) {"
+        + DIMS
+        + """twice = Mul(v1, two)
+            same = Div(twice, two)
+            none = Sub(v1, v1)
+            heads = Add(none, four)
+            shape = Concat<axis = 0>(v0, same, heads, two)
+            y = Reshape(x, shape)
+        }""",
+        two=np.array([2]),
+        four=np.array([4]),
+        **ARE_DIMS,
+    )
+    differential(graph, FoldShapes(), atol=0)
+    check(graph, "CHECK: %y = Reshape(%x, @shape/static:i64[4]=[0, 0, 4, 2])")
+
+
+def test_a_constant_shape_stays_as_it_is() -> None:
+    graph = parse(
+        HEAD + "g (float[B,S,8] x, int64[2] shape) => (float[R,8] y) { y = Reshape(x, shape) }",
+        shape=np.array([-1, 8]),
+    )
+    run_pass(graph, FoldShapes())
+    check(graph, "CHECK: %y = Reshape(%x, @shape:i64[2]=[-1, 8])")
+
+
+def test_an_expansion_that_does_something_stays() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,1,8] x, float[B,S,8] z) => (float[B,S,8] y) {
+            s = Shape(z)
+            e = Expand(x, s)
+            y = Add(e, z)
+        }"""
+    )
+    ctx = run_pass(graph, FoldShapes())
+    assert not ctx.skips
+    check(graph, "CHECK: %e = Expand(%x, %s)")
+
+
 def test_two_readers_of_one_computed_shape() -> None:
     graph = parse(
         HEAD
@@ -215,6 +275,14 @@ def test_refuses_an_unknown_rank() -> None:
             r = Reshape(x, shape)
             y = ReduceSum<keepdims = 0>(r)
         }"""
+    )
+    assert_refused(graph, FoldShapes(), "rank")
+
+
+def test_refuses_an_input_of_unknown_rank() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 17, "acme": 1]>'
+        + "g (float[B,S,8] x) => (float[B,S,8] y) { a = acme.Op(x) s = Shape(x) y = Reshape(a, s) }"
     )
     assert_refused(graph, FoldShapes(), "rank")
 

@@ -96,6 +96,18 @@ def test_refuses_where_the_transposed_key_is_needed(more: str, output: str) -> N
     assert_refused(graph, FuseKeyTranspose(), "the transposed operand has other readers")
 
 
+def test_plain_matrices_are_left_to_the_runtime() -> None:
+    graph = scores(
+        "t = Transpose<perm = [1, 0]>(k) y = MatMul(q, t)",
+        "float[T,4] k",
+        "float[S,T] y",
+        "float[S,4] q",
+    )
+    ctx = run_pass(graph, FuseKeyTranspose())
+    assert not ctx.skips
+    check(graph, "CHECK: %y = MatMul(%q, %t)")
+
+
 def test_refuses_other_types() -> None:
     graph = scores(
         KEY + "y = MatMul(q, t)",

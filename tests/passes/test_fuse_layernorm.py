@@ -130,7 +130,14 @@ def test_an_inner_tensor_before_the_root_may_be_seen_outside() -> None:
         (("[-1]>(x)", "[-1]>(z)"), "mean of the same values"),
         (("Pow(d, two)", "Pow(d, e)"), "no square under the mean"),
         (("Pow(d, two)", "Mul(d, x)"), "no square under the mean"),
+        (("Pow(d, two)", "Add(d, d)"), "no square under the mean"),
+        (("[-1]>(q)", "[-1]>(x)"), "no square under the mean"),
         (("Pow(d, two)", "Mul(x, x)"), "not centred"),
+        (("Sub(x, m)", "Add(x, m)"), "not centred"),
+        (("Sub(x, m)", "Sub(x, x)"), "mean of the same values"),
+        (("m = ReduceMean", "m = ReduceMax"), "mean of the same values"),
+        (("v = ReduceMean", "v = ReduceMax"), "no mean of squares"),
+        (("Sqrt(s)", "Sqrt(x)"), "no epsilon"),
         (("Add(v, e)", "Mul(v, e)"), "no epsilon"),
         (("Add(v, e)", "Add(v, v)"), "no mean of squares"),
         (("Div(d, r)", "Div(x, r)"), "does not divide the centred values"),
@@ -161,6 +168,16 @@ def test_refuses_means_that_lose_their_axis() -> None:
 def test_refuses_a_scale_that_widens_the_values() -> None:
     graph = decomposed(width="1")
     assert_refused(graph, FuseLayerNorm(), "does not fit values of shape ('B', 'S', 1)")
+
+
+def test_refuses_axes_that_are_computed() -> None:
+    graph = decomposed(
+        ("ReduceMean<axes = [-1]>(x)", "ReduceMean(x, last)"),
+        ("ReduceMean<axes = [-1]>(q)", "ReduceMean(q, last)"),
+        ("float two", "float two, int64[1] last"),
+        opset=18,
+    )
+    assert_refused(graph, FuseLayerNorm(), "not over the last axis")
 
 
 def test_refuses_scale_and_shift_of_different_shape() -> None:

@@ -108,6 +108,18 @@ def test_a_chain_that_is_read_elsewhere_stays(more: str, output: str) -> None:
     check(graph, "CHECK: %q = QuantizeLinear(%t,")
 
 
+@pytest.mark.parametrize(
+    "maker", ["Relu(x)", "Softmax<axis = 1>(x)", "Expand(x, wide)", "Slice(x, last, last)"]
+)
+def test_other_operators_stay_in_front(maker: str) -> None:
+    """Their results are other values, or other in number."""
+    body = f"t = {maker} {DYNAMIC.format('t')} d = Identity(y)"
+    graph = quantized(body, "float[B,S,8] d", wide=np.array([2, 1, 1]))
+    ctx = run_pass(graph, HoistQuantize())
+    assert not ctx.skips
+    check(graph, "CHECK: %q, %s1, %z1 = DynamicQuantizeLinear(%t)")
+
+
 def test_it_moves_as_far_as_nothing_else_reads() -> None:
     graph = quantized(CHAIN + STATIC.format("t"), FOUR + ", float[B,S,2,4] r")
     differential(graph, HoistQuantize(), atol=0)

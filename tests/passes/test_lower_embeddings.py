@@ -42,10 +42,11 @@ def embedding(
     )
 
 
-@pytest.mark.parametrize("axes", ["axis = 0", "axis = -2"])
-def test_rows_are_scaled_after_the_lookup(axes: str) -> None:
+@pytest.mark.parametrize("axis", [0, -2])
+def test_rows_are_scaled_after_the_lookup(axis: int) -> None:
     """Bit-equal: the same int8 times the same float32, before or after choosing rows."""
-    graph = embedding(LOOKUP.replace("axis = 0", axes))
+    body = LOOKUP.replace("axis = 0", f"axis = {axis}").replace("Gather", f"Gather<axis = {axis}>")
+    graph = embedding(body)
     ctx = context()
     ctx.origins["s"] = ("t", None)
     differential(graph, LowerEmbeddings(), atol=0, feeds=FEEDS, ctx=ctx)
@@ -122,6 +123,7 @@ def test_the_runtime_dequantizes_nothing() -> None:
         ("", "", {"tq": TABLE.astype(np.uint8)}, "the table is not symmetric int8"),
         ("(tq, s)", "(tq, s, z)", {"z": np.ones(9, np.int8)}, "the table is not symmetric int8"),
         ("axis = 0>(tq", "axis = 1>(tq", {"s": SCALES[:4]}, "the table has no scale by row"),
+        ("axis = 0>(tq", "axis = 1>(tq", {"tq": TABLE[:4], "s": SCALES[:4]}, "no scale by row"),
         ("<axis = 0>", "", {"s": np.array(0.1, np.float32)}, "the table has no scale by row"),
         ("", "", {"s": np.array([0.1], np.float32)}, "the table has no scale by row"),
         ("Gather(t", "Gather<axis = 1>(t", {}, "not along the rows of the table"),
@@ -130,6 +132,11 @@ def test_the_runtime_dequantizes_nothing() -> None:
 )
 def test_refuses_other_tables(old: str, new: str, weights: Any, reason: str) -> None:
     assert_refused(embedding(LOOKUP.replace(old, new), **weights), LowerEmbeddings(), reason)
+
+
+def test_refuses_computed_scales() -> None:
+    graph = embedding("k = Neg(s) t = DequantizeLinear<axis = 0>(tq, k) y = Gather(t, i)")
+    assert_refused(graph, LowerEmbeddings(), "the table has no scale by row")
 
 
 def test_refuses_a_computed_table() -> None:

@@ -214,6 +214,13 @@ def test_one_scale_for_the_weight(scale: Array) -> None:
     check(graph, "CHECK: MatMulIntegerToFloat(%xq, @wq:{{.*}}, @sw:")
 
 
+def test_one_scale_as_a_vector_for_the_data() -> None:
+    scale, zero = np.array([6 / 255], np.float32), np.array([128], np.uint8)
+    graph = linear("m = MatMul(xd, wd) y = Add(m, b)", sx=scale, zx=zero)
+    differential(graph, LowerLinears(), atol=ATOL)
+    check(graph, FUSED)
+
+
 def test_a_zero_point_of_zeros_is_none_for_the_weight() -> None:
     prefix = QUANTIZED.replace("(wq, sw)", "(wq, sw, zw)")
     graph = linear("m = MatMul(xd, wd) y = Add(m, b)", prefix=prefix, zw=np.zeros(4, np.int8))
@@ -258,6 +265,12 @@ EIGHT: dict[str, Array] = {"sx": np.full(8, 0.02, np.float32), "zx": np.full(8, 
 def test_refuses_what_has_no_fast_kernel(old: str, new: str, weights: Any, reason: str) -> None:
     graph = linear("y = MatMul(xd, wd)", *ROWS, QUANTIZED.replace(old, new), **weights)
     assert_refused(graph, LowerLinears(), reason)
+
+
+def test_refuses_a_weight_of_rank_3() -> None:
+    prefix = QUANTIZED.replace("axis = 1", "axis = 2")
+    graph = linear("y = MatMul(xd, wd)", prefix=prefix, wq=ints(1, 8, 4))
+    assert_refused(graph, LowerLinears(), "the weight is no constant matrix")
 
 
 def test_refuses_a_computed_weight() -> None:

@@ -1,0 +1,307 @@
+"""Collected ranges are those of the values that count: real tokens, finite, of every feed."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from qcompile import collect as collect_module
+from qcompile.api import Calibrator
+from qcompile.calibrators.entropy import Entropy
+from qcompile.calibrators.minmax import MinMax
+from qcompile.calibrators.percentile import Percentile
+from qcompile.collect import Collector, Options, collect, collector
+from qcompile.errors import DataError
+from qcompile.export import to_proto
+from qcompile.graph import Graph
+from qcompile.plan import Ranges, StatRequest
+from qcompile.qtypes import Array, QSpec
+from qcompile.runtime import Session, SessionOptions, evaluate, with_outputs
+from qcompile.testing import normal, parse
+
+UINT8 = QSpec("uint8", symmetric=False)
+CHANNELS = QSpec("int8", symmetric=True, granularity="channel", axis=-1)
+Feed = dict[str, Array]
+
+
+class Values(MinMax):
+    """Min-max that wants to see all values: the other path through the collector."""
+
+    needs = "values"
+
+
+BOTH = pytest.mark.parametrize("calibrator", [MinMax(), Values()], ids=["extrema", "values"])
+
+
+def encoder(opset: int = 17) -> Graph:
+    """Two heads of attention without the softmax; token axes 1, 2, flat and none."""
+    pooled = "ReduceMean<keepdims = 0>(h, axes)"
+    if opset < 18:
+        pooled = "ReduceMean<axes = [1], keepdims = 0>(h)"
+    return parse(
+        f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[B,S,4] x, int64[B,S] attention_mask, float[4,4] w) => (float[B,S,4] y)
+        <int64[4] split = {{0, 0, 2, 2}}, int64[2] rows = {{-1, 4}}, int64[3] back = {{0, 0, 4}},
+         float half = {{0.5}}, int64[1] axes = {{1}}> {{
+            h = MatMul(x, w) r = Reshape(h, split)
+            heads = Transpose<perm = [0, 2, 1, 3]>(r) keys = Transpose<perm = [0, 2, 3, 1]>(r)
+            scores = MatMul(heads, keys) scaled = Mul(scores, half)
+            flat = Reshape(h, rows) pooled = {pooled}
+            mixed = MatMul(scaled, heads) z = Transpose<perm = [0, 2, 1, 3]>(mixed)
+            y = Reshape(z, back)
+        }}""",
+        w=normal(4, 4),
+    )
+
+
+def feeds(*shapes: tuple[int, int], seed: int = 0) -> list[Feed]:
+    """Batches whose last tokens are padding, which holds huge values."""
+    rng = np.random.default_rng(seed)
+    found: list[Feed] = []
+    for batch, length in shapes:
+        mask = np.ones((batch, length), np.int64)
+        mask[0, length - length // 3 :] = 0
+        x = rng.standard_normal((batch, length, 4)).astype(np.float32)
+        x[mask == 0] *= 1000
+        found.append({"x": x, "attention_mask": mask})
+    return found
+
+
+SHAPES = ((2, 6), (3, 9), (1, 4))
+TENSORS = ("x", "h", "heads", "scores", "flat", "pooled", "y")
+
+
+def requests(*names: str, spec: QSpec = UINT8) -> list[StatRequest]:
+    return [StatRequest(name, spec) for name in names]
+
+
+def made(
+    graph: Graph,
+    names: Sequence[str] = TENSORS,
+    calibrator: Calibrator | None = None,
+    spec: QSpec = UINT8,
+    max_memory: int = 1 << 30,
+    mask: bool = True,
+) -> Collector:
+    chosen = Options(max_memory, mask, threads=1)
+    return collector(graph, requests(*names, spec=spec), calibrator or MinMax(), evaluate, chosen)
+
+
+def bounds(ranges: Ranges) -> dict[str, tuple[float, float]]:
+    return {name: (float(span.lo), float(span.hi)) for name, span in ranges.found.items()}
+
+
+def recorded(graph: Graph, names: Sequence[str], data: Sequence[Feed]) -> list[dict[str, Array]]:
+    tapped = with_outputs(to_proto(graph), names).SerializeToString()
+    session = Session(tapped, SessionOptions(threads=1))
+    return [session.run(feed) for feed in data]
+
+
+def real(name: str, values: Array, mask: Array) -> Array:
+    """Rows of real tokens, by hand, last axis kept."""
+    if name in ("x", "h", "y"):
+        values = values[mask == 1]
+    if name in ("heads", "scores"):
+        values = values.transpose(0, 2, 1, 3)[mask == 1]
+    if name == "flat":
+        values = values[mask.ravel() == 1]
+    return values.reshape(-1, values.shape[-1])
+
+
+@BOTH
+@pytest.mark.parametrize("opset", [12, 17, 18])
+def test_ranges_are_the_extrema_of_real_tokens(calibrator: Calibrator, opset: int) -> None:
+    """Of several lengths; axes of reductions are attributes or inputs with the opset."""
+    graph, data = encoder(opset), feeds(*SHAPES)
+    found = bounds(collect(made(graph, calibrator=calibrator), data))
+    runs = recorded(graph, TENSORS, data)
+    for name in TENSORS:
+        rows = [
+            real(name, run[name], f["attention_mask"]) for run, f in zip(runs, data, strict=True)
+        ]
+        values = np.concatenate([r.ravel() for r in rows])
+        assert found[name] == (values.min(), values.max()), name
+
+
+def test_the_two_paths_agree_per_channel_too() -> None:
+    names = ("x", "h", "heads", "flat", "pooled", "y")
+    data, graph = feeds(*SHAPES), encoder()
+    found = collect(made(graph, names, spec=CHANNELS), data)
+    runs = recorded(graph, names, data)
+    for name in names:
+        rows = [
+            real(name, run[name], f["attention_mask"]) for run, f in zip(runs, data, strict=True)
+        ]
+        values = np.concatenate(rows)
+        span = found.found[name]
+        assert np.array_equal(span.lo, values.min(axis=0)), name
+        assert np.array_equal(span.hi, values.max(axis=0)), name
+
+
+@pytest.mark.parametrize("axis", [1, -3, 3, -1])
+def test_channels_on_either_side_of_the_tokens(axis: int) -> None:
+    """heads is [batch, head, token, value]: padding goes, whichever axis holds the channels."""
+    spec = QSpec("int8", symmetric=True, granularity="channel", axis=axis)
+    data, graph = feeds(*SHAPES), encoder()
+    span = collect(made(graph, ["heads"], spec=spec), data).found["heads"]
+    values = [
+        np.moveaxis(run["heads"], 2, 1)[f["attention_mask"] == 1]
+        for run, f in zip(recorded(graph, ["heads"], data), data, strict=True)
+    ]
+    rest = (0, 2) if axis in (1, -3) else (0, 1)
+    assert np.array_equal(span.lo, np.concatenate(values).min(axis=rest))
+
+
+def test_the_first_axis_may_hold_the_channels() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[3,N] x) => (float[3,N] y) { y = Neg(x) }'
+    )
+    spec = QSpec("int8", symmetric=True, granularity="channel", axis=0)
+    data = [{"x": np.array([[1, 2], [3, 9], [5, 6]], np.float32)}]
+    assert collect(made(graph, ["y"], spec=spec), data).found["y"].hi.tolist() == [-1, -3, -5]
+
+
+@BOTH
+def test_padding_counts_where_it_is_asked_to(calibrator: Calibrator) -> None:
+    data = feeds(*SHAPES)
+    found = bounds(collect(made(encoder(), ["x"], calibrator, mask=False), data))
+    assert found["x"][1] == max(f["x"].max() for f in data) > 500
+
+
+@BOTH
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", range(5))
+def test_one_bad_value_is_a_reason_and_spares_the_others(
+    calibrator: Calibrator, bad: float, place: int
+) -> None:
+    """Wherever it stands: ONNX Runtime's ReduceMin sees NaN in the first place alone."""
+    graph = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,5] x) => (float[N,5] a, float[N,5] b) { a = Neg(x) b = IsFinite(x) }""".replace(
+            "b = IsFinite(x)", "n = IsNaN(x) i = IsInf(x) o = Or(n, i) b = Cast<to = 1>(o)"
+        )
+    )
+    x = np.ones((4, 5), np.float32)
+    x[2, place] = bad
+    found = collect(made(graph, ["a", "b"], calibrator), [{"x": x[:2]}, {"x": x}])
+    assert found.missing == {"a": "no range: NaN or infinity among its values"}
+    assert bounds(found)["b"] == (0, 1)
+
+
+@BOTH
+def test_bad_values_of_padding_do_not_count(calibrator: Calibrator) -> None:
+    (data,) = feeds((2, 6))
+    data["x"][data["attention_mask"] == 0] = np.nan
+    found = collect(made(encoder(), ["x", "h", "flat"], calibrator), [data])
+    assert found.missing == {}
+
+
+def test_one_probe_alone_proves_no_token_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all sizes are 1, every axis looks like every other."""
+    ones = {"x": (1, 1, 4), "attention_mask": (1, 1)}
+    monkeypatch.setattr(collect_module, "probed_shapes", lambda *_: [{}, {}, ones])
+    assert [t.token_axis for t in made(encoder(), ["x"]).taps] == [None]
+
+
+def test_tensors_without_values_say_so() -> None:
+    graph = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"""
+    )
+    found = collect(made(graph, ["y"]), [{"x": np.empty((0, 2), np.float32)}])
+    assert found.missing == {"y": "no range: no values seen"}
+
+
+def test_scalars_have_a_range() -> None:
+    graph = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,2] x) => (float s, float[N,2] y) { s = ReduceMax<keepdims = 0>(x) y = Neg(x) }"""
+    )
+    data = [{"x": np.full((2, 2), v, np.float32)} for v in (1.0, 7.0, -2.0)]
+    assert bounds(collect(made(graph, ["s", "y"]), data))["s"] == (-2, 7)
+
+
+@pytest.mark.parametrize("calibrator", [Values(), Percentile(), Entropy()], ids=lambda c: c.name)
+def test_groups_within_a_budget_give_the_same_ranges(calibrator: Calibrator) -> None:
+    data = feeds(*SHAPES)
+    whole = bounds(collect(made(encoder(), calibrator=calibrator), data))
+    tight = made(encoder(), calibrator=calibrator, max_memory=3 * 2 * 9 * 9 * 4)
+    groups = [len(g) for g in tight._groups(data[1])]
+    assert sum(groups) == len(TENSORS) and len(groups) > 1
+    assert bounds(collect(tight, data)) == whole
+
+
+def test_no_group_exceeds_the_budget_whatever_the_length() -> None:
+    """Scores grow with the square of the length: a first short feed says little of a long one."""
+    budget = 4096
+    tight = made(encoder(), calibrator=Values(), max_memory=budget)
+    fetched: list[int] = []
+    run = tight.session.run
+
+    def watched(feed: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+        values = run(feed, names)
+        fetched.append(sum(v.nbytes for v in values.values() if v.dtype == np.float32))
+        return values
+
+    tight.session.run = watched  # type: ignore[method-assign]
+    collect(tight, feeds((1, 4), (2, 16), (1, 20)))
+    assert max(fetched) <= budget
+
+
+def test_batches_are_split_until_they_fit() -> None:
+    data = feeds((8, 8))
+    whole = bounds(collect(made(encoder(), calibrator=Values()), data))
+    tight = made(encoder(), calibrator=Values(), max_memory=2 * 2 * 8 * 8 * 4)
+    assert bounds(collect(tight, data)) == whole
+    assert tight.feeds_seen == 1
+
+
+def test_one_sample_over_the_budget_is_an_error() -> None:
+    tight = made(encoder(), calibrator=Values(), max_memory=500)
+    with pytest.raises(DataError, match=r"tensor 'scores' has 512 bytes .*--max-memory 500"):
+        collect(tight, feeds((1, 8)))
+
+
+def test_reduced_tensors_need_no_budget() -> None:
+    collect(made(encoder(), max_memory=1), feeds((4, 64)))
+
+
+def test_no_feed_is_an_error() -> None:
+    with pytest.raises(DataError, match="the calibration data is empty"):
+        collect(made(encoder()), [])
+
+
+def test_progress_counts_feeds() -> None:
+    seen: list[int] = []
+    collect(made(encoder()), feeds(*SHAPES), seen.append)
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("calibrator", [MinMax(), Percentile(bins=256)], ids=lambda c: c.name)
+def test_memory_does_not_grow_with_the_number_of_feeds(calibrator: Calibrator) -> None:
+    def stream(count: int) -> Iterator[Feed]:
+        for i in range(count):
+            yield from feeds((4, 64), seed=i)  # over 100 KB of scores each
+
+    def peak(count: int) -> int:
+        ready = made(encoder(), calibrator=calibrator)
+        collect(ready, stream(2))
+        tracemalloc.start()
+        try:
+            collect(ready, stream(count))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(3), peak(30)
+    assert many < few + 200_000
+
+
+def test_the_graph_is_left_alone() -> None:
+    graph = encoder()
+    before = to_proto(graph).SerializeToString(deterministic=True)
+    collect(made(graph), feeds((2, 6)))
+    assert to_proto(graph).SerializeToString(deterministic=True) == before
