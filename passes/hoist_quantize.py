@@ -48,12 +48,11 @@ def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
     if graph.is_output(result):
         ctx.skip(quantizer, "it carries the name of a graph output")
         return False
-    moved = last.outputs[0]
-    graph.replace_uses(result, moved)  # readers take the moved integers
+    for node in chain:  # what they make is another tensor now, and another name says so
+        graph.renew_output(node, "quantized", result.dtype)
+    graph.replace_uses(result, last.outputs[0])  # readers take the moved integers
     graph.set_input(quantizer, 0, source)
     graph.set_input(first, 0, result)
-    for node in chain:
-        node.outputs[0].dtype = result.dtype
     result.shape = source.shape
     return True
 

@@ -47,16 +47,13 @@ def _is_pending(graph: Graph, decision: Decision) -> bool:
 
 
 def _lift_without_range(ctx: Context) -> None:
-    """An operator whose data has no range stays float, and with it the weight it would read."""
+    """An operator whose data has no range stays float with all its operands."""
     for decision in list(ctx.plan.quantized("activation")):
         if ctx.ranges.get(decision.tensor) is not None:
             continue
         reason = ctx.ranges.missing.get(decision.tensor, "its range was never asked for")
-        ctx.plan.lift(decision.tensor, reason)
-        nodes = {u.node for u in decision.uses}
-        for weight in list(ctx.plan.quantized("weight")):
-            if any(u.node in nodes for u in weight.uses):
-                ctx.plan.lift(weight.tensor, reason)
+        for node in dict.fromkeys(u.node for u in decision.uses):
+            ctx.plan.release(node, reason)
         ctx.skip(decision.tensor, reason)
 
 

@@ -39,7 +39,7 @@ class PlanInterior(Pass):
         wanted = _wanted(graph, ctx, path)
         _forget_activations(ctx)
         for name, (tensor, spec) in sorted(wanted.items()):
-            reason = lifted.get(name) or _obstacle(graph, tensor, path)
+            reason = lifted.get(name) or _kept(graph, ctx, tensor) or _obstacle(graph, tensor, path)
             uses = tuple(_uses(tensor))
             kept = None if reason else spec
             why = reason or "quantized where it is made"
@@ -70,6 +70,14 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
             for tensor in (t for t in node.outputs if t.name in path):
                 found.setdefault(tensor.name, (tensor, rule.output))
     return found
+
+
+def _kept(graph: Graph, ctx: Context, tensor: Tensor) -> str | None:
+    """The user's wish to leave the tensor, its maker or a reader alone."""
+    maker = graph.producer(tensor)
+    readers = [n.name for n in graph.consumers(tensor)]
+    pattern = ctx.choices.kept_by([tensor.name, *readers, *([maker.name] if maker else [])])
+    return f"kept float by pattern {pattern!r}" if pattern is not None else None
 
 
 def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> str | None:

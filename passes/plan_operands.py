@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.errors import RecipeError
-from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_float, rank
+from qcompile.graph import Graph, Node, array, is_constant, is_float, rank
 from qcompile.plan import Decision, Kind, Use
 from qcompile.qtypes import QSpec
 from qcompile.target import OpRule
@@ -101,7 +101,8 @@ def _obstacle(ctx: Context, node: Node, rule: OpRule, slot: int) -> str | None:
     """Why this operator cannot run in integers, None where it can."""
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     expected = 0 if node.op == "Gather" else 1
-    pattern = _kept_by(ctx.choices.keep_float, node, weight, data)
+    names = (node.name, weight.name, data.name, *(t.name for t in node.outputs))
+    pattern = ctx.choices.kept_by(names)
     if pattern is not None:
         return f"kept float by pattern {pattern!r}"
     if slot != expected:
@@ -128,11 +129,6 @@ def _plain_gemm(node: Node) -> bool:
     attrs = node.attrs
     plain = attrs.get("alpha", 1.0) == 1.0 and attrs.get("beta", 1.0) == 1.0
     return plain and not attrs.get("transA", 0)
-
-
-def _kept_by(patterns: tuple[str, ...], node: Node, *tensors: Tensor) -> str | None:
-    names = [node.name, *(t.name for t in tensors), *(t.name for t in node.outputs)]
-    return next((p for p in patterns if any(fnmatchcase(n, p) for n in names)), None)
 
 
 def _check_patterns(graph: Graph, patterns: tuple[str, ...]) -> None:

@@ -6,8 +6,10 @@ Passes and calibrators import this module and those below it, never each other, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from qcompile.folding import Evaluator
@@ -54,6 +56,12 @@ class Choices:
     mode: Mode = "static"
     keep_float: tuple[str, ...] = ()
     seed: int = 0
+
+    def kept_by(self, names: Iterable[str]) -> str | None:
+        """The first pattern of ``keep_float`` that matches any of these names."""
+        found = list(names)
+        patterns = (p for p in self.keep_float if any(fnmatchcase(n, p) for n in found))
+        return next(patterns, None)
 
 
 @dataclass

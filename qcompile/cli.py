@@ -44,8 +44,11 @@ class Commands(click.Group):
         """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.ClickException as e:
+        except click.exceptions.NoArgsIsHelpError as e:
             e.show()
+            code = e.exit_code
+        except click.ClickException as e:
+            _explain(e.format_message())
             code = e.exit_code
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted: nothing was written", err=True)

@@ -67,6 +67,7 @@ class Collector:
     session: Session
     taps: list[Tap]
     options: Options
+    divisible: bool = True  # the model takes batches of any size
     feeds_seen: int = 0
     _bytes: dict[Hashable, dict[str, int]] = field(default_factory=dict)
 
@@ -89,10 +90,11 @@ class Collector:
             yield feed
             return
         batch = min((v.shape[0] if v.ndim else 1) for v in feed.values())
-        if batch < 2 or any(v.shape[0] != batch for v in feed.values()):
+        fixed = not self.divisible or any(v.shape[0] != batch for v in feed.values())
+        if batch < 2 or fixed:
             raise DataError(
-                f"tensor {tensor!r} has {size} bytes for one sample of the calibration data, over "
-                f"--max-memory {self.options.max_memory}: give at least {size}, or shorter samples"
+                f"tensor {tensor!r} has {size} bytes in one feed, which cannot be divided, over "
+                f"--max-memory {self.options.max_memory}: give at least {size}, or smaller feeds"
             )
         for rows in (slice(0, batch // 2), slice(batch // 2, None)):
             yield from self._fitting({name: v[rows] for name, v in feed.items()})
@@ -167,7 +169,8 @@ def collector(
     data = with_outputs(model, wanted).SerializeToString()
     del model  # the runtime makes its own copy of the weights: two at a time are enough
     session = Session(data, SessionOptions(threads=options.threads))
-    return Collector(session, taps, options)
+    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
+    return Collector(session, taps, options, divisible)
 
 
 def collect(

@@ -8,7 +8,7 @@ output, tokens of a rank-3 output called logits) whose largest entry is another 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Closeness:
     """Closeness of one output. ``cosine`` holds one value for each sample, in order."""
 
     name: str
+    exact: bool = False  # integers or text, which should be equal
     cosine: list[float] = field(default_factory=list)
     signal: float = 0.0
     noise: float = 0.0
@@ -66,12 +67,14 @@ class Closeness:
         """Take in one batch of equal shapes."""
         x, y = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
         rows = [(x, y)] if x.ndim == 0 else zip(x, y, strict=True)
-        by_token = mask is not None and x.ndim >= 2 and x.shape[:2] == mask.shape
+        # Only [batch, tokens, …]: a pooled output may have as many features as there are tokens.
+        by_token = mask is not None and x.ndim >= 3 and x.shape[:2] == mask.shape
         for i, (a, b) in enumerate(rows):
             if by_token and mask is not None:
                 a, b = a[mask[i]], b[mask[i]]
-            self._sample(a, b)
-            self._decide(a, b, x.ndim)
+            if a.size:
+                self._sample(a, b)
+                self._decide(a, b, x.ndim)
 
     def _sample(self, a: Array, b: Array) -> None:
         self.cosine.append(cosine(a, b))
@@ -154,11 +157,11 @@ def judge(
             b = new[name]
             if a.dtype.kind in "OUS":  # text is equal or not
                 a, b = np.ones(a.shape), np.equal(a, b)
-            if a.dtype.kind == "f" or not np.array_equal(a, b):
-                found.setdefault(name, Closeness(name)).update(a, b, mask)
-    if samples == 0:
-        raise DataError("nothing to compare: the data holds no feed")
-    outputs = list(found.values())
+            found.setdefault(name, Closeness(name, exact=a.dtype.kind != "f")).update(a, b, mask)
+    if not any(o.cosine for o in found.values()):
+        raise DataError("nothing to compare: the data holds no feed, or nothing but padding")
+    # Integers and text that are all equal have nothing to report.
+    outputs = [o for o in found.values() if o.cosine and not (o.exact and o.noise == 0)]
     return Verdict(outputs, [f for o in outputs for f in _failures(o, gates)], samples)
 
 
@@ -192,8 +195,3 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
         if limit is not None and not value <= limit
     ]
     return found
-
-
-def gates_dict(gates: Gates) -> dict[str, float | None]:
-    """Gates as plain values."""
-    return asdict(gates)

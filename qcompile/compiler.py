@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -168,10 +169,14 @@ def _transform(job: Job, ctx: Context) -> None:
     timer = Time()
     instruments: list[Instrument] = [Verify(), timer]
     if job.options.dump_dir is not None:
-        instruments.append(Dump(job.options.dump_dir))
+        instruments.insert(0, Dump(job.options.dump_dir))  # before a check can stop the run
     early = tuple(p for p in passes if p.stage <= Stage.PLAN)
     late = tuple(p for p in passes if p.stage > Stage.PLAN)
     _run(job, ctx, early, instruments, "simplify and plan")
+    if not any(p.stage == Stage.INSERT for p in late):
+        for use in [u for d in ctx.plan.quantized() for u in d.uses]:
+            ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
+        ctx.requests.clear()
     if ctx.requests:
         _collect(job, ctx)
     elif job.feeds is not None:
@@ -179,9 +184,16 @@ def _transform(job: Job, ctx: Context) -> None:
     _run(job, ctx, late, instruments, "quantize and lower")
     job.report.passes, job.report.skips = timer.records, ctx.skips
     if job.mode != "float" and not any(ctx.plan.quantized()):
-        job.report.notes.append(
-            f"nothing was quantized: target {job.target.name!r} has no rule that fits this model"
-        )
+        job.report.notes.append(f"nothing was quantized: {_why_float(ctx)}")
+
+
+def _why_float(ctx: Context) -> str:
+    """The commonest reason among the weights, for the note on a model that stayed float."""
+    reasons = Counter(d.reason for d in ctx.plan.decisions if d.kind == "weight")
+    reasons.update(s.reason for s in ctx.skips if s.pass_name == "plan-operands")
+    if not reasons:
+        return f"target {ctx.target.name!r} has no rule that fits this model"
+    return reasons.most_common(1)[0][0]
 
 
 def _run(

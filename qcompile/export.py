@@ -134,6 +134,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises OutputError where the folder is missing, read only or full.
     """
+    path = _destination(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as e:
@@ -160,15 +161,27 @@ def _umask() -> int:
 
 def check_writable(path: Path) -> None:
     """Fail before any work is done where the output cannot be written. Raises OutputError."""
-    if path.is_dir():
-        raise OutputError(f"output {str(path)!r} is a folder, expected a file name")
-    if not path.parent.is_dir():
-        raise OutputError(f"output folder {str(path.parent)!r} does not exist")
+    path = _destination(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent):
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
             pass
     except OSError as e:
         raise OutputError(f"output folder {str(path.parent)!r}: {e.strerror}") from e
+
+
+def _destination(path: Path) -> Path:
+    """The file behind a name, links followed. Raises OutputError for what is no regular file."""
+    try:
+        found = path.resolve()
+        if found.is_dir():
+            raise OutputError(f"output {str(path)!r} is a folder, expected a file name")
+        if found.exists() and not found.is_file():
+            raise OutputError(f"output {str(path)!r} is a device or pipe, expected a file")
+        if not found.parent.is_dir():
+            raise OutputError(f"output folder {str(path.parent)!r} does not exist")
+    except (OSError, RuntimeError) as e:  # a name too long, a loop of links
+        raise OutputError(f"output {str(path)!r} is no usable file name: {e}") from e
+    return found
 
 
 def serialize(graph: Graph) -> bytes:

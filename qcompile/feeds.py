@@ -212,7 +212,7 @@ class Feeds:
                 given += 1
         except DataError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             said = f"{type(e).__name__}: {e}".splitlines()[0]
             raise DataError(f"{self.what} failed after {given} feeds: {said}") from e
 

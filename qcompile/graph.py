@@ -265,6 +265,13 @@ class Graph:
         node.inputs[index] = new
         return new
 
+    def renew_output(self, node: Node, suffix: str, dtype: Any) -> None:
+        """Give a node's only output a fresh name and another type; its readers follow."""
+        old = node.outputs[0]
+        new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), dtype, old.shape)
+        self._redirect(old, new)
+        node.outputs[0] = new
+
     def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:
         """Let every reader of ``old`` read ``new``; returns the tensor that survives.
 

@@ -72,18 +72,26 @@ def _weight_row(tensor: onnx.TensorProto, ctx: Context | None, scale: bool) -> R
     origin, noise = tensor.name, None
     if ctx is not None and tensor.name in ctx.origins:
         origin, noise = ctx.origins[tensor.name]
-    decision = _decision(origin, ctx)
+    decision = _decision(origin, ctx, dtype in _INTEGERS)
     derived = origin != tensor.name and dtype == "float"
     kind = "quantization" if scale or derived else _kind(tensor, dtype)
     reason = _REASONS.get(kind, "")
     if kind == "weight":
         reason = decision.reason if decision is not None else _no_decision(dtype, ctx)
-    return Row(tensor.name, origin, kind, dtype, shape, tensor.ByteSize(), reason, noise)
+    return Row(tensor.name, origin, kind, dtype, shape, stored_bytes(tensor), reason, noise)
 
 
-def _decision(name: str, ctx: Context | None) -> Decision | None:
+def _decision(name: str, ctx: Context | None, integer: bool) -> Decision | None:
+    """The decision on a tensor; where uses differ, the one that made it what it is here."""
     found = [d for d in ctx.plan.decisions if d.tensor == name] if ctx is not None else []
-    return found[0] if found else None
+    fitting = [d for d in found if (d.spec is not None) == integer]
+    return next(iter([*fitting, *found]), None)
+
+
+def stored_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a constant in its file, and outside of it where its data is external."""
+    lengths = (int(e.value) for e in tensor.external_data if e.key == "length")
+    return int(tensor.ByteSize()) + sum(lengths)
 
 
 def _kind(tensor: onnx.TensorProto, dtype: str) -> Kind:

@@ -40,11 +40,6 @@ def parse_items(spec: str, what: str) -> list[tuple[str, dict[str, Any]]]:
     return items
 
 
-def named(names: Sequence[str]) -> tuple[Pass, ...]:
-    """Passes by name with their default options, in pipeline order."""
-    return parse(",".join(names))
-
-
 def check_order(found: Sequence[Pass]) -> None:
     """Stages never go back and ``after`` constraints hold. Raises RecipeError."""
     for earlier, later in pairwise(found):

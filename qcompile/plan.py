@@ -61,12 +61,17 @@ class Plan:
             if decision.spec is not None and kind in (None, decision.kind):
                 yield decision
 
-    def lift(self, tensor: str, reason: str) -> None:
-        """Leave a tensor float after all."""
-        self.decisions = [
-            replace(d, spec=None, reason=reason) if d.tensor == tensor else d
-            for d in self.decisions
-        ]
+    def release(self, node: str, reason: str) -> None:
+        """Leave all operands of one node float; other readers keep what was decided for them."""
+        for decision in list(self.quantized()):
+            mine = tuple(u for u in decision.uses if u.node == node)
+            if not mine:
+                continue
+            others = tuple(u for u in decision.uses if u.node != node)
+            self.decisions.remove(decision)
+            if others:
+                self.decisions.append(replace(decision, uses=others))
+            self.decide(replace(decision, spec=None, reason=reason, uses=mine))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
             raise RecipeError(f"unknown mode {self.mode!r}{nearest(self.mode, MODES)}")
+        if self.seed < 0:
+            raise RecipeError(f"seed is {self.seed}, expected 0 or more")
 
     def digest(self) -> str:
         """Short hash over all settings."""

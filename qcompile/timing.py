@@ -77,11 +77,6 @@ class Ratio:
     high: float
     best: float
 
-    @property
-    def slower(self) -> bool:
-        """True where the interval lies above 1: slower, and not by chance."""
-        return self.low > 1.0
-
 
 @dataclass
 class Comparison:

@@ -336,10 +336,79 @@ def test_interrupt_leaves_an_existing_output_and_no_debris(model: Path, tmp_path
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_help_does_not_import_the_runtime() -> None:
+def test_help_does_not_import_the_runtime_and_nothing_imports_torch() -> None:
     code = (
         "import sys, qcompile.cli\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+        "import qcompile; qcompile.compile\n"
         "bad = {'torch', 'transformers', 'optimum'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_outputs_are_regular_files_and_links_are_followed(model: Path, data: Path) -> None:
+    """A named pipe stays a pipe; a link stays a link, and what it points to is written."""
+    pipe = model.with_name("pipe.onnx")
+    os.mkfifo(pipe)
+    assert_one_line(run("compile", model, "-o", pipe, "--data", data), 2, "device or pipe")
+    assert pipe.is_fifo()
+    link, real = model.with_name("link.onnx"), model.with_name("real.onnx")
+    link.symlink_to(real)
+    assert run("compile", model, "-o", link, "--data", data, "--no-bench").exit_code == 0
+    assert link.is_symlink() and real.is_file() and not real.is_symlink()
+
+
+def test_no_file_stands_for_two_things(model: Path, data: Path, tmp_path: Path) -> None:
+    both = tmp_path / "same.json"
+    result = run("compile", model, "-o", both, "--report", both, "--data", data)
+    assert_one_line(result, 2, "report", "is the output itself")
+    before = model.read_bytes()
+    assert_one_line(run("bench", model, "--json", model), 2, ".json")
+    assert model.read_bytes() == before
+
+
+def test_force_shows_the_gate_that_failed(model: Path, data: Path) -> None:
+    result = run(*compile_args(model, data, "--min-cosine", "1.0", "--force"))
+    assert "gate failed" in result.stdout
+
+
+def test_a_pipeline_that_plans_only_says_that_nothing_was_quantized(
+    model: Path, data: Path
+) -> None:
+    found = json.loads(
+        run(*compile_args(model, data, "--pipeline", "plan-operands", "--json")).stdout
+    )
+    assert not [r for r in found["ledger"] if r["dtype"] in ("int8", "uint8")]
+    assert any("no pass of the pipeline inserts" in note for note in found["notes"])
+
+
+def test_inspect_counts_external_data(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "external.onnx"
+    onnx.save(
+        onnx.load(model), path, save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    found = json.loads(run("inspect", path, "--json").stdout)
+    total = path.stat().st_size + (tmp_path / "w.bin").stat().st_size
+    assert sum(r["bytes"] for r in found["ledger"]) == found["bytes"]
+    assert abs(found["bytes"] - total) < 4096 * 2  # external data is padded to pages
+
+
+def test_usage_errors_are_one_line_too(model: Path) -> None:
+    for args in (("compile", model), ("bench", model, "--dim", "batch=0"), ("nonsense",)):
+        result = run(*args)
+        assert_one_line(result, 2)
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    """rich reads [/x] as markup."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }"""
+    found = onnx.parser.parse_model(text)
+    found.graph.output[0].name = found.graph.node[0].output[0] = "out[/x]"
+    path = tmp_path / "m.onnx"
+    onnx.save(found, path)
+    result = run("compile", path, "-o", tmp_path / "o.onnx", "--no-bench")
+    assert result.exit_code == 0, result.output
+    assert "out[/x]" in result.stdout

@@ -106,10 +106,18 @@ def test_masks_leave_outputs_without_tokens_alone() -> None:
     assert closeness(a, -a, mask).cosine == [-1, -1]
 
 
-def test_a_sample_of_nothing_but_padding_is_close() -> None:
+def test_a_sample_of_nothing_but_padding_does_not_count() -> None:
     a = np.ones((1, 2, 4))
-    found = closeness(a, -a, np.zeros((1, 2), bool))
-    assert (found.cosine, found.max_abs, found.sqnr_db) == ([1], 0, np.inf)
+    assert closeness(a, -a, np.zeros((1, 2), bool)).cosine == []
+
+
+def test_comparing_nothing_is_no_pass() -> None:
+    """All padding, or no values at all: a verdict on nothing would be a pass for anything."""
+    a, none = np.ones((1, 2, 4), np.float32), np.zeros((1, 2), np.int64)
+    with pytest.raises(DataError, match="nothing to compare"):
+        verdict(a, -a, feed={"attention_mask": none})
+    with pytest.raises(DataError, match="nothing to compare"):
+        verdict(a[:, :0], a[:, :0], feed={"x": a})
 
 
 @pytest.mark.parametrize(

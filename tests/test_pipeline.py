@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qcompile.api import Pass, Stage
 from qcompile.compiler import default_pipeline
 from qcompile.errors import RecipeError
-from qcompile.pipeline import check_order, named, parse, parse_items, spell
+from qcompile.pipeline import check_order, parse, parse_items, spell
 from qcompile.registry import passes, targets
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -61,7 +61,6 @@ def test_spaces_dashes_and_defaults() -> None:
     assert spell(parse(" fold-constants { max-growth = 2 } , raise-opset{to=0}")) == (
         "fold-constants{max-growth=2},raise-opset"
     )
-    assert named(["fold-constants", "raise-opset"]) == parse("fold-constants,raise-opset")
 
 
 @pytest.mark.parametrize(

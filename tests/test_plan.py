@@ -39,12 +39,13 @@ def test_other_specs_kinds_and_tensors_stay_apart() -> None:
     assert [d.uses[0].node for d in plan.quantized("weight")] == ["e"]
 
 
-def test_a_lifted_tensor_stays_float_with_its_new_reason() -> None:
-    plan = Plan([decision("x", Use("a", 0)), decision("y", Use("b", 0))])
-    plan.lift("x", "no range")
-    assert [(d.tensor, d.spec, d.reason) for d in plan.decisions] == [
-        ("x", None, "no range"),
-        ("y", UINT8, "because"),
+def test_a_released_node_stays_float_and_other_readers_keep_their_decision() -> None:
+    plan = Plan([decision("x", Use("a", 0)), decision("y", Use("a", 1), Use("b", 0))])
+    plan.release("a", "no range")
+    assert [(d.tensor, d.spec, d.uses, d.reason) for d in plan.decisions] == [
+        ("x", None, (Use("a", 0),), "no range"),
+        ("y", UINT8, (Use("b", 0),), "because"),
+        ("y", None, (Use("a", 1),), "no range"),
     ]
 
 

@@ -42,7 +42,6 @@ def test_ratios_are_taken_within_rounds() -> None:
     """A machine that slows down by half in the middle shows in no ratio."""
     found = compared(times("float", 2, 2, 4, 4), times("int8", 1, 1, 2, 2)).ratio(1)
     assert (found.median, found.low, found.high, found.best) == (0.5, 0.5, 0.5, 0.5)
-    assert not found.slower
 
 
 def test_intervals_hold_the_median_and_are_the_same_each_time() -> None:
@@ -59,7 +58,7 @@ def test_intervals_hold_the_median_and_are_the_same_each_time() -> None:
     ("medians", "slower"), [((1.1, 1.2, 1.1), True), ((0.9, 1.2, 1.1), False), ((1, 1, 1), False)]
 )
 def test_slower_needs_the_whole_interval(medians: tuple[float, ...], slower: bool) -> None:
-    assert compared(times("a", 1, 1, 1), times("b", *medians)).ratio(1).slower == slower
+    assert (compared(times("a", 1, 1, 1), times("b", *medians)).ratio(1).low > 1) == slower
 
 
 def test_noise_shows_in_any_model() -> None:

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
 from rich.console import Console
 from rich.markup import escape
 
-from qcompile.commands._shared import megabytes, table
+from qcompile import export
+from qcompile.commands._shared import megabytes, print_json, table
 from qcompile.compare import Closeness
+from qcompile.job import Result
 from qcompile.report import Report
+
+
+def deliver(
+    console: Console, given: Mapping[str, Any], result: Result, out: Path, report_file: Path
+) -> None:
+    """Show a result and write it. The model is written last: it stands for the whole."""
+    show_or_print(console, given, result)
+    export.write_atomic(report_file, result.report.to_json().encode())
+    result.save(out)
+    if not (given["quiet"] or given["as_json"]):
+        click.echo(f"written: {out}\nreport:  {report_file}")
+
+
+def show_or_print(console: Console, given: Mapping[str, Any], result: Result) -> None:
+    """The table, or the whole report with --json, or nothing with -q."""
+    if given["as_json"]:
+        print_json(result.report.plain())
+    elif not given["quiet"]:
+        show(console, result.report)
 
 
 def show(console: Console, report: Report) -> None:
@@ -34,6 +60,8 @@ def show(console: Console, report: Report) -> None:
         made.add_row("samples compared", "", str(report.verdict.samples))
     made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))
     console.print(made)
+    for failure in report.failures:
+        console.print(f"[red]gate failed[/]: {escape(failure)}")
     for note in report.notes:
         console.print(f"[yellow]note[/]: {escape(note)}")
     kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]

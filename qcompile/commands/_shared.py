@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -167,15 +168,31 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
+class Output(Console):
+    """A console that leaves a closed pipe to the caller; rich would exit with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """The reader has gone: pass it on."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Where tables go: stdout; wide where it is no terminal, so that logs keep whole names."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=_LOG_WIDTH)
+    made = Output(highlight=False)
+    return made if made.is_terminal else Output(highlight=False, width=_LOG_WIDTH)
 
 
-def table(title: str, *columns: str) -> Table:
+class PlainTable(Table):
+    """A table that takes its cells as they are: names of tensors hold brackets."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """One row, its strings escaped."""
+        super().add_row(*(escape(c) if isinstance(c, str) else c for c in cells), **options)
+
+
+def table(title: str, *columns: str) -> PlainTable:
     """A table whose first column is text and the others numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = PlainTable(title=escape(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return made

@@ -21,6 +21,7 @@ from qcompile.commands._shared import (
     table,
 )
 from qcompile.data import open_data
+from qcompile.errors import OutputError
 from qcompile.feeds import Feed, input_specs
 from qcompile.graph import Graph
 from qcompile.machine import instruction_sets
@@ -28,6 +29,7 @@ from qcompile.synthetic import synthetic_feeds
 from qcompile.timing import Comparison
 
 _DEFAULTS = timing.Options()
+_MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
 
 
 @click.command()
@@ -58,6 +60,8 @@ def bench(**given: Any) -> None:
     for other in models[1:]:
         loading.load(other)
     if given["json_file"] is not None and str(given["json_file"]) != "-":
+        if given["json_file"].suffix != ".json":
+            raise OutputError(f"--json {str(given['json_file'])!r}: expected a .json file or -")
         export.check_writable(given["json_file"])
     feeds = list(_feeds(graph, given))
     found: list[Comparison] = []
@@ -118,7 +122,8 @@ def show(comparison: Comparison) -> None:
         cells = ["1.00", "1.00", ""]
         if i:
             ratio = comparison.ratio(i)
-            interval = f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}"
+            enough = len(timed.rounds) >= _MIN_ROUNDS
+            interval = f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}" if enough else "-"
             cells = [f"{1 / ratio.best:.2f}", f"{1 / ratio.median:.2f}", interval]
         made.add_row(
             timed.label, f"{timed.best:.2f}", f"{timed.median:.2f}", f"{timed.p90:.2f}", *cells

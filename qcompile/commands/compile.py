@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ from qcompile.commands._shared import (
     gate_options,
     gates_from,
     output_options,
-    print_json,
     progress_bar,
 )
 from qcompile.compiler import compile_job
 from qcompile.errors import OutputError, RecipeError
-from qcompile.job import Options, RejectedError, Result
+from qcompile.job import Options, RejectedError
 from qcompile.recipe import Recipe, merged, read
 
 _RECIPE_OPTIONS = ("target", "mode", "calibrator", "pipeline", "seed")
@@ -45,7 +45,7 @@ _RECIPE_OPTIONS = ("target", "mode", "calibrator", "pipeline", "seed")
               help="Bytes of activations that calibration may hold.")  # fmt: skip
 @gate_options(latency=True)
 @click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside OUT.")
-@click.option("--seed", type=int, help="Seed of made-up inputs.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]")
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core.")
 @click.option("--no-verify", is_flag=True, help="Do not compare with the float model.")
 @click.option("--no-bench", is_flag=True, help="Do not time against the float model.")
@@ -60,11 +60,10 @@ def compile(**given: Any) -> None:
     """
     recipe, options, gates = recipe_from(given), options_from(given), gates_from(given)
     out: Path = given["output"]
-    if out.exists() and given["model"].exists() and out.samefile(given["model"]):
-        raise OutputError(f"output {str(out)!r} is the input model itself")
     report_file = given["report_file"] or out.with_name(f"{out.stem}.report.json")
     if report_file.suffix != ".json":
         raise OutputError(f"report {str(report_file)!r}: expected a .json file")
+    _check_distinct({"input model": given["model"], "output": out, "report": report_file})
     for path in (out, report_file):
         export.check_writable(path)
     if options.dump_dir is not None:
@@ -73,13 +72,11 @@ def compile(**given: Any) -> None:
         with progress_bar(given["quiet"] or given["as_json"]) as bar:
             result = compile_job(given["model"], given["data"], recipe, gates, options, bar)
     except RejectedError as e:
-        _show(given, e.result)
+        _result.show_or_print(console(), given, e.result)
         raise
-    result.save(out)
-    export.write_atomic(report_file, result.report.to_json().encode())
-    _show(given, result)
+    _result.deliver(console(), given, result, out, report_file)
     if not (given["quiet"] or given["as_json"]):
-        next_step(out, report_file)
+        click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
 
 
 def recipe_from(given: dict[str, Any]) -> Recipe:
@@ -114,13 +111,10 @@ def _make_folder(path: Path) -> None:
         raise RecipeError(f"dump folder {str(path)!r}: {e.strerror}") from e
 
 
-def _show(given: dict[str, Any], result: Result) -> None:
-    if given["as_json"]:
-        print_json(result.report.plain())
-    elif not given["quiet"]:
-        _result.show(console(), result.report)
-
-
-def next_step(out: Path, report_file: Path) -> None:
-    """Where things are, and what to try next."""
-    click.echo(f"written: {out}\nreport:  {report_file}\nnext:    qcompile inspect {out}")
+def _check_distinct(files: dict[str, Path]) -> None:
+    """No file may stand for two things. Raises OutputError."""
+    seen: dict[Path, str] = {}
+    for what, path in files.items():
+        other = seen.setdefault(path.resolve(), what)
+        if other != what:
+            raise OutputError(f"{what} {str(path)!r} is the {other} itself")

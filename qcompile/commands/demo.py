@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from qcompile import export, loading
 from qcompile.commands import _result
-from qcompile.commands._shared import PATH, console, output_options, print_json, progress_bar
+from qcompile.commands._shared import PATH, console, output_options, progress_bar
 from qcompile.compare import Gates
 from qcompile.compiler import compile_job
 from qcompile.data import sample_feeds
@@ -41,16 +42,10 @@ def demo(**given: Any) -> None:
     feeds = sample_feeds(input_specs(loading.load(model)))
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         result = compile_job(model, feeds, Recipe(), Gates(), Options(), bar)
-    result.save(out)
-    export.write_atomic(report_file, result.report.to_json().encode())
-    if given["as_json"]:
-        print_json(result.report.plain())
-    elif not given["quiet"]:
-        _result.show(console(), result.report)
-        click.echo(
-            f"written: {out}\nreport:  {report_file}\n"
-            f"next:    qcompile bench '{model}' {out} --dim sequence_length=32,128"
-        )
+    _result.deliver(console(), given, result, out, report_file)
+    if not (given["quiet"] or given["as_json"]):
+        files = f"{shlex.quote(str(model))} {shlex.quote(str(out))}"
+        click.echo(f"next:    qcompile bench {files} --dim sequence_length=32,128")
 
 
 def model_path() -> Path:

@@ -35,14 +35,16 @@ def inspect(**given: Any) -> None:
     proto, _folder = loading.read(path)
     data = path.read_bytes()
     report = _report(given["report_file"] or path.with_name(f"{path.stem}.report.json"), data)
-    rows = report if report is not None else ledger.rows(proto, len(data))
+    outside = sum(ledger.stored_bytes(t) - t.ByteSize() for t in proto.graph.initializer)
+    size = len(data) + outside
+    rows = report if report is not None else ledger.rows(proto, size)
     operators = dict(sorted(runtime.optimized_ops(path).items()))
     if given["as_json"]:
-        print_json({"bytes": len(data), "ledger": ledger.to_dicts(rows), "operators": operators})
+        print_json({"bytes": size, "ledger": ledger.to_dicts(rows), "operators": operators})
         return
     if given["quiet"]:
         return
-    _show_summary(path, rows, len(data))
+    _show_summary(path, rows, size)
     if given["every"]:
         _show_rows(rows)
     else:
