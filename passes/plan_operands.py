@@ -32,7 +32,7 @@ class PlanOperands(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        _check_patterns(graph, ctx.choices.keep_float)
+        _check_patterns(graph, ctx)
         if graph.opset < _QDQ_SINCE:
             ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {_QDQ_SINCE}")
             return False
@@ -131,8 +131,8 @@ def _plain_gemm(node: Node) -> bool:
     return plain and not attrs.get("transA", 0)
 
 
-def _check_patterns(graph: Graph, patterns: tuple[str, ...]) -> None:
-    names = {n.name for n in graph.nodes} | set(graph.tensors())
-    for pattern in patterns:
+def _check_patterns(graph: Graph, ctx: Context) -> None:
+    names = {n.name for n in graph.nodes} | set(graph.tensors()) | ctx.original_names
+    for pattern in ctx.choices.keep_float:
         if not any(fnmatchcase(n, pattern) for n in names):
             raise RecipeError(f"--keep-float {pattern!r} matches no node and no tensor")

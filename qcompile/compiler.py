@@ -51,6 +51,7 @@ def compile_job(
     job = _prepare(model, data, recipe, gates, options, progress or Silent())
     choices = Choices(job.mode, job.recipe.keep_float, job.recipe.seed)
     ctx = Context(job.target, runtime.evaluate, choices)
+    ctx.original_names = frozenset([*(n.name for n in job.graph.nodes), *job.graph.tensors()])
     _transform(job, ctx)
     compiled = _finish(job, ctx)
     checking.check(job, compiled)

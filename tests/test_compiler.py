@@ -113,3 +113,12 @@ def test_mode_and_target_must_fit() -> None:
         qcompile.compile(model("y = MatMul(x, w0)", weights=1), target="qdq", mode="dynamic")
     with pytest.raises(QCompileError, match="--data"):
         qcompile.compile(model("y = MatMul(x, w0)", weights=1), target="qdq")
+
+
+def test_keep_float_may_name_a_node_that_a_fusion_takes_away() -> None:
+    """Identity goes before the plan is made; its name is in the model all the same."""
+    body = "h = MatMul(x, w0) i = Identity(h) y = MatMul(i, w1)"
+    result = qcompile.compile(model(body), feeds(), keep_float=["Identity:i"], options=UNTIMED)
+    assert result.report.int8_linears == 2
+    with pytest.raises(QCompileError, match="matches no node"):
+        qcompile.compile(model(body), feeds(), keep_float=["Identity:j"], options=UNTIMED)

@@ -150,6 +150,7 @@ def test_a_weight_that_others_read_stays_dequantized_for_them() -> None:
         ("", "", {"wq": ints(40, 4).astype(np.uint8)}, "the weight is not symmetric int8"),
         ("(wq, s)", "(wq, s, z)", {"z": np.ones(4, np.int8)}, "the weight is not symmetric int8"),
         ("axis = 1", "axis = 0", {"s": np.ones(40, np.float32)}, "not along the output channels"),
+        ("axis = 1", "axis = 0", {"wq": ints(4, 4)}, "not along the output channels"),
         ("<axis = 1>", "", {"s": np.array(0.1, np.float32)}, "not along the output channels"),
         ("", "", {"s": np.array([0.1], np.float32)}, "not along the output channels"),
         ("Gemm", "Gemm<alpha = 0.5>", {}, "Gemm with transA, alpha or beta"),
@@ -167,6 +168,11 @@ def test_refuses_other_weights(old: str, new: str, weights: Any, reason: str) ->
 def test_refuses_a_computed_weight(change: str) -> None:
     body = f"k = {change} w = DequantizeLinear<axis = 1>(k, s) y = MatMul(x, w)"
     assert_refused(linear(body), LowerWeightOnly(), "the weight is no constant matrix")
+
+
+def test_refuses_computed_scales() -> None:
+    body = "k = Neg(s) w = DequantizeLinear<axis = 1>(wq, k) y = MatMul(x, w)"
+    assert_refused(linear(body), LowerWeightOnly(), "not along the output channels")
 
 
 def test_refuses_a_weight_of_rank_3() -> None:

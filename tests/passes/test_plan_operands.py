@@ -226,8 +226,30 @@ def test_only_matrices_beside_them_count_as_weights() -> None:
         graph,
         """
         CHECK: activation x: float at Add:a.0
-        CHECK: weight r: float at Add:y.1 because an integer Add
-        CHECK-NOT: weight b
+        CHECK-NEXT: activation a: float at Add:y.0
+        CHECK-NEXT: weight r: float at Add:y.1 because an integer Add
+        CHECK-NOT: because
+        """,
+    )
+
+
+def test_integers_and_vectors_are_no_operands_to_quantize() -> None:
+    graph = parse(
+        HEAD
+        + """g (int64[N] i, float[N,8] x, int64[V,4] t, float[8] v)
+            => (int64[N,4] y, float[N] z) {
+            g = Gather(t, i)
+            y = Add(g, g)
+            z = MatMul(x, v)
+        }""",
+        t=np.ones((65536, 4), np.int64),
+        v=normal(8),
+    )
+    plan(
+        graph,
+        """
+        CHECK: activation x: float at MatMul:z.0 because
+        CHECK-NOT: because
         """,
     )
 

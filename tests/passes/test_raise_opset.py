@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
 
 from qcompile.export import serialize
+from qcompile.passes import raise_opset
 from qcompile.passes.raise_opset import RaiseOpset
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
@@ -82,6 +85,67 @@ def test_split_with_sizes_stays() -> None:
     )
     differential(graph, RaiseOpset(to=18), atol=0)
     check(graph, "CHECK: %y, %z = Split(%x, @sizes:i64[2]=[3, 1]) {axis=1}")
+
+
+@pytest.mark.parametrize("to", [17, 18, 19, 21])
+def test_operators_that_only_gained_options_stay(to: int) -> None:
+    graph = parse(
+        head(13)
+        + """g (float[B,S,4] x, int64[6] pads, int64 axis, float s, uint8 z) => (float[B,S,4] y) {
+            p = Pad(x, pads)
+            c = CumSum(p, axis)
+            d = Cast<to = 11>(c)
+            f = Cast<to = 1>(d)
+            q = QuantizeLinear(f, s, z)
+            y = DequantizeLinear(q, s, z)
+        }""",
+        pads=np.zeros(6, np.int64),
+        axis=np.array(1),
+        s=np.array(0.05, np.float32),
+        z=np.array(128, np.uint8),
+    )
+    names = [n.op for n in graph.nodes]
+    differential(graph, RaiseOpset(to=to), atol=0)
+    assert [n.op for n in graph.nodes] == names
+
+
+# Changed after opset 13 by a new option whose default is what the operator did before.
+REVIEWED = {
+    "Attention", "CastLike", "GRU", "LSTM", "LpPool", "OptionalHasElement", "RNN", "Range",
+    "Reshape", "Shape", "SpaceToDepth",
+}  # fmt: skip
+
+
+def test_no_changed_operator_is_overlooked() -> None:
+    """Every new signature since opset 13 is rewritten, refused in time, or known to be harmless."""
+    known = REVIEWED | raise_opset._HARMLESS | raise_opset._REDUCTIONS | {"Split"}
+    for name, versions in changed_since(13).items():
+        assert name in known or raise_opset._CHANGED.get(name) == versions[0], (name, versions)
+
+
+def changed_since(opset: int) -> dict[str, list[int]]:
+    """Versions in which an operator of ONNX got other inputs, outputs or attributes."""
+    found: dict[str, list[int]] = {}
+    history = [s for s in onnx.defs.get_all_schemas_with_history() if not s.domain]
+    history.sort(key=lambda s: (s.name, s.since_version))
+    for old, new in pairwise(history):
+        if old.name == new.name and new.since_version > opset and signature(old) != signature(new):
+            found.setdefault(new.name, []).append(new.since_version)
+    return found
+
+
+def signature(schema: onnx.defs.OpSchema) -> object:
+    operands = [(v.name, str(v.option)) for v in (*schema.inputs, *schema.outputs)]
+    defaults = {
+        key: (value.required, value.default_value.SerializeToString())
+        for key, value in schema.attributes.items()
+    }
+    return operands, defaults
+
+
+def test_an_overlooked_operator_would_show() -> None:
+    assert changed_since(13)["RoiAlign"] == [16]
+    assert "MatMul" not in changed_since(13)
 
 
 def test_a_newer_model_is_left_alone() -> None:
