@@ -122,3 +122,12 @@ def test_keep_float_may_name_a_node_that_a_fusion_takes_away() -> None:
     assert result.report.int8_linears == 2
     with pytest.raises(QCompileError, match="matches no node"):
         qcompile.compile(model(body), feeds(), keep_float=["Identity:j"], options=UNTIMED)
+
+
+def test_outputs_without_values_are_an_error_with_data_and_a_note_without() -> None:
+    """A verdict on nothing would pass anything."""
+    body = "s = Constant<value = int64[1] {0}>() y = Slice(x, s, s)"
+    with pytest.raises(QCompileError, match="--no-verify"):
+        qcompile.compile(model(body, weights=0), feeds(), options=UNTIMED)
+    result = qcompile.compile(model(body, weights=0), options=UNTIMED)
+    assert any("nothing to compare" in note for note in result.report.notes)
