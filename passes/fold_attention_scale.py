@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, scalar
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank, scalar
 
 _LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 
@@ -56,6 +56,8 @@ def _fold(graph: Graph, ctx: Context, node: Node) -> bool:
     source = next(t for t in node.inputs if scalar(t) is None)
     if factor is None or not is_float(source):
         return False
+    if any((rank(t) or 0) > (rank(source) or 0) for t in node.inputs if t is not source):
+        return False  # a factor of shape [1,1,1] raises the rank of a matrix
     linear = _linear_behind(graph, source)
     if linear is None:
         return False  # a product like any other, not a refusal

@@ -42,7 +42,8 @@ class Plan:
     decisions: list[Decision] = field(default_factory=list)
 
     def decide(self, decision: Decision) -> None:
-        """Record a decision; uses of one tensor with the same spec and reason are joined."""
+        """Record a decision; uses of one tensor with the same spec are joined, the first reason
+        stands."""
         for i, old in enumerate(self.decisions):
             same = (old.tensor, old.kind, old.spec) == (
                 decision.tensor,

@@ -256,3 +256,15 @@ def test_other_types_than_float32_are_left_alone() -> None:
     )
     run_pass(graph, FoldAttentionScale())
     check(graph, "CHECK-NOT: scaled")
+
+
+def test_a_factor_that_raises_the_rank_stays() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 17]>'
+        "g (float[N,4] x, float[4,4] w, float[1,1,1] c) => (float[1,N,4] y)"
+        "{ h = MatMul(x, w) y = Mul(h, c) }",
+        w=np.eye(4, dtype=np.float32),
+        c=np.full((1, 1, 1), 0.5, np.float32),
+    )
+    run_pass(graph, FoldAttentionScale())
+    check(graph, "CHECK: %y = Mul(%h, @c")

@@ -155,6 +155,7 @@ def test_refuses_where_the_target_has_none(form: str) -> None:
         (ERF + "p = Add(x, half) y = Mul(p, a)", "not multiplied by 0.5 and x"),
         (ERF + "p = Mul(x, x) y = Mul(p, a)", "not multiplied by 0.5 and x"),
         (ERF + "z = Neg(x) p = Mul(z, half) y = Mul(p, a)", "not multiplied by 0.5 and x"),
+        (ERF + "z = Neg(x) p = Mul(half, z) y = Mul(p, a)", "not multiplied by 0.5 and x"),
         (ERF + "v = Mul(x, half) p = Mul(x, a) y = Mul(p, v)", "not multiplied by 0.5 and x"),
         (ERF + "v = Mul(x, half) p = Mul(a, half) y = Mul(p, v)", "not multiplied by 0.5 and x"),
         (ERF + "p = Mul(x, a) y = Neg(p)", "not multiplied by 0.5 and x"),
@@ -180,6 +181,7 @@ def test_refuses_a_wrong_constant_or_factor(body: str, reason: str) -> None:
         TANH.replace("Pow(x, three)", "Mul(x, x)"),
         TANH.replace("Pow(x, three)", "Neg(x)"),
         TANH.replace("r = Mul(q, cubic)", "z = Neg(x) k = Mul(q, z) r = Mul(k, cubic)"),
+        TANH.replace("q = Pow(x, three)", "z = Neg(x) k = Mul(x, x) q = Mul(k, z)"),
         "e = Tanh(x) a = Add(e, one) ",
     ],
 )

@@ -242,6 +242,24 @@ def test_what_is_kept_float_stays_so() -> None:
     )
 
 
+@pytest.mark.parametrize("pattern", ["r", "Relu:r", "Softmax:y"])
+def test_a_tensor_is_kept_float_by_its_name_its_maker_or_a_reader(pattern: str) -> None:
+    graph = parse(HEAD + "g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }")
+    ctx = context("qdq", keep_float=(pattern,))
+    why = f"because kept float by pattern '{pattern}'"
+    plan(graph, f"CHECK: activation r: float at Softmax:y.0 {why}", ctx)
+
+
+def test_opsets_without_scales_by_channel_are_left_alone() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 12]>'
+        "g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }"
+    )
+    ctx = run_pass(graph, PlanOperands(), PlanInterior(), ctx=context("qdq"))
+    assert not ctx.plan.decisions
+    assert [s.pass_name for s in ctx.skips] == ["plan-operands"]
+
+
 def test_contrib_operators_count_as_what_they_compute() -> None:
     graph = parse(
         '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "acme": 1]>'

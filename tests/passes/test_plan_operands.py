@@ -10,7 +10,7 @@ from qcompile.errors import RecipeError
 from qcompile.graph import Graph
 from qcompile.passes.plan_operands import PlanOperands
 from qcompile.qtypes import Array
-from qcompile.testing import context, filecheck, normal, parse, plan_text, run_pass
+from qcompile.testing import assert_refused, context, filecheck, normal, parse, plan_text, run_pass
 from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -129,6 +129,22 @@ def test_keep_float_names_nodes_or_tensors(pattern: str) -> None:
 def test_keep_float_without_a_match_is_an_error() -> None:
     with pytest.raises(RecipeError, match=r"'layer\.\*' matches no node and no tensor"):
         run_pass(linear(w=normal(8, 4)), PlanOperands(), ctx=context(keep_float=("x", "layer.*")))
+
+
+def test_keep_float_may_name_what_an_earlier_pass_renamed() -> None:
+    ctx = context(keep_float=("old",))
+    ctx.original_names = frozenset({"old"})
+    plan(linear(w=normal(8, 4)), "CHECK: weight w: int8", ctx)
+
+
+def test_refuses_opsets_without_scales_by_channel() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 12]>'
+        "g (float[N,8] x, float[8,4] w) => (float[N,4] y) { y = MatMul(x, w) }",
+        w=normal(8, 4),
+    )
+    ctx = assert_refused(graph, PlanOperands(), "opset 12 has no Q/DQ by channel, needs 13")
+    assert not ctx.plan.decisions
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
