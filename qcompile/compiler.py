@@ -79,8 +79,11 @@ def _prepare(
     mode = _mode(recipe, target, data is not None)
     recipe.make_calibrator()  # fail on a wrong name before any work
     progress.step("load")
-    reference, size = _reference(model)
-    graph = loading.load(model)
+    reference = loading.runnable(model)
+    proto, folder = loading.read(model)  # once: it may hold gigabytes
+    size = len(reference) if isinstance(reference, bytes) else reference.stat().st_size
+    size += ledger.external_bytes(proto)
+    graph = loading.from_proto(proto, folder)
     unknown = shapes.infer(graph)
     report = Report(
         source=Path(model).name if isinstance(model, str | Path) else "model in memory",
@@ -112,25 +115,6 @@ def _mode(recipe: Recipe, target: Target, has_data: bool) -> Mode:
     if mode == "static" and not has_data:
         raise DataError("mode static needs calibration data: give --data, or --mode dynamic")
     return mode
-
-
-def _reference(model: loading.Source) -> tuple[bytes | Path, int]:
-    """The float model as ONNX Runtime will load it, and its bytes with external data."""
-    if isinstance(model, onnx.ModelProto):
-        data = model.SerializeToString()
-        return data, len(data)
-    if isinstance(model, bytes):
-        return model, len(model)
-    path = Path(model)
-    proto, folder = loading.read(path)
-    external = {
-        entry.value
-        for tensor in proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [folder / name for name in external] if folder is not None else []
-    return path, path.stat().st_size + sum(f.stat().st_size for f in files if f.is_file())
 
 
 def _open(graph: Graph, data: Data | None, options: Options) -> Feeds | None:

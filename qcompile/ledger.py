@@ -88,6 +88,11 @@ def _decision(name: str, ctx: Context | None, integer: bool) -> Decision | None:
     return next(iter([*fitting, *found]), None)
 
 
+def external_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of constants that lie outside the model's file."""
+    return sum(stored_bytes(t) - t.ByteSize() for t in model.graph.initializer)
+
+
 def stored_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a constant in its file, and outside of it where its data is external."""
     lengths = (int(e.value) for e in tensor.external_data if e.key == "length")

@@ -69,6 +69,14 @@ def _parse(data: bytes, what: str) -> onnx.ModelProto:
     return model
 
 
+def runnable(model: Source) -> bytes | Path:
+    """What ONNX Runtime loads: a path stays a path, so that external data is found."""
+    if isinstance(model, onnx.ModelProto):
+        data: bytes = model.SerializeToString()
+        return data
+    return model if isinstance(model, bytes) else Path(model)
+
+
 def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     """Normalise a ModelProto into a Graph; ``folder`` is where its external data lies.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import onnx
-
 from qcompile import compare, loading, shapes, timing
 from qcompile.api import Mode
 from qcompile.compare import Gates, Verdict
@@ -74,7 +72,7 @@ def verify(
     feeds = open_data(
         data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
     )
-    sessions = Session(runnable(reference)), Session(runnable(candidate))
+    sessions = Session(loading.runnable(reference)), Session(loading.runnable(candidate))
     return compare.compare(*sessions, feeds, gates or Gates())
 
 
@@ -98,16 +96,8 @@ def bench(
         feed = next(iter(open_data(data, input_specs(graph))))
     else:
         feed = synthetic_feeds(graph, dims or {}, 1, 0, shapes=shapes_of)[0]
-    labelled = [(_label(m, i), runnable(m)) for i, m in enumerate(models)]
+    labelled = [(_label(m, i), loading.runnable(m)) for i, m in enumerate(models)]
     return timing.compare(labelled, feed, options)
-
-
-def runnable(model: Source) -> bytes | Path:
-    """What ONNX Runtime loads: a path stays a path, so that external data is found."""
-    if isinstance(model, onnx.ModelProto):
-        data: bytes = model.SerializeToString()
-        return data
-    return model if isinstance(model, bytes) else Path(model)
 
 
 def _label(model: Source, index: int) -> str:

@@ -35,8 +35,7 @@ def inspect(**given: Any) -> None:
     proto, _folder = loading.read(path)
     data = path.read_bytes()
     report = _report(given["report_file"] or path.with_name(f"{path.stem}.report.json"), data)
-    outside = sum(ledger.stored_bytes(t) - t.ByteSize() for t in proto.graph.initializer)
-    size = len(data) + outside
+    size = len(data) + ledger.external_bytes(proto)
     rows = report if report is not None else ledger.rows(proto, size)
     operators = dict(sorted(runtime.optimized_ops(path).items()))
     if given["as_json"]:
