@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Node
-from qcompile.plan import Plan, Ranges, StatRequest
+from qcompile.plan import ChannelStats, Plan, Ranges, StatRequest
 from qcompile.qtypes import Array, QSpec, Range
 from qcompile.target import Target
 
@@ -74,6 +74,9 @@ class Context:
     plan: Plan = field(default_factory=Plan)
     ranges: Ranges = field(default_factory=Ranges)
     requests: list[StatRequest] = field(default_factory=list)
+    # tensors whose channels are to be watched, and what was seen of them
+    watched: list[str] = field(default_factory=list)
+    channels: dict[str, ChannelStats] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     # quantized constant -> (original constant, SQNR in dB), for the ledger
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
@@ -93,6 +96,11 @@ class Context:
         wanted = StatRequest(tensor, spec)
         if wanted not in self.requests:
             self.requests.append(wanted)
+
+    def watch(self, tensor: str) -> None:
+        """Ask for the extrema and a sample of rows of a tensor's channels (its last axis)."""
+        if tensor not in self.watched:
+            self.watched.append(tensor)
 
 
 class Pass(ABC):

@@ -10,23 +10,26 @@ Positions that the attention mask marks as padding do not count.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
 from qcompile.api import Calibrator, Observer
+from qcompile.channel_stats import ChannelObserver
 from qcompile.errors import DataError
 from qcompile.export import to_proto
 from qcompile.feeds import MASK, padding_mask
 from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Shape, rank
-from qcompile.plan import Ranges, StatRequest
+from qcompile.plan import ChannelStats, Ranges, StatRequest
 from qcompile.probing import probed_shapes
-from qcompile.qtypes import Array
+from qcompile.qtypes import Array, QSpec
 from qcompile.runtime import Feed, Session, SessionOptions, with_outputs
 
 _FLOAT_BYTES = 4
+_BY_CHANNEL = QSpec("uint8", symmetric=False, granularity="channel", axis=-1)
 _FLAT = -1  # batch and tokens are flattened into the first axis
 # Opset from which a reduction takes its axes as an input.
 _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
@@ -76,7 +79,8 @@ class Collector:
         for part in self._fitting(feed):
             mask = padding_mask(dict(part)) if self.options.mask else None
             for group in self._groups(part):
-                values = self.session.run(part, [o for tap in group for o in tap.outputs])
+                wanted = dict.fromkeys(o for tap in group for o in tap.outputs)
+                values = self.session.run(part, list(wanted))
                 for tap in group:
                     self._observe(tap, [values[o] for o in tap.outputs], mask)
         self.feeds_seen += 1
@@ -103,12 +107,23 @@ class Collector:
         """Ranges of all tensors that finite values were seen of, reasons for the others."""
         found = Ranges()
         for tap in self.taps:
+            if isinstance(tap.observer, ChannelObserver):
+                continue
             try:
                 if tap.fault:
                     raise ValueError(tap.fault)
                 found.set(tap.tensor, tap.observer.range())
             except ValueError as e:
                 found.missing[tap.tensor] = f"no range: {e}"
+        return found
+
+    def channels(self) -> dict[str, ChannelStats]:
+        """Statistics of the watched tensors that finite values were seen of."""
+        found = {}
+        for tap in self.taps:
+            if isinstance(tap.observer, ChannelObserver) and not tap.fault:
+                with suppress(ValueError):  # never run: passes find no statistics
+                    found[tap.tensor] = tap.observer.stats()
         return found
 
     def _observe(self, tap: Tap, arrays: Sequence[Array], mask: Array | None) -> None:
@@ -151,19 +166,25 @@ def collector(
     calibrator: Calibrator,
     evaluate: Evaluator,
     options: Options | None = None,
+    watched: Sequence[str] = (),
 ) -> Collector:
-    """A collector over the float graph; the session with its taps is made once."""
+    """A collector over the float graph; the session with its taps is made once.
+
+    ``watched`` are tensors whose channels are to be sampled, beside the ranges of ``requests``.
+    """
     options = options or Options()
+    requests = [*requests, *(StatRequest(tensor, _BY_CHANNEL) for tensor in watched)]
     axes = _token_axes(graph, requests, evaluate) if options.mask else {}
     reduced = calibrator.needs == "extrema"
     model, tensors = to_proto(graph), graph.tensors()
     taps = []
+    first_watched = len(requests) - len(watched)
     for i, request in enumerate(requests):
         # A scalar has no axis to reduce, and of an unknown rank it is not known to have one.
         in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
         size = "" if in_graph else _add_size(model, request, i)
-        observer = calibrator.observer(request.spec)
+        observer = calibrator.observer(request.spec) if i < first_watched else ChannelObserver()
         taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     data = with_outputs(model, wanted).SerializeToString()

@@ -32,7 +32,9 @@ SIMPLIFY = (
     "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
     "eliminate-identity,raise-opset,fuse-layernorm,fuse-gelu,fold-attention-scale,merge-duplicates"
 )
-QUANTIZE = "plan-operands,plan-interior,insert-qdq"
+PLAN = "plan-operands,plan-interior"
+INSERT = "insert-qdq"
+NO_TRANSFORMS = "none"
 
 
 def compile_job(
@@ -61,10 +63,18 @@ def compile_job(
     return result
 
 
-def default_pipeline(target: Target, mode: Mode) -> str:
-    """The pipeline string of a target and mode."""
-    parts = [SIMPLIFY, *([QUANTIZE] if mode != "float" else []), *target.lower[mode]]
-    return ",".join(parts)
+def default_pipeline(target: Target, mode: Mode, transforms: str = "") -> str:
+    """The pipeline string of a target and mode.
+
+    ``transforms``: passes that rewrite by calibrated ranges, ``""`` for the target's own, ``none``
+    for none.
+    """
+    quantize: list[str] = []
+    if mode != "float":
+        own = target.transform.get(mode, ())
+        chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
+        quantize = [PLAN, *chosen, INSERT]
+    return ",".join([SIMPLIFY, *quantize, *target.lower[mode]])
 
 
 def _prepare(
@@ -147,9 +157,13 @@ def _record_types(job: Job, unknown: list[str]) -> None:
         tensors[name].shape = tensors[name].shape or [None] * rank
 
 
+def _pipeline(job: Job) -> str:
+    return default_pipeline(job.target, job.mode, job.recipe.transforms)
+
+
 def _transform(job: Job, ctx: Context) -> None:
     """Run the pipeline, collecting ranges between the plan and what needs it."""
-    passes = parse(job.recipe.pipeline or default_pipeline(job.target, job.mode))
+    passes = parse(job.recipe.pipeline or _pipeline(job))
     job.report.pipeline = spell(passes)
     timer = Time()
     instruments: list[Instrument] = [Verify(), timer]
@@ -198,10 +212,16 @@ def _collect(job: Job, ctx: Context) -> None:
     job.progress.step("calibrate")
     with job.timed("calibrate"):
         made = collect.collector(
-            job.graph, ctx.requests, job.recipe.make_calibrator(), ctx.evaluate, options
+            job.graph,
+            ctx.requests,
+            job.recipe.make_calibrator(),
+            ctx.evaluate,
+            options,
+            ctx.watched,
         )
         feeds = split.calibration()
         ctx.ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
+        ctx.channels = made.channels()
     job.held_back = split.held_back
     if split.reused:
         job.report.notes.append("one batch of data only: it served to calibrate and to verify")

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from qcompile.qtypes import QSpec, Range
+import numpy as np
+
+from qcompile.qtypes import Array, QSpec, Range
 
 Kind = Literal["weight", "activation"]
 
@@ -104,3 +106,30 @@ class Ranges:
     def drop(self, tensor: str) -> None:
         """Forget a range whose tensor is gone or changed."""
         self.found.pop(tensor, None)
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """One tensor's channels (last axis): extrema over all data, and a sample of rows.
+
+    Shapes: ``lo`` and ``hi`` (channels,), ``rows`` (n, channels), float32; a row is one position
+    (token). Rows that ``attention_mask`` marks as padding are not among them.
+    """
+
+    lo: Array
+    hi: Array
+    rows: Array
+
+    @property
+    def width(self) -> Array:
+        """Largest magnitude of each channel, (channels,)."""
+        widest: Array = np.maximum(-self.lo, self.hi)
+        return widest
+
+    def scaled(self, factor: Array) -> ChannelStats:
+        """The statistics of ``x * factor``, a positive factor for each channel."""
+        return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor)
+
+    def permuted(self, order: Array) -> ChannelStats:
+        """The statistics of ``x[..., order]``."""
+        return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order])

@@ -26,6 +26,7 @@ class Recipe:
     """Everything that decides what the compiled model will be, apart from model and data.
 
     mode: None is static with data, dynamic without. pipeline: "" is the target's own.
+    transforms: passes between calibration and insertion, "" is the target's own, "none" is none.
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
     attention_mask marks as padding do not count.
     """
@@ -34,6 +35,7 @@ class Recipe:
     mode: Mode | None = None
     calibrator: str = "minmax"
     pipeline: str = ""
+    transforms: str = ""
     keep_float: tuple[str, ...] = ()
     mask_padding: bool = True
     seed: int = 0
@@ -62,6 +64,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "mode": (str, "a name"),
     "calibrator": (str, "a name"),
     "pipeline": (str, "a pipeline string"),
+    "transforms": (str, "a pipeline string"),
     "keep_float": (list, "a list of patterns"),
     "mask_padding": (bool, "true or false"),
     "seed": (int, "a whole number"),

@@ -5,7 +5,7 @@ Each target is one table in ``qcompile/targets``; passes ask the table, never fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qcompile.qtypes import QSpec
 
@@ -35,7 +35,8 @@ class Target:
     ``rules``: integer operators in static and dynamic mode; ``weight_only``: in weight-only mode.
     ``float_ops``: operators that stay float although they could be quantized, with the reason.
     ``gelu``: operators that compute GELU, best first, as (domain, op, minimal opset).
-    ``pipeline``: passes of the lower stage. ``gate_latency``: whether slower than float is a fault.
+    ``transform`` and ``lower``: passes of those stages by mode. ``gate_latency``: whether
+    slower than float is a fault.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     modes: tuple[str, ...]
     lower: dict[str, tuple[str, ...]]
     float_ops: dict[str, str]
+    transform: dict[str, tuple[str, ...]] = field(default_factory=dict)
     gelu: tuple[tuple[str, str, int], ...] = ()
     tanh_gelu: tuple[tuple[str, str, int], ...] = ()
     opset: int = 17

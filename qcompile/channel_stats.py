@@ -1,0 +1,75 @@
+"""What the channels of a tensor hold: extrema over all data, and a sample of its rows.
+
+Rows are positions (tokens), channels the last axis. Passes that choose scales per channel read the
+extrema; those that weigh the error of a product against float read the sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qcompile.api import Observer
+from qcompile.plan import ChannelStats
+from qcompile.qtypes import Array, Range
+
+ROWS = 1024
+# Odd multipliers of Knuth's multiplicative hashing; any fixed values do.
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_HASHED_CHANNELS = 32
+
+
+@dataclass
+class ChannelObserver(Observer):
+    """Extrema of each channel and at most ``limit`` rows, those with the smallest hash.
+
+    A row's hash depends on its values alone, so the sample does not depend on how the data was
+    split: a bottom-k sketch (Cohen and Kaplan 2007), which makes ``merge`` exact.
+    """
+
+    limit: int = ROWS
+    _seen: ChannelStats | None = None
+    _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def update(self, values: Array) -> None:
+        """See rows, float (n, channels)."""
+        if values.size:
+            rows = np.asarray(values, np.float32)
+            self._take(ChannelStats(rows.min(0), rows.max(0), rows), _keys(rows))
+
+    def merge(self, later: Observer) -> None:
+        """Take in another sketch of the same tensor."""
+        assert isinstance(later, ChannelObserver)
+        if later._seen is not None:
+            self._take(later._seen, later._keys)
+
+    def _take(self, new: ChannelStats, keys: Array) -> None:
+        old = self._seen or ChannelStats(new.lo, new.hi, new.rows[:0])
+        rows = np.concatenate([old.rows, new.rows])
+        keys = np.concatenate([self._keys, keys])
+        kept = np.argsort(keys, kind="stable")[: self.limit]
+        lo, hi = np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi)
+        self._seen, self._keys = ChannelStats(lo, hi, rows[kept]), keys[kept]
+
+    def range(self) -> Range:
+        """Extrema by channel; raises ValueError where nothing was seen."""
+        stats = self.stats()
+        return Range(stats.lo, stats.hi, -1)
+
+    def stats(self) -> ChannelStats:
+        """All that was seen; raises ValueError where nothing was."""
+        if self._seen is None:
+            raise ValueError("no values were seen")
+        return self._seen
+
+
+def _keys(rows: Array) -> Array:
+    """One uint64 a row: a hash of the bits of channels spread over the whole row."""
+    step = max(1, rows.shape[1] // _HASHED_CHANNELS)
+    bits = np.ascontiguousarray(rows[:, ::step]).view(np.uint32).astype(np.uint64)
+    keys = np.zeros(len(rows), np.uint64)
+    for column in bits.T:
+        keys = (keys ^ column) * _MIX
+        keys ^= keys >> np.uint64(29)
+    return keys
