@@ -17,7 +17,8 @@ from typing import ClassVar
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, Tensor, array
 from qcompile.plan import Decision
-from qcompile.qtypes import dequantize, qparams, quantize, sqnr_db, weight_range
+from qcompile.qtypes import qparams, sqnr_db
+from qcompile.rounding import nearest, real
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,9 @@ def _insert_weight(graph: Graph, ctx: Context, decision: Decision) -> None:
     spec = decision.spec
     weight = graph.find(decision.uses[0].node).inputs[decision.uses[0].index]
     values = array(weight)
-    params = qparams(weight_range(values, spec), spec)
-    quantized = quantize(values, params)
-    noise = sqnr_db(values, dequantize(quantized, params))
-    q = graph.constant(f"{decision.tensor}/{spec.dtype}", quantized)
+    rounded = ctx.rounded.get(decision.tensor) or nearest(values, spec)
+    params, noise = rounded.params, sqnr_db(values, real(rounded))
+    q = graph.constant(f"{decision.tensor}/{spec.dtype}", rounded.values)
     ctx.origins[q.name] = (decision.tensor, noise)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
     # ONNX makes the zero point optional; ONNX Runtime's fusions read it without asking and crash.

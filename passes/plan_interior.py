@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from qcompile import precision
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.dataflow import data_path, is_layout, is_masking, layout_root
+from qcompile.dataflow import aliases, data_path, is_layout, is_masking, layout_root
 from qcompile.graph import Graph, Node, Tensor, is_constant, is_op
 from qcompile.plan import Decision, Use
 from qcompile.qtypes import QSpec
+from qcompile.roles import callings, roles
 
 _QDQ_SINCE = 13  # what plan-operands asks for
 
@@ -36,14 +38,15 @@ class PlanInterior(Pass):
             return False  # plan-operands has said so
         path = data_path(graph)
         lifted = {d.tensor: d.reason for d in ctx.plan.decisions if d.spec is None}
-        wanted = _wanted(graph, ctx, path)
+        wanted, found = _wanted(graph, ctx, path), roles(graph)
         _forget_activations(ctx)
         for name, (tensor, spec) in sorted(wanted.items()):
-            reason = lifted.get(name) or _kept(graph, ctx, tensor) or _obstacle(graph, tensor, path)
-            uses = tuple(_uses(tensor))
-            kept = None if reason else spec
-            why = reason or "quantized where it is made"
-            ctx.plan.decide(Decision(name, "activation", kept, why, uses))
+            names = callings(found, *aliases(graph, tensor))
+            reason = lifted.get(name) or _kept(ctx, names) or _obstacle(graph, tensor, path)
+            chosen = precision.of_activation(graph, ctx, names, spec)
+            kept = None if reason else chosen.spec
+            why = reason or chosen.reason or "quantized where it is made"
+            ctx.plan.decide(Decision(name, "activation", kept, why, tuple(_uses(tensor))))
             if kept is not None:
                 ctx.request(name, kept)
         return False
@@ -72,11 +75,9 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
     return found
 
 
-def _kept(graph: Graph, ctx: Context, tensor: Tensor) -> str | None:
+def _kept(ctx: Context, names: list[str]) -> str | None:
     """The user's wish to leave the tensor, its maker or a reader alone."""
-    maker = graph.producer(tensor)
-    readers = [n.name for n in graph.consumers(tensor)]
-    pattern = ctx.choices.kept_by([tensor.name, *readers, *([maker.name] if maker else [])])
+    pattern = ctx.choices.kept_by(names)
     return f"kept float by pattern {pattern!r}" if pattern is not None else None
 
 

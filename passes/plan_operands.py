@@ -2,22 +2,27 @@
 
 For each operator that the target has a rule for, the constant operand becomes a weight decision
 and the data operand an activation decision; static mode asks for its range. Every operand that
-could have been quantized and is not gets a decision too, with the reason it stays float.
+could have been quantized and is not gets a decision too, with the reason it stays float. Where the
+target runs an operator in integers only as a whole, one float operand keeps the other float.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
 
+from qcompile import precision
 from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.dataflow import aliases, layout_root
 from qcompile.errors import RecipeError
 from qcompile.graph import Graph, Node, array, is_constant, is_float, rank
 from qcompile.plan import Decision, Kind, Use
+from qcompile.precision import Choice
 from qcompile.qtypes import QSpec
+from qcompile.roles import Role, callings, is_role, matches, roles
 from qcompile.target import OpRule
 
 _QDQ_SINCE = 13  # DequantizeLinear with an axis
@@ -32,14 +37,15 @@ class PlanOperands(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        _check_patterns(graph, ctx)
+        found = roles(graph)
+        _check_patterns(graph, ctx, found)
         if graph.opset < _QDQ_SINCE:
             ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {_QDQ_SINCE}")
             return False
         for node in graph.nodes:
             rule = ctx.target.rule(op_name(node), ctx.choices.mode)
             if rule is not None and rule.weight is not None and _weight_slot(node) is not None:
-                _plan(graph, ctx, node, rule)
+                _plan(graph, ctx, node, rule, found)
             elif rule is None or rule.weight is not None:
                 _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
         return False
@@ -50,23 +56,42 @@ def op_name(node: Node) -> str:
     return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
 
 
-def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule) -> None:
+def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]) -> None:
     slot = _weight_slot(node) or 0
     weight, data = node.inputs[slot], node.inputs[1 - slot]
-    reason = _obstacle(ctx, node, rule, slot)
+    matrix, row = _choices(graph, ctx, node, rule, found)
+    reason = _obstacle(ctx, node, rule, slot, found)
+    if reason is None and not ctx.target.quantize_interior:
+        reason = next((c.reason for c in (matrix, row) if c.spec is None and c.reason), None)
     if reason is not None:
         ctx.skip(node, reason)
-    spec = None if reason is not None else _weight_spec(node, rule)
-    ctx.plan.decide(
-        Decision(weight.name, "weight", spec, reason or rule.why, (Use(node.name, slot),))
-    )
+        matrix = row = Choice(None, reason)
+    why = matrix.reason or rule.why
+    ctx.plan.decide(Decision(weight.name, "weight", matrix.spec, why, (Use(node.name, slot),)))
     if rule.activation is None and (ctx.choices.mode != "weight-only" or not is_float(data)):
         return
-    act = rule.activation if reason is None else None
-    why = reason or (rule.why if act else "only weights are quantized in this mode")
-    ctx.plan.decide(Decision(data.name, "activation", act, why, (Use(node.name, 1 - slot),)))
-    if act is not None and ctx.choices.mode == "static":
-        ctx.request(data.name, act)
+    why = row.reason or (rule.why if row.spec else "only weights are quantized in this mode")
+    ctx.plan.decide(Decision(data.name, "activation", row.spec, why, (Use(node.name, 1 - slot),)))
+    if row.spec is not None and ctx.choices.mode == "static":
+        ctx.request(data.name, row.spec)
+
+
+def _choices(
+    graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]
+) -> tuple[Choice, Choice]:
+    """What the weight and the data become by the rule and the user's precision."""
+    slot = _weight_slot(node) or 0
+    weight, data = node.inputs[slot], node.inputs[1 - slot]
+    spec, matrix, row = _weight_spec(node, rule), Choice(None), Choice(None)
+    if spec is not None:
+        names = callings(found, [weight.name], [node.name])
+        matrix = precision.of_weight(graph, ctx, names, spec)
+    if rule.activation is not None:
+        named = [data.name], [node.name]
+        if ctx.target.quantize_interior:  # plan-interior will ask again, for all readers
+            named = aliases(graph, layout_root(graph, data))
+        row = precision.of_activation(graph, ctx, callings(found, *named), rule.activation)
+    return matrix, row
 
 
 def _leave(ctx: Context, node: Node, reason: str | None) -> None:
@@ -97,12 +122,14 @@ def _weight_spec(node: Node, rule: OpRule) -> QSpec | None:
     return spec
 
 
-def _obstacle(ctx: Context, node: Node, rule: OpRule, slot: int) -> str | None:
+def _obstacle(
+    ctx: Context, node: Node, rule: OpRule, slot: int, found: Mapping[str, Role]
+) -> str | None:
     """Why this operator cannot run in integers, None where it can."""
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     expected = 0 if node.op == "Gather" else 1
-    names = (node.name, weight.name, data.name, *(t.name for t in node.outputs))
-    pattern = ctx.choices.kept_by(names)
+    tensors = (weight.name, data.name, *(t.name for t in node.outputs))
+    pattern = ctx.choices.kept_by(callings(found, tensors, [node.name]))
     if pattern is not None:
         return f"kept float by pattern {pattern!r}"
     if slot != expected:
@@ -131,8 +158,16 @@ def _plain_gemm(node: Node) -> bool:
     return plain and not attrs.get("transA", 0)
 
 
-def _check_patterns(graph: Graph, ctx: Context) -> None:
-    names = {n.name for n in graph.nodes} | set(graph.tensors()) | ctx.original_names
-    for pattern in ctx.choices.keep_float:
-        if not any(fnmatchcase(n, pattern) for n in names):
-            raise RecipeError(f"--keep-float {pattern!r} matches no node and no tensor")
+def _check_patterns(graph: Graph, ctx: Context, found: Mapping[str, Role]) -> None:
+    """Raises RecipeError: a pattern that matches nothing is a mistake."""
+    known = ctx.original_names.union(n.name for n in graph.nodes)
+    names = callings(found, graph.tensors(), known)
+    asked = [("--keep-float", p) for p in ctx.choices.keep_float]
+    asked += [("precision pattern", p) for p, _ in ctx.choices.precision]
+    for where, pattern in asked:
+        if matches(pattern, names):
+            continue
+        if not is_role(pattern):
+            raise RecipeError(f"{where} {pattern!r} matches no node and no tensor")
+        have = ", ".join(sorted({n for role in found.values() for n in role.names})) or "none"
+        raise RecipeError(f"{where} {pattern!r} matches no role, this model has: {have}")

@@ -6,8 +6,8 @@ LayerNormalization exists from opset 17. Where an operator's definition changed 
 it admits, the nodes stay as they are; ReduceMean and its kin (axes became an input in opset 18)
 and Split are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum meant something
 else, and operators that changed their meaning on the way go through ONNX's version converter.
-Refuses where that fails, and graphs with functions, contrib operators or subgraphs, which it
-cannot bring along.
+16-bit integers, where the user asks for any, need opset 21. Refuses where the converter fails, and
+graphs with functions, contrib operators or subgraphs, which it cannot bring along.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import onnx
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.conversion import convert
 from qcompile.graph import ONNX, Graph, Node, has_subgraph, is_op
+from qcompile.target import WIDE_SINCE
 
 _OLDEST = 13
 # Operators whose definition changed after opset 13 in a way that can alter an existing node.
@@ -46,7 +47,7 @@ _AXES_INPUT = 18
 class RaiseOpset(Pass):
     """Bring the model to the opset that the target's fusions need.
 
-    to: the opset to declare; 0 means the target's.
+    to: the opset to declare; 0 means the target's, or 21 where precision asks for 16 bits.
     """
 
     to: int = 0
@@ -56,7 +57,7 @@ class RaiseOpset(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        wanted = self.to or ctx.target.opset
+        wanted = self.to or _wanted(ctx)
         if graph.opset >= wanted:
             return False
         obstacle = _first_obstacle(graph, wanted)
@@ -71,6 +72,14 @@ class RaiseOpset(Pass):
                 _move_axes(graph, node)
         graph.import_domain(ONNX, wanted)
         return True
+
+
+def _wanted(ctx: Context) -> int:
+    """What the target's fusions need, and what 16-bit integers need where any are to come."""
+    target, choices = ctx.target, ctx.choices
+    has_wide = target.wide is not None or target.wide_weight is not None
+    wide = has_wide and choices.asks_wide and choices.mode != "float"
+    return max(target.opset, WIDE_SINCE if wide else 0)
 
 
 def _first_obstacle(graph: Graph, wanted: int) -> tuple[Node | str, str] | None:

@@ -9,17 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Node
-from qcompile.plan import ChannelStats, Plan, Ranges, StatRequest
+from qcompile.plan import ChannelStats, Plan, Ranges, Rounded, StatRequest
 from qcompile.qtypes import Array, QSpec, Range
+from qcompile.roles import matches
 from qcompile.target import Target
 
 Mode = Literal["static", "dynamic", "weight-only", "float"]
 MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
+# Bits of the integers that a tensor becomes, or float.
+Precision = Literal[8, 16, "float"]
+PRECISIONS: tuple[Precision, ...] = (8, 16, "float")
 
 
 class Stage(IntEnum):
@@ -51,17 +54,30 @@ class Skip:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user asked for, as far as passes look at it."""
+    """What the user asked for, as far as passes look at it.
+
+    Patterns are globs over names of nodes and tensors, or over roles: ``role:NAME[@LAYER]``.
+    """
 
     mode: Mode = "static"
     keep_float: tuple[str, ...] = ()
     seed: int = 0
+    precision: tuple[tuple[str, Precision], ...] = ()
 
     def kept_by(self, names: Iterable[str]) -> str | None:
         """The first pattern of ``keep_float`` that matches any of these names."""
         found = list(names)
-        patterns = (p for p in self.keep_float if any(fnmatchcase(n, p) for n in found))
-        return next(patterns, None)
+        return next((p for p in self.keep_float if matches(p, found)), None)
+
+    def precision_of(self, names: Iterable[str]) -> tuple[str, Precision] | None:
+        """The first entry of ``precision`` whose pattern matches any of these names."""
+        found = list(names)
+        return next(((p, bits) for p, bits in self.precision if matches(p, found)), None)
+
+    @property
+    def asks_wide(self) -> bool:
+        """True where some tensor is to have 16 bits."""
+        return any(bits == 16 for _, bits in self.precision)
 
 
 @dataclass
@@ -74,9 +90,10 @@ class Context:
     plan: Plan = field(default_factory=Plan)
     ranges: Ranges = field(default_factory=Ranges)
     requests: list[StatRequest] = field(default_factory=list)
-    # tensors whose channels are to be watched, and what was seen of them
-    watched: list[str] = field(default_factory=list)
+    # what was seen of the channels of tensors that passes asked for with ``wants``
     channels: dict[str, ChannelStats] = field(default_factory=dict)
+    # weights that a pass has rounded; all others are rounded to nearest
+    rounded: dict[str, Rounded] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     # quantized constant -> (original constant, SQNR in dB), for the ledger
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
@@ -97,11 +114,6 @@ class Context:
         if wanted not in self.requests:
             self.requests.append(wanted)
 
-    def watch(self, tensor: str) -> None:
-        """Ask for the extrema and a sample of rows of a tensor's channels (its last axis)."""
-        if tensor not in self.watched:
-            self.watched.append(tensor)
-
 
 class Pass(ABC):
     """One rewrite. Subclasses are frozen dataclasses; their fields are the options.
@@ -115,6 +127,10 @@ class Pass(ABC):
     stage: ClassVar[Stage]
     numerics: ClassVar[Numerics]
     after: ClassVar[tuple[str, ...]] = ()
+
+    def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
+        """Tensors whose channels the pass will look at in ``ctx.channels``; asked once planned."""
+        return ()
 
     @abstractmethod
     def run(self, graph: Graph, ctx: Context) -> bool:

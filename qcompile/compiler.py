@@ -51,7 +51,8 @@ def compile_job(
     result is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
     job = _prepare(model, data, recipe, gates, options, progress or Silent())
-    choices = Choices(job.mode, job.recipe.keep_float, job.recipe.seed)
+    settings = job.recipe
+    choices = Choices(job.mode, settings.keep_float, settings.seed, settings.precision)
     ctx = Context(job.target, runtime.evaluate, choices)
     ctx.original_names = frozenset([*(n.name for n in job.graph.nodes), *job.graph.tensors()])
     _transform(job, ctx)
@@ -177,7 +178,8 @@ def _transform(job: Job, ctx: Context) -> None:
             ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
         ctx.requests.clear()
     if ctx.requests:
-        _collect(job, ctx)
+        wanted = (tensor for p in late for tensor in p.wants(job.graph, ctx))
+        _collect(job, ctx, list(dict.fromkeys(wanted)))
     elif job.feeds is not None:
         _hold_back(job)
     _run(job, ctx, late, instruments, "quantize and lower")
@@ -204,7 +206,7 @@ def _run(
         manager.run(job.graph, ctx, lambda _name: job.progress.advance())
 
 
-def _collect(job: Job, ctx: Context) -> None:
+def _collect(job: Job, ctx: Context, watched: list[str]) -> None:
     if job.feeds is None:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
     split = HoldBack(job.feeds)
@@ -217,7 +219,7 @@ def _collect(job: Job, ctx: Context) -> None:
             job.recipe.make_calibrator(),
             ctx.evaluate,
             options,
-            ctx.watched,
+            watched,
         )
         feeds = split.calibration()
         ctx.ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())

@@ -57,6 +57,25 @@ def layout_root(graph: Graph, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def aliases(graph: Graph, tensor: Tensor) -> tuple[list[str], list[str]]:
+    """Names that stand for a tensor's values: of tensors, and of nodes.
+
+    Its own and what layout operators make of it; the node that makes it and all that read it.
+    """
+    maker = graph.producer(tensor)
+    nodes = [] if maker is None else [maker.name]
+    tensors: list[str] = []
+    waiting = [tensor]
+    while waiting:
+        current = waiting.pop()
+        tensors.append(current.name)
+        for node in graph.consumers(current):
+            nodes.append(node.name)
+            if is_layout(node):
+                waiting += node.outputs
+    return tensors, nodes
+
+
 def is_layout(node: Node) -> bool:
     """True for operators that move values and change none."""
     return is_op(node, *_LAYOUT)

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from qcompile.qtypes import Array, QSpec, Range
+from qcompile.qtypes import Array, QParams, QSpec, Range
 
+_FASTEST_GROWTH = 4.0
 Kind = Literal["weight", "activation"]
 
 
@@ -64,6 +65,17 @@ class Plan:
             if decision.spec is not None and kind in (None, decision.kind):
                 yield decision
 
+    def move(self, uses: tuple[Use, ...], tensor: str) -> None:
+        """Uses read another tensor now: what was decided for them goes with them."""
+        for decision in list(self.decisions):
+            moved = tuple(u for u in decision.uses if u in uses)
+            if not moved:
+                continue
+            left = tuple(u for u in decision.uses if u not in uses)
+            at = self.decisions.index(decision)
+            self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
+            self.decide(replace(decision, tensor=tensor, uses=moved))
+
     def release(self, node: str, reason: str) -> None:
         """Leave all operands of one node float; other readers keep what was decided for them."""
         for decision in list(self.quantized()):
@@ -75,6 +87,12 @@ class Plan:
             if others:
                 self.decisions.append(replace(decision, uses=others))
             self.decide(replace(decision, spec=None, reason=reason, uses=mine))
+
+    def rename(self, old: str, new: str) -> None:
+        """Follow a tensor whose readers read another in its place."""
+        self.decisions[:] = [
+            replace(d, tensor=new) if d.tensor == old else d for d in self.decisions
+        ]
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,19 @@ class ChannelStats:
         widest: Array = np.maximum(-self.lo, self.hi)
         return widest
 
+    @property
+    def growth(self) -> float:
+        """How much wider channels get as data doubles, on average: at least 1.
+
+        From the sample and its first half; a channel that hardly ever moves counts at most 4.
+        """
+        half = self.rows[: len(self.rows) // 2]
+        if len(half) == 0:
+            return 1.0
+        before, after = np.abs(half).max(0), np.abs(self.rows).max(0)
+        ratios = after / np.maximum(before, np.finfo(np.float32).tiny)
+        return float(np.clip(ratios, 1.0, _FASTEST_GROWTH).mean())
+
     def scaled(self, factor: Array) -> ChannelStats:
         """The statistics of ``x * factor``, a positive factor for each channel."""
         return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor)
@@ -133,3 +164,11 @@ class ChannelStats:
     def permuted(self, order: Array) -> ChannelStats:
         """The statistics of ``x[..., order]``."""
         return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order])
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight as integers, in the shape of the weight, and what they stand for."""
+
+    values: Array
+    params: QParams

@@ -37,9 +37,9 @@ def compile(
 ) -> Result:
     """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
 
-    ``recipe`` is a Recipe or a YAML file; the named settings override it. Raises ModelError,
-    DataError, RecipeError or TargetError on bad input; RejectedError where the result is worse or
-    slower than ``gates`` allow and ``options.force`` is off.
+    ``recipe`` is a Recipe, the name of one, or a YAML file; the named settings override it. Raises
+    ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
+    is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
     base = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read(recipe)
     settings = {

@@ -1,7 +1,7 @@
-"""What to build, as a frozen, checked value: from a YAML file, options, or both.
+"""What to build, as a frozen, checked value: from a named or own YAML file, options, or both.
 
 Unknown keys are an error with the nearest known one; the digest identifies the recipe in reports
-and in the compiled model's metadata.
+and in the compiled model's metadata. A file in ``qcompile/recipes`` is a named recipe.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qcompile.api import MODES, Calibrator, Mode
+from qcompile.api import MODES, PRECISIONS, Calibrator, Mode, Precision
 from qcompile.errors import RecipeError
 from qcompile.pipeline import parse_items
 from qcompile.registry import build, calibrators, nearest
+
+_NAMED = Path(__file__).parent / "recipes"
+_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Recipe:
 
     mode: None is static with data, dynamic without. pipeline: "" is the target's own.
     transforms: passes between calibration and insertion, "" is the target's own, "none" is none.
+    precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match counts.
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
     attention_mask marks as padding do not count.
     """
@@ -39,12 +44,16 @@ class Recipe:
     keep_float: tuple[str, ...] = ()
     mask_padding: bool = True
     seed: int = 0
+    precision: tuple[tuple[str, Precision], ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
             raise RecipeError(f"unknown mode {self.mode!r}{nearest(self.mode, MODES)}")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
+        for pattern, bits in self.precision:
+            if isinstance(bits, bool | float) or bits not in PRECISIONS:
+                raise RecipeError(f"precision of {pattern!r} is {bits!r}, expected 8, 16 or float")
 
     def digest(self) -> str:
         """Short hash over all settings."""
@@ -68,12 +77,28 @@ _TYPES: dict[str, tuple[type, str]] = {
     "keep_float": (list, "a list of patterns"),
     "mask_padding": (bool, "true or false"),
     "seed": (int, "a whole number"),
+    "precision": (dict, "a mapping of patterns to 8, 16 or float"),
 }
 
 
+def names() -> tuple[str, ...]:
+    """Named recipes, sorted."""
+    return tuple(sorted(p.stem for p in _NAMED.glob("*.yaml")))
+
+
 def read(source: str | Path) -> Recipe:
-    """A recipe file. Raises RecipeError: not there, not YAML, unknown key, wrong type."""
+    """A recipe by its name, or from a file; a Path is always a file.
+
+    Raises RecipeError: unknown name, not there, not YAML, unknown key, wrong type.
+    """
     path = Path(source)
+    if isinstance(source, str) and source in names():
+        path = _NAMED / f"{source}.yaml"
+    elif source == path.name and path.suffix not in _SUFFIXES and not path.exists():
+        close = get_close_matches(path.name, names(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        known = ", ".join(names())
+        raise RecipeError(f"unknown recipe {source!r}, expected a .yaml file or: {known}{hint}")
     try:
         loaded = yaml.safe_load(path.read_text())
     except OSError as e:
@@ -101,5 +126,12 @@ def merged(base: Recipe, settings: Mapping[str, Any], where: str) -> Recipe:
             value = list(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise RecipeError(f"{where}: {key} is {value!r}, expected {expected}")
-        changes[key] = tuple(map(str, value)) if isinstance(value, list) else value
+        changes[key] = _frozen(value)
     return replace(base, **changes)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of patterns, and mappings from patterns, as tuples."""
+    if isinstance(value, Mapping):
+        return tuple((str(k), v) for k, v in value.items())
+    return tuple(map(str, value)) if isinstance(value, list) else value

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qcompile.qtypes import QSpec
+from qcompile.qtypes import DType, QSpec
+
+# QuantizeLinear and DequantizeLinear take 16-bit integers from this ONNX opset on.
+WIDE_SINCE = 21
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Target:
     ``float_ops``: operators that stay float although they could be quantized, with the reason.
     ``gelu``: operators that compute GELU, best first, as (domain, op, minimal opset).
     ``transform`` and ``lower``: passes of those stages by mode. ``gate_latency``: whether
-    slower than float is a fault.
+    slower than float is a fault. ``quantize_interior``: every tensor has a quantizer of its own;
+    without it an operator runs in integers where all its operands are. ``wide``: what activations
+    become where 16 bits are asked for, ``wide_weight``: what weights do; None: no such kernels.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Target:
     opset: int = 17
     gate_latency: bool = True
     quantize_interior: bool = False
+    wide: QSpec | None = None
+    wide_weight: DType | None = None
 
     def rule(self, op: str, mode: str) -> OpRule | None:
         """The rule for an operator in a mode, None where the target has none."""

@@ -173,3 +173,81 @@ def random_feed(graph: Graph, seed: int = 0, dims: Sequence[int] = (2, 5)) -> di
         values = rng.standard_normal(shape)
         feed[tensor.name] = values.astype(tensor.dtype)
     return feed
+
+
+_BLOCK = """
+    qm{i} = MatMul({read}, wq{i}) qb{i} = Add(qm{i}, bq{i})
+    qr{i} = Reshape(qb{i}, heads) q{i} = Transpose<perm = [0, 2, 1, 3]>(qr{i})
+    km{i} = MatMul({read}, wk{i}) kb{i} = Add(km{i}, bk{i})
+    kr{i} = Reshape(kb{i}, heads) k{i} = Transpose<perm = [0, 2, 3, 1]>(kr{i})
+    vm{i} = MatMul({read}, wv{i}) vb{i} = Add(vm{i}, bv{i})
+    vr{i} = Reshape(vb{i}, heads) v{i} = Transpose<perm = [0, 2, 1, 3]>(vr{i})
+    qk{i} = MatMul(q{i}, k{i}) s{i} = Add(qk{i}, bias) p{i} = Softmax<axis = -1>(s{i})
+    c{i} = MatMul(p{i}, v{i}) ct{i} = Transpose<perm = [0, 2, 1, 3]>(c{i})
+    cr{i} = Reshape(ct{i}, joined) gm{i} = MatMul(cr{i}, wg{i}) g{i} = Add(gm{i}, bg{i})
+    u{i} = Add(g{i}, {stream})
+    x{i} = LayerNormalization<axis = -1>(u{i}, gx{i}, bx{i})
+    fm{i} = MatMul(x{i}, wf{i}) f{i} = Add(fm{i}, bf{i}) r{i} = Relu(f{i})
+    hm{i} = MatMul(r{i}, wh{i}) h{i} = Add(hm{i}, bh{i})
+    y{i} = Add(h{i}, {skip})
+    z{i} = LayerNormalization<axis = -1>(y{i}, gz{i}, bz{i})
+"""
+
+
+def encoder(
+    layers: int = 2, *, width: int = 8, pre_norm: bool = False, outlier: float = 1.0
+) -> Graph:
+    """A transformer encoder, two heads, Relu, padding mask; ``ids`` below 64 to ``out``.
+
+    Letters are those of Bondarenko et al. 2021. ``outlier`` multiplies one channel of the FFN input
+    x; the row of the weight that reads it and the norm after the FFN are divided by it.
+    """
+    text, stream, read = "", "e", "a"
+    for i in range(layers):
+        skip = f"u{i}" if pre_norm else f"x{i}"
+        text += _BLOCK.format(i=i, read=read, stream=stream if pre_norm else read, skip=skip)
+        stream, read = f"y{i}", f"z{i}"
+    values = _encoder_weights(layers, width, outlier)
+    declared = "".join(f", float{list(v.shape)} {n}" for n, v in values.items())
+    return parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (int64[B,S] ids, int64[B,S] attention_mask{declared}, int64[4] heads, int64[3] joined,
+            int64[2] inner, float one, float low) => (float[B,S,{width}] out) {{
+            t = Gather(words, ids) n = Gather(kinds, attention_mask) e = Add(t, n)
+            a = LayerNormalization<axis = -1>(e, ga, ba)
+            cast = Cast<to = 1>(attention_mask) spread = Unsqueeze(cast, inner)
+            hidden = Sub(one, spread) bias = Mul(hidden, low)
+            {text}
+            out = Identity({read})
+        }}""",
+        **values,
+        heads=np.array([0, 0, 2, width // 2]),
+        joined=np.array([0, 0, width]),
+        inner=np.array([1, 2]),
+        one=np.array(1, np.float32),
+        low=np.array(-1e9, np.float32),
+    )
+
+
+def _encoder_weights(layers: int, width: int, outlier: float) -> dict[str, Array]:
+    """Matrices that keep the size of what they multiply, and vectors near those of training."""
+    shapes = {"words": (64, width), "kinds": (2, width), "ga": (width,), "ba": (width,)}
+    for i in range(layers):
+        square = {f"w{n}{i}": (width, width) for n in "qkvg"}
+        wide = {f"wf{i}": (width, 4 * width), f"wh{i}": (4 * width, width), f"bf{i}": (4 * width,)}
+        vectors = {f"{n}{i}": (width,) for n in ("bq", "bk", "bv", "bg", "bh")}
+        norms = {f"{n}{i}": (width,) for n in ("gx", "bx", "gz", "bz")}
+        shapes |= {**square, **wide, **vectors, **norms}
+    made: dict[str, Array] = {}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        spread = shape[0] ** -0.5 if name[0] == "w" and len(shape) == 2 else 0.1
+        drawn = normal(*shape, seed=seed) * np.float32(
+            1.0 if name in ("words", "kinds") else spread
+        )
+        made[name] = 1 + drawn if name[0] == "g" else drawn
+    for i in range(layers):
+        made[f"gx{i}"][0] *= outlier
+        made[f"bx{i}"][0] *= outlier
+        made[f"wf{i}"][0] /= outlier
+        made[f"gz{i}"][0] /= outlier
+    return made

@@ -172,6 +172,40 @@ def test_recipe_file_and_options_on_top(model: Path, data: Path, tmp_path: Path)
     )
 
 
+def test_help_names_the_recipes() -> None:
+    text = " ".join(run("compile", "--help").stdout.split())
+    assert "mixed-precision, per-tensor, or a .yaml file" in text
+
+
+def test_precision_of_a_recipe_shows_in_report_and_inspect(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    """r is what Relu makes; without the report the file alone shows 16 bits, as zero points."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("target: qdq\nprecision: {r: 16, x: 8, 'w?': 16}\n")
+    found = json.loads(run(*compile_args(model, data, "--recipe", recipe, "--json")).stdout)
+    assert found["recipe"]["precision"] == [["r", 16], ["x", 8], ["w?", 16]]
+    out = model.with_name("out.onnx")
+    rows = json.loads(run("inspect", out, "--json").stdout)["ledger"]
+    shown = {r["name"]: r["dtype"] for r in rows if r["kind"] in ("activation", "weight")}
+    assert shown == {
+        "r": "uint16", "x": "uint8", "h": "uint8", "y": "float", "w1/int16": "int16",
+        "w2/int16": "int16",
+    }  # fmt: skip
+    assert "uint16" in run("inspect", out).stdout
+    model.with_name("out.report.json").unlink()
+    assert "uint16" in run("inspect", out).stdout
+
+
+def test_a_precision_pattern_without_a_match_is_an_error(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("precision: {r: 16, 'layer.*': float}\n")
+    result = run(*compile_args(model, data, "--recipe", recipe))
+    assert_one_line(result, 2, "precision pattern 'layer.*' matches no node and no tensor")
+
+
 def test_dump_passes_writes_readable_graphs(model: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dumps"
     run(*compile_args(model, data, "--dump-passes", folder))
@@ -189,6 +223,10 @@ BAD_OPTIONS = [
     (("--pipeline", "insert-qdq,fold-constants"), ("cannot follow",)),
     (("--pipeline", "fold-constants{"), ("cannot be read",)),
     (("--keep-float", "nothing*"), ("matches no node and no tensor",)),
+    (("--keep-float", "role:ffn-in"), ("'role:ffn-in' matches no role", "other-weight")),
+    (("--recipe", "mixed-precison"), ("did you mean 'mixed-precision'?", "per-tensor")),
+    (("--recipe", "nowhere.yaml"), ("'nowhere.yaml' cannot be read",)),
+    (("--recipe", "mixed-precision"), ("'role:residual-sum' matches no role",)),
     (("--mode", "qat"), ("'qat' is not one of",)),
     (("--max-memory", "lots"), ("is no size",)),
     (("--report", "r.html"), (".json",)),

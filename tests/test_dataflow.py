@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.dataflow import data_path, is_layout, is_masking, layout_root
+from qcompile.dataflow import aliases, data_path, is_layout, is_masking, layout_root
 from qcompile.graph import Graph
 from qcompile.testing import normal, parse
 
@@ -73,3 +73,20 @@ def test_layout_operators_pass_values_through() -> None:
         "Identity",
         "Reshape",
     ]
+
+
+def test_a_tensor_goes_by_its_own_names_and_those_behind_layout_operators() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[N,8] x) => (float[2,N,4] y, float[N,8] z) <int64[3] heads = {0, 2, 4}> {
+            r = Relu(x)
+            v = Reshape(r, heads)
+            t = Transpose<perm = [1, 0, 2]>(v)
+            y = Exp(t)
+            z = Neg(r)
+        }"""
+    )
+    tensors, nodes = aliases(graph, graph.tensors()["r"])
+    assert tensors == ["r", "v", "t"]
+    assert sorted(nodes) == ["Exp:y", "Neg:z", "Relu:r", "Reshape:v", "Transpose:t"]
+    assert aliases(graph, graph.tensors()["y"]) == (["y"], ["Exp:y"])

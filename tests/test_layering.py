@@ -16,8 +16,8 @@ import qcompile
 
 ROOT = Path(qcompile.__file__).parent
 BELOW_PASSES = {
-    "api", "conversion", "dataflow", "errors", "folding", "graph", "plan", "probing", "qtypes",
-    "shapes", "target",
+    "api", "channels", "conversion", "dataflow", "errors", "folding", "graph", "linears", "plan",
+    "precision", "probing", "qtypes", "roles", "rounding", "shapes", "target",
 }  # fmt: skip
 HEAVY = {"optimum", "torch", "transformers"}
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}

@@ -11,7 +11,8 @@ import pytest
 
 from qcompile.calibrators.percentile import Percentile
 from qcompile.errors import RecipeError
-from qcompile.recipe import Recipe, merged, read
+from qcompile.recipe import Recipe, merged, names, read
+from qcompile.registry import targets
 
 FULL = """
 target: qdq
@@ -21,6 +22,10 @@ pipeline: fold-constants
 keep-float: [head.*, 7]
 mask-padding: false
 seed: 3
+precision:
+  role:ffn-in: 16
+  "*softmax*": float
+  7: 8
 """
 
 
@@ -38,6 +43,7 @@ def test_a_file_with_every_key(tmp_path: Path) -> None:
             keep_float=("head.*", "7"),
             mask_padding=False,
             seed=3,
+            precision=(("role:ffn-in", 16), ("*softmax*", "float"), ("7", 8)),
         )
     )
 
@@ -56,6 +62,13 @@ def test_a_file_with_every_key(tmp_path: Path) -> None:
         ("seed: true", "seed is True, expected a whole number"),
         ("mask_padding: 1", "mask_padding is 1, expected true or false"),
         ("keep_float: head", "keep_float is 'head', expected a list of patterns"),
+        ("precision: 16", "precision is 16, expected a mapping of patterns to 8, 16 or float"),
+        ("precision: [a]", "precision is .'a'., expected a mapping of patterns"),
+        ("precision: {a: 4}", "precision of 'a' is 4, expected 8, 16 or float"),
+        ("precision: {a: '16'}", "precision of 'a' is '16', expected 8, 16 or float"),
+        ("precision: {a: 16.0}", "precision of 'a' is 16.0, expected 8, 16 or float"),
+        ("precision: {a: true}", "precision of 'a' is True, expected 8, 16 or float"),
+        ("precision: {a: }", "precision of 'a' is None, expected 8, 16 or float"),
         ("a: [", "is not YAML"),
         ("a: b: c", "is not YAML"),
         ("- target", "holds no mapping"),
@@ -104,6 +117,10 @@ def test_the_digest_moves_with_every_setting() -> None:
         Recipe(keep_float=("a", "b")),
         Recipe(mask_padding=False),
         Recipe(seed=1),
+        Recipe(precision=(("a", 16),)),
+        Recipe(precision=(("a", "float"),)),
+        Recipe(precision=(("a", 16), ("b", 8))),
+        Recipe(precision=(("b", 8), ("a", 16))),
     ]
     assert len({r.digest() for r in recipes}) == len(recipes)
     assert Recipe(seed=1).digest() == Recipe(seed=1).digest()
@@ -125,3 +142,49 @@ def test_calibrators_by_name_and_options() -> None:
     for text in ("", "minmax,mse"):
         with pytest.raises(RecipeError, match="one calibrator expected"):
             Recipe(calibrator=text).make_calibrator()
+
+
+# ---- named recipes
+
+
+@pytest.mark.parametrize("name", names())
+def test_named_recipes_are_read_by_name(name: str) -> None:
+    made = read(name)
+    assert made != Recipe()
+    assert made.target in targets()
+    made.make_calibrator()
+
+
+def test_mixed_precision_is_that_of_the_paper() -> None:
+    assert read("mixed-precision") == Recipe(
+        target="qdq",
+        transforms="none",
+        precision=(("role:residual-sum", 16), ("role:ffn-in", 16), ("role:ffn-out", 16)),
+    )
+    assert read("per-tensor") == Recipe(transforms="none")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("mixed-precison", "; did you mean 'mixed-precision'?"), ("zzz", "")]
+)
+def test_an_unknown_name_lists_those_that_exist(name: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read(name)
+    known = ", ".join(names())
+    assert str(caught.value) == (
+        f"unknown recipe {name!r}, expected a .yaml file or: {known}{hint}"
+    )
+
+
+def test_a_name_comes_before_a_file_and_a_path_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("./per-tensor", "per-tensor.yaml", Path("per-tensor")):
+        with pytest.raises(RecipeError, match="cannot be read: No such file"):
+            read(source)
+    Path("per-tensor").write_text("seed: 3")
+    Path("own").write_text("seed: 4")
+    assert read("per-tensor").seed == 0
+    assert read("./per-tensor").seed == read(Path("per-tensor")).seed == 3
+    assert read("own").seed == 4

@@ -24,7 +24,7 @@ from qcompile.commands._shared import (
 from qcompile.compiler import compile_job
 from qcompile.errors import OutputError, RecipeError
 from qcompile.job import Options, RejectedError
-from qcompile.recipe import Recipe, merged, read
+from qcompile.recipe import Recipe, merged, names, read
 
 _RECIPE_OPTIONS = ("target", "mode", "calibrator", "pipeline", "seed")
 
@@ -37,9 +37,11 @@ _RECIPE_OPTIONS = ("target", "mode", "calibrator", "pipeline", "seed")
 @click.option("--target", help="cpu, qdq: see `qcompile targets`.  [default: cpu]")
 @click.option("--mode", type=click.Choice(MODES), help="Default: static with data, else dynamic.")
 @click.option("--calibrator", help="See `qcompile calibrators`.  [default: minmax]")
-@click.option("--recipe", "recipe_file", type=PATH, help="Recipe file (.yaml); options override.")
+@click.option("--recipe", metavar="NAME|FILE",
+              help=f"{', '.join(names())}, or a .yaml file; options override.")  # fmt: skip
 @click.option("--pipeline", help='Passes: "name,name{option=value}"; see `qcompile passes`.')
-@click.option("--keep-float", multiple=True, help="Pattern of node or tensor names to leave alone.")
+@click.option("--keep-float", multiple=True,
+              help="Pattern of node or tensor names to leave alone, or role:NAME.")  # fmt: skip
 @click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too.")
 @click.option("--max-memory", type=Size(), default="1GiB", show_default=True,
               help="Bytes of activations that calibration may hold.")  # fmt: skip
@@ -80,9 +82,8 @@ def compile(**given: Any) -> None:
 
 
 def recipe_from(given: dict[str, Any]) -> Recipe:
-    """The recipe file, if any, with the command line's options on top."""
-    path = given["recipe_file"]
-    recipe = read(path) if path is not None else Recipe()
+    """The recipe, if any, with the command line's options on top."""
+    recipe = Recipe() if given["recipe"] is None else read(given["recipe"])
     settings = {name: given[name] for name in _RECIPE_OPTIONS}
     settings["keep_float"] = given["keep_float"] or None
     settings["mask_padding"] = False if given["count_padding"] else None

@@ -38,8 +38,15 @@ CPU = Target(
         _EMBEDDING,
     ),
     modes=("static", "dynamic", "weight-only", "float"),
+    transform={"static": ("round-weights", "split-outliers")},
     lower={
-        "static": ("lower-linears", "lower-embeddings", "hoist-quantize", *_FLOAT_FORMS),
+        "static": (
+            "lower-linears",
+            "lower-embeddings",
+            "quantize-parts",
+            "hoist-quantize",
+            *_FLOAT_FORMS,
+        ),
         "dynamic": ("lower-linears", "lower-embeddings", "hoist-quantize", *_FLOAT_FORMS),
         "weight-only": ("lower-weight-only", "lower-embeddings", *_FLOAT_FORMS),
         "float": _FLOAT_FORMS,

@@ -10,6 +10,7 @@ from qcompile.qtypes import QSpec
 from qcompile.target import OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
+WIDE = QSpec("uint16", symmetric=False)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
@@ -44,4 +45,6 @@ QDQ = Target(
     tanh_gelu=(("", "Gelu", 20),),
     gate_latency=False,
     quantize_interior=True,
+    wide=WIDE,
+    wide_weight="int16",
 )

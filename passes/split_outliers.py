@@ -1,0 +1,227 @@
+"""Gives channels with a wide range several uint8 columns, so that the others keep a fine step.
+
+    x → Linear(W)   →   Clip([x, x_o - kR]) → Linear([W; W_o])     k = 1, 2, ...
+
+One scale must cover a whole tensor, so a few wide channels coarsen it for all. Here the range
+[L, H] = [L, L + R] covers all channels but those; an outlier channel o reads on in further columns,
+its values moved down by R each time, with the same weights. Saturation makes the sum telescope:
+
+    clip(x, L, H) + (clip(x - R, L, H) - L) + (clip(x - 2R, L, H) - L) + ... = x
+
+and likewise below with x + kR and H. The constants L and H go into the bias, multiplied by the
+weight as it will be quantized. R is 255 steps, so an outlier is quantized at the step of the rest:
+neither its weights nor anybody's grow, as they do where a scale moves into the weights. This is
+outlier channel splitting (Zhao et al. 2019) with offsets for halves. The price are ``share`` more
+columns at most and a Gather, Add and Concat on them.
+
+Where an outlier's own weights are small its step may be wider: then a Mul precedes the Add.
+Refuses sites without a sample, quantizers per channel, and gains below ``least_gain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.graph import Graph, array
+from qcompile.linears import Linear, Site, add_to_bias, sites
+from qcompile.plan import ChannelStats, Rounded
+from qcompile.qtypes import Array, QParams, QSpec, Range, dequantize, qparams
+from qcompile.rounding import nearest
+
+_FEWEST = 4  # columns to offer narrow layers: one step of ONNX Runtime's integer kernels
+_HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class Split:
+    """Columns to append: channel, division by ``factor`` and ``copies`` times the span, each (n,).
+
+    ``params`` quantize all columns; ``low`` and ``high`` are where they saturate.
+    """
+
+    channels: Array
+    factors: Array
+    copies: Array
+    params: QParams
+
+    @property
+    def low(self) -> float:
+        return (self.params.spec.limits[0] - int(self.params.zero_point)) * float(self.params.scale)
+
+    @property
+    def high(self) -> float:
+        return (self.params.spec.limits[1] - int(self.params.zero_point)) * float(self.params.scale)
+
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
+
+@dataclass(frozen=True)
+class SplitOutliers(Pass):
+    """Split outlier channels of linear inputs over several columns.
+
+    share: columns to append, in parts of the channels. margin: room beyond the calibrated range
+    of every channel. least_gain: the step must shrink by this factor at least.
+    """
+
+    name: ClassVar[str] = "split-outliers"
+    stage: ClassVar[Stage] = Stage.TRANSFORM
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    share: float = 1 / 24
+    doublings: float = 4.0
+    least_gain: float = 1.25
+
+    def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
+        return (site.data for site in sites(graph, ctx))
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for site in sites(graph, ctx):
+            found = self._split(ctx, site)
+            if isinstance(found, str):
+                ctx.skip(site.data, found)
+                r = ctx.ranges.get(site.data)
+                if r is not None:
+                    ctx.ranges.set(
+                        site.data,
+                        Range(
+                            r.lo * ctx.channels[site.data].growth ** self.doublings,
+                            r.hi * ctx.channels[site.data].growth ** self.doublings,
+                        ),
+                    )
+            else:
+                _apply(graph, ctx, site, found)
+                changed = True
+        return changed
+
+    def _split(self, ctx: Context, site: Site) -> Split | str:
+        """What to append, or why nothing."""
+        stats, spec = ctx.channels.get(site.data), site.spec
+        if stats is None:
+            return "its channels were not sampled"
+        if spec is None or spec.granularity != "tensor" or spec.symmetric:
+            return "it has no quantizer of its own with one scale and a zero point"
+        if any(linear.transposed for linear in site.linears):
+            return "a weight is transposed"
+        weights = [_rounded(ctx, linear) for linear in site.linears]
+        return self._search(stats, spec, weights)
+
+    def _search(self, stats: ChannelStats, spec: QSpec, weights: list[Rounded]) -> Split | str:
+        margin = stats.growth**self.doublings
+        lo = np.minimum(stats.lo.astype(np.float64) * margin, 0)
+        hi = np.maximum(stats.hi.astype(np.float64) * margin, 0)
+        budget = max(_FEWEST, int(len(lo) * self.share))
+        plain = qparams(_span(lo.min(), hi.max()), spec)
+        room = _room(weights)
+        best: Split | None = None
+        # The narrowest range whose outliers fit the budget: columns only grow as it shrinks.
+        low, high = 0.0, float(max(-lo.min(), hi.max()))
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = _columns(lo, hi, middle, spec, room)
+            if len(found.channels) <= budget:
+                best, high = found, middle
+            else:
+                low = middle
+        gain = float(plain.scale) / float(best.params.scale) if best is not None else 1.0
+        if best is None or gain < self.least_gain or len(best.channels) == 0:
+            return f"no outliers: {budget} more columns shrink the step {gain:.2f} times"
+        return best
+
+
+def _rounded(ctx: Context, linear: Linear) -> Rounded:
+    name = linear.weight.name
+    return ctx.rounded.get(name) or nearest(array(linear.weight), linear.spec)
+
+
+def _room(weights: list[Rounded]) -> Array:
+    """How far each channel's step may grow, (channels,), at least 1.
+
+    Its noise is step² · |w|², so small weights allow for a large step: up to the mean noise of a
+    channel, and as long as the larger weights fit the scales that are there.
+    """
+    real = np.concatenate([dequantize(w.values, w.params) for w in weights], axis=1)
+    energy = np.square(real, dtype=np.float64).sum(1)
+    parity = np.sqrt(energy.mean() / np.maximum(energy, np.finfo(np.float32).tiny))
+    peaks = [np.abs(w.values.astype(np.int32)).max(1) for w in weights]
+    limit = min(w.params.spec.limits[1] for w in weights)
+    fits = limit / np.maximum(np.max(peaks, axis=0), 1)
+    room: Array = np.maximum(np.minimum(parity, fits), 1.0)
+    return room
+
+
+def _span(low: float, high: float) -> Range:
+    return Range(np.array(low), np.array(high))
+
+
+def _columns(lo: Array, hi: Array, width: float, spec: QSpec, room: Array) -> Split:
+    """The columns that channels need once the shared range is cut to [-width, width]."""
+    params = qparams(_span(max(lo.min(), -width), min(hi.max(), width)), spec)
+    made = Split(np.zeros(0, np.int64), np.ones(0), np.zeros(0), params)
+    need = np.maximum(hi / max(made.high, 1e-30), lo / min(made.low, -1e-30))
+    channels, factors, copies = [], [], []
+    slack = 0.5 * float(params.scale)  # rounding ends within half a step of the bound
+    for j in np.flatnonzero((hi > made.high + slack) | (lo < made.low - slack)):
+        factor = float(min(room[j], need[j])) if room[j] >= 2 else 1.0
+        above = max(0, int(np.ceil((hi[j] / factor - made.high - slack) / made.span)))
+        below = max(0, int(np.ceil((made.low - lo[j] / factor - slack) / made.span)))
+        steps = [*range(1, above + 1), *range(-below, 0)] + ([0] if factor > 1 else [])
+        channels += [j] * len(steps)
+        factors += [factor] * len(steps)
+        copies += steps
+    return Split(np.array(channels, np.int64), np.array(factors), np.array(copies), params)
+
+
+def _apply(graph: Graph, ctx: Context, site: Site, split: Split) -> None:
+    data = _extended(graph, site, split)
+    ctx.ranges.set(data, _span(split.low, split.high))
+    ctx.plan.move(site.uses, data)
+    for linear in site.linears:
+        _extend_weight(graph, ctx, linear, split)
+
+
+def _extended(graph: Graph, site: Site, split: Split) -> str:
+    """The tensor with its further columns; returns its name."""
+    x, base = site.tensor, site.data
+    picked = graph.constant(f"{base}/outliers", split.channels)
+    column = graph.add("Gather", [x, picked], [f"{base}/picked"], {"axis": -1}, like=x).outputs[0]
+    if (split.factors != 1).any():
+        scale = graph.constant(f"{base}/factors", (1 / split.factors).astype(np.float32))
+        column = graph.add("Mul", [column, scale], [f"{base}/scaled"], like=x).outputs[0]
+    moves = graph.constant(f"{base}/offsets", (-split.copies * split.span).astype(np.float32))
+    moved = graph.add("Add", [column, moves], [f"{base}/moved"], like=x).outputs[0]
+    whole = graph.add("Concat", [x, moved], [f"{base}/columns"], {"axis": -1}, like=x).outputs[0]
+    low = graph.constant(f"{base}/low", np.array(split.low, np.float32))
+    high = graph.constant(f"{base}/high", np.array(split.high, np.float32))
+    clipped = graph.add("Clip", [whole, low, high], [f"{base}/split"], like=x).outputs[0]
+    for tensor in (column, moved, whole, clipped):
+        tensor.shape = None
+    for linear in site.linears:
+        graph.set_input(linear.node, 0, clipped)
+    return str(clipped.name)
+
+
+def _extend_weight(graph: Graph, ctx: Context, linear: Linear, split: Split) -> None:
+    """Rows of the appended columns, and the bias that undoes their saturation."""
+    rounded, weight = _rounded(ctx, linear), array(linear.weight)
+    params, limit = rounded.params, rounded.params.spec.limits[1]
+    scaled = split.factors != 1
+    rows = rounded.values[split.channels].astype(np.float32) * split.factors[:, None]
+    exact = weight[split.channels] * split.factors[:, None] / params.scale
+    rows[scaled] = np.clip(np.rint(exact[scaled]), -limit, limit)
+    body = rounded.values.copy()
+    body[split.channels[scaled]] = 0  # they are in the appended columns, the first copy too
+    values = np.concatenate([body, rows.astype(body.dtype)])
+    real = dequantize(values, params)
+    idle = np.where(split.copies > 0, split.low, np.where(split.copies < 0, split.high, 0.0))
+    add_to_bias(graph, linear, -(idle @ real[len(body) :].astype(np.float64)))
+    new = graph.set_constant(linear.node, 1, real, f"{linear.weight.name}/split")
+    ctx.rounded[new.name] = Rounded(values, params)
+    ctx.plan.move((linear.weight_use,), new.name)
