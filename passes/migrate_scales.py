@@ -16,7 +16,7 @@ The best is taken, the data's error counting less: it differs from token to toke
 in attention and pooling, while the weights' is the same for all tokens.
 
 1/m goes into a LayerNormalization or linear layer that nothing else reads, else it becomes a Mul.
-Widths are those of unseen data: calibrated ones times the growth seen as data doubled.
+Widths are those to foresee for unseen data (``ChannelStats.foreseen``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, array, is_constant, is_op
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op
 from qcompile.linears import Site, sites
 from qcompile.plan import ChannelStats
 from qcompile.qtypes import Array, QSpec, Range, qparams
@@ -41,7 +41,9 @@ class MigrateScales(Pass):
     groups: 0 searches, K takes K equal groups of the sorted channels. strength: 0 searches, else
     SmoothQuant's exponent alone. doublings: how often the data is thought to double until all
     is seen. weight_penalty: what a weight's error counts against the data's. least_gain: the
-    predicted error must shrink by this factor, or the site is left alone.
+    predicted error must shrink by this factor, or the site is left alone; as is one whose error is
+    below ``least_error`` of the energy of its outputs, or of the residual sum that they go into.
+    most_channels: longer rows are for split-outliers, whose columns cost less there than a Mul.
     """
 
     name: ClassVar[str] = "migrate-scales"
@@ -54,9 +56,15 @@ class MigrateScales(Pass):
     doublings: float = 4.0
     weight_penalty: float = 3.0
     least_gain: float = 1.5
+    least_error: float = 1e-3
+    most_channels: int = 1023
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        return (site.data for site in sites(graph, ctx))
+        for site in sites(graph, ctx):
+            yield site.data
+            total = _sum_behind(graph, site)
+            if total is not None:
+                yield total.name
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
@@ -66,7 +74,10 @@ class MigrateScales(Pass):
             if reason is not None or stats is None or site.spec is None:
                 ctx.skip(site.data, str(reason))
                 continue
-            factors = self._search(site, stats, site.spec)
+            if len(stats.lo) > self.most_channels:
+                ctx.skip(site.data, f"{len(stats.lo)} channels are many: split-outliers costs less")
+                continue
+            factors = self._search(graph, ctx, site, stats, site.spec)
             if isinstance(factors, str):
                 ctx.skip(site.data, factors)
                 continue
@@ -74,13 +85,16 @@ class MigrateScales(Pass):
             changed = True
         return changed
 
-    def _search(self, site: Site, stats: ChannelStats, spec: QSpec) -> Array | str:
+    def _search(
+        self, graph: Graph, ctx: Context, site: Site, stats: ChannelStats, spec: QSpec
+    ) -> Array | str:
         """The best factors (channels,), or why there are none."""
-        weight = np.concatenate(
-            [np.abs(array(li.weight), dtype=np.float32) for li in site.linears], 1
-        )
+        weight = np.concatenate([array(linear.weight) for linear in site.linears], axis=1)
         errors = _Errors(stats, spec, weight, self.doublings, self.weight_penalty)
         plain = errors.of(np.ones(len(stats.lo), np.float32))
+        share = plain / max(_signal(graph, ctx, site, stats, weight), 1e-30)
+        if share < self.least_error:
+            return f"its error is small: {share:.1e} of what it goes into"
         best, least = None, plain
         for factors in self._candidates(errors.width, errors.loudness):
             error = errors.of(factors)
@@ -115,13 +129,13 @@ class _Errors:
     def __init__(
         self, stats: ChannelStats, spec: QSpec, weight: Array, doublings: float, penalty: float
     ) -> None:
-        margin = stats.growth**doublings
-        self.lo, self.hi = np.minimum(stats.lo, 0) * margin, np.maximum(stats.hi, 0) * margin
+        foreseen = stats.foreseen(doublings)
+        self.lo, self.hi = np.minimum(foreseen.lo, 0), np.maximum(foreseen.hi, 0)
         self.width = np.maximum(np.maximum(-self.lo, self.hi), 1e-6)
-        self.spec, self.weight, self.penalty = spec, weight, penalty
+        self.spec, self.weight, self.penalty = spec, np.abs(weight), penalty
         self.rows = np.square(weight).sum(1)
         # A token counts by its direction: what follows a linear layer is normalized.
-        length = np.square(stats.rows).sum(1, keepdims=True) + 1e-12
+        length = _lengths(stats.rows)
         self.moments = (np.square(stats.rows) / length).mean(0)
         self.tokens = float((1 / length).mean())
         loud = np.sqrt(np.sqrt(self.moments / np.maximum(self.rows, 1e-12)))
@@ -130,10 +144,37 @@ class _Errors:
     def of(self, factors: Array) -> float:
         low, high = (self.lo / factors).min(), (self.hi / factors).max()
         step = float(qparams(Range(low, high), self.spec).scale)
-        data = step**2 * self.tokens * float((factors**2 * self.rows).sum())
+        data = step**2 / 12 * self.tokens * float((factors**2 * self.rows).sum())
         steps = (self.weight * factors[:, None]).max(0) / 127
-        weights = float(np.square(steps).sum()) * float((self.moments / factors**2).sum())
-        return data + self.penalty * weights
+        noise = float(np.square(steps).sum()) / 12
+        return data + self.penalty * noise * float((self.moments / factors**2).sum())
+
+
+def _lengths(rows: Array) -> Array:
+    """Squared length of each row, (n, 1)."""
+    lengths: Array = np.square(rows).sum(1, keepdims=True) + np.float32(1e-12)
+    return lengths
+
+
+def _signal(graph: Graph, ctx: Context, site: Site, stats: ChannelStats, weight: Array) -> float:
+    """Mean energy that the error is to be compared with, per energy of a row of the data."""
+    total = _sum_behind(graph, site)
+    sums = ctx.channels.get(total.name) if total is not None else None
+    rows = sums.rows if sums is not None else stats.rows @ weight
+    return float(_lengths(rows).mean() / _lengths(stats.rows).mean())
+
+
+def _sum_behind(graph: Graph, site: Site) -> Tensor | None:
+    """The residual sum that a single linear layer goes into, None where there is none."""
+    tensor, linears = site.linears[0].node.outputs[0], site.linears
+    for _ in range(2):  # past the bias
+        add = graph.only_consumer(tensor)
+        if len(linears) > 1 or add is None or not is_op(add, "Add"):
+            return None
+        tensor = add.outputs[0]
+        if not any(is_constant(t) for t in add.inputs):
+            return tensor
+    return None
 
 
 def _equal_groups(width: Array, groups: int) -> Array:
@@ -178,10 +219,9 @@ def _apply(
         )
         ctx.plan.move((linear.weight_use,), new.name)
     ctx.plan.move(site.uses, scaled.name)
-    moved = stats.scaled(inverse)
-    ctx.channels[scaled.name] = moved
-    margin = moved.growth**doublings
-    ctx.ranges.set(scaled.name, Range((moved.lo * margin).min(), (moved.hi * margin).max()))
+    ctx.channels[scaled.name] = stats.scaled(inverse)
+    span = stats.foreseen(doublings).scaled(inverse)
+    ctx.ranges.set(scaled.name, Range(span.lo.min(), span.hi.max()))
 
 
 def _foldable(graph: Graph, site: Site) -> Node | None:

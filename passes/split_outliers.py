@@ -1,6 +1,6 @@
 """Gives channels with a wide range several uint8 columns, so that the others keep a fine step.
 
-    x → Linear(W)   →   Clip([x, x_o - kR]) → Linear([W; W_o])     k = 1, 2, ...
+    x → Linear(W)   →   Clip([x, x_o] - [0, kR]) → Linear([W; W_o])     k = 1, 2, ...
 
 One scale must cover a whole tensor, so a few wide channels coarsen it for all. Here the range
 [L, H] = [L, L + R] covers all channels but those; an outlier channel o reads on in further columns,
@@ -11,11 +11,12 @@ its values moved down by R each time, with the same weights. Saturation makes th
 and likewise below with x + kR and H. The constants L and H go into the bias, multiplied by the
 weight as it will be quantized. R is 255 steps, so an outlier is quantized at the step of the rest:
 neither its weights nor anybody's grow, as they do where a scale moves into the weights. This is
-outlier channel splitting (Zhao et al. 2019) with offsets for halves. The price are ``share`` more
-columns at most and a Gather, Add and Concat on them.
+outlier channel splitting (Zhao et al. 2019) with offsets in place of halves.
 
-Where an outlier's own weights are small its step may be wider: then a Mul precedes the Add.
-Refuses sites without a sample, quantizers per channel, and gains below ``least_gain``.
+The further columns of an activation function's result come from further columns of the linear
+layer before it; elsewhere a Gather and a Concat make them, and where an outlier's own weights are
+small its step may be wider: then a Mul comes first. Refuses sites without a sample, quantizers per
+channel, few channels (a column costs the more, the fewer there are) and gains below ``least_gain``.
 """
 
 from __future__ import annotations
@@ -27,14 +28,20 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, array
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, rank
 from qcompile.linears import Linear, Site, add_to_bias, sites
-from qcompile.plan import ChannelStats, Rounded
+from qcompile.plan import ChannelStats, Rounded, Use
 from qcompile.qtypes import Array, QParams, QSpec, Range, dequantize, qparams
 from qcompile.rounding import nearest
 
 _FEWEST = 4  # columns to offer narrow layers: one step of ONNX Runtime's integer kernels
 _HALVINGS = 30
+# Functions of one operand that treat all channels alike.
+_FUNCTIONS = (
+    "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Selu", "Sigmoid",
+    "Softplus", "Softsign", "Tanh", "com.microsoft.FastGelu", "com.microsoft.Gelu",
+    "com.microsoft.QuickGelu",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,9 @@ class Split:
 class SplitOutliers(Pass):
     """Split outlier channels of linear inputs over several columns.
 
-    share: columns to append, in parts of the channels. margin: room beyond the calibrated range
-    of every channel. least_gain: the step must shrink by this factor at least.
+    share: columns to append, in parts of the channels. doublings: how often the data is thought to
+    double until all is seen. least_gain: the step must shrink by this factor at least.
+    least_channels: fewer are left alone.
     """
 
     name: ClassVar[str] = "split-outliers"
@@ -77,6 +85,7 @@ class SplitOutliers(Pass):
     share: float = 1 / 24
     doublings: float = 4.0
     least_gain: float = 1.25
+    least_channels: int = 1024
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
         return (site.data for site in sites(graph, ctx))
@@ -84,24 +93,16 @@ class SplitOutliers(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
         for site in sites(graph, ctx):
-            found = self._split(ctx, site)
+            maker = _maker(graph, site)
+            found = self._split(ctx, site, steady=maker is not None)
             if isinstance(found, str):
                 ctx.skip(site.data, found)
-                r = ctx.ranges.get(site.data)
-                if r is not None:
-                    ctx.ranges.set(
-                        site.data,
-                        Range(
-                            r.lo * ctx.channels[site.data].growth ** self.doublings,
-                            r.hi * ctx.channels[site.data].growth ** self.doublings,
-                        ),
-                    )
             else:
-                _apply(graph, ctx, site, found)
+                _apply(graph, ctx, site, found, maker)
                 changed = True
         return changed
 
-    def _split(self, ctx: Context, site: Site) -> Split | str:
+    def _split(self, ctx: Context, site: Site, *, steady: bool) -> Split | str:
         """What to append, or why nothing."""
         stats, spec = ctx.channels.get(site.data), site.spec
         if stats is None:
@@ -110,16 +111,18 @@ class SplitOutliers(Pass):
             return "it has no quantizer of its own with one scale and a zero point"
         if any(linear.transposed for linear in site.linears):
             return "a weight is transposed"
+        if len(stats.lo) < self.least_channels:
+            return f"{len(stats.lo)} channels are few: more columns would cost too much time"
         weights = [_rounded(ctx, linear) for linear in site.linears]
-        return self._search(stats, spec, weights)
+        room = np.ones(len(stats.lo)) if steady else _room(weights)
+        return self._search(stats, spec, room)
 
-    def _search(self, stats: ChannelStats, spec: QSpec, weights: list[Rounded]) -> Split | str:
-        margin = stats.growth**self.doublings
-        lo = np.minimum(stats.lo.astype(np.float64) * margin, 0)
-        hi = np.maximum(stats.hi.astype(np.float64) * margin, 0)
+    def _search(self, stats: ChannelStats, spec: QSpec, room: Array) -> Split | str:
+        foreseen = stats.foreseen(self.doublings)
+        lo = np.minimum(foreseen.lo.astype(np.float64), 0)
+        hi = np.maximum(foreseen.hi.astype(np.float64), 0)
         budget = max(_FEWEST, int(len(lo) * self.share))
         plain = qparams(_span(lo.min(), hi.max()), spec)
-        room = _room(weights)
         best: Split | None = None
         # The narrowest range whose outliers fit the budget: columns only grow as it shrinks.
         low, high = 0.0, float(max(-lo.min(), hi.max()))
@@ -179,33 +182,106 @@ def _columns(lo: Array, hi: Array, width: float, spec: QSpec, room: Array) -> Sp
     return Split(np.array(channels, np.int64), np.array(factors), np.array(copies), params)
 
 
-def _apply(graph: Graph, ctx: Context, site: Site, split: Split) -> None:
-    data = _extended(graph, site, split)
-    ctx.ranges.set(data, _span(split.low, split.high))
-    ctx.plan.move(site.uses, data)
+@dataclass(frozen=True)
+class _Maker:
+    """What computes a site's tensor: an activation function over a linear layer with a bias."""
+
+    linear: Node
+    bias: Node | None
+    function: Node
+
+
+def _maker(graph: Graph, site: Site) -> _Maker | None:
+    """The layer whose outputs become the site's channels one by one, None where that is not so."""
+    function = graph.producer(site.tensor)
+    readers = {id(n) for n in graph.consumers(site.tensor)}
+    alone = readers == {id(linear.node) for linear in site.linears}
+    if function is None or not alone or graph.is_output(site.tensor):
+        return None
+    if not is_op(function, *_FUNCTIONS) or len(function.inputs) != 1:
+        return None
+    bias = graph.producer(function.inputs[0])
+    linear = bias
+    if bias is not None and is_op(bias, "Add"):
+        inner = [t for t in bias.inputs if not is_constant(t)]
+        fits = any(is_constant(t) and rank(t) == 1 for t in bias.inputs)
+        linear = graph.producer(inner[0]) if len(inner) == 1 and fits else None
+    if linear is None or bias is None or not is_op(linear, "MatMul"):
+        return None
+    weight, between = linear.inputs[1], (linear, *([bias] if bias is not linear else []))
+    seen = any(graph.only_consumer(n.outputs[0]) is None for n in between)
+    if seen or not is_constant(weight) or rank(weight) != 2:
+        return None
+    return _Maker(linear, bias if bias is not linear else None, function)
+
+
+def _apply(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker | None) -> None:
+    """Put the columns, their weights and the saturation's constants in place."""
+    whole = _made(graph, ctx, site, split, maker) if maker else _gathered(graph, site, split)
+    low = graph.constant(f"{site.data}/low", np.array(split.low, np.float32))
+    high = graph.constant(f"{site.data}/high", np.array(split.high, np.float32))
+    clip = graph.add("Clip", [whole, low, high], [f"{site.data}/split"], like=site.tensor)
+    clipped = clip.outputs[0]
+    clipped.shape = None
     for linear in site.linears:
+        graph.set_input(linear.node, 0, clipped)
         _extend_weight(graph, ctx, linear, split)
+    ctx.ranges.set(clipped.name, _span(split.low, split.high))
+    ctx.plan.move(site.uses, clipped.name)
 
 
-def _extended(graph: Graph, site: Site, split: Split) -> str:
-    """The tensor with its further columns; returns its name."""
+def _made(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker) -> Tensor:
+    """The columns from the layer before: its outputs for the outliers, once more."""
+    weight = maker.linear.inputs[1]
+    wider = np.concatenate([array(weight), array(weight)[:, split.channels]], axis=1)
+    new = graph.set_constant(maker.linear, 1, wider, f"{weight.name}/wider")
+    if weight.name in ctx.rounded:
+        ctx.rounded[new.name] = _repeated(ctx.rounded[weight.name], split.channels)
+    ctx.plan.move((Use(maker.linear.name, 1),), new.name)
+    if maker.bias is not None:
+        slot = next(i for i, t in enumerate(maker.bias.inputs) if is_constant(t))
+        old = maker.bias.inputs[slot]
+        values = np.broadcast_to(array(old), (len(array(weight)[0]),))
+        values = np.concatenate([values, values[split.channels]])
+        graph.set_constant(maker.bias, slot, values, f"{old.name}/wider")
+    for node in (maker.linear, maker.bias, maker.function):
+        if node is not None:  # as wide as before no more: another tensor, another name
+            graph.renew_output(node, "wider", np.float32)
+            node.outputs[0].shape = None
+    offsets = np.zeros(wider.shape[1], np.float32)
+    offsets[-len(split.copies) :] = -split.copies * split.span
+    moves = graph.constant(f"{site.data}/offsets", offsets)
+    moved = graph.add("Add", [maker.function.outputs[0], moves], [f"{site.data}/moved"])
+    moved.outputs[0].dtype = site.tensor.dtype
+    return moved.outputs[0]
+
+
+def _repeated(rounded: Rounded, channels: Array) -> Rounded:
+    """A rounded weight with some of its output channels once more."""
+    old, picked = rounded.params, channels
+    scale = np.concatenate([old.scale, old.scale[picked]]) if old.per_axis else old.scale
+    zero = (
+        np.concatenate([old.zero_point, old.zero_point[picked]]) if old.per_axis else old.zero_point
+    )
+    values = np.concatenate([rounded.values, rounded.values[:, picked]], axis=1)
+    return Rounded(values, QParams(scale, zero, old.spec))
+
+
+def _gathered(graph: Graph, site: Site, split: Split) -> Tensor:
+    """The columns by a Gather from the tensor itself."""
     x, base = site.tensor, site.data
     picked = graph.constant(f"{base}/outliers", split.channels)
     column = graph.add("Gather", [x, picked], [f"{base}/picked"], {"axis": -1}, like=x).outputs[0]
     if (split.factors != 1).any():
+        column.shape = None
         scale = graph.constant(f"{base}/factors", (1 / split.factors).astype(np.float32))
         column = graph.add("Mul", [column, scale], [f"{base}/scaled"], like=x).outputs[0]
     moves = graph.constant(f"{base}/offsets", (-split.copies * split.span).astype(np.float32))
     moved = graph.add("Add", [column, moves], [f"{base}/moved"], like=x).outputs[0]
     whole = graph.add("Concat", [x, moved], [f"{base}/columns"], {"axis": -1}, like=x).outputs[0]
-    low = graph.constant(f"{base}/low", np.array(split.low, np.float32))
-    high = graph.constant(f"{base}/high", np.array(split.high, np.float32))
-    clipped = graph.add("Clip", [whole, low, high], [f"{base}/split"], like=x).outputs[0]
-    for tensor in (column, moved, whole, clipped):
+    for tensor in (column, moved, whole):
         tensor.shape = None
-    for linear in site.linears:
-        graph.set_input(linear.node, 0, clipped)
-    return str(clipped.name)
+    return whole
 
 
 def _extend_weight(graph: Graph, ctx: Context, linear: Linear, split: Split) -> None:

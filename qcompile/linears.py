@@ -94,7 +94,7 @@ def add_to_bias(graph: Graph, linear: Linear, values: Array) -> None:
     add = graph.only_consumer(out)
     if is_op(node, "MatMul") and add is not None and is_op(add, "Add"):
         slot = next((i for i, t in enumerate(add.inputs) if is_constant(t)), None)
-        if slot is not None and add.inputs[slot].shape[-1:] in ((shift.size,), (1,)):
+        if slot is not None and tuple(add.inputs[slot].shape[-1:]) in ((shift.size,), (1,)):
             _extend(graph, add, slot, shift)
             return
     readers = [(n, i) for n in graph.consumers(out) for i, t in enumerate(n.inputs) if t is out]

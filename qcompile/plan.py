@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompile.qtypes import Array, QParams, QSpec, Range
 
-_FASTEST_GROWTH = 4.0
+_TAIL_ROWS = 8
 Kind = Literal["weight", "activation"]
 
 
@@ -145,17 +145,27 @@ class ChannelStats:
         return widest
 
     @property
-    def growth(self) -> float:
-        """How much wider channels get as data doubles, on average: at least 1.
+    def tail(self) -> Array:
+        """How heavy each channel's tail is, (channels,): its maximum grows as ``n ** tail``.
 
-        From the sample and its first half; a channel that hardly ever moves counts at most 4.
+        Hill's estimator (1975) over the largest rows of the sample. Few rows say little about one
+        channel, so the mean of all channels is a bound and half of the estimate: what hardly moves,
+        as an outlier with one value, keeps a short tail.
         """
-        half = self.rows[: len(self.rows) // 2]
-        if len(half) == 0:
-            return 1.0
-        before, after = np.abs(half).max(0), np.abs(self.rows).max(0)
-        ratios = after / np.maximum(before, np.finfo(np.float32).tiny)
-        return float(np.clip(ratios, 1.0, _FASTEST_GROWTH).mean())
+        count = min(_TAIL_ROWS, len(self.rows) // 4)
+        if count == 0:
+            return np.zeros(len(self.lo))
+        largest = np.sort(np.abs(self.rows), axis=0)[-count - 1 :].astype(np.float64)
+        logs = np.log(np.maximum(largest, np.finfo(np.float32).tiny))
+        own = np.clip((logs[1:] - logs[0]).mean(0), 0, 1)
+        common = own.mean()
+        tail: Array = (np.minimum(own, common) + common) / 2
+        return tail
+
+    def foreseen(self, doublings: float) -> ChannelStats:
+        """Extrema to expect once the data has doubled so many times; the sample as it is."""
+        margin = (2.0 ** (self.tail * doublings)).astype(np.float32)
+        return ChannelStats(self.lo * margin, self.hi * margin, self.rows)
 
     def scaled(self, factor: Array) -> ChannelStats:
         """The statistics of ``x * factor``, a positive factor for each channel."""

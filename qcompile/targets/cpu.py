@@ -38,7 +38,7 @@ CPU = Target(
         _EMBEDDING,
     ),
     modes=("static", "dynamic", "weight-only", "float"),
-    transform={"static": ("round-weights", "split-outliers")},
+    transform={"static": ("widen-ranges", "migrate-scales", "round-weights", "split-outliers")},
     lower={
         "static": (
             "lower-linears",
