@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, Tensor, array
-from qcompile.plan import Decision
-from qcompile.qtypes import qparams, sqnr_db
+from qcompile.plan import Decision, Rounded
+from qcompile.qtypes import Array, qparams, sqnr_db
 from qcompile.rounding import nearest, real
 
 
@@ -30,14 +30,11 @@ class InsertQdq(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        if ctx.choices.mode == "static":
-            _lift_without_range(ctx)
+        lift_without_range(ctx)
         decisions = [d for d in ctx.plan.quantized() if _is_pending(graph, d)]
         for decision in decisions:
-            if decision.kind == "weight":
-                _insert_weight(graph, ctx, decision)
-            else:
-                _insert_activation(graph, ctx, decision)
+            make = _weight if decision.kind == "weight" else activation
+            _redirect(graph, decision, make(graph, ctx, decision))
         return bool(decisions)
 
 
@@ -47,8 +44,10 @@ def _is_pending(graph: Graph, decision: Decision) -> bool:
     return bool(graph.find(use.node).inputs[use.index].name == decision.tensor)
 
 
-def _lift_without_range(ctx: Context) -> None:
-    """An operator whose data has no range stays float with all its operands."""
+def lift_without_range(ctx: Context) -> None:
+    """An operator whose data has no range, in mode static, stays float with all its operands."""
+    if ctx.choices.mode != "static":
+        return
     for decision in list(ctx.plan.quantized("activation")):
         if ctx.ranges.get(decision.tensor) is not None:
             continue
@@ -58,12 +57,19 @@ def _lift_without_range(ctx: Context) -> None:
         ctx.skip(decision.tensor, reason)
 
 
-def _insert_weight(graph: Graph, ctx: Context, decision: Decision) -> None:
+def integers(ctx: Context, decision: Decision, values: Array) -> Rounded:
+    """What a weight becomes: as a pass has rounded it, else to nearest."""
     assert decision.spec is not None  # quantized() yields no other
+    return ctx.rounded.get(decision.tensor) or nearest(values, decision.spec)
+
+
+def _weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
+    """The dequantized weight."""
+    assert decision.spec is not None
     spec = decision.spec
     weight = graph.find(decision.uses[0].node).inputs[decision.uses[0].index]
     values = array(weight)
-    rounded = ctx.rounded.get(decision.tensor) or nearest(values, spec)
+    rounded = integers(ctx, decision, values)
     params, noise = rounded.params, sqnr_db(values, real(rounded))
     q = graph.constant(f"{decision.tensor}/{spec.dtype}", rounded.values)
     ctx.origins[q.name] = (decision.tensor, noise)
@@ -73,11 +79,11 @@ def _insert_weight(graph: Graph, ctx: Context, decision: Decision) -> None:
     ctx.origins[scale.name] = ctx.origins[zero.name] = (decision.tensor, None)
     attrs = {} if spec.axis is None else {"axis": spec.axis}
     name = f"{decision.tensor}/dequantized"
-    node = graph.add("DequantizeLinear", [q, scale, zero], [name], attrs, like=weight)
-    _redirect(graph, decision, node.outputs[0])
+    return graph.add("DequantizeLinear", [q, scale, zero], [name], attrs, like=weight).outputs[0]
 
 
-def _insert_activation(graph: Graph, ctx: Context, decision: Decision) -> None:
+def activation(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
+    """The tensor through its quantizer and back."""
     first = decision.uses[0]
     tensor = graph.find(first.node).inputs[first.index]
     name = decision.tensor
@@ -88,7 +94,7 @@ def _insert_activation(graph: Graph, ctx: Context, decision: Decision) -> None:
     else:
         operands, attrs = _static_quantizer(graph, ctx, decision, tensor)
     node = graph.add("DequantizeLinear", operands, [f"{name}/dequantized"], attrs, like=tensor)
-    _redirect(graph, decision, node.outputs[0])
+    return node.outputs[0]
 
 
 def _static_quantizer(

@@ -49,7 +49,7 @@ class MigrateScales(Pass):
     name: ClassVar[str] = "migrate-scales"
     stage: ClassVar[Stage] = Stage.TRANSFORM
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
-    after: ClassVar[tuple[str, ...]] = ("permute-channels",)
+    after: ClassVar[tuple[str, ...]] = ("permute-channels", "widen-ranges")
 
     groups: int = 0
     strength: float = 0.0

@@ -30,11 +30,15 @@ class QuantizeParts(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
-        for node in graph.nodes:
+        waiting = graph.nodes
+        while waiting:  # parts may be clipped, or concatenated in their turn
+            node = waiting.pop(0)
             if not is_op(node, "QuantizeLinear") or node.attrs.get("axis", 1) not in (1, -1):
                 continue
-            changed |= _drop_clip(graph, ctx, node)
-            changed |= _split(graph, ctx, node)
+            dropped = _drop_clip(graph, ctx, node)
+            parts = _split(graph, ctx, node)
+            changed |= dropped or bool(parts)
+            waiting += parts
         return changed
 
 
@@ -67,25 +71,27 @@ def _cuts(clip: Node, quantizer: Node) -> str | None:
     return None
 
 
-def _split(graph: Graph, ctx: Context, quantizer: Node) -> bool:
+def _split(graph: Graph, ctx: Context, quantizer: Node) -> list[Node]:
+    """The quantizers of the parts, none where nothing was moved."""
     concat = graph.producer(quantizer.inputs[0])
     if concat is None or not is_op(concat, "Concat"):
-        return False
+        return []
     result = quantizer.outputs[0]
     if graph.only_consumer(concat.outputs[0]) is None or graph.is_output(result):
         ctx.skip(quantizer, "what is concatenated, or its integers, are visible elsewhere")
-        return False
+        return []
     if any(t.shape for t in quantizer.inputs[1:]):
         ctx.skip(quantizer, "its scales are per axis")
-        return False
+        return []
     parts = [
-        graph.add("QuantizeLinear", [t, *quantizer.inputs[1:]], [f"{t.name}/quantized"]).outputs[0]
+        graph.add("QuantizeLinear", [t, *quantizer.inputs[1:]], [f"{t.name}/quantized"])
         for t in concat.inputs
     ]
     for part in parts:
-        part.dtype = result.dtype
+        part.outputs[0].dtype = result.dtype
+    pieces = [part.outputs[0] for part in parts]
     graph.replace_uses(
-        result, graph.add("Concat", parts, [f"{result.name}/parts"], concat.attrs).outputs[0]
+        result, graph.add("Concat", pieces, [f"{result.name}/parts"], concat.attrs).outputs[0]
     )
     graph.remove_dead()
-    return True
+    return parts

@@ -17,9 +17,9 @@ import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, array
-from qcompile.linears import Site, sites
-from qcompile.plan import ChannelStats
-from qcompile.qtypes import Array
+from qcompile.linears import Linear, Site, sites
+from qcompile.plan import ChannelStats, Rounded
+from qcompile.qtypes import Array, QParams
 from qcompile.rounding import compensated
 
 
@@ -34,6 +34,7 @@ class RoundWeights(Pass):
     name: ClassVar[str] = "round-weights"
     stage: ClassVar[Stage] = Stage.TRANSFORM
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("permute-channels", "migrate-scales", "split-groups")
 
     damping: float = 1.0
     max_inputs: int = 4096
@@ -53,14 +54,35 @@ class RoundWeights(Pass):
         return False
 
     def _round(self, ctx: Context, site: Site, stats: ChannelStats) -> None:
-        gram = _gram(stats.rows)
+        linears = []
         for linear in site.linears:
             if linear.transposed:
                 ctx.skip(linear.node, "the weight is transposed: rounded to nearest")
             elif linear.weight.name not in ctx.rounded:
-                values = array(linear.weight)
-                rounded = compensated(values, gram, linear.spec, self.damping)
+                linears.append(linear)
+        gram = _gram(stats.rows) if linears else stats.rows
+        for spec in dict.fromkeys(linear.spec for linear in linears):
+            alike = [linear for linear in linears if linear.spec == spec]
+            for linear, rounded in zip(alike, self._together(alike, gram), strict=True):
                 ctx.rounded[linear.weight.name] = rounded
+
+    def _together(self, linears: list[Linear], gram: Array) -> list[Rounded]:
+        """Layers that read one tensor side by side: its moments are factored once."""
+        values = [array(linear.weight) for linear in linears]
+        spec = linears[0].spec
+        if spec.axis is None:  # one scale for each weight cannot be shared
+            return [compensated(v, gram, spec, self.damping) for v in values]
+        whole = compensated(np.concatenate(values, axis=1), gram, spec, self.damping)
+        cuts = np.cumsum([v.shape[1] for v in values])[:-1]
+        parts = (
+            np.split(whole.values, cuts, axis=1),
+            np.split(whole.params.scale, cuts),
+            np.split(whole.params.zero_point, cuts),
+        )
+        return [
+            Rounded(np.ascontiguousarray(v), QParams(s, z, spec))
+            for v, s, z in zip(*parts, strict=True)
+        ]
 
 
 def _gram(rows: Array) -> Array:

@@ -81,6 +81,7 @@ class SplitOutliers(Pass):
     name: ClassVar[str] = "split-outliers"
     stage: ClassVar[Stage] = Stage.TRANSFORM
     numerics: ClassVar[Numerics] = Numerics.LOSSY
+    after: ClassVar[tuple[str, ...]] = ("permute-channels", "round-weights", "correct-bias")
 
     share: float = 1 / 24
     doublings: float = 4.0
@@ -246,14 +247,24 @@ def _made(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker) -
         graph.set_constant(maker.bias, slot, values, f"{old.name}/wider")
     for node in (maker.linear, maker.bias, maker.function):
         if node is not None:  # as wide as before no more: another tensor, another name
+            old_name = node.outputs[0].name
             graph.renew_output(node, "wider", np.float32)
             node.outputs[0].shape = None
+            _hand_over(ctx, old_name, node.outputs[0].name)
     offsets = np.zeros(wider.shape[1], np.float32)
     offsets[-len(split.copies) :] = -split.copies * split.span
     moves = graph.constant(f"{site.data}/offsets", offsets)
     moved = graph.add("Add", [maker.function.outputs[0], moves], [f"{site.data}/moved"])
     moved.outputs[0].dtype = site.tensor.dtype
     return moved.outputs[0]
+
+
+def _hand_over(ctx: Context, old: str, new: str) -> None:
+    """What was decided of a tensor holds for it with further columns, and so does its range."""
+    ctx.plan.rename(old, new)
+    span = ctx.ranges.get(old)
+    if span is not None and span.axis is None:
+        ctx.ranges.set(new, span)
 
 
 def _repeated(rounded: Rounded, channels: Array) -> Rounded:

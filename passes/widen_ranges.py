@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph
 from qcompile.linears import sites
@@ -52,7 +50,11 @@ class WidenRanges(Pass):
 
 def _widened(span: Range, seen: ChannelStats, foreseen: ChannelStats) -> Range:
     """The calibrated range, which need not be the extrema, times how these grow."""
-    tiny = np.finfo(np.float32).tiny
-    up = foreseen.hi.max() / max(float(seen.hi.max()), tiny)
-    down = foreseen.lo.min() / min(float(seen.lo.min()), -tiny)
-    return Range(span.lo * max(down, 1.0), span.hi * max(up, 1.0), span.axis)
+    up = _growth(float(seen.hi.max()), float(foreseen.hi.max()))
+    down = _growth(-float(seen.lo.min()), -float(foreseen.lo.min()))
+    return Range(span.lo * down, span.hi * up, span.axis)
+
+
+def _growth(seen: float, foreseen: float) -> float:
+    """How far an end moves away from zero; one that is not on its own side of it stays."""
+    return max(foreseen / seen, 1.0) if seen > 0 else 1.0

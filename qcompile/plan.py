@@ -76,6 +76,14 @@ class Plan:
             self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
             self.decide(replace(decision, tensor=tensor, uses=moved))
 
+    def forget(self, node: str) -> None:
+        """Drop what was decided for a node that is gone."""
+        for decision in list(self.decisions):
+            left = tuple(u for u in decision.uses if u.node != node)
+            if len(left) < len(decision.uses):
+                at = self.decisions.index(decision)
+                self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
+
     def release(self, node: str, reason: str) -> None:
         """Leave all operands of one node float; other readers keep what was decided for them."""
         for decision in list(self.quantized()):

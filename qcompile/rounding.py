@@ -40,13 +40,13 @@ def compensated(values: Array, gram: Array, spec: QSpec, damping: float) -> Roun
     if params.scale.ndim == 0 or spec.axis not in (1, -1):
         return Rounded(quantize(values, params), params)
     order = np.argsort(-np.diagonal(gram), kind="stable")
-    damped = gram[np.ix_(order, order)].astype(np.float64)
-    level = damping * float(np.mean(np.diagonal(damped)))
+    level = damping * float(np.mean(np.diagonal(gram), dtype=np.float64))
     if level <= 0:
         return Rounded(quantize(values, params), params)
-    damped[np.diag_indices_from(damped)] += level
-    # Upper factor U of the inverse: inverse = Uᵀ U.
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    # In units of the level the smallest eigenvalue is 1: float32 is enough, and twice as fast.
+    damped = (gram[np.ix_(order, order)] / level).astype(np.float32)
+    damped[np.diag_indices_from(damped)] += 1
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper U of the inverse: Uᵀ U
     rows = _carry_errors(values[order].astype(np.float32), factor, params.scale, spec)
     result = np.empty_like(rows)
     result[order] = rows

@@ -36,13 +36,15 @@ QDQ = Target(
         OpRule("Gather", weight=TABLE, why="rows of the table in int8"),
     ),
     modes=("static", "weight-only", "float"),
-    lower={"static": (), "weight-only": (), "float": ()},
+    transform={"static": ("group-scales", "round-weights")},
+    lower={"static": ("shield-groups",), "weight-only": (), "float": ()},
     float_ops={
         "Attention": "the fused operator computes in float",
         "Conv": "this target has no rule for Conv",
     },
     gelu=(("", "Gelu", 20),),
     tanh_gelu=(("", "Gelu", 20),),
+    opset=20,  # from here GELU is one operator, and not five tensors to quantize
     gate_latency=False,
     quantize_interior=True,
     wide=WIDE,
