@@ -11,7 +11,7 @@ from qcompile.errors import QCompileError
 if TYPE_CHECKING:
     from qcompile.compare import Gates
     from qcompile.job import Options, RejectedError, Result
-    from qcompile.python import bench, compile, verify
+    from qcompile.python import bench, compile, sensitivity, verify
     from qcompile.recipe import Recipe
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "bench",
     "compile",
+    "sensitivity",
     "verify",
 ]
 
@@ -36,6 +37,7 @@ _LAZY = {
     "Result": "job",
     "bench": "python",
     "compile": "python",
+    "sensitivity": "python",
     "verify": "python",
 }
 

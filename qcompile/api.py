@@ -57,12 +57,16 @@ class Choices:
     """What the user asked for, as far as passes look at it.
 
     Patterns are globs over names of nodes and tensors, or over roles: ``role:NAME[@LAYER]``.
+    ``reasons`` says of patterns of ``precision`` why they are there, where no user wrote them;
+    ``may_widen`` that 16 bits may yet be asked for.
     """
 
     mode: Mode = "static"
     keep_float: tuple[str, ...] = ()
     seed: int = 0
     precision: tuple[tuple[str, Precision], ...] = ()
+    reasons: tuple[tuple[str, str], ...] = ()
+    may_widen: bool = False
 
     def kept_by(self, names: Iterable[str]) -> str | None:
         """The first pattern of ``keep_float`` that matches any of these names."""
@@ -76,8 +80,8 @@ class Choices:
 
     @property
     def asks_wide(self) -> bool:
-        """True where some tensor is to have 16 bits."""
-        return any(bits == 16 for _, bits in self.precision)
+        """True where some tensor is to have 16 bits, or may be."""
+        return self.may_widen or any(bits == 16 for _, bits in self.precision)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from qcompile import compare, runtime, timing
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
 from qcompile.job import Job
+from qcompile.metric import measure
 from qcompile.qtypes import Array
 from qcompile.runtime import Session, SessionOptions
 from qcompile.synthetic import synthetic_feeds
@@ -15,22 +16,28 @@ from qcompile.synthetic import synthetic_feeds
 _SYNTHETIC_FEEDS = 4
 
 
-def check(job: Job, compiled: bytes) -> None:
-    """Verify and time the compiled model; failures and notes go into the report.
+def verify(job: Job, compiled: bytes) -> list[Feed]:
+    """Compare the compiled model with the float one; failures and notes go into the report.
 
-    Raises ModelError where ONNX Runtime cannot load or run what was compiled.
+    Returns the feeds, for ``bench``. Raises ModelError where ONNX Runtime cannot load or run what
+    was compiled.
     """
     job.report.operators = dict(runtime.optimized_ops(compiled, job.target.provider))
     if not (job.options.verify or job.options.bench):
         job.report.notes.append("not verified and not timed, as asked")
-        return
+        return []
     feeds = _feeds(job)
+    if feeds and job.options.verify:
+        _verify(job, compiled, feeds)
+    elif feeds:
+        job.report.notes.append("not verified (--no-verify)")
+    return feeds
+
+
+def bench(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
+    """Time the compiled model beside the float one, on the largest of the feeds."""
     if not feeds:
         return
-    if job.options.verify:
-        _verify(job, compiled, feeds)
-    else:
-        job.report.notes.append("not verified (--no-verify)")
     if job.options.bench:
         _time(job, compiled, max(feeds, key=lambda f: max(v.size for v in f.values())))
     else:
@@ -59,12 +66,17 @@ def _verify(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
         old = list(_outputs(job, Session(job.reference, options), feeds))
         new = _outputs(job, Session(compiled, options), feeds)
         try:
+            if job.options.metric is not None:
+                new = iter(kept := list(new))
             verdict = compare.judge(zip(old, new, feeds, strict=True), job.report.gates)
         except DataError as e:
             if job.held_back:
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             job.report.notes.append(f"not verified: {e}")
             return
+    if job.options.metric is not None:
+        was, now = (measure(job.options.metric, feeds, made) for made in (old, kept))
+        verdict.measured(was, now, job.report.gates)
     job.report.verdict = verdict
     job.report.failures += verdict.failures
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "compile": "compile",
     "verify": "verify",
     "bench": "bench",
+    "sensitivity": "sensitivity",
     "inspect": "inspect",
     "passes": "registered",
     "calibrators": "registered",
@@ -50,8 +51,9 @@ class Commands(click.Group):
         except click.ClickException as e:
             _explain(e.format_message())
             code = e.exit_code
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted: nothing was written", err=True)
+        except (KeyboardInterrupt, click.Abort) as e:
+            said = str(e.__cause__ if isinstance(e, click.Abort) else e)
+            click.echo(f"interrupted: {said or 'nothing was written'}", err=True)
             code = _INTERRUPTED
         except QCompileError as e:
             _explain(str(e))

@@ -21,7 +21,10 @@ from qcompile.runtime import Feed, Session
 
 @dataclass(frozen=True)
 class Gates:
-    """Smallest closeness and largest slowness that count as good. None switches a gate off."""
+    """Smallest closeness and largest slowness that count as good. None switches a gate off.
+
+    ``min_metric`` is for the user's own measure, ``Options.metric``.
+    """
 
     min_cosine: float | None = 0.98
     min_worst_cosine: float | None = 0.90
@@ -29,6 +32,7 @@ class Gates:
     max_flips: float | None = None
     max_abs: float | None = None
     max_latency_ratio: float | None = 1.0
+    min_metric: float | None = None
 
 
 @dataclass
@@ -108,11 +112,15 @@ def cosine(a: Array, b: Array) -> float:
 
 @dataclass
 class Verdict:
-    """Closeness by output, and the gates that failed, in words."""
+    """Closeness by output, and the gates that failed, in words.
+
+    ``metric``: the user's own measure, of the float model and of the candidate.
+    """
 
     outputs: list[Closeness]
     failures: list[str]
     samples: int
+    metric: tuple[float, float] | None = None
 
     @property
     def passed(self) -> bool:
@@ -132,7 +140,28 @@ class Verdict:
             }
             for o in self.outputs
         ]
-        return {"samples": self.samples, "outputs": rows, "failures": self.failures}
+        found = {"samples": self.samples, "outputs": rows, "failures": self.failures}
+        if self.metric is not None:
+            found["metric"] = dict(zip(("float", "compiled"), self.metric, strict=True))
+        return found
+
+    @property
+    def error(self) -> float:
+        """1 - cosine, the mean over outputs and their samples."""
+        cosines = [c for o in self.outputs for c in o.cosine]
+        return 1 - float(np.mean(cosines)) if cosines else 0.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """That of the worst output; infinite where all are equal."""
+        return min((o.sqnr_db for o in self.outputs), default=float("inf"))
+
+    def measured(self, old: float, new: float, gates: Gates) -> None:
+        """Take in the user's own measure, of float and candidate, and judge it."""
+        self.metric = old, new
+        if gates.min_metric is not None and not new >= gates.min_metric:
+            limit = f"{gates.min_metric:g} (--min-metric)"
+            self.failures.append(f"metric {new:.5g} is below {limit}, float has {old:.5g}")
 
 
 def compare(reference: Session, candidate: Session, feeds: Iterable[Feed], gates: Gates) -> Verdict:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from qcompile import checking, collect, export, ledger, loading, runtime, shapes
+from qcompile import (
+    checking,
+    collect,
+    export,
+    items,
+    ledger,
+    loading,
+    metric,
+    runtime,
+    search,
+    shapes,
+    switched,
+)
 from qcompile._version import __version__
-from qcompile.api import Choices, Context, Mode, Pass, Stage
+from qcompile.api import Choices, Context, Mode, Numerics, Pass, Stage
 from qcompile.compare import Gates
 from qcompile.data import Data, open_data
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
@@ -20,9 +34,11 @@ from qcompile.graph import Graph
 from qcompile.job import Job, Options, Progress, RejectedError, Result, Silent
 from qcompile.manager import Dump, Instrument, PassManager, Time, Verify
 from qcompile.pipeline import parse, spell
+from qcompile.ranking import Measurable, Meter
 from qcompile.recipe import Recipe
 from qcompile.registry import target as find_target
 from qcompile.report import Report, sha256
+from qcompile.search import Reasons
 from qcompile.synthetic import synthetic_feeds
 from qcompile.target import Target
 
@@ -50,18 +66,73 @@ def compile_job(
     Raises ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the
     result is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
-    job = _prepare(model, data, recipe, gates, options, progress or Silent())
-    settings = job.recipe
-    choices = Choices(job.mode, settings.keep_float, settings.seed, settings.precision)
-    ctx = Context(job.target, runtime.evaluate, choices)
-    ctx.original_names = frozenset([*(n.name for n in job.graph.nodes), *job.graph.tensors()])
-    _transform(job, ctx)
-    compiled = _finish(job, ctx)
-    checking.check(job, compiled)
+    shown = progress or Silent()
+
+    def prepare(wanted: Recipe) -> Job:
+        return _prepare(model, data, wanted, gates, options, shown)
+
+    def build(wanted: Recipe, reasons: Reasons) -> search.Built:
+        job = prepare(wanted)
+        ctx = _context(job, reasons=reasons)
+        _transform(job, ctx)
+        compiled = _finish(job, ctx)
+        return search.Built(job, compiled, checking.verify(job, compiled))
+
+    if gates.min_metric is not None and options.metric is None:
+        raise RecipeError("--min-metric needs a --metric, package.module:function")
+    if options.metric is not None:
+        metric.named(options.metric)  # fail on a wrong name before any work
+    made = build(recipe, ())
+    if search.is_wanted(made.job):
+        made = search.search(made, search.Tools(build, lambda r: switchable(prepare(r))))
+    job, compiled = made.job, made.model
+    checking.bench(job, compiled, made.feeds)
     result = Result(compiled, job.report)
     if job.report.failures and not job.options.force:
         raise RejectedError(result)
+    search.forget(job)
     return result
+
+
+def measurable(
+    model: loading.Source,
+    data: Data,
+    recipe: Recipe,
+    gates: Gates,
+    options: Options,
+    progress: Progress | None = None,
+) -> Measurable:
+    """The model planned, calibrated and transformed, with a switch for each quantized tensor.
+
+    Raises what ``compile_job`` does on bad input; DataError where no feeds are left to measure on.
+    """
+    return switchable(_prepare(model, data, recipe, gates, options, progress or Silent()))
+
+
+def switchable(job: Job) -> Measurable:
+    """Run a job up to insertion, and build the switched model in its stead."""
+    ctx, checks = _context(job, may_widen=True), [Verify()]
+    early, late = _passes(job)
+    _run(job, ctx, early, checks, "simplify and plan")
+    known = items.origins(job.graph, ctx)
+    _calibrate(job, ctx, late)
+    transforms = [p for p in late if p.stage == Stage.TRANSFORM]
+    rounding = [*takewhile(lambda p: p.numerics is not Numerics.LOSSY, transforms)]
+    _run(job, ctx, rounding, checks, "transform")
+    plain = switched.plain_forms(job.graph, ctx)
+    _run(job, ctx, transforms[len(rounding) :], checks, "transform")
+    if not job.held_back:
+        raise DataError("no feeds are left to measure on: give more data")
+    found = switched.switches(ctx)
+    if not found:
+        raise TargetError(f"nothing is quantized, so nothing can be ranked: {_why_float(ctx)}")
+    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in job.graph.inputs)
+    made = switched.build(job.graph, ctx, found, plain)
+    session = runtime.SessionOptions(job.options.threads, provider=job.target.provider)
+    meter = Meter(
+        made, job.reference, job.held_back, job.report.gates, job.options.metric, session, divisible
+    )
+    return Measurable(job, ctx, meter, known)
 
 
 def default_pipeline(target: Target, mode: Mode, transforms: str = "") -> str:
@@ -162,17 +233,41 @@ def _pipeline(job: Job) -> str:
     return default_pipeline(job.target, job.mode, job.recipe.transforms)
 
 
-def _transform(job: Job, ctx: Context) -> None:
-    """Run the pipeline, collecting ranges between the plan and what needs it."""
+def _context(job: Job, reasons: Reasons = (), *, may_widen: bool = False) -> Context:
+    settings = job.recipe
+    choices = Choices(
+        job.mode, settings.keep_float, settings.seed, settings.precision, reasons, may_widen
+    )
+    ctx = Context(job.target, runtime.evaluate, choices)
+    ctx.original_names = frozenset([*(n.name for n in job.graph.nodes), *job.graph.tensors()])
+    return ctx
+
+
+def _passes(job: Job) -> tuple[list[Pass], list[Pass]]:
+    """The pipeline up to the plan, and what comes after it."""
     passes = parse(job.recipe.pipeline or _pipeline(job))
     job.report.pipeline = spell(passes)
+    early = [p for p in passes if p.stage <= Stage.PLAN]
+    return early, [p for p in passes if p.stage > Stage.PLAN]
+
+
+def _transform(job: Job, ctx: Context) -> None:
+    """Run the pipeline, collecting ranges between the plan and what needs it."""
     timer = Time()
     instruments: list[Instrument] = [Verify(), timer]
     if job.options.dump_dir is not None:
         instruments.insert(0, Dump(job.options.dump_dir))  # before a check can stop the run
-    early = tuple(p for p in passes if p.stage <= Stage.PLAN)
-    late = tuple(p for p in passes if p.stage > Stage.PLAN)
+    early, late = _passes(job)
     _run(job, ctx, early, instruments, "simplify and plan")
+    _calibrate(job, ctx, late)
+    _run(job, ctx, late, instruments, "quantize and lower")
+    job.report.passes, job.report.skips = timer.records, ctx.skips
+    if job.mode != "float" and not any(ctx.plan.quantized()):
+        job.report.notes.append(f"nothing was quantized: {_why_float(ctx)}")
+
+
+def _calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
+    """Collect what the plan and later passes ask for; hold feeds back to verify with."""
     if not any(p.stage == Stage.INSERT for p in late):
         for use in [u for d in ctx.plan.quantized() for u in d.uses]:
             ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
@@ -182,10 +277,6 @@ def _transform(job: Job, ctx: Context) -> None:
         _collect(job, ctx, list(dict.fromkeys(wanted)))
     elif job.feeds is not None:
         _hold_back(job)
-    _run(job, ctx, late, instruments, "quantize and lower")
-    job.report.passes, job.report.skips = timer.records, ctx.skips
-    if job.mode != "float" and not any(ctx.plan.quantized()):
-        job.report.notes.append(f"nothing was quantized: {_why_float(ctx)}")
 
 
 def _why_float(ctx: Context) -> str:
@@ -198,11 +289,11 @@ def _why_float(ctx: Context) -> str:
 
 
 def _run(
-    job: Job, ctx: Context, passes: tuple[Pass, ...], instruments: list[Instrument], what: str
+    job: Job, ctx: Context, passes: Sequence[Pass], instruments: Sequence[Instrument], what: str
 ) -> None:
     job.progress.step(what, len(passes))
     with job.timed(what):
-        manager = PassManager(passes, instruments)
+        manager = PassManager(tuple(passes), instruments)
         manager.run(job.graph, ctx, lambda _name: job.progress.advance())
 
 

@@ -11,15 +11,13 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from qcompile import functions
 from qcompile.errors import DataError
 from qcompile.feeds import (
     Feed,
@@ -61,7 +59,6 @@ __all__ = [
 Data: TypeAlias = str | Path | Mapping[str, object] | Iterable[object] | Callable[[], object]
 
 SAMPLES = Path(__file__).parent / "samples" / "calibration.npz"
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FORMS = "x.npz, a folder of .npz, a .jsonl, .txt or .csv file, or package.module:function"
 
 
@@ -86,7 +83,7 @@ def open_data(
     if not isinstance(data, str | Path):
         return _from_python(data, inputs, samples)
     path = Path(data)
-    if not path.exists() and _FUNCTION.fullmatch(str(data)):
+    if not path.exists() and functions.is_name(str(data)):
         return _from_function(str(data), inputs, samples)
     if not path.exists():
         raise DataError(f"data {str(data)!r} does not exist, expected {_FORMS}")
@@ -123,22 +120,7 @@ def _as_feeds(found: object) -> Iterable[object]:
 
 
 def _from_function(name: str, inputs: Sequence[InputSpec], samples: int | None) -> Feeds:
-    """Modules of the current folder are found too, after the installed ones."""
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as e:  # a user's module may raise anything
-        said = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise DataError(f"data {name!r}: module {module_name!r} cannot be imported: {said}") from e
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        what = "has no" if function is None else f"holds a {type(function).__name__} as"
-        raise DataError(
-            f"data {name!r}: module {module_name!r} {what} {attribute!r}, expected a function"
-        )
+    function = functions.find(name, "data")
     return Feeds(lambda: _as_feeds(function()), inputs, f"function {name}", samples=samples)
 
 

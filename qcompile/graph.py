@@ -254,6 +254,12 @@ class Graph:
             self.import_domain(domain, 1)
         return node
 
+    def add_input(self, base: str, dtype: Any, shape: Shape) -> Variable:
+        """A new graph input under a fresh name."""
+        made = gs.Variable(self.fresh(base), np.dtype(dtype), list(shape or ()))
+        self._gs.inputs.append(made)
+        return made
+
     def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
         """Point one input of one node elsewhere: other users of the old tensor keep it."""
         node.inputs[index] = tensor

@@ -14,6 +14,7 @@ from qcompile.api import Mode
 from qcompile.errors import GateError
 from qcompile.feeds import Feed, Feeds
 from qcompile.graph import Graph
+from qcompile.metric import Metric
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.target import Target
@@ -44,6 +45,9 @@ class Options:
     """How to compile, beside the recipe: data handling, checks, limits.
 
     max_memory: bytes of activations that calibration holds at a time. threads: 0 is one a core.
+    metric: the user's own measure of feeds and outputs, or its name, for ``Gates.min_metric``.
+    search_time: seconds in which tensors may be lifted to more bits where the result is not close
+    enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
     """
 
     tokenizer: Path | None = None
@@ -56,6 +60,9 @@ class Options:
     bench_rounds: int = 6
     force: bool = False
     dump_dir: Path | None = None
+    metric: Metric | str | None = None
+    search_time: float = 0.0
+    search_state: Path | None = None
 
 
 @dataclass

@@ -48,8 +48,9 @@ def _choice(
     if said is None or said[1] == 8:
         return Choice(spec)
     pattern, bits = said
+    why = dict(ctx.choices.reasons).get(pattern)
     if bits == "float":
-        return Choice(None, f"kept float by precision pattern {pattern!r}")
+        return Choice(None, why or f"kept float by precision pattern {pattern!r}")
     if wide is None:
         return Choice(
             None, f"16-bit integers have no kernel on target {ctx.target.name!r}: left float"
@@ -59,4 +60,4 @@ def _choice(
     if graph.opset < WIDE_SINCE:
         found = f"the model stays at {graph.opset}"
         return Choice(None, f"16-bit integers need opset {WIDE_SINCE}, {found}: left float")
-    return Choice(wide, f"16 bits by precision pattern {pattern!r}")
+    return Choice(wide, why or f"16 bits by precision pattern {pattern!r}")

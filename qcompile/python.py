@@ -8,12 +8,16 @@ from pathlib import Path
 from qcompile import compare, loading, shapes, timing
 from qcompile.api import Mode
 from qcompile.compare import Gates, Verdict
-from qcompile.compiler import compile_job
+from qcompile.compiler import compile_job, measurable
 from qcompile.data import Data, open_data
 from qcompile.errors import DataError
 from qcompile.feeds import input_specs
+from qcompile.items import By
 from qcompile.job import Options, Progress, Result
 from qcompile.loading import Source
+from qcompile.policy import Sensitivity
+from qcompile.policy import sensitivity as rank_by
+from qcompile.ranking import Measure
 from qcompile.recipe import Recipe, merged, read
 from qcompile.runtime import Session
 from qcompile.synthetic import synthetic_feeds
@@ -41,7 +45,6 @@ def compile(
     ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
     is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
-    base = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read(recipe)
     settings = {
         "target": target,
         "mode": mode,
@@ -50,10 +53,37 @@ def compile(
         "keep_float": None if keep_float is None else tuple(keep_float),
         "seed": seed,
     }
-    chosen = merged(base, settings, "compile()")
+    chosen = merged(_base(recipe), settings, "compile()")
     return compile_job(
         model, data, chosen, gates or Gates(), options or Options(), progress=progress
     )
+
+
+def sensitivity(
+    model: Source,
+    data: Data,
+    *,
+    by: By = "tensor",
+    measure: Measure = "both",
+    target: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    gates: Gates | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank what is quantized by the output error that it causes, on held-out feeds.
+
+    ``by``: tensor, role, layer or kind. ``measure``: quantize each alone, lift each alone, or both.
+    The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
+    RecipeError or TargetError on bad input.
+    """
+    chosen = merged(_base(recipe), {"target": target}, "sensitivity()")
+    settings = gates or Gates(), options or Options()
+    return rank_by(measurable(model, data, chosen, *settings, progress), by, measure)
+
+
+def _base(recipe: Recipe | str | Path | None) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read(recipe)
 
 
 def verify(

@@ -32,6 +32,7 @@ class Report:
     skips: list[Skip] = field(default_factory=list)
     ledger: list[Row] = field(default_factory=list)
     calibration: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
     float_bytes: int = 0
     bytes: int = 0
     model_sha256: str = ""
@@ -78,6 +79,7 @@ class Report:
             "verify": self.verdict.to_dict() if self.verdict else None,
             "bench": self.speed.to_dict() if self.speed else None,
             "calibration": self.calibration,
+            "search": self.search,
             "seconds": self.seconds,
             "passes": [asdict(p) for p in self.passes],
             "skips": [asdict(s) for s in self.skips],

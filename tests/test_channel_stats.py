@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.channel_stats import ChannelObserver
+from qcompile.plan import ChannelStats
 from qcompile.qtypes import Array
 
 
@@ -54,3 +55,82 @@ def test_scaled_and_permuted_follow_the_channels() -> None:
     factor, order = np.array([1.0, 2.0, 0.5]), np.array([2, 0, 1])
     np.testing.assert_array_equal(stats.scaled(factor).rows, stats.rows * factor)
     np.testing.assert_array_equal(stats.permuted(order).hi, stats.hi[order])
+
+
+# Tails ----------------------------------------------------------------------------------------
+
+
+def of(data: Array) -> ChannelStats:
+    return ChannelStats(data.min(0), data.max(0), data)
+
+
+def test_a_channel_that_hardly_moves_has_hardly_a_tail() -> None:
+    """Its own estimate is 0, half of the bound that is common to all remains; alone, nothing."""
+    data = rows(1000, 9)
+    data[:, 0] = 50
+    stats = of(data)
+    assert stats.tail[0] == pytest.approx(stats.tail.max() / 2)
+    assert stats.tail[0] < 0.05  # the maximum of 16 times the data: 15 % above
+    assert of(np.full((100, 3), 7, np.float32)).tail.tolist() == [0, 0, 0]
+    assert of(np.zeros((100, 3), np.float32)).tail.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("exponent", [0.1, 0.25, 0.5])
+def test_a_pareto_tail_is_found(exponent: float) -> None:
+    """u ** -a: the maximum of n grows as n ** a. Eight logarithms a channel, each with a standard
+    deviation of a: the mean of 400 channels is within 4 a / sqrt(8 * 400) = 7 %. The estimate of a
+    channel is cut at that mean, so it is below it by 1/2 · E max(0, own - mean) < 0.1 a."""
+    uniform = np.random.default_rng(0).uniform(size=(2000, 400))
+    stats = of((uniform**-exponent).astype(np.float32))
+    assert stats.tail.mean() == pytest.approx(exponent, rel=0.17)
+    assert stats.tail.max() <= exponent * 1.07
+
+
+def test_the_foreseen_maximum_is_that_of_more_data() -> None:
+    """A sample of a sixteenth: the maximum of 16 times the data is foretold on average."""
+    uniform = np.random.default_rng(0).uniform(size=(16 * 500, 200))
+    data = (uniform**-0.3).astype(np.float32)
+    foreseen, later = of(data[:500]).foreseen(4), of(data)
+    assert np.median(foreseen.hi) == pytest.approx(np.median(later.hi), rel=0.2)
+
+
+def test_normal_data_is_foreseen_to_grow_little() -> None:
+    """Normal maxima grow as sqrt(2 log n): from 1000 to 16000 by a fifth."""
+    stats = of(rows(1000, 50))
+    growth = stats.foreseen(4).hi / stats.hi
+    assert 1.05 < growth.mean() < 1.6
+
+
+def test_foreseen_moves_ends_outwards_and_keeps_the_sample() -> None:
+    stats = of(rows(200, 5))
+    assert np.array_equal(stats.foreseen(0).hi, stats.hi)
+    ahead = stats.foreseen(3)
+    np.testing.assert_allclose(ahead.hi / stats.hi, 2.0 ** (3 * stats.tail), rtol=1e-6)
+    np.testing.assert_allclose(ahead.lo / stats.lo, 2.0 ** (3 * stats.tail), rtol=1e-6)
+    assert ahead.rows is stats.rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_few_rows_have_no_tail(count: int) -> None:
+    stats = ChannelStats(-np.ones(3), np.ones(3), rows(count, 3))
+    assert stats.tail.tolist() == [0, 0, 0]
+    assert np.array_equal(stats.foreseen(4).hi, stats.hi)
+
+
+def test_the_largest_values_alone_make_the_tail() -> None:
+    """Order and sign do not matter, nor does what is small."""
+    data = rows(400, 6)
+    stats = of(data)
+    np.testing.assert_allclose(of(-data[::-1]).tail, stats.tail)
+    cut = np.sort(np.abs(data), axis=0)
+    cut[:200] = 0
+    np.testing.assert_allclose(of(cut).tail, stats.tail)
+    np.testing.assert_allclose(stats.scaled(np.full(6, 8, np.float32)).tail, stats.tail)
+
+
+def test_the_tail_of_permuted_channels_is_permuted() -> None:
+    stats, order = of(rows(100, 4)), np.array([3, 1, 0, 2])
+    np.testing.assert_allclose(stats.permuted(order).tail, stats.tail[order])
+    np.testing.assert_array_equal(stats.permuted(order).rows, stats.rows[:, order])
+    back = stats.permuted(order).permuted(np.argsort(order))
+    np.testing.assert_array_equal(back.lo, stats.lo)

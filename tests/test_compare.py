@@ -163,7 +163,24 @@ def test_every_gate_passes_and_fails(gate: str, passes: float, fails: float, sai
 def test_every_gate_was_tested() -> None:
     (mark,) = test_every_gate_passes_and_fails.pytestmark  # type: ignore[attr-defined]
     tested = {case[0] for case in mark.args[1]}
-    assert {f.name for f in fields(Gates)} == tested | {"max_latency_ratio"}
+    assert {f.name for f in fields(Gates)} == tested | {"max_latency_ratio", "min_metric"}
+
+
+def test_the_users_own_measure_is_a_gate() -> None:
+    for limit, passed in ((0.8, True), (0.81, False)):
+        found, gates = verdict(A, B), replace(OPEN, min_metric=limit)
+        found.measured(0.9, 0.8, gates)
+        assert found.passed == passed and found.to_dict()["metric"] == {
+            "float": 0.9,
+            "compiled": 0.8,
+        }
+    assert found.failures == ["metric 0.8 is below 0.81 (--min-metric), float has 0.9"]
+
+
+def test_error_and_sqnr_of_a_verdict() -> None:
+    """Cosines .96 and 1; signal 50, noise 2."""
+    found = verdict(A, B)
+    assert found.error == pytest.approx(0.02) and found.sqnr_db == pytest.approx(13.979, abs=1e-3)
 
 
 def test_the_default_gates_let_int8_pass_and_rubbish_not() -> None:

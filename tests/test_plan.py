@@ -60,3 +60,35 @@ def test_ranges_are_set_found_and_dropped() -> None:
     ranges.drop("x")
     ranges.drop("never there")
     assert ranges.get("x") is None
+
+
+# What transforms do to it ---------------------------------------------------------------------
+
+
+def test_moved_uses_take_their_decision_with_them() -> None:
+    plan = Plan([decision("x", Use("q", 0), Use("k", 0)), decision("y", Use("r", 0))])
+    plan.move((Use("q", 0),), "x/scaled")
+    assert plan.decisions == [
+        decision("x", Use("k", 0)),
+        decision("y", Use("r", 0)),
+        decision("x/scaled", Use("q", 0)),
+    ]
+
+
+def test_a_decision_whose_uses_all_move_is_gone() -> None:
+    plan = Plan([decision("x", Use("q", 0), Use("k", 0))])
+    plan.move((Use("k", 0), Use("q", 0)), "z")
+    assert plan.decisions == [decision("z", Use("q", 0), Use("k", 0))]
+
+
+def test_uses_that_move_to_one_tensor_are_joined() -> None:
+    plan = Plan([decision("x", Use("q", 0)), decision("y", Use("k", 0))])
+    plan.move((Use("q", 0),), "z")
+    plan.move((Use("k", 0),), "z")
+    assert plan.decisions == [decision("z", Use("q", 0), Use("k", 0))]
+
+
+def test_renamed_tensors_keep_what_was_decided() -> None:
+    plan = Plan([decision("x", Use("q", 0)), decision("y", Use("k", 0))])
+    plan.rename("x", "z")
+    assert [d.tensor for d in plan.decisions] == ["z", "y"]

@@ -211,12 +211,12 @@ def test_tasks_are_chosen_by_name(training: ModuleType) -> None:
 
 
 def test_a_task_starts_from_the_one_before_it(training: ModuleType, tmp_path: Path) -> None:
-    (mrpc,) = training.chosen("mrpc")
+    (rte,) = training.chosen("rte")
     with pytest.raises(SystemExit, match="2"):
-        training.start_of(mrpc, tmp_path)
+        training.start_of(rte, tmp_path)
     (tmp_path / "stsb").mkdir()
     (tmp_path / "stsb" / "model.safetensors").touch()
-    assert training.start_of(mrpc, tmp_path) == tmp_path / "stsb"
+    assert training.start_of(rte, tmp_path) == tmp_path / "stsb"
 
 
 def test_calibration_texts_are_read_by_qcompile(

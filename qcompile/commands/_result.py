@@ -56,6 +56,8 @@ def show(console: Console, report: Report) -> None:
         name = output.name
         made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
         made.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
+    if report.verdict is not None and report.verdict.metric is not None:
+        made.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
     if report.verdict is not None:
         made.add_row("samples compared", "", str(report.verdict.samples))
     made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))

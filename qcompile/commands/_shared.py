@@ -94,16 +94,19 @@ _GATES = {
     "max_flips": "Largest share of changed argmax decisions.",
     "max_abs": "Largest absolute difference of any value.",
     "max_latency_ratio": "Largest time of compiled over float.",
+    "min_metric": "Smallest value of --metric.",
 }
+_COMPILING_GATES = ("max_latency_ratio", "min_metric")
+ACCURACY_GATES = tuple(name for name in _GATES if name != "max_latency_ratio")
 
 
-def gate_options(*, latency: bool) -> Callable[[F], F]:
-    """One option a gate, with its default."""
+def gate_options(*, compiling: bool) -> Callable[[F], F]:
+    """One option a gate, with its default; some only make sense while compiling."""
 
     def decorate(command: F) -> F:
         defaults = Gates()
         for field in reversed(fields(Gates)):
-            if field.name == "max_latency_ratio" and not latency:
+            if field.name in _COMPILING_GATES and not compiling:
                 continue
             default = getattr(defaults, field.name)
             text = _GATES[field.name] + ("" if default is not None else "  [default: off]")

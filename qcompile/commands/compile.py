@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from qcompile import export
-from qcompile.api import MODES
 from qcompile.commands import _result
+from qcompile.commands._recipe import recipe_from, recipe_options
 from qcompile.commands._shared import (
+    ACCURACY_GATES,
     PATH,
-    Size,
     console,
     data_options,
     gate_options,
@@ -24,9 +25,6 @@ from qcompile.commands._shared import (
 from qcompile.compiler import compile_job
 from qcompile.errors import OutputError, RecipeError
 from qcompile.job import Options, RejectedError
-from qcompile.recipe import Recipe, merged, names, read
-
-_RECIPE_OPTIONS = ("target", "mode", "calibrator", "pipeline", "seed")
 
 
 @click.command("compile")
@@ -34,21 +32,12 @@ _RECIPE_OPTIONS = ("target", "mode", "calibrator", "pipeline", "seed")
 @click.option("-o", "--output", type=PATH, required=True, help="File to write.")
 @click.option("--data", help="Calibration data: .npz, folder of .npz, text, or module:function.")
 @data_options
-@click.option("--target", help="cpu, qdq: see `qcompile targets`.  [default: cpu]")
-@click.option("--mode", type=click.Choice(MODES), help="Default: static with data, else dynamic.")
-@click.option("--calibrator", help="See `qcompile calibrators`.  [default: minmax]")
-@click.option("--recipe", metavar="NAME|FILE",
-              help=f"{', '.join(names())}, or a .yaml file; options override.")  # fmt: skip
-@click.option("--pipeline", help='Passes: "name,name{option=value}"; see `qcompile passes`.')
-@click.option("--keep-float", multiple=True,
-              help="Pattern of node or tensor names to leave alone, or role:NAME.")  # fmt: skip
-@click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too.")
-@click.option("--max-memory", type=Size(), default="1GiB", show_default=True,
-              help="Bytes of activations that calibration may hold.")  # fmt: skip
-@gate_options(latency=True)
+@recipe_options
+@gate_options(compiling=True)
+@click.option("--metric", help="module:function of feeds and outputs, for --min-metric.")
+@click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
+              help="Seconds to find tensors to lift where a gate given is missed.")  # fmt: skip
 @click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside OUT.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]")
-@click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core.")
 @click.option("--no-verify", is_flag=True, help="Do not compare with the float model.")
 @click.option("--no-bench", is_flag=True, help="Do not time against the float model.")
 @click.option("--force", is_flag=True, help="Write even if a gate fails.")
@@ -58,14 +47,18 @@ def compile(**given: Any) -> None:
     """Compile MODEL, an .onnx file, into a quantized one.
 
     The result is verified against MODEL and timed beside it; where it is worse or slower than the
-    gates allow, nothing is written and the exit code is 1.
+    gates allow, nothing is written and the exit code is 1. Where an accuracy gate is given and
+    missed, the fewest tensors are lifted to more bits that pass it.
     """
     recipe, options, gates = recipe_from(given), options_from(given), gates_from(given)
     out: Path = given["output"]
     report_file = given["report_file"] or out.with_name(f"{out.stem}.report.json")
     if report_file.suffix != ".json":
         raise OutputError(f"report {str(report_file)!r}: expected a .json file")
-    _check_distinct({"input model": given["model"], "output": out, "report": report_file})
+    files = {"input model": given["model"], "output": out, "report": report_file}
+    if options.search_state is not None:
+        files["search state"] = options.search_state
+    _check_distinct(files)
     for path in (out, report_file):
         export.check_writable(path)
     if options.dump_dir is not None:
@@ -81,17 +74,10 @@ def compile(**given: Any) -> None:
         click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
 
 
-def recipe_from(given: dict[str, Any]) -> Recipe:
-    """The recipe, if any, with the command line's options on top."""
-    recipe = Recipe() if given["recipe"] is None else read(given["recipe"])
-    settings = {name: given[name] for name in _RECIPE_OPTIONS}
-    settings["keep_float"] = given["keep_float"] or None
-    settings["mask_padding"] = False if given["count_padding"] else None
-    return merged(recipe, settings, "command line")
-
-
 def options_from(given: dict[str, Any]) -> Options:
     """What is no part of the recipe."""
+    out: Path = given["output"]
+    seconds = given["search_time"] if _is_searched(given) else 0.0
     return Options(
         tokenizer=given["tokenizer"],
         samples=given["samples"],
@@ -102,7 +88,17 @@ def options_from(given: dict[str, Any]) -> Options:
         bench=not given["no_bench"],
         force=given["force"],
         dump_dir=given["dump_passes"],
+        metric=given["metric"],
+        search_time=seconds,
+        search_state=out.with_name(f"{out.stem}.search.json") if seconds else None,
     )
+
+
+def _is_searched(given: dict[str, Any]) -> bool:
+    """A gate that the user has set, not one by default, is worth a search."""
+    context = click.get_current_context()
+    gates = (n for n in given if n in ACCURACY_GATES)
+    return any(context.get_parameter_source(n) is not ParameterSource.DEFAULT for n in gates)
 
 
 def _make_folder(path: Path) -> None:

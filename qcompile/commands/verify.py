@@ -26,7 +26,7 @@ from qcompile.python import verify as compare_models
 @click.argument("candidate", type=PATH)
 @click.option("--data", required=True, help="Feeds to compare on, in any form.")
 @data_options
-@gate_options(latency=False)
+@gate_options(compiling=False)
 @output_options
 def verify(**given: Any) -> None:
     """Compare the outputs of CANDIDATE with REFERENCE's; exit 1 where a gate fails."""

@@ -1,0 +1,92 @@
+"""What a quantized ONNX file computes in integers, whoever made it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from onnx import ModelProto, NodeProto, TensorProto
+
+INTEGER_OPS = (
+    "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm",
+    "QLinearMatMul",
+)  # fmt: skip
+OTHER, WIDE = "other operator", "tensor in 16 bits"
+KINDS = ("linear", "product", "table", OTHER, WIDE)
+_PRODUCTS = ("MatMul", "Gemm", *INTEGER_OPS)
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+# They move values about: neither integer arithmetic nor float.
+_MOVERS = (
+    "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
+_TRANSPARENT = ("Identity", "Sum", "Transpose")  # a Sum of one operand
+_BYTES = (TensorProto.INT8, TensorProto.UINT8)
+_WORDS = (TensorProto.INT16, TensorProto.UINT16)
+
+
+class _Graph:
+    def __init__(self, model: ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.constants = {t.name: t for t in model.graph.initializer}
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.readers: dict[str, list[NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def dequantized(self, node: NodeProto) -> Iterator[NodeProto]:
+        """The DequantizeLinear nodes that a node reads, also through what changes no value."""
+        for name in node.input:
+            maker = self.makers.get(name)
+            if maker is not None and maker.op_type in _TRANSPARENT and len(maker.input) == 1:
+                maker = self.makers.get(maker.input[0])
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                yield maker
+
+    def weights(self, node: NodeProto) -> list[str]:
+        """Integer constants of two dimensions that a node reads, as they are or dequantized."""
+        names = [*node.input, *(n.input[0] for n in self.dequantized(node))]
+        return [n for n in names if self._is_integer(n)]
+
+    def _is_integer(self, name: str) -> bool:
+        found = self.constants.get(name)
+        return found is not None and len(found.dims) > 1 and found.data_type in (*_BYTES, *_WORDS)
+
+    def is_between(self, node: NodeProto) -> bool:
+        """True where all that a node makes is quantized: a float operator in quantized form."""
+        readers = [reader for name in node.output for reader in self.readers.get(name, [])]
+        quantized = bool(readers) and all(r.op_type == "QuantizeLinear" for r in readers)
+        return quantized and any(self.dequantized(node)) and node.op_type not in _MOVERS
+
+    def is_wide(self, node: NodeProto) -> bool:
+        """True for a quantizer with 16 bits."""
+        zero = self.constants.get(node.input[2]) if len(node.input) > 2 else None
+        return zero is not None and zero.data_type in _WORDS
+
+
+def what_is_integer(model: ModelProto) -> str:
+    """Counts of products with weights, other products, tables and other operators, in words."""
+    graph = _Graph(model)
+    counts = Counter(kind for node in graph.nodes for kind in [_kind(graph, node)] if kind)
+    return ", ".join(_counted(counts[kind], kind) for kind in KINDS if counts[kind]) or "nothing"
+
+
+def _kind(graph: _Graph, node: NodeProto) -> str:
+    """What a node counts as, "" for nothing."""
+    if node.op_type in _QUANTIZERS:
+        return WIDE if node.op_type == "QuantizeLinear" and graph.is_wide(node) else ""
+    has_weight = bool(graph.weights(node))
+    if node.op_type in INTEGER_OPS or (node.op_type in _PRODUCTS and any(graph.dequantized(node))):
+        return "linear" if has_weight else "product"
+    if node.op_type == "Gather" and has_weight:
+        return "table"
+    return OTHER if graph.is_between(node) else ""
+
+
+def _counted(count: int, kind: str) -> str:
+    """Kinds are in the singular: ``tensor in 16 bits`` becomes ``2 tensors in 16 bits``."""
+    first, *rest = kind.split(" ")
+    if kind == OTHER:
+        first, rest = kind, []
+    return " ".join([str(count), first + "s" * (count != 1), *rest])

@@ -1,0 +1,45 @@
+"""Options that say what to build, for every command that plans and calibrates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qcompile.api import MODES
+from qcompile.commands._shared import F, Size
+from qcompile.recipe import Recipe, merged, names, read
+
+_SETTINGS = ("target", "mode", "calibrator", "pipeline", "seed")
+_OPTIONS = (
+    click.option("--target", help="cpu, qdq: see `qcompile targets`.  [default: cpu]"),
+    click.option("--mode", type=click.Choice(MODES),
+                 help="Default: static with data, else dynamic."),
+    click.option("--calibrator", help="See `qcompile calibrators`.  [default: minmax]"),
+    click.option("--recipe", metavar="NAME|FILE",
+                 help=f"{', '.join(names())}, or a .yaml file; options override."),
+    click.option("--pipeline", help='Passes: "name,name{option=value}"; see `qcompile passes`.'),
+    click.option("--keep-float", multiple=True,
+                 help="Pattern of node or tensor names to leave alone, or role:NAME."),
+    click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
+    click.option("--max-memory", type=Size(), default="1GiB", show_default=True,
+                 help="Bytes of activations that calibration may hold."),
+    click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]"),
+    click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core."),
+)  # fmt: skip
+
+
+def recipe_options(command: F) -> F:
+    """The recipe, option by option, and what its calibration may use."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def recipe_from(given: dict[str, Any]) -> Recipe:
+    """The recipe, if any, with the command line's options on top."""
+    recipe = Recipe() if given["recipe"] is None else read(given["recipe"])
+    settings = {name: given[name] for name in _SETTINGS}
+    settings["keep_float"] = given["keep_float"] or None
+    settings["mask_padding"] = False if given["count_padding"] else None
+    return merged(recipe, settings, "command line")

@@ -1,0 +1,142 @@
+"""qcompile sensitivity MODEL --data DATA [-o policy.yaml]"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile import export
+from qcompile.commands._recipe import recipe_from, recipe_options
+from qcompile.commands._shared import (
+    PATH,
+    console,
+    data_options,
+    gate_options,
+    gates_from,
+    output_options,
+    print_json,
+    progress_bar,
+    table,
+)
+from qcompile.errors import OutputError
+from qcompile.items import BY
+from qcompile.job import Options
+from qcompile.policy import Policy, Sensitivity
+from qcompile.python import sensitivity as measure
+from qcompile.ranking import MEASURES, Row, Score
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("--data", required=True, help="Calibration data, in any form; a part is held out.")
+@data_options
+@click.option("-o", "--output", type=PATH, help="Policy to write, a recipe for `compile`: .yaml.")
+@click.option("--by", type=click.Choice(BY), default="tensor", show_default=True,
+              help="What is measured together.")  # fmt: skip
+@click.option("--measure", "what", type=click.Choice(MEASURES), default="both", show_default=True,
+              help="Quantize each alone, lift each alone.")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows to show.")
+@click.option("--lift", type=click.IntRange(0),
+              help="Items that the policy lifts.  [default: what the gates need]")  # fmt: skip
+@recipe_options
+@gate_options(compiling=False)
+@output_options
+def sensitivity(**given: Any) -> None:
+    """Rank the tensors of MODEL by the error of its outputs that quantizing them causes.
+
+    Errors are 1 - cosine, the mean over held-out samples and outputs. -o writes a recipe that
+    lifts the most sensitive to 16 bits, or to float where the target has none.
+    """
+    out: Path | None = given["output"]
+    if out is not None:
+        _check(out, given["model"])
+    with progress_bar(given["quiet"] or given["as_json"]) as bar:
+        found = measure(
+            given["model"],
+            given["data"],
+            by=given["by"],
+            measure=given["what"],
+            recipe=recipe_from(given),
+            gates=gates_from(given),
+            options=_options(given),
+            progress=bar,
+        )
+    policy = None if out is None else found.policy(given["lift"])
+    if given["as_json"]:
+        print_json({**found.to_dict(), "policy": None if policy is None else _plain(policy)})
+    elif not given["quiet"]:
+        show(found, given["top"])
+    if out is not None and policy is not None:
+        heading = f"qcompile sensitivity {found.source} --by {found.by}"
+        export.write_atomic(out, policy.to_yaml(heading).encode())
+        if not (given["quiet"] or given["as_json"]):
+            _announce(out, given["model"], policy)
+
+
+def _check(out: Path, model: Path) -> None:
+    if out.suffix not in _SUFFIXES:
+        raise OutputError(f"policy {str(out)!r}: expected a .yaml file")
+    if out.resolve() == model.resolve():
+        raise OutputError(f"output {str(out)!r} is the input model itself")
+    export.check_writable(out)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    names = ("tokenizer", "samples", "batch_size", "max_memory", "threads")
+    return Options(**{name: given[name] for name in names})
+
+
+def _plain(policy: Policy) -> dict[str, Any]:
+    return {
+        "precision": dict(policy.recipe.precision),
+        "lifted": [row.item.name for row in policy.lifted],
+        "predicted": policy.predicted.to_dict(),
+    }
+
+
+def show(found: Sensitivity, top: int) -> None:
+    """The table: what each item does alone, and what is left without it."""
+    job = found.found.job
+    made = table(
+        f"{found.source}: target {job.target.name}, {job.mode}, 1 - cosine with all quantized "
+        f"{found.quantized.error:.2e}",
+        "item",
+        "rank",
+        "role",
+        "layer",
+        "kind",
+        "alone: error",
+        "SQNR dB",
+        "lifted: error left",
+    )
+    for rank, row in enumerate(found.rows[:top], 1):
+        made.add_row(row.item.name, str(rank), *_cells(row))
+    console().print(made)
+    if len(found.rows) > top:
+        click.echo(f"{len(found.rows) - top} more: --top shows them")
+
+
+def _cells(row: Row) -> list[str]:
+    sqnr = "-" if row.alone is None else f"{row.alone.sqnr_db:.1f}"
+    layer = "-" if row.item.layer is None else str(row.item.layer)
+    return [row.item.roles, layer, row.item.kinds, _error(row.alone), sqnr, _error(row.lifted)]
+
+
+def _error(score: Score | None) -> str:
+    return "-" if score is None else f"{score.error:.2e}"
+
+
+def _announce(out: Path, model: Path, policy: Policy) -> None:
+    found = policy.predicted
+    click.echo(
+        f"written: {out}, which lifts {len(policy.lifted)}: predicted cosine "
+        f"{found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}"
+    )
+    click.echo(
+        f"next:    qcompile compile {shlex.quote(str(model))} --recipe {shlex.quote(str(out))} …"
+    )

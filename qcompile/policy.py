@@ -1,0 +1,133 @@
+"""A ranking of items as a recipe: the most sensitive lifted, so that the gates are passed.
+
+The file is a plain recipe for ``compile --recipe``; beside each pattern stands the error that was
+measured. How many are lifted is found by bisection over the ranking, on the switched model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from qcompile.errors import GateError
+from qcompile.items import By
+from qcompile.ranking import Measurable, Measure, Row, Score, rank
+from qcompile.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A recipe that lifts these rows, and what the switched model says of it."""
+
+    recipe: Recipe
+    lifted: tuple[Row, ...]
+    predicted: Score
+
+    def to_yaml(self, heading: str) -> str:
+        """The recipe as a file; JSON strings and lists are YAML too."""
+        found = self.predicted
+        lines = [
+            f"# {heading}",
+            f"# predicted: cosine mean {found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}",
+        ]
+        default = Recipe()
+        for name in (f.name for f in fields(Recipe) if f.name != "precision"):
+            value = getattr(self.recipe, name)
+            if name == "target" or value != getattr(default, name):
+                lines.append(f"{name}: {json.dumps(value)}")
+        if self.recipe.precision:
+            notes = {pattern: _note(row) for row in self.lifted for pattern, _ in row.item.lifts}
+            lines.append("precision:")
+            for pattern, bits in self.recipe.precision:
+                note = f"  # {notes[pattern]}" if pattern in notes else ""
+                lines.append(f"  {json.dumps(pattern)}: {bits}{note}")
+        return "\n".join(lines) + "\n"
+
+
+def _note(row: Row) -> str:
+    where = row.item.roles if row.item.layer is None else f"{row.item.roles}@{row.item.layer}"
+    said = []
+    if row.alone is not None:
+        said.append(f"error {row.alone.error:.1e} alone")
+    if row.lifted is not None:
+        said.append(f"{row.lifted.error:.1e} left when it alone is lifted")
+    return f"{where}: {', '.join(said)}"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Rows, the most sensitive first, between ``quantized``, all on, and ``plain``, all off."""
+
+    source: str
+    found: Measurable
+    by: By
+    rows: tuple[Row, ...]
+    quantized: Score
+    plain: Score
+
+    def policy(self, lift: int | None = None) -> Policy:
+        """Lift the first ``lift`` rows, or as many as the gates need.
+
+        Raises GateError where even all of them are not enough.
+        """
+        count = self._needed() if lift is None else min(lift, len(self.rows))
+        chosen = self.rows[:count]
+        old = self.found.job.recipe
+        lifts = dict(lift for row in chosen for lift in row.item.lifts)
+        recipe = replace(old, precision=(*lifts.items(), *old.precision))
+        return Policy(recipe, chosen, self._with(count))
+
+    def _with(self, count: int) -> Score:
+        off = {s for row in self.rows[:count] for s in row.item.switches}
+        return self.found.meter(self.found.meter.everything - off)
+
+    def _needed(self) -> int:
+        if not self.quantized.failures:
+            return 0
+        if self.plain.failures:
+            raise GateError(f"no policy is enough: with all lifted {self.plain.failures[0]}")
+        misses, passes = 0, len(self.rows)
+        while passes - misses > 1:
+            middle = (misses + passes) // 2
+            if self._with(middle).failures:
+                misses = middle
+            else:
+                passes = middle
+        return passes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: what is infinite is None."""
+        job = self.found.job
+        plain: dict[str, Any] = _finite(
+            {
+                "source": self.source,
+                "target": job.target.name,
+                "mode": job.mode,
+                "recipe": asdict(job.recipe),
+                "by": self.by,
+                "quantized": self.quantized.to_dict(),
+                "float": self.plain.to_dict(),
+                "rows": [row.to_dict() for row in self.rows],
+            }
+        )
+        return plain
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
+    """Measure all items of a model that is ready for it."""
+    items, job = found.items(by), found.job
+    job.progress.step("measure", len(items))
+    quantized, plain = found.meter(found.meter.everything), found.meter(())
+    rows = rank(found.meter, items, what, job.progress.advance)
+    return Sensitivity(job.report.source, found, by, tuple(rows), quantized, plain)

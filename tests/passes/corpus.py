@@ -1,0 +1,306 @@
+"""Graphs on which passes are tried, their feeds, and what calibration finds on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+
+from qcompile.api import Context, Pass
+from qcompile.export import serialize
+from qcompile.graph import Graph
+from qcompile.plan import ChannelStats
+from qcompile.qtypes import Array, Range
+from qcompile.runtime import Session, SessionOptions, with_outputs
+from qcompile.testing import normal, parse
+
+Feed = dict[str, Array]
+F32 = np.float32
+
+
+def linear() -> Graph:
+    """A linear with what exporters leave around it, in an opset that is to be raised."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 14]>
+        g (float[B,S,8] x, float[8,6] w, float[6] b, float[6,8] v, int64[2] rows)
+            => (float[B,S,6] y, float[R,6] z) {
+            i = Identity(x)
+            m = MatMul(i, w)
+            n = Neg(b)
+            y = Add(m, n)
+            j = Relu(x)
+            k = Relu(x)
+            l = Add(j, k)
+            f = Reshape(l, rows)
+            z = Gemm<transB = 1>(f, v, )
+        }""",
+        w=normal(8, 6),
+        b=normal(6),
+        v=normal(6, 8),
+        rows=np.array([-1, 8]),
+    )
+
+
+def attention() -> Graph:
+    """Two heads, shapes computed at run time, a mask made of integers, a residual sum."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, int64[B,S] mask, float[8,8] wq, float[8] bq, float[8,8] wk,
+            float[8,8] wv, float[8,8] wo, float[8] bo, float root, float one, float low,
+            int64 zero, int64 first, int64[1] axes, int64[2] heads, int64[1] width, int64[2] inner)
+            => (float[B,S,8] y) {
+            s = Shape(x)
+            d0 = Gather(s, zero)
+            d1 = Gather(s, first)
+            v0 = Unsqueeze(d0, axes)
+            v1 = Unsqueeze(d1, axes)
+            split = Concat<axis = 0>(v0, v1, heads)
+            joined = Concat<axis = 0>(v0, v1, width)
+            qm = MatMul(x, wq)
+            qb = Add(qm, bq)
+            qr = Reshape(qb, split)
+            q = Transpose<perm = [0, 2, 1, 3]>(qr)
+            km = MatMul(x, wk)
+            kr = Reshape(km, split)
+            k = Transpose<perm = [0, 2, 3, 1]>(kr)
+            vm = MatMul(x, wv)
+            vr = Reshape(vm, split)
+            v = Transpose<perm = [0, 2, 1, 3]>(vr)
+            qk = MatMul(q, k)
+            scores = Div(qk, root)
+            float_mask = Cast<to = 1>(mask)
+            wide = Unsqueeze(float_mask, inner)
+            hidden = Sub(one, wide)
+            bias = Mul(hidden, low)
+            masked = Add(scores, bias)
+            p = Softmax(masked)
+            c = MatMul(p, v)
+            ct = Transpose<perm = [0, 2, 1, 3]>(c)
+            cr = Reshape(ct, joined)
+            om = MatMul(cr, wo)
+            o = Add(om, bo)
+            y = Add(o, x)
+        }""",
+        **{name: normal(8, 8, seed=i) for i, name in enumerate(("wq", "wk", "wv", "wo"))},
+        bq=normal(8),
+        bo=normal(8, seed=1),
+        root=np.array(2, F32),
+        one=np.array(1, F32),
+        low=np.array(-3.4e38, F32),
+        zero=np.array(0),
+        first=np.array(1),
+        axes=np.array([0]),
+        heads=np.array([2, 4]),
+        width=np.array([8]),
+        inner=np.array([1, 2]),
+    )
+
+
+def layernorm() -> Graph:
+    """A decomposed layer normalization between two linears that share their weight."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, float[8,8] w, float[8] g, float[8] b, float e, float two)
+            => (float[B,S,8] y, float[B,S,8] a) {
+            a = MatMul(x, w)
+            m = ReduceMean<axes = [-1]>(a)
+            d = Sub(a, m)
+            q = Pow(d, two)
+            v = ReduceMean<axes = [-1]>(q)
+            s = Add(v, e)
+            r = Sqrt(s)
+            n = Div(d, r)
+            h = Mul(n, g)
+            o = Add(h, b)
+            y = MatMul(o, w)
+        }""",
+        w=normal(8, 8),
+        g=normal(8),
+        b=normal(8, seed=1),
+        e=np.array(1e-5, F32),
+        two=np.array(2, F32),
+    )
+
+
+def gelu() -> Graph:
+    """Both forms of GELU, one after a linear."""
+    scalars = {"root": 2**0.5, "one": 1, "half": 0.5, "three": 3, "cubic": 0.044715}
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, float[8,8] w, float root, float one, float half, float three,
+            float cubic, float slope) => (float[B,S,8] y, float[B,S,8] z) {
+            m = MatMul(x, w)
+            d = Div(m, root)
+            e = Erf(d)
+            a = Add(e, one)
+            p = Mul(m, a)
+            y = Mul(p, half)
+            c = Pow(x, three)
+            f = Mul(c, cubic)
+            g = Add(x, f)
+            h = Mul(g, slope)
+            t = Tanh(h)
+            u = Add(t, one)
+            v = Mul(x, half)
+            z = Mul(v, u)
+        }""",
+        w=normal(8, 8),
+        slope=np.array((2 / np.pi) ** 0.5, F32),
+        **{name: np.array(value, F32) for name, value in scalars.items()},
+    )
+
+
+def embedding() -> Graph:
+    """Two tables, one large enough to be quantized, their sum normalized."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (int64[B,S] ids, float[65536,4] words, float[2,4] types, int64 zero, float[4] g,
+            float[4] b, float[4,4] w) => (float[B,S,4] y) {
+            e = Gather(words, ids)
+            t = Gather(types, zero)
+            s = Add(e, t)
+            n = LayerNormalization<axis = -1>(s, g, b)
+            y = MatMul(n, w)
+        }""",
+        words=normal(65536, 4),
+        types=normal(2, 4),
+        zero=np.array(0),
+        g=normal(4),
+        b=normal(4, seed=1),
+        w=normal(4, 4),
+    )
+
+
+def branch() -> Graph:
+    """An If whose bodies read outer tensors, among them a weight that a linear reads too."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (bool c, float[B,S,8] x, float[8,8] w, float[8] b, float lo) => (float[B,S,8] y) {
+            i = Clip(x, , lo)
+            h = Identity(i)
+            m = MatMul(h, w)
+            a = Add(m, b)
+            r = If (c) <
+                then_branch = yes () => (float[B,S,8] p) { k = MatMul(h, w) p = Add(k, a) },
+                else_branch = no () => (float[B,S,8] q) { q = Neg(m) }
+            >
+            n = Mul(a, b)
+            v = MatMul(n, w)
+            y = Add(r, v)
+        }""",
+        w=normal(8, 8),
+        b=normal(8),
+        lo=np.array(2, F32),
+    )
+
+
+def concatenated() -> Graph:
+    """A linear over two tensors side by side, one of them cut as the integers will be."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, float[16,8] w, float zero) => (float[B,S,8] y) {
+            r = Clip(x, zero, )
+            c = Concat<axis = -1>(x, r)
+            y = MatMul(c, w)
+        }""",
+        w=normal(16, 8),
+        zero=np.array(0, F32),
+    )
+
+
+def outliers(wide: float = 10) -> Graph:
+    """A wide channel after a normalization, and some among many after an activation function.
+
+    What reads them has small weights, as in trained models: the answers do not grow with them.
+    """
+    many = 1024
+    gamma, first, second = np.ones(8, F32), normal(8, many) / F32(8), normal(many, 8, seed=1) / 32
+    gamma[3], first[3] = wide, first[3] / wide
+    first[:, 7::256] *= F32(wide)
+    second[7::256] /= F32(wide)
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, float[8] g, float[8] b, float[8,1024] w, float[1024] c,
+            float[1024,8] v) => (float[B,S,8] y) {
+            n = LayerNormalization<axis = -1>(x, g, b)
+            m = MatMul(n, w)
+            a = Add(m, c)
+            r = Relu(a)
+            y = MatMul(r, v)
+        }""",
+        g=gamma,
+        b=normal(8) / 8,
+        w=first,
+        c=normal(many) / 8,
+        v=second.astype(F32),
+    )
+
+
+CORPUS: dict[str, Callable[[], Graph]] = {
+    "attention": attention,
+    "branch": branch,
+    "concatenated": concatenated,
+    "embedding": embedding,
+    "gelu": gelu,
+    "layernorm": layernorm,
+    "linear": linear,
+    "outliers": outliers,
+}
+
+
+def feeds(graph: Graph) -> list[Feed]:
+    """A batch of one token, and one of odd sizes with padding."""
+    return [feed(graph, 1, 1, 0), feed(graph, 2, 5, 1)]
+
+
+def feed(graph: Graph, batch: int, length: int, seed: int) -> Feed:
+    """Values for the inputs of a graph of the corpus; the first row is padded from its third."""
+    mask = np.ones((batch, length), np.int64)
+    mask[0, 3:] = 0
+    values: Feed = {
+        "x": normal(batch, length, 8, seed=seed),
+        "ids": np.random.default_rng(seed).integers(0, 65536, (batch, length)),
+        "mask": mask,
+        "c": np.array(seed == 0),
+    }
+    return {t.name: values[t.name] for t in graph.inputs}
+
+
+# Calibration ----------------------------------------------------------------------------------
+
+
+def observed(graph: Graph, names: Sequence[str], data: Sequence[Feed]) -> dict[str, list[Array]]:
+    """What tensors hold in the graph as it is, one array a feed."""
+    made = [n for n in names if graph.producer(graph.tensors()[n]) is not None]
+    seen = list(data)
+    if made:
+        tapped = with_outputs(onnx.ModelProto.FromString(serialize(graph)), made)
+        session = Session(tapped.SerializeToString(), SessionOptions(threads=1, optimize=False))
+        seen = [{**one, **session.run(one)} for one in data]
+    return {n: [one[n] for one in seen] for n in names}
+
+
+def calibrate(graph: Graph, ctx: Context, item: Pass, data: Sequence[Feed] = ()) -> Context:
+    """What the plan asked for and the pass wants to look at, where it is not known already.
+
+    From runs of the graph as it is, so before insertion.
+    """
+    ranged = [r.tensor for r in ctx.requests if ctx.ranges.get(r.tensor) is None]
+    watched = [n for n in dict.fromkeys(item.wants(graph, ctx)) if n not in ctx.channels]
+    known = graph.tensors()
+    wanted = [n for n in dict.fromkeys([*ranged, *watched]) if n in known]
+    if wanted:
+        data = data or [*feeds(graph), feed(graph, 8, 16, 2)]
+    for name, values in observed(graph, wanted, data).items():
+        if name in ranged:
+            ctx.ranges.set(name, Range(min(v.min() for v in values), max(v.max() for v in values)))
+        if name in watched:
+            ctx.channels[name] = stats(*values)
+    return ctx
+
+
+def stats(*values: Array) -> ChannelStats:
+    """Statistics of all rows."""
+    rows = np.concatenate([v.reshape(-1, v.shape[-1]) for v in values])
+    return ChannelStats(rows.min(0), rows.max(0), rows)

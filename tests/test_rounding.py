@@ -1,0 +1,148 @@
+"""Weights become integers: to nearest, or so that rows make up for each other's error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from qcompile.qtypes import Array, QSpec, dequantize, qparams, quantize, weight_range
+from qcompile.rounding import compensated, nearest, real
+from qcompile.targets.cpu import WEIGHT
+from qcompile.testing import normal
+
+properties = settings(deadline=None, derandomize=True, max_examples=60)
+floats = st.floats(-(2.0**20), 2.0**20, width=32)
+weights = st.integers(1, 6).flatmap(lambda n: arrays(np.float32, (n, 3), elements=floats))
+PER_TENSOR = QSpec("int8", symmetric=True)
+SPECS = [WEIGHT, PER_TENSOR, QSpec("int8", True, "channel", 0, narrow=True), QSpec("int16", True)]
+
+
+def data(rows: int, channels: int, seed: int = 0) -> Array:
+    """Rows whose channels are sums of a quarter as many sources: far from independent."""
+    sources = max(1, channels // 4)
+    mixed = normal(rows, sources, seed=seed) @ normal(sources, channels, seed=seed + 1)
+    return mixed + np.float32(0.1) * normal(rows, channels, seed=seed + 2)
+
+
+def gram(x: Array) -> Array:
+    found: Array = x.T @ x
+    return found
+
+
+def output_error(x: Array, w: Array, rounded: Array) -> float:
+    return float(np.linalg.norm(x.astype(np.float64) @ (w - rounded.astype(np.float64))))
+
+
+@given(weights, st.sampled_from(SPECS))
+@properties
+def test_nearest_is_quantization_by_the_weights_own_extrema(w: Array, spec: QSpec) -> None:
+    found, params = nearest(w, spec), qparams(weight_range(w, spec), spec)
+    assert np.array_equal(found.values, quantize(w, params))
+    assert found.values.dtype == spec.dtype
+    assert np.array_equal(real(found), dequantize(found.values, params))
+
+
+def test_nearest_rejects_what_has_no_range() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        nearest(np.array([[np.nan]], np.float32), WEIGHT)
+    with pytest.raises(ValueError, match="empty constant"):
+        nearest(np.zeros((0, 3), np.float32), WEIGHT)
+
+
+@given(weights, st.integers(0, 9), st.floats(1e-3, 10))
+@properties
+def test_compensated_integers_are_those_of_the_spec(w: Array, seed: int, damping: float) -> None:
+    """Carried errors would push values beyond the range of the weight."""
+    moments = gram(data(20, len(w), seed))
+    found, plain = compensated(w, moments, WEIGHT, damping), nearest(w, WEIGHT)
+    low, high = WEIGHT.limits
+    assert found.values.dtype == np.int8 and found.values.shape == w.shape
+    assert found.values.min() >= low and found.values.max() <= high
+    assert np.array_equal(found.params.scale, plain.params.scale)
+
+
+@given(weights, st.integers(0, 9))
+@properties
+def test_uncorrelated_channels_have_nothing_to_make_up_for(w: Array, seed: int) -> None:
+    """The inverse of a diagonal is one: no error is carried."""
+    energy = np.random.default_rng(seed).uniform(0.1, 10, len(w))
+    found = compensated(w, np.diag(energy), WEIGHT, damping=0.5)
+    assert np.array_equal(found.values, nearest(w, WEIGHT).values)
+
+
+def test_damping_without_bound_is_nearest() -> None:
+    """What is carried is the error over the damping: nothing is left of half a step at 1e9."""
+    w, x = normal(64, 16), data(200, 64)
+    found = compensated(w, gram(x), WEIGHT, damping=1e9)
+    assert np.array_equal(found.values, nearest(w, WEIGHT).values)
+
+
+@pytest.mark.parametrize("damping", [1e-3, 0.01, 0.1, 1.0])
+def test_the_product_errs_less_than_with_nearest(damping: float) -> None:
+    """On the data itself; the weight errs more. Damped by all of it, a fifth is left to gain."""
+    w, x = normal(96, 32), data(400, 96)
+    found, plain = compensated(w, gram(x), WEIGHT, damping), nearest(w, WEIGHT)
+    share = output_error(x, w, real(found)) / output_error(x, w, real(plain))
+    assert share < (0.5 if damping < 0.5 else 0.8)
+    assert np.square(w - real(found)).sum() > np.square(w - real(plain)).sum()
+
+
+def test_new_data_of_the_same_kind_gains_too() -> None:
+    w, seen = normal(96, 32), data(400, 96)
+    unseen = seen[:100] + 0.1 * normal(100, 96, seed=9)
+    found, plain = compensated(w, gram(seen), WEIGHT, 1.0), nearest(w, WEIGHT)
+    assert output_error(unseen, w, real(found)) < 0.9 * output_error(unseen, w, real(plain))
+
+
+@pytest.mark.parametrize("inputs", [1, 63, 64, 65, 200])
+def test_blocks_do_not_show(inputs: int) -> None:
+    """Row by row as the paper has it; blocks of 64 add up in another order, so ties may fall."""
+    w, moments = normal(inputs, 8), gram(data(300, inputs)).astype(np.float64)
+    found = compensated(w, moments, WEIGHT, 0.1).values.astype(int)
+    assert (found != plainly(w, moments, 0.1)).mean() < 0.01
+
+
+def plainly(w: Array, moments: Array, damping: float) -> Array:
+    """Algorithm 1 of Frantar et al. without blocks, in float64: integers (inputs, outputs)."""
+    scale = nearest(w, WEIGHT).params.scale
+    order = np.argsort(-np.diagonal(moments), kind="stable")
+    damped = moments[np.ix_(order, order)] + damping * np.diagonal(moments).mean() * np.eye(len(w))
+    inverse, rows = np.linalg.inv(damped), w[order].astype(np.float64)
+    found = np.zeros(w.shape, int)
+    for i in range(len(rows)):
+        steps = np.clip(np.rint(rows[i] / scale), -127, 127)
+        found[order[i]] = steps
+        carried = inverse[i + 1 :, i] / inverse[i, i]
+        rows[i + 1 :] -= np.outer(carried, rows[i] - steps * scale)
+        rest = inverse[i + 1 :, i + 1 :]
+        inverse[i + 1 :, i + 1 :] = rest - np.outer(inverse[i + 1 :, i], carried)
+    return found
+
+
+@pytest.mark.parametrize("spec", [PER_TENSOR, QSpec("int8", True, "channel", 0)], ids=str)
+def test_other_scales_than_per_output_fall_back_to_nearest(spec: QSpec) -> None:
+    w, x = normal(16, 4), data(50, 16)
+    assert np.array_equal(compensated(w, gram(x), spec, 0.01).values, nearest(w, spec).values)
+
+
+def test_an_axis_from_the_back_is_the_same_axis() -> None:
+    w, moments = normal(16, 4), gram(data(50, 16))
+    back = QSpec("int8", True, "channel", -1, narrow=True)
+    found = compensated(w, moments, back, 0.01).values
+    assert np.array_equal(found, compensated(w, moments, WEIGHT, 0.01).values)
+
+
+def test_data_of_zeros_falls_back_to_nearest() -> None:
+    w = normal(4, 3)
+    found = compensated(w, np.zeros((4, 4), np.float32), WEIGHT, 1.0)
+    assert np.array_equal(found.values, nearest(w, WEIGHT).values)
+
+
+def test_a_channel_that_was_always_zero_is_rounded_all_the_same() -> None:
+    w, x = normal(8, 3), data(50, 8)
+    x[:, 3] = 0
+    found = compensated(w, gram(x), WEIGHT, 1e-3)
+    assert np.array_equal(found.values[3], nearest(w, WEIGHT).values[3])
