@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 import time
@@ -136,7 +135,7 @@ def measured(bench: Bench, candidate: Candidate, work: Path) -> Line:
     """The candidate's line; nothing that a compiler raises ends the program."""
     if candidate.obstacle:
         return Line(candidate.group, candidate.name, failure=candidate.obstacle)
-    model = work / f"{candidate.group}-{digest(candidate.identity)}.onnx"
+    model = work / f"{digest(candidate.identity)}.onnx"
     try:
         cost = made(candidate, model)
         figures = remembered(bench, model, model.with_suffix(f".{bench.key}.json"))
@@ -173,11 +172,6 @@ def remembered(bench: Bench, model: Path, note: Path) -> Figures:
     found = bench.figures(model)
     note.write_text(json.dumps(asdict(found), indent=1))
     return found
-
-
-def slug(name: str) -> str:
-    """A name fit for a file."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 # ---- printing

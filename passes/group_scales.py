@@ -11,7 +11,8 @@ sum of ``size · range²`` is least. At most ``most`` of the channels leave the 
 few sentences say little about a single channel, and groups that are cut all over the range clip
 unseen text (equal groups and a scale per channel do). The number of groups is the smallest that
 comes within ``slack`` of the best. Ranges are those to foresee for unseen data. Edits nothing but
-the plan. Refuses tensors whose last axis has no fixed size, 16-bit ones, and what was not sampled.
+the plan. Refuses tensors whose last axis has no fixed size, 16-bit ones (their range is
+widened all the same), and what was not sampled.
 """
 
 from __future__ import annotations
@@ -70,14 +71,16 @@ class GroupScales(Pass):
     def _group(self, ctx: Context, decision: Decision, stats: ChannelStats) -> None:
         foreseen = stats.foreseen(self.doublings)
         lo, hi = np.minimum(foreseen.lo, 0), np.maximum(foreseen.hi, 0)
-        parts = self._parts(hi - lo)
+        assert decision.spec is not None  # _obstacle
+        fine = decision.spec.bits > 8
+        parts = [np.arange(len(lo))] if fine else self._parts(hi - lo)
         if len(parts) == 1:
             ctx.ranges.set(decision.tensor, Range(lo.min(), hi.max()))
-            ctx.skip(decision.tensor, "groups would not help: one scale")
+            why = f"{decision.spec.bits} bits are fine enough" if fine else "groups would not help"
+            ctx.skip(decision.tensor, f"{why}: one scale")
             return
         for part in parts:
             lo[part], hi[part] = lo[part].min(), hi[part].max()
-        assert decision.spec is not None
         spec = replace(decision.spec, granularity="channel", axis=-1)
         ctx.ranges.set(decision.tensor, Range(lo, hi, -1))
         at = ctx.plan.decisions.index(decision)
@@ -101,8 +104,6 @@ def _obstacle(decision: Decision, tensor: Tensor | None) -> str | None:
         return "it has no channels"
     if decision.spec is None or decision.spec.granularity != "tensor":
         return "it has scales of its own"
-    if decision.spec.bits > 8:
-        return f"{decision.spec.bits} bits are fine enough"
     return None
 
 

@@ -40,7 +40,10 @@ def compensated(values: Array, gram: Array, spec: QSpec, damping: float) -> Roun
     if params.scale.ndim == 0 or spec.axis not in (1, -1):
         return Rounded(quantize(values, params), params)
     order = np.argsort(-np.diagonal(gram), kind="stable")
-    level = damping * float(np.mean(np.diagonal(gram), dtype=np.float64))
+    # Float32 moments err by about 2^-24 of their largest eigenvalue, which is at most ``inputs``
+    # times the mean of the diagonal: with less damping they need not be positive definite.
+    least = len(gram) * 2.0**-22
+    level = max(damping, least) * float(np.mean(np.diagonal(gram), dtype=np.float64))
     if level <= 0:
         return Rounded(quantize(values, params), params)
     # In units of the level the smallest eigenvalue is 1: float32 is enough, and twice as fast.

@@ -158,7 +158,6 @@ def test_named_recipes_are_read_by_name(name: str) -> None:
 def test_mixed_precision_is_that_of_the_paper() -> None:
     assert read("mixed-precision") == Recipe(
         target="qdq",
-        transforms="none",
         precision=(("role:residual-sum", 16), ("role:ffn-in", 16), ("role:ffn-out", 16)),
     )
     assert read("per-tensor") == Recipe(transforms="none")

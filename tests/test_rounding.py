@@ -90,6 +90,14 @@ def test_the_product_errs_less_than_with_nearest(damping: float) -> None:
     assert np.square(w - real(found)).sum() > np.square(w - real(plain)).sum()
 
 
+@pytest.mark.parametrize("damping", [1e-9, 1e-6, 1e-3])
+def test_hardly_damped_moments_of_few_rows_can_be_factored(damping: float) -> None:
+    """400 rows leave half of 768 channels without any energy but the damping's."""
+    w, x = normal(768, 4), data(400, 768)
+    found = compensated(w, gram(x), WEIGHT, damping)
+    assert output_error(x, w, real(found)) < 0.5 * output_error(x, w, real(nearest(w, WEIGHT)))
+
+
 def test_new_data_of_the_same_kind_gains_too() -> None:
     w, seen = normal(96, 32), data(400, 96)
     unseen = seen[:100] + 0.1 * normal(100, 96, seed=9)

@@ -43,6 +43,8 @@ NEEDS = {
     "group-scales": ("plan-operands", "plan-interior"),
     "shield-groups": ("plan-operands", "plan-interior", "group-scales", "insert-qdq"),
 }
+# Passes that take the place of some that come after them: those find nothing left to do.
+INSTEAD = ("split-groups",)
 # Passes that a second run takes further, and why that is meant.
 FURTHER = {
     "widen-ranges": "so many doublings more",
@@ -64,6 +66,8 @@ def before(item: Pass) -> list[Pass]:
     found: dict[str, Pass] = {}
     planned = ("plan-operands",) if item.stage is Stage.TRANSFORM else ()
     for name in (*NEEDS.get(item.name, planned), *item.after):
+        if name in INSTEAD:
+            continue
         needed = passes()[name]()
         found |= {p.name: p for p in (*before(needed), needed)}
     return list(found.values())

@@ -1,0 +1,82 @@
+"""Fusions that take one scale only are kept away from activations with several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.errors import ModelError
+from qcompile.export import serialize
+from qcompile.graph import Graph, array
+from qcompile.passes.shield_groups import ShieldGroups
+from qcompile.runtime import Session
+from qcompile.testing import check, normal, outputs, parse, run_pass
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
+GROUPED = """g (float[N,4] x, float[4] s, uint8[4] z, int8[4,3] w, float t, int8 v)
+ => (float[N,3] y) {
+  q = QuantizeLinear<axis=-1>(x, s, z)
+  d = DequantizeLinear<axis=-1>(q, s, z)
+  r = DequantizeLinear(w, t, v)
+  y = MatMul(d, r)
+}"""
+
+
+def grouped(scales: int = 4) -> Graph:
+    text = HEAD + GROUPED
+    if scales == 1:
+        text = text.replace("float[4] s, uint8[4] z", "float s, uint8 z").replace("<axis=-1>", "")
+    shape = (4,) if scales == 4 else ()
+    return parse(
+        text,
+        s=np.full(shape, 0.1, np.float32),
+        z=np.full(shape, 128, np.uint8),
+        w=(40 * normal(4, 3)).astype(np.int8),
+        t=np.array(0.01, np.float32),
+        v=np.array(0, np.int8),
+    )
+
+
+def test_golden() -> None:
+    graph = grouped()
+    run_pass(graph, ShieldGroups())
+    check(
+        graph,
+        """
+        CHECK: %d = DequantizeLinear(
+        CHECK: %d/shielded = Sum(%d)
+        CHECK: %y = MatMul(%d/shielded, %r)
+        """,
+    )
+
+
+def test_without_it_the_runtime_fails() -> None:
+    """The trap that this pass is for; where a release no longer falls into it, the pass can go."""
+    with pytest.raises(ModelError, match="failed on the model"):
+        Session(serialize(grouped())).run({"x": normal(5, 4)})
+
+
+def test_answers_are_those_of_the_quantized_graph() -> None:
+    graph, x = grouped(), normal(5, 4)
+    run_pass(graph, ShieldGroups())
+    found = graph.constants()
+    weight = array(found["w"]).astype(np.float32) * np.float32(0.01)
+    seen = np.clip(np.rint(x / np.float32(0.1)) + 128, 0, 255) - 128
+    expected = seen.astype(np.float32) * np.float32(0.1) @ weight
+    # Four products of values below 13 and 2: float32 rounding of their sum.
+    assert Session(serialize(graph)).run({"x": x})["y"].shape == (5, 3)
+    # As written: optimized, ONNX Runtime runs such a product in a form that rounds the data anew.
+    answer = outputs(graph, {"x": x})["y"]
+    np.testing.assert_allclose(answer, expected, atol=4 * 26 * 2**-23)
+
+
+def test_one_scale_is_left_to_the_fusions() -> None:
+    graph = grouped(scales=1)
+    run_pass(graph, ShieldGroups())
+    assert not any(n.op == "Sum" for n in graph.nodes)
+
+
+def test_twice_is_once() -> None:
+    graph = grouped()
+    run_pass(graph, ShieldGroups(), ShieldGroups())
+    assert sum(n.op == "Sum" for n in graph.nodes) == 1

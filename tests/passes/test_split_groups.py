@@ -1,0 +1,86 @@
+"""One product for each group, summed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.api import Context
+from qcompile.graph import Graph
+from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.lower_linears import LowerLinears
+from qcompile.passes.plan_operands import PlanOperands
+from qcompile.passes.split_groups import SplitGroups
+from qcompile.qtypes import sqnr_db
+from qcompile.testing import assert_refused, check, context, normal, outputs, parse, run_pass
+from tests.passes.corpus import calibrate
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
+ITEM = SplitGroups(groups=2, align=4)
+DATA = normal(300, 8) * np.array([40, 30, 20, 10, 1, 1, 1, 1], np.float32)
+
+
+def product(op: str = "MatMul") -> Graph:
+    text = f"g (float[N,8] x, float[8,3] w) => (float[N,3] y) {{ y = {op}(x, w) }}"
+    weight = normal(8, 3, seed=1)
+    weight[:4] /= 40
+    return parse(HEAD + text, w=weight)
+
+
+def planned(graph: Graph) -> Context:
+    ctx = run_pass(graph, PlanOperands(), ctx=context())
+    return calibrate(graph, ctx, ITEM, [{"x": DATA}])
+
+
+def test_golden() -> None:
+    graph = product()
+    run_pass(graph, ITEM, ctx=planned(graph))
+    check(
+        graph,
+        """
+        CHECK: %x/channels_0_4 = Slice(%x
+        CHECK: %x/channels_4_8 = Slice(%x
+        CHECK: %y/0_4 = MatMul(%x/channels_0_4, @w/rows_0_4:f32[4,3]
+        CHECK: %y/4_8 = MatMul(%x/channels_4_8, @w/rows_4_8:f32[4,3]
+        CHECK: %y = Add(%y/0_4, %y/4_8)
+        """,
+    )
+
+
+def test_the_float_graph_is_the_same() -> None:
+    """Another order of 8 terms below 160 times 4: a few float32 roundings of their sum."""
+    graph = product()
+    run_pass(graph, ITEM, ctx=planned(graph))
+    feed = {"x": DATA}
+    expected = outputs(product(), feed)["y"]
+    np.testing.assert_allclose(outputs(graph, feed)["y"], expected, atol=8 * 640 * 2**-23)
+
+
+def test_each_group_has_its_own_scale_and_narrow_ones_profit() -> None:
+    noise = []
+    for items in ((), (ITEM,)):
+        graph = product()
+        ctx = planned(graph)
+        run_pass(graph, *items, InsertQdq(), LowerLinears(), ctx=ctx)
+        found = outputs(graph, {"x": DATA})["y"]
+        noise.append(sqnr_db(outputs(product(), {"x": DATA})["y"], found))
+    assert noise[1] > noise[0] + 6  # two steps for one: the coarse one no longer meets all rows
+
+
+@pytest.mark.parametrize(
+    ("item", "op", "reason"),
+    [
+        (SplitGroups(groups=2, align=64), "MatMul", "8 channels are too few for groups"),
+        (ITEM, "Gemm", "a layer is a Gemm"),
+    ],
+)
+def test_refusals(item: SplitGroups, op: str, reason: str) -> None:
+    graph = product(op)
+    assert_refused(graph, item, reason, planned(graph))
+
+
+def test_what_was_not_sampled_is_refused() -> None:
+    graph = product()
+    ctx = planned(graph)
+    ctx.channels.clear()
+    assert_refused(graph, ITEM, "its channels were not sampled", ctx)
