@@ -80,3 +80,38 @@ def test_twice_is_once() -> None:
     graph = grouped()
     run_pass(graph, ShieldGroups(), ShieldGroups())
     assert sum(n.op == "Sum" for n in graph.nodes) == 1
+
+
+def product_then_groups() -> Graph:
+    """The data has one scale, the result one for each channel."""
+    text = """g (float[N,4] x, float s, uint8 z, int8[4,3] w, float[3] t, int8[3] v,
+     float[3] a, uint8[3] b) => (float[N,3] y) {
+      q = QuantizeLinear(x, s, z)
+      d = DequantizeLinear(q, s, z)
+      r = DequantizeLinear<axis=1>(w, t, v)
+      p = MatMul(d, r)
+      k = QuantizeLinear<axis=-1>(p, a, b)
+      y = DequantizeLinear<axis=-1>(k, a, b)
+    }"""
+    return parse(
+        HEAD + text,
+        s=np.array(0.1, np.float32),
+        z=np.array(128, np.uint8),
+        w=(40 * normal(4, 3)).astype(np.int8),
+        t=np.full(3, 0.01, np.float32),
+        v=np.zeros(3, np.int8),
+        a=np.array([0.1, 0.2, 0.3], np.float32),
+        b=np.full(3, 128, np.uint8),
+    )
+
+
+def test_a_product_in_front_of_a_grouped_quantizer_is_shielded_too() -> None:
+    feed = {"x": normal(5, 4)}
+    with pytest.raises(ModelError):
+        Session(serialize(product_then_groups())).run(feed)
+    graph = product_then_groups()
+    run_pass(graph, ShieldGroups())
+    check(graph, "CHECK: %p/summed = Sum(%p)")
+    answer = Session(serialize(graph)).run(feed)["y"]
+    # Whatever form the product takes inside the runtime, it ends within two steps of 0.3.
+    np.testing.assert_allclose(answer, outputs(product_then_groups(), feed)["y"], atol=0.6)
