@@ -5,9 +5,9 @@
 
 ONNX Runtime 1.31 turns MatMul, Add and Mul between Q/DQ nodes into MatMulIntegerToFloat,
 QLinearMatMul, QLinearAdd and QLinearMul without looking at the scales; those take one scale only,
-and the model then fails to load ("Scale and Zero-point must be a scalar") or to run. Sum of one operand is the identity (ONNX
-Sum, 1 to n inputs) and, other than Identity, no optimizer removes it. Weights are left alone: a
-scale for each output channel is what the fusions expect.
+and the model then fails to load ("Scale and Zero-point must be a scalar") or to run. Sum of one
+operand is the identity (ONNX Sum, 1 to n inputs) and, other than Identity, no optimizer removes it.
+Weights are left alone: a scale for each output channel is what the fusions expect.
 """
 
 from __future__ import annotations
