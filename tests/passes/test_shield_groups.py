@@ -111,9 +111,9 @@ def product_then_groups() -> Graph:
 
 
 def test_a_product_in_front_of_a_grouped_quantizer_is_shielded_too() -> None:
-    """Fused, the vector of scales is refused, or one of them read for all."""
+    """Unshielded it becomes QLinearMatMul, which refuses the scales: not in every process, so that
+    is not asserted here (seen on Whisper decoders)."""
     feed = {"x": normal(5, 4)}
-    assert "QLinearMatMul" in fused(product_then_groups())
     graph = product_then_groups()
     run_pass(graph, ShieldGroups())
     check(graph, "CHECK: %p/summed = Sum(%p)")
