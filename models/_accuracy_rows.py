@@ -41,6 +41,7 @@ def _table(
 
 _CPU: dict[str, dict[str, Any]] = {
     "cpu, default": {},
+    "cpu, recipe fast": {"recipe": "fast"},
     "cpu, recipe per-tensor": {"recipe": "per-tensor"},
     "cpu, dynamic": {"mode": "dynamic"},
 }

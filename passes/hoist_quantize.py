@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.dataflow import movers_before
 from qcompile.graph import Graph, Node, is_constant, is_op
-
-# Operators that take 8-bit tensors and have no operand whose meaning depends on the type.
-_MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class HoistQuantize(Pass):
 
 
 def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
-    chain = _movers_before(graph, quantizer)
+    chain = movers_before(graph, quantizer.inputs[0])
     if not chain:
         return False
     if "axis" in quantizer.attrs or any(t.shape for t in quantizer.inputs[1:] if is_constant(t)):
@@ -55,16 +53,3 @@ def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
     graph.set_input(first, 0, result)
     result.shape = source.shape
     return True
-
-
-def _movers_before(graph: Graph, quantizer: Node) -> list[Node]:
-    """Layout operators in front of a quantizer, nearest first, that nothing else reads."""
-    chain: list[Node] = []
-    tensor = quantizer.inputs[0]
-    while graph.only_consumer(tensor) is not None:
-        node = graph.producer(tensor)
-        if node is None or not is_op(node, *_MOVERS) or is_constant(node.inputs[0]):
-            break
-        chain.append(node)
-        tensor = node.inputs[0]
-    return chain

@@ -33,7 +33,7 @@ class WidenRanges(Pass):
     stage: ClassVar[Stage] = Stage.TRANSFORM
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
-    doublings: float = 4.0
+    doublings: float = 3.0
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
         return (site.data for site in sites(graph, ctx))

@@ -23,6 +23,9 @@ MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
 # Bits of the integers that a tensor becomes, or float.
 Precision = Literal[8, 16, "float"]
 PRECISIONS: tuple[Precision, ...] = (8, 16, "float")
+# Which products of attention run in integers.
+Attention = Literal["float", "scores", "all"]
+ATTENTIONS: tuple[Attention, ...] = ("float", "scores", "all")
 
 
 class Stage(IntEnum):
@@ -67,6 +70,7 @@ class Choices:
     precision: tuple[tuple[str, Precision], ...] = ()
     reasons: tuple[tuple[str, str], ...] = ()
     may_widen: bool = False
+    attention: Attention = "float"
 
     def kept_by(self, names: Iterable[str]) -> str | None:
         """The first pattern of ``keep_float`` that matches any of these names."""

@@ -48,7 +48,7 @@ SIMPLIFY = (
     "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
     "eliminate-identity,raise-opset,fuse-layernorm,fuse-gelu,fold-attention-scale,merge-duplicates"
 )
-PLAN = "plan-operands,plan-interior"
+PLAN = "plan-operands,plan-products,plan-interior"
 INSERT = "insert-qdq"
 NO_TRANSFORMS = "none"
 
@@ -235,8 +235,15 @@ def _pipeline(job: Job) -> str:
 
 def _context(job: Job, reasons: Reasons = (), *, may_widen: bool = False) -> Context:
     settings = job.recipe
+    own = not (settings.transforms or settings.pipeline)  # the target's guard against outliers too
     choices = Choices(
-        job.mode, settings.keep_float, settings.seed, settings.precision, reasons, may_widen
+        job.mode,
+        settings.keep_float,
+        settings.seed,
+        settings.precision,
+        reasons,
+        may_widen,
+        settings.attention or (job.target.attention if own else "float"),
     )
     ctx = Context(job.target, runtime.evaluate, choices)
     ctx.original_names = frozenset([*(n.name for n in job.graph.nodes), *job.graph.tensors()])
@@ -313,7 +320,9 @@ def _collect(job: Job, ctx: Context, watched: list[str]) -> None:
             watched,
         )
         feeds = split.calibration()
+        known = ctx.ranges.found  # what the plan knows without data
         ctx.ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
+        ctx.ranges.found |= known
         ctx.channels = made.channels()
     job.held_back = split.held_back
     if split.reused:
@@ -347,5 +356,6 @@ def _finish(job: Job, ctx: Context) -> bytes:
     compiled = export.serialize(job.graph)
     model = onnx.ModelProto.FromString(compiled)
     job.report.bytes, job.report.model_sha256 = len(compiled), sha256(compiled)
+    job.report.int8_products = ledger.products_of_data(model)
     job.report.ledger = ledger.rows(model, len(compiled), ctx)
     return compiled

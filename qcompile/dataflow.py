@@ -16,6 +16,7 @@ _LAYOUT = (
     "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Slice", "Split",
     "Expand",
 )  # fmt: skip
+_MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 # Masking constants: float32's and float16's lowest, and the round numbers exporters choose.
 _MASK_VALUE = 1e4
 
@@ -74,6 +75,21 @@ def aliases(graph: Graph, tensor: Tensor) -> tuple[list[str], list[str]]:
             if is_layout(node):
                 waiting += node.outputs
     return tensors, nodes
+
+
+def movers_before(graph: Graph, tensor: Tensor) -> list[Node]:
+    """Operators that move values in front of a tensor, nearest first, that nothing else reads.
+
+    Only those that take 8-bit tensors and have no operand whose meaning depends on the type.
+    """
+    chain: list[Node] = []
+    while graph.only_consumer(tensor) is not None:
+        node = graph.producer(tensor)
+        if node is None or not is_op(node, *_MOVERS) or is_constant(node.inputs[0]):
+            break
+        chain.append(node)
+        tensor = node.inputs[0]
+    return chain
 
 
 def is_layout(node: Node) -> bool:

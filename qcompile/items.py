@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qcompile.api import Context, Precision
-from qcompile.dataflow import aliases
+from qcompile.dataflow import aliases, is_layout
 from qcompile.errors import RecipeError
 from qcompile.graph import Graph
 from qcompile.plan import Decision, Kind, Use
@@ -68,8 +68,16 @@ def origins(graph: Graph, ctx: Context) -> dict[Use, Origin]:
             if ctx.target.quantize_interior:
                 made[use] = _tensor(graph, decision, found)
             else:
-                made[use] = _operator(ctx, decision, use.node, found)
+                made[use] = _operator(graph, ctx, decision, _operator_of(graph, use), found)
     return made
+
+
+def _operator_of(graph: Graph, use: Use) -> str:
+    """The operator whose operand it is, where layout operators lie between."""
+    node = graph.find(use.node)
+    while is_layout(node) and (reader := graph.only_consumer(node.outputs[0])) is not None:
+        node = reader
+    return str(node.name)
 
 
 def _tensor(graph: Graph, decision: Decision, found: Mapping[str, Role]) -> Origin:
@@ -83,9 +91,12 @@ def _tensor(graph: Graph, decision: Decision, found: Mapping[str, Role]) -> Orig
     return Origin(tuple(tensors), names, decision.kind, role, decision.spec)
 
 
-def _operator(ctx: Context, decision: Decision, node: str, found: Mapping[str, Role]) -> Origin:
+def _operator(
+    graph: Graph, ctx: Context, decision: Decision, node: str, found: Mapping[str, Role]
+) -> Origin:
     """An operator that runs in integers as a whole: lifting its weight lifts its data."""
-    own = [d for d in ctx.plan.quantized() if any(u.node == node for u in d.uses)]
+    quantized = list(ctx.plan.quantized())
+    own = [d for d in quantized if any(_operator_of(graph, u) == node for u in d.uses)]
     tensors = [d.tensor for d in own]
     weights = [d.tensor for d in own if d.kind == "weight"]
     role = next((found[t] for t in [*weights, *tensors] if t in found), Role(("other",)))

@@ -173,3 +173,11 @@ def to_dicts(found: list[Row]) -> list[dict[str, Any]]:
 def from_dicts(found: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows as read from a report."""
     return [Row(**{**r, "shape": tuple(r["shape"])}) for r in found]
+
+
+def products_of_data(model: onnx.ModelProto) -> int:
+    """Integer products with no constant operand, as attention has them."""
+    constants = {t.name for t in model.graph.initializer}
+    right = {"MatMulIntegerToFloat": 1, "QLinearMatMul": 3}
+    operands = (n.input[right[n.op_type]] for n in model.graph.node if n.op_type in right)
+    return sum(name not in constants for name in operands)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from qcompile.api import MODES, PRECISIONS, Calibrator, Mode, Precision
+from qcompile.api import ATTENTIONS, MODES, PRECISIONS, Attention, Calibrator, Mode, Precision
 from qcompile.errors import RecipeError
 from qcompile.pipeline import parse_items
 from qcompile.registry import build, calibrators, nearest
@@ -32,6 +32,8 @@ class Recipe:
     mode: None is static with data, dynamic without. pipeline: "" is the target's own.
     transforms: passes between calibration and insertion, "" is the target's own, "none" is none.
     precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match counts.
+    attention: which of its products run in integers, "float", "scores" or "all"; "" is the target's
+    own choice, made for its own transforms, and "float" where others are asked for.
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
     attention_mask marks as padding do not count.
     """
@@ -45,10 +47,14 @@ class Recipe:
     mask_padding: bool = True
     seed: int = 0
     precision: tuple[tuple[str, Precision], ...] = ()
+    attention: Attention | Literal[""] = ""
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
             raise RecipeError(f"unknown mode {self.mode!r}{nearest(self.mode, MODES)}")
+        if self.attention and self.attention not in ATTENTIONS:
+            known = ", ".join(ATTENTIONS)
+            raise RecipeError(f"attention is {self.attention!r}, expected one of {known}")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         for pattern, bits in self.precision:
@@ -77,6 +83,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "keep_float": (list, "a list of patterns"),
     "mask_padding": (bool, "true or false"),
     "seed": (int, "a whole number"),
+    "attention": (str, "a name"),
     "precision": (dict, "a mapping of patterns to 8, 16 or float"),
 }
 

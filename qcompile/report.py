@@ -37,6 +37,7 @@ class Report:
     bytes: int = 0
     model_sha256: str = ""
     operators: dict[str, int] = field(default_factory=dict)
+    int8_products: int = 0
     verdict: Verdict | None = None
     speed: Comparison | None = None
     notes: list[str] = field(default_factory=list)
@@ -50,10 +51,11 @@ class Report:
 
     @property
     def int8_linears(self) -> int:
-        """Integer matrix products in the graph that ONNX Runtime runs."""
+        """Integer products with a weight in the graph that ONNX Runtime runs."""
         names = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
         kinds = (*names, "MatMulNBits")
-        return sum(n for op, n in self.operators.items() if op.rsplit(".", 1)[-1] in kinds)
+        found = sum(n for op, n in self.operators.items() if op.rsplit(".", 1)[-1] in kinds)
+        return found - self.int8_products
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -76,6 +78,7 @@ class Report:
             "model_sha256": self.model_sha256,
             "operators": dict(sorted(self.operators.items())),
             "int8_linears": self.int8_linears,
+            "int8_products": self.int8_products,
             "verify": self.verdict.to_dict() if self.verdict else None,
             "bench": self.speed.to_dict() if self.speed else None,
             "calibration": self.calibration,

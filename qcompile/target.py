@@ -6,6 +6,7 @@ Each target is one table in ``qcompile/targets``; passes ask the table, never fo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from qcompile.qtypes import DType, QSpec
 
@@ -18,7 +19,8 @@ class OpRule:
     """One operator that the target runs in integers.
 
     ``activation`` and ``weight`` say how the data and the constant operand are quantized; None is
-    an operand that stays float. ``output`` is set where the result is quantized as well.
+    an operand that stays float. ``output`` is set where the result is quantized as well, ``right``
+    where the second operand is data too.
     ``min_bytes``: constants smaller than this stay float, for the reason in ``small``.
     """
 
@@ -26,6 +28,7 @@ class OpRule:
     activation: QSpec | None = None
     weight: QSpec | None = None
     output: QSpec | None = None
+    right: QSpec | None = None
     min_bytes: int = 0
     small: str = ""
     why: str = ""
@@ -36,6 +39,8 @@ class Target:
     """A runtime and what it does well.
 
     ``rules``: integer operators in static and dynamic mode; ``weight_only``: in weight-only mode.
+    ``product``: a product of two activations in integers, None where there is no such kernel;
+    ``attention``: which of attention's products run so unless the recipe says otherwise.
     ``float_ops``: operators that stay float although they could be quantized, with the reason.
     ``gelu``: operators that compute GELU, best first, as (domain, op, minimal opset).
     ``transform`` and ``lower``: passes of those stages by mode. ``gate_latency``: whether
@@ -53,6 +58,8 @@ class Target:
     lower: dict[str, tuple[str, ...]]
     float_ops: dict[str, str]
     transform: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    product: OpRule | None = None
+    attention: Literal["float", "scores", "all"] = "float"
     gelu: tuple[tuple[str, str, int], ...] = ()
     tanh_gelu: tuple[tuple[str, str, int], ...] = ()
     opset: int = 17

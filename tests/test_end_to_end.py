@@ -20,6 +20,7 @@ from qcompile.loading import load
 from qcompile.runtime import Session, SessionOptions, optimized_ops
 
 LINEARS = 18  # three layers of six
+LAYERS = 3
 UNTIMED = Options(bench=False, threads=2)
 
 
@@ -49,9 +50,9 @@ def test_static_is_small_and_close(static: qcompile.Result) -> None:
 
 def assert_fast_forms(ops: Counter[str]) -> None:
     """What ONNX Runtime makes of the model: integer products, no slow fusions, no leftovers."""
-    assert ops["com.microsoft.MatMulIntegerToFloat"] == LINEARS
+    assert ops["com.microsoft.MatMulIntegerToFloat"] == LINEARS + LAYERS  # and the scores
     assert ops["com.microsoft.Gelu"] == 3
-    assert ops["QuantizeLinear"] == 12  # Q, K and V share one
+    assert ops["QuantizeLinear"] == 12 + 2 * LAYERS  # Q, K and V share one; query and key
     for slow in ("DequantizeLinear", "com.microsoft.SkipLayerNormalization", "Erf"):
         assert ops[slow] == 0, slow
 
@@ -78,7 +79,9 @@ def test_ledger_adds_up_and_gives_a_reason_for_every_float_weight(static: qcompi
     assert all(r.sqnr_db is not None and r.sqnr_db > 30 for r in integers)
     assert all(row.reason for row in ledger)
     activations = [r for r in ledger if r.kind == "activation" and r.dtype == "uint8"]
-    assert len(activations) == 12
+    assert len(activations) == 12 + LAYERS  # and the queries
+    keys = [r for r in ledger if r.kind == "activation" and r.dtype == "int8"]
+    assert len(keys) == static.report.int8_products == LAYERS
     assert all(r.low is not None and r.high is not None for r in activations)
 
 

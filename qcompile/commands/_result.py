@@ -61,6 +61,8 @@ def show(console: Console, report: Report) -> None:
     if report.verdict is not None:
         made.add_row("samples compared", "", str(report.verdict.samples))
     made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))
+    if report.int8_products:
+        made.add_row("integer products of attention", "0", str(report.int8_products))
     console.print(made)
     for failure in report.failures:
         console.print(f"[red]gate failed[/]: {escape(failure)}")

@@ -13,6 +13,9 @@ ACTIVATION = QSpec("uint8", symmetric=False)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
+# The right operand of a product of activations: the kernel packs int8, uint8 has no vector kernel.
+KEY = QSpec("int8", symmetric=False)
+
 _EMBEDDING = OpRule(
     "Gather",
     weight=TABLE,
@@ -37,14 +40,28 @@ CPU = Target(
         OpRule("Gemm", weight=WEIGHT, why="MatMulNBits with 8 bits"),
         _EMBEDDING,
     ),
+    product=OpRule(
+        "MatMul", activation=ACTIVATION, right=KEY, why="attention in uint8 x int8: less to move"
+    ),
+    attention="scores",
     modes=("static", "dynamic", "weight-only", "float"),
-    transform={"static": ("widen-ranges", "migrate-scales", "round-weights", "split-outliers")},
+    transform={
+        "static": (
+            "guard-scores",
+            "widen-ranges",
+            "migrate-scales",
+            "round-weights",
+            "split-outliers",
+        )
+    },
     lower={
         "static": (
             "lower-linears",
+            "lower-products",
             "lower-embeddings",
             "quantize-parts",
             "hoist-quantize",
+            "fuse-requantize",
             *_FLOAT_FORMS,
         ),
         "dynamic": ("lower-linears", "lower-embeddings", "hoist-quantize", *_FLOAT_FORMS),
@@ -52,7 +69,7 @@ CPU = Target(
         "float": _FLOAT_FORMS,
     },
     float_ops={
-        "MatMul": "product of two activations: quantizing both costs more than int8 saves",
+        "MatMul": "product of two activations: float unless the recipe's attention asks for it",
         "Softmax": "ONNX Runtime's integer Softmax is slower than float",
         "LayerNormalization": "no integer kernel",
         "Gelu": "no integer kernel",

@@ -41,6 +41,9 @@ MODES = {"lower-weight-only": "weight-only"}
 NEEDS = {
     "insert-qdq": ("plan-operands",),
     "group-scales": ("plan-operands", "plan-interior"),
+    "guard-scores": ("plan-operands", "plan-products"),
+    "lower-products": ("plan-operands", "plan-products", "insert-qdq"),
+    "fuse-requantize": ("plan-operands", "plan-products", "insert-qdq"),
     "shield-groups": ("plan-operands", "plan-interior", "group-scales", "insert-qdq"),
 }
 # Passes that take the place of some that come after them: those find nothing left to do.
@@ -54,7 +57,8 @@ FURTHER = {
 
 def prepared(item: Pass, make: Callable[[], Graph]) -> tuple[Graph, Context]:
     """A fresh graph on which all has run that comes before the pass, and what it looks at."""
-    ctx = context(TARGETS.get(item.name, "cpu"), mode=MODES.get(item.name, "static"))
+    mode = MODES.get(item.name, "static")
+    ctx = context(TARGETS.get(item.name, "cpu"), mode=mode, attention="all")
     graph = make()
     for earlier in before(item):
         run_pass(graph, earlier, ctx=calibrate(graph, ctx, earlier))

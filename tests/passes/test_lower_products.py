@@ -1,0 +1,116 @@
+"""Quantized products of two activations become ONNX Runtime's integer product."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.export import serialize
+from qcompile.graph import Graph
+from qcompile.passes.lower_products import LowerProducts
+from qcompile.qtypes import Array
+from qcompile.runtime import optimized_ops
+from qcompile.testing import assert_refused, check, differential, parse
+
+# Integers are the same before and after: sums of K = 4 products are exact on one side and rounded
+# K + 3 times on the other, with |a|, |b| <= 8 (a step of 0.05 and 255 steps are 12.75 at most).
+ATOL = 2 * (4 + 3) * 2.0**-24 * (4 * 12.75**2)
+PLAIN = """
+    aq = QuantizeLinear(x, sa, za)
+    a = DequantizeLinear(aq, sa, za)
+    bq = QuantizeLinear(k, sb, zb)
+    b = DequantizeLinear(bq, sb, zb)
+"""
+LEFT = "ar = Reshape(a, heads) at = Transpose<perm = [0, 2, 1, 3]>(ar)"
+RIGHT = "br = Reshape(b, heads) bt = Transpose<perm = [0, 2, 3, 1]>(br)"
+PRODUCT = f"{LEFT} {RIGHT} y = MatMul(at, bt)"
+FOUR = "float[B,2,S,S] y"
+
+
+def product(body: str, outputs: str = FOUR, prefix: str = PLAIN, **changed: Array) -> Graph:
+    weights: dict[str, Array] = {
+        "sa": np.array(0.05, np.float32),
+        "za": np.array(120, np.uint8),
+        "sb": np.array(0.04, np.float32),
+        "zb": np.array(-3, np.int8),
+        "heads": np.array([0, 0, 2, 4]),
+        **changed,
+    }
+    kinds = {"sa": "float", "za": "uint8", "sb": "float", "zb": "int8", "heads": "int64[4]"}
+    for name, value in changed.items():
+        kind = {"float32": "float"}.get(value.dtype.name, value.dtype.name)
+        kinds[name] = f"{kind}[{','.join(map(str, value.shape))}]" if value.shape else kind
+    declared = ", ".join(f"{kind} {name}" for name, kind in kinds.items())
+    return parse(
+        '<ir_version: 8, opset_import: ["": 17]>'
+        f"g (float[B,S,8] x, float[B,S,8] k, {declared}) => ({outputs}) {{ {prefix} {body} }}",
+        **weights,
+    )
+
+
+def test_integers_are_moved_and_multiplied() -> None:
+    graph = product(PRODUCT)
+    differential(graph, LowerProducts(), atol=ATOL)
+    check(
+        graph,
+        """
+        CHECK: %aq = QuantizeLinear(%x
+        CHECK: %ar/quantized = Reshape(%aq
+        CHECK: %at/quantized = Transpose(%ar/quantized)
+        CHECK: %y = com.microsoft.MatMulIntegerToFloat(%at/quantized, %bt/quantized, @sa
+        CHECK-NOT: DequantizeLinear
+        """,
+    )
+    assert optimized_ops(serialize(graph))["com.microsoft.MatMulIntegerToFloat"] == 1
+
+
+def test_operands_that_nothing_moves() -> None:
+    graph = product(
+        "bt = Transpose<perm = [0, 2, 1]>(b) y = MatMul(a, bt)", outputs="float[B,S,S] y"
+    )
+    # K = 8 products here
+    differential(graph, LowerProducts(), atol=2 * (8 + 3) * 2.0**-24 * (8 * 12.75**2))
+    check(graph, "CHECK: %y = com.microsoft.MatMulIntegerToFloat(%aq, %bt/quantized")
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (product(PRODUCT, zb=np.array(125, np.uint8)), "but uint8 is among them"),
+        (
+            product(PRODUCT, za=np.array(0, np.int8)),
+            "operands are not uint8 and int8 but int8 is among them",
+        ),
+        (
+            product(
+                PRODUCT,
+                prefix=PLAIN.replace("(k, sb", "<axis = 2>(k, sb").replace(
+                    "(bq, sb", "<axis = 2>(bq, sb"
+                ),
+                sb=np.full(8, 0.04, np.float32),
+                zb=np.zeros(8, np.int8),
+            ),
+            "an operand has a scale per channel",
+        ),
+    ],
+)
+def test_other_types_have_no_fast_kernel(graph: Graph, reason: str) -> None:
+    assert_refused(graph, LowerProducts(), reason)
+
+
+def test_an_operand_without_zero_point_is_left() -> None:
+    prefix = """
+        aq = QuantizeLinear(x, sa)
+        a = DequantizeLinear(aq, sa)
+        bq = QuantizeLinear(k, sb, zb)
+        b = DequantizeLinear(bq, sb, zb)
+    """
+    assert_refused(product(PRODUCT, prefix=prefix), LowerProducts(), "no zero point")
+
+
+def test_a_float_operand_is_no_refusal() -> None:
+    graph = product(f"{RIGHT} xr = Reshape(x, heads) xt = Transpose<perm = [0, 2, 1, 3]>(xr) "
+                    "y = MatMul(xt, bt)")  # fmt: skip
+    from qcompile.testing import run_pass
+
+    assert run_pass(graph, LowerProducts()).skips == []
