@@ -61,7 +61,7 @@ def test_golden() -> None:
     """The graph is left alone, and the quantizer gets the foreseen range."""
     graph, found = product(), stats(pareto(0.3))
     ctx = seen(graph, found)
-    assert run_pass(graph, WidenRanges(), ctx=ctx).skips == []
+    assert run_pass(graph, WidenRanges(doublings=4), ctx=ctx).skips == []
     check(graph, "CHECK: %y = MatMul(%x, @w:f32[4,3]")
     ahead = found.foreseen(4)
     low, high = float(ahead.lo.min()), float(ahead.hi.max())
@@ -87,7 +87,7 @@ def test_a_calibrated_range_is_widened_from_where_it_is() -> None:
     """Percentiles lie inside of the extrema; they grow by the same factor."""
     found = stats(pareto(0.3))
     ctx = seen(product(), found, (-1.0, 2.0))
-    run_pass(product(), WidenRanges(), ctx=ctx)
+    run_pass(product(), WidenRanges(doublings=4), ctx=ctx)
     ahead = found.foreseen(4)
     growth = ahead.lo.min() / found.lo.min(), ahead.hi.max() / found.hi.max()
     np.testing.assert_allclose(ends(ctx), (-growth[0], 2 * growth[1]), rtol=1e-6)
@@ -110,7 +110,7 @@ def test_data_of_one_sign_keeps_its_end_on_the_other_side(sign: int) -> None:
     data = np.abs(pareto(0.3)) * np.float32(sign)
     data[0] = 0
     ctx = seen(product(), stats(data))
-    run_pass(product(), WidenRanges(), ctx=ctx)
+    run_pass(product(), WidenRanges(doublings=4), ctx=ctx)
     low, high = ends(ctx)
     assert (low == 0 and high > data.max()) if sign > 0 else (high == 0 and low < data.min())
 
@@ -120,7 +120,7 @@ def test_ends_that_do_not_enclose_zero_stay_in_order(value: float) -> None:
     """Both ends positive, or both negative: each keeps its place or moves outwards from zero."""
     ctx = seen(product(), stats(normal(100, 4) / 10 + np.float32(value)))
     before = ends(ctx)
-    run_pass(product(), WidenRanges(), ctx=ctx)
+    run_pass(product(), WidenRanges(doublings=4), ctx=ctx)
     low, high = ends(ctx)
     assert low <= high
     assert (high > before[1]) if value > 0 else (low < before[0])
@@ -129,7 +129,7 @@ def test_ends_that_do_not_enclose_zero_stay_in_order(value: float) -> None:
 def test_a_constant_tensor_keeps_its_range() -> None:
     for value in (0, 5):
         ctx = seen(product(), stats(np.full((50, 4), value, np.float32)))
-        run_pass(product(), WidenRanges(), ctx=ctx)
+        run_pass(product(), WidenRanges(doublings=4), ctx=ctx)
         assert ends(ctx) == (value, value)
 
 
@@ -167,16 +167,16 @@ def test_differential_with_quantizers() -> None:
     ctx = seen(graph, stats(data))
     step = 2 * (data.max() - data.min()) / 255
     atol = float(step / 2 * 8 + 4 * np.abs(data).max() * np.abs(normal(4, 3)).max() / 127 / 2)
-    differential(graph, WidenRanges(), InsertQdq(), atol=atol, feeds=[{"x": data}], ctx=ctx)
+    differential(graph, WidenRanges(doublings=4), InsertQdq(), atol=atol, feeds=[{"x": data}], ctx=ctx)
 
 
 def test_refuses_what_was_not_sampled_or_has_no_range() -> None:
     ctx = seen(product(), stats(normal(9, 4)))
     del ctx.channels["x"]
-    assert_refused(product(), WidenRanges(), "channels were not sampled", ctx)
+    assert_refused(product(), WidenRanges(doublings=4), "channels were not sampled", ctx)
     ctx = seen(product(), stats(normal(9, 4)))
     ctx.ranges.drop("x")
-    assert_refused(product(), WidenRanges(), "the range stays as it is", ctx)
+    assert_refused(product(), WidenRanges(doublings=4), "the range stays as it is", ctx)
     assert ctx.ranges.get("x") is None
 
 
@@ -189,4 +189,4 @@ def test_asks_for_what_linear_layers_read() -> None:
         w=normal(4, 4),
     )
     ctx = run_pass(graph, PlanOperands(), ctx=context())
-    assert list(WidenRanges().wants(graph, ctx)) == ["x", "s"]
+    assert list(WidenRanges(doublings=4).wants(graph, ctx)) == ["x", "s"]
