@@ -18,9 +18,10 @@ import onnx
 
 from qcompile.api import Calibrator, Observer
 from qcompile.channel_stats import ChannelObserver
+from qcompile.dataflow import MASK
 from qcompile.errors import DataError
 from qcompile.export import to_proto
-from qcompile.feeds import MASK, padding_mask
+from qcompile.feeds import padding_mask
 from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Shape, rank
 from qcompile.plan import ChannelStats, Ranges, StatRequest

@@ -11,6 +11,7 @@ import numpy as np
 
 from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
 
+MASK = "attention_mask"  # the input that tells text from padding, by transformers' convention
 _WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
 _LAYOUT = (
     "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Slice", "Split",
@@ -90,6 +91,18 @@ def movers_before(graph: Graph, tensor: Tensor) -> list[Node]:
         chain.append(node)
         tensor = node.inputs[0]
     return chain
+
+
+def derived_from(graph: Graph, name: str) -> set[str]:
+    """Tensors computed from one graph input, constants and shapes alone, itself too."""
+    found, shapes = {name}, set[str]()
+    for node in graph.nodes:
+        data = [t.name for t in node.inputs if t.name and not is_constant(t)]
+        if is_op(node, "Shape", "Size") or all(n in shapes for n in data):
+            shapes |= {t.name for t in node.outputs}
+        elif all(n in shapes or n in found for n in data):
+            found |= {t.name for t in node.outputs}
+    return found
 
 
 def is_layout(node: Node) -> bool:

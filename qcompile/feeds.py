@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from qcompile.dataflow import MASK
 from qcompile.errors import DataError, ModelError
 from qcompile.graph import Graph, Variable, is_constant, shape_of
 from qcompile.qtypes import Array
 
 Feed: TypeAlias = dict[str, Array]
 Dim: TypeAlias = int | str | None
-MASK = "attention_mask"
 
 
 @dataclass(frozen=True)

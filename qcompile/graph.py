@@ -278,6 +278,13 @@ class Graph:
         self._redirect(old, new)
         node.outputs[0] = new
 
+    def divert_output(self, node: Node, suffix: str) -> Variable:
+        """Let a node make another tensor; readers keep its first output, which nothing makes."""
+        old = node.outputs[0]
+        new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), old.dtype)
+        node.outputs[0] = new
+        return new
+
     def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:
         """Let every reader of ``old`` read ``new``; returns the tensor that survives.
 

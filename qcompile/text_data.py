@@ -17,8 +17,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from qcompile.dataflow import MASK
 from qcompile.errors import DataError
-from qcompile.feeds import MASK, Feed, InputSpec
+from qcompile.feeds import Feed, InputSpec
 from qcompile.npz_data import batch_of
 from qcompile.qtypes import Array
 

@@ -17,7 +17,7 @@ import qcompile
 ROOT = Path(qcompile.__file__).parent
 BELOW_PASSES = {
     "api", "channels", "conversion", "dataflow", "errors", "folding", "graph", "linears", "plan",
-    "precision", "probing", "qtypes", "roles", "rounding", "shapes", "target",
+    "positions", "precision", "probing", "qtypes", "roles", "rounding", "shapes", "target",
 }  # fmt: skip
 HEAVY = {"optimum", "torch", "transformers"}
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}

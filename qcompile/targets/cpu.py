@@ -23,7 +23,7 @@ _EMBEDDING = OpRule(
     small="table under 1 MiB: three more nodes a run cost more than its bytes",
     why="rows are looked up as int8 and scaled after the lookup",
 )
-_FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm")
+_FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm", "remove-padding")
 _LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
 
 CPU = Target(

@@ -195,6 +195,32 @@ def branch() -> Graph:
     )
 
 
+def pooled() -> Graph:
+    """A position-wise block, and the mean of what is no padding."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, int64[B,S] attention_mask, float[8,8] w, float[8] b, float[8] g,
+            int64[1] last, int64[1] second) => (float[B,8] y) {
+            n = LayerNormalization<axis = -1>(x, g, b)
+            m = MatMul(n, w)
+            a = Add(m, b)
+            r = Relu(a)
+            s = Add(r, x)
+            f = Cast<to = 1>(attention_mask)
+            u = Unsqueeze(f, last)
+            k = Mul(s, u)
+            t = ReduceSum<keepdims = 0>(k, second)
+            c = ReduceSum<keepdims = 0>(u, second)
+            y = Div(t, c)
+        }""",
+        w=normal(8, 8),
+        b=normal(8),
+        g=normal(8, seed=1),
+        last=np.array([-1]),
+        second=np.array([1]),
+    )
+
+
 def concatenated() -> Graph:
     """A linear over two tensors side by side, one of them cut as the integers will be."""
     return parse(
@@ -246,6 +272,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "layernorm": layernorm,
     "linear": linear,
     "outliers": outliers,
+    "pooled": pooled,
 }
 
 
@@ -262,6 +289,7 @@ def feed(graph: Graph, batch: int, length: int, seed: int) -> Feed:
         "x": normal(batch, length, 8, seed=seed),
         "ids": np.random.default_rng(seed).integers(0, 65536, (batch, length)),
         "mask": mask,
+        "attention_mask": mask,
         "c": np.array(seed == 0),
     }
     return {t.name: values[t.name] for t in graph.inputs}

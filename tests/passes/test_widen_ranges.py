@@ -167,7 +167,9 @@ def test_differential_with_quantizers() -> None:
     ctx = seen(graph, stats(data))
     step = 2 * (data.max() - data.min()) / 255
     atol = float(step / 2 * 8 + 4 * np.abs(data).max() * np.abs(normal(4, 3)).max() / 127 / 2)
-    differential(graph, WidenRanges(doublings=4), InsertQdq(), atol=atol, feeds=[{"x": data}], ctx=ctx)
+    differential(
+        graph, WidenRanges(doublings=4), InsertQdq(), atol=atol, feeds=[{"x": data}], ctx=ctx
+    )
 
 
 def test_refuses_what_was_not_sampled_or_has_no_range() -> None:
