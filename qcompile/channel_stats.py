@@ -46,11 +46,19 @@ class ChannelObserver(Observer):
 
     def _take(self, new: ChannelStats, keys: Array) -> None:
         old = self._seen or ChannelStats(new.lo, new.hi, new.rows[:0])
-        rows = np.concatenate([old.rows, new.rows])
-        keys = np.concatenate([self._keys, keys])
-        kept = np.argsort(keys, kind="stable")[: self.limit]
         lo, hi = np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi)
-        self._seen, self._keys = ChannelStats(lo, hi, rows[kept]), keys[kept]
+        rows = new.rows
+        if len(self._keys) == self.limit:  # most rows of later batches have no chance: copy none
+            fits = keys < self._keys[-1]
+            rows, keys = rows[fits], keys[fits]
+        if len(keys):
+            rows = np.concatenate([old.rows, rows])
+            keys = np.concatenate([self._keys, keys])
+            kept = np.argsort(keys, kind="stable")[: self.limit]
+            rows, self._keys = rows[kept], keys[kept]
+        else:
+            rows = old.rows
+        self._seen = ChannelStats(lo, hi, rows)
 
     def range(self) -> Range:
         """Extrema by channel; raises ValueError where nothing was seen."""

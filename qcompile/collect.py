@@ -9,9 +9,10 @@ Positions that the attention mask marks as padding do not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ from qcompile.graph import Graph, Shape, rank
 from qcompile.plan import ChannelStats, Ranges, StatRequest
 from qcompile.probing import probed_shapes
 from qcompile.qtypes import Array, QSpec
-from qcompile.runtime import Feed, Session, SessionOptions, with_outputs
+from qcompile.runtime import Feed, Session, SessionOptions, save_apart, with_outputs
 
 _FLOAT_BYTES = 4
 _BY_CHANNEL = QSpec("uint8", symmetric=False, granularity="channel", axis=-1)
@@ -40,7 +41,7 @@ _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
 class Options:
     """``max_memory``: bytes of activations held at a time. ``mask``: leave padding out."""
 
-    max_memory: int = 1 << 30
+    max_memory: int = 1 << 27
     mask: bool = True
     threads: int = 0
 
@@ -73,7 +74,9 @@ class Collector:
     options: Options
     divisible: bool = True  # the model takes batches of any size
     feeds_seen: int = 0
-    _bytes: dict[Hashable, dict[str, int]] = field(default_factory=dict)
+    _bytes: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = field(
+        default_factory=dict
+    )
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""
@@ -87,16 +90,21 @@ class Collector:
         self.feeds_seen += 1
 
     def _fitting(self, feed: Feed) -> Iterator[Feed]:
-        """The feed, or halves of its batch until every single tensor fits the budget."""
+        """The feed, or halves of its batch until all that is fetched fits the budget at once.
+
+        Where the batch cannot be divided, each single tensor must fit.
+        """
         sizes = self._sizes(feed)
-        tensor = max(sizes, key=lambda name: sizes[name], default="")
-        size = sizes.get(tensor, 0)
-        if size <= self.options.max_memory:
+        if sum(sizes.values()) <= self.options.max_memory:
             yield feed
             return
-        batch = min((v.shape[0] if v.ndim else 1) for v in feed.values())
-        fixed = not self.divisible or any(v.shape[0] != batch for v in feed.values())
-        if batch < 2 or fixed:
+        batch = _common_batch(feed) if self.divisible else 1
+        if batch < 2:
+            tensor = max(sizes, key=lambda name: sizes[name])
+            size = sizes[tensor]
+            if size <= self.options.max_memory:
+                yield feed
+                return
             raise DataError(
                 f"tensor {tensor!r} has {size} bytes in one feed, which cannot be divided, over "
                 f"--max-memory {self.options.max_memory}: give at least {size}, or smaller feeds"
@@ -152,13 +160,47 @@ class Collector:
             yield group
 
     def _sizes(self, feed: Feed) -> dict[str, int]:
-        """Bytes of the tensors to fetch, counted in the runtime: once for feeds of one shape."""
+        """Bytes of the tensors to fetch, or a bound on them.
+
+        Counted in the runtime, on one sample where the model takes batches of any size; a pass of
+        its own, so it is left out for feeds of which an earlier one tells enough.
+        """
         names = {t.tensor: t.size for t in self.taps if t.size}
         key = tuple((name, array.shape) for name, array in sorted(feed.items()))
-        if names and key not in self._bytes:
-            counts = self.session.run(feed, list(names.values()))
-            self._bytes[key] = {t: int(counts[s]) * _FLOAT_BYTES for t, s in names.items()}
-        return self._bytes.get(key, {})
+        if not names or key in self._bytes:
+            return self._bytes.get(key, {})
+        for shapes, known in self._bytes.items():
+            growth = _growth(dict(shapes), feed)
+            if growth and sum(known.values()) * growth <= self.options.max_memory:
+                return {tensor: size * growth for tensor, size in known.items()}
+        batch = _common_batch(feed) if self.divisible else 1
+        counted = {n: v[:1] for n, v in feed.items()} if batch > 1 else feed
+        counts = self.session.run(counted, list(names.values()))
+        self._bytes[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
+        return self._bytes[key]
+
+
+def _common_batch(feed: Feed) -> int:
+    """Samples of a feed whose arrays all have as many, else 1."""
+    sizes = {v.shape[0] if v.ndim else 0 for v in feed.values()}
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+
+
+def _growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:
+    """How much larger any tensor can be than for feeds of these shapes, 0 where that is not known.
+
+    A tensor has the batch once and the length, as attention's scores, twice at most.
+    """
+    growth = 1
+    for name, array in feed.items():
+        old, new = shapes[name], array.shape
+        if len(old) != len(new) or old[2:] != new[2:] or 0 in (*old, *new):
+            return 0
+        batch, length = (
+            -(-n // o) for n, o in zip((*new, 1, 1)[:2], (*old, 1, 1)[:2], strict=True)
+        )
+        growth = max(growth, batch * length**2)
+    return growth
 
 
 def collector(
@@ -188,9 +230,10 @@ def collector(
         observer = calibrator.observer(request.spec) if i < first_watched else ChannelObserver()
         taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
-    data = with_outputs(model, wanted).SerializeToString()
-    del model  # the runtime makes its own copy of the weights: two at a time are enough
-    session = Session(data, SessionOptions(threads=options.threads))
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = save_apart(with_outputs(model, wanted), folder)
+        del model  # before the runtime packs the weights: two copies of them are enough
+        session = Session(path, SessionOptions(threads=options.threads))
     divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
     return Collector(session, taps, options, divisible)
 

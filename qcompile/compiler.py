@@ -267,7 +267,10 @@ def _transform(job: Job, ctx: Context) -> None:
     early, late = _passes(job)
     _run(job, ctx, early, instruments, "simplify and plan")
     _calibrate(job, ctx, late)
-    _run(job, ctx, late, instruments, "quantize and lower")
+    transforms = [p for p in late if p.stage is Stage.TRANSFORM]
+    _run(job, ctx, transforms, instruments, "transform")
+    ctx.channels.clear()  # nothing looks at samples from here on, and they are large
+    _run(job, ctx, late[len(transforms) :], instruments, "quantize and lower")
     job.report.passes, job.report.skips = timer.records, ctx.skips
     if job.mode != "float" and not any(ctx.plan.quantized()):
         job.report.notes.append(f"nothing was quantized: {_why_float(ctx)}")

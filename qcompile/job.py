@@ -53,7 +53,7 @@ class Options:
     tokenizer: Path | None = None
     samples: int | None = None
     batch_size: int | None = None
-    max_memory: int = 1 << 30
+    max_memory: int = 1 << 27
     threads: int = 0
     verify: bool = True
     bench: bool = True

@@ -163,7 +163,9 @@ class ChannelStats:
         count = min(_TAIL_ROWS, len(self.rows) // 4)
         if count == 0:
             return np.zeros(len(self.lo))
-        largest = np.sort(np.abs(self.rows), axis=0)[-count - 1 :].astype(np.float64)
+        sizes = np.abs(self.rows)
+        largest = np.sort(np.partition(sizes, -count - 1, axis=0)[-count - 1 :], axis=0)
+        largest = largest.astype(np.float64)
         logs = np.log(np.maximum(largest, np.finfo(np.float32).tiny))
         own = np.clip((logs[1:] - logs[0]).mean(0), 0, 1)
         common = own.mean()

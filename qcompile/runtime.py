@@ -112,6 +112,20 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return model
 
 
+def save_apart(model: onnx.ModelProto, folder: str) -> Path:
+    """Write a model with its weights in a file of their own, which the runtime maps when it loads.
+
+    So they are in memory once, as the runtime packs them, not as bytes, protobuf and tensors too.
+    Empties the model. Raises ModelError where the folder has no room.
+    """
+    path = Path(folder) / "model.onnx"
+    try:
+        onnx.save_model(model, path, save_as_external_data=True, location="values")
+    except OSError as e:
+        raise ModelError(f"{folder} has no room for the model's weights: {e.strerror}") from e
+    return path
+
+
 def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
     """Values of all outputs of nodes that depend on constants alone, or why they have none."""
     proto = onnx.GraphProto(name="constants")

@@ -22,7 +22,7 @@ _OPTIONS = (
     click.option("--keep-float", multiple=True,
                  help="Pattern of node or tensor names to leave alone, or role:NAME."),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
-    click.option("--max-memory", type=Size(), default="1GiB", show_default=True,
+    click.option("--max-memory", type=Size(), default="128MiB", show_default=True,
                  help="Bytes of activations that calibration may hold."),
     click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]"),
     click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core."),
