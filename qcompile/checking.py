@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qcompile import compare, runtime, timing
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
+from qcompile.invariance import invariance
 from qcompile.job import Job
 from qcompile.metric import measure
 from qcompile.qtypes import Array
@@ -64,7 +65,8 @@ def _verify(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
     with job.timed("verify"):
         # One session at a time: the float model's outputs are kept, then the compiled one runs.
         old = list(_outputs(job, Session(job.reference, options), feeds))
-        new = _outputs(job, Session(compiled, options), feeds)
+        session = Session(compiled, options)
+        new = _outputs(job, session, feeds)
         try:
             if job.options.metric is not None:
                 new = iter(kept := list(new))
@@ -74,10 +76,13 @@ def _verify(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             job.report.notes.append(f"not verified: {e}")
             return
+        same = invariance(session.run, feeds)
     if job.options.metric is not None:
         was, now = (measure(job.options.metric, feeds, made) for made in (old, kept))
         verdict.measured(was, now, job.report.gates)
-    job.report.verdict = verdict
+    job.report.verdict = same.on(verdict)
+    if same.note is not None:
+        job.report.notes.append(same.note)
     job.report.failures += verdict.failures
 
 

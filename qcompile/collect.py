@@ -22,7 +22,7 @@ from qcompile.channel_stats import ChannelObserver
 from qcompile.dataflow import MASK
 from qcompile.errors import DataError
 from qcompile.export import to_proto
-from qcompile.feeds import padding_mask
+from qcompile.feeds import common_batch, padding_mask
 from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Shape, rank
 from qcompile.plan import ChannelStats, Ranges, StatRequest
@@ -98,7 +98,7 @@ class Collector:
         if sum(sizes.values()) <= self.options.max_memory:
             yield feed
             return
-        batch = _common_batch(feed) if self.divisible else 1
+        batch = common_batch(feed) if self.divisible else 1
         if batch < 2:
             tensor = max(sizes, key=lambda name: sizes[name])
             size = sizes[tensor]
@@ -173,17 +173,11 @@ class Collector:
             growth = _growth(dict(shapes), feed)
             if growth and sum(known.values()) * growth <= self.options.max_memory:
                 return {tensor: size * growth for tensor, size in known.items()}
-        batch = _common_batch(feed) if self.divisible else 1
+        batch = common_batch(feed) if self.divisible else 1
         counted = {n: v[:1] for n, v in feed.items()} if batch > 1 else feed
         counts = self.session.run(counted, list(names.values()))
         self._bytes[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
         return self._bytes[key]
-
-
-def _common_batch(feed: Feed) -> int:
-    """Samples of a feed whose arrays all have as many, else 1."""
-    sizes = {v.shape[0] if v.ndim else 0 for v in feed.values()}
-    return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
 
 def _growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:

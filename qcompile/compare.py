@@ -114,13 +114,17 @@ def cosine(a: Array, b: Array) -> float:
 class Verdict:
     """Closeness by output, and the gates that failed, in words.
 
-    ``metric``: the user's own measure, of the float model and of the candidate.
+    ``metric``: the user's own measure, of the float model and of the candidate. ``alone`` and
+    ``padded``: worst cosine of the candidate's samples alone against in their batch, and padded
+    further against not; None where not tried.
     """
 
     outputs: list[Closeness]
     failures: list[str]
     samples: int
     metric: tuple[float, float] | None = None
+    alone: float | None = None
+    padded: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -141,6 +145,7 @@ class Verdict:
             for o in self.outputs
         ]
         found = {"samples": self.samples, "outputs": rows, "failures": self.failures}
+        found |= {"alone_cosine": self.alone, "padded_cosine": self.padded}
         if self.metric is not None:
             found["metric"] = dict(zip(("float", "compiled"), self.metric, strict=True))
         return found

@@ -145,6 +145,12 @@ def sample_count(feed: Feed) -> int:
     return next((a.shape[0] for a in feed.values() if a.ndim), 1)
 
 
+def common_batch(feed: Mapping[str, Array]) -> int:
+    """Samples of a feed whose arrays all have as many, else 1: such a feed cannot be divided."""
+    sizes = {v.shape[0] if v.ndim else 0 for v in feed.values()}
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+
+
 def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
     """True where a position is a real token, bool [batch, sequence]; None where all are.
 

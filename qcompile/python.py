@@ -12,6 +12,7 @@ from qcompile.compiler import compile_job, measurable
 from qcompile.data import Data, open_data
 from qcompile.errors import DataError
 from qcompile.feeds import input_specs
+from qcompile.invariance import invariance
 from qcompile.items import By
 from qcompile.job import Options, Progress, Result
 from qcompile.loading import Source
@@ -103,7 +104,8 @@ def verify(
         data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
     )
     sessions = Session(loading.runnable(reference)), Session(loading.runnable(candidate))
-    return compare.compare(*sessions, feeds, gates or Gates())
+    verdict = compare.compare(*sessions, feeds, gates or Gates())
+    return invariance(sessions[1].run, feeds).on(verdict) if feeds.reusable else verdict
 
 
 def bench(

@@ -134,6 +134,15 @@ def test_bench_sweeps_and_writes_json(model: Path, tmp_path: Path) -> None:
     assert found[0]["models"][1]["ratio_low"] <= found[0]["models"][1]["ratio_high"]
 
 
+def test_bench_profiles_operators(model: Path) -> None:
+    quick = ("--rounds", 1, "--seconds", 0.01, "--dim", "batch=2", "--profile")
+    (found,) = json.loads(run("bench", model, *quick, "--json", "-").stdout)
+    (profiled,) = found["profile"]
+    assert profiled["ops"] and profiled["total_ms"] > 0
+    shown = run("bench", model, *quick).output
+    assert "milliseconds in operators (nodes)" in shown
+
+
 def test_bench_takes_shapes_and_data(model: Path, data: Path) -> None:
     quick = ("--rounds", 1, "--seconds", 0.01, "--json", "-")
     shaped = run("bench", model, "--shape", f"x=2x{ROWS}", *quick)

@@ -25,10 +25,12 @@ from qcompile.errors import OutputError
 from qcompile.feeds import Feed, input_specs
 from qcompile.graph import Graph
 from qcompile.machine import instruction_sets
+from qcompile.profiling import Profile, profile
 from qcompile.synthetic import synthetic_feeds
 from qcompile.timing import Comparison
 
 _DEFAULTS = timing.Options()
+_SHOWN_OPS = 12
 _MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
 
 
@@ -43,6 +45,7 @@ _MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
 @click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.01), default=_DEFAULTS.seconds,
               show_default=True, help="Timed per model and round.")  # fmt: skip
+@click.option("--profile", is_flag=True, help="Show where the time goes, by operator.")
 @click.option("--target", default="cpu", show_default=True, help="Whose provider runs the models.")
 @click.option("--json", "json_file", type=PATH, help="Figures as JSON; - is stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -65,12 +68,15 @@ def bench(**given: Any) -> None:
         export.check_writable(given["json_file"])
     feeds = list(_feeds(graph, given))
     found: list[Comparison] = []
+    profiles: list[list[Profile]] = []
     with progress_bar(given["quiet"]) as bar:
         for feed in feeds:
             bar.step("bench", options.rounds)
             labelled = list(zip(_labels(models), models, strict=True))
             found.append(timing.compare(labelled, feed, options, bar.advance))
-    _write(given, found)
+            if given["profile"]:
+                profiles.append(profile(labelled, feed, options.threads, provider=provider))
+    _write(given, found, profiles)
 
 
 def _labels(models: Sequence[Path]) -> list[str]:
@@ -99,8 +105,10 @@ def _feeds(graph: Graph, given: dict[str, Any]) -> Iterator[Feed]:
         yield synthetic_feeds(graph, dims, 1, 0, shapes=fixed)[0]
 
 
-def _write(given: dict[str, Any], found: list[Comparison]) -> None:
+def _write(given: dict[str, Any], found: list[Comparison], profiles: list[list[Profile]]) -> None:
     rows = [c.to_dict() for c in found]
+    for row, profiled in zip(rows, profiles, strict=False):
+        row["profile"] = [p.to_dict() for p in profiled]
     path = given["json_file"]
     if path is not None and str(path) == "-":
         print_json(rows)
@@ -110,6 +118,8 @@ def _write(given: dict[str, Any], found: list[Comparison]) -> None:
     if not given["quiet"]:
         for comparison in found:
             show(comparison)
+        for profiled in profiles:
+            show_profile(profiled)
 
 
 def show(comparison: Comparison) -> None:
@@ -131,3 +141,15 @@ def show(comparison: Comparison) -> None:
     console().print(made)
     if comparison.noisy:
         click.echo("note: the machine was noisy: a model's rounds differ by over 25 %")
+
+
+def show_profile(profiles: Sequence[Profile]) -> None:
+    """Milliseconds a run by operator, one column a model, with the number of nodes."""
+    made = table("milliseconds in operators (nodes)", "operator", *(p.label for p in profiles))
+    known = [{o.op: o for o in p.ops} for p in profiles]
+    dearest = {op: max(k[op].ms for k in known if op in k) for op in {o for k in known for o in k}}
+    for op in sorted(dearest, key=lambda o: (-dearest[o], o))[:_SHOWN_OPS]:
+        cells = (f"{k[op].ms:.2f} ({k[op].nodes})" if op in k else "-" for k in known)
+        made.add_row(op, *cells)
+    made.add_row("all", *(f"{p.total:.2f}" for p in profiles))
+    console().print(made)

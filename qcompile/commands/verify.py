@@ -18,6 +18,7 @@ from qcompile.commands._shared import (
 )
 from qcompile.compare import Verdict
 from qcompile.errors import GateError
+from qcompile.invariance import Invariance
 from qcompile.python import verify as compare_models
 
 
@@ -69,3 +70,6 @@ def show(verdict: Verdict) -> None:
             flips,
         )
     console().print(made)
+    note = Invariance(verdict.alone, verdict.padded).note
+    if note is not None:
+        click.echo(f"note: {note}")
