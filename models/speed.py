@@ -2,9 +2,11 @@
 
     python models/speed.py MODEL.onnx [--dim sequence_length=128 ...] [--data DATA --tokenizer DIR]
 
-Builds onnxruntime.quantization.quantize_dynamic of the same model and qcompile's float, dynamic
-and (with data, or made-up inputs) static forms, then times all of them: one live session at a
-time, alternating rounds. docs/performance.md says how to read the figures.
+Builds the same model with every peer that is installed (onnxruntime's quantizers and fusions,
+OpenVINO through NNCF) and qcompile's float, dynamic and (with data, or made-up inputs) static
+forms, then times all of them: one live session at a time, alternating rounds. --dim name=32,128
+times one table a size; --data without --dim times its first --batch sentences, padded to the
+longest. docs/performance.md says how to read the figures.
 """
 
 from __future__ import annotations
@@ -13,48 +15,61 @@ import argparse
 import json
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
-from typing import Any
+
+from _speed_peers import made
 
 from qcompile import Options, Recipe, compile, timing
-from qcompile.api import Mode
 from qcompile.commands.bench import show
 from qcompile.data import open_data
 from qcompile.feeds import Feed, input_specs
+from qcompile.graph import Graph
 from qcompile.loading import load
+from qcompile.recipe import merged, read
 from qcompile.shapes import infer
 from qcompile.synthetic import synthetic_feeds
 
-
-def peers(model: Path, folder: Path) -> list[tuple[str, Path]]:
-    """quantize_dynamic with its defaults, as a user would call it."""
-    from onnxruntime.quantization import quantize_dynamic
-
-    path = folder / "quantize_dynamic.onnx"
-    quantize_dynamic(model, path)
-    return [("onnxruntime quantize_dynamic", path)]
+FORMS: dict[str, Recipe] = {
+    "qcompile float": Recipe(mode="float"),
+    "qcompile dynamic": Recipe(mode="dynamic"),
+    "qcompile static": Recipe(mode="static"),
+    "qcompile static, recipe fast": merged(read("fast"), {"mode": "static"}, "speed.py"),
+}
 
 
-def ours(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, Path]]:
-    """The three forms of target cpu; not verified here, only timed."""
+def ours(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, timing.Runnable]]:
+    """The forms of target cpu; not verified here, only timed."""
     unchecked = Options(verify=False, bench=False)
-    modes: tuple[Mode, ...] = ("float", "dynamic", "static")
-    found = []
-    for mode in modes:
-        data = feeds if mode == "static" else None
-        result = compile(model, data, recipe=Recipe(mode=mode), options=unchecked)
-        path = folder / f"{mode}.onnx"
+    found: list[tuple[str, timing.Runnable]] = []
+    for name, recipe in FORMS.items():
+        data = feeds if recipe.mode == "static" else None
+        result = compile(model, data, recipe=recipe, options=unchecked)
+        path = folder / f"{name}.onnx"
         result.save(path)
-        found.append((f"qcompile {mode}", path))
+        found.append((name, path))
     return found
+
+
+def sizes(given: list[str]) -> list[dict[str, int]]:
+    """Every combination of ``name=a,b`` arguments."""
+    named = [(d.split("=")[0], d.split("=")[1].split(",")) for d in given]
+    names = [name for name, _ in named]
+    return [
+        {n: int(v) for n, v in zip(names, values, strict=True)}
+        for values in product(*(values for _, values in named))
+    ]
 
 
 def main() -> None:
     """Print one table a set of shapes, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--dim", action="append", default=[], help="name=size, repeatable")
-    parser.add_argument("--data", help="calibration data; the last feed is timed")
+    parser.add_argument("--dim", action="append", default=[], help="name=size[,size], repeatable")
+    parser.add_argument(
+        "--data", help="calibration data; without --dim its first sentences are timed"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="sentences in a batch of --data")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
@@ -63,21 +78,29 @@ def main() -> None:
     args = parser.parse_args()
     graph = load(args.model)
     infer(graph)
-    dims = {name: int(size) for name, size in (d.split("=") for d in args.dim)}
-    timed = synthetic_feeds(graph, dims, 4, 0)
-    feeds = timed
+    timed = [synthetic_feeds(graph, dims, 4, 0) for dims in sizes(args.dim)]
+    feeds = timed[0]
     if args.data:
-        feeds = list(open_data(args.data, input_specs(graph), tokenizer=args.tokenizer))
-        timed = timed if dims else feeds
+        given = open_data(args.data, input_specs(graph), tokenizer=args.tokenizer)
+        feeds = list(given)
+        if not args.dim:
+            timed = [batches(args.data, graph, args.tokenizer, args.batch)]
+    options = timing.Options(args.threads, args.rounds, args.seconds)
     with tempfile.TemporaryDirectory() as name:
-        models: list[Any] = [("float, ONNX Runtime's defaults", args.model)]
-        models += [*peers(args.model, Path(name)), *ours(args.model, feeds, Path(name))]
-        options = timing.Options(args.threads, args.rounds, args.seconds)
-        found = timing.compare(models, timed[-1], options)
+        models: list[tuple[str, timing.Runnable]] = [("float, defaults", args.model)]
+        models += [*made(args.model, feeds, Path(name)), *ours(args.model, feeds, Path(name))]
+        found = [timing.compare(models, of[-1], options) for of in timed]
     if args.json:
-        json.dump(found.to_dict(), sys.stdout, indent=1)
+        json.dump([c.to_dict() for c in found], sys.stdout, indent=1)
     else:
-        show(found)
+        for comparison in found:
+            show(comparison)
+
+
+def batches(data: str, graph: Graph, tokenizer: Path, size: int) -> list[Feed]:
+    """Batches of sentences in the order of the file, padded to their longest, as a server sees."""
+    given = open_data(data, input_specs(graph), tokenizer=tokenizer, samples=size, batch_size=size)
+    return list(given)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,16 @@ _RESAMPLES = 2000
 _LEVEL = (2.5, 97.5)
 
 
+# A model for ONNX Runtime, or what makes, for a number of threads, a function that runs one feed.
+Runnable = bytes | Path | Callable[[int], Callable[[Feed], Any]]
+
+
 @dataclass(frozen=True)
 class Options:
-    """``seconds``: timed per model and round, after ``warmup`` runs or as long; at least ``min_runs`` runs."""
+    """``seconds``: timed per model and round, in at least ``min_runs`` runs.
+
+    Before, as many seconds or ``warmup`` runs are not timed, whichever is less.
+    """
 
     threads: int = 0
     rounds: int = 6
@@ -132,7 +139,7 @@ class Comparison:
 
 
 def compare(
-    models: Sequence[tuple[str, bytes | Path]],
+    models: Sequence[tuple[str, Runnable]],
     feed: Feed,
     options: Options | None = None,
     on_round: Callable[[], None] | None = None,
@@ -151,20 +158,24 @@ def compare(
     return Comparison(timings, shapes, threads)
 
 
-def _round(model: bytes | Path, feed: Feed, options: Options, threads: int) -> list[float]:
+def _round(model: Runnable, feed: Feed, options: Options, threads: int) -> list[float]:
     """Milliseconds of each run of a fresh session, which is gone when this returns."""
-    session = Session(model, SessionOptions(threads=threads, provider=options.provider))
-    wanted = {name: feed[name] for name in session.inputs if name in feed}
-    session.run(wanted)  # names what is missing, which the bare call would not
+    if callable(model):
+        call, wanted = model(threads), feed
+    else:
+        session = Session(model, SessionOptions(threads=threads, provider=options.provider))
+        wanted = {name: feed[name] for name in session.inputs if name in feed}
+        session.run(wanted)  # names what is missing, which the bare call would not
+        call = session.call
     end = time.perf_counter() + options.seconds
     for _ in range(options.warmup):
-        session.call(wanted)
+        call(wanted)
         if time.perf_counter() > end:  # a run that takes so long is warm after one
             break
     times: list[float] = []
     end = time.perf_counter() + options.seconds
     while len(times) < options.min_runs or time.perf_counter() < end:
         start = time.perf_counter()
-        session.call(wanted)
+        call(wanted)
         times.append((time.perf_counter() - start) * 1e3)
     return times

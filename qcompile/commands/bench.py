@@ -145,7 +145,7 @@ def show(comparison: Comparison) -> None:
 
 def show_profile(profiles: Sequence[Profile]) -> None:
     """Milliseconds a run by operator, one column a model, with the number of nodes."""
-    made = table("milliseconds in operators (nodes)", "operator", *(p.label for p in profiles))
+    made = table("by operator", "ms a run (nodes)", *(p.label for p in profiles))
     known = [{o.op: o for o in p.ops} for p in profiles]
     dearest = {op: max(k[op].ms for k in known if op in k) for op in {o for k in known for o in k}}
     for op in sorted(dearest, key=lambda o: (-dearest[o], o))[:_SHOWN_OPS]:
