@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
@@ -12,12 +11,14 @@ import numpy as np
 import onnx
 
 from qcompile import (
+    blas,
+    calibrating,
     checking,
-    collect,
     export,
     items,
     ledger,
     loading,
+    locking,
     metric,
     runtime,
     search,
@@ -29,7 +30,7 @@ from qcompile.api import Choices, Context, Mode, Numerics, Pass, Stage
 from qcompile.compare import Gates
 from qcompile.data import Data, open_data
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
-from qcompile.feeds import Feeds, HoldBack, input_specs
+from qcompile.feeds import Feeds, input_specs
 from qcompile.graph import Graph
 from qcompile.job import Job, Options, Progress, RejectedError, Result, Silent
 from qcompile.manager import Dump, Instrument, PassManager, Time, Verify
@@ -67,6 +68,7 @@ def compile_job(
     result is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
     shown = progress or Silent()
+    options = locking.options_for(options, data)
 
     def prepare(wanted: Recipe) -> Job:
         return _prepare(model, data, wanted, gates, options, shown)
@@ -87,7 +89,10 @@ def compile_job(
         made = search.search(made, search.Tools(build, lambda r: switchable(prepare(r))))
     job, compiled = made.job, made.model
     checking.bench(job, compiled, made.feeds)
+    locking.judge(job)
     result = Result(compiled, job.report)
+    if options.keep_calibration:
+        result.lock, result.calibration = locking.lock_of(job, compiled), job.calibration
     if job.report.failures and not job.options.force:
         raise RejectedError(result)
     search.forget(job)
@@ -115,7 +120,7 @@ def switchable(job: Job) -> Measurable:
     early, late = _passes(job)
     _run(job, ctx, early, checks, "simplify and plan")
     known = items.origins(job.graph, ctx)
-    _calibrate(job, ctx, late)
+    calibrating.calibrate(job, ctx, late)
     transforms = [p for p in late if p.stage == Stage.TRANSFORM]
     rounding = [*takewhile(lambda p: p.numerics is not Numerics.LOSSY, transforms)]
     _run(job, ctx, rounding, checks, "transform")
@@ -125,7 +130,9 @@ def switchable(job: Job) -> Measurable:
         raise DataError("no feeds are left to measure on: give more data")
     found = switched.switches(ctx)
     if not found:
-        raise TargetError(f"nothing is quantized, so nothing can be ranked: {_why_float(ctx)}")
+        raise TargetError(
+            f"nothing is quantized, so nothing can be ranked: {calibrating.why_float(ctx)}"
+        )
     divisible = all(t.shape and not isinstance(t.shape[0], int) for t in job.graph.inputs)
     made = switched.build(job.graph, ctx, found, plain)
     session = runtime.SessionOptions(job.options.threads, provider=job.target.provider)
@@ -158,13 +165,15 @@ def _prepare(
     progress: Progress,
 ) -> Job:
     target = find_target(recipe.target)
-    mode = _mode(recipe, target, data is not None)
+    locked = options.lock
+    mode = locked.mode if locked is not None else _mode(recipe, target, data is not None)
     recipe.make_calibrator()  # fail on a wrong name before any work
     progress.step("load")
     reference = loading.runnable(model)
     proto, folder = loading.read(model)  # once: it may hold gigabytes
     size = len(reference) if isinstance(reference, bytes) else reference.stat().st_size
     size += ledger.external_bytes(proto)
+    external = loading.external_files(proto, folder)
     graph = loading.from_proto(proto, folder)
     unknown = shapes.infer(graph)
     report = Report(
@@ -178,7 +187,8 @@ def _prepare(
         float_bytes=size,
     )
     feeds = _open(graph, data, options)
-    job = Job(graph, reference, recipe, target, mode, options, progress, report, feeds)
+    job = Job(graph, reference, recipe, target, mode, options, progress, report, feeds, external)
+    locking.check(job)
     if unknown:
         _record_types(job, unknown)
     return job
@@ -266,85 +276,23 @@ def _transform(job: Job, ctx: Context) -> None:
         instruments.insert(0, Dump(job.options.dump_dir))  # before a check can stop the run
     early, late = _passes(job)
     _run(job, ctx, early, instruments, "simplify and plan")
-    _calibrate(job, ctx, late)
+    calibrating.calibrate(job, ctx, late)
     transforms = [p for p in late if p.stage is Stage.TRANSFORM]
     _run(job, ctx, transforms, instruments, "transform")
     ctx.channels.clear()  # nothing looks at samples from here on, and they are large
     _run(job, ctx, late[len(transforms) :], instruments, "quantize and lower")
     job.report.passes, job.report.skips = timer.records, ctx.skips
     if job.mode != "float" and not any(ctx.plan.quantized()):
-        job.report.notes.append(f"nothing was quantized: {_why_float(ctx)}")
-
-
-def _calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
-    """Collect what the plan and later passes ask for; hold feeds back to verify with."""
-    if not any(p.stage == Stage.INSERT for p in late):
-        for use in [u for d in ctx.plan.quantized() for u in d.uses]:
-            ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
-        ctx.requests.clear()
-    if ctx.requests:
-        wanted = (tensor for p in late for tensor in p.wants(job.graph, ctx))
-        _collect(job, ctx, list(dict.fromkeys(wanted)))
-    elif job.feeds is not None:
-        _hold_back(job)
-
-
-def _why_float(ctx: Context) -> str:
-    """The commonest reason among the weights, for the note on a model that stayed float."""
-    reasons = Counter(d.reason for d in ctx.plan.decisions if d.kind == "weight")
-    reasons.update(s.reason for s in ctx.skips if s.pass_name == "plan-operands")
-    if not reasons:
-        return f"target {ctx.target.name!r} has no rule that fits this model"
-    return reasons.most_common(1)[0][0]
+        job.report.notes.append(f"nothing was quantized: {calibrating.why_float(ctx)}")
 
 
 def _run(
     job: Job, ctx: Context, passes: Sequence[Pass], instruments: Sequence[Instrument], what: str
 ) -> None:
     job.progress.step(what, len(passes))
-    with job.timed(what):
+    with job.timed(what), blas.one_thread():
         manager = PassManager(tuple(passes), instruments)
         manager.run(job.graph, ctx, lambda _name: job.progress.advance())
-
-
-def _collect(job: Job, ctx: Context, watched: list[str]) -> None:
-    if job.feeds is None:
-        raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
-    split = HoldBack(job.feeds)
-    options = collect.Options(job.options.max_memory, job.recipe.mask_padding, job.options.threads)
-    job.progress.step("calibrate")
-    with job.timed("calibrate"):
-        made = collect.collector(
-            job.graph,
-            ctx.requests,
-            job.recipe.make_calibrator(),
-            ctx.evaluate,
-            options,
-            watched,
-        )
-        feeds = split.calibration()
-        known = ctx.ranges.found  # what the plan knows without data
-        ctx.ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
-        ctx.ranges.found |= known
-        ctx.channels = made.channels()
-    job.held_back = split.held_back
-    if split.reused:
-        job.report.notes.append("one batch of data only: it served to calibrate and to verify")
-    job.report.calibration = {
-        "calibrator": job.recipe.calibrator,
-        "feeds": made.feeds_seen,
-        "held_back": len(split.held_back),
-        "tensors": len(ctx.requests),
-        "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
-    }
-
-
-def _hold_back(job: Job) -> None:
-    """Modes that need no ranges use the data to verify with."""
-    split = HoldBack(job.feeds or ())
-    for _ in split.calibration():
-        pass
-    job.held_back = split.held_back
 
 
 def _finish(job: Job, ctx: Context) -> bytes:

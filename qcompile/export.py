@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import onnx
@@ -130,7 +132,14 @@ def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes whole or not at all; an existing file survives every failure.
+    """Write bytes as ``replacing`` does."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose bytes are the file once all are written; an existing file survives failures.
 
     Raises OutputError where the folder is missing, read only or full.
     """
@@ -141,7 +150,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise OutputError(f"cannot write {str(path)!r}: {e.strerror}") from e
     try:
         with os.fdopen(handle, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         Path(name).chmod(0o666 & ~_umask())

@@ -6,14 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from qcompile import export
+from qcompile import digests, export, lock
 from qcompile.api import Mode
-from qcompile.errors import GateError
+from qcompile.calibration import Calibration
+from qcompile.errors import GateError, OutputError
 from qcompile.feeds import Feed, Feeds
 from qcompile.graph import Graph
+from qcompile.lock import Lock
 from qcompile.metric import Metric
 from qcompile.recipe import Recipe
 from qcompile.report import Report
@@ -48,6 +51,8 @@ class Options:
     metric: the user's own measure of feeds and outputs, or its name, for ``Gates.min_metric``.
     search_time: seconds in which tensors may be lifted to more bits where the result is not close
     enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
+    lock: the build to repeat, whose recipe is the job's. keep_calibration: what a lock of this
+    build needs stays in memory, for ``Result.save_lock``.
     """
 
     tokenizer: Path | None = None
@@ -63,18 +68,31 @@ class Options:
     metric: Metric | str | None = None
     search_time: float = 0.0
     search_state: Path | None = None
+    lock: Lock | None = None
+    keep_calibration: bool = False
 
 
 @dataclass
 class Result:
-    """The compiled model's bytes and the account of how it came to be."""
+    """The compiled model's bytes and the account of how it came to be.
+
+    ``lock`` and ``calibration`` where ``Options.keep_calibration`` asked for them.
+    """
 
     model: bytes
     report: Report
+    lock: Lock | None = None
+    calibration: Calibration | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the model whole or not at all. Raises OutputError."""
         export.write_atomic(Path(path), self.model)
+
+    def save_lock(self, path: str | Path) -> None:
+        """Write the lock, NAME.yaml, and its calibration, NAME.npz. Raises OutputError."""
+        if self.lock is None:
+            raise OutputError("no lock was kept: compile with Options(keep_calibration=True)")
+        lock.save(Path(path), self.lock, self.calibration)
 
 
 class RejectedError(GateError):
@@ -87,7 +105,9 @@ class RejectedError(GateError):
 
 @dataclass
 class Job:
-    """``reference`` is the float model as it came in; ``held_back`` are feeds to verify with."""
+    """``reference`` is the float model as it came in, ``external`` what it keeps in other files;
+    ``held_back`` are feeds to verify with, ``data_digest`` is that of all feeds.
+    """
 
     graph: Graph
     reference: bytes | Path
@@ -98,7 +118,15 @@ class Job:
     progress: Progress
     report: Report
     feeds: Feeds | None
+    external: tuple[Path, ...] = ()
     held_back: list[Feed] = field(default_factory=list)
+    data_digest: str = ""
+    calibration: Calibration | None = None
+
+    @cached_property
+    def model_digest(self) -> str:
+        """SHA-256 of the float model, with its external data."""
+        return digests.of_model(self.reference, self.external)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ add up to the file's size; and one row without bytes for each activation that wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 
 from qcompile.api import Context
 from qcompile.plan import Decision
+from qcompile.qtypes import qparams
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
 
@@ -40,7 +41,10 @@ _INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ledger. ``tensor`` is the name in the model that came in."""
+    """One line of the ledger. ``tensor`` is the name in the model that came in.
+
+    ``scale`` and ``zero_point`` of an activation that has one of each.
+    """
 
     name: str
     tensor: str
@@ -52,6 +56,8 @@ class Row:
     sqnr_db: float | None = None
     low: float | None = None
     high: float | None = None
+    scale: float | None = None
+    zero_point: int | None = None
 
 
 def rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[Row]:
@@ -120,29 +126,21 @@ def _no_decision(dtype: str, ctx: Context | None) -> str:
 
 
 def _activation_rows(ctx: Context) -> list[Row]:
-    found = []
-    for decision in ctx.plan.decisions:
-        if decision.kind != "activation":
-            continue
-        span = ctx.ranges.get(decision.tensor) if decision.spec is not None else None
-        low = None if span is None else float(span.lo.min())
-        high = None if span is None else float(span.hi.max())
-        dtype = "float" if decision.spec is None else decision.spec.dtype
-        found.append(
-            Row(
-                decision.tensor,
-                decision.tensor,
-                "activation",
-                dtype,
-                (),
-                0,
-                decision.reason,
-                None,
-                low,
-                high,
-            )
-        )
-    return found
+    return [_activation_row(d, ctx) for d in ctx.plan.decisions if d.kind == "activation"]
+
+
+def _activation_row(decision: Decision, ctx: Context) -> Row:
+    name, spec = decision.tensor, decision.spec
+    dtype = "float" if spec is None else spec.dtype
+    made = Row(name, name, "activation", dtype, (), 0, decision.reason)
+    span = ctx.ranges.get(name)
+    if spec is None or span is None:
+        return made
+    made = replace(made, low=float(span.lo.min()), high=float(span.hi.max()))
+    if span.axis is not None:
+        return made
+    params = qparams(span, spec)
+    return replace(made, scale=params.scale.item(), zero_point=params.zero_point.item())
 
 
 @dataclass(frozen=True)

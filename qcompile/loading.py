@@ -20,7 +20,13 @@ from qcompile.errors import ModelError
 from qcompile.graph import ONNX, Graph, Header, is_constant
 from qcompile.protos import bodies, outer_reads, put_back, subgraphs, take_out
 from qcompile.qtypes import Array
-from qcompile.tensors import check_values, embed_external, is_external, map_external
+from qcompile.tensors import (
+    check_values,
+    embed_external,
+    external_file,
+    is_external,
+    map_external,
+)
 
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -75,6 +81,14 @@ def runnable(model: Source) -> bytes | Path:
         data: bytes = model.SerializeToString()
         return data
     return model if isinstance(model, bytes) else Path(model)
+
+
+def external_files(model: onnx.ModelProto, folder: Path | None) -> tuple[Path, ...]:
+    """Files beside the model that hold data of it, by name; those that may not be read are left
+    for ``from_proto`` to refuse."""
+    tensors = (*model.graph.initializer, *_inner_tensors(model))
+    found = {external_file(t, folder) for t in tensors if is_external(t)}
+    return tuple(sorted(path for path in found if path is not None))
 
 
 def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> Graph:

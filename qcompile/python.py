@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from qcompile import compare, loading, shapes, timing
+from qcompile import compare, loading, lock, shapes, timing
 from qcompile.api import Mode
 from qcompile.compare import Gates, Verdict
 from qcompile.compiler import compile_job, measurable
@@ -19,7 +20,7 @@ from qcompile.loading import Source
 from qcompile.policy import Sensitivity
 from qcompile.policy import sensitivity as rank_by
 from qcompile.ranking import Measure
-from qcompile.recipe import Recipe, merged, read
+from qcompile.recipe import Recipe, merged
 from qcompile.runtime import Session
 from qcompile.synthetic import synthetic_feeds
 from qcompile.timing import Comparison
@@ -42,7 +43,8 @@ def compile(
 ) -> Result:
     """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
 
-    ``recipe`` is a Recipe, the name of one, or a YAML file; the named settings override it. Raises
+    ``recipe`` is a Recipe, the name of one, a YAML file, which the named settings override, or a
+    lock, which they may not: then the same bytes are built again and no data is needed. Raises
     ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
     is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
@@ -54,10 +56,12 @@ def compile(
         "keep_float": None if keep_float is None else tuple(keep_float),
         "seed": seed,
     }
-    chosen = merged(_base(recipe), settings, "compile()")
-    return compile_job(
-        model, data, chosen, gates or Gates(), options or Options(), progress=progress
-    )
+    chosen, options = merged(_base(recipe), settings, "compile()"), options or Options()
+    if isinstance(recipe, str | Path) and lock.is_lock(recipe):
+        locked = lock.read(Path(recipe))
+        lock.check_recipe(locked, chosen, "compile()")
+        options = replace(options, lock=locked)
+    return compile_job(model, data, chosen, gates or Gates(), options, progress=progress)
 
 
 def sensitivity(
@@ -84,7 +88,9 @@ def sensitivity(
 
 
 def _base(recipe: Recipe | str | Path | None) -> Recipe:
-    return recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read(recipe)
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe() if recipe is None else lock.recipe_of(recipe)
 
 
 def verify(

@@ -23,6 +23,9 @@ from qcompile.registry import build, calibrators, nearest
 
 _NAMED = Path(__file__).parent / "recipes"
 _SUFFIXES = (".yaml", ".yml")
+# What a lock says that it is; its recipe is one of its parts.
+LOCK = "qcompile lock"
+_MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -106,16 +109,23 @@ def read(source: str | Path) -> Recipe:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         known = ", ".join(names())
         raise RecipeError(f"unknown recipe {source!r}, expected a .yaml file or: {known}{hint}")
+    return merged(Recipe(), load_yaml(path, "recipe"), f"recipe {str(path)!r}")
+
+
+def load_yaml(path: Path, what: str) -> dict[Any, Any]:
+    """A file that holds a mapping. Raises RecipeError: not there, too large, not YAML."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise RecipeError(f"{what} {str(path)!r} has over {_MOST_BYTES} bytes")
         loaded = yaml.safe_load(path.read_text())
     except OSError as e:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{what} {str(path)!r} cannot be read: {e.strerror}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         first = str(e).splitlines()[0]
-        raise RecipeError(f"recipe {str(path)!r} is not YAML: {first}") from e
+        raise RecipeError(f"{what} {str(path)!r} is not YAML: {first}") from e
     if not isinstance(loaded, dict):
-        raise RecipeError(f"recipe {str(path)!r} holds no mapping of keys to values")
-    return merged(Recipe(), loaded, f"recipe {str(path)!r}")
+        raise RecipeError(f"{what} {str(path)!r} holds no mapping of keys to values")
+    return loaded
 
 
 def merged(base: Recipe, settings: Mapping[str, Any], where: str) -> Recipe:

@@ -41,6 +41,15 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
+def external_file(tensor: onnx.TensorProto, folder: Path | None) -> Path | None:
+    """The file that holds a tensor's data; None where there is none that may be read."""
+    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    try:
+        return _path(tensor.name, location, folder)
+    except ModelError:
+        return None
+
+
 def map_external(tensor: onnx.TensorProto, folder: Path | None) -> Array | None:
     """External data as a read-only memory map; None where it had to be read into the tensor.
 

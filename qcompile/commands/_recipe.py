@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from qcompile import lock
 from qcompile.api import MODES
 from qcompile.commands._shared import F, Size
-from qcompile.recipe import Recipe, merged, names, read
+from qcompile.lock import Lock
+from qcompile.recipe import Recipe, merged, names
 
 _SETTINGS = ("target", "mode", "calibrator", "pipeline", "seed")
 _OPTIONS = (
@@ -17,7 +20,7 @@ _OPTIONS = (
                  help="Default: static with data, else dynamic."),
     click.option("--calibrator", help="See `qcompile calibrators`.  [default: minmax]"),
     click.option("--recipe", metavar="NAME|FILE",
-                 help=f"{', '.join(names())}, or a .yaml file; options override."),
+                 help=f"{', '.join(names())}, or a .yaml file, also a lock; options override."),
     click.option("--pipeline", help='Passes: "name,name{option=value}"; see `qcompile passes`.'),
     click.option("--keep-float", multiple=True,
                  help="Pattern of node or tensor names to leave alone, or role:NAME."),
@@ -37,9 +40,23 @@ def recipe_options(command: F) -> F:
 
 
 def recipe_from(given: dict[str, Any]) -> Recipe:
-    """The recipe, if any, with the command line's options on top."""
-    recipe = Recipe() if given["recipe"] is None else read(given["recipe"])
+    """The recipe, if any, or a lock's, with the command line's options on top."""
+    source = given["recipe"]
+    recipe = Recipe() if source is None else lock.recipe_of(source)
     settings = {name: given[name] for name in _SETTINGS}
     settings["keep_float"] = given["keep_float"] or None
     settings["mask_padding"] = False if given["count_padding"] else None
     return merged(recipe, settings, "command line")
+
+
+def lock_from(given: dict[str, Any], recipe: Recipe) -> Lock | None:
+    """The lock that --recipe names, None where it names a recipe.
+
+    Raises RecipeError where options of the command line ask for another build than the lock's.
+    """
+    source = given["recipe"]
+    if source is None or not lock.is_lock(source):
+        return None
+    found = lock.read(Path(source))
+    lock.check_recipe(found, recipe, "command line")
+    return found

@@ -18,14 +18,23 @@ from qcompile.report import Report
 
 
 def deliver(
-    console: Console, given: Mapping[str, Any], result: Result, out: Path, report_file: Path
+    console: Console,
+    given: Mapping[str, Any],
+    result: Result,
+    out: Path,
+    report_file: Path,
+    lock_file: Path | None = None,
 ) -> None:
     """Show a result and write it. The model is written last: it stands for the whole."""
     show_or_print(console, given, result)
+    if lock_file is not None:
+        result.save_lock(lock_file)
     export.write_atomic(report_file, result.report.to_json().encode())
     result.save(out)
     if not (given["quiet"] or given["as_json"]):
         click.echo(f"written: {out}\nreport:  {report_file}")
+        if lock_file is not None:
+            click.echo(f"lock:    {lock_file}")
 
 
 def show_or_print(console: Console, given: Mapping[str, Any], result: Result) -> None:

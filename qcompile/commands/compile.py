@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from qcompile import export
+from qcompile import export, lock
 from qcompile.commands import _result
-from qcompile.commands._recipe import recipe_from, recipe_options
+from qcompile.commands._recipe import lock_from, recipe_from, recipe_options
 from qcompile.commands._shared import (
     ACCURACY_GATES,
     PATH,
@@ -25,6 +25,7 @@ from qcompile.commands._shared import (
 from qcompile.compiler import compile_job
 from qcompile.errors import OutputError, RecipeError
 from qcompile.job import Options, RejectedError
+from qcompile.lock import Lock
 
 
 @click.command("compile")
@@ -38,6 +39,8 @@ from qcompile.job import Options, RejectedError
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
               help="Seconds to find tensors to lift where a gate given is missed.")  # fmt: skip
 @click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside OUT.")
+@click.option("--lock", "lock_file", type=PATH, help="Write a lock: --recipe LOCK builds the same "
+              "bytes again, without data.")  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not compare with the float model.")
 @click.option("--no-bench", is_flag=True, help="Do not time against the float model.")
 @click.option("--force", is_flag=True, help="Write even if a gate fails.")
@@ -50,7 +53,8 @@ def compile(**given: Any) -> None:
     gates allow, nothing is written and the exit code is 1. Where an accuracy gate is given and
     missed, the fewest tensors are lifted to more bits that pass it.
     """
-    recipe, options, gates = recipe_from(given), options_from(given), gates_from(given)
+    recipe, gates = recipe_from(given), gates_from(given)
+    options = options_from(given, lock_from(given, recipe))
     out: Path = given["output"]
     report_file = given["report_file"] or out.with_name(f"{out.stem}.report.json")
     if report_file.suffix != ".json":
@@ -58,9 +62,13 @@ def compile(**given: Any) -> None:
     files = {"input model": given["model"], "output": out, "report": report_file}
     if options.search_state is not None:
         files["search state"] = options.search_state
+    lock_file: Path | None = given["lock_file"]
+    if lock_file is not None:
+        files |= {"lock": lock_file, "lock's calibration": lock.sidecar(lock_file)}
     _check_distinct(files)
-    for path in (out, report_file):
-        export.check_writable(path)
+    for what, path in files.items():
+        if what != "input model":
+            export.check_writable(path)
     if options.dump_dir is not None:
         _make_folder(options.dump_dir)
     try:
@@ -69,15 +77,15 @@ def compile(**given: Any) -> None:
     except RejectedError as e:
         _result.show_or_print(console(), given, e.result)
         raise
-    _result.deliver(console(), given, result, out, report_file)
+    _result.deliver(console(), given, result, out, report_file, lock_file)
     if not (given["quiet"] or given["as_json"]):
         click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
 
 
-def options_from(given: dict[str, Any]) -> Options:
+def options_from(given: dict[str, Any], locked: Lock | None) -> Options:
     """What is no part of the recipe."""
     out: Path = given["output"]
-    seconds = given["search_time"] if _is_searched(given) else 0.0
+    seconds = given["search_time"] if _is_searched(given) and locked is None else 0.0
     return Options(
         tokenizer=given["tokenizer"],
         samples=given["samples"],
@@ -91,6 +99,8 @@ def options_from(given: dict[str, Any]) -> Options:
         metric=given["metric"],
         search_time=seconds,
         search_state=out.with_name(f"{out.stem}.search.json") if seconds else None,
+        lock=locked,
+        keep_calibration=given["lock_file"] is not None,
     )
 
 

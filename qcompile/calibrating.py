@@ -1,0 +1,109 @@
+"""The stage between plan and transforms: from feeds, or a lock, to what calibration found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from qcompile import collect
+from qcompile.api import Context, Pass, Stage
+from qcompile.calibration import Calibration
+from qcompile.digests import FeedDigest
+from qcompile.errors import RecipeError
+from qcompile.feeds import HoldBack
+from qcompile.job import Job
+
+
+def calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
+    """Collect what the plan and later passes ask for; hold feeds back to verify with."""
+    if not any(p.stage == Stage.INSERT for p in late):
+        for use in [u for d in ctx.plan.quantized() for u in d.uses]:
+            ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
+        ctx.requests.clear()
+    if not ctx.requests:
+        if job.feeds is not None:
+            _hold_back(job)
+        return
+    locked = job.options.lock
+    if locked is None:
+        watched = dict.fromkeys(tensor for p in late for tensor in p.wants(job.graph, ctx))
+        found = _collected(job, ctx, list(watched))
+    else:
+        found = _locked(job, ctx, locked.read_calibration())
+    _use(job, ctx, found)
+
+
+def why_float(ctx: Context) -> str:
+    """The commonest reason among the weights, for the note on a model that stayed float."""
+    reasons = Counter(d.reason for d in ctx.plan.decisions if d.kind == "weight")
+    reasons.update(s.reason for s in ctx.skips if s.pass_name == "plan-operands")
+    if not reasons:
+        return f"target {ctx.target.name!r} has no rule that fits this model"
+    return reasons.most_common(1)[0][0]
+
+
+def _use(job: Job, ctx: Context, found: Calibration) -> None:
+    if job.options.keep_calibration:
+        job.calibration = found.copy()
+    known = ctx.ranges.found  # what the plan knows without data
+    ctx.ranges, ctx.channels = found.ranges, found.channels
+    ctx.ranges.found |= known
+    job.report.calibration = found.account
+
+
+def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
+    if job.feeds is None:
+        raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
+    digest = FeedDigest()
+    split = HoldBack(digest.passing(job.feeds))
+    options = collect.Options(job.options.max_memory, job.recipe.mask_padding, job.options.threads)
+    job.progress.step("calibrate")
+    with job.timed("calibrate"):
+        made = collect.collector(
+            job.graph,
+            ctx.requests,
+            job.recipe.make_calibrator(),
+            ctx.evaluate,
+            options,
+            watched,
+        )
+        feeds = split.calibration()
+        ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
+        channels = made.channels()
+    _held_back(job, split, digest)
+    if split.reused:
+        job.report.notes.append("one batch of data only: it served to calibrate and to verify")
+    account = {
+        "calibrator": job.recipe.calibrator,
+        "feeds": made.feeds_seen,
+        "held_back": len(split.held_back),
+        "tensors": len(ctx.requests),
+        "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
+    }
+    return Calibration(ranges, channels, account)
+
+
+def _locked(job: Job, ctx: Context, found: Calibration | None) -> Calibration:
+    """From the lock; data, where it is given all the same, serves to verify."""
+    if found is None or not found.covers({r.tensor for r in ctx.requests}):
+        changed = "; ".join(job.options.lock.changes()) if job.options.lock else ""
+        raise RecipeError(
+            "the lock's calibration does not fit the plan that this version makes"
+            + (f": {changed}" if changed else "")
+        )
+    if job.feeds is not None:
+        _hold_back(job)
+    return found
+
+
+def _hold_back(job: Job) -> None:
+    """Modes that need no ranges use the data to verify with."""
+    digest = FeedDigest()
+    split = HoldBack(digest.passing(job.feeds or ()))
+    for _ in split.calibration():
+        pass
+    _held_back(job, split, digest)
+
+
+def _held_back(job: Job, split: HoldBack, digest: FeedDigest) -> None:
+    job.held_back, job.data_digest = split.held_back, digest.hexdigest()

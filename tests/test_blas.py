@@ -1,0 +1,51 @@
+"""Passes multiply on one thread, whatever the process had before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import qcompile
+from qcompile import Options, blas, registry
+from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.export import to_proto
+from qcompile.graph import Graph
+from qcompile.testing import encoder
+
+
+def threads() -> set[int]:
+    np.eye(4) @ np.eye(4)  # loads the library
+    return {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+
+
+def test_one_thread_inside_and_as_before_outside() -> None:
+    with threadpool_limits(2, "blas"):
+        before = threads()
+        with blas.one_thread():
+            assert threads() <= {1}
+        assert threads() == before
+
+
+def test_passes_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set[int]()
+
+    @dataclass(frozen=True)
+    class Spy(Pass):
+        name: ClassVar[str] = "spy"
+        stage: ClassVar[Stage] = Stage.SIMPLIFY
+        numerics: ClassVar[Numerics] = Numerics.EXACT
+
+        def run(self, graph: Graph, ctx: Context) -> bool:
+            seen.update(threads())
+            return False
+
+    known = {**registry.passes(), "spy": Spy}
+    monkeypatch.setattr("qcompile.pipeline.passes", lambda: known)
+    options = Options(verify=False, bench=False, threads=1)
+    with threadpool_limits(2, "blas"):
+        qcompile.compile(to_proto(encoder(1)), mode="float", pipeline="spy", options=options)
+    assert seen == {1}
