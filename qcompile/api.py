@@ -16,9 +16,9 @@ from qcompile.graph import Graph, Node
 from qcompile.plan import ChannelStats, Plan, Ranges, Rounded, StatRequest
 from qcompile.qtypes import Array, QSpec, Range
 from qcompile.roles import matches
+from qcompile.target import Mode as Mode
 from qcompile.target import Target
 
-Mode = Literal["static", "dynamic", "weight-only", "float"]
 MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
 # Bits of the integers that a tensor becomes, or float.
 Precision = Literal[8, 16, "float"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from qcompile import compare, runtime, timing
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
+from qcompile.half_form import rounding_form
 from qcompile.invariance import invariance
 from qcompile.job import Job
 from qcompile.metric import measure
@@ -23,7 +25,7 @@ def verify(job: Job, compiled: bytes) -> list[Feed]:
     Returns the feeds, for ``bench``. Raises ModelError where ONNX Runtime cannot load or run what
     was compiled.
     """
-    job.report.operators = dict(runtime.optimized_ops(compiled, job.target.provider))
+    job.report.operators = dict(_operators(job, compiled))
     if not (job.options.verify or job.options.bench):
         if job.options.lock is None:
             job.report.notes.append("not verified and not timed, as asked")
@@ -34,6 +36,26 @@ def verify(job: Job, compiled: bytes) -> list[Feed]:
     elif feeds:
         job.report.notes.append("not verified (--no-verify)")
     return feeds
+
+
+def _operators(job: Job, compiled: bytes) -> Counter[str]:
+    """What the target's provider runs; what was written where that provider is missing."""
+    if not job.is_away:
+        return runtime.optimized_ops(compiled, job.provider)
+    Session(rounding_form(compiled), _options(job))  # says what is wrong with a model
+    job.report.away = job.provider
+    job.report.notes.append(
+        f"{job.target.provider} is not installed here: answers are those of the graph as written, "
+        f"float16 rounded where it is stored, run by {job.provider}"
+    )
+    return runtime.written_ops(compiled)
+
+
+def _options(job: Job, *, compiled: bool = True) -> SessionOptions:
+    """How a model runs for its answers: away from its provider as written, for no fusion of
+    another provider to change them."""
+    as_written = compiled and job.is_away
+    return SessionOptions(job.options.threads, optimize=not as_written, provider=job.provider)
 
 
 def bench(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
@@ -62,11 +84,13 @@ def _feeds(job: Job) -> list[Feed]:
 
 def _verify(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
     job.progress.step("verify", 2 * len(feeds))
-    options = SessionOptions(threads=job.options.threads, provider=job.target.provider)
     with job.timed("verify"):
         # One session at a time: the float model's outputs are kept, then the compiled one runs.
-        old = list(_outputs(job, Session(job.reference, options), feeds))
-        session = Session(compiled, options)
+        reference = Session(job.reference, _options(job, compiled=False))
+        old = list(_outputs(job, reference, feeds))
+        del reference
+        form = rounding_form(compiled) if job.is_away else compiled
+        session = Session(form, _options(job))
         new = _outputs(job, session, feeds)
         try:
             if job.options.metric is not None:
@@ -97,7 +121,7 @@ def _time(job: Job, compiled: bytes, feed: Feed) -> None:
     options = timing.Options(
         threads=job.options.threads,
         rounds=job.options.bench_rounds,
-        provider=job.target.provider,
+        provider=job.provider,
     )
     job.progress.step("bench", options.rounds)
     with job.timed("bench"):
@@ -120,6 +144,12 @@ def _judge_speed(job: Job) -> None:
         return
     if speed.noisy:
         job.report.notes.append("the machine was noisy while timing: rounds differ by over 25 %")
+    if job.is_away:
+        job.report.notes.append(
+            f"latency was measured on {job.provider}, not on the target's {job.target.provider}: "
+            "it says nothing about the target, and is no gate"
+        )
+        return
     if limit is None:
         return
     ratio = speed.ratio(1)

@@ -14,6 +14,7 @@ from qcompile import (
     blas,
     calibrating,
     checking,
+    conformance,
     export,
     items,
     ledger,
@@ -135,7 +136,7 @@ def switchable(job: Job) -> Measurable:
         )
     divisible = all(t.shape and not isinstance(t.shape[0], int) for t in job.graph.inputs)
     made = switched.build(job.graph, ctx, found, plain)
-    session = runtime.SessionOptions(job.options.threads, provider=job.target.provider)
+    session = runtime.SessionOptions(job.options.threads, provider=job.provider)
     meter = Meter(
         made, job.reference, job.held_back, job.report.gates, job.options.metric, session, divisible
     )
@@ -195,15 +196,17 @@ def _prepare(
 
 
 def _mode(recipe: Recipe, target: Target, has_data: bool) -> Mode:
-    default: Mode = "static" if has_data else "dynamic"
-    mode = recipe.mode or default
-    if recipe.mode is None and mode not in target.modes:
+    mode = recipe.mode or (target.with_data if has_data else target.without_data)
+    if mode is None:
         raise DataError(
             f"target {target.name!r} needs calibration data: give --data, or --mode weight-only"
         )
     if mode not in target.modes:
-        known = ", ".join(target.modes)
-        raise TargetError(f"target {target.name!r} has no mode {mode!r}, expected one of {known}")
+        known, why = ", ".join(target.modes), target.no_modes.get(mode)
+        reason = f" ({why})" if why else ""
+        raise TargetError(
+            f"target {target.name!r} has no mode {mode!r}, expected one of {known}{reason}"
+        )
     if mode == "static" and not has_data:
         raise DataError("mode static needs calibration data: give --data, or --mode dynamic")
     return mode
@@ -304,6 +307,9 @@ def _finish(job: Job, ctx: Context) -> bytes:
             "qcompile.target": job.target.name,
         }
     )
+    held = conformance.require(job.graph, job.target.name, job.target.requires)
+    job.report.requirements = held.checked
+    job.report.notes += held.remarks
     compiled = export.serialize(job.graph)
     model = onnx.ModelProto.FromString(compiled)
     job.report.bytes, job.report.model_sha256 = len(compiled), sha256(compiled)

@@ -88,13 +88,16 @@ def _typed(tensor: Tensor, symbols: set[str]) -> onnx.ValueInfoProto:
 
 
 def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
-    """Types of the surviving tensors. Only float32 ones: nothing else is asked of them later."""
+    """Types of the surviving float tensors: nothing else is asked of them later."""
     skip = {t.name for t in (*graph.inputs, *graph.outputs)}
     symbols = _symbols(graph)
     return [
         _typed(t, symbols)
         for name, t in graph.tensors().items()
-        if name not in skip and not is_constant(t) and is_float(t) and t.shape is not None
+        if name not in skip
+        and not is_constant(t)
+        and t.shape is not None
+        and any(is_float(t, kind) for kind in (np.float32, np.float16))
     ]
 
 

@@ -38,10 +38,10 @@ def is_constant(tensor: Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
 
 
-def is_float(tensor: Tensor) -> bool:
-    """True where the tensor's type is known to be float32; a sequence of such is none."""
+def is_float(tensor: Tensor, dtype: type[np.floating[Any]] = np.float32) -> bool:
+    """True where the tensor's type is known to be float32, or ``dtype``; no sequence of such."""
     known = tensor.dtype is not None and getattr(tensor, "type", _TENSOR) == _TENSOR
-    return known and _np_dtype(tensor.dtype) == np.float32
+    return known and _np_dtype(tensor.dtype) == dtype
 
 
 def rank(tensor: Tensor) -> int | None:

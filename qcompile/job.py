@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from qcompile import digests, export, lock
+from qcompile import digests, export, lock, runtime
 from qcompile.api import Mode
 from qcompile.calibration import Calibration
 from qcompile.errors import GateError, OutputError
@@ -127,6 +127,16 @@ class Job:
     def model_digest(self) -> str:
         """SHA-256 of the float model, with its external data."""
         return digests.of_model(self.reference, self.external)
+
+    @property
+    def provider(self) -> str:
+        """What runs models here: the target's provider, or the CPU's where there is none."""
+        return runtime.provider_or_cpu(self.target.provider)
+
+    @property
+    def is_away(self) -> bool:
+        """True where the target's provider is missing: its answers are emulated, not its speed."""
+        return self.provider != self.target.provider
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -38,6 +38,8 @@ class Report:
     model_sha256: str = ""
     operators: dict[str, int] = field(default_factory=dict)
     int8_products: int = 0
+    away: str = ""  # what ran the models where the target's own provider is missing
+    requirements: dict[str, int] = field(default_factory=dict)  # rule -> nodes held to it
     verdict: Verdict | None = None
     speed: Comparison | None = None
     notes: list[str] = field(default_factory=list)
@@ -79,6 +81,8 @@ class Report:
             "operators": dict(sorted(self.operators.items())),
             "int8_linears": self.int8_linears,
             "int8_products": self.int8_products,
+            "away": self.away or None,
+            "requirements": self.requirements,
             "verify": self.verdict.to_dict() if self.verdict else None,
             "bench": self.speed.to_dict() if self.speed else None,
             "calibration": self.calibration,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime as ort
 
 from qcompile.errors import ModelError
@@ -23,6 +25,7 @@ Feed = Mapping[str, Array]
 # Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
 _FAULTS = (RuntimeError, ValueError, TypeError, OSError)
 _PROTOBUF_LIMIT = 2**31 - 2**20
+CPU = "CPUExecutionProvider"
 
 
 def version() -> str:
@@ -38,7 +41,7 @@ class SessionOptions:
 
     threads: int = 0
     optimize: bool = True
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU
     profile: Path | None = None
     spin: bool = True
 
@@ -56,6 +59,8 @@ class Session:
             )
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+        if options.provider not in self._inner.get_providers():  # it took the CPU in silence
+            raise ModelError(f"ONNX Runtime has no {options.provider} here, or cannot load it")
         self.inputs = [i.name for i in self._inner.get_inputs()]
         self.outputs = [o.name for o in self._inner.get_outputs()]
 
@@ -95,6 +100,27 @@ def _native(options: SessionOptions) -> ort.SessionOptions:
 def _first_line(e: BaseException) -> str:
     text = str(e).strip() or type(e).__name__
     return text.splitlines()[0][:400]
+
+
+@cache
+def provider_or_cpu(name: str) -> str:
+    """The provider where sessions really run on it; the CPU's where it is missing or does not load.
+
+    A build may list a provider whose libraries are not there, so a session is the only proof.
+    """
+    if name == CPU or name not in ort.get_available_providers():
+        return CPU
+    graph = onnx.parser.parse_graph("g (float[1] x) => (float[1] y) { y = Neg(x) }")
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[_opset(17)])
+    try:
+        Session(model.SerializeToString(), SessionOptions(threads=1, provider=name))
+    except ModelError:
+        return CPU
+    return name
+
+
+def _opset(version: int) -> onnx.OperatorSetIdProto:
+    return onnx.helper.make_opsetid("", version)
 
 
 def threads() -> int:
@@ -155,7 +181,12 @@ def record_types(model: bytes, feed: Feed, names: Sequence[str]) -> dict[str, tu
     return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
 
 
-def optimized_ops(model: bytes | Path, provider: str = "CPUExecutionProvider") -> Counter[str]:
+def written_ops(model: bytes) -> Counter[str]:
+    """Operator counts of a model as it was written."""
+    return _count(onnx.ModelProto.FromString(model).graph.node)
+
+
+def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
     """Operator counts of the graph that ONNX Runtime really runs, with their domains."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
@@ -166,5 +197,8 @@ def optimized_ops(model: bytes | Path, provider: str = "CPUExecutionProvider") -
             ort.InferenceSession(source, native, providers=[provider])
         except Exception as e:
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
-        nodes = onnx.load(path, load_external_data=False).graph.node
+        return _count(onnx.load(path, load_external_data=False).graph.node)
+
+
+def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
     return Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes)

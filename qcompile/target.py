@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qcompile.conformance import Requirement
 from qcompile.qtypes import DType, QSpec
 
+Mode = Literal["static", "dynamic", "weight-only", "float"]
 # QuantizeLinear and DequantizeLinear take 16-bit integers from this ONNX opset on.
 WIDE_SINCE = 21
 
@@ -47,6 +49,8 @@ class Target:
     slower than float is a fault. ``quantize_interior``: every tensor has a quantizer of its own;
     without it an operator runs in integers where all its operands are. ``wide``: what activations
     become where 16 bits are asked for, ``wide_weight``: what weights do; None: no such kernels.
+    ``with_data`` and ``without_data``: the default mode, None where there is none without data.
+    ``no_modes``: why a mode is missing. ``requires``: what the emitted graph is held to.
     """
 
     name: str
@@ -67,6 +71,10 @@ class Target:
     quantize_interior: bool = False
     wide: QSpec | None = None
     wide_weight: DType | None = None
+    with_data: Mode = "static"
+    without_data: Mode | None = "dynamic"
+    no_modes: dict[Mode, str] = field(default_factory=dict)
+    requires: tuple[Requirement, ...] = ()
 
     def rule(self, op: str, mode: str) -> OpRule | None:
         """The rule for an operator in a mode, None where the target has none."""

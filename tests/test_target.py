@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 from qcompile.api import MODES
+from qcompile.pipeline import parse
 from qcompile.registry import passes, targets
 from qcompile.target import Target
 from qcompile.targets.cpu import CPU
@@ -22,6 +23,16 @@ def test_tables_name_what_exists(target: Target) -> None:
         assert "." in op or onnx.defs.has(op) or op in ("FastGelu", "Gelu"), op
     for rule in (*target.rules, *target.weight_only):
         assert not rule.min_bytes or rule.small
+    for specs in target.transform.values():
+        assert len(parse(",".join(specs))) == len(specs)
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+def test_default_modes_exist_and_missing_ones_have_a_reason(target: Target) -> None:
+    assert target.with_data in target.modes
+    assert target.without_data is None or target.without_data in target.modes
+    assert not set(target.no_modes) & set(target.modes)
+    assert {*target.modes, *target.no_modes} >= {*MODES} or target.name == "qdq"
 
 
 def test_rules_by_operator_and_mode() -> None:

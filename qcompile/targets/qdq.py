@@ -36,6 +36,7 @@ QDQ = Target(
         OpRule("Gather", weight=TABLE, why="rows of the table in int8"),
     ),
     modes=("static", "weight-only", "float"),
+    without_data=None,
     transform={"static": ("group-scales", "round-weights")},
     lower={"static": ("shield-groups",), "weight-only": (), "float": ()},
     float_ops={

@@ -1,0 +1,73 @@
+"""TensorRT, by ONNX Runtime's TensorRT provider or trtexec: explicit symmetric int8 Q/DQ.
+
+TensorRT fuses Q/DQ into its int8 kernels by its own rules: zero points 0, one scale for an
+activation, one for each output channel of a weight, biases float. Between the linears it runs
+fp16 where the engine is built so (``trt_fp16_enable``). Softmax, LayerNormalization and GELU stay
+float: quantizing them saves no product. Sources: NVIDIA's "Explicit Quantization" and the operator
+list of onnx-tensorrt 10.0 (opset 9 to 20); issues microsoft/onnxruntime#14229 and #17738 (bias),
+#14626 (softmax), NVIDIA/TensorRT#2774 (zero points).
+"""
+
+from __future__ import annotations
+
+from qcompile.qtypes import QSpec
+from qcompile.quantizer_rules import (
+    DataScales,
+    FloatBiases,
+    Integers,
+    Opsets,
+    Pairs,
+    WeightScales,
+    WholeOperands,
+    ZeroPoints,
+)
+from qcompile.target import OpRule, Target
+
+ACTIVATION = QSpec("int8", symmetric=True, narrow=True)
+WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+_LINEAR = "Q/DQ on both operands: TensorRT fuses them into an int8 product"
+
+TENSORRT = Target(
+    name="tensorrt",
+    summary="explicit symmetric int8 Q/DQ as TensorRT fuses it; biases float",
+    provider="TensorrtExecutionProvider",
+    rules=(
+        OpRule("MatMul", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
+        OpRule("Gemm", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
+    ),
+    weight_only=(),
+    product=OpRule("MatMul", activation=ACTIVATION, right=ACTIVATION, why=_LINEAR),
+    modes=("static", "float"),
+    without_data=None,
+    no_modes={
+        "dynamic": "TensorRT has no DynamicQuantizeLinear",
+        "weight-only": "TensorRT's int8 products need both operands quantized",
+    },
+    # TensorRT fuses a Mul with what is before it, so long rows may be scaled as well as short ones.
+    transform={"static": ("widen-ranges", "migrate-scales{most-channels=16384}", "round-weights")},
+    lower={"static": (), "float": ()},
+    float_ops={
+        "MatMul": "product of two activations: float unless the recipe's attention asks for it",
+        "Gather": "TensorRT looks rows up in float",
+        "Softmax": "no product to gain, and its quantizer would be asymmetric",
+        "LayerNormalization": "TensorRT computes it in float",
+        "Gelu": "TensorRT fuses it behind the product, in float",
+        "Add": "residual sums stay float",
+        "Conv": "this target has no rule for Conv",
+    },
+    gelu=(("", "Gelu", 20),),
+    tanh_gelu=(("", "Gelu", 20),),
+    opset=20,
+    requires=(
+        Opsets((("", 20),)),
+        Integers(("int8",)),
+        ZeroPoints(),
+        DataScales(),
+        WeightScales((("MatMul", -1), ("Gemm", -1), ("Conv", 0))),
+        FloatBiases(),
+        WholeOperands(_PRODUCTS),
+        Pairs(_PRODUCTS),
+    ),
+)

@@ -1,0 +1,105 @@
+"""Target tensorrt on a tiny encoder: symmetric Q/DQ, held to its rules, verified as written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import qcompile
+from qcompile import Gates, Options, QCompileError, Recipe
+from qcompile.export import serialize
+from qcompile.quantizer_rules import Integers, ZeroPoints
+from qcompile.runtime import provider_or_cpu
+from qcompile.targets.tensorrt import TENSORRT
+from qcompile.testing import encoder
+
+LAYERS = 2
+LINEARS = 6 * LAYERS
+QUANTIZERS = 4 * LAYERS  # of what query, key and value read, of the context, and two of the FFN
+OPEN = Gates(min_cosine=None, min_worst_cosine=None)
+HERE = provider_or_cpu(TENSORRT.provider)
+
+
+def build(gates: Gates = OPEN, bench: bool = False, **given: Any) -> qcompile.Result:
+    """Compiled in no time."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 64, (2, 6)) for _ in range(4)]
+    feeds = [{"ids": i, "attention_mask": np.ones_like(i)} for i in ids]
+    options = Options(bench=bench, threads=1, bench_rounds=1)
+    model, data = serialize(encoder(width=16)), None if "mode" in given else feeds
+    chosen: dict[str, Any] = {"target": "tensorrt"} if "recipe" not in given else {}
+    return qcompile.compile(model, data, gates=gates, options=options, **chosen, **given)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> qcompile.Result:
+    """Timed for a moment, under a latency gate that no model can pass: it must be no gate."""
+    return build(Gates(0.98, 0.95, max_latency_ratio=1e-6), bench=True)
+
+
+def test_every_linear_is_quantized_by_the_rules(compiled: qcompile.Result) -> None:
+    report = compiled.report
+    assert report.requirements["whole-operands"] == LINEARS + 2 * LAYERS
+    assert report.requirements["weight-scales"] == LINEARS + 2 * LAYERS
+    proto = onnx.load_from_string(compiled.model)
+    constants = proto.graph.initializer
+    weights = [t for t in constants if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2]
+    assert len(weights) == LINEARS
+    assert not any(t.data_type == onnx.TensorProto.INT32 for t in constants)
+    assert not any(n.domain for n in proto.graph.node)
+
+
+def test_zero_points_are_there_and_zero(compiled: qcompile.Result) -> None:
+    graph = onnx.load_from_string(compiled.model).graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    quantizers = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(quantizers) == 2 * QUANTIZERS + LINEARS
+    for node in quantizers:
+        assert values[node.input[2]].dtype == np.int8
+        assert not values[node.input[2]].any()
+
+
+@pytest.mark.skipif(TENSORRT.provider == HERE, reason="TensorRT is here: nothing is emulated")
+def test_the_report_says_that_tensorrt_was_not_here(compiled: qcompile.Result) -> None:
+    report = compiled.report
+    assert report.away == "CPUExecutionProvider"
+    assert report.operators["QuantizeLinear"] == QUANTIZERS
+    notes = " ".join(report.notes)
+    assert "TensorrtExecutionProvider is not installed here" in notes
+    assert "latency was measured on CPUExecutionProvider, not on the target's" in notes
+    assert not report.failures
+
+
+@pytest.mark.skipif(TENSORRT.provider != HERE, reason="no TensorrtExecutionProvider here")
+def test_tensorrt_runs_it(compiled: qcompile.Result) -> None:
+    assert not compiled.report.away
+
+
+def test_products_of_attention_are_quantized_where_asked() -> None:
+    asked = build(recipe=Recipe(target="tensorrt", attention="all")).report
+    # query, key, probabilities, value
+    assert asked.operators["QuantizeLinear"] == QUANTIZERS + 4 * LAYERS
+
+
+def test_a_rule_that_is_missed_is_an_error_that_names_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strange = replace(TENSORRT, requires=(ZeroPoints(), Integers(("int16",))))
+    monkeypatch.setattr("qcompile.compiler.find_target", {"tensorrt": strange}.get)
+    with pytest.raises(QCompileError, match=r"integer-types: node .*of int8, expected int16"):
+        build()
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_modes_that_it_lacks_are_refused_with_the_reason(mode: str) -> None:
+    with pytest.raises(QCompileError, match=f"no mode '{mode}', .* \\(TensorRT"):
+        build(mode=mode)
+
+
+def test_without_data_it_asks_for_some() -> None:
+    with pytest.raises(QCompileError, match="needs calibration data"):
+        qcompile.compile(serialize(encoder()), target="tensorrt")
