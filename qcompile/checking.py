@@ -12,11 +12,13 @@ from qcompile.half_form import rounding_form
 from qcompile.invariance import invariance
 from qcompile.job import Job
 from qcompile.metric import measure
+from qcompile.profiling import profile
 from qcompile.qtypes import Array
 from qcompile.runtime import Session, SessionOptions
 from qcompile.synthetic import synthetic_feeds
 
 _SYNTHETIC_FEEDS = 4
+_PROFILED_MS, _FEWEST_RUNS, _MOST_RUNS = 3000, 3, 30  # of each model, by its median latency
 
 
 def verify(job: Job, compiled: bytes) -> list[Feed]:
@@ -136,6 +138,17 @@ def _time(job: Job, compiled: bytes, feed: Feed) -> None:
             raise ModelError(f"timing failed: {e}") from e
     job.report.speed = speed
     _judge_speed(job)
+    if job.options.profile:
+        _profile(job, compiled, feed, max(t.median for t in speed.timings))
+
+
+def _profile(job: Job, compiled: bytes, feed: Feed, slowest: float) -> None:
+    """Where the time of both goes, by operator; as many runs as take a few seconds."""
+    runs = min(max(int(_PROFILED_MS / slowest), _FEWEST_RUNS), _MOST_RUNS)
+    job.progress.step("profile")
+    with job.timed("profile"):
+        models = [("float", job.reference), ("compiled", compiled)]
+        job.report.profile = profile(models, feed, job.options.threads, runs, job.provider)
 
 
 def _judge_speed(job: Job) -> None:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "bench": "bench",
     "sensitivity": "sensitivity",
     "inspect": "inspect",
+    "report": "report",
     "passes": "registered",
     "calibrators": "registered",
     "targets": "registered",

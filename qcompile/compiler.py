@@ -28,6 +28,7 @@ from qcompile import (
 )
 from qcompile._version import __version__
 from qcompile.api import Choices, Context, Mode, Numerics, Pass, Stage
+from qcompile.channel_views import ChannelWatch
 from qcompile.compare import Gates
 from qcompile.data import Data, open_data
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
@@ -186,6 +187,7 @@ def _prepare(
         pipeline="",
         gates=gates,
         float_bytes=size,
+        float_content=ledger.summary(ledger.rows(proto, size)),
     )
     feeds = _open(graph, data, options)
     job = Job(graph, reference, recipe, target, mode, options, progress, report, feeds, external)
@@ -281,7 +283,9 @@ def _transform(job: Job, ctx: Context) -> None:
     _run(job, ctx, early, instruments, "simplify and plan")
     calibrating.calibrate(job, ctx, late)
     transforms = [p for p in late if p.stage is Stage.TRANSFORM]
-    _run(job, ctx, transforms, instruments, "transform")
+    watch = ChannelWatch()
+    _run(job, ctx, transforms, [*instruments, watch], "transform")
+    job.report.channels = watch.to_dicts()
     ctx.channels.clear()  # nothing looks at samples from here on, and they are large
     _run(job, ctx, late[len(transforms) :], instruments, "quantize and lower")
     job.report.passes, job.report.skips = timer.records, ctx.skips

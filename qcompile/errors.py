@@ -32,6 +32,10 @@ class OutputError(QCompileError):
     """The output cannot be written where it was asked for."""
 
 
+class ReportError(QCompileError):
+    """A file that should hold a report cannot be read, or holds something else."""
+
+
 class PassError(QCompileError):
     """A pass broke its contract: our bug, told with the pass and the node it was at."""
 

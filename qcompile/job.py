@@ -53,6 +53,7 @@ class Options:
     enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
     lock: the build to repeat, whose recipe is the job's. keep_calibration: what a lock of this
     build needs stays in memory, for ``Result.save_lock``.
+    profile: also take the time of each kind of operator, where anything is timed.
     """
 
     tokenizer: Path | None = None
@@ -63,6 +64,7 @@ class Options:
     verify: bool = True
     bench: bool = True
     bench_rounds: int = 6
+    profile: bool = False
     force: bool = False
     dump_dir: Path | None = None
     metric: Metric | str | None = None

@@ -8,12 +8,14 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qcompile import html
 from qcompile._version import __version__
 from qcompile.api import Skip
 from qcompile.compare import Gates, Verdict
-from qcompile.ledger import Row, to_dicts
+from qcompile.ledger import Row, Summary, to_dicts
 from qcompile.machine import describe
 from qcompile.manager import PassRecord
+from qcompile.profiling import Profile
 from qcompile.timing import Comparison
 
 
@@ -34,6 +36,7 @@ class Report:
     calibration: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     float_bytes: int = 0
+    float_content: list[Summary] = field(default_factory=list)
     bytes: int = 0
     model_sha256: str = ""
     operators: dict[str, int] = field(default_factory=dict)
@@ -42,6 +45,8 @@ class Report:
     requirements: dict[str, int] = field(default_factory=dict)  # rule -> nodes held to it
     verdict: Verdict | None = None
     speed: Comparison | None = None
+    profile: list[Profile] = field(default_factory=list)
+    channels: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,6 +80,7 @@ class Report:
             "failures": self.failures,
             "notes": self.notes,
             "float_bytes": self.float_bytes,
+            "float_content": [asdict(s) for s in self.float_content],
             "bytes": self.bytes,
             "size_ratio": self.size_ratio,
             "model_sha256": self.model_sha256,
@@ -85,6 +91,8 @@ class Report:
             "requirements": self.requirements,
             "verify": self.verdict.to_dict() if self.verdict else None,
             "bench": self.speed.to_dict() if self.speed else None,
+            "profile": [p.to_dict() for p in self.profile],
+            "channels": self.channels,
             "calibration": self.calibration,
             "search": self.search,
             "seconds": self.seconds,
@@ -96,6 +104,10 @@ class Report:
     def to_json(self) -> str:
         """JSON text; infinities become null, since JSON has none."""
         return json.dumps(self.plain(), indent=1, allow_nan=False) + "\n"
+
+    def to_html(self) -> str:
+        """A page that shows all of it and needs nothing else."""
+        return html.page(self.plain())
 
     def plain(self) -> Any:
         """``to_dict`` with infinities as None."""

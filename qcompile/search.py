@@ -27,6 +27,7 @@ Lifted: TypeAlias = frozenset[int]
 # Shares of the time at which ranking, and all measuring, must have come to an end.
 _RANKED, _MEASURED = 0.6, 0.85
 _SAVE_EVERY = 5.0  # seconds between writes of the state
+_MOST_REPORTED = 400  # items, the most sensitive first
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,15 @@ class _Search:
             "items": len(self.items),
             "measurements": self.measured,
             "compilations": len(self.built) - 1,
+            "ranking": [
+                {
+                    "item": self.items[i].name,
+                    "role": self.items[i].roles,
+                    "layer": self.items[i].layer,
+                    "error_alone": self.alone.get(i),
+                }
+                for i in self.order[:_MOST_REPORTED]
+            ],
             "lifted": [
                 {"item": self.items[i].name, "error_alone": self.alone.get(i)} for i in chosen
             ],

@@ -238,7 +238,7 @@ BAD_OPTIONS = [
     (("--recipe", "mixed-precision"), ("'role:residual-sum' matches no role",)),
     (("--mode", "qat"), ("'qat' is not one of",)),
     (("--max-memory", "lots"), ("is no size",)),
-    (("--report", "r.html"), (".json",)),
+    (("--report", "r.pdf"), (".html",)),
     (("--data", "nowhere.npz"), ("does not exist",)),
 ]
 

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from qcompile import export
+from qcompile.commands._reports import ReportFiles
 from qcompile.commands._shared import megabytes, print_json, table
 from qcompile.compare import Closeness
 from qcompile.job import Result
@@ -22,17 +22,18 @@ def deliver(
     given: Mapping[str, Any],
     result: Result,
     out: Path,
-    report_file: Path,
+    reports: ReportFiles,
     lock_file: Path | None = None,
 ) -> None:
     """Show a result and write it. The model is written last: it stands for the whole."""
     show_or_print(console, given, result)
     if lock_file is not None:
         result.save_lock(lock_file)
-    export.write_atomic(report_file, result.report.to_json().encode())
+    reports.write(result.report)
     result.save(out)
     if not (given["quiet"] or given["as_json"]):
-        click.echo(f"written: {out}\nreport:  {report_file}")
+        files = "\n".join(f"report:  {p}" for p in reports.named.values())
+        click.echo(f"written: {out}\n{files}")
         if lock_file is not None:
             click.echo(f"lock:    {lock_file}")
 

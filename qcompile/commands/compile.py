@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from qcompile import export, lock
 from qcompile.commands import _result
 from qcompile.commands._recipe import lock_from, recipe_from, recipe_options
+from qcompile.commands._reports import report_files, report_option
 from qcompile.commands._shared import (
     ACCURACY_GATES,
     PATH,
@@ -38,7 +39,7 @@ from qcompile.lock import Lock
 @click.option("--metric", help="module:function of feeds and outputs, for --min-metric.")
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
               help="Seconds to find tensors to lift where a gate given is missed.")  # fmt: skip
-@click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside OUT.")
+@report_option
 @click.option("--lock", "lock_file", type=PATH, help="Write a lock: --recipe LOCK builds the same "
               "bytes again, without data.")  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not compare with the float model.")
@@ -56,10 +57,8 @@ def compile(**given: Any) -> None:
     recipe, gates = recipe_from(given), gates_from(given)
     options = options_from(given, lock_from(given, recipe))
     out: Path = given["output"]
-    report_file = given["report_file"] or out.with_name(f"{out.stem}.report.json")
-    if report_file.suffix != ".json":
-        raise OutputError(f"report {str(report_file)!r}: expected a .json file")
-    files = {"input model": given["model"], "output": out, "report": report_file}
+    reports = report_files(given, out)
+    files = {"input model": given["model"], "output": out, **reports.named}
     if options.search_state is not None:
         files["search state"] = options.search_state
     lock_file: Path | None = given["lock_file"]
@@ -77,7 +76,7 @@ def compile(**given: Any) -> None:
     except RejectedError as e:
         _result.show_or_print(console(), given, e.result)
         raise
-    _result.deliver(console(), given, result, out, report_file, lock_file)
+    _result.deliver(console(), given, result, out, reports, lock_file)
     if not (given["quiet"] or given["as_json"]):
         click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
 
@@ -94,6 +93,7 @@ def options_from(given: dict[str, Any], locked: Lock | None) -> Options:
         threads=given["threads"],
         verify=not given["no_verify"],
         bench=not given["no_bench"],
+        profile=report_files(given, out).page is not None,
         force=given["force"],
         dump_dir=given["dump_passes"],
         metric=given["metric"],

@@ -11,6 +11,7 @@ import click
 
 from qcompile import export, loading
 from qcompile.commands import _result
+from qcompile.commands._reports import report_files, report_option
 from qcompile.commands._shared import PATH, console, output_options, progress_bar
 from qcompile.compare import Gates
 from qcompile.compiler import compile_job
@@ -27,6 +28,7 @@ _OUTPUT = "paraphrase-minilm-l3.int8.onnx"
 
 @click.command()
 @click.option("-o", "--output", type=PATH, default=_OUTPUT, show_default=True, help="Where to.")
+@report_option
 @output_options
 def demo(**given: Any) -> None:
     """Compile paraphrase-MiniLM-L3-v2 to int8: verify it, time it, show the result.
@@ -35,14 +37,15 @@ def demo(**given: Any) -> None:
     verify with ship with qcompile.
     """
     out: Path = given["output"]
-    report_file = out.with_name(f"{out.stem}.report.json")
-    for path in (out, report_file):
+    reports = report_files(given, out)
+    for path in (out, *reports.named.values()):
         export.check_writable(path)
     model = model_path()
     feeds = sample_feeds(input_specs(loading.load(model)))
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
-        result = compile_job(model, feeds, Recipe(), Gates(), Options(), bar)
-    _result.deliver(console(), given, result, out, report_file)
+        options = Options(profile=reports.page is not None)
+        result = compile_job(model, feeds, Recipe(), Gates(), options, bar)
+    _result.deliver(console(), given, result, out, reports)
     if not (given["quiet"] or given["as_json"]):
         files = f"{shlex.quote(str(model))} {shlex.quote(str(out))}"
         click.echo(f"next:    qcompile bench {files} --dim sequence_length=32,128")

@@ -1,0 +1,55 @@
+"""qcompile report FILE.json [-o PAGE.html]"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile import export, html
+from qcompile.commands._shared import PATH
+from qcompile.errors import OutputError, ReportError
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Page to write.  [default: FILE with .html]")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
+def report(**given: Any) -> None:
+    """Show FILE, a .json report of compile or sensitivity, as a page for the browser.
+
+    The page is one .html file that needs nothing else. FILE - is stdin: the --json of a command.
+    """
+    source: Path = given["file"]
+    piped = str(source) == "-"
+    if piped and given["output"] is None:
+        raise OutputError("-o is needed where the report comes from stdin")
+    out: Path = given["output"] or source.with_suffix(".html")
+    if out.suffix != ".html":
+        raise OutputError(f"page {str(out)!r}: expected a .html file")
+    export.check_writable(out)
+    export.write_atomic(out, _page(source, piped).encode())
+    if not given["quiet"]:
+        click.echo(f"written: {shlex.quote(str(out))}")
+
+
+def _page(source: Path, piped: bool) -> str:
+    """Raises ReportError where the file cannot be read or is no report."""
+    what = "stdin" if piped else repr(str(source))
+    try:
+        raw = sys.stdin.buffer.read() if piped else source.read_bytes()
+        return html.page(json.loads(raw))
+    except OSError as e:
+        raise ReportError(f"report {what} cannot be read: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:  # no JSON, or no UTF-8
+        raise ReportError(f"report {what} is not JSON: {e}") from e
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise ReportError(
+            f"{what} is no report, expected the JSON of qcompile compile or sensitivity: "
+            f"{type(e).__name__}: {e}"
+        ) from e

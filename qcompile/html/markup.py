@@ -1,0 +1,57 @@
+"""HTML and SVG elements whose text is escaped by construction: only ``Markup`` goes in as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from html import escape
+from typing import TypeAlias
+
+# What no HTML document may hold: controls, and halves of characters that only JSON can spell.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff￾￿]")
+_VOID = {"br", "input", "link", "meta", "wbr"}
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+Child: TypeAlias = str | int | float | Iterable["Child"] | None
+Attribute: TypeAlias = str | int | float | bool | None
+
+
+def text(value: object) -> Markup:
+    """A value as HTML: special characters escaped, forbidden ones replaced."""
+    return Markup(escape(_FORBIDDEN.sub("�", str(value)), quote=True))
+
+
+def join(children: Iterable[Child]) -> Markup:
+    """Children one after the other; None is nothing."""
+    return Markup("".join(_child(c) for c in children))
+
+
+def tag(name: str, *children: Child, **attributes: Attribute) -> Markup:
+    """One element. ``class_`` is class, ``data_value`` is data-value; True is a bare attribute."""
+    given = "".join(_attribute(k, v) for k, v in attributes.items())
+    if name in _VOID:
+        return Markup(f"<{name}{given}>")
+    return Markup(f"<{name}{given}>{join(children)}</{name}>")
+
+
+def _child(value: Child) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, str | int | float):
+        return text(value)
+    return join(value)
+
+
+def _attribute(name: str, value: Attribute) -> str:
+    if value is None or value is False:
+        return ""
+    plain = name.rstrip("_").replace("_", "-")
+    return f" {plain}" if value is True else f' {plain}="{text(value)}"'
