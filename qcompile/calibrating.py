@@ -69,6 +69,9 @@ def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
         )
         feeds = split.calibration()
         ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
+        beside = job.general_text if watched and job.general_text is not None else ()
+        for feed in beside:
+            made.foresee(feed)
         channels = made.channels()
     _held_back(job, split, digest)
     if split.reused:
@@ -78,6 +81,7 @@ def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
         "feeds": made.feeds_seen,
         "held_back": len(split.held_back),
         "tensors": len(ctx.requests),
+        "general_text": bool(beside),
         "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
     }
     return Calibration(ranges, channels, account)

@@ -20,6 +20,7 @@ from qcompile.plan import ChannelStats, Ranges
 from qcompile.qtypes import Array, Range
 
 FORMAT, VERSION = "qcompile calibration", 1
+_REACH = ("reach_lo", "reach_hi")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def write(file: IO[bytes], made: Calibration) -> None:
         arrays |= {f"range/{i}/lo": span.lo, f"range/{i}/hi": span.hi}
     for i, (_, stats) in enumerate(channels):
         arrays |= {f"channels/{i}/{k}": getattr(stats, k) for k in ("lo", "hi", "rows")}
+        if stats.reach is not None:
+            arrays |= {f"channels/{i}/{k}": a for k, a in zip(_REACH, stats.reach, strict=True)}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -78,16 +81,19 @@ def _calibration(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Ca
         found[str(row["tensor"])] = Range(arrays[f"range/{i}/lo"], arrays[f"range/{i}/hi"], axis)
     missing = {str(k): str(v) for k, v in manifest["missing"].items()}
     channels = {
-        str(name): _stats(*(arrays[f"channels/{i}/{k}"] for k in ("lo", "hi", "rows")))
-        for i, name in enumerate(manifest["channels"])
+        str(name): _stats(arrays, f"channels/{i}/") for i, name in enumerate(manifest["channels"])
     }
     return Calibration(Ranges(found, missing), channels, dict(manifest["account"]))
 
 
-def _stats(lo: Array, hi: Array, rows: Array) -> ChannelStats:
+def _stats(arrays: Mapping[str, Array], prefix: str) -> ChannelStats:
+    lo, hi, rows = (arrays[prefix + k] for k in ("lo", "hi", "rows"))
+    reach = [arrays[prefix + k] for k in _REACH if prefix + k in arrays]
     if not (lo.ndim == 1 and rows.ndim == 2 and lo.shape == hi.shape == rows.shape[1:]):
         shapes = f"{lo.shape}, {hi.shape} and {rows.shape}"
         raise ValueError(f"statistics of channels have shapes {shapes}")
-    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (lo, hi, rows)):
+    if len(reach) == 1 or any(a.shape != lo.shape for a in reach):
+        raise ValueError("the reach of channels is not two values each")
+    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (lo, hi, rows, *reach)):
         raise ValueError("statistics of channels are not finite float32")
-    return ChannelStats(lo, hi, rows)
+    return ChannelStats(lo, hi, rows, (reach[0], reach[1]) if reach else None)

@@ -6,7 +6,7 @@ extrema; those that weigh the error of a product against float read the sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class ChannelObserver(Observer):
 
     limit: int = ROWS
     _seen: ChannelStats | None = None
+    _reach: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def update(self, values: Array) -> None:
@@ -38,9 +39,21 @@ class ChannelObserver(Observer):
             rows = np.asarray(values, np.float32)
             self._take(ChannelStats(rows.min(0), rows.max(0), rows), _keys(rows))
 
+    def foresee(self, values: Array) -> None:
+        """See rows, float (n, channels), of text beside the data: only their extrema count."""
+        if values.size and np.isfinite(values).all():
+            rows = np.asarray(values, np.float32)
+            self._extend((rows.min(0), rows.max(0)))
+
+    def _extend(self, reach: tuple[Array, Array]) -> None:
+        old = self._reach or reach
+        self._reach = np.minimum(old[0], reach[0]), np.maximum(old[1], reach[1])
+
     def merge(self, later: Observer) -> None:
         """Take in another sketch of the same tensor."""
         assert isinstance(later, ChannelObserver)
+        if later._reach is not None:
+            self._extend(later._reach)
         if later._seen is not None:
             self._take(later._seen, later._keys)
 
@@ -69,7 +82,7 @@ class ChannelObserver(Observer):
         """All that was seen; raises ValueError where nothing was."""
         if self._seen is None:
             raise ValueError("no values were seen")
-        return self._seen
+        return replace(self._seen, reach=self._reach)
 
 
 def _keys(rows: Array) -> Array:

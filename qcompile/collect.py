@@ -80,14 +80,30 @@ class Collector:
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""
+        for tap, kept in self._fetch(feed, self.taps):
+            self._observe(tap, kept)
+        self.feeds_seen += 1
+
+    def foresee(self, feed: Feed) -> None:
+        """Run a feed beside the data: watched channels take note of how far it reaches.
+
+        Raises DataError over the memory budget.
+        """
+        watched = [t for t in self.taps if isinstance(t.observer, ChannelObserver)]
+        for tap, (values,) in self._fetch(feed, watched):
+            assert isinstance(tap.observer, ChannelObserver)
+            tap.observer.foresee(values)
+
+    def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
+        """What each tap's outputs hold of real tokens, part by part of the feed."""
         for part in self._fitting(feed):
             mask = padding_mask(dict(part)) if self.options.mask else None
-            for group in self._groups(part):
+            for group in self._groups(part, taps):
                 wanted = dict.fromkeys(o for tap in group for o in tap.outputs)
                 values = self.session.run(part, list(wanted))
                 for tap in group:
-                    self._observe(tap, [values[o] for o in tap.outputs], mask)
-        self.feeds_seen += 1
+                    place = tap.request.axis, tap.token_axis, mask
+                    yield tap, [_rows(values[o], *place) for o in tap.outputs]
 
     def _fitting(self, feed: Feed) -> Iterator[Feed]:
         """The feed, or halves of its batch until all that is fetched fits the budget at once.
@@ -135,8 +151,7 @@ class Collector:
                     found[tap.tensor] = tap.observer.stats()
         return found
 
-    def _observe(self, tap: Tap, arrays: Sequence[Array], mask: Array | None) -> None:
-        kept = [_rows(a, tap.request.axis, tap.token_axis, mask) for a in arrays]
+    def _observe(self, tap: Tap, kept: Sequence[Array]) -> None:
         extrema, sums = kept[:2], kept[2:]
         finite = all(np.isfinite(k).all() for k in extrema)
         if not finite or any(np.isnan(k).any() for k in sums):
@@ -144,12 +159,12 @@ class Collector:
         elif extrema[0].size:
             tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
 
-    def _groups(self, feed: Feed) -> Iterator[list[Tap]]:
+    def _groups(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[list[Tap]]:
         """Taps to fetch together: all that are reduced, and as many others as the budget holds."""
         sizes = self._sizes(feed)
         budget, used = self.options.max_memory, 0
-        group = [tap for tap in self.taps if not tap.size]
-        for tap in (t for t in self.taps if t.size):
+        group = [tap for tap in taps if not tap.size]
+        for tap in (t for t in taps if t.size):
             size = sizes[tap.tensor]
             if group and used + size > budget:
                 yield group

@@ -30,7 +30,7 @@ from qcompile._version import __version__
 from qcompile.api import Choices, Context, Mode, Numerics, Pass, Stage
 from qcompile.channel_views import ChannelWatch
 from qcompile.compare import Gates
-from qcompile.data import Data, open_data
+from qcompile.data import Data, general_text, open_data
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
 from qcompile.feeds import Feeds, input_specs
 from qcompile.graph import Graph
@@ -191,6 +191,9 @@ def _prepare(
     )
     feeds = _open(graph, data, options)
     job = Job(graph, reference, recipe, target, mode, options, progress, report, feeds, external)
+    if recipe.general_text and data is not None:
+        given = options.tokenizer, options.batch_size
+        job.general_text = general_text(data, input_specs(graph), *given)
     locking.check(job)
     if unknown:
         _record_types(job, unknown)

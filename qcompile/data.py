@@ -49,6 +49,7 @@ __all__ = [
     "HoldBack",
     "InputSpec",
     "check_feed",
+    "general_text",
     "input_specs",
     "open_data",
     "padding_mask",
@@ -58,7 +59,8 @@ __all__ = [
 
 Data: TypeAlias = str | Path | Mapping[str, object] | Iterable[object] | Callable[[], object]
 
-SAMPLES = Path(__file__).parent / "samples" / "calibration.npz"
+SENTENCES = Path(__file__).parent / "samples" / "calibration.txt"
+SAMPLES = SENTENCES.with_suffix(".npz")
 _FORMS = "x.npz, a folder of .npz, a .jsonl, .txt or .csv file, or package.module:function"
 
 
@@ -149,6 +151,23 @@ def _of_tokens(
 ) -> Feeds:
     batch_of(inputs, batch_size)
     return Feeds(lambda: token_feeds(rows, inputs, padding, batch_size), inputs, what)
+
+
+def general_text(
+    data: Data,
+    inputs: Sequence[InputSpec],
+    tokenizer: str | Path | None,
+    batch_size: int | None = None,
+) -> Feeds | None:
+    """The sentences that ship with qcompile, as tokens of the model that ``data`` is for.
+
+    None unless ``data`` is text: only then is the tokenizer known. Raises DataError as
+    ``open_data`` does.
+    """
+    is_text = isinstance(data, str | Path) and Path(data).suffix.lower() in FORMATS
+    if not is_text or tokenizer is None:
+        return None
+    return open_data(SENTENCES, inputs, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def sample_feeds(inputs: Sequence[InputSpec], batch_size: int | None = None) -> Feeds:

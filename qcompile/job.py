@@ -108,6 +108,7 @@ class RejectedError(GateError):
 @dataclass
 class Job:
     """``reference`` is the float model as it came in, ``external`` what it keeps in other files;
+    ``general_text`` are feeds beside the data, to foresee how far channels reach;
     ``held_back`` are feeds to verify with, ``data_digest`` is that of all feeds.
     """
 
@@ -121,6 +122,7 @@ class Job:
     report: Report
     feeds: Feeds | None
     external: tuple[Path, ...] = ()
+    general_text: Feeds | None = None
     held_back: list[Feed] = field(default_factory=list)
     data_digest: str = ""
     calibration: Calibration | None = None

@@ -139,12 +139,15 @@ class ChannelStats:
     """One tensor's channels (last axis): extrema over all data, and a sample of rows.
 
     Shapes: ``lo`` and ``hi`` (channels,), ``rows`` (n, channels), float32; a row is one position
-    (token). Rows that ``attention_mask`` marks as padding are not among them.
+    (token). Rows that ``attention_mask`` marks as padding are not among them. ``reach``: extrema
+    over text beside the data, lowest and highest, (channels,) each; they count where unseen values
+    are foreseen, and nowhere else.
     """
 
     lo: Array
     hi: Array
     rows: Array
+    reach: tuple[Array, Array] | None = None
 
     @property
     def width(self) -> Array:
@@ -175,15 +178,20 @@ class ChannelStats:
     def foreseen(self, doublings: float) -> ChannelStats:
         """Extrema to expect once the data has doubled so many times; the sample as it is."""
         margin = (2.0 ** (self.tail * doublings)).astype(np.float32)
-        return ChannelStats(self.lo * margin, self.hi * margin, self.rows)
+        lo, hi = self.lo * margin, self.hi * margin
+        if self.reach is not None:
+            lo, hi = np.minimum(lo, self.reach[0]), np.maximum(hi, self.reach[1])
+        return ChannelStats(lo, hi, self.rows)
 
     def scaled(self, factor: Array) -> ChannelStats:
         """The statistics of ``x * factor``, a positive factor for each channel."""
-        return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor)
+        reach = self.reach and (self.reach[0] * factor, self.reach[1] * factor)
+        return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor, reach)
 
     def permuted(self, order: Array) -> ChannelStats:
         """The statistics of ``x[..., order]``."""
-        return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order])
+        reach = self.reach and (self.reach[0][order], self.reach[1][order])
+        return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order], reach)
 
 
 @dataclass(frozen=True)

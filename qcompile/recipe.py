@@ -38,7 +38,8 @@ class Recipe:
     attention: which of its products run in integers, "float", "scores" or "all"; "" is the target's
     own choice, made for its own transforms, and "float" where others are asked for.
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
-    attention_mask marks as padding do not count.
+    attention_mask marks as padding do not count. general_text: where the data is text, sentences
+    that ship with qcompile tell beside it how far channels reach.
     """
 
     target: str = "cpu"
@@ -51,6 +52,7 @@ class Recipe:
     seed: int = 0
     precision: tuple[tuple[str, Precision], ...] = ()
     attention: Attention | Literal[""] = ""
+    general_text: bool = True
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -87,6 +89,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "mask_padding": (bool, "true or false"),
     "seed": (int, "a whole number"),
     "attention": (str, "a name"),
+    "general_text": (bool, "true or false"),
     "precision": (dict, "a mapping of patterns to 8, 16 or float"),
 }
 

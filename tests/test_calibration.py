@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def made() -> Calibration:
         },
         {"dead": "no range: no values seen"},
     )
-    return Calibration(ranges, {"x/é": stats(), "empty": stats(2, 1)}, {"feeds": 3})
+    far = replace(stats(), reach=(stats().lo * 2, stats().hi * 3))
+    channels = {"x/é": stats(), "empty": stats(2, 1), "far": far}
+    return Calibration(ranges, channels, {"feeds": 3})
 
 
 def packed(value: Calibration) -> bytes:
@@ -52,6 +55,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
             span.lo.tolist(), span.hi.tolist(), span.axis,
         )  # fmt: skip
     np.testing.assert_array_equal(found.channels["x/é"].rows, stats().rows)
+    assert found.channels["x/é"].reach is None and found.channels["far"].reach is not None
+    np.testing.assert_array_equal(found.channels["far"].reach, made().channels["far"].reach)
 
 
 def test_order_of_entry_does_not_show() -> None:
@@ -81,7 +86,7 @@ UNSOUND = [
     (swapped("ranges", [{"tensor": "x", "axis": "0"}]), "no number"),
     (swapped("ranges", 3), "not iterable"),
     (swapped("missing", []), "items"),
-    (swapped("channels", ["a", "b", "c"]), "channels/2/lo"),
+    (swapped("channels", ["a", "b", "c", "d"]), "channels/3/lo"),
     (swapped("account", None), "not iterable"),
     (swapped("range/0/lo", np.array([np.nan, 0.0])), "NaN"),
     (swapped("range/0/lo", np.array([9.0, 9.0])), "inverted"),
@@ -89,6 +94,8 @@ UNSOUND = [
     (swapped("channels/0/rows", np.zeros((2, 9), np.float32)), "shapes"),
     (swapped("channels/0/rows", np.zeros((2, 2))), "not finite float32"),
     (swapped("channels/0/lo", np.array([np.inf, 0], np.float32)), "not finite float32"),
+    (swapped("channels/1/reach_lo", np.zeros(2, np.float32)), "two values each"),
+    (swapped("channels/1/reach_hi", np.full(3, np.nan, np.float32)), "not finite float32"),
 ]
 
 

@@ -134,3 +134,48 @@ def test_the_tail_of_permuted_channels_is_permuted() -> None:
     np.testing.assert_array_equal(stats.permuted(order).rows, stats.rows[:, order])
     back = stats.permuted(order).permuted(np.argsort(order))
     np.testing.assert_array_equal(back.lo, stats.lo)
+
+
+# Reach: text beside the data -------------------------------------------------------------------
+
+
+def test_text_beside_the_data_counts_where_values_are_foreseen_and_nowhere_else() -> None:
+    data, beside = rows(50, 4), rows(20, 4, seed=1) * 10
+    observer = seen([data])
+    observer.foresee(beside)
+    stats = observer.stats()
+    np.testing.assert_array_equal(stats.hi, data.max(0))
+    np.testing.assert_array_equal(stats.rows, seen([data]).stats().rows)
+    np.testing.assert_array_equal(stats.tail, seen([data]).stats().tail)
+    np.testing.assert_array_equal(stats.foreseen(0).hi, np.maximum(data.max(0), beside.max(0)))
+    np.testing.assert_array_equal(stats.foreseen(0).lo, np.minimum(data.min(0), beside.min(0)))
+
+
+def test_reach_never_narrows_what_the_tails_foresee() -> None:
+    data = rows(200, 6)
+    observer = seen([data], limit=1000)
+    observer.foresee(data / 8)
+    np.testing.assert_array_equal(observer.stats().foreseen(4).hi, of(data).foreseen(4).hi)
+
+
+def test_reach_of_merged_observers_is_that_of_one() -> None:
+    parts = [rows(9, 3, seed) for seed in range(3)]
+    whole, left, right = seen([rows(5, 3)]), seen([rows(5, 3)]), ChannelObserver()
+    for part in parts:
+        whole.foresee(part)
+    left.foresee(parts[0])
+    right.foresee(parts[1])
+    right.foresee(parts[2])
+    left.merge(right)
+    assert whole.stats().reach is not None and left.stats().reach is not None
+    np.testing.assert_array_equal(left.stats().reach, whole.stats().reach)
+
+
+def test_reach_follows_the_channels_and_ignores_what_is_not_finite() -> None:
+    observer, factor = seen([rows(40, 3)]), np.array([1, 2, 0.5], np.float32)
+    observer.foresee(np.full((2, 3), np.inf, np.float32))
+    assert observer.stats().reach is None
+    observer.foresee(np.array([[1, 20, 300]], np.float32))
+    stats, order = observer.stats(), np.array([2, 0, 1])
+    assert stats.scaled(factor).foreseen(0).hi.tolist()[1:] == [40, 150]
+    assert stats.permuted(order).foreseen(0).hi.tolist()[::2] == [300, 20]

@@ -229,7 +229,7 @@ def test_groups_within_a_budget_give_the_same_ranges(calibrator: Calibrator) -> 
     data = feeds(*SHAPES)
     whole = bounds(collect(made(encoder(), calibrator=calibrator), data))
     tight = made(encoder(), calibrator=calibrator, max_memory=3 * 2 * 9 * 9 * 4)
-    groups = [len(g) for g in tight._groups(data[1])]
+    groups = [len(g) for g in tight._groups(data[1], tight.taps)]
     assert sum(groups) == len(TENSORS) and len(groups) > 1
     assert bounds(collect(tight, data)) == whole
 
@@ -321,3 +321,23 @@ def test_the_graph_is_left_alone() -> None:
     before = to_proto(graph).SerializeToString(deterministic=True)
     collect(made(graph), feeds((2, 6)))
     assert to_proto(graph).SerializeToString(deterministic=True) == before
+
+
+@BOTH
+def test_text_beside_the_data_reaches_watched_channels_alone(calibrator: Calibrator) -> None:
+    """Ranges, extrema and the sample are those of the data; padding does not count here either."""
+    data, (beside,) = feeds((2, 6), (3, 5)), feeds((2, 7), seed=7)
+    beside = {**beside, "x": beside["x"] * 3}
+    plain, other = (
+        collector(encoder(), [StatRequest("h", UINT8)], calibrator, evaluate, watched=["h"])
+        for _ in range(2)
+    )
+    before, after = collect(plain, data), collect(other, data)
+    other.foresee(beside)
+    assert other.feeds_seen == 2 and vars(after.found["h"]) == vars(before.found["h"])
+    stats, alone = other.channels()["h"], plain.channels()["h"]
+    np.testing.assert_array_equal(stats.hi, alone.hi)
+    np.testing.assert_array_equal(stats.rows, alone.rows)
+    h = beside["x"][beside["attention_mask"] == 1] @ normal(4, 4)
+    assert stats.reach is not None and alone.reach is None
+    np.testing.assert_allclose(stats.reach, (h.min(0), h.max(0)), rtol=1e-5)  # float32 sums of 4

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompile.data import InputSpec, open_data, sample_count, sample_feeds
+from qcompile.data import InputSpec, general_text, open_data, sample_count, sample_feeds
 from qcompile.errors import DataError
 
 F32, I32, I64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
@@ -205,3 +205,13 @@ def test_recipe_of_the_samples_gives_the_same_bytes(tmp_path: Path, tokenizer: P
         assert stored["lengths"].tolist() == [len(s.split()) + 2 for s in SENTENCES]
     failed = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
     assert failed.returncode == 2 and "tokenizer.json does not exist" in failed.stderr
+
+
+def test_general_text_speaks_the_tokens_of_the_data(tmp_path: Path, tokenizer: Path) -> None:
+    path = write_text(tmp_path, "t.txt", SENTENCES)
+    feeds = general_text(path, TEXT, tokenizer, 32)
+    assert feeds is not None and sum(map(sample_count, feeds)) == 256
+    assert max(int(f["input_ids"].max()) for f in feeds) < len(WORDS)
+    assert general_text(tmp_path / "x.npz", TEXT, tokenizer) is None  # its tokens are unknown
+    assert general_text([{}], TEXT, tokenizer) is None
+    assert general_text(path, TEXT, None) is None
