@@ -34,10 +34,12 @@ from qcompile.qtypes import Array
 class LowerWeightOnly(Pass):
     """Lower dequantized weights to MatMulNBits.
 
-    block: weights that share a scale, a power of two from 16 to 256.
+    block: weights that share a scale, a power of two from 16 to 256. accuracy: ``accuracy_level``
+    of the operator, 0 leaves the activation as it is.
     """
 
     block: int = 128
+    accuracy: int = 4
 
     name: ClassVar[str] = "lower-weight-only"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -47,6 +49,8 @@ class LowerWeightOnly(Pass):
     def __post_init__(self) -> None:
         if self.block not in (16, 32, 64, 128, 256):
             raise ValueError(f"block is {self.block}, expected 16, 32, 64, 128 or 256")
+        if self.accuracy not in range(5):
+            raise ValueError(f"accuracy is {self.accuracy}, expected 0 to 4")
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
@@ -76,7 +80,7 @@ class LowerWeightOnly(Pass):
             "N": rows.shape[0],
             "bits": 8,
             "block_size": self.block,
-            "accuracy_level": 4,
+            **({"accuracy_level": self.accuracy} if self.accuracy else {}),
         }
         out = node.outputs[0]
         made = graph.add(

@@ -203,8 +203,9 @@ def _prepare(
 def _mode(recipe: Recipe, target: Target, has_data: bool) -> Mode:
     mode = recipe.mode or (target.with_data if has_data else target.without_data)
     if mode is None:
+        others = " or ".join(m for m in target.modes if m != "static")
         raise DataError(
-            f"target {target.name!r} needs calibration data: give --data, or --mode weight-only"
+            f"target {target.name!r} needs calibration data: give --data, or --mode {others}"
         )
     if mode not in target.modes:
         known, why = ", ".join(target.modes), target.no_modes.get(mode)

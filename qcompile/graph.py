@@ -225,20 +225,21 @@ class Graph:
         self,
         op: str,
         inputs: Sequence[Tensor | None],
-        outputs: Sequence[Tensor | str],
+        outputs: Sequence[Tensor | str | None],
         attrs: Mapping[str, Any] | None = None,
         *,
         domain: str = ONNX,
         name: str = "",
         like: Tensor | None = None,
     ) -> Node:
-        """Append a node. None is an omitted input; a string names a new output tensor.
+        """Append a node. None is an omitted operand; a string names a new output tensor.
 
         ``like`` gives the first output its type: ONNX inference knows no contrib operators. The
         nodes are sorted again when the caller's pass ends, so the position does not matter.
         """
-        tensors = [gs.Variable.empty() if t is None else t for t in inputs]
-        results = [gs.Variable(self.fresh(t)) if isinstance(t, str) else t for t in outputs]
+        made = (gs.Variable(self.fresh(t)) if isinstance(t, str) else t for t in outputs)
+        tensors, results = ([gs.Variable.empty() if t is None else t for t in side]
+                            for side in (inputs, made))  # fmt: skip
         node = gs.Node(
             op=op,
             name=self.fresh(name or f"{results[0].name}/{op}"),
@@ -278,11 +279,11 @@ class Graph:
         self._redirect(old, new)
         node.outputs[0] = new
 
-    def divert_output(self, node: Node, suffix: str) -> Variable:
-        """Let a node make another tensor; readers keep its first output, which nothing makes."""
-        old = node.outputs[0]
+    def divert_output(self, node: Node, suffix: str, index: int = 0) -> Variable:
+        """Let a node make another tensor; readers keep its old output, which nothing makes."""
+        old = node.outputs[index]
         new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), old.dtype)
-        node.outputs[0] = new
+        node.outputs[index] = new
         return new
 
     def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:

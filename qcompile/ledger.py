@@ -120,6 +120,8 @@ def _no_decision(dtype: str, ctx: Context | None) -> str:
         return "integer in the model that came in"
     if ctx is None:
         return "float in the model as it is"
+    if dtype == "float16":
+        return f"stored and computed in float16, as target {ctx.target.name!r} does"
     if ctx.choices.mode == "float":
         return "mode float quantizes nothing"
     return f"target {ctx.target.name!r} has no rule for the operator that reads it"

@@ -51,6 +51,8 @@ class Session:
 
     def __init__(self, model: bytes | Path, options: SessionOptions | None = None) -> None:
         options = options or SessionOptions()
+        if options.provider not in ort.get_available_providers():
+            raise ModelError(f"ONNX Runtime has no {options.provider} here")
         try:
             self._inner = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
@@ -60,7 +62,7 @@ class Session:
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
         if options.provider not in self._inner.get_providers():  # it took the CPU in silence
-            raise ModelError(f"ONNX Runtime has no {options.provider} here, or cannot load it")
+            raise ModelError(f"ONNX Runtime cannot load {options.provider} here")
         self.inputs = [i.name for i in self._inner.get_inputs()]
         self.outputs = [o.name for o in self._inner.get_outputs()]
 
@@ -108,7 +110,7 @@ def provider_or_cpu(name: str) -> str:
 
     A build may list a provider whose libraries are not there, so a session is the only proof.
     """
-    if name == CPU or name not in ort.get_available_providers():
+    if name == CPU:
         return CPU
     graph = onnx.parser.parse_graph("g (float[1] x) => (float[1] y) { y = Neg(x) }")
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[_opset(17)])

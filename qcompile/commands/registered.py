@@ -42,7 +42,7 @@ def targets(as_json: bool, verbose: bool) -> None:
             "name": t.name,
             "what": t.summary,
             "modes": ", ".join(t.modes),
-            "pipeline": default_pipeline(t, "static"),
+            "pipeline": default_pipeline(t, t.with_data),
         }
         for t in registry.targets().values()
     ]

@@ -128,9 +128,10 @@ def gelu() -> Graph:
     scalars = {"root": 2**0.5, "one": 1, "half": 0.5, "three": 3, "cubic": 0.044715}
     return parse(
         """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[8,8] w, float root, float one, float half, float three,
-            float cubic, float slope) => (float[B,S,8] y, float[B,S,8] z) {
-            m = MatMul(x, w)
+        g (float[B,S,8] x, float[8,8] w, float[8] b, float root, float one, float half,
+            float three, float cubic, float slope) => (float[B,S,8] y, float[B,S,8] z) {
+            l = MatMul(x, w)
+            m = Add(l, b)
             d = Div(m, root)
             e = Erf(d)
             a = Add(e, one)
@@ -146,6 +147,7 @@ def gelu() -> Graph:
             z = Mul(v, u)
         }""",
         w=normal(8, 8),
+        b=normal(8),
         slope=np.array((2 / np.pi) ** 0.5, F32),
         **{name: np.array(value, F32) for name, value in scalars.items()},
     )
@@ -206,9 +208,10 @@ def pooled() -> Graph:
             a = Add(m, b)
             r = Relu(a)
             s = Add(r, x)
+            h = LayerNormalization<axis = -1>(s, g, b)
             f = Cast<to = 1>(attention_mask)
             u = Unsqueeze(f, last)
-            k = Mul(s, u)
+            k = Mul(h, u)
             t = ReduceSum<keepdims = 0>(k, second)
             c = ReduceSum<keepdims = 0>(u, second)
             y = Div(t, c)

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Passes that have something to do on another target, or in another mode.
 TARGETS = dict.fromkeys(("plan-interior", "group-scales", "shield-groups"), "qdq")
+TARGETS |= {"halve-floats": "cuda"}
 MODES = {"lower-weight-only": "weight-only"}
 # What must have run before a pass has something to do, beside what its ``after`` says. Passes of
 # the transform stage need a plan.
@@ -44,6 +45,7 @@ NEEDS = {
     "guard-scores": ("plan-operands", "plan-products"),
     "lower-products": ("plan-operands", "plan-products", "insert-qdq"),
     "fuse-requantize": ("plan-operands", "plan-products", "insert-qdq"),
+    "fuse-bias-gelu": ("fuse-gelu",),
     "shield-groups": ("plan-operands", "plan-interior", "group-scales", "insert-qdq"),
 }
 # Passes that take the place of some that come after them: those find nothing left to do.
