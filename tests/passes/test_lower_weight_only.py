@@ -190,3 +190,50 @@ def test_float_weights_are_no_refusal() -> None:
 def test_blocks_are_powers_of_two() -> None:
     with pytest.raises(ValueError, match="block is 48, expected 16, 32, 64, 128 or 256"):
         LowerWeightOnly(block=48)
+
+
+@pytest.mark.parametrize("block", [16, 32, 128])
+def test_four_bits_have_a_scale_for_each_block(block: int) -> None:
+    """A step is an eighth of the block's largest value; beyond the last, values are a step off."""
+    graph = linear(WEIGHT + "y = MatMul(x, w)")
+    ctx = context(mode="weight-only")
+    ctx.origins.update({"wq": ("w", 40.0), "s": ("w", None)})
+    real = ints(40, 4) * SCALES
+    steps = np.abs(real).max(axis=0) / 8
+    atol = error(ints(40, 4)) + float(5 * 40 * steps.max())
+    differential(graph, LowerWeightOnly(bits=4, block=block), atol=atol, ctx=ctx)
+    count = -(-40 // block)
+    check(graph, f"CHECK: MatMulNBits(%x, @wq/blocks:u8[4,{count},{block // 2}]\nCHECK: bits=4")
+    constants = graph.constants()
+    packed, scales = (array(constants[n]) for n in ("wq/blocks", "s/blocks"))
+    stored = np.stack([packed & 15, packed >> 4], -1).reshape(4, count, block).astype(int) - 8
+    unpacked = (stored * scales.reshape(4, count, 1)).reshape(4, -1)
+    assert (np.abs(unpacked[:, :40].T - real) <= steps + 1e-6).all()
+    assert not unpacked[:, 40:].any()
+    origin, noise = ctx.origins["wq/blocks"]
+    assert origin == "w" and noise is not None and 15 < noise < 30
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    graph = linear(WEIGHT + "y = MatMul(x, w)", wq=np.zeros((40, 4), np.int8))
+    # The runtime subtracts 8 times the sum of the data, 40 values up to 5, from what it sums itself.
+    differential(graph, LowerWeightOnly(bits=4), atol=40 * 5 * 8 * 2.0**-24)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"bits": 2}, "bits is 2, expected 4 or 8"),
+        ({"accuracy": 5}, "accuracy is 5, expected 0 to"),
+    ],
+)
+def test_options_are_checked(options: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        LowerWeightOnly(**options)
+
+
+def test_without_an_accuracy_level_activations_stay_float() -> None:
+    """Float sums of 40 products of values up to 5 x 3, so no more than rounding is lost."""
+    graph = linear(WEIGHT + "y = MatMul(x, w)")
+    differential(graph, LowerWeightOnly(accuracy=0), atol=40 * 40 * 15 * 2.0**-24)
+    check(graph, "CHECK: MatMulNBits(\nCHECK-NOT: accuracy_level")
