@@ -56,7 +56,7 @@ class MovingAverageObserver(ExtremaObserver):
     def _bounds(self) -> tuple[Array, Array]:
         averages = self.total + self.momentum**self.batches * self.first
         lo, hi = np.clip(averages.astype(np.float32), self.lo, self.hi)
-        return lo, hi
+        return lo + np.float32(0), hi + np.float32(0)  # clip gives 0 or -0, depending on the shape
 
 
 @dataclass(frozen=True)

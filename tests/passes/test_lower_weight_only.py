@@ -216,7 +216,7 @@ def test_four_bits_have_a_scale_for_each_block(block: int) -> None:
 
 def test_a_block_of_zeros_stays_zero() -> None:
     graph = linear(WEIGHT + "y = MatMul(x, w)", wq=np.zeros((40, 4), np.int8))
-    # The runtime subtracts 8 times the sum of the data, 40 values up to 5, from what it sums itself.
+    # The runtime subtracts 8 times the sum of 40 values up to 5 from what it sums itself.
     differential(graph, LowerWeightOnly(bits=4), atol=40 * 5 * 8 * 2.0**-24)
 
 

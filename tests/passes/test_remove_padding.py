@@ -104,10 +104,11 @@ def test_golden() -> None:
         CHECK: %[[PACKED:[^ ]+]] = Gather(%x/rows, %[[REAL]])
         CHECK: LayerNormalization(%[[PACKED]]
         CHECK: %m = MatMul(
-        CHECK: %s/packed = Add(%r, %[[PACKED]])
-        CHECK: %s/rows = Gather(%s/packed, %
-        CHECK: %s = Reshape(%s/rows, %padding/shape)
-        CHECK: %k = Mul(%s, %u)
+        CHECK: %s = Add(%r, %[[PACKED]])
+        CHECK: %h/packed = LayerNormalization(%s
+        CHECK: %h/rows = Gather(%h/packed, %
+        CHECK: %h = Reshape(%h/rows, %padding/shape)
+        CHECK: %k = Mul(%h, %u)
         """,
     )
 
