@@ -19,7 +19,7 @@ import numpy as np
 from qcompile import runtime
 from qcompile.runtime import Feed, Session, SessionOptions
 
-_WARMUP = 5
+_WARMUP = 5  # runs, or as many as are measured where these are fewer
 _KERNEL = "_kernel_time"
 
 
@@ -64,6 +64,7 @@ def profile(
 def _ops(
     model: bytes | Path, feed: Feed, threads: int, runs: int, provider: str
 ) -> tuple[OpTime, ...]:
+    warmup = min(_WARMUP, runs)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = SessionOptions(
             threads or runtime.threads(), provider=provider, profile=Path(folder) / "profile"
@@ -71,20 +72,20 @@ def _ops(
         session = Session(model, options)
         wanted = {name: feed[name] for name in session.inputs if name in feed}
         session.run(wanted)  # names what is missing, which the bare call would not
-        for _ in range(_WARMUP + runs - 1):
+        for _ in range(warmup + runs - 1):
             session.call(wanted)
         events = json.loads(session.end_profile().read_text())
-    return _summed(events)
+    return _summed(events, warmup)
 
 
-def _summed(events: Sequence[dict[str, Any]]) -> tuple[OpTime, ...]:
-    """Medians of nodes, summed by operator."""
+def _summed(events: Sequence[dict[str, Any]], warmup: int) -> tuple[OpTime, ...]:
+    """Medians of nodes after warming up, summed by operator."""
     times: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             times[event["args"]["op_name"], event["name"]].append(event["dur"])
     nodes: defaultdict[str, list[float]] = defaultdict(list)
     for (op, _), durations in times.items():
-        nodes[op].append(float(np.median(durations[_WARMUP:] or durations)) / 1e3)
+        nodes[op].append(float(np.median(durations[warmup:] or durations)) / 1e3)
     found = (OpTime(op, len(ms), sum(ms)) for op, ms in nodes.items())
     return tuple(sorted(found, key=lambda o: -o.ms))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,10 @@ from qcompile.machine import describe
 from qcompile.manager import PassRecord
 from qcompile.profiling import Profile
 from qcompile.timing import Comparison
+
+# A list of numbers as json.dumps indents it; strings hold no line breaks.
+_NUMBER = r"-?\d[\d.eE+-]*"
+_NUMBERS = re.compile(rf"\[\n\s+({_NUMBER}(?:,\n\s+{_NUMBER})*)\n\s+\]")
 
 
 @dataclass
@@ -103,7 +108,8 @@ class Report:
 
     def to_json(self) -> str:
         """JSON text; infinities become null, since JSON has none."""
-        return json.dumps(self.plain(), indent=1, allow_nan=False) + "\n"
+        indented = json.dumps(self.plain(), indent=1, allow_nan=False)
+        return _NUMBERS.sub(_on_one_line, indented) + "\n"
 
     def to_html(self) -> str:
         """A page that shows all of it and needs nothing else."""
@@ -112,6 +118,10 @@ class Report:
     def plain(self) -> Any:
         """``to_dict`` with infinities as None."""
         return _plain(self.to_dict())
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return "[" + re.sub(r",\s+", ", ", numbers[1]) + "]"
 
 
 def _plain(value: Any) -> Any:

@@ -79,6 +79,18 @@ def test_a_report_becomes_a_page_beside_it(report: Path) -> None:
     assert "x.report.html" in result.stdout
 
 
+def test_a_ranking_has_a_page(model: Path, data: Path) -> None:  # noqa: F811
+    page, plain = model.with_name("s.html"), model.with_name("s.json")
+    given = ("--data", data, "--measure", "alone", "--report", page, "--report", plain)
+    result = run("sensitivity", model, *given)
+    assert result.exit_code == 0, result.output
+    assert "qcompile sensitivity</title>" in page.read_text() and str(page) in result.stdout
+    again = model.with_name("again.html")
+    assert run("report", plain, "-o", again).exit_code == 0
+    assert again.read_text() == page.read_text()
+    assert_one_line(run("sensitivity", model, *given[:2], "--report", "x.csv"), 2, "x.csv", ".html")
+
+
 def test_a_report_comes_through_a_pipe(report: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.html"
     args = ["report", "-", "-o", str(out), "-q"]

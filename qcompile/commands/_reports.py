@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,12 +50,18 @@ def report_option(command: F) -> F:
 
 def report_files(given: Mapping[str, Any], out: Path) -> ReportFiles:
     """What --report says. Raises OutputError on other forms, and on two files of one form."""
+    found = by_form(given["report_files"])
+    data = found.get(".json", out.with_name(f"{out.stem}.report.json"))
+    return ReportFiles(data, found.get(".html"))
+
+
+def by_form(paths: Iterable[Path]) -> dict[str, Path]:
+    """At most one of each form, by its suffix. Raises OutputError."""
     found: dict[str, Path] = {}
-    for path in given["report_files"]:
+    for path in paths:
         if path.suffix not in (".json", ".html"):
             raise OutputError(f"report {str(path)!r}: expected a .json or .html file")
         if path.suffix in found:
             raise OutputError(f"report {str(path)!r}: {str(found[path.suffix])!r} is one already")
         found[path.suffix] = path
-    data = found.get(".json", out.with_name(f"{out.stem}.report.json"))
-    return ReportFiles(data, found.get(".html"))
+    return found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qcompile import export
+from qcompile import export, html
 from qcompile.commands._recipe import recipe_from, recipe_options
+from qcompile.commands._reports import by_form
 from qcompile.commands._shared import (
     PATH,
     console,
@@ -36,6 +38,8 @@ _SUFFIXES = (".yaml", ".yml")
 @click.option("--data", required=True, help="Calibration data, in any form; a part is held out.")
 @data_options
 @click.option("-o", "--output", type=PATH, help="Policy to write, a recipe for `compile`: .yaml.")
+@click.option("--report", "report_files", type=PATH, multiple=True,
+              help="x.html: a page with the ranking. x.json: what --json prints.")  # fmt: skip
 @click.option("--by", type=click.Choice(BY), default="tensor", show_default=True,
               help="What is measured together.")  # fmt: skip
 @click.option("--measure", "what", type=click.Choice(MEASURES), default="both", show_default=True,
@@ -53,8 +57,11 @@ def sensitivity(**given: Any) -> None:
     lifts the most sensitive to 16 bits, or to float where the target has none.
     """
     out: Path | None = given["output"]
+    reports = by_form(given["report_files"])
     if out is not None:
         _check(out, given["model"])
+    for path in reports.values():
+        export.check_writable(path)
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         found = measure(
             given["model"],
@@ -67,8 +74,12 @@ def sensitivity(**given: Any) -> None:
             progress=bar,
         )
     policy = None if out is None else found.policy(given["lift"])
+    plain = {**found.to_dict(), "policy": None if policy is None else _plain(policy)}
+    for form, path in reports.items():
+        made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
+        export.write_atomic(path, made.encode())
     if given["as_json"]:
-        print_json({**found.to_dict(), "policy": None if policy is None else _plain(policy)})
+        print_json(plain)
     elif not given["quiet"]:
         show(found, given["top"])
     if out is not None and policy is not None:
@@ -76,6 +87,9 @@ def sensitivity(**given: Any) -> None:
         export.write_atomic(out, policy.to_yaml(heading).encode())
         if not (given["quiet"] or given["as_json"]):
             _announce(out, given["model"], policy)
+    if not (given["quiet"] or given["as_json"]):
+        for path in reports.values():
+            click.echo(f"report:  {path}")
 
 
 def _check(out: Path, model: Path) -> None:

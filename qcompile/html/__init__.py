@@ -34,7 +34,25 @@ class _Section:
 
 
 def page(report: Plain) -> str:
-    """The page of a compilation's report. Raises KeyError or TypeError where it is none."""
+    """The page of what ``compile`` or ``sensitivity`` reports.
+
+    Raises KeyError, TypeError or the like where it is neither.
+    """
+    return _of_ranking(report) if "rows" in report else _of_compilation(report)
+
+
+def _of_ranking(report: Plain) -> str:
+    recipe = work.facts([("Recipe", report["recipe"])])
+    sections = [
+        _Section("sensitivity", "Sensitivity", "Sensitivity", [sensitivity.ranked(report)]),
+        _Section("items", "Items", "All measurements", [sensitivity.measurements(report)]),
+        _Section("settings", "Settings", "Settings", [recipe]),
+    ]
+    title = f"{report['source']}: qcompile sensitivity"
+    return _document(title, sensitivity.summary(report), sections)
+
+
+def _of_compilation(report: Plain) -> str:
     sections = [
         _Section("gates", "Gates", "Gates", [gates.gates(report)]),
         _Section("channels", "Channels", "Channels and outliers", [channels.channels(report)]),

@@ -47,7 +47,9 @@ def channels(report: Plain) -> Markup | None:
         [
             tag("p", _INTRODUCTION, class_="lead"),
             _overview(sites),
-            tag("h3", f"The {len(shown)} inputs with the widest outliers"),
+            tag(
+                "h3", f"The {units.count(len(shown), 'input')} whose channels use the fewest steps"
+            ),
             tag("p", _HOW_TO_READ, class_="lead"),
             _legend(),
             tag("div", shown, class_="pictures"),

@@ -68,6 +68,21 @@ def bar(share: float, kind: str, label: str, height: int = _BAR) -> Markup:
     )
 
 
+def point(place: float, kind: str, label: str) -> Markup:
+    """A dot at ``place`` percent of the width, for axes that do not begin at nothing."""
+    middle = _BAR / 2
+    return tag(
+        "svg",
+        tag("line", class_="track", x1="0%", x2=percent(place), y1=middle, y2=middle),
+        tag("circle", class_=f"dot {kind}", cx=percent(place), cy=middle, r=5),
+        class_="chart",
+        height=_BAR,
+        width="100%",
+        role="img",
+        aria_label=label,
+    )
+
+
 def swatch(kind: str) -> Markup:
     """What a legend shows: a dot or a square."""
     dot = tag("circle", class_=kind, cx=6, cy=6, r=5)

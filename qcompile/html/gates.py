@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from qcompile.html import units
 from qcompile.html.markup import Markup, join, tag
+from qcompile.html.tables import plain
 
 Plain: TypeAlias = dict[str, Any]
 
@@ -18,7 +19,16 @@ def gates(report: Plain) -> Markup:
     heads = [tag("th", h, scope="col", class_=c) for h, c in
              (("gate", ""), ("limit", "number"), ("reached", "number"), ("", ""))]  # fmt: skip
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
-    return join([table if rows else tag("p", "No gate was set."), _outputs(report["verify"])])
+    shown = table if rows else tag("p", "No gate was set.")
+    return join([shown, _outputs(report["verify"]), _requirements(report.get("requirements"))])
+
+
+def _requirements(checked: dict[str, int] | None) -> Markup | None:
+    """What the target demands of the graph; one that is missed is an error, so all are held."""
+    if not checked:
+        return None
+    rows = [[rule, f"{nodes:,}"] for rule, nodes in checked.items()]
+    return plain(("the target's requirements, all met", "nodes held to it"), rows, "Requirements")
 
 
 def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ from qcompile.html.charts import Scale, axis, bar, interval, swatch
 from qcompile.html.markup import Markup, tag
 
 Plain: TypeAlias = dict[str, Any]
+_OPTION = re.compile(r"\(--[a-z-]+\)")
 _MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
 _ERROR_FLOOR = 1e-6  # 1 - cosine at the right end of its axis
 
@@ -19,7 +21,7 @@ def headline(report: Plain) -> Markup:
     return tag(
         "section",
         _title(report),
-        tag("div", _size(report), _speed(report), _closeness(report), class_="cards"),
+        cards(_size(report), _speed(report), _closeness(report)),
         _failures(report["failures"]),
         _notes(report["notes"]),
         id="summary",
@@ -43,9 +45,11 @@ def _title(report: Plain) -> Markup:
 
 
 def _badge(report: Plain) -> Markup:
-    failed = len(report["failures"])
-    if failed:
-        return tag("span", units.count(failed, "gate") + " failed", class_="badge bad")
+    failures = report["failures"]
+    if failures:
+        # One gate may fail at several outputs, and a search adds what it tried.
+        gates = len(set(_OPTION.findall(" ".join(failures)))) or 1
+        return tag("span", units.count(gates, "gate") + " failed", class_="badge bad")
     if report["verify"] is None:
         return tag("span", "not verified", class_="badge unknown")
     return tag("span", "all gates passed", class_="badge good")
@@ -64,10 +68,16 @@ def _box(kind: str, title: str, lines: Sequence[str]) -> Markup:
     return tag("div", tag("h2", title), tag("ul", items), class_=f"box {kind}")
 
 
+def cards(*shown: Markup) -> Markup:
+    """Figures side by side."""
+    return tag("div", shown, class_="cards")
+
+
 # ---- the three figures
 
 
-def _card(name: str, figure: str, said: str, *more: Markup | str) -> Markup:
+def card(name: str, figure: str, said: str, *more: Markup | str) -> Markup:
+    """One figure, large, with what it is and a picture of it."""
     return tag(
         "div",
         tag("h2", name),
@@ -94,7 +104,7 @@ def _size(report: Plain) -> Markup:
         return _missing("Size", "not known")
     word = "smaller" if new <= old else "larger"
     figure = f"{units.times(max(old, new) / min(old, new))} {word}"
-    return _card(
+    return card(
         "Size",
         figure,
         f"{units.percent(new / old)} of the float file",
@@ -126,7 +136,7 @@ def _speed(report: Plain) -> Markup:
     figure = f"{units.times(max(ratio, 1 / ratio))} {word}"
     name, dims = next(iter(bench["shapes"].items()), ("no input", []))
     where = f"median; {name} {units.shape(dims)}; {units.count(bench['threads'], 'thread')}"
-    return _card(
+    return card(
         "Speed",
         figure,
         where,
@@ -153,11 +163,11 @@ def _closeness(report: Plain) -> Markup:
         return _missing("Closeness", "not verified")
     outputs = verdict["outputs"]
     if not outputs:
-        return _card("Closeness", "equal", f"all of {units.count(verdict['samples'], 'sample')}")
+        return card("Closeness", "equal", f"all of {units.count(verdict['samples'], 'sample')}")
     worst = min(outputs, key=lambda o: o["mean_cosine"])
     said = f"mean cosine to float of {worst['output']}; {units.count(verdict['samples'], 'sample')}"
     lowest = min(o["worst_cosine"] for o in outputs)
-    return _card(
+    return card(
         "Closeness",
         units.cosine(worst["mean_cosine"]),
         said,

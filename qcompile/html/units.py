@@ -28,7 +28,9 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A latency."""
+    """A latency; a long one in seconds."""
+    if value >= 10_000:
+        return duration(value / 1e3)
     return f"{significant(value)} ms"
 
 

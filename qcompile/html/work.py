@@ -181,14 +181,19 @@ def settings(report: Plain) -> Markup:
         ("Operators that ONNX Runtime runs", report["operators"]),
         ("Identity", identity),
     ]
-    lists = [tag("div", tag("h3", title), _list(facts)) for title, facts in parts]
     pipeline = [tag("li", tag("code", p)) for p in _passes(report["pipeline"])]
     return join(
         [
-            tag("div", lists, class_="settings"),
+            facts(parts),
             tag("details", tag("summary", "Pipeline"), tag("ol", pipeline, class_="names")),
         ]
     )
+
+
+def facts(parts: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
+    """Lists of names and values, side by side."""
+    lists = [tag("div", tag("h3", title), _list(known)) for title, known in parts]
+    return tag("div", lists, class_="settings")
 
 
 def _passes(pipeline: str) -> list[str]:
@@ -203,9 +208,9 @@ def _passes(pipeline: str) -> list[str]:
     return found
 
 
-def _list(facts: dict[str, Any]) -> Markup:
+def _list(known: dict[str, Any]) -> Markup:
     made: list[Child] = []
-    for name, value in facts.items():
+    for name, value in known.items():
         made += [tag("dt", name.replace("_", " ")), tag("dd", _spelled(value))]
     return tag("dl", made)
 

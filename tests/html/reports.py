@@ -93,3 +93,46 @@ def twelve_layers() -> dict[str, Any]:
         for i in range(1000)
     ]
     return found
+
+
+def ranking(name: str = "h") -> dict[str, Any]:
+    """What ``sensitivity --json`` prints: two items, with a policy that lifts the first."""
+
+    def score(error: float, noise: float | None) -> dict[str, Any]:
+        return {
+            "error": error,
+            "sqnr_db": noise,
+            "mean_cosine": 1 - error,
+            "worst_cosine": 1 - 2 * error,
+            "metric": None,
+            "failures": [],
+        }
+
+    rows = [
+        {
+            "item": f"{name}{i}",
+            "roles": f"{name}ffn-out",
+            "layer": layer,
+            "kind": "data",
+            "tensors": 1,
+            "lifts": {f"{name}{i}": 16},
+            "alone": score(error, 30.0),
+            "lifted": score(3e-3 - error, None),
+        }
+        for i, (layer, error) in enumerate([(0, 2e-3), (None, 4e-5)])
+    ]
+    return {
+        "source": f"{name}.onnx",
+        "target": "qdq",
+        "mode": "static",
+        "recipe": {"target": "qdq", "precision": []},
+        "by": "tensor",
+        "quantized": score(3e-3, 25.0),
+        "float": score(0.0, None),
+        "rows": rows,
+        "policy": {
+            "precision": {f"{name}0": 16},
+            "lifted": [f"{name}0"],
+            "predicted": score(1e-3, 30.0),
+        },
+    }

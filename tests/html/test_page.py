@@ -10,7 +10,7 @@ import pytest
 
 from qcompile.html import page
 from qcompile.html.markup import text
-from tests.html.reports import HOSTILE, compiled, hostile, searched, twelve_layers
+from tests.html.reports import HOSTILE, compiled, hostile, ranking, searched, twelve_layers
 
 MEGABYTE = 1e6
 _VOID = {"br", "input", "link", "meta"}
@@ -115,6 +115,16 @@ def test_a_failed_gate_is_named_and_slower_is_called_slower() -> None:
     assert "compiled takes 2 times as long" in seen and "failed" in seen
 
 
+def test_gates_are_counted_and_not_messages() -> None:
+    report = compiled()
+    report["failures"] = [
+        "output 'a': mean cosine 0.9 is below 0.98 (--min-cosine)",
+        "output 'b': mean cosine 0.8 is below 0.98 (--min-cosine)",
+        "the search reached this with 3 of 9 tensors lifted: lower the gate",
+    ]
+    assert "1 gate failed" in Outline(page(report)).said("span")
+
+
 def test_within_the_noise_no_gate_has_failed() -> None:
     report = compiled()
     report["gates"]["max_latency_ratio"] = 1.0
@@ -161,7 +171,7 @@ def test_what_was_lifted_is_marked() -> None:
     report["search"] = searched()
     made = page(report)
     part = made[made.index('id="sensitivity"') : made.index('id="bytes"')]
-    assert part.count('class="outlier"') == 2  # the legend and the one that was lifted
+    assert part.count('class="dot worst"') == 2  # the legend and the one that was lifted
     assert "2.0e−3" in part and "not measured" in part
 
 
@@ -169,3 +179,35 @@ def test_what_was_lifted_is_marked() -> None:
 def test_what_is_no_report_is_an_error_of_type_or_key(value: Any) -> None:
     with pytest.raises((KeyError, TypeError, AttributeError)):
         page(value)
+
+
+@pytest.mark.parametrize("name", ["h", HOSTILE])
+def test_a_ranking_has_a_page_too(name: str) -> None:
+    made = page(ranking(name))
+    assert faults(made) == []
+    seen = Outline(made).said()
+    for word in ("0.9970", "2.0e−3", "1 item lifted", "3.0e−3"):
+        assert word in seen, word
+    assert made.count('class="dot worst"') == 2  # the legend and the one that the policy lifts
+
+
+def test_a_ranking_of_lifted_items_alone() -> None:
+    report = ranking()
+    report["policy"] = None
+    for row in report["rows"]:
+        row["alone"] = None
+    seen = Outline(page(report)).said()
+    assert "is left where each item alone is float" in seen and "Most sensitive" not in seen
+
+
+def test_requirements_of_the_target_are_counted() -> None:
+    report = compiled()
+    report["requirements"] = {"every node has a kernel": 1234}
+    seen = Outline(page(report)).said("th", "td")
+    assert "every node has a kernel" in seen and "1,234" in seen
+
+
+def test_what_ran_away_from_its_target_says_so() -> None:
+    report = compiled()
+    report["away"] = "CPUExecutionProvider"
+    assert "run on CPUExecutionProvider, not on the target" in page(report)
