@@ -41,6 +41,7 @@ from qcompile.positions import axes, by_position
 _HEADS = [0, 2, 1, 3]
 _KEY = [0, 2, 3, 1]
 _SWAP = [0, 1, 3, 2]
+_LAST_SINCE = 13  # before, a softmax without axis is over all but the first dimension
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _match(graph: Graph, softmax: Node) -> _Match | str | None:
     if not isinstance(scores, tuple):
         return scores
     product, scale, terms = scores
-    if softmax.attrs.get("axis", -1) not in (-1, 3):
+    if softmax.attrs.get("axis", -1 if graph.opset >= _LAST_SINCE else 1) not in (-1, 3):
         return "the softmax is not over the last axis"
     used = graph.only_consumer(softmax.outputs[0])
     if used is None or not is_op(used, "MatMul") or used.inputs[0] is not softmax.outputs[0]:

@@ -44,7 +44,7 @@ def _operators(job: Job, compiled: bytes) -> Counter[str]:
     """What the target's provider runs; what was written where that provider is missing."""
     if not job.is_away:
         return runtime.optimized_ops(compiled, job.provider)
-    Session(rounding_form(compiled), _options(job))  # says what is wrong with a model
+    Session(compiled, _options(job))  # says what is wrong with a model
     job.report.away = job.provider
     job.report.notes.append(
         f"{job.target.provider} is not installed here: answers are those of the graph as written, "

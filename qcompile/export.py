@@ -96,8 +96,7 @@ def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
         for name, t in graph.tensors().items()
         if name not in skip
         and not is_constant(t)
-        and t.shape is not None
-        and any(is_float(t, kind) for kind in (np.float32, np.float16))
+        and (is_float(t, np.float16) or (is_float(t) and t.shape is not None))
     ]
 
 

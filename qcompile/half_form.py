@@ -16,6 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from qcompile.errors import ModelError
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
 _HALF, _FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 # Operators whose result has the type that an attribute names, whatever their operands are.
 _TYPED = (
@@ -25,7 +28,10 @@ _TYPED = (
 
 
 def rounding_form(model: bytes) -> bytes:
-    """The model with float16 made explicit, in float32; the same bytes where there is none."""
+    """The model with float16 made explicit, in float32; the same bytes where there is none.
+
+    Raises ModelError where float32 takes more than protobuf holds.
+    """
     proto = onnx.ModelProto.FromString(model)
     half = _half_tensors(proto.graph)
     if not half:
@@ -39,6 +45,12 @@ def rounding_form(model: bytes) -> bytes:
     used = {name for n in proto.graph.node for name in n.input} | _captured(nodes)
     used |= {o.name for o in proto.graph.output}
     _widen_constants(proto.graph, half, used)
+    size = proto.ByteSize()
+    if size > _PROTOBUF_LIMIT:
+        raise ModelError(
+            f"in float32 the model has {size} bytes, over protobuf's 2 GiB limit: compare it where "
+            "the target's provider is installed (--no-verify leaves that out)"
+        )
     widened: bytes = proto.SerializeToString()
     return widened
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
+from qcompile.errors import ModelError
 from qcompile.half_form import rounding_form
 from qcompile.qtypes import Array
 from qcompile.runtime import Session, SessionOptions
@@ -48,6 +49,13 @@ def test_each_result_is_rounded_where_it_is_stored() -> None:
     w = np.array([[1 + 2**-10]], F16)
     got = run(rounding_form(model(TWICE, w=w, v=w)), x=np.array([[1]], F32))
     assert got == np.float32(1 + 2**-9)
+
+
+def test_what_float32_makes_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = model(TWICE, w=np.ones((1, 1), F16), v=np.ones((1, 1), F16))
+    monkeypatch.setattr("qcompile.half_form._PROTOBUF_LIMIT", 100)
+    with pytest.raises(ModelError, match="over protobuf's 2 GiB limit"):
+        rounding_form(data)
 
 
 def test_a_float32_model_is_returned_as_it_is() -> None:

@@ -4,7 +4,7 @@ TensorRT fuses Q/DQ into its int8 kernels by its own rules: zero points 0, one s
 activation, one for each output channel of a weight, biases float. Between the linears it runs
 fp16 where the engine is built so (``trt_fp16_enable``). Softmax, LayerNormalization and GELU stay
 float: quantizing them saves no product. Sources: NVIDIA's "Explicit Quantization" and the operator
-list of onnx-tensorrt 10.0 (opset 9 to 20); issues microsoft/onnxruntime#14229 and #17738 (bias),
+list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 and #17738 (bias),
 #14626 (softmax), NVIDIA/TensorRT#2774 (zero points).
 """
 
@@ -61,7 +61,7 @@ TENSORRT = Target(
     tanh_gelu=(("", "Gelu", 20),),
     opset=20,
     requires=(
-        Opsets((("", 20),)),
+        Opsets((("", 24),)),
         Integers(("int8",)),
         ZeroPoints(),
         DataScales(),

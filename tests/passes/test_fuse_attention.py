@@ -186,6 +186,12 @@ def test_a_query_that_something_else_reads_stays() -> None:
     assert_refused(graph, FuseAttention(), "scores are read elsewhere", ctx=context("cuda"))
 
 
+def test_an_old_softmax_without_axis_is_not_over_the_last() -> None:
+    graph = attention(WHOLE.replace("<axis = -1>(s)", "(s)"))
+    graph.import_domain("", 12)
+    assert_refused(graph, FuseAttention(), "not over the last axis", ctx=context("cuda"))
+
+
 def test_a_softmax_of_a_classifier_is_nothing_to_explain() -> None:
     graph = parse(
         '<ir_version: 8, opset_import: ["": 17]> g (float[B,8] x, float[8,3] w) => (float[B,3] y)'
