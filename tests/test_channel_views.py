@@ -10,9 +10,10 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.channel_views import _BINS, _ends, _Seen, _view
+from qcompile.channel_views import _BINS, _MOST_SITES, ChannelWatch, _ends, _Seen, _Story, _view
 from qcompile.export import serialize
 from qcompile.qtypes import QSpec, Range
+from qcompile.roles import Role
 from qcompile.testing import encoder
 from tests.html.reports import feeds
 
@@ -97,6 +98,20 @@ def test_readers_of_one_tensor_are_one_site() -> None:
 
 def test_nothing_is_watched_without_transforms() -> None:
     assert views("none") == []
+
+
+def test_of_very_many_sites_the_worst_are_kept_in_order() -> None:
+    def story(i: int) -> _Story:
+        top = float(i % 7) / 100  # of 2.55, what the other channel has: 0 to 6 steps
+        lo, hi = np.zeros(3), np.array([top, top, 2.55])
+        seen = _Seen(f"x{i}", lo, hi, Range(np.array(0.0), np.array(2.55)), UINT8)
+        return _Story(f"n{i}", Role(()), 1, 3, seen, seen, 3)
+
+    kept = ChannelWatch({str(i): story(i) for i in range(_MOST_SITES + 7)}).to_dicts()
+    assert len(kept) == _MOST_SITES
+    places = [int(s["tensor"][1:]) for s in kept]
+    assert places == sorted(places)
+    assert sum(s["before"]["median_steps"] == 6 for s in kept) == _MOST_SITES // 7 - 6
 
 
 def test_a_site_takes_few_bytes() -> None:

@@ -99,6 +99,29 @@ def test_a_report_comes_through_a_pipe(report: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channels", 5),
+        ("bench", {}),
+        ("ledger", None),
+        ("passes", "x"),
+        ("gates", []),
+        ("bench", 0),
+    ],
+)
+def test_a_damaged_report_is_one_line(key: str, value: object, report: Path) -> None:
+    report.write_text(json.dumps({**compiled(), key: value}))
+    assert_one_line(run("report", report), 2, "is no report")
+
+
+def test_a_report_with_impossible_figures_is_one_line(report: Path) -> None:
+    found = compiled()
+    found["bench"]["models"][1]["ratio"] = 0
+    report.write_text(json.dumps(found))
+    assert_one_line(run("report", report), 2, "is no report", "ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"{", ("is not JSON",)),

@@ -42,13 +42,14 @@ def _page(source: Path, piped: bool) -> str:
     """Raises ReportError where the file cannot be read or is no report."""
     what = "stdin" if piped else repr(str(source))
     try:
-        raw = sys.stdin.buffer.read() if piped else source.read_bytes()
-        return html.page(json.loads(raw))
+        found = json.loads(sys.stdin.buffer.read() if piped else source.read_bytes())
     except OSError as e:
         raise ReportError(f"report {what} cannot be read: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as e:  # no UTF-8, no JSON, or a bottomless one
         raise ReportError(f"report {what} is not JSON: {e}") from e
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
+    try:
+        return html.page(found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         raise ReportError(
             f"{what} is no report, expected the JSON of qcompile compile or sensitivity: "
             f"{type(e).__name__}: {e}"
