@@ -22,6 +22,7 @@ _COMMANDS = {
     "sensitivity": "sensitivity",
     "inspect": "inspect",
     "report": "report",
+    "diff": "diff",
     "passes": "registered",
     "calibrators": "registered",
     "targets": "registered",

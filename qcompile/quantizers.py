@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from qcompile.errors import ModelError
 from qcompile.qtypes import Array
+from qcompile.tensors import check_values, is_external, map_external
 
 # Operator -> (operand, scale, zero point) slots of each operand that is quantized.
 SLOTS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -57,15 +58,18 @@ class Quantizer:
         return hashlib.sha256(raw).hexdigest()[:12]
 
 
-def quantizers(model: onnx.ModelProto) -> dict[str, Quantizer]:
-    """By tensor, the first quantizer of each; scales that are computed are left out."""
+def quantizers(model: onnx.ModelProto, folder: Path | None = None) -> dict[str, Quantizer]:
+    """By tensor, the first quantizer of each; scales that are computed are left out.
+
+    ``folder`` is where external data lies. Raises ModelError where a scale cannot be read.
+    """
     constants = {t.name: t for t in model.graph.initializer}
     found: dict[str, Quantizer] = {}
     for node in model.graph.node:
         for operand, scale, zero in _operands(node, constants):
             if operand not in found:
-                values = None if zero is None else _values(zero)
-                found[operand] = Quantizer(operand, _values(scale), values)
+                values = None if zero is None else constant(zero, folder)
+                found[operand] = Quantizer(operand, constant(scale, folder), values)
     return found
 
 
@@ -81,9 +85,12 @@ def _operands(
             yield name, constants[node.input[scale]], constants.get(point)
 
 
-def _values(tensor: onnx.TensorProto) -> Array:
-    try:
-        found: Array = onnx.numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, OSError) as e:
-        raise ModelError(f"the scale {tensor.name!r} cannot be read: {e}") from e
+def constant(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
+    """The values of a constant, mapped where they are external. Raises ModelError."""
+    if is_external(tensor):
+        mapped = map_external(tensor, folder)
+        if mapped is not None:
+            return mapped
+    check_values(tensor)
+    found: Array = onnx.numpy_helper.to_array(tensor)
     return found

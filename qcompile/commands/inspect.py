@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qcompile import ledger, loading, runtime
+from qcompile import beside, ledger, loading, runtime
 from qcompile.commands._shared import (
     PATH,
     console,
@@ -34,9 +33,10 @@ def inspect(**given: Any) -> None:
     path: Path = given["model"]
     proto, _folder = loading.read(path)
     data = path.read_bytes()
-    report = _report(given["report_file"] or path.with_name(f"{path.stem}.report.json"), data)
+    report = beside.find_report(given["report_file"] or beside.report_path(path), sha256(data))
+    known = beside.rows_of(report)
     size = len(data) + ledger.external_bytes(proto)
-    rows = report if report is not None else ledger.rows(proto, size)
+    rows = known if known is not None else ledger.rows(proto, size)
     operators = dict(sorted(runtime.optimized_ops(path).items()))
     if given["as_json"]:
         print_json({"bytes": size, "ledger": ledger.to_dicts(rows), "operators": operators})
@@ -48,21 +48,10 @@ def inspect(**given: Any) -> None:
         _show_rows(rows)
     else:
         _show_float(rows)
-    if report is None:
+    if known is None:
         click.echo("no report of this file beside it: reasons are what the file alone tells")
     if not given["every"]:
         click.echo(f"next:    qcompile inspect {path} --all")
-
-
-def _report(path: Path, model: bytes) -> list[Row] | None:
-    """The ledger of a report, where it describes exactly this file."""
-    try:
-        found = json.loads(path.read_text())
-        if found["model_sha256"] != sha256(model):
-            return None
-        return ledger.from_dicts(found["ledger"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no report, or none of ours: the file speaks for itself
 
 
 def _show_summary(path: Path, rows: list[Row], size: int) -> None:

@@ -1,0 +1,113 @@
+"""qcompile diff A B"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile.commands._shared import PATH, console, megabytes, output_options, print_json, table
+from qcompile.difference import Difference, TensorChange, compare
+
+_WIDEST = 60
+
+
+@click.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True,
+              help="Tensors to show of each kind of change.")  # fmt: skip
+@output_options
+def diff(a: Path, b: Path, top: int, **given: Any) -> None:
+    """Show what differs between two models: settings, operators, types, scales, sizes.
+
+    Any two .onnx files can be compared. Where the report or the lock that compile wrote lies beside
+    one, its settings and reasons are read too. The exit code is 0 whether they differ or not.
+    """
+    found = compare(a, b)
+    if given["as_json"]:
+        print_json(found.to_dict())
+    elif not given["quiet"]:
+        show(found, top)
+
+
+def show(found: Difference, top: int) -> None:
+    """One line where the models are the same, else a table for each kind of difference."""
+    old, new = found.a, found.b
+    if found.equal:
+        click.echo(f"the same bytes: {megabytes(old.bytes)}, sha256 {old.sha256[:12]}")
+        return
+    for name, one in (("a", old), ("b", new)):
+        click.echo(f"{name}: {one.path}, {one.bytes:,} bytes ({megabytes(one.bytes)})")
+    _show_pairs("settings", found.settings)
+    _show_pairs("operators", found.operators)
+    for change in dict.fromkeys(t.change for t in found.tensors):
+        _show_tensors(change, [t for t in found.tensors if t.change == change], top)
+    if not (found.settings or found.operators or found.tensors):
+        click.echo("operators, types, scales and weights are the same: names or the like differ")
+
+
+def _show_pairs(title: str, pairs: dict[str, Any]) -> None:
+    if not pairs:
+        return
+    made = table(title, "", "a", "b")
+    for name, (old, new) in pairs.items():
+        made.add_row(name, *_around_difference(_cell(old), _cell(new)))
+    console().print(made)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if type(value) is int else str(value)
+
+
+def _around_difference(a: str, b: str) -> tuple[str, str]:
+    """Long texts, such as pipelines, from where they begin to differ."""
+    if max(len(a), len(b)) <= _WIDEST:
+        return a, b
+    same = next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+    start = max(0, same - _WIDEST // 3)
+    return _cut(a, start), _cut(b, start)
+
+
+def _cut(text: str, start: int) -> str:
+    shown = text[start : start + _WIDEST]
+    return f"{'…' if start else ''}{shown}{'…' if start + _WIDEST < len(text) else ''}"
+
+
+def _show_tensors(change: str, rows: list[TensorChange], top: int) -> None:
+    made = table(
+        f"tensors: {change} ({len(rows)})", "tensor", "what", "a", "b", "values that differ"
+    )
+    for row in sorted(rows, key=_weight)[:top]:
+        share = "" if row.share is None else f"{row.share:.2%}, by {row.largest:.3g} at most"
+        made.add_row(row.tensor, row.kind, _side(row.a, change), _side(row.b, change), share)
+    console().print(made)
+    if len(rows) > top:
+        click.echo(f"{len(rows) - top} more: --top shows them")
+
+
+def _weight(row: TensorChange) -> tuple[float, str]:
+    """The largest first."""
+    sizes = [s["bytes"] for s in (row.a, row.b) if s is not None]
+    return -max(sizes), row.tensor
+
+
+def _side(told: dict[str, Any] | None, change: str) -> str:
+    if told is None:
+        return "-"
+    if change == "scale":
+        return _scale(told)
+    if change == "shape":
+        return "x".join(map(str, told["shape"]))
+    size = f", {told['bytes']:,} bytes" if told["bytes"] else ""
+    return f"{told['type']}{size}"
+
+
+def _scale(told: dict[str, Any]) -> str:
+    scale = told["scale"]
+    if isinstance(scale, dict):
+        return f"{scale['scales']} of {scale['lowest']:.4g} to {scale['highest']:.4g}"
+    return "-" if scale is None else f"{scale:.6g}, zero {told['zero_point']}"
