@@ -6,7 +6,8 @@ inside are always ``(n, channels)`` for values and ``(channels,)`` for statistic
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -21,8 +22,11 @@ class ExtremaObserver(Observer):
 
     ``rule`` is the calibrator that made the observer: observers whose rule and spec are equal may
     be merged. ``lo`` and ``hi`` have shape ``(channels,)``, or ``(0,)`` while nothing was seen.
-    Subclasses add to ``_record``, ``_absorb`` and ``_bounds``.
+    Subclasses add to ``_record``, ``_absorb`` and ``_bounds``, and to ``kept``, the attributes that
+    change with what is seen: arrays, or whole numbers.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ("lo", "hi")
 
     def __init__(self, rule: object, spec: QSpec) -> None:
         self.rule = rule
@@ -65,6 +69,18 @@ class ExtremaObserver(Observer):
         if self.spec.axis is None:
             return Range(lo[0], hi[0])
         return Range(lo, hi, self.spec.axis)
+
+    def state(self) -> dict[str, Array]:
+        """The attributes in ``kept`` as arrays."""
+        return {name: np.asarray(getattr(self, name)) for name in self.kept}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Raises ValueError or KeyError where ``state`` is of another kind of observer."""
+        for name in self.kept:
+            own, found = np.asarray(getattr(self, name)), state[name]
+            if (own.dtype, own.ndim) != (found.dtype, found.ndim):
+                raise ValueError(f"{name} is {found.dtype} of rank {found.ndim}")
+            setattr(self, name, found.item() if own.ndim == 0 else found.copy())
 
     def _record(self, columns: Floats, lo: Floats, hi: Floats) -> None:
         """Count a batch whose extrema are ``lo`` and ``hi``; called after ``self.lo`` widened."""

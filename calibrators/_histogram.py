@@ -11,7 +11,7 @@ batch sets the bin width, as in PyTorch or ONNX Runtime, the order of batches ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,8 @@ def _tally(columns: Floats, exponent: Ints, first: Ints, bins: int) -> Ints:
 
 class HistogramObserver(ExtremaObserver):
     """Counts ``(channels, bins)`` on power-of-two grids; ``rule.clip`` turns them into a range."""
+
+    kept: ClassVar[tuple[str, ...]] = (*ExtremaObserver.kept, "counts", "exponent", "first")
 
     def __init__(self, rule: Rule, spec: QSpec) -> None:
         super().__init__(rule, spec)

@@ -33,6 +33,8 @@ from qcompile.qtypes import Array, Floats, QSpec
 class MovingAverageObserver(ExtremaObserver):
     """Averages of per-batch extrema: ``total`` and ``first`` are float64 ``(2, channels)``."""
 
+    kept: ClassVar[tuple[str, ...]] = (*ExtremaObserver.kept, "batches", "total", "first")
+
     def __init__(self, rule: MovingAverage, spec: QSpec) -> None:
         super().__init__(rule, spec)
         self.momentum = rule.momentum

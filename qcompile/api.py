@@ -6,7 +6,7 @@ Passes and calibrators import this module and those below it, never each other, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar, Literal
@@ -163,6 +163,17 @@ class Observer(ABC):
     @abstractmethod
     def range(self) -> Range:
         """The range to quantize; raises ValueError where nothing was seen."""
+
+    def state(self) -> dict[str, Array] | None:
+        """All that was seen, for a checkpoint; None, the default, where it cannot be kept."""
+        return None
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Have seen what the observer had that gave ``state``; this one is fresh and of its kind.
+
+        Raises ValueError or KeyError where that is no such state.
+        """
+        raise ValueError(f"{type(self).__name__} keeps no state")
 
 
 class Calibrator(ABC):

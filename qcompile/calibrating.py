@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
-from qcompile import collect
+from qcompile import collect, runtime, text
 from qcompile.api import Context, Pass, Stage
+from qcompile.cache import key_of
 from qcompile.calibration import Calibration
 from qcompile.digests import FeedDigest
 from qcompile.errors import RecipeError
-from qcompile.feeds import HoldBack
+from qcompile.feeds import Feed, HoldBack
 from qcompile.job import Job
+from qcompile.kept import Kept
+from qcompile.lock import environment
 
 
 def calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
@@ -54,28 +58,69 @@ def _use(job: Job, ctx: Context, found: Calibration) -> None:
 def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
     if job.feeds is None:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
-    digest = FeedDigest()
-    split = HoldBack(digest.passing(job.feeds))
-    options = collect.Options(job.options.max_memory, job.recipe.mask_padding, job.options.threads)
     job.progress.step("calibrate")
     with job.timed("calibrate"):
-        made = collect.collector(
-            job.graph,
-            ctx.requests,
-            job.recipe.make_calibrator(),
-            ctx.evaluate,
-            options,
-            watched,
-        )
-        feeds = split.calibration()
-        ranges = collect.collect(made, feeds, lambda _n: job.progress.advance())
-        beside = job.general_text if watched and job.general_text is not None else ()
-        for feed in beside:
-            made.foresee(feed)
-        channels = made.channels()
-    _held_back(job, split, digest)
-    if split.reused:
+        kept = _kept(job, ctx, watched)
+        found = kept.finished({r.tensor for r in ctx.requests}) if kept is not None else None
+        if found is None:
+            found = _run(job, ctx, watched, kept)
+    if job.lone_feed:
         job.report.notes.append("one batch of data only: it served to calibrate and to verify")
+    return found
+
+
+def _kept(job: Job, ctx: Context, watched: list[str]) -> Kept | None:
+    """The place of this calibration in the cache; None without one, or for one-pass data.
+
+    All feeds are looked at for it, without the model.
+    """
+    cache = job.options.cache
+    if cache is None or job.feeds is None or not job.feeds.reusable:
+        return None
+    _hold_back(job)
+    threads = job.options.threads or runtime.threads()
+    parts = [
+        environment(), threads, job.model_digest, text.structure(job.graph), job.data_digest,
+        job.recipe.calibrator, job.recipe.mask_padding, job.options.max_memory,
+        [repr(r) for r in ctx.requests], watched, _digest(_beside(job, watched)),
+    ]  # fmt: skip
+    return Kept(cache, key_of(parts), job.report.notes)
+
+
+def _beside(job: Job, watched: list[str]) -> Iterable[Feed]:
+    """General text to run beside the data, where channels are watched."""
+    return job.general_text if watched and job.general_text is not None else ()
+
+
+def _digest(feeds: Iterable[Feed]) -> str:
+    made = FeedDigest()
+    for feed in feeds:
+        made.update(feed)
+    return made.hexdigest()
+
+
+def _run(job: Job, ctx: Context, watched: list[str], kept: Kept | None) -> Calibration:
+    options = collect.Options(job.options.max_memory, job.recipe.mask_padding, job.options.threads)
+    calibrator = job.recipe.make_calibrator()
+
+    def fresh() -> collect.Collector:
+        requests = ctx.requests
+        return collect.collector(job.graph, requests, calibrator, ctx.evaluate, options, watched)
+
+    made = fresh() if kept is None else kept.resumed(fresh)
+
+    def seen(_number: int) -> None:
+        job.progress.advance()
+        if kept is not None:
+            kept.checkpoint(made)
+
+    digest = FeedDigest()
+    split = HoldBack(digest.passing(job.feeds or ()))
+    ranges = collect.collect(made, islice(split.calibration(), made.feeds_seen, None), seen)
+    _held_back(job, split, digest)
+    beside = _beside(job, watched)
+    for feed in beside:
+        made.foresee(feed)
     account = {
         "calibrator": job.recipe.calibrator,
         "feeds": made.feeds_seen,
@@ -84,7 +129,10 @@ def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
         "general_text": bool(beside),
         "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
     }
-    return Calibration(ranges, channels, account)
+    found = Calibration(ranges, made.channels(), account)
+    if kept is not None:
+        kept.finish(found)
+    return found
 
 
 def _locked(job: Job, ctx: Context, found: Calibration | None) -> Calibration:
@@ -111,3 +159,4 @@ def _hold_back(job: Job) -> None:
 
 def _held_back(job: Job, split: HoldBack, digest: FeedDigest) -> None:
     job.held_back, job.data_digest = split.held_back, digest.hexdigest()
+    job.lone_feed = split.reused

@@ -6,6 +6,7 @@ extrema; those that weigh the error of a product against float read the sample.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ ROWS = 1024
 # Odd multipliers of Knuth's multiplicative hashing; any fixed values do.
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _HASHED_CHANNELS = 32
+_REACH = ("reach_lo", "reach_hi")
 
 
 @dataclass
@@ -77,6 +79,25 @@ class ChannelObserver(Observer):
         """Extrema by channel; raises ValueError where nothing was seen."""
         stats = self.stats()
         return Range(stats.lo, stats.hi, -1)
+
+    def state(self) -> dict[str, Array]:
+        """The sketch: extrema, rows and their hashes; empty where nothing was seen."""
+        if self._seen is None:
+            return {}
+        seen = self._seen
+        made = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
+        return made if self._reach is None else made | dict(zip(_REACH, self._reach, strict=True))
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Raises ValueError or KeyError where ``state`` is no sketch."""
+        if not state:
+            return
+        lo, hi, rows, keys = (state[name] for name in ("lo", "hi", "rows", "keys"))
+        if lo.shape != hi.shape or rows.shape != (len(keys), *lo.shape) or len(keys) > self.limit:
+            raise ValueError(f"a sketch of {len(keys)} rows has shape {rows.shape}")
+        self._seen, self._keys = ChannelStats(lo, hi, rows), keys
+        if _REACH[0] in state:
+            self._reach = state[_REACH[0]], state[_REACH[1]]
 
     def stats(self) -> ChannelStats:
         """All that was seen; raises ValueError where nothing was."""

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
@@ -27,7 +32,28 @@ _COMMANDS = {
     "calibrators": "registered",
     "targets": "registered",
 }
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal, as shells have it
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: leaves as Ctrl-C does, so that temporary files go, with an exit code of its own."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises, instead of ending the process where it stands."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
@@ -44,9 +70,10 @@ class Commands(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
+        """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 terminated."""
         try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            with _terminable():
+                code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as e:
             e.show()
             code = e.exit_code
@@ -54,15 +81,19 @@ class Commands(click.Group):
             _explain(e.format_message())
             code = e.exit_code
         except (KeyboardInterrupt, click.Abort) as e:
-            said = str(e.__cause__ if isinstance(e, click.Abort) else e)
-            click.echo(f"interrupted: {said or 'nothing was written'}", err=True)
-            code = _INTERRUPTED
+            cause = e.__cause__ if isinstance(e, click.Abort) else e
+            is_term = isinstance(cause, TerminatedError)
+            what, code = ("terminated", _TERMINATED) if is_term else ("interrupted", _INTERRUPTED)
+            click.echo(f"{what}: {str(cause or '') or 'nothing was written'}", err=True)
         except QCompileError as e:
             _explain(str(e))
             code = e.exit_code
         except BrokenPipeError:  # the reader of a pipe has gone; there is no one to tell
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
+        except MemoryError:
+            _explain("out of memory: a smaller --max-memory, --batch-size or --samples needs less")
+            code = 2
         except Exception as e:
             _explain(f"internal error, please report it: {type(e).__name__}: {e}")
             code = 2

@@ -74,7 +74,7 @@ class Collector:
     options: Options
     divisible: bool = True  # the model takes batches of any size
     feeds_seen: int = 0
-    _bytes: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = field(
+    counted: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = field(
         default_factory=dict
     )
 
@@ -182,17 +182,17 @@ class Collector:
         """
         names = {t.tensor: t.size for t in self.taps if t.size}
         key = tuple((name, array.shape) for name, array in sorted(feed.items()))
-        if not names or key in self._bytes:
-            return self._bytes.get(key, {})
-        for shapes, known in self._bytes.items():
+        if not names or key in self.counted:
+            return self.counted.get(key, {})
+        for shapes, known in self.counted.items():
             growth = _growth(dict(shapes), feed)
             if growth and sum(known.values()) * growth <= self.options.max_memory:
                 return {tensor: size * growth for tensor, size in known.items()}
         batch = common_batch(feed) if self.divisible else 1
         counted = {n: v[:1] for n, v in feed.items()} if batch > 1 else feed
         counts = self.session.run(counted, list(names.values()))
-        self._bytes[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
-        return self._bytes[key]
+        self.counted[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
+        return self.counted[key]
 
 
 def _growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:

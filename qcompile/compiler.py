@@ -92,6 +92,8 @@ def compile_job(
     job, compiled = made.job, made.model
     checking.bench(job, compiled, made.feeds)
     locking.judge(job)
+    if options.cache is not None:
+        job.report.notes += options.cache.notes
     result = Result(compiled, job.report)
     if options.keep_calibration:
         result.lock, result.calibration = locking.lock_of(job, compiled), job.calibration

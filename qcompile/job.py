@@ -12,6 +12,7 @@ from typing import Protocol
 
 from qcompile import digests, export, lock, runtime
 from qcompile.api import Mode
+from qcompile.cache import Cache
 from qcompile.calibration import Calibration
 from qcompile.errors import GateError, OutputError
 from qcompile.feeds import Feed, Feeds
@@ -52,7 +53,8 @@ class Options:
     search_time: seconds in which tensors may be lifted to more bits where the result is not close
     enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
     lock: the build to repeat, whose recipe is the job's. keep_calibration: what a lock of this
-    build needs stays in memory, for ``Result.save_lock``.
+    build needs stays in memory, for ``Result.save_lock``. cache: where calibration is kept for a
+    run after an interrupt; whoever has written the result calls its ``forget``.
     profile: also take the time of each kind of operator, where anything is timed.
     """
 
@@ -72,6 +74,7 @@ class Options:
     search_state: Path | None = None
     lock: Lock | None = None
     keep_calibration: bool = False
+    cache: Cache | None = None
 
 
 @dataclass
@@ -109,7 +112,8 @@ class RejectedError(GateError):
 class Job:
     """``reference`` is the float model as it came in, ``external`` what it keeps in other files;
     ``general_text`` are feeds beside the data, to foresee how far channels reach;
-    ``held_back`` are feeds to verify with, ``data_digest`` is that of all feeds.
+    ``held_back`` are feeds to verify with, ``data_digest`` is that of all feeds; ``lone_feed``:
+    there is one only, for all purposes.
     """
 
     graph: Graph
@@ -125,6 +129,7 @@ class Job:
     general_text: Feeds | None = None
     held_back: list[Feed] = field(default_factory=list)
     data_digest: str = ""
+    lone_feed: bool = False
     calibration: Calibration | None = None
 
     @cached_property

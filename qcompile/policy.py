@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from qcompile import search_state
 from qcompile.errors import GateError
 from qcompile.items import By
-from qcompile.ranking import Measurable, Measure, Row, Score, rank
+from qcompile.ranking import Measurable, Measure, Measures, Row, Score, rank
 from qcompile.recipe import Recipe
 
 
@@ -63,6 +64,7 @@ class Sensitivity:
 
     source: str
     found: Measurable
+    meter: Measures
     by: By
     rows: tuple[Row, ...]
     quantized: Score
@@ -82,7 +84,7 @@ class Sensitivity:
 
     def _with(self, count: int) -> Score:
         off = {s for row in self.rows[:count] for s in row.item.switches}
-        return self.found.meter(self.found.meter.everything - off)
+        return self.meter(self.meter.everything - off)
 
     def _needed(self) -> int:
         if not self.quantized.failures:
@@ -128,6 +130,11 @@ def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
     """Measure all items of a model that is ready for it."""
     items, job = found.items(by), found.job
     job.progress.step("measure", len(items))
-    quantized, plain = found.meter(found.meter.everything), found.meter(())
-    rows = rank(found.meter, items, what, job.progress.advance)
-    return Sensitivity(job.report.source, found, by, tuple(rows), quantized, plain)
+    meter = search_state.recorder(found, (i.name for i in items))
+    try:
+        quantized, plain = meter(meter.everything), meter(())
+        rows = rank(meter, items, what, job.progress.advance)
+    finally:
+        if isinstance(meter, search_state.Recorder):
+            meter.save()
+    return Sensitivity(job.report.source, found, meter, by, tuple(rows), quantized, plain)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from qcompile import compare
 from qcompile.api import Context
@@ -153,8 +153,19 @@ def cut(feeds: Sequence[Feed], samples: int, divisible: bool) -> Iterator[Feed]:
         left -= count
 
 
+class Measures(Protocol):
+    """A meter, or what stands before one."""
+
+    @property
+    def everything(self) -> frozenset[int]:
+        """All switches on."""
+
+    def __call__(self, on: Collection[int], samples: int = 0) -> Score:
+        """Quantize what is ``on`` and compare with the float model."""
+
+
 def rank(
-    meter: Meter,
+    meter: Measures,
     items: Sequence[Item],
     what: Measure = "both",
     advance: Callable[[], None] = lambda: None,

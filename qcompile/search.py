@@ -26,7 +26,6 @@ Reasons: TypeAlias = tuple[tuple[str, str], ...]
 Lifted: TypeAlias = frozenset[int]
 # Shares of the time at which ranking, and all measuring, must have come to an end.
 _RANKED, _MEASURED = 0.6, 0.85
-_SAVE_EVERY = 5.0  # seconds between writes of the state
 _MOST_REPORTED = 400  # items, the most sensitive first
 
 
@@ -95,12 +94,12 @@ class _Search:
         self.alone: dict[int, float] = {}
         try:
             return self._search()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as e:
             self.state.save()
             if self.state.path is None or not self.state.scores:
                 raise
             kept = f"{len(self.state.scores)} measurements are kept in {self.state.path.name}"
-            raise KeyboardInterrupt(f"{kept}, the same command goes on from there") from None
+            raise type(e)(f"{kept}, the same command goes on from there") from None
         finally:
             self.state.save()
 
@@ -137,11 +136,11 @@ class _Search:
         return self._measure(self.meter.everything - off, 0)
 
     def _measure(self, on: frozenset[int], samples: int) -> Score:
-        key = f"{samples}:{sum(1 << s for s in on):x}"
+        key = search_state.mask(on, samples)
         if key not in self.state.scores:
             self.state.scores[key] = self.meter(on, samples)
             self.measured += 1
-            if self.tools.clock() - self.saved > _SAVE_EVERY:
+            if self.tools.clock() - self.saved > search_state.SAVE_EVERY:
                 self.state.save()
                 self.saved = self.tools.clock()
         return self.state.scores[key]

@@ -6,22 +6,26 @@ samples and by the switches that were on, as a bit mask; a search is a pure func
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from qcompile._version import __version__
+from qcompile import runtime
+from qcompile.cache import Cache, key_of
 from qcompile.errors import OutputError
 from qcompile.export import write_atomic
 from qcompile.job import Job
+from qcompile.lock import environment
 from qcompile.metric import named
-from qcompile.ranking import Score
+from qcompile.ranking import Measurable, Meter, Score
 
 _FORMAT = "qcompile search"
+_KIND = "search"
+SAVE_EVERY = 5.0  # seconds between writes
 
 
 @dataclass
@@ -39,8 +43,11 @@ class State:
 
     def save(self) -> None:
         """Write the file whole, where anything was measured. Raises OutputError."""
-        if self.path is None or not self.scores:
-            return
+        if self.path is not None and self.scores:
+            write_atomic(self.path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file's contents."""
         content = {
             "format": _FORMAT,
             "digest": self.digest,
@@ -48,7 +55,7 @@ class State:
             "scores": {k: s.to_dict() for k, s in self.scores.items()},
             "tried": {k: s.to_dict() for k, s in self.tried.items()},
         }
-        write_atomic(self.path, (json.dumps(content) + "\n").encode())
+        return (json.dumps(content) + "\n").encode()
 
     def remove(self) -> None:
         """No trace is left."""
@@ -85,19 +92,59 @@ def _score(plain: dict[str, Any]) -> Score:
 
 
 def digest(job: Job, names: Iterable[str]) -> str:
-    """Identity of what is searched: model, held-back data, recipe, gates, items.
-
-    The calibration data goes in by its count alone: a result is verified whatever was measured.
-    """
-    found = hashlib.sha256()
-    model = job.reference if isinstance(job.reference, bytes) else job.reference.read_bytes()
-    found.update(hashlib.sha256(model).digest())
+    """Identity of what is measured: model, all data, recipe, gates, items, versions."""
     metric = None if job.options.metric is None else named(job.options.metric)[0]
-    settings = [__version__, job.report.float_bytes, job.recipe.digest(), job.mode, metric]
-    settings += [asdict(job.report.gates), job.report.calibration.get("feeds"), *names]
-    found.update(json.dumps(settings, sort_keys=True).encode())
-    for feed in job.held_back:
-        for name, array in sorted(feed.items()):
-            found.update(f"{name} {array.dtype} {array.shape}".encode())
-            found.update(array.tobytes())
-    return found.hexdigest()
+    threads = job.options.threads or runtime.threads()
+    settings = [environment(), threads, job.model_digest, job.data_digest, job.recipe.digest()]
+    return key_of([*settings, job.mode, metric, asdict(job.report.gates), *names])
+
+
+def mask(on: Collection[int], samples: int) -> str:
+    """What a measurement is known by."""
+    return f"{samples}:{sum(1 << s for s in on):x}"
+
+
+@dataclass
+class Recorder:
+    """Measures, and keeps what was measured in a cache: the same command goes on where it was."""
+
+    meter: Meter
+    cache: Cache
+    state: State
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def everything(self) -> frozenset[int]:
+        """All switches on."""
+        return self.meter.everything
+
+    def __call__(self, on: Collection[int], samples: int = 0) -> Score:
+        """What an earlier run measured, or the meter now."""
+        key = mask(on, samples)
+        if key not in self.state.scores:
+            self.state.scores[key] = self.meter(on, samples)
+            if time.monotonic() - self.saved > SAVE_EVERY:
+                self.save()
+        return self.state.scores[key]
+
+    def save(self) -> None:
+        """Write all that is known."""
+        self.cache.store(_KIND, self.state.digest, lambda file: _write(file, self.state))
+        self.saved = time.monotonic()
+
+
+def recorder(found: Measurable, names: Iterable[str]) -> Recorder | Meter:
+    """The meter, with the memory of earlier runs where the job has a cache."""
+    job = found.job
+    if job.options.cache is None:
+        return found.meter
+    key = digest(job, names)
+    known = job.options.cache.load(_KIND, key, lambda path: load(path, key))
+    if known is not None and known.scores:
+        kept = f"{len(known.scores)} measurements were taken over from an earlier run"
+        job.report.notes.append(f"{kept} (--no-cache: anew)")
+    return Recorder(found.meter, job.options.cache, known or State(None, key))
+
+
+def _write(file: IO[bytes], state: State) -> None:
+    file.write(state.to_bytes())

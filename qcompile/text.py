@@ -78,10 +78,19 @@ def _attribute(value: Any) -> str:
 
 
 def fingerprint(graph: Graph) -> int:
-    """Changes with any edit made through Graph.
+    """Changes with any edit made through Graph; differs from process to process.
 
     Constants count by name alone: they are never written in place, and new ones get fresh names.
     """
+    return hash(_rows(graph))
+
+
+def structure(graph: Graph) -> str:
+    """Hex digest of what ``fingerprint`` looks at, the same in every process."""
+    return hashlib.sha256(repr(_rows(graph)).encode()).hexdigest()
+
+
+def _rows(graph: Graph) -> tuple[Hashable, ...]:
     rows: list[Hashable] = [
         (
             node.op,
@@ -95,4 +104,4 @@ def fingerprint(graph: Graph) -> int:
     ]
     rows.append(tuple(t.name for t in (*graph.inputs, *graph.outputs)))
     rows.append(tuple(sorted(graph.domains().items())))
-    return hash(tuple(rows))
+    return tuple(rows)

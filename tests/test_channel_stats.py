@@ -38,6 +38,22 @@ def test_the_sample_does_not_depend_on_the_split(cut: int) -> None:
     assert len(whole.stats().rows) == 16
 
 
+def test_a_restored_sketch_goes_on_where_the_other_was() -> None:
+    data = rows(100, 5)
+    whole, first, resumed = seen([data]), seen([data[:40]]), ChannelObserver(16)
+    resumed.restore(ChannelObserver(16).state())  # nothing seen yet
+    resumed.restore(first.state())
+    resumed.update(data[40:])
+    for name, values in whole.state().items():
+        np.testing.assert_array_equal(resumed.state()[name], values)
+    state = first.state()
+    for name, wrong in (("keys", state["keys"][1:]), ("lo", state["lo"][1:])):
+        with pytest.raises(ValueError, match="a sketch of"):
+            ChannelObserver(16).restore({**state, name: wrong})
+    with pytest.raises(KeyError):
+        ChannelObserver(16).restore({"lo": state["lo"]})
+
+
 def test_the_sample_is_spread_over_the_data() -> None:
     data = rows(1000, 8)
     data[:, 0] = np.arange(1000)

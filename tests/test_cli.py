@@ -351,10 +351,17 @@ def test_traceback_only_with_v(model: Path, data: Path) -> None:
     assert "Traceback" not in plain.stderr and "Traceback" in detailed.stderr
 
 
-def test_interrupt_leaves_an_existing_output_and_no_debris(model: Path, tmp_path: Path) -> None:
-    """SIGINT while the data is read: exit 130, the old file intact, no temporary file left."""
-    out = tmp_path / "out.onnx"
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_signals_leave_an_existing_output_and_no_debris(
+    model: Path, tmp_path: Path, number: int, code: int, said: str
+) -> None:
+    """While calibration runs, weights lie in a temporary folder, which goes too."""
+    out, scratch = tmp_path / "out.onnx", tmp_path / "scratch"
     out.write_bytes(b"precious")
+    scratch.mkdir()
     (tmp_path / "slow_feeds.py").write_text(
         "import time, numpy, pathlib\n"
         "def feeds():\n"
@@ -364,7 +371,7 @@ def test_interrupt_leaves_an_existing_output_and_no_debris(model: Path, tmp_path
         f"        yield {{'x': numpy.ones((1, {ROWS}), numpy.float32)}}\n"
     )
     args = [sys.executable, "-m", "qcompile.cli", "compile", str(model), "-o", str(out)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(scratch)}
     process = subprocess.Popen(
         [*args, "--data", "slow_feeds:feeds"],
         cwd=tmp_path,
@@ -375,12 +382,47 @@ def test_interrupt_leaves_an_existing_output_and_no_debris(model: Path, tmp_path
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert process.returncode == code, stderr
+    assert f"\n{said}: nothing was written" in stderr and "Traceback" not in stderr
     assert out.read_bytes() == b"precious"
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert {p.name for p in scratch.iterdir()} <= {".ses"}  # which importing onnxruntime writes
+
+
+def test_sigterm_is_handled_as_before_once_a_command_is_done() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run("passes", "-h")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_out_of_memory_is_one_line(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("qcompile.commands.compile.compile_job", exhausted)
+    assert_one_line(run(*compile_args(model, data)), 2, "out of memory", "--max-memory")
+
+
+def test_the_cache_is_kept_until_the_output_is_written(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept"
+    failed = run(*compile_args(model, data, "--cache", folder, "--max-abs", 0, "--search-time", 0))
+    assert failed.exit_code == 1 and len(list(folder.iterdir())) == 1
+    done = run(*compile_args(model, data, "--cache", folder))
+    assert done.exit_code == 0 and "taken over from an earlier run" in done.output
+    assert not list(folder.iterdir())
+    run(*compile_args(model, data, "--no-cache", "--max-abs", 0))
+    both = run(*compile_args(model, data, "--no-cache", "--cache", folder))
+    assert_one_line(both, 2, "--cache and --no-cache")
+    assert (
+        not list(folder.iterdir())
+        and not (Path(os.environ["XDG_CACHE_HOME"]) / "qcompile").exists()
+    )
 
 
 def test_help_does_not_import_the_runtime_and_nothing_imports_torch() -> None:

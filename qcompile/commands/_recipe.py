@@ -9,7 +9,9 @@ import click
 
 from qcompile import lock
 from qcompile.api import MODES
-from qcompile.commands._shared import F, Size
+from qcompile.cache import Cache, default_folder
+from qcompile.commands._shared import PATH, F, Size
+from qcompile.errors import RecipeError
 from qcompile.lock import Lock
 from qcompile.recipe import Recipe, merged, names
 
@@ -29,6 +31,9 @@ _OPTIONS = (
                  help="Bytes of activations that calibration may hold."),
     click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]"),
     click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core."),
+    click.option("--cache", type=PATH, help="Folder that keeps calibration and measurements for a "
+                 "run after an interrupt.  [default: $XDG_CACHE_HOME/qcompile]"),
+    click.option("--no-cache", is_flag=True, help="Keep nothing, and take nothing over."),
 )  # fmt: skip
 
 
@@ -47,6 +52,15 @@ def recipe_from(given: dict[str, Any]) -> Recipe:
     settings["keep_float"] = given["keep_float"] or None
     settings["mask_padding"] = False if given["count_padding"] else None
     return merged(recipe, settings, "command line")
+
+
+def cache_from(given: dict[str, Any]) -> Cache | None:
+    """The cache, None where it is switched off. Raises RecipeError where both options are given."""
+    if given["no_cache"]:
+        if given["cache"] is not None:
+            raise RecipeError("--cache and --no-cache contradict each other")
+        return None
+    return Cache(given["cache"] or default_folder())
 
 
 def lock_from(given: dict[str, Any], recipe: Recipe) -> Lock | None:

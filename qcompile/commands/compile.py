@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from qcompile import export, lock
 from qcompile.commands import _result
-from qcompile.commands._recipe import lock_from, recipe_from, recipe_options
+from qcompile.commands._recipe import cache_from, lock_from, recipe_from, recipe_options
 from qcompile.commands._reports import report_files, report_option
 from qcompile.commands._shared import (
     ACCURACY_GATES,
@@ -77,6 +77,8 @@ def compile(**given: Any) -> None:
         _result.show_or_print(console(), given, e.result)
         raise
     _result.deliver(console(), given, result, out, reports, lock_file)
+    if options.cache is not None:
+        options.cache.forget()
     if not (given["quiet"] or given["as_json"]):
         click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
 
@@ -100,6 +102,7 @@ def options_from(given: dict[str, Any], locked: Lock | None) -> Options:
         search_time=seconds,
         search_state=out.with_name(f"{out.stem}.search.json") if seconds else None,
         lock=locked,
+        cache=cache_from(given),
         keep_calibration=given["lock_file"] is not None,
     )
 

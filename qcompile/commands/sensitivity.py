@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qcompile import export, html
-from qcompile.commands._recipe import recipe_from, recipe_options
+from qcompile.commands._recipe import cache_from, recipe_from, recipe_options
 from qcompile.commands._reports import by_form
 from qcompile.commands._shared import (
     PATH,
@@ -62,6 +62,7 @@ def sensitivity(**given: Any) -> None:
         _check(out, given["model"])
     for path in reports.values():
         export.check_writable(path)
+    options = _options(given)
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         found = measure(
             given["model"],
@@ -70,7 +71,7 @@ def sensitivity(**given: Any) -> None:
             measure=given["what"],
             recipe=recipe_from(given),
             gates=gates_from(given),
-            options=_options(given),
+            options=options,
             progress=bar,
         )
     policy = None if out is None else found.policy(given["lift"])
@@ -90,6 +91,8 @@ def sensitivity(**given: Any) -> None:
     if not (given["quiet"] or given["as_json"]):
         for path in reports.values():
             click.echo(f"report:  {path}")
+    if options.cache is not None:
+        options.cache.forget()
 
 
 def _check(out: Path, model: Path) -> None:
@@ -102,7 +105,7 @@ def _check(out: Path, model: Path) -> None:
 
 def _options(given: dict[str, Any]) -> Options:
     names = ("tokenizer", "samples", "batch_size", "max_memory", "threads")
-    return Options(**{name: given[name] for name in names})
+    return Options(**{name: given[name] for name in names}, cache=cache_from(given))
 
 
 def _plain(policy: Policy) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def show(found: Sensitivity, top: int) -> None:
     for rank, row in enumerate(found.rows[:top], 1):
         made.add_row(row.item.name, str(rank), *_cells(row))
     console().print(made)
+    for note in job.report.notes:
+        click.echo(f"note: {note}")
     if len(found.rows) > top:
         click.echo(f"{len(found.rows) - top} more: --top shows them")
 

@@ -31,6 +31,7 @@ SPECS = [
     QSpec("int8", symmetric=False, granularity="channel", axis=-1),
 ]
 CHANNELS = 2
+BATCHES = [np.array(b, np.float32) for b in ([1, 2, 3], [-4, 8], [0.5], [-6, 1, 7, 2])]
 QUIET = settings(deadline=None, derandomize=True, max_examples=50)
 
 # Order matters to these, and they average: grouping shows in the last bits of a float64.
@@ -115,11 +116,27 @@ def violations(
         ),
         "asking for the range changes nothing": _keeps_range(observed(calibrator, spec, batches)),
         "an empty observer has no range": _refuses(nothing),
+        "a restored observer goes on where the other was": bounds(
+            _restored(calibrator, spec, left, right)
+        ).tobytes()
+        == whole.tobytes(),
     }
     if calibrator.needs == "extrema":
         extrema = [np.stack([b.min(axis=0), b.max(axis=0)]) if len(b) else b for b in batches]
         laws["extrema suffice"] = same(observed(calibrator, spec, extrema))
     return [law for law, holds in laws.items() if not holds]
+
+
+def _restored(
+    calibrator: Calibrator, spec: QSpec, left: Sequence[Array], right: Sequence[Array]
+) -> Observer:
+    """A fresh observer that takes over what another saw of the left, and sees the right."""
+    resumed, state = calibrator.observer(spec), observed(calibrator, spec, left).state()
+    assert state is not None
+    resumed.restore(state)
+    for batch in right:
+        resumed.update(batch)
+    return resumed
 
 
 def _keeps_range(observer: Observer) -> bool:
@@ -247,6 +264,18 @@ def test_merge_refuses_other_kinds_options_and_specs() -> None:
         MinMax().observer(SPECS[0]).merge(percentile)
 
 
+@pytest.mark.parametrize("kind", discovered(), ids=lambda k: k.name)
+def test_a_state_of_another_kind_is_refused(kind: type[Calibrator]) -> None:
+    observer = small(kind).observer(SPECS[0])
+    state = observed(small(kind), SPECS[0], BATCHES).state()
+    assert state is not None
+    for name, values in state.items():
+        with pytest.raises(ValueError, match=f"{name} is"):
+            observer.restore({**state, name: values[None]})
+        with pytest.raises(KeyError):
+            observer.restore({k: v for k, v in state.items() if k != name})
+
+
 def test_the_folder_cannot_be_imported_as_a_package_of_its_own() -> None:
     init = Path(qcompile.calibrators.__path__[0]) / "__init__.py"
     with pytest.raises(ImportError, match="not as 'calibrators'"):
@@ -323,6 +352,12 @@ class Unweighted(MovingAverageObserver):
         super()._append(min(batches, 1), total, first)
 
 
+class Amnesiac(MovingAverageObserver):
+    """Broken: its state lacks what averages are made of."""
+
+    kept = ExtremaObserver.kept
+
+
 @dataclass(frozen=True)
 class Broken(Calibrator):
     """Hands out a broken observer."""
@@ -337,9 +372,6 @@ class Broken(Calibrator):
         return self.kind(self, spec)
 
 
-BATCHES = [np.array(b, np.float32) for b in ([1, 2, 3], [-4, 8], [0.5], [-6, 1, 7, 2])]
-
-
 @pytest.mark.parametrize(
     ("kind", "law"),
     [
@@ -350,6 +382,7 @@ BATCHES = [np.array(b, np.float32) for b in ([1, 2, 3], [-4, 8], [0.5], [-6, 1, 
         (Counting, "extrema suffice"),
         (Impatient, "asking for the range changes nothing"),
         (Backwards, "merging two parts in order sees what one observer sees"),
+        (Amnesiac, "a restored observer goes on where the other was"),
         (Unweighted, "merging two parts in order sees what one observer sees"),
     ],
 )
