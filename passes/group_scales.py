@@ -17,7 +17,7 @@ widened all the same), and what was not sampled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, Tensor
 from qcompile.plan import ChannelStats, Decision
 from qcompile.qtypes import Array, Range
+from qcompile.roles import Role, callings, matches, roles
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class GroupScales(Pass):
     groups: 0 searches up to ``limit``, K takes the paper's K equal groups. most: share of the
     channels outside the main group. slack: how far from the best error fewer groups may stay.
     doublings: how often the data is thought to double until all is seen.
+    only: patterns of tensors or roles to group, ``role:ffn-in|role:ffn-out``; none is all.
     """
 
     name: ClassVar[str] = "group-scales"
@@ -48,18 +50,19 @@ class GroupScales(Pass):
     most: float = 0.125
     slack: float = 1.05
     doublings: float = 4.0
+    only: str = ""
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        tensors = graph.tensors()
+        tensors, found = graph.tensors(), roles(graph)
         for decision in ctx.plan.quantized("activation"):
-            if _obstacle(decision, tensors.get(decision.tensor)) is None:
+            if self._obstacle(decision, tensors.get(decision.tensor), found) is None:
                 yield decision.tensor
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        tensors = graph.tensors()
+        tensors, found = graph.tensors(), roles(graph)
         for decision in list(ctx.plan.quantized("activation")):
             stats = ctx.channels.get(decision.tensor)
-            reason = _obstacle(decision, tensors.get(decision.tensor))
+            reason = self._obstacle(decision, tensors.get(decision.tensor), found)
             if reason is None and stats is None:
                 reason = "its channels were not sampled"
             if reason is not None or stats is None or decision.spec is None:
@@ -67,6 +70,14 @@ class GroupScales(Pass):
                 continue
             self._group(ctx, decision, stats)
         return False
+
+    def _obstacle(
+        self, decision: Decision, tensor: Tensor | None, found: Mapping[str, Role]
+    ) -> str | None:
+        names = callings(found, [decision.tensor])
+        if self.only and not any(matches(p.strip(), names) for p in self.only.split("|")):
+            return "not among those to be grouped"
+        return _obstacle(decision, tensor)
 
     def _group(self, ctx: Context, decision: Decision, stats: ChannelStats) -> None:
         foreseen = stats.foreseen(self.doublings)

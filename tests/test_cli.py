@@ -183,7 +183,7 @@ def test_recipe_file_and_options_on_top(model: Path, data: Path, tmp_path: Path)
 
 def test_help_names_the_recipes() -> None:
     text = " ".join(run("compile", "--help").stdout.split())
-    assert "mixed-precision, per-tensor, or a .yaml file" in text
+    assert "per-tensor, small, or a .yaml file, also a lock" in text
 
 
 def test_precision_of_a_recipe_shows_in_report_and_inspect(

@@ -278,6 +278,29 @@ def test_sixteen_bits_where_the_outliers_are_bring_the_answers_back() -> None:
     assert all("16 bits by precision pattern" in r.reason and r.high is not None for r in wide)
 
 
+def test_groups_of_the_paper_are_six_of_equal_size_in_the_ffn_alone() -> None:
+    result, grouped = compiled("paper-peg", 40.0)
+    _, narrow = compiled(Recipe(target="qdq", transforms="none"), 40.0)
+    assert grouped > narrow + 3  # the wide channel keeps a tenth of the others to itself, not all
+    found = {r.tensor for r in result.report.ledger if "6 groups of channels" in r.reason}
+    assert found == {f"{n}{i}" for n in "xhy" for i in (0, 1)}
+    reasons = {s.reason for s in result.report.skips if s.pass_name == "group-scales"}
+    assert "not among those to be grouped: one scale" in reasons
+
+
+def test_the_smallest_file_has_every_table_in_8_bits() -> None:
+    small, _ = compiled("small")
+    for other in ("accurate", "fast", "per-tensor", "paper-mp", "paper-peg"):
+        assert small.report.bytes <= compiled(other)[0].report.bytes, other
+    tables = {r.tensor: r.dtype for r in small.report.ledger if r.kind == "weight"}
+    assert tables["words"] == tables["kinds"] == "int8"
+
+
+def test_accuracy_first_keeps_attention_float() -> None:
+    assert read("accurate").attention == "float"
+    assert compiled("accurate")[0].report.int8_products == 0
+
+
 def test_all_of_it_in_16_bits_is_nearly_float() -> None:
     """8 bits more than 8 are 48 dB more for each tensor and weight."""
     recipe = Recipe(target="qdq", transforms="none", precision=(("*", 16),))

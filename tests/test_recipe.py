@@ -11,6 +11,9 @@ import pytest
 
 from qcompile.calibrators.percentile import Percentile
 from qcompile.errors import RecipeError
+from qcompile.passes.group_scales import GroupScales
+from qcompile.passes.permute_channels import PermuteChannels
+from qcompile.pipeline import parse
 from qcompile.recipe import Recipe, merged, names, read
 from qcompile.registry import targets
 
@@ -155,7 +158,18 @@ def test_named_recipes_are_read_by_name(name: str) -> None:
     made.make_calibrator()
 
 
-def test_mixed_precision_is_that_of_the_paper() -> None:
+def test_recipes_of_the_paper() -> None:
+    assert read("paper-mp") == Recipe(
+        target="qdq",
+        transforms="none",
+        precision=(("role:ffn-in", 16), ("role:ffn-out", 16), ("role:ffn-sum", 16)),
+    )
+    permute, groups = parse(read("paper-peg").transforms)
+    assert permute == PermuteChannels()
+    assert groups == GroupScales(6, doublings=0, only="role:ffn-in|role:ffn-out|role:ffn-sum")
+
+
+def test_mixed_precision_has_attention_sums_too() -> None:
     assert read("mixed-precision") == Recipe(
         target="qdq",
         precision=(("role:residual-sum", 16), ("role:ffn-in", 16), ("role:ffn-out", 16)),

@@ -84,6 +84,15 @@ def test_channels_that_are_alike_keep_one_scale() -> None:
     assert_refused(graph, GroupScales(), "groups would not help: one scale", ctx)
 
 
+def test_only_what_is_named_is_grouped() -> None:
+    graph = product()
+    ctx = planned(graph, 100.0)
+    assert_refused(graph, GroupScales(only="h|role:ffn-in"), "not among those to be grouped", ctx)
+    assert list(GroupScales(only="h").wants(graph, ctx)) == []
+    run_pass(graph, GroupScales(only="role:other | h"), InsertQdq(), ctx=ctx)
+    assert scales(graph).shape == (CHANNELS,)
+
+
 def test_what_was_not_sampled_keeps_one_scale() -> None:
     graph = product()
     ctx = planned(graph, 100.0)
