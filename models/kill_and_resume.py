@@ -55,10 +55,19 @@ def undisturbed(model: Path, folder: Path, options: list[str]) -> tuple[bytes, f
     return (folder / "out.onnx").read_bytes(), time.monotonic() - begun
 
 
+def listening() -> None:
+    """A background job of a shell starts deaf to SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def killed(args: list[str], folder: Path, after: float, number: signal.Signals) -> int | None:
     """The exit code, None where the build was done before."""
     process = subprocess.Popen(
-        args, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        args,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=listening,
     )
     try:
         process.wait(after)

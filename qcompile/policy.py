@@ -7,14 +7,13 @@ measured. How many are lifted is found by bisection over the ranking, on the swi
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from qcompile import search_state
 from qcompile.errors import GateError
 from qcompile.items import By
+from qcompile.plain import finite
 from qcompile.ranking import Measurable, Measure, Measures, Row, Score, rank
 from qcompile.recipe import Recipe
 
@@ -103,7 +102,7 @@ class Sensitivity:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: what is infinite is None."""
         job = self.found.job
-        plain: dict[str, Any] = _finite(
+        plain: dict[str, Any] = finite(
             {
                 "source": self.source,
                 "target": job.target.name,
@@ -116,14 +115,6 @@ class Sensitivity:
             }
         )
         return plain
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:

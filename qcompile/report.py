@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from qcompile.compare import Gates, Verdict
 from qcompile.ledger import Row, Summary, to_dicts
 from qcompile.machine import describe
 from qcompile.manager import PassRecord
+from qcompile.plain import finite
 from qcompile.profiling import Profile
 from qcompile.timing import Comparison
 
@@ -117,21 +117,11 @@ class Report:
 
     def plain(self) -> Any:
         """``to_dict`` with infinities as None."""
-        return _plain(self.to_dict())
+        return finite(self.to_dict())
 
 
 def _on_one_line(numbers: re.Match[str]) -> str:
     return "[" + re.sub(r",\s+", ", ", numbers[1]) + "]"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def sha256(data: bytes) -> str:

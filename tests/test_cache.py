@@ -68,7 +68,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     def update(self: Collector, feed: Feed) -> None:
         seen.append(1)
         if len(seen) == updates + 1:
-            self._observe(self.taps[0], [np.zeros((1, 1), np.float32)], None)  # half a feed
+            self._observe(self.taps[0], [np.zeros((1, 1), np.float32)])  # half a feed
             raise KeyboardInterrupt
         original(self, feed)
 

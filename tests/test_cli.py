@@ -351,6 +351,11 @@ def test_traceback_only_with_v(model: Path, data: Path) -> None:
     assert "Traceback" not in plain.stderr and "Traceback" in detailed.stderr
 
 
+def listening() -> None:
+    """A background job of a shell starts deaf to SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
@@ -378,6 +383,7 @@ def test_signals_leave_an_existing_output_and_no_debris(
         env=env,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=listening,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:

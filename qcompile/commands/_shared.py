@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from qcompile.compare import Gates
+from qcompile.plain import finite
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -167,8 +168,8 @@ def progress_bar(hidden: bool) -> Iterator[Bar]:
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout."""
-    click.echo(json.dumps(value, indent=1))
+    """JSON on stdout; what is not finite is null. Its schema: ``schemas/output.json``."""
+    click.echo(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
 class Output(Console):

@@ -25,6 +25,7 @@ from qcompile.errors import OutputError
 from qcompile.feeds import Feed, input_specs
 from qcompile.graph import Graph
 from qcompile.machine import instruction_sets
+from qcompile.plain import finite
 from qcompile.profiling import Profile, profile
 from qcompile.synthetic import synthetic_feeds
 from qcompile.timing import Comparison
@@ -114,7 +115,9 @@ def _write(given: dict[str, Any], found: list[Comparison], profiles: list[list[P
         print_json(rows)
         return
     if path is not None:
-        export.write_atomic(path, (json.dumps(rows, indent=1) + "\n").encode())
+        export.write_atomic(
+            path, (json.dumps(finite(rows), indent=1, allow_nan=False) + "\n").encode()
+        )
     if not given["quiet"]:
         for comparison in found:
             show(comparison)
