@@ -22,7 +22,8 @@ _RECURRENT = ("GRU", "LSTM", "RNN")
 _FUSED = ("fuse-attention", "fuse-skip-layernorm", "fuse-bias-gelu", "halve-floats")
 
 # Attributes for which the provider leaves a node to the CPU although it has a kernel
-# (cuda_execution_provider.cc, the NeedFallbackToCPU functions).
+# (cuda_execution_provider.cc, the NeedFallbackToCPU functions). Not among them, since they are no
+# single values: asymmetric pads of ConvTranspose, other activations of recurrent layers.
 KERNELS = KernelTable(
     provider="CUDA",
     file="cuda_kernels.tsv",
