@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sections", default="summary,channels")
-    parser.add_argument("--size", default="1000x1620", help="WIDTHxHEIGHT in pixels")
+    parser.add_argument("--size", default="1000x1505", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--colours", type=int, default=256)
     given = parser.parse_args()
     width, height = map(int, given.size.split("x"))

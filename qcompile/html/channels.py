@@ -170,7 +170,7 @@ def _panel(title: str, view: Plain, ends: Sequence[int], kind: str) -> Markup:
         else f"{len(groups)} groups, steps {units.value(groups[0]['step'])} to "
         f"{units.value(groups[-1]['step'])}"
     )
-    used = f"median channel uses {view['median_steps']:.0f} of {steps} steps"
+    used = f"median uses {view['median_steps']:.0f} of {steps} steps"
     label = f"{title}: {used}; range {span}; {widths}"
     return tag(
         "div",
