@@ -46,6 +46,12 @@ def _static(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
     return out
 
 
+def _whole(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
+    """The same with every operator that it knows, convolutions among them."""
+    ort_static(model, feeds, out, {"activations": "QUInt8", "per_channel": True})
+    return out
+
+
 def _fused(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
     """onnxruntime.transformers' fusions for BERT, then its dynamic quantizer."""
     import onnx
@@ -84,6 +90,7 @@ class OpenVino:
 PEERS = (
     SpeedPeer("onnxruntime quantize_dynamic", _dynamic),
     SpeedPeer("onnxruntime quantize_static, MatMul", _static),
+    SpeedPeer("onnxruntime quantize_static", _whole),
     SpeedPeer("onnxruntime.transformers + quantize_dynamic", _fused, ("onnxruntime.transformers",)),
     SpeedPeer("OpenVINO, NNCF int8", _openvino, ("openvino", "nncf")),
 )

@@ -3,7 +3,8 @@
     Identity(x), Dropout(x) in inference, Cast(x) to its own type, Transpose(x) by 0,1,2,…,
     Concat(x), Transpose(Transpose(x)) that undo each other                          →  x
 
-Refuses where the input is a graph input or constant and the output a graph output: the name of
+Refuses a Sum that shields a quantizer with scales per axis from fusions (``shield-groups``), and
+where the input is a graph input or constant and the output a graph output: the name of
 the output must survive, and the Identity is what carries it.
 """
 
@@ -15,7 +16,7 @@ from typing import ClassVar
 import onnx
 
 from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op
+from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, rank
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,26 @@ class EliminateIdentity(Pass):
             if source is None:
                 continue
             out = node.outputs[0]
+            if _shields(graph, node):
+                ctx.skip(node, "it keeps fusions away from scales per channel")
+                continue
             if graph.is_output(out) and not _can_be_renamed(graph, source):
                 ctx.skip(node, "it carries the name of a graph output")
                 continue
             graph.replace_uses(out, source)
             changed = True
         return bool(graph.remove_dead()) or changed
+
+
+def _shields(graph: Graph, node: Node) -> bool:
+    """True for a Sum beside a quantizer of data with scales per axis: without it models fail."""
+    if not is_op(node, "Sum"):
+        return False
+    maker = graph.producer(node.inputs[0])
+    beside = [n for n in graph.consumers(node.outputs[0]) if is_op(n, "QuantizeLinear")]
+    if maker is not None and is_op(maker, "DequantizeLinear"):
+        beside.append(maker)
+    return any(rank(n.inputs[1]) for n in beside)
 
 
 def _can_be_renamed(graph: Graph, source: Tensor) -> bool:

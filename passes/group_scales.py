@@ -11,8 +11,8 @@ sum of ``size · range²`` is least. At most ``most`` of the channels leave the 
 few sentences say little about a single channel, and groups that are cut all over the range clip
 unseen text (equal groups and a scale per channel do). The number of groups is the smallest that
 comes within ``slack`` of the best. Ranges are those to foresee for unseen data. Edits nothing but
-the plan. Refuses tensors whose last axis has no fixed size, 16-bit ones (their range is
-widened all the same), and what was not sampled.
+the plan. Refuses tensors whose last axis has no fixed size or holds no channels (images), 16-bit
+ones (their range is widened all the same), and what was not sampled.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.convolutions import channels_first
 from qcompile.graph import Graph, Tensor
-from qcompile.plan import ChannelStats, Decision
+from qcompile.plan import FEWEST_ROWS, ChannelStats, Decision
 from qcompile.qtypes import Array, Range
 from qcompile.roles import Role, callings, matches, roles
 
@@ -53,18 +54,20 @@ class GroupScales(Pass):
     only: str = ""
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        tensors, found = graph.tensors(), roles(graph)
+        tensors, found, images = graph.tensors(), roles(graph), channels_first(graph)
         for decision in ctx.plan.quantized("activation"):
-            if self._obstacle(decision, tensors.get(decision.tensor), found) is None:
+            if self._obstacle(decision, tensors.get(decision.tensor), found, images) is None:
                 yield decision.tensor
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        tensors, found = graph.tensors(), roles(graph)
+        tensors, found, images = graph.tensors(), roles(graph), channels_first(graph)
         for decision in list(ctx.plan.quantized("activation")):
             stats = ctx.channels.get(decision.tensor)
-            reason = self._obstacle(decision, tensors.get(decision.tensor), found)
+            reason = self._obstacle(decision, tensors.get(decision.tensor), found, images)
             if reason is None and stats is None:
                 reason = "its channels were not sampled"
+            elif reason is None and stats is not None and len(stats.rows) < FEWEST_ROWS:
+                reason = f"{len(stats.rows)} rows say too little of its channels"
             if reason is not None or stats is None or decision.spec is None:
                 ctx.skip(decision.tensor, f"{reason}: one scale")
                 continue
@@ -72,11 +75,17 @@ class GroupScales(Pass):
         return False
 
     def _obstacle(
-        self, decision: Decision, tensor: Tensor | None, found: Mapping[str, Role]
+        self,
+        decision: Decision,
+        tensor: Tensor | None,
+        found: Mapping[str, Role],
+        images: set[str],
     ) -> str | None:
         names = callings(found, [decision.tensor])
         if self.only and not any(matches(p.strip(), names) for p in self.only.split("|")):
             return "not among those to be grouped"
+        if decision.tensor in images:
+            return "its channels are not its last axis"
         return _obstacle(decision, tensor)
 
     def _group(self, ctx: Context, decision: Decision, stats: ChannelStats) -> None:

@@ -3,8 +3,9 @@
     QuantizeLinear(Reshape(Transpose(x)), s, z)   →   Reshape(Transpose(QuantizeLinear(x, s, z)))
 
 Bit-equal: with one scale for the tensor, quantizing and moving values commute; the same holds for
-DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. Refuses scales per
-axis, chains that anything else reads, and integers that are visible outside.
+DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. A larger value never
+gets a smaller integer, so MaxPool, which picks values, commutes with QuantizeLinear too. Refuses
+scales per axis, chains that anything else reads, and integers that are visible outside.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class HoistQuantize(Pass):
 
 
 def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
-    chain = movers_before(graph, quantizer.inputs[0])
+    picks = ("MaxPool",) if is_op(quantizer, "QuantizeLinear") else ()
+    chain = movers_before(graph, quantizer.inputs[0], picks)
     if not chain:
         return False
     if "axis" in quantizer.attrs or any(t.shape for t in quantizer.inputs[1:] if is_constant(t)):

@@ -62,7 +62,7 @@ class LowerWeightOnly(Pass):
             weight = graph.producer(node.inputs[1]) if is_op(node, "MatMul", "Gemm") else None
             if weight is None or not is_op(weight, "DequantizeLinear"):
                 continue
-            reason = _obstacle(node, weight)
+            reason = _obstacle(node, weight) or _data_obstacle(graph, node)
             if reason is None:
                 self._lower(graph, ctx, node, weight)
                 changed = True
@@ -121,6 +121,12 @@ def _obstacle(node: Node, weight: Node) -> str | None:
     if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
         return "Gemm with transA, alpha or beta"
     return None
+
+
+def _data_obstacle(graph: Graph, node: Node) -> str | None:
+    maker = graph.producer(node.inputs[0])
+    quantized = maker is not None and is_op(maker, "DequantizeLinear")
+    return "its data came in quantized: it runs in integers as a whole" if quantized else None
 
 
 def _packed(rows: Array, block: int) -> Array:

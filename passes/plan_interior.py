@@ -3,7 +3,8 @@
 For targets that quantize everything, as in the paper (Bondarenko et al. 2021, section 3): each
 float tensor on the data path that a ruled operator reads or makes gets one quantizer, right where
 it is made, for all its readers. Layout operators share the quantizer of what they move. Left
-float, with the reason: sums with a mask, products whose bias is still to be added, graph outputs.
+float, with the reason: sums with a mask, products whose bias is still to be added, graph outputs,
+and in images what a Relu or Clip cuts off next: integers end where it cuts.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import ClassVar
 
 from qcompile import precision
 from qcompile.api import Context, Numerics, Pass, Stage
+from qcompile.convolutions import channels_first, result
 from qcompile.dataflow import aliases, data_path, is_layout, is_masking, layout_root
 from qcompile.graph import Graph, Node, Tensor, is_constant, is_op
 from qcompile.plan import Decision, Use
+from qcompile.prequantized import scale_arithmetic
 from qcompile.qtypes import QSpec
 from qcompile.roles import callings, roles
 
@@ -39,10 +42,15 @@ class PlanInterior(Pass):
         path = data_path(graph)
         lifted = {d.tensor: d.reason for d in ctx.plan.decisions if d.spec is None}
         wanted, found = _wanted(graph, ctx, path), roles(graph)
+        images, scales = channels_first(graph), scale_arithmetic(graph)
         _forget_activations(ctx)
         for name, (tensor, spec) in sorted(wanted.items()):
             names = callings(found, *aliases(graph, tensor))
             reason = lifted.get(name) or _kept(ctx, names) or _obstacle(graph, tensor, path)
+            if reason is None and name in images and result(graph, tensor) is not tensor:
+                reason = "the activation behind it cuts it off: what that makes is quantized"
+            if reason is None and name in scales:
+                reason = "a scale of what came in quantized"
             chosen = precision.of_activation(graph, ctx, names, spec)
             kept = None if reason else chosen.spec
             why = reason or chosen.reason or "quantized where it is made"
@@ -89,6 +97,9 @@ def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> str | None:
         return "the bias is added first, the sum is quantized"
     if not tensor.outputs:
         return "graph output"
+    beside = [*graph.consumers(tensor), *([] if maker is None else [maker])]
+    if any(is_op(n, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for n in beside):
+        return "it came in quantized"
     if _reaches_subgraph(graph, tensor):
         return "a subgraph reads it: ONNX Runtime crashes on a quantizer that it moves up to one"
     return None

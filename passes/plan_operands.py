@@ -18,14 +18,16 @@ from qcompile import precision
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.dataflow import aliases, layout_root
 from qcompile.errors import RecipeError
-from qcompile.graph import Graph, Node, array, is_constant, is_float, rank
+from qcompile.graph import Graph, Node, array, has_subgraph, is_constant, is_float, rank
 from qcompile.plan import Decision, Kind, Use
 from qcompile.precision import Choice
+from qcompile.prequantized import is_quantized_weight
 from qcompile.qtypes import QSpec
 from qcompile.roles import Role, callings, is_role, matches, roles
 from qcompile.target import OpRule
 
 _QDQ_SINCE = 13  # DequantizeLinear with an axis
+_ELSEWHERE = ("Conv",)  # what another pass plans, where the target has a rule
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,22 @@ class PlanOperands(Pass):
             return False
         for node in graph.nodes:
             rule = ctx.target.rule(op_name(node), ctx.choices.mode)
-            if rule is not None and rule.weight is not None and _weight_slot(node) is not None:
+            if rule is not None and node.op in _ELSEWHERE:
+                continue
+            weighted = rule is not None and rule.weight is not None
+            if rule is not None and weighted and _weight_slot(node) is not None:
                 _plan(graph, ctx, node, rule, found)
-            elif rule is None or rule.weight is not None:
+            elif has_subgraph(node):
+                ctx.skip(node, f"{node.op} holds a subgraph, which is never edited")
+            elif weighted and _came_quantized(graph, node):
+                ctx.skip(node, "its weight came in quantized")
+            elif rule is None or weighted:
                 _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
         return False
+
+
+def _came_quantized(graph: Graph, node: Node) -> bool:
+    return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
 
 
 def op_name(node: Node) -> str:

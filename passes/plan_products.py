@@ -24,6 +24,7 @@ from qcompile.plan import Decision, Use
 from qcompile.qtypes import QSpec, Range
 from qcompile.roles import Role, callings, roles
 
+_QDQ_SINCE = 13  # what plan-operands asks for
 _OPERANDS = {"scores": ("query", "key"), "context": ("probabilities", "value")}
 _ASKED = {"scores": ("scores",), "all": ("scores", "context")}
 
@@ -50,6 +51,8 @@ class PlanProducts(Pass):
         asked = _ASKED.get(ctx.choices.attention, ())
         if ctx.choices.mode != "static" or not asked:
             return False
+        if graph.opset < _QDQ_SINCE:
+            return False  # plan-operands has said so
         if ctx.target.product is None:
             ctx.skip(graph.name, f"target {ctx.target.name!r} has no integer products of two data")
             return False

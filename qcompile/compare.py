@@ -184,9 +184,8 @@ def judge(
     for old, new, feed in pairs:
         mask = padding_mask(dict(feed))
         samples += max((v.shape[0] for v in feed.values() if v.ndim), default=1)
+        old, new = tensors(old), tensors(new)
         for name, a in old.items():
-            if not isinstance(a, np.ndarray):
-                continue  # a sequence or a map: closeness is not defined
             _check_match(name, a, new.get(name))
             b = new[name]
             if a.dtype.kind in "OUS":  # text is equal or not
@@ -197,6 +196,24 @@ def judge(
     # Integers and text that are all equal have nothing to report.
     outputs = [o for o in found.values() if o.cosine and not (o.exact and o.noise == 0)]
     return Verdict(outputs, [f for o in outputs for f in _failures(o, gates)], samples)
+
+
+def tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Outputs by name, sequences and maps taken apart: ``y[0]``, ``y[0].values`` by sorted keys.
+
+    An optional that holds nothing, and what is no tensor, is left out.
+    """
+    found: dict[str, Array] = {}
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            found |= tensors({f"{name}[{i}]": v for i, v in enumerate(value)})
+        elif isinstance(value, dict):
+            keys = sorted(value)
+            found[f"{name}.keys"] = np.array([keys])
+            found[f"{name}.values"] = np.array([[value[k] for k in keys]])  # one sample
+        elif isinstance(value, np.ndarray):
+            found[name] = value
+    return found
 
 
 def _check_match(name: str, a: Array, b: Array | None) -> None:

@@ -21,6 +21,7 @@ from qcompile import (
     loading,
     locking,
     metric,
+    prequantized,
     runtime,
     search,
     shapes,
@@ -49,9 +50,9 @@ from qcompile.target import Target
 # attention scale folds once nothing but a product reads the tensors on its way.
 SIMPLIFY = (
     "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
-    "eliminate-identity,raise-opset,fuse-layernorm,fuse-gelu,fold-attention-scale,merge-duplicates"
+    "eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,fold-attention-scale,merge-duplicates"
 )
-PLAN = "plan-operands,plan-products,plan-interior"
+PLAN = "plan-operands,plan-convolutions,plan-products,plan-interior"
 INSERT = "insert-qdq"
 NO_TRANSFORMS = "none"
 
@@ -285,6 +286,10 @@ def _transform(job: Job, ctx: Context) -> None:
     instruments: list[Instrument] = [Verify(), timer]
     if job.options.dump_dir is not None:
         instruments.insert(0, Dump(job.options.dump_dir))  # before a check can stop the run
+    came = prequantized.inventory(job.graph)
+    if came:
+        before = prequantized.compiled_before(job.graph)
+        job.report.notes.append(f"the model came in quantized{before}: {came} stay as they are")
     early, late = _passes(job)
     _run(job, ctx, early, instruments, "simplify and plan")
     calibrating.calibrate(job, ctx, late)
@@ -296,7 +301,8 @@ def _transform(job: Job, ctx: Context) -> None:
     _run(job, ctx, late[len(transforms) :], instruments, "quantize and lower")
     job.report.passes, job.report.skips = timer.records, ctx.skips
     if job.mode != "float" and not any(ctx.plan.quantized()):
-        job.report.notes.append(f"nothing was quantized: {calibrating.why_float(ctx)}")
+        beside = "beside what came in quantized, " if came else ""
+        job.report.notes.append(f"nothing was quantized: {beside}{calibrating.why_float(ctx)}")
 
 
 def _run(

@@ -78,15 +78,18 @@ def aliases(graph: Graph, tensor: Tensor) -> tuple[list[str], list[str]]:
     return tensors, nodes
 
 
-def movers_before(graph: Graph, tensor: Tensor) -> list[Node]:
+def movers_before(graph: Graph, tensor: Tensor, also: tuple[str, ...] = ()) -> list[Node]:
     """Operators that move values in front of a tensor, nearest first, that nothing else reads.
 
-    Only those that take 8-bit tensors and have no operand whose meaning depends on the type.
+    Only those that take 8-bit tensors and have no operand whose meaning depends on the type;
+    ``also`` names more of them.
     """
     chain: list[Node] = []
     while graph.only_consumer(tensor) is not None:
         node = graph.producer(tensor)
-        if node is None or not is_op(node, *_MOVERS) or is_constant(node.inputs[0]):
+        if node is None or not is_op(node, *_MOVERS, *also) or is_constant(node.inputs[0]):
+            break
+        if any(t.name for t in node.outputs[1:]):
             break
         chain.append(node)
         tensor = node.inputs[0]

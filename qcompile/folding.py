@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qcompile.graph import Graph, Node, Shape, Tensor, array, has_subgraph, is_constant, is_op
+from qcompile.prequantized import keeps_integers
 from qcompile.qtypes import Array
 
 # Runs nodes that depend on constants alone: their outputs by name, or why there are none. The
 # compiler hands it in, since passes and this module do not know the runtime.
 Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | str]
 
-# Random and stateful operators; quantizers, because a weight's DequantizeLinear must stay.
+# Random and stateful operators; quantizers, because a weight's DequantizeLinear must stay (so must
+# the Cast of integer weights).
 _KEPT = {
     "Bernoulli", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial",
     "QuantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
@@ -25,7 +27,7 @@ def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
     known: set[str] = set()
     found = []
     for node in graph.nodes:
-        if node.op in _KEPT or not node.inputs or has_subgraph(node):
+        if node.op in _KEPT or not node.inputs or has_subgraph(node) or keeps_integers(node):
             continue
         given = [t for t in node.inputs if t.name]
         if all(is_constant(t) or t.name in known for t in given) and accept(node):

@@ -132,7 +132,9 @@ def _real(feed: Feed) -> Array | None:
 
 
 def _cosine(a: Array, b: Array) -> list[float]:
-    """One cosine of two float arrays; none of integers, or where shapes do not match."""
+    """One cosine of two float arrays; none of anything else, or where shapes do not match."""
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return []  # sequences and maps
     if a.shape != b.shape or a.dtype.kind != "f" or not a.size:
         return []
     return [cosine(a, b)]

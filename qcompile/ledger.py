@@ -21,19 +21,21 @@ Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "st
 
 _REASONS: dict[Kind, str] = {
     "parameter": "biases and normalization parameters stay float32",
-    "quantization": "scale, zero point",
+    "quantization": "scale, zero point, bias in their steps",
     "shape": "indices, shapes and flags are never quantized",
     "structure": "nodes, names and types",
 }
 _KINDS: dict[int, str] = {
     int(v): k.lower() for k, v in onnx.TensorProto.DataType.items() if k != "UNDEFINED"
 }
-# Input slots that hold scales and zero points.
+# Input slots that hold scales and zero points, and biases in steps of the product of two scales.
 _SCALES = {
     "DequantizeLinear": (1, 2),
     "DynamicQuantizeMatMul": (2, 3),
     "MatMulIntegerToFloat": (2, 3, 4, 5),
     "MatMulNBits": (2, 3),
+    "QLinearAdd": (1, 2, 4, 5, 6, 7),
+    "QLinearConv": (1, 2, 4, 5, 6, 7, 8),
     "QuantizeLinear": (1, 2),
 }
 _INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}

@@ -104,6 +104,7 @@ def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
             embed_external(tensor, folder)
     header = _header(model)
     inner = _import(model)
+    _forget_unnamed_sizes(inner)
     _name_nodes(inner)
     header.extras = _extras(inner, model.graph)
     captured = {name for n in inner.nodes for body in subgraphs(n) for name in body.reads}
@@ -170,6 +171,14 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
         raise ModelError(f"the model's graph cannot be read: {type(e).__name__}: {e}") from e
     put_back(inner.nodes, taken)
     return inner
+
+
+def _forget_unnamed_sizes(inner: gs.Graph) -> None:
+    """Some exporters call every open dimension ``?``: that is no name, and says of no two sizes
+    that they are the same."""
+    for tensor in inner.tensors().values():
+        if not is_constant(tensor) and tensor.shape is not None and "?" in tensor.shape:
+            tensor.shape = [None if d == "?" else d for d in tensor.shape]
 
 
 def _extras(inner: gs.Graph, graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

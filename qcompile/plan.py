@@ -16,6 +16,7 @@ import numpy as np
 from qcompile.qtypes import Array, QParams, QSpec, Range
 
 _TAIL_ROWS = 8
+FEWEST_ROWS = 4 * _TAIL_ROWS  # samples with fewer say nothing of single channels
 Kind = Literal["weight", "activation"]
 
 
@@ -29,13 +30,17 @@ class Use:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one tensor at the given uses; ``spec`` None means that it stays float."""
+    """What becomes of one tensor at the given uses; ``spec`` None means that it stays float.
+
+    ``maker``: a node that runs in integers only where its result, this tensor, becomes integers.
+    """
 
     tensor: str
     kind: Kind
     spec: QSpec | None
     reason: str
     uses: tuple[Use, ...] = ()
+    maker: str = ""
 
 
 @dataclass
@@ -55,7 +60,7 @@ class Plan:
             )
             if same:
                 uses = old.uses + tuple(u for u in decision.uses if u not in old.uses)
-                self.decisions[i] = replace(old, uses=uses)
+                self.decisions[i] = replace(old, uses=uses, maker=old.maker or decision.maker)
                 return
         self.decisions.append(decision)
 
@@ -80,6 +85,14 @@ class Plan:
         """Drop what was decided for a node that is gone."""
         for decision in list(self.decisions):
             left = tuple(u for u in decision.uses if u.node != node)
+            if len(left) < len(decision.uses):
+                at = self.decisions.index(decision)
+                self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
+
+    def claim(self, uses: tuple[Use, ...]) -> None:
+        """These uses become integers after all: what was decided for them as floats is void."""
+        for decision in [d for d in self.decisions if d.spec is None]:
+            left = tuple(u for u in decision.uses if u not in uses)
             if len(left) < len(decision.uses):
                 at = self.decisions.index(decision)
                 self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
@@ -161,10 +174,10 @@ class ChannelStats:
 
         Hill's estimator (1975) over the largest rows of the sample. Few rows say little about one
         channel, so the mean of all channels is a bound and half of the estimate: what hardly moves,
-        as an outlier with one value, keeps a short tail.
+        as an outlier with one value, keeps a short tail. A handful of rows says nothing.
         """
-        count = min(_TAIL_ROWS, len(self.rows) // 4)
-        if count == 0:
+        count = _TAIL_ROWS
+        if len(self.rows) < FEWEST_ROWS:
             return np.zeros(len(self.lo))
         sizes = np.abs(self.rows)
         largest = np.sort(np.partition(sizes, -count - 1, axis=0)[-count - 1 :], axis=0)

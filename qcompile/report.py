@@ -63,9 +63,9 @@ class Report:
 
     @property
     def int8_linears(self) -> int:
-        """Integer products with a weight in the graph that ONNX Runtime runs."""
+        """Integer products and convolutions with a weight in the graph that ONNX Runtime runs."""
         names = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
-        kinds = (*names, "MatMulNBits")
+        kinds = (*names, "MatMulNBits", "QLinearConv")
         found = sum(n for op, n in self.operators.items() if op.rsplit(".", 1)[-1] in kinds)
         return found - self.int8_products
 

@@ -24,6 +24,9 @@ class OpRule:
     an operand that stays float. ``output`` is set where the result is quantized as well, ``right``
     where the second operand is data too.
     ``min_bytes``: constants smaller than this stay float, for the reason in ``small``.
+    ``min_summed``: so do convolutions with groups, or with fewer products summed for each value,
+    unless what they read is integers already.
+    ``modes``: the modes that it holds in.
     """
 
     op: str
@@ -32,8 +35,10 @@ class OpRule:
     output: QSpec | None = None
     right: QSpec | None = None
     min_bytes: int = 0
+    min_summed: int = 0
     small: str = ""
     why: str = ""
+    modes: tuple[str, ...] = ("static", "dynamic", "weight-only")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Target:
     """A runtime and what it does well.
 
     ``rules``: integer operators in static and dynamic mode; ``weight_only``: in weight-only mode.
+    ``chained``: operators that run in integers where all they read is integers that a convolution
+    has written.
     ``product``: a product of two activations in integers, None where there is no such kernel;
     ``attention``: which of attention's products run so unless the recipe says otherwise.
     ``float_ops``: operators that stay float although they could be quantized, with the reason.
@@ -62,6 +69,7 @@ class Target:
     lower: dict[str, tuple[str, ...]]
     float_ops: dict[str, str]
     transform: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    chained: tuple[OpRule, ...] = ()
     product: OpRule | None = None
     attention: Literal["float", "scores", "all"] = "float"
     gelu: tuple[tuple[str, str, int], ...] = ()
@@ -79,4 +87,4 @@ class Target:
     def rule(self, op: str, mode: str) -> OpRule | None:
         """The rule for an operator in a mode, None where the target has none."""
         rules = self.weight_only if mode == "weight-only" else self.rules
-        return next((r for r in rules if r.op == op), None)
+        return next((r for r in rules if r.op == op and mode in r.modes), None)

@@ -9,8 +9,10 @@ import pytest
 
 import qcompile
 from qcompile import Options, QCompileError
+from qcompile.export import serialize
 from qcompile.qtypes import Array
 from qcompile.runtime import Session
+from qcompile.testing import normal, parse
 
 N = 32
 UNTIMED = Options(bench=False, threads=1)
@@ -131,3 +133,31 @@ def test_outputs_without_values_are_an_error_with_data_and_a_note_without() -> N
         qcompile.compile(model(body, weights=0), feeds(), options=UNTIMED)
     result = qcompile.compile(model(body, weights=0), options=UNTIMED)
     assert any("nothing to compare" in note for note in result.report.notes)
+
+
+def test_a_model_that_draws_random_numbers_is_held_to_no_gate() -> None:
+    graph = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,8] x, float[8,8] w) => (float[B,8] y) {
+            m = MatMul(x, w) n = RandomNormalLike(m) y = Mul(m, n)
+        }""",
+        w=normal(8, 8),
+    )
+    feeds = [{"x": normal(4, 8, seed=i)} for i in range(4)]
+    result = qcompile.compile(serialize(graph), feeds, options=Options(bench=False))
+    assert any("own answers differ from run to run" in note for note in result.report.notes)
+
+
+def test_sequences_and_maps_are_compared() -> None:
+    graph = parse(
+        """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 2]>
+        g (float[B,8] x, float[8,3] w) => (seq(map(int64, float)) y) {
+            m = MatMul(x, w)
+            y = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1, 2]>(m)
+        }""",
+        w=normal(8, 3),
+    )
+    feeds = [{"x": normal(4, 8, seed=i)} for i in range(4)]
+    result = qcompile.compile(serialize(graph), feeds, options=Options(bench=False))
+    assert result.report.verdict is not None
+    assert [o.name for o in result.report.verdict.outputs] == [f"y[{i}].values" for i in range(4)]

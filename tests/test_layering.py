@@ -16,9 +16,9 @@ import qcompile
 
 ROOT = Path(qcompile.__file__).parent
 BELOW_PASSES = {
-    "api", "channels", "conversion", "dataflow", "errors", "folding", "graph", "kernels",
-    "linears", "plan", "positions", "precision", "probing", "qtypes", "roles", "rounding", "shapes",
-    "target",
+    "api", "channels", "conversion", "convolutions", "dataflow", "errors", "folding", "graph",
+    "kernels", "linears", "plan", "positions", "precision", "prequantized", "probing", "qtypes",
+    "roles", "rounding", "shapes", "target",
 }  # fmt: skip
 HEAVY = {"optimum", "torch", "transformers"}
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}

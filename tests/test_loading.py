@@ -302,3 +302,16 @@ def test_battery_models_run_as_before(path: Path) -> None:
     for name, value in expected.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_question_mark_is_no_name_of_a_dimension() -> None:
+    """PaddlePaddle's exporter calls all of them so, whatever their sizes."""
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,N] x) => (float[N,3,N] y)'
+    model = onnx.parser.parse_model(text + " { y = Relu(x) }")
+    for tensor in (*model.graph.input, *model.graph.output):
+        for dim in tensor.type.tensor_type.shape.dim:
+            dim.dim_param = "?" if dim.HasField("dim_param") else dim.dim_param
+    graph = load(model)
+    assert list(graph.inputs[0].shape)[::2] == [None, None]
+    written = onnx.ModelProto.FromString(serialize(graph))
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "?"

@@ -92,3 +92,21 @@ def test_renamed_tensors_keep_what_was_decided() -> None:
     plan = Plan([decision("x", Use("q", 0)), decision("y", Use("k", 0))])
     plan.rename("x", "z")
     assert [d.tensor for d in plan.decisions] == ["z", "y"]
+
+
+def test_uses_that_become_integers_after_all_are_no_floats_any_more() -> None:
+    plan = Plan()
+    first, second = Use("a", 0), Use("a", 1)
+    plan.decide(decision("x", first, second, spec=None))
+    plan.decide(decision("y", first))
+    plan.claim((first,))
+    assert plan.decisions == [decision("x", second, spec=None), decision("y", first)]
+    plan.claim((second,))
+    assert plan.decisions == [decision("y", first)]
+
+
+def test_the_maker_of_a_tensor_is_known_whoever_decides_first() -> None:
+    plan = Plan()
+    plan.decide(decision("x", Use("a", 0)))
+    plan.decide(Decision("x", "activation", UINT8, "because", (Use("b", 0),), "conv"))
+    assert [d.maker for d in plan.decisions] == ["conv"]

@@ -13,6 +13,8 @@ ACTIVATION = QSpec("uint8", symmetric=False)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
+KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
+
 # The right operand of a product of activations: the kernel packs int8, uint8 has no vector kernel.
 KEY = QSpec("int8", symmetric=False)
 
@@ -24,6 +26,17 @@ _EMBEDDING = OpRule(
     why="rows are looked up as int8 and scaled after the lookup",
 )
 _FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm", "remove-padding")
+_CHAIN = "between integer convolutions nothing is turned to float and back"
+_CONVOLUTION = OpRule(
+    "Conv",
+    activation=ACTIVATION,
+    weight=KERNEL,
+    output=ACTIVATION,
+    min_summed=16,
+    small="with groups, or few products for each value, the float kernel is faster",
+    why="QLinearConv: uint8 x int8 by output channel, activation and bias inside",
+    modes=("static",),
+)
 _LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
 
 CPU = Target(
@@ -33,12 +46,18 @@ CPU = Target(
     rules=(
         OpRule("MatMul", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
         OpRule("Gemm", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
+        _CONVOLUTION,
         _EMBEDDING,
     ),
     weight_only=(
         OpRule("MatMul", weight=WEIGHT, why="MatMulNBits with 8 bits"),
         OpRule("Gemm", weight=WEIGHT, why="MatMulNBits with 8 bits"),
         _EMBEDDING,
+    ),
+    chained=(
+        OpRule("Add", activation=ACTIVATION, output=ACTIVATION, why=f"QLinearAdd: {_CHAIN}"),
+        OpRule("Concat", activation=ACTIVATION, output=ACTIVATION, why=f"moves bytes: {_CHAIN}"),
+        OpRule("MaxPool", activation=ACTIVATION, output=ACTIVATION, why=f"picks bytes: {_CHAIN}"),
     ),
     product=OpRule(
         "MatMul", activation=ACTIVATION, right=KEY, why="attention in uint8 x int8: less to move"
@@ -52,6 +71,7 @@ CPU = Target(
             "migrate-scales",
             "round-weights",
             "split-outliers",
+            "share-ranges",
         )
     },
     lower={
@@ -59,8 +79,12 @@ CPU = Target(
             "lower-linears",
             "lower-products",
             "lower-embeddings",
+            "hoist-quantize",
             "quantize-parts",
             "hoist-quantize",
+            "cancel-requantize",
+            "lower-convolutions",
+            "lower-sums",
             "fuse-requantize",
             *_FLOAT_FORMS,
         ),
@@ -77,7 +101,8 @@ CPU = Target(
         "com.microsoft.FastGelu": "no integer kernel",
         "Add": "an integer Add is no faster than float and loses accuracy",
         "Attention": "the fused operator computes in float",
-        "Conv": "this target has no rule for Conv",
+        "Conv": "integers in mode static alone: ConvInteger takes longer than float",
+        "ConvTranspose": "no integer kernel",
     },
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("", "Gelu", 20), ("com.microsoft", "FastGelu", 1)),

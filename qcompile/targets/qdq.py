@@ -12,6 +12,7 @@ from qcompile.target import OpRule, Target
 ACTIVATION = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
 _PRODUCT = "Q/DQ around the product"
@@ -27,12 +28,14 @@ QDQ = Target(
     rules=(
         OpRule("MatMul", ACTIVATION, WEIGHT, ACTIVATION, why=_PRODUCT),
         OpRule("Gemm", ACTIVATION, WEIGHT, ACTIVATION, why=_PRODUCT),
+        OpRule("Conv", ACTIVATION, KERNEL, ACTIVATION, why="Q/DQ around the convolution"),
         OpRule("Gather", weight=TABLE, output=ACTIVATION, why="rows of the table in int8"),
         *(OpRule(op, activation=ACTIVATION, output=ACTIVATION) for op in _INNER),
     ),
     weight_only=(
         OpRule("MatMul", weight=WEIGHT, why="DequantizeLinear on the weight"),
         OpRule("Gemm", weight=WEIGHT, why="DequantizeLinear on the weight"),
+        OpRule("Conv", weight=KERNEL, why="DequantizeLinear on the weight"),
         OpRule("Gather", weight=TABLE, why="rows of the table in int8"),
     ),
     modes=("static", "weight-only", "float"),
@@ -41,7 +44,7 @@ QDQ = Target(
     lower={"static": ("shield-groups",), "weight-only": (), "float": ()},
     float_ops={
         "Attention": "the fused operator computes in float",
-        "Conv": "this target has no rule for Conv",
+        "ConvTranspose": "this target has no rule for ConvTranspose",
     },
     gelu=(("", "Gelu", 20),),
     tanh_gelu=(("", "Gelu", 20),),

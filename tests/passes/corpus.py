@@ -266,16 +266,97 @@ def outliers(wide: float = 10) -> Graph:
     )
 
 
+def convolutions() -> Graph:
+    """An image through all that stands between convolutions, and a classifier."""
+    rng = np.random.default_rng(0)
+    norms = {kind: rng.uniform(0.5, 1.5, 8).astype(F32) for kind in "ghmv"}
+    kernels = {
+        "w1": normal(8, 3, 3, 3) / F32(5),
+        "w2": normal(8, 8, 3, 3, seed=1) / F32(8),
+        "w3": normal(8, 1, 3, 3, seed=2) / F32(3),
+        "w4": normal(8, 8, 1, 1, seed=3) / F32(3),
+        "w5": normal(4, 16, 1, 1, seed=4) / F32(4),
+        "f": normal(4, 5, seed=5),
+    }
+    weights = {
+        **kernels,
+        **norms,
+        "b": normal(8),
+        "six": np.array(6, F32),
+        "zero": np.array(0, F32),
+    }
+    declared = ", ".join(f"float{list(v.shape) or ''} {n}" for n, v in weights.items())
+    return parse(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,3,12,12] image, {declared}) => (float[B,5] y) {{
+            c1 = Conv<pads = [1, 1, 1, 1]>(image, w1)
+            n = BatchNormalization(c1, g, h, m, v)
+            r1 = Relu(n)
+            p1 = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r1)
+            c2 = Conv<pads = [1, 1, 1, 1]>(p1, w2, b)
+            r2 = Relu(c2)
+            c3 = Conv<group = 8, pads = [1, 1, 1, 1]>(r2, w3)
+            r3 = Clip(c3, zero, six)
+            c4 = Conv(r3, w4)
+            s = Add(c4, r2)
+            r4 = Relu(s)
+            k = Concat<axis = 1>(r4, r3)
+            p2 = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(k)
+            c5 = Conv(p2, w5)
+            a = GlobalAveragePool(c5)
+            l = Flatten(a)
+            y = MatMul(l, f)
+        }}""",
+        **weights,
+    )
+
+
+def quantized() -> Graph:
+    """What others' quantizers leave, static and dynamic, with a float linear between."""
+    return parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,S,8] x, int8[8,6] wq, float[6] ws, int8[6] wz, float s, uint8 z, float t,
+            uint8 u, float[6,8] w, uint8[8,6] v, float vs, uint8 vz)
+            => (float[B,S,6] y, float[B,S,6] a) {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            e = DequantizeLinear<axis = 1>(wq, ws, wz)
+            m = MatMul(d, e)
+            o = QuantizeLinear(m, t, u)
+            a = DequantizeLinear(o, t, u)
+            f = MatMul(a, w)
+            g, gs, gz = DynamicQuantizeLinear(f)
+            i = MatMulInteger(g, v, gz, vz)
+            c = Cast<to = 1>(i)
+            k = Mul(gs, vs)
+            y = Mul(c, k)
+        }""",
+        wq=np.random.default_rng(0).integers(-127, 128, (8, 6), np.int8),
+        ws=np.full(6, 0.01, F32),
+        wz=np.zeros(6, np.int8),
+        s=np.array(0.03, F32),
+        z=np.array(128, np.uint8),
+        t=np.array(0.1, F32),
+        u=np.array(128, np.uint8),
+        w=normal(6, 8),
+        v=np.random.default_rng(1).integers(0, 256, (8, 6), np.uint8),
+        vs=np.array(0.01, F32),
+        vz=np.array(128, np.uint8),
+    )
+
+
 CORPUS: dict[str, Callable[[], Graph]] = {
     "attention": attention,
     "branch": branch,
     "concatenated": concatenated,
+    "convolutions": convolutions,
     "embedding": embedding,
     "gelu": gelu,
     "layernorm": layernorm,
     "linear": linear,
     "outliers": outliers,
     "pooled": pooled,
+    "quantized": quantized,
 }
 
 
@@ -290,6 +371,7 @@ def feed(graph: Graph, batch: int, length: int, seed: int) -> Feed:
     mask[0, 3:] = 0
     values: Feed = {
         "x": normal(batch, length, 8, seed=seed),
+        "image": normal(batch, 3, 12, 12, seed=seed),
         "ids": np.random.default_rng(seed).integers(0, 65536, (batch, length)),
         "mask": mask,
         "attention_mask": mask,

@@ -39,8 +39,13 @@ TARGETS |= {"halve-floats": "cuda"}
 MODES = {"lower-weight-only": "weight-only"}
 # What must have run before a pass has something to do, beside what its ``after`` says. Passes of
 # the transform stage need a plan.
+_CONVOLUTIONS = ("plan-operands", "plan-convolutions")
 NEEDS = {
     "insert-qdq": ("plan-operands",),
+    "cancel-requantize": (*_CONVOLUTIONS, "share-ranges", "insert-qdq"),
+    "lower-convolutions": (*_CONVOLUTIONS, "insert-qdq"),
+    "lower-sums": (*_CONVOLUTIONS, "insert-qdq"),
+    "share-ranges": _CONVOLUTIONS,
     "group-scales": ("plan-operands", "plan-interior"),
     "guard-scores": ("plan-operands", "plan-products"),
     "lower-products": ("plan-operands", "plan-products", "insert-qdq"),

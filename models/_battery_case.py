@@ -1,0 +1,182 @@
+"""One model of the battery through the command line, as a user would, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from qcompile import cli, compare, loading, shapes
+from qcompile.commands import compile as _  # noqa: F401  so that it is imported once, not by each
+from qcompile.compare import Gates
+from qcompile.errors import QCompileError
+from qcompile.feeds import Feed, InputSpec, input_specs
+from qcompile.runtime import Session
+from qcompile.synthetic import synthetic_feeds
+
+CALIBRATION_FEEDS, FRESH_FEEDS = 12, 4
+# Of dimensions that a model leaves open; None: as the compiler would choose.
+SIZES = (5, None, 2, 1)
+# Target and mode of each form in which a model is compiled.
+FORMS = {
+    "static": ("cpu", "static"),
+    "dynamic": ("cpu", "dynamic"),
+    "weight-only": ("cpu", "weight-only"),
+    "qdq": ("qdq", "static"),
+}
+NOTHING = "nothing was quantized: "
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one model may take: seconds of wall time, and bytes of address space."""
+
+    seconds: float = 60.0
+    memory: int = 8 << 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one model in one form.
+
+    ``verdict``: ok, unchanged, refused, gate, wrong, crashed or hung. ``runs``: ONNX Runtime runs
+    the model as it came in on the inputs made up for it.
+    """
+
+    file: str
+    form: str
+    verdict: str
+    detail: str = ""
+    runs: bool = False
+
+
+def outcome(model: Path, form: str, limits: Limits, label: str = "") -> Outcome:
+    """Compile one model in a process that is killed when it takes too long."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(model, form, limits, sender))
+    worker.start()
+    sender.close()
+    verdict, detail, runs = "hung", f"over {limits.seconds:g} s", False
+    if receiver.poll(limits.seconds):
+        try:
+            verdict, detail, runs = receiver.recv()
+        except EOFError:
+            worker.join()
+            verdict, detail = "crashed", f"ended with code {worker.exitcode}"
+    worker.kill()
+    worker.join()
+    return Outcome(label or model.name, form, verdict, detail, runs)
+
+
+def _work(model: Path, form: str, limits: Limits, sender: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        feeds = made_up(model)
+        save(feeds[:CALIBRATION_FEEDS], folder / "feeds")
+        code, said = compiled(model, form, folder, has_data=bool(feeds))
+        found = judged(model, folder / "out.onnx", code, said, feeds[CALIBRATION_FEEDS:])
+        sender.send((*found, bool(feeds)))
+
+
+def made_up(model: Path) -> list[Feed]:
+    """Random feeds that ONNX Runtime takes, to calibrate with and fresh ones; maybe none.
+
+    Of the sizes for what is left open, the first that runs: position tables may be short.
+    """
+    try:
+        graph = loading.load(model)
+        shapes.infer(graph)
+        specs, session = input_specs(graph), Session(loading.runnable(model))
+    except QCompileError:
+        return []
+    for size in SIZES:
+        open_shapes = {} if size is None else {s.name: _sized(s, size) for s in specs}
+        try:
+            feeds = synthetic_feeds(
+                graph, {}, CALIBRATION_FEEDS + FRESH_FEEDS, 0, shapes=open_shapes
+            )
+            session.run(feeds[0])
+        except QCompileError:
+            continue
+        return feeds
+    return []
+
+
+def _sized(spec: InputSpec, size: int) -> tuple[int, ...]:
+    """The declared shape with every open dimension set; a vector where no rank is declared."""
+    declared = (None,) if spec.shape is None else spec.shape
+    return tuple(d if isinstance(d, int) else size for d in declared)
+
+
+def save(feeds: list[Feed], folder: Path) -> None:
+    """Each feed a .npz: a folder of them is data for ``compile``."""
+    folder.mkdir()
+    for i, feed in enumerate(feeds):
+        np.savez(folder / f"{i:03}.npz", allow_pickle=False, **feed)
+
+
+def compiled(model: Path, form: str, folder: Path, *, has_data: bool) -> tuple[int, str]:
+    """Exit code of ``qcompile compile``, and all that it printed to stderr."""
+    target, mode = FORMS[form]
+    arguments = ["compile", str(model), "-o", str(folder / "out.onnx"), "--no-bench", "--json"]
+    arguments += ["--target", target, "--mode", mode]
+    if has_data:
+        arguments += ["--data", str(folder / "feeds")]
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+        setattr(sys, name, os.fdopen(number, "w", closefd=False))  # whatever stood there before
+    sys.argv = ["qcompile", *arguments]
+    try:
+        cli.main(arguments)
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 2
+    sys.stderr.flush()
+    return code, (folder / "stderr").read_text(errors="replace")
+
+
+def judged(model: Path, out: Path, code: int, said: str, fresh: list[Feed]) -> tuple[str, str]:
+    """The verdict and its detail: exit codes, messages and the file that was written."""
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    message = (lines or [""])[0].removeprefix("error: ")
+    if "Traceback" in said or message.startswith("internal error"):
+        return "crashed", message or said.splitlines()[-1]
+    if code == 0:
+        return _written(model, out, fresh)
+    if out.exists():
+        return "wrong", f"exit code {code}, but a file was written"
+    if len(lines) != 1:
+        return "wrong", f"exit code {code} with {len(lines)} lines of error"
+    return ("gate" if code == 1 else "refused"), message
+
+
+def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
+    """What a file is worth that the compiler was content with, on inputs that it has not seen."""
+    report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
+    same = [n.removeprefix(NOTHING) for n in report["notes"] if n.startswith(NOTHING)]
+    try:
+        old = Session(loading.runnable(model)) if fresh else None
+        new = Session(out)
+        verdict = None if old is None else compare.compare(old, new, fresh, Gates())
+    except QCompileError as e:
+        if "nothing to compare" not in str(e):
+            return "wrong", f"what was written does not run: {e}"
+        verdict = None
+    if verdict is not None and verdict.failures:
+        return "wrong", f"on fresh inputs: {verdict.failures[0]}"
+    return ("unchanged", same[0]) if same else ("ok", "")
+
+
+def runtime_version() -> str:
+    """The ONNX Runtime that all of this is about."""
+    return str(onnxruntime.__version__)

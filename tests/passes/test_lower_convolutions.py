@@ -1,0 +1,162 @@
+"""Q/DQ convolutions become QLinearConv, with activation and bias inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.export import serialize
+from qcompile.graph import Graph, array
+from qcompile.passes.lower_convolutions import LowerConvolutions
+from qcompile.qtypes import Array
+from qcompile.runtime import optimized_ops
+from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+
+F32 = np.float32
+# The same integers go in, so only what lies half way between two of the output's may differ: a step
+# of 0.1. The bias is rounded to whole products of scales, 6/255 · 2/127: far below a step.
+STEP = 0.1
+PREFIX = """
+    xq = QuantizeLinear(x, sx, zx)
+    xd = DequantizeLinear(xq, sx, zx)
+    wd = DequantizeLinear<axis = 0>(wq, sw)
+"""
+QUANTIZED = "q = QuantizeLinear({0}, so, zo) y = DequantizeLinear(q, so, zo)"
+FUSED = "CHECK: %q/convolution = QLinearConv(%xq, @sx{{[^,]+}}, @zx{{[^,]+}}, @wq:i8"
+
+
+def convolution(
+    body: str,
+    x: str = "float[B,4,8,8] x",
+    out: str = "float[B,3,N,N] y",
+    prefix: str = PREFIX,
+    **changed: Array,
+) -> Graph:
+    ints = np.random.default_rng(0)
+    weights: dict[str, Array] = {
+        "sx": np.array(6 / 255, F32),
+        "zx": np.array(128, np.uint8),
+        "wq": ints.integers(-127, 128, (3, 4, 3, 3), np.int8),
+        "sw": np.array([1, 2, 0.5], F32) / 127,
+        "b": normal(3),
+        "so": np.array(STEP, F32),
+        "zo": np.array(128, np.uint8),
+        "low": np.array(-3, F32),
+        "high": np.array(6, F32),
+        **changed,
+    }
+    kinds = {"float32": "float"}
+    declared = ", ".join(
+        f"{kinds.get(str(v.dtype), v.dtype)}{list(v.shape) or ''} {n}" for n, v in weights.items()
+    )
+    return parse(
+        f'<ir_version: 8, opset_import: ["": 17]> g ({x}, {declared}) => ({out}) '
+        f"{{ {prefix} {body} }}",
+        **weights,
+    )
+
+
+def test_convolution_bias_and_quantizer_become_one_node() -> None:
+    graph = convolution("c = Conv<pads = [1, 1, 1, 1]>(xd, wd, b) " + QUANTIZED.format("c"))
+    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+    check(graph, FUSED + "\nCHECK-NOT: {{ = Conv\\(}}")
+    assert optimized_ops(serialize(graph))["com.microsoft.QLinearConv"] == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        ("float[B,4,9] x", "float[B,3,N] y", (3, 4, 3), ""),
+        ("float[B,4,5,5,5] x", "float[B,3,N,N,N] y", (3, 4, 2, 2, 2), ""),
+        ("float[B,6,8,8] x", "float[B,3,N,N] y", (3, 2, 3, 3), "<group = 3, strides = [2, 2]>"),
+        ("float[B,4,8,8] x", "float[B,3,N,N] y", (3, 4, 3, 3), '<auto_pad = "SAME_UPPER">'),
+    ],
+    ids=["1d", "3d", "groups", "auto_pad"],
+)
+def test_every_shape_of_convolution(form: tuple[str, str, tuple[int, ...], str]) -> None:
+    x, out, shape, attributes = form
+    wq = np.random.default_rng(1).integers(-127, 128, shape, np.int8)
+    body = f"c = Conv{attributes}(xd, wd) " + QUANTIZED.format("c")
+    graph = convolution(body, x, out, wq=wq)
+    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+    check(graph, FUSED)
+
+
+@pytest.mark.parametrize(
+    ("activation", "zero"),
+    [("r = Relu(c)", 0), ("r = Clip(c, , high)", 200), ("r = Clip(c, low, )", 30)],
+)
+def test_an_activation_that_saturation_does_vanishes(activation: str, zero: int) -> None:
+    """Steps of 0.1: integers hold -20 to 5.5, -3 to 22.5, 0 to 25.5."""
+    body = f"c = Conv(xd, wd, b) {activation} " + QUANTIZED.format("r")
+    graph = convolution(body, zo=np.array(zero, np.uint8))
+    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+    check(graph, FUSED + "\nCHECK-NOT: {{Relu|Clip}}")
+
+
+def test_an_activation_that_cuts_deeper_stays() -> None:
+    body = "c = Conv(xd, wd, b) r = Relu(c) " + QUANTIZED.format("r")
+    assert_refused(convolution(body), LowerConvolutions(), "cuts deeper than the integers end")
+
+
+def test_a_bias_beyond_int32_gets_a_larger_scale() -> None:
+    """Without it the bias would wrap around: -3e9 products of scales."""
+    tiny = np.array([1e-9, 1, 0.5], F32) / 127
+    bias = np.array([-5, 1, 2], F32)
+    graph = convolution("c = Conv(xd, wd, b) " + QUANTIZED.format("c"), sw=tiny, b=bias)
+    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+    whole = array(graph.constants()["b/int32"])
+    assert np.abs(whole).max() == pytest.approx(2**30, rel=2.0**-22)  # the scale is float32
+    check(graph, "CHECK: QLinearConv({{.*}}@wq/fewer:i8{{.*}}@sw/larger:f32[3]")
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (convolution("y = Conv(xd, wd)"), "not quantized, or has other readers"),
+        (
+            convolution(
+                "c = Conv(xd, wd) z = Neg(c) " + QUANTIZED.format("c"),
+                out="float[B,3,N,N] y, float[B,3,N,N] z",
+            ),
+            "other readers",
+        ),
+        (
+            convolution(
+                "c = Conv(xd, wd) y = QuantizeLinear(c, so, zo)", out="uint8[B,3,N,N] y"
+            ),
+            "its integers are a graph output",
+        ),
+        (
+            convolution("c = Conv(xd, wd) " + QUANTIZED.format("c"), zo=np.array(1, np.int8)),
+            "its result is not uint8",
+        ),
+        (
+            convolution("c = Conv(xd, wd) " + QUANTIZED.format("c"), zx=np.array(1, np.int8)),
+            "the data is not uint8",
+        ),
+        (
+            convolution("n = Neg(b) c = Conv(xd, wd, n) " + QUANTIZED.format("c")),
+            "the bias is not constant",
+        ),
+        (
+            convolution("c = Conv(xd, wd) " + QUANTIZED.format("c"), sw=np.array(0.1, F32)),
+            "not along the output channels",
+        ),
+        (
+            convolution(
+                "c = Conv(xd, wd) " + QUANTIZED.format("c"),
+                prefix=PREFIX.replace("sw)", "sw, zw)"),
+                zw=np.ones(3, np.int8),
+            ),
+            "the weight is not symmetric",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_operator_cannot_say_stays(graph: Graph, reason: str) -> None:
+    assert_refused(graph, LowerConvolutions(), reason)
+
+
+def test_float_convolutions_are_no_refusal() -> None:
+    graph = convolution("y = Conv(x, wd)")
+    assert run_pass(graph, LowerConvolutions()).skips == []
