@@ -74,7 +74,7 @@ def killed(args: list[str], folder: Path, after: float, number: signal.Signals) 
         return None
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-        return process.wait()
+        return process.wait() or None
 
 
 def debris(folder: Path, number: signal.Signals, expected: bytes) -> list[str]:
