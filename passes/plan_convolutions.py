@@ -77,8 +77,9 @@ class _Planner:
             if whole
             else Choice(None)
         )
-        if whole:
-            reason = reason or next((c.reason for c in (matrix, row, out) if c.spec is None), None)
+        if not self.ctx.target.quantize_interior:
+            linked = (matrix, row, out) if whole else (matrix, row)
+            reason = reason or next((c.reason for c in linked if c.spec is None), None)
         if reason is not None:
             self.ctx.skip(node, reason)
             matrix = row = out = Choice(None, reason)

@@ -15,7 +15,7 @@ from qcompile.export import serialize
 from qcompile.quantizer_rules import Integers, ZeroPoints
 from qcompile.runtime import provider_or_cpu
 from qcompile.targets.tensorrt import TENSORRT
-from qcompile.testing import encoder
+from qcompile.testing import encoder, normal, parse
 
 LAYERS = 2
 LINEARS = 6 * LAYERS
@@ -77,6 +77,37 @@ def test_the_report_says_that_tensorrt_was_not_here(compiled: qcompile.Result) -
 @pytest.mark.skipif(TENSORRT.provider != HERE, reason="no TensorrtExecutionProvider here")
 def test_tensorrt_runs_it(compiled: qcompile.Result) -> None:
     assert not compiled.report.away
+
+
+def convolution(**given: Any) -> qcompile.Result:
+    model = parse(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,3,8,8] x, float[4,3,3,3] w, float[4] b, float[2,4,3,3] v)
+            => (float[N,2,4,4] y) {
+            c = Conv<kernel_shape = [3, 3]>(x, w, b) r = Relu(c) y = Conv(r, v)
+        }""",
+        w=normal(4, 3, 3, 3),
+        b=normal(4),
+        v=normal(2, 4, 3, 3, seed=1),
+    )
+    feeds = [{"x": normal(2, 3, 8, 8, seed=i)} for i in range(3)]
+    options = Options(bench=False, threads=1)
+    chosen: dict[str, Any] = {"target": "tensorrt"} if "recipe" not in given else {}
+    return qcompile.compile(serialize(model), feeds, gates=OPEN, options=options, **chosen, **given)
+
+
+def test_convolutions_are_quantized_by_output_channel_with_a_float_bias() -> None:
+    report = convolution().report
+    assert report.requirements["weight-scales"] == report.requirements["float-biases"] == 2
+    assert report.operators["QuantizeLinear"] == 2
+    assert report.operators["DequantizeLinear"] == 4
+    assert report.verdict is not None and report.verdict.outputs[0].mean_cosine > 0.99
+
+
+def test_one_float_operand_of_a_convolution_keeps_the_other_float() -> None:
+    report = convolution(recipe=Recipe(target="tensorrt", precision=(("r", "float"),))).report
+    assert report.operators["QuantizeLinear"] == 1
+    assert report.operators["DequantizeLinear"] == 2
 
 
 def test_products_of_attention_are_quantized_where_asked() -> None:

@@ -25,6 +25,7 @@ from qcompile.target import OpRule, Target
 
 ACTIVATION = QSpec("int8", symmetric=True, narrow=True)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _LINEAR = "Q/DQ on both operands: TensorRT fuses them into an int8 product"
@@ -36,6 +37,7 @@ TENSORRT = Target(
     rules=(
         OpRule("MatMul", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
         OpRule("Gemm", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
+        OpRule("Conv", activation=ACTIVATION, weight=KERNEL, why=_LINEAR),
     ),
     weight_only=(),
     product=OpRule("MatMul", activation=ACTIVATION, right=ACTIVATION, why=_LINEAR),
@@ -55,7 +57,7 @@ TENSORRT = Target(
         "LayerNormalization": "TensorRT computes it in float",
         "Gelu": "TensorRT fuses it behind the product, in float",
         "Add": "residual sums stay float",
-        "Conv": "this target has no rule for Conv",
+        "ConvTranspose": "this target has no rule for ConvTranspose",
     },
     gelu=(("", "Gelu", 20),),
     tanh_gelu=(("", "Gelu", 20),),
