@@ -51,6 +51,7 @@ def locked(model: Path, data: Path, *more: object) -> tuple[Path, Path]:
     given = ("compile", model, "-o", out, "--no-bench", "--threads", 1, "--lock", file)
     done = run(*given, "--data", data, *more)
     assert done.exit_code == 0, done.output
+    assert (".npz (" in done.output) == file.with_suffix(".npz").exists()  # its size is told
     return out, file
 
 

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from qcompile import lock
 from qcompile.commands._reports import ReportFiles
 from qcompile.commands._shared import megabytes, print_json, table
 from qcompile.compare import Closeness
@@ -35,7 +36,15 @@ def deliver(
         files = "\n".join(f"report:  {p}" for p in reports.named.values())
         click.echo(f"written: {out}\n{files}")
         if lock_file is not None:
-            click.echo(f"lock:    {lock_file}")
+            click.echo(f"lock:    {lock_file}{_beside(lock_file, result)}")
+
+
+def _beside(lock_file: Path, result: Result) -> str:
+    """The lock's second file and its size, which may be several times the model's."""
+    if result.calibration is None:
+        return ""
+    path = lock.sidecar(lock_file)
+    return f", {path.name} ({megabytes(path.stat().st_size)})"
 
 
 def show_or_print(console: Console, given: Mapping[str, Any], result: Result) -> None:
