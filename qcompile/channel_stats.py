@@ -35,6 +35,10 @@ class ChannelObserver(Observer):
     _reach: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
 
+    def fits(self, values: Array) -> bool:
+        """Whether these rows have the channels of those seen before."""
+        return self._seen is None or values.shape[1] == len(self._seen.lo)
+
     def update(self, values: Array) -> None:
         """See rows, float (n, channels)."""
         if values.size:

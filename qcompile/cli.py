@@ -28,6 +28,7 @@ _COMMANDS = {
     "inspect": "inspect",
     "report": "report",
     "diff": "diff",
+    "export": "export",
     "passes": "registered",
     "calibrators": "registered",
     "targets": "registered",

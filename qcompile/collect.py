@@ -24,14 +24,13 @@ from qcompile.errors import DataError
 from qcompile.export import to_proto
 from qcompile.feeds import common_batch, padding_mask
 from qcompile.folding import Evaluator
-from qcompile.graph import Graph, Shape, rank
+from qcompile.graph import Graph, Shape, rank, shape_of
 from qcompile.plan import ChannelStats, Ranges, StatRequest
 from qcompile.probing import probed_shapes
 from qcompile.qtypes import Array, QSpec
 from qcompile.runtime import Feed, Session, SessionOptions, save_apart, with_outputs
 
 _FLOAT_BYTES = 4
-_BY_CHANNEL = QSpec("uint8", symmetric=False, granularity="channel", axis=-1)
 _FLAT = -1  # batch and tokens are flattened into the first axis
 # Opset from which a reduction takes its axes as an input.
 _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
@@ -156,6 +155,8 @@ class Collector:
         finite = all(np.isfinite(k).all() for k in extrema)
         if not finite or any(np.isnan(k).any() for k in sums):
             tap.fault = "NaN or infinity among its values"
+        elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
+            tap.fault = "its channels are not the same in all feeds"
         elif extrema[0].size:
             tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
 
@@ -225,7 +226,7 @@ def collector(
     ``watched`` are tensors whose channels are to be sampled, beside the ranges of ``requests``.
     """
     options = options or Options()
-    requests = [*requests, *(StatRequest(tensor, _BY_CHANNEL) for tensor in watched)]
+    requests = [*requests, *_by_channel(graph, watched, evaluate)]
     axes = _token_axes(graph, requests, evaluate) if options.mask else {}
     reduced = calibrator.needs == "extrema"
     model, tensors = to_proto(graph), graph.tensors()
@@ -245,6 +246,24 @@ def collector(
         session = Session(path, SessionOptions(threads=options.threads))
     divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
     return Collector(session, taps, options, divisible)
+
+
+def _by_channel(graph: Graph, names: Sequence[str], evaluate: Evaluator) -> list[StatRequest]:
+    """Requests for channels: the last axis, or the one before where only that has a fixed size.
+
+    A key is transposed before its product with the query, and may be watched there.
+    """
+    tensors = graph.tensors()
+    shapes = {name: shape_of(tensors[name]) for name in names}
+    sure = all(shape and isinstance(shape[-1], int) for shape in shapes.values())
+    probes = [] if sure else probed_shapes(graph, evaluate)
+    made = []
+    for name in names:
+        ends = {shape[-2:] for p in probes if (shape := p.get(name))}
+        turned = len({end[-1] for end in ends}) > 1 and len({end[0] for end in ends}) == 1
+        axis = -2 if turned else -1
+        made.append(StatRequest(name, QSpec("uint8", False, granularity="channel", axis=axis)))
+    return made
 
 
 def collect(

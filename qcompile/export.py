@@ -155,7 +155,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        Path(name).chmod(0o666 & ~_umask())
+        Path(name).chmod(0o666 & ~umask())
         Path(name).replace(path)
     except OSError as e:
         raise OutputError(f"cannot write {str(path)!r}: {e.strerror}") from e
@@ -164,7 +164,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             Path(name).unlink()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files must not have."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -101,10 +101,10 @@ class Result:
 
 
 class RejectedError(GateError):
-    """A gate failed; ``result`` holds what would have been written."""
+    """A gate failed; ``result`` holds what would have been written. ``where`` leads the message."""
 
-    def __init__(self, result: Result) -> None:
-        super().__init__("; ".join(result.report.failures))
+    def __init__(self, result: Result, where: str = "") -> None:
+        super().__init__(where + "; ".join(result.report.failures))
         self.result = result
 
 

@@ -341,3 +341,19 @@ def test_text_beside_the_data_reaches_watched_channels_alone(calibrator: Calibra
     h = beside["x"][beside["attention_mask"] == 1] @ normal(4, 4)
     assert stats.reach is not None and alone.reach is None
     np.testing.assert_allclose(stats.reach, (h.min(0), h.max(0)), rtol=1e-5)  # float32 sums of 4
+
+
+def test_channels_are_the_last_axis_of_fixed_size() -> None:
+    """Two channels of a transposed key; scores have none, and say nothing."""
+    graph = encoder()
+    ready = collector(
+        graph, [], MinMax(), evaluate, Options(mask=False), watched=["h", "keys", "scores"]
+    )
+    data = feeds(*SHAPES)
+    collect(ready, data)
+    found = ready.channels()
+    assert list(found) == ["h", "keys"]
+    session = Session(with_outputs(to_proto(graph), ["h", "keys"]).SerializeToString())
+    keys = np.concatenate([session.run(f)["keys"].max((0, 1, 3))[None] for f in data])
+    assert found["keys"].hi.tolist() == keys.max(0).tolist()
+    assert found["keys"].rows.shape[1] == 2 and found["h"].rows.shape[1] == 4

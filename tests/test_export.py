@@ -116,7 +116,7 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
         write_atomic(path, data)
         assert path.read_bytes() == data
     assert names_in(tmp_path) == ["m.onnx"]
-    assert path.stat().st_mode & 0o777 == 0o666 & ~export._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~export.umask()
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -14,9 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import qcompile
+from qcompile import folders
 from qcompile.cli import main
 from qcompile.export import to_proto
+from qcompile.exporting import Exported
+from qcompile.parity import Parity
+from qcompile.tasks import TASKS
 from qcompile.testing import encoder
+from tests.model_folder import write_folder
 
 SCHEMA = Path(qcompile.__file__).parent / "schemas" / "output.json"
 PLAIN = ("--recipe", "per-tensor", "--target", "qdq", "--threads", 1)
@@ -105,10 +110,20 @@ def outputs(folder: Path) -> Iterator[tuple[str, str]]:
     yield "sensitivity", run(*ranked, "--measure", "alone", "--by", "role")
     yield "inspect", run("inspect", a, "--json")
     yield "inspect", run("inspect", model, "--json")
+    source = write_folder(folder / "models")
+    yield "folder", run("compile", source, "-o", folder / "out", "--no-bench", "--json")
+    yield "export", json.dumps({"source": "models", **exported(source)})
     yield "diff", run("diff", a, b, "--json")
     yield "diff", run("diff", a, a, "--json")
     for command in ("passes", "calibrators", "targets"):
         yield command, run(command, "--json")
+
+
+def exported(folder: Path) -> dict[str, Any]:
+    """What export tells, which here has no torch to run with."""
+    found = Parity(1e-6, "logits", ((2, 16),))
+    made = Exported(("model.onnx",), TASKS[0], "optimum-onnx 0.1.0", 18, found, ("a note",))
+    return {**folders.read(folder).account(), "export": made.to_dict()}
 
 
 def test_every_output_fits_its_schema(folder: Path) -> None:
@@ -116,7 +131,17 @@ def test_every_output_fits_its_schema(folder: Path) -> None:
     for command, text in outputs(folder):
         assert faults(command, text) == [], command
         seen.add(command)
-    parts = {"comparison", "entry", "gates", "profile", "recipe", "row", "score", "side"}
+    parts = {
+        "comparison",
+        "entry",
+        "exported",
+        "gates",
+        "profile",
+        "recipe",
+        "row",
+        "score",
+        "side",
+    }
     assert seen | parts | {"demo"} == set(schema()["$defs"])  # demo prints what compile does
 
 

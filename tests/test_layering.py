@@ -20,7 +20,8 @@ BELOW_PASSES = {
     "kernels", "linears", "plan", "positions", "precision", "prequantized", "probing", "qtypes",
     "roles", "rounding", "shapes", "target",
 }  # fmt: skip
-HEAVY = {"optimum", "torch", "transformers"}
+HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
+EXPORTING = {"qcompile.exporting", "qcompile.hub"}
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}
 STDLIB_OF_PASSES = {"__future__", "collections", "dataclasses", "fnmatch", "math", "re", "typing"}
 
@@ -35,9 +36,14 @@ def sources() -> dict[str, str]:
     return found
 
 
-def imports(source: str) -> Iterator[str]:
-    """Dotted names that a module imports; ``from a import b`` gives a.b, a module or not."""
-    for node in ast.walk(ast.parse(source)):
+def imports(source: str, *, late: bool = True) -> Iterator[str]:
+    """Dotted names that a module imports; ``from a import b`` gives a.b, a module or not.
+
+    ``late`` False leaves out what is imported when a function is called.
+    """
+    tree = ast.parse(source)
+    nodes = ast.walk(tree) if late else iter(tree.body)
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -55,13 +61,18 @@ def faults(modules: dict[str, str]) -> list[str]:
     for module, source in modules.items():
         for name in imports(source):
             rewrite = module.startswith(("qcompile.passes.", "qcompile.calibrators."))
-            if top(name) in HEAVY:
+            if top(name) in HEAVY and not _is_late(module, name, source):
                 found.append(f"{module} imports {name}: the package must not need it")
             if top(name) == "onnxruntime" and module != "qcompile.runtime":
                 found.append(f"{module} imports {name}: only qcompile.runtime may")
             if rewrite and not _allowed(module, name):
                 found.append(f"{module} imports {name}: not below passes and calibrators")
     return found
+
+
+def _is_late(module: str, name: str, source: str) -> bool:
+    """Exporting may import what it exports with, once it is asked to."""
+    return module in EXPORTING and name not in imports(source, late=False)
 
 
 def _allowed(module: str, name: str) -> bool:
@@ -109,10 +120,16 @@ def test_imports_have_no_cycle() -> None:
         ("qcompile.collect", "import onnxruntime as ort"),
         ("qcompile.text_data", "from transformers import AutoTokenizer"),
         ("qcompile.commands.export", "def late():\n    import torch"),
+        ("qcompile.exporting", "import torch"),
+        ("qcompile.exporting", "from torch import onnx\ndef late():\n    import torch"),
     ],
 )
 def test_the_check_sees_a_fault(module: str, line: str) -> None:
     assert len(faults({module: line})) >= 1
+
+
+def test_the_check_lets_exporting_import_late() -> None:
+    assert faults({"qcompile.exporting": "def late():\n    from torch import onnx"}) == []
 
 
 def test_the_check_lets_private_neighbours_pass() -> None:

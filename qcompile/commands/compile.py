@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from qcompile import export, lock
-from qcompile.commands import _result
+from qcompile.commands import _folder, _result
 from qcompile.commands._recipe import cache_from, lock_from, recipe_from, recipe_options
 from qcompile.commands._reports import report_files, report_option
 from qcompile.commands._shared import (
@@ -25,13 +25,15 @@ from qcompile.commands._shared import (
 )
 from qcompile.compiler import compile_job
 from qcompile.errors import OutputError, RecipeError
+from qcompile.folder_job import Settings
 from qcompile.job import Options, RejectedError
 from qcompile.lock import Lock
 
 
 @click.command("compile")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="File to write.")
+@click.option("-o", "--output", type=PATH, required=True,
+              help="File to write; a folder where MODEL is one.")  # fmt: skip
 @click.option("--data", help="Calibration data: .npz, folder of .npz, text, or module:function.")
 @data_options
 @recipe_options
@@ -48,14 +50,20 @@ from qcompile.lock import Lock
 @click.option("--dump-passes", type=PATH, help="Folder for a dump of the graph after each pass.")
 @output_options
 def compile(**given: Any) -> None:
-    """Compile MODEL, an .onnx file, into a quantized one.
+    """Compile MODEL, an .onnx file or a folder that holds some, into a quantized one.
 
     The result is verified against MODEL and timed beside it; where it is worse or slower than the
     gates allow, nothing is written and the exit code is 1. Where an accuracy gate is given and
-    missed, the fewest tensors are lifted to more bits that pass it.
+    missed, the fewest tensors are lifted to more bits that pass it. Of a folder each .onnx file is
+    compiled; configuration and tokenizer are copied.
     """
     recipe, gates = recipe_from(given), gates_from(given)
     options = options_from(given, lock_from(given, recipe))
+    if options.dump_dir is not None:
+        _make_folder(options.dump_dir)
+    if given["model"].is_dir():
+        _folder.compile_folder(given, Settings(given["data"], recipe, gates, options))
+        return
     out: Path = given["output"]
     reports = report_files(given, out)
     files = {"input model": given["model"], "output": out, **reports.named}
@@ -68,8 +76,6 @@ def compile(**given: Any) -> None:
     for what, path in files.items():
         if what != "input model":
             export.check_writable(path)
-    if options.dump_dir is not None:
-        _make_folder(options.dump_dir)
     try:
         with progress_bar(given["quiet"] or given["as_json"]) as bar:
             result = compile_job(given["model"], given["data"], recipe, gates, options, bar)

@@ -1,0 +1,59 @@
+"""qcompile export SOURCE -o DIR"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile import exporting, folder_output, folders, hub, tasks
+from qcompile.commands._shared import PATH, megabytes, output_options, print_json, progress_bar
+from qcompile.errors import ModelError
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
+@click.option("--task", type=click.Choice([t.name for t in tasks.TASKS]),
+              help="What the model is for.  [default: as config.json says]")  # fmt: skip
+@click.option("--opset", type=click.IntRange(14, 20), default=exporting.OPSET, show_default=True,
+              help="Version of ONNX's operators.")  # fmt: skip
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@output_options
+def export(**given: Any) -> None:
+    """Export SOURCE, a transformers folder or a model's name on the Hugging Face hub, to ONNX.
+
+    optimum exports where it can, torch.onnx.export else. The file is compared with the torch model
+    on several shapes with padding; where it differs, nothing is written and the exit code is 1.
+    Weights are read from .safetensors only. Needs: pip install 'qcompile[export]'.
+    """
+    out, name = given["output"], given["source"]
+    task = None if given["task"] is None else tasks.named(given["task"])
+    with progress_bar(given["quiet"] or given["as_json"]) as bar:
+        if Path(name).is_dir():
+            folder = folders.read(Path(name))
+        else:
+            bar.step("fetch")
+            folder = hub.fetch(name, given["revision"])
+        if not folder.weights and folder.models:
+            raise ModelError(
+                f"{name!r} holds ONNX files already: qcompile compile {shlex.quote(name)} -o OUT"
+            )
+        with folder_output.written(out, folder.path) as stage:
+            folder_output.copy_companions(folder, stage)
+            bar.step("export")
+            made = exporting.export(folder, stage, task, given["opset"])
+            account = {"source": Path(name).name, "export": made.to_dict(), **folder.account()}
+            folder_output.write_manifest(stage, account)
+    if given["as_json"]:
+        print_json(account)
+    elif not given["quiet"]:
+        size = sum((out / file).stat().st_size for file in made.files)
+        click.echo(f"exported: {made}")
+        for note in made.notes:
+            click.echo(f"note:    {note}")
+        click.echo(f"written: {out}: {', '.join(made.files)} ({megabytes(size)})")
+        next_out = shlex.quote(f"{out}-int8")
+        click.echo(f"next:    qcompile compile {shlex.quote(str(out))} -o {next_out} --data …")

@@ -1,0 +1,294 @@
+"""A transformers model as an ONNX folder: by optimum, else by ``torch.onnx.export``.
+
+The only module that knows torch, transformers and optimum; they are imported when a model is
+exported, and need the extra ``export``. optimum-onnx holds transformers below 4.58, so with a newer
+one, or where optimum does not know an architecture, torch exports alone. Either way the file is
+compared with the model before it counts.
+
+transformers sees a view of the folder: links to the files that ``folders`` lets through. Pickles
+and Python files are not in it, so nothing can open them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompile import folders, parity, tasks
+from qcompile.errors import ModelError
+from qcompile.folders import Folder
+from qcompile.parity import Parity, Vocabulary
+from qcompile.qtypes import Array
+from qcompile.tasks import Task
+
+MODEL = "model.onnx"
+OPSET = 18
+INSTALL = "pip install 'qcompile[export]'"
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_AXES = {0: "batch_size", 1: "sequence_length"}
+_INDEX = "model.safetensors.index.json"
+_TOKENS = ("last_hidden_state",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was made: ``files`` by name, by which route, and how close to the model."""
+
+    files: tuple[str, ...]
+    task: Task
+    route: str
+    opset: int
+    parity: Parity
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.task.name} by {self.route}, opset {self.opset}; {self.parity}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "summary": str(self),
+            "task": self.task.name,
+            "route": self.route,
+            "opset": self.opset,
+            "parity": self.parity.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded torch model, where it came from, and what it is asked for."""
+
+    model: Any
+    view: Path
+    task: Task
+    opset: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model is fed: segments only where it has several kinds of them."""
+        import inspect
+
+        known = inspect.signature(self.model.forward).parameters
+        several = getattr(self.model.config, "type_vocab_size", 0) > 1
+        return tuple(n for n in _INPUTS if n in known and (several or n != _INPUTS[2]))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What may be fed."""
+        config = self.model.config
+        longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+        return Vocabulary(
+            int(config.vocab_size),
+            int(getattr(config, "pad_token_id", None) or 0),
+            int(getattr(config, "type_vocab_size", 0)),
+            max(1, longest - 2),  # RoBERTa counts positions from two
+        )
+
+
+Route = Callable[[Source, Path], str]
+
+
+def export(
+    folder: Folder,
+    dest: Path,
+    task: Task | None = None,
+    opset: int = OPSET,
+    routes: tuple[Route, ...] | None = None,
+) -> Exported:
+    """Write ``model.onnx`` and what goes with it into ``dest``, an empty folder.
+
+    ``task`` None is read from config.json. Raises ModelError: no weights but pickled ones, unknown
+    architecture, weights that do not fit the task, extras that are missing; GateError where the
+    file does not compute what the model does.
+    """
+    chosen = task or tasks.task_of(folder.path)
+    check_weights(folder)
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        view, made = Path(scratch, "view"), Path(scratch, "made")
+        _make_view(folder, view)
+        source = Source(_load(view, chosen), view, chosen, opset)
+        route = _by_first_route(source, made, routes or (by_optimum, by_torch))
+        found = parity.compare(made / MODEL, _reference(source), source.vocabulary)
+        files = sorted(p.name for p in made.iterdir() if p.name.startswith(MODEL))
+        for name in files:
+            shutil.move(made / name, dest / name)
+        _add_tokenizer(folder, source, dest)
+    return Exported(tuple(files), chosen, route, opset, found, tuple(source.notes))
+
+
+def check_weights(folder: Folder) -> None:
+    """Raises ModelError where a folder has no safetensors, or its index names others."""
+    if not any(name.endswith(".safetensors") for name in folder.weights):
+        pickled = next((s.name for s in folder.skipped if "pickle" in s.reason), None)
+        raise ModelError(
+            f"folder {str(folder.path)!r} holds no .safetensors weights"
+            if pickled is None
+            else f"folder {str(folder.path)!r} holds weights as a pickle only ({pickled}), which "
+            "runs code when opened: where you trust it, load it in transformers and save it "
+            "again with save_pretrained"
+        )
+    if _INDEX not in folder.weights:
+        return
+    shards = tasks.read_json(folder.path / _INDEX).get("weight_map")
+    named = set(shards.values()) if isinstance(shards, dict) else set()
+    foreign = sorted(str(name) for name in named - set(folder.weights))
+    if foreign or not named:
+        raise ModelError(
+            f"{_INDEX} names weights {foreign[0]!r}, which the folder does not hold"
+            if foreign
+            else f"{_INDEX} has no weight_map of file names"
+        )
+
+
+def _make_view(folder: Folder, view: Path) -> None:
+    """Links to the files that may be opened, and to no others."""
+    for name in (*folder.companions, *folder.weights):
+        link = view / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((folder.path / name).resolve())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and logs of the exporters: what matters is in ``Exported``."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _load(view: Path, task: Task) -> Any:
+    """The model in float32, all of its weights from the folder. Raises ModelError."""
+    try:
+        import torch
+        import transformers
+    except ImportError as e:
+        raise ModelError(f"export needs torch and transformers ({e}): {INSTALL}") from e
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, info = getattr(transformers, task.auto).from_pretrained(
+            view,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as e:  # transformers raises whatever it meets
+        raise ModelError(f"transformers cannot load the model: {_first_line(e)}") from e
+    # A pooler is made up where a checkpoint has none; what the encoder puts out does not read it.
+    made_up = sorted(
+        n for n in info["missing_keys"] if "pooler" not in n or task.outputs != _TOKENS
+    )
+    if made_up:
+        raise ModelError(
+            f"the weights hold no {made_up[0]!r}, so they are not those of a model for "
+            f"{task.name}: give another --task"
+        )
+    return model.eval()
+
+
+def _first_line(e: BaseException) -> str:
+    return f"{type(e).__name__}: {e}".strip().splitlines()[0][:300]
+
+
+def _by_first_route(source: Source, made: Path, routes: tuple[Route, ...]) -> str:
+    """The first route that works; the others' refusals become notes. Raises ModelError."""
+    for route in routes:
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        try:
+            return route(source, made)
+        except Exception as e:  # exporters raise whatever they meet
+            source.notes.append(f"{route.__name__.removeprefix('by_')}: {_first_line(e)}")
+    raise ModelError(f"the model cannot be exported: {'; '.join(source.notes)}")
+
+
+def by_optimum(source: Source, made: Path) -> str:
+    """What optimum-cli does once it has loaded the model."""
+    from importlib.metadata import version
+
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    onnx_export_from_model(
+        source.model, made, opset=source.opset, task=source.task.name, do_validation=False
+    )
+    return f"optimum-onnx {version('optimum-onnx')}"
+
+
+def by_torch(source: Source, made: Path) -> str:
+    """torch's own exporter that traces, with the axes of batch and sequence dynamic."""
+    import torch
+
+    names, model, outputs = source.inputs, source.model, source.task.outputs
+
+    class Narrow(torch.nn.Module):  # type: ignore[misc]
+        """Only these inputs by position, only these outputs: the others confuse the tracer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> tuple[Any, ...]:
+            found = self.model(**dict(zip(names, values, strict=True)), return_dict=True)
+            return tuple(found[name] for name in outputs)
+
+    feed = parity.example(names, source.vocabulary, *parity.SHAPES[0])
+    tensors = tuple(torch.from_numpy(feed[name]) for name in names)
+    narrow = Narrow().eval()  # the exporter puts the model back into the mode of its wrapper
+    axes = dict.fromkeys(names, _AXES)
+    axes |= dict.fromkeys(outputs, _AXES if source.task.by_token else {0: _AXES[0]})
+    torch.onnx.export(
+        narrow,
+        tensors,
+        str(made / MODEL),
+        dynamo=False,
+        opset_version=source.opset,
+        input_names=list(names),
+        output_names=list(outputs),
+        dynamic_axes=axes,
+    )
+    return f"torch.onnx.export, torch {torch.__version__}"
+
+
+def _reference(source: Source) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """The torch model as a function of arrays."""
+    import torch
+
+    def run(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+            found = source.model(**tensors, return_dict=True)
+        return {name: found[name].numpy() for name in source.task.outputs}
+
+    return run
+
+
+def _add_tokenizer(folder: Folder, source: Source, dest: Path) -> None:
+    """tokenizer.json, where the folder has an older form of the tokenizer only."""
+    if folder.tokenizer is not None:
+        return
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.view, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+        tokenizer.backend_tokenizer.save(str(dest / folders.TOKENIZER))
+    except Exception as e:
+        source.notes.append(f"no {folders.TOKENIZER} could be made: {_first_line(e)}")
