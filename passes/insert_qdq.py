@@ -17,8 +17,8 @@ from typing import ClassVar
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, Tensor, array
 from qcompile.plan import Decision, Rounded
-from qcompile.qtypes import Array, qparams, sqnr_db
-from qcompile.rounding import nearest, real
+from qcompile.qtypes import Array, qparams, quantized_sqnr_db
+from qcompile.rounding import nearest
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def _weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
     weight = graph.find(decision.uses[0].node).inputs[decision.uses[0].index]
     values = array(weight)
     rounded = integers(ctx, decision, values)
-    params, noise = rounded.params, sqnr_db(values, real(rounded))
+    params = rounded.params
+    noise = quantized_sqnr_db(values, rounded.values, params)
     q = graph.constant(f"{decision.tensor}/{spec.dtype}", rounded.values)
     ctx.origins[q.name] = (decision.tensor, noise)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)

@@ -18,7 +18,8 @@ import numpy as np
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, array
 from qcompile.linears import Linear, Site, sites
-from qcompile.plan import ChannelStats, Rounded
+from qcompile.parallel import in_threads
+from qcompile.plan import Rounded
 from qcompile.qtypes import Array, QParams
 from qcompile.rounding import compensated
 
@@ -43,28 +44,39 @@ class RoundWeights(Pass):
         return (site.data for site in sites(graph, ctx))
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        for site in sites(graph, ctx):
-            stats = ctx.channels.get(site.data)
-            if stats is None:
-                ctx.skip(site.data, "its rows were not sampled: weights are rounded to nearest")
-            elif stats.rows.shape[1] > self.max_inputs:
-                ctx.skip(site.data, f"more than {self.max_inputs} channels: rounded to nearest")
-            else:
-                self._round(ctx, site, stats)
+        tasks = [
+            (site.data, linears)
+            for site in sites(graph, ctx)
+            if self._is_sampled(ctx, site) and (linears := _unrounded(ctx, site))
+        ]
+        taken: set[str] = set()  # a weight that several sites share is rounded for the first
+        for _, linears in tasks:
+            linears[:] = [x for x in linears if x.weight.name not in taken]
+            taken |= {x.weight.name for x in linears}
+        for found in in_threads(lambda task: self._rounded(ctx, *task), tasks):
+            ctx.rounded |= found
         return False
 
-    def _round(self, ctx: Context, site: Site, stats: ChannelStats) -> None:
-        linears = []
-        for linear in site.linears:
-            if linear.transposed:
-                ctx.skip(linear.node, "the weight is transposed: rounded to nearest")
-            elif linear.weight.name not in ctx.rounded:
-                linears.append(linear)
-        gram = _gram(stats.rows) if linears else stats.rows
+    def _is_sampled(self, ctx: Context, site: Site) -> bool:
+        stats = ctx.channels.get(site.data)
+        if stats is None:
+            ctx.skip(site.data, "its rows were not sampled: weights are rounded to nearest")
+        elif stats.rows.shape[1] > self.max_inputs:
+            ctx.skip(site.data, f"more than {self.max_inputs} channels: rounded to nearest")
+        else:
+            return True
+        return False
+
+    def _rounded(self, ctx: Context, data: str, linears: list[Linear]) -> dict[str, Rounded]:
+        """Weights of layers that read one tensor, by name."""
+        if not linears:
+            return {}
+        gram, made = _gram(ctx.channels[data].rows), dict[str, Rounded]()
         for spec in dict.fromkeys(linear.spec for linear in linears):
             alike = [linear for linear in linears if linear.spec == spec]
             for linear, rounded in zip(alike, self._together(alike, gram), strict=True):
-                ctx.rounded[linear.weight.name] = rounded
+                made[linear.weight.name] = rounded
+        return made
 
     def _together(self, linears: list[Linear], gram: Array) -> list[Rounded]:
         """Layers that read one tensor side by side: its moments are factored once."""
@@ -83,6 +95,17 @@ class RoundWeights(Pass):
             Rounded(np.ascontiguousarray(v), QParams(s, z, spec))
             for v, s, z in zip(*parts, strict=True)
         ]
+
+
+def _unrounded(ctx: Context, site: Site) -> list[Linear]:
+    """Layers of a site that are to be rounded here."""
+    found = []
+    for linear in site.linears:
+        if linear.transposed:
+            ctx.skip(linear.node, "the weight is transposed: rounded to nearest")
+        elif linear.weight.name not in ctx.rounded:
+            found.append(linear)
+    return found
 
 
 def _gram(rows: Array) -> Array:

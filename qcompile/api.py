@@ -6,7 +6,7 @@ Passes and calibrators import this module and those below it, never each other, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import ClassVar, Literal
@@ -99,7 +99,7 @@ class Context:
     ranges: Ranges = field(default_factory=Ranges)
     requests: list[StatRequest] = field(default_factory=list)
     # what was seen of the channels of tensors that passes asked for with ``wants``
-    channels: dict[str, ChannelStats] = field(default_factory=dict)
+    channels: MutableMapping[str, ChannelStats] = field(default_factory=dict)
     # weights that a pass has rounded; all others are rounded to nearest
     rounded: dict[str, Rounded] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)

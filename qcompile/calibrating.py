@@ -16,6 +16,7 @@ from qcompile.feeds import Feed, HoldBack
 from qcompile.job import Job
 from qcompile.kept import Kept
 from qcompile.lock import environment
+from qcompile.store import KeptChannels
 
 
 def calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
@@ -50,7 +51,8 @@ def _use(job: Job, ctx: Context, found: Calibration) -> None:
     if job.options.keep_calibration:
         job.calibration = found.copy()
     known = ctx.ranges.found  # what the plan knows without data
-    ctx.ranges, ctx.channels = found.ranges, found.channels
+    ctx.ranges, store = found.ranges, job.budget.store
+    ctx.channels = found.channels if store is None else KeptChannels(store, found.channels)
     ctx.ranges.found |= known
     job.report.calibration = found.account
 
@@ -100,7 +102,7 @@ def _digest(feeds: Iterable[Feed]) -> str:
 
 
 def _run(job: Job, ctx: Context, watched: list[str], kept: Kept | None) -> Calibration:
-    options = collect.Options(job.options.max_memory, job.recipe.mask_padding, job.options.threads)
+    options = _options(job)
     calibrator = job.recipe.make_calibrator()
 
     def fresh() -> collect.Collector:
@@ -135,6 +137,13 @@ def _run(job: Job, ctx: Context, watched: list[str], kept: Kept | None) -> Calib
     return found
 
 
+def _options(job: Job) -> collect.Options:
+    budget = job.budget
+    keep = None if budget.store is None else budget.store.array
+    settings = job.recipe.mask_padding, job.options.threads
+    return collect.Options(budget.fetched, *settings, budget.parts, keep)
+
+
 def _locked(job: Job, ctx: Context, found: Calibration | None) -> Calibration:
     """From the lock; data, where it is given all the same, serves to verify."""
     if found is None or not found.covers({r.tensor for r in ctx.requests}):
@@ -158,5 +167,6 @@ def _hold_back(job: Job) -> None:
 
 
 def _held_back(job: Job, split: HoldBack, digest: FeedDigest) -> None:
-    job.held_back, job.data_digest = split.held_back, digest.hexdigest()
+    job.held_back = [part for feed in split.held_back for part in job.budget.parts(feed)]
+    job.data_digest = digest.hexdigest()
     job.lone_feed = split.reused

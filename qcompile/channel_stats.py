@@ -6,7 +6,7 @@ extrema; those that weigh the error of a product against float read the sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,6 +31,7 @@ class ChannelObserver(Observer):
     """
 
     limit: int = ROWS
+    keep: Callable[[Array], Array] | None = None  # where the sample is put between batches
     _seen: ChannelStats | None = None
     _reach: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -75,6 +76,7 @@ class ChannelObserver(Observer):
             keys = np.concatenate([self._keys, keys])
             kept = np.argsort(keys, kind="stable")[: self.limit]
             rows, self._keys = rows[kept], keys[kept]
+            rows = rows if self.keep is None else self.keep(rows)
         else:
             rows = old.rows
         self._seen = ChannelStats(lo, hi, rows)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from qcompile import compare, runtime, timing
+from qcompile.budget import LIBRARIES
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
 from qcompile.half_form import rounding_form
@@ -21,7 +23,7 @@ _SYNTHETIC_FEEDS = 4
 _PROFILED_MS, _FEWEST_RUNS, _MOST_RUNS = 3000, 3, 30  # of each model, by its median latency
 
 
-def verify(job: Job, compiled: bytes) -> list[Feed]:
+def verify(job: Job, compiled: Path) -> list[Feed]:
     """Compare the compiled model with the float one; failures and notes go into the report.
 
     Returns the feeds, for ``bench``. Raises ModelError where ONNX Runtime cannot load or run what
@@ -40,7 +42,7 @@ def verify(job: Job, compiled: bytes) -> list[Feed]:
     return feeds
 
 
-def _operators(job: Job, compiled: bytes) -> Counter[str]:
+def _operators(job: Job, compiled: Path) -> Counter[str]:
     """What the target's provider runs; what was written where that provider is missing."""
     if not job.is_away:
         return runtime.optimized_ops(compiled, job.provider)
@@ -50,7 +52,7 @@ def _operators(job: Job, compiled: bytes) -> Counter[str]:
         f"{job.target.provider} is not installed here: answers are those of the graph as written, "
         f"float16 rounded where it is stored, run by {job.provider}"
     )
-    return runtime.written_ops(compiled)
+    return runtime.written_ops(compiled.read_bytes())
 
 
 def _options(job: Job, *, compiled: bool = True) -> SessionOptions:
@@ -60,7 +62,7 @@ def _options(job: Job, *, compiled: bool = True) -> SessionOptions:
     return SessionOptions(job.options.threads, optimize=not as_written, provider=job.provider)
 
 
-def bench(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
+def bench(job: Job, compiled: Path, feeds: list[Feed]) -> None:
     """Time the compiled model beside the float one, on the largest of the feeds."""
     if not feeds:
         return
@@ -76,7 +78,7 @@ def _feeds(job: Job) -> list[Feed]:
         return job.held_back
     try:
         feeds = synthetic_feeds(job.graph, {}, _SYNTHETIC_FEEDS, job.recipe.seed)
-        Session(job.reference).run(feeds[0])  # a float model that fails says nothing of ours
+        Session(job.running).run(feeds[0])  # a float model that fails says nothing of ours
     except (DataError, ModelError) as e:
         job.report.notes.append(f"not verified, give --data: made-up inputs do not do: {e}")
         return []
@@ -84,14 +86,14 @@ def _feeds(job: Job) -> list[Feed]:
     return feeds
 
 
-def _verify(job: Job, compiled: bytes, feeds: list[Feed]) -> None:
+def _verify(job: Job, compiled: Path, feeds: list[Feed]) -> None:
     job.progress.step("verify", 2 * len(feeds))
     with job.timed("verify"):
         # One session at a time: the float model's outputs are kept, then the compiled one runs.
-        reference = Session(job.reference, _options(job, compiled=False))
+        reference = Session(job.running, _options(job, compiled=False))
         old = list(_outputs(job, reference, feeds))
         del reference
-        form = rounding_form(compiled) if job.is_away else compiled
+        form = rounding_form(compiled.read_bytes()) if job.is_away else compiled
         session = Session(form, _options(job))
         new = _outputs(job, session, feeds)
         try:
@@ -130,11 +132,11 @@ def _repeats(job: Job, feeds: list[Feed]) -> bool:
 
 def _outputs(job: Job, session: Session, feeds: list[Feed]) -> Iterator[dict[str, Array]]:
     for feed in feeds:
-        yield session.run(feed)
+        yield job.budget.kept(session.run(feed))
         job.progress.advance()
 
 
-def _time(job: Job, compiled: bytes, feed: Feed) -> None:
+def _time(job: Job, compiled: Path, feed: Feed) -> None:
     options = timing.Options(
         threads=job.options.threads,
         rounds=job.options.bench_rounds,
@@ -144,7 +146,7 @@ def _time(job: Job, compiled: bytes, feed: Feed) -> None:
     with job.timed("bench"):
         try:
             speed = timing.compare(
-                [("float", job.reference), ("compiled", compiled)],
+                [("float", job.running), ("compiled", compiled)],
                 feed,
                 options,
                 job.progress.advance,
@@ -157,12 +159,12 @@ def _time(job: Job, compiled: bytes, feed: Feed) -> None:
         _profile(job, compiled, feed, max(t.median for t in speed.timings))
 
 
-def _profile(job: Job, compiled: bytes, feed: Feed, slowest: float) -> None:
+def _profile(job: Job, compiled: Path, feed: Feed, slowest: float) -> None:
     """Where the time of both goes, by operator; as many runs as take a few seconds."""
     runs = min(max(int(_PROFILED_MS / slowest), _FEWEST_RUNS), _MOST_RUNS)
     job.progress.step("profile")
     with job.timed("profile"):
-        models = [("float", job.reference), ("compiled", compiled)]
+        models = [("float", job.running), ("compiled", compiled)]
         job.report.profile = profile(models, feed, job.options.threads, runs, job.provider)
 
 
@@ -192,3 +194,15 @@ def _judge_speed(job: Job) -> None:
             f"compiled takes {ratio.median:.2f} times as long as float "
             f"(interval {ratio.low:.2f} to {ratio.high:.2f}), over {limit:g} (--max-latency-ratio)"
         )
+
+
+def over_budget(job: Job) -> list[str]:
+    """A note where a stage took more than the budget and the libraries: it was foreseen wrong."""
+    limit, seen = job.budget.limit, job.report.memory
+    stage = next((n for n, m in seen.items() if limit and m > limit + LIBRARIES), None)
+    if stage is None:
+        return []
+    return [
+        f"{stage} took {seen[stage]} bytes of memory, over --max-memory {limit} and the "
+        f"{LIBRARIES} of the libraries"
+    ]

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -21,14 +20,14 @@ from qcompile.api import Calibrator, Observer
 from qcompile.channel_stats import ChannelObserver
 from qcompile.dataflow import MASK
 from qcompile.errors import DataError
-from qcompile.export import to_proto
-from qcompile.feeds import common_batch, padding_mask
+from qcompile.feeds import Feed, common_batch, growth, padding_mask
 from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Shape, rank, shape_of
 from qcompile.plan import ChannelStats, Ranges, StatRequest
 from qcompile.probing import probed_shapes
 from qcompile.qtypes import Array, QSpec
-from qcompile.runtime import Feed, Session, SessionOptions, save_apart, with_outputs
+from qcompile.runtime import Session, SessionOptions, with_outputs
+from qcompile.writing import apart, save
 
 _FLOAT_BYTES = 4
 _FLAT = -1  # batch and tokens are flattened into the first axis
@@ -38,11 +37,16 @@ _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
 
 @dataclass(frozen=True)
 class Options:
-    """``max_memory``: bytes of activations held at a time. ``mask``: leave padding out."""
+    """``max_memory``: bytes of activations fetched at a time. ``mask``: leave padding out.
+
+    parts: cuts a feed into such as the model can run. keep: where samples of channels are put.
+    """
 
     max_memory: int = 1 << 27
     mask: bool = True
     threads: int = 0
+    parts: Callable[[Feed], Iterable[Feed]] = lambda feed: (feed,)
+    keep: Callable[[Array], Array] | None = None
 
 
 @dataclass
@@ -95,7 +99,8 @@ class Collector:
 
     def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
         """What each tap's outputs hold of real tokens, part by part of the feed."""
-        for part in self._fitting(feed):
+        parts = (p for whole in self.options.parts(feed) for p in self._fitting(whole))
+        for part in parts:
             mask = padding_mask(dict(part)) if self.options.mask else None
             for group in self._groups(part, taps):
                 wanted = dict.fromkeys(o for tap in group for o in tap.outputs)
@@ -186,31 +191,14 @@ class Collector:
         if not names or key in self.counted:
             return self.counted.get(key, {})
         for shapes, known in self.counted.items():
-            growth = _growth(dict(shapes), feed)
-            if growth and sum(known.values()) * growth <= self.options.max_memory:
-                return {tensor: size * growth for tensor, size in known.items()}
+            times = growth(dict(shapes), feed)
+            if times and sum(known.values()) * times <= self.options.max_memory:
+                return {tensor: size * times for tensor, size in known.items()}
         batch = common_batch(feed) if self.divisible else 1
         counted = {n: v[:1] for n, v in feed.items()} if batch > 1 else feed
         counts = self.session.run(counted, list(names.values()))
         self.counted[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
         return self.counted[key]
-
-
-def _growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:
-    """How much larger any tensor can be than for feeds of these shapes, 0 where that is not known.
-
-    A tensor has the batch once and the length, as attention's scores, twice at most.
-    """
-    growth = 1
-    for name, array in feed.items():
-        old, new = shapes[name], array.shape
-        if len(old) != len(new) or old[2:] != new[2:] or 0 in (*old, *new):
-            return 0
-        batch, length = (
-            -(-n // o) for n, o in zip((*new, 1, 1)[:2], (*old, 1, 1)[:2], strict=True)
-        )
-        growth = max(growth, batch * length**2)
-    return growth
 
 
 def collector(
@@ -229,7 +217,8 @@ def collector(
     requests = [*requests, *_by_channel(graph, watched, evaluate)]
     axes = _token_axes(graph, requests, evaluate) if options.mask else {}
     reduced = calibrator.needs == "extrema"
-    model, tensors = to_proto(graph), graph.tensors()
+    tensors = graph.tensors()
+    model, folder = apart(graph)
     taps = []
     first_watched = len(requests) - len(watched)
     for i, request in enumerate(requests):
@@ -237,13 +226,15 @@ def collector(
         in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
         size = "" if in_graph else _add_size(model, request, i)
-        observer = calibrator.observer(request.spec) if i < first_watched else ChannelObserver()
+        observer = (
+            calibrator.observer(request.spec)
+            if i < first_watched
+            else ChannelObserver(keep=options.keep)
+        )
         taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = save_apart(with_outputs(model, wanted), folder)
-        del model  # before the runtime packs the weights: two copies of them are enough
-        session = Session(path, SessionOptions(threads=options.threads))
+    path = save(with_outputs(model, wanted), folder)
+    session = Session(path, SessionOptions(threads=options.threads))
     divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
     return Collector(session, taps, options, divisible)
 

@@ -69,11 +69,12 @@ class Closeness:
 
     def update(self, reference: Array, candidate: Array, mask: Array | None) -> None:
         """Take in one batch of equal shapes."""
-        x, y = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+        x, y = np.asarray(reference), np.asarray(candidate)
         rows = [(x, y)] if x.ndim == 0 else zip(x, y, strict=True)
         # Only [batch, tokens, …]: a pooled output may have as many features as there are tokens.
         by_token = mask is not None and x.ndim >= 3 and x.shape[:2] == mask.shape
         for i, (a, b) in enumerate(rows):
+            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             if by_token and mask is not None:
                 a, b = a[mask[i]], b[mask[i]]
             if a.size:

@@ -8,14 +8,13 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from qcompile import (
     blas,
     calibrating,
     checking,
     conformance,
-    export,
+    digests,
     items,
     ledger,
     loading,
@@ -26,9 +25,11 @@ from qcompile import (
     search,
     shapes,
     switched,
+    writing,
 )
 from qcompile._version import __version__
 from qcompile.api import Choices, Context, Mode, Numerics, Pass, Stage
+from qcompile.budget import Budget
 from qcompile.channel_views import ChannelWatch
 from qcompile.compare import Gates
 from qcompile.data import Data, general_text, open_data
@@ -41,7 +42,7 @@ from qcompile.pipeline import parse, spell
 from qcompile.ranking import Measurable, Meter
 from qcompile.recipe import Recipe
 from qcompile.registry import target as find_target
-from qcompile.report import Report, sha256
+from qcompile.report import Report
 from qcompile.search import Reasons
 from qcompile.synthetic import synthetic_feeds
 from qcompile.target import Target
@@ -81,7 +82,7 @@ def compile_job(
         ctx = _context(job, reasons=reasons)
         _transform(job, ctx)
         compiled = _finish(job, ctx)
-        return search.Built(job, compiled, checking.verify(job, compiled))
+        return search.Built(job, compiled, checking.verify(job, compiled.path))
 
     if gates.min_metric is not None and options.metric is None:
         raise RecipeError("--min-metric needs a --metric, package.module:function")
@@ -91,7 +92,8 @@ def compile_job(
     if search.is_wanted(made.job):
         made = search.search(made, search.Tools(build, lambda r: switchable(prepare(r))))
     job, compiled = made.job, made.model
-    checking.bench(job, compiled, made.feeds)
+    checking.bench(job, compiled.path, made.feeds)
+    job.report.notes += checking.over_budget(job)
     locking.judge(job)
     if options.cache is not None:
         job.report.notes += options.cache.notes
@@ -116,7 +118,11 @@ def measurable(
 
     Raises what ``compile_job`` does on bad input; DataError where no feeds are left to measure on.
     """
-    return switchable(_prepare(model, data, recipe, gates, options, progress or Silent()))
+    job = _prepare(model, data, recipe, gates, options, progress or Silent())
+    excess = job.budget.excess_of(job.budget.switched, "measuring sensitivity")
+    if excess is not None:
+        raise DataError(excess)
+    return switchable(job)
 
 
 def switchable(job: Job) -> Measurable:
@@ -138,11 +144,11 @@ def switchable(job: Job) -> Measurable:
         raise TargetError(
             f"nothing is quantized, so nothing can be ranked: {calibrating.why_float(ctx)}"
         )
-    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in job.graph.inputs)
+    divisible = job.budget.divisible
     made = switched.build(job.graph, ctx, found, plain)
     session = runtime.SessionOptions(job.options.threads, provider=job.provider)
     meter = Meter(
-        made, job.reference, job.held_back, job.report.gates, job.options.metric, session, divisible
+        made, job.running, job.held_back, job.report.gates, job.options.metric, session, divisible
     )
     return Measurable(job, ctx, meter, known)
 
@@ -175,11 +181,11 @@ def _prepare(
     recipe.make_calibrator()  # fail on a wrong name before any work
     progress.step("load")
     reference = loading.runnable(model)
-    proto, folder = loading.read(model)  # once: it may hold gigabytes
+    proto, storage = loading.read(model)
     size = len(reference) if isinstance(reference, bytes) else reference.stat().st_size
     size += ledger.external_bytes(proto)
-    external = loading.external_files(proto, folder)
-    graph = loading.from_proto(proto, folder)
+    external = loading.external_files(proto, storage)
+    graph = loading.from_proto(proto, storage)
     unknown = shapes.infer(graph)
     report = Report(
         source=Path(model).name if isinstance(model, str | Path) else "model in memory",
@@ -193,7 +199,12 @@ def _prepare(
         float_content=ledger.summary(ledger.rows(proto, size)),
     )
     feeds = _open(graph, data, options)
-    job = Job(graph, reference, recipe, target, mode, options, progress, report, feeds, external)
+    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
+    budget = Budget(options.max_memory, graph, runtime.evaluate, divisible)
+    if budget.store is not None:
+        graph.keep = budget.store.constant
+    args = (graph, reference, recipe, target, mode, options, progress, report, feeds, budget)
+    job = Job(*args, external)
     if recipe.general_text and data is not None:
         given = options.tokenizer, options.batch_size
         job.general_text = general_text(data, input_specs(graph), *given)
@@ -241,7 +252,9 @@ def _record_types(job: Job, unknown: list[str]) -> None:
             if job.feeds is not None and job.feeds.reusable
             else synthetic_feeds(job.graph, {}, 1, job.recipe.seed)[0]
         )
-        seen = runtime.record_types(export.serialize(job.graph), feed, unknown)
+        model, folder = writing.apart(job.graph)
+        tapped = writing.save(runtime.with_outputs(model, unknown), folder)
+        seen = runtime.record_types(tapped, feed)
     except (DataError, ModelError) as e:
         job.report.notes.append(f"{len(unknown)} tensors have no known type: {e}")
         return
@@ -299,6 +312,7 @@ def _transform(job: Job, ctx: Context) -> None:
     job.report.channels = watch.to_dicts()
     ctx.channels.clear()  # nothing looks at samples from here on, and they are large
     _run(job, ctx, late[len(transforms) :], instruments, "quantize and lower")
+    ctx.rounded.clear()  # they are constants of the graph now
     job.report.passes, job.report.skips = timer.records, ctx.skips
     if job.mode != "float" and not any(ctx.plan.quantized()):
         beside = "beside what came in quantized, " if came else ""
@@ -314,8 +328,8 @@ def _run(
         manager.run(job.graph, ctx, lambda _name: job.progress.advance())
 
 
-def _finish(job: Job, ctx: Context) -> bytes:
-    """Metadata in, bytes out, ledger made."""
+def _finish(job: Job, ctx: Context) -> writing.Written:
+    """Metadata in, files out, ledger made."""
     job.graph.header.metadata.update(
         {
             "qcompile.version": __version__,
@@ -326,9 +340,10 @@ def _finish(job: Job, ctx: Context) -> bytes:
     held = conformance.require(job.graph, job.target.name, job.target.requires)
     job.report.requirements = held.checked
     job.report.notes += held.remarks
-    compiled = export.serialize(job.graph)
-    model = onnx.ModelProto.FromString(compiled)
-    job.report.bytes, job.report.model_sha256 = len(compiled), sha256(compiled)
+    compiled = writing.write(job.graph, job.options.stem)
+    model, _storage = loading.read(compiled.path)
+    job.report.bytes = compiled.size
+    job.report.model_sha256 = digests.of_file(compiled.path)
     job.report.int8_products = ledger.products_of_data(model)
-    job.report.ledger = ledger.rows(model, len(compiled), ctx)
+    job.report.ledger = ledger.rows(model, compiled.size, ctx)
     return compiled

@@ -19,7 +19,8 @@ from qcompile import beside, digests, ledger, loading
 from qcompile.ledger import Row
 from qcompile.lock import Lock
 from qcompile.qtypes import Array
-from qcompile.quantizers import Quantizer, constant, quantizers
+from qcompile.quantizers import Quantizer, quantizers
+from qcompile.tensors import Storage, values_of
 
 Change = Literal["only in a", "only in b", "type", "shape", "scale", "values"]
 Key = tuple[str, str]
@@ -46,7 +47,7 @@ class Side:
     rows: dict[Key, Row]
     scales: dict[Key, Quantizer]
     constants: dict[str, onnx.TensorProto] = field(repr=False)
-    folder: Path | None = None
+    storage: Storage = field(default_factory=Storage, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: which file it is."""
@@ -61,7 +62,7 @@ class Side:
     def values(self, key: Key) -> Array | None:
         """What a constant holds; None for data, and for types that numpy lacks."""
         tensor = self.constants.get(self.rows[key].name)
-        found = None if tensor is None else constant(tensor, self.folder)
+        found = None if tensor is None else values_of(tensor, self.storage)
         return found if found is not None and found.dtype.kind in "biuf" else None
 
 
@@ -144,13 +145,13 @@ def _told_pairs(
 
 def side(path: Path) -> Side:
     """Read one model and what lies beside it. Raises ModelError."""
-    model, folder = loading.read(path)
-    external = loading.external_files(model, folder)
+    model, storage = loading.read(path)
+    external = loading.external_files(model, storage)
     own = digests.of_file(path)
     report = beside.find_report(beside.report_path(path), own)
     lock = beside.find_lock(path, own)
     size = path.stat().st_size + ledger.external_bytes(model)
-    found = quantizers(model, folder)
+    found = quantizers(model, storage)
     rows = beside.rows_of(report) or [*ledger.rows(model, size), *_data(model, found)]
     kept = {_key(r): r for r in rows if r.kind in _COMPARED}
     origins = {r.name: _key(r) for r in rows if r.kind in _COMPARED}
@@ -166,7 +167,7 @@ def side(path: Path) -> Side:
         rows=kept,
         scales={origins[name]: q for name, q in found.items() if name in origins},
         constants={t.name: t for t in model.graph.initializer},
-        folder=folder,
+        storage=storage,
     )
 
 

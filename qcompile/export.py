@@ -28,6 +28,14 @@ _STANDARD = (None, "", "ai.onnx")
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """The model as it stands, with the header it came with."""
+    model = shell(graph)
+    for constant in graph.constants().values():
+        fill_tensor(model.graph.initializer.add(), constant)
+    return model
+
+
+def shell(graph: Graph) -> onnx.ModelProto:
+    """The model without its constants."""
     head = graph.header
     model = onnx.ModelProto(
         ir_version=max(head.ir_version, 4),
@@ -45,8 +53,6 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
     proto.node.extend(_node(graph, n) for n in graph.nodes)
     proto.input.extend(_declared(graph, t) for t in graph.inputs)
     proto.output.extend(_declared(graph, t) for t in graph.outputs)
-    for constant in graph.constants().values():
-        fill_tensor(proto.initializer.add(), constant)
     proto.value_info.extend(_value_info(graph))
     return model
 
@@ -145,7 +151,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     Raises OutputError where the folder is missing, read only or full.
     """
-    path = _destination(path)
+    path = destination(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as e:
@@ -173,7 +179,7 @@ def umask() -> int:
 
 def check_writable(path: Path) -> None:
     """Fail before any work is done where the output cannot be written. Raises OutputError."""
-    path = _destination(path)
+    path = destination(path)
     try:
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
             pass
@@ -181,7 +187,7 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"output folder {str(path.parent)!r}: {e.strerror}") from e
 
 
-def _destination(path: Path) -> Path:
+def destination(path: Path) -> Path:
     """The file behind a name, links followed. Raises OutputError for what is no regular file."""
     try:
         found = path.resolve()

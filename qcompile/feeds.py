@@ -151,6 +151,23 @@ def common_batch(feed: Mapping[str, Array]) -> int:
     return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
 
+def growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:
+    """How much larger any tensor can be than for feeds of these shapes, 0 where that is not known.
+
+    A tensor has the batch once and the length, as attention's scores, twice at most.
+    """
+    times = 1
+    for name, array in feed.items():
+        old, new = shapes[name], array.shape
+        if len(old) != len(new) or old[2:] != new[2:] or 0 in (*old, *new):
+            return 0
+        batch, length = (
+            -(-n // o) for n, o in zip((*new, 1, 1)[:2], (*old, 1, 1)[:2], strict=True)
+        )
+        times = max(times, batch * length**2)
+    return times
+
+
 def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
     """True where a position is a real token, bool [batch, sequence]; None where all are.
 

@@ -8,7 +8,7 @@ Subgraphs (If, Loop, Scan) are never edited; what they read from outside keeps i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
+from qcompile.mapped import FileValues
 from qcompile.order import Makers, in_order
 from qcompile.protos import Subgraph, subgraphs
 from qcompile.qtypes import Array
@@ -31,6 +32,7 @@ Shape: TypeAlias = tuple[int | str | None, ...]
 ONNX = ""
 MICROSOFT = "com.microsoft"
 _TENSOR = "tensor_type"
+_LARGE = 1 << 20  # bytes of a constant that ``Graph.keep`` is asked to keep
 
 
 def is_constant(tensor: Tensor) -> bool:
@@ -61,7 +63,9 @@ def array(tensor: Tensor) -> Array:
     Weights that are still in the loaded file are viewed there, not copied and not kept.
     """
     values = tensor._values
-    if isinstance(values, gs.ir.tensor.LazyValues):
+    if isinstance(values, FileValues):
+        values = values.load()
+    elif isinstance(values, gs.ir.tensor.LazyValues):
         values = onnx.numpy_helper.to_array(values.tensor)
     result: Array = np.asarray(values)
     return result
@@ -123,6 +127,8 @@ class Graph:
         self._gs = inner
         self.header = header or Header()
         self._hidden = list(hidden)
+        # Where large new constants are put; None keeps them in memory.
+        self.keep: Callable[[Array], FileValues] | None = None
         self._names = set(self.tensors()) | {n.name for n in inner.nodes}
         self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
         self._captured = self._read_inside()
@@ -219,6 +225,8 @@ class Graph:
 
     def constant(self, base: str, values: Array) -> Constant:
         """A new constant under a fresh name; scalars stay scalars."""
+        if self.keep is not None and values.nbytes >= _LARGE:
+            return gs.Constant(self.fresh(base), self.keep(values))
         return gs.Constant(self.fresh(base), np.array(values, order="C"))
 
     def add(
@@ -348,7 +356,9 @@ class Graph:
 
     def adopt(self, other: Graph) -> None:
         """Become another graph; the header stays."""
+        keep = self.keep
         self.__init__(other._gs, self.header, other._hidden)  # type: ignore[misc]
+        self.keep = keep
 
     def import_domain(self, domain: str, version: int) -> None:
         """Declare an operator set, once."""

@@ -10,18 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from qcompile import digests, export, lock, runtime
+from qcompile import digests, lock, runtime
 from qcompile.api import Mode
+from qcompile.budget import Budget
 from qcompile.cache import Cache
 from qcompile.calibration import Calibration
 from qcompile.errors import GateError, OutputError
 from qcompile.feeds import Feed, Feeds
 from qcompile.graph import Graph
 from qcompile.lock import Lock
+from qcompile.machine import peak_memory
 from qcompile.metric import Metric
 from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.target import Target
+from qcompile.writing import Written, apart_from
 
 
 class Progress(Protocol):
@@ -48,20 +51,22 @@ class Silent:
 class Options:
     """How to compile, beside the recipe: data handling, checks, limits.
 
-    max_memory: bytes of activations that calibration holds at a time. threads: 0 is one a core.
+    max_memory: bytes that the process may take beside its libraries (about 300 MB); None is no
+    limit. threads: 0 is one a core.
     metric: the user's own measure of feeds and outputs, or its name, for ``Gates.min_metric``.
     search_time: seconds in which tensors may be lifted to more bits where the result is not close
     enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
-    lock: the build to repeat, whose recipe is the job's. keep_calibration: what a lock of this
-    build needs stays in memory, for ``Result.save_lock``. cache: where calibration is kept for a
-    run after an interrupt; whoever has written the result calls its ``forget``.
+    stem: of the output's name, for a file of weights beside it. lock: the build to repeat, whose
+    recipe is the job's. keep_calibration: what a lock of this build needs stays in memory, for
+    ``Result.save_lock``. cache: where calibration is kept for a run after an interrupt; whoever has
+    written the result calls its ``forget``.
     profile: also take the time of each kind of operator, where anything is timed.
     """
 
     tokenizer: Path | None = None
     samples: int | None = None
     batch_size: int | None = None
-    max_memory: int = 1 << 27
+    max_memory: int | None = None
     threads: int = 0
     verify: bool = True
     bench: bool = True
@@ -72,6 +77,7 @@ class Options:
     metric: Metric | str | None = None
     search_time: float = 0.0
     search_state: Path | None = None
+    stem: str = "model"
     lock: Lock | None = None
     keep_calibration: bool = False
     cache: Cache | None = None
@@ -79,19 +85,24 @@ class Options:
 
 @dataclass
 class Result:
-    """The compiled model's bytes and the account of how it came to be.
+    """The compiled model, in files that live as long as this, and how it came to be.
 
     ``lock`` and ``calibration`` where ``Options.keep_calibration`` asked for them.
     """
 
-    model: bytes
+    written: Written
     report: Report
     lock: Lock | None = None
     calibration: Calibration | None = None
 
+    @property
+    def model(self) -> bytes:
+        """The model's file; over 2 GiB the weights are in another one, which ``save`` writes."""
+        return self.written.path.read_bytes()
+
     def save(self, path: str | Path) -> None:
         """Write the model whole or not at all. Raises OutputError."""
-        export.write_atomic(Path(path), self.model)
+        self.written.save(Path(path))
 
     def save_lock(self, path: str | Path) -> None:
         """Write the lock, NAME.yaml, and its calibration, NAME.npz. Raises OutputError."""
@@ -125,12 +136,22 @@ class Job:
     progress: Progress
     report: Report
     feeds: Feeds | None
+    budget: Budget
     external: tuple[Path, ...] = ()
     general_text: Feeds | None = None
     held_back: list[Feed] = field(default_factory=list)
     data_digest: str = ""
     lone_feed: bool = False
     calibration: Calibration | None = None
+
+    @cached_property
+    def _apart(self) -> Written | None:
+        return apart_from(self.reference) if isinstance(self.reference, Path) else None
+
+    @property
+    def running(self) -> bytes | Path:
+        """The float model as the runtime is to load it: its weights in a file, which it maps."""
+        return self.reference if self._apart is None else self._apart.path
 
     @cached_property
     def model_digest(self) -> str:
@@ -153,3 +174,4 @@ class Job:
         start = time.perf_counter()
         yield
         self.report.seconds[name] = round(time.perf_counter() - start, 3)
+        self.report.memory[name] = peak_memory()

@@ -16,6 +16,7 @@ import onnx
 from qcompile.api import Context
 from qcompile.plan import Decision
 from qcompile.qtypes import qparams
+from qcompile.tensors import is_external, outside_bytes
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
 
@@ -98,13 +99,12 @@ def _decision(name: str, ctx: Context | None, integer: bool) -> Decision | None:
 
 def external_bytes(model: onnx.ModelProto) -> int:
     """Bytes of constants that lie outside the model's file."""
-    return sum(stored_bytes(t) - t.ByteSize() for t in model.graph.initializer)
+    return sum(outside_bytes(t) for t in model.graph.initializer if is_external(t))
 
 
 def stored_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a constant in its file, and outside of it where its data is external."""
-    lengths = (int(e.value) for e in tensor.external_data if e.key == "length")
-    return int(tensor.ByteSize()) + sum(lengths)
+    return int(tensor.ByteSize()) + outside_bytes(tensor)
 
 
 def _kind(tensor: onnx.TensorProto, dtype: str) -> Kind:

@@ -18,15 +18,19 @@ from google.protobuf.message import DecodeError
 
 from qcompile.errors import ModelError
 from qcompile.graph import ONNX, Graph, Header, is_constant
+from qcompile.mapped import FileValues, MappedFile
 from qcompile.protos import bodies, outer_reads, put_back, subgraphs, take_out
 from qcompile.qtypes import Array
 from qcompile.tensors import (
+    Storage,
     check_values,
+    embed,
     embed_external,
     external_file,
     is_external,
-    map_external,
+    mapped,
 )
+from qcompile.thin import Span, UnusualError, thin
 
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -40,38 +44,57 @@ _LARGEST = 2**31
 
 def load(source: Source) -> Graph:
     """The graph of a model. Raises ModelError: not there, not ONNX, truncated, data missing."""
-    model, folder = read(source)
-    return from_proto(model, folder)
+    return from_proto(*read(source))
 
 
-def read(source: Source) -> tuple[onnx.ModelProto, Path | None]:
-    """The ModelProto, external data not loaded, and the folder that its external data is in."""
+def read(source: Source) -> tuple[onnx.ModelProto, Storage]:
+    """The ModelProto without the weights that lie in files, and where those are."""
     if isinstance(source, onnx.ModelProto):
         own = onnx.ModelProto()
         own.CopyFrom(source)  # normalising edits it
-        return own, None
+        return own, Storage()
     if isinstance(source, bytes):
-        return _parse(source, "the given bytes"), None
+        return _parse(source, "the given bytes"), Storage()
     path = Path(source)
     if not path.is_file():
         what = "is a folder, not an .onnx file" if path.is_dir() else "does not exist"
         raise ModelError(f"model {str(path)!r} {what}")
     try:
-        data = path.read_bytes()
+        file = MappedFile(path)
     except OSError as e:
         raise ModelError(f"model {str(path)!r} cannot be read: {e.strerror}") from e
-    return _parse(data, repr(str(path))), path.parent
+    return _read(file, path)
 
 
-def _parse(data: bytes, what: str) -> onnx.ModelProto:
+def _read(file: MappedFile, path: Path) -> tuple[onnx.ModelProto, Storage]:
+    what = repr(str(path))
+    try:
+        thinned = thin(file.data)
+    except UnusualError:
+        return _parse(file.data[:], what), Storage(path.parent)
+    model = _parse(thinned.model, what, file.size)
+    graph, spans = model.graph, dict[str, Span]()
+    for i, span in thinned.initializers.items():
+        spans[graph.initializer[i].name] = span
+    for (i, j), span in thinned.attributes.items():
+        node = graph.node[i]
+        if node.op_type == "Constant" and len(node.output) == 1 and not node.domain:
+            spans[node.output[0]] = span
+        else:
+            embed(node.attribute[j].t, file, span)
+    return model, Storage(path.parent, file, spans)
+
+
+def _parse(data: bytes, what: str, size: int = 0) -> onnx.ModelProto:
+    size = size or len(data)
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as e:
         raise ModelError(
-            f"{what} is not a readable ONNX model ({len(data)} bytes): not ONNX, or truncated"
+            f"{what} is not a readable ONNX model ({size} bytes): not ONNX, or truncated"
         ) from e
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
-        raise ModelError(f"{what} is not an ONNX model: no graph in it ({len(data)} bytes)")
+        raise ModelError(f"{what} is not an ONNX model: no graph in it ({size} bytes)")
     return model
 
 
@@ -83,36 +106,49 @@ def runnable(model: Source) -> bytes | Path:
     return model if isinstance(model, bytes) else Path(model)
 
 
-def external_files(model: onnx.ModelProto, folder: Path | None) -> tuple[Path, ...]:
+def external_files(model: onnx.ModelProto, storage: Storage) -> tuple[Path, ...]:
     """Files beside the model that hold data of it, by name; those that may not be read are left
     for ``from_proto`` to refuse."""
     tensors = (*model.graph.initializer, *_inner_tensors(model))
-    found = {external_file(t, folder) for t in tensors if is_external(t)}
+    found = {external_file(t, storage) for t in tensors if is_external(t)}
     return tuple(sorted(path for path in found if path is not None))
 
 
-def from_proto(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
-    """Normalise a ModelProto into a Graph; ``folder`` is where its external data lies.
+def embed_inner(model: onnx.ModelProto, storage: Storage) -> None:
+    """Read into a ModelProto all data outside of it that is not an initializer's."""
+    for tensor in _inner_tensors(model):
+        if is_external(tensor):
+            embed_external(tensor, storage)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.output[0] in storage.spans:
+            assert storage.own is not None
+            value = next(a.t for a in node.attribute if a.name == "value")
+            embed(value, storage.own, storage.spans[node.output[0]])
+
+
+def from_proto(model: onnx.ModelProto, storage: Storage | None = None) -> Graph:
+    """Normalise a ModelProto into a Graph; ``storage`` is where values lie that are not in it.
 
     The ModelProto is the graph's from then on. Raises ModelError where it is malformed.
     """
+    storage = storage or Storage()
     _check_text(model)
     _check_names(model.graph)
     _clean_imports(model)
     for tensor in _inner_tensors(model):
         if is_external(tensor):
-            embed_external(tensor, folder)
+            embed_external(tensor, storage)
     header = _header(model)
     inner = _import(model)
     _forget_unnamed_sizes(inner)
     _name_nodes(inner)
     header.extras = _extras(inner, model.graph)
     captured = {name for n in inner.nodes for body in subgraphs(n) for name in body.reads}
-    _absorb_constant_nodes(inner, captured | {t.name for t in inner.outputs})
+    _absorb_constant_nodes(inner, captured | {t.name for t in inner.outputs}, storage)
     hidden = _hidden(model.graph, captured - set(inner.tensors()))
     graph = Graph(inner, header, hidden)
     for constant in graph.constants().values():
-        _open(constant, folder)
+        _open(constant, storage)
     graph.sort()
     return graph
 
@@ -237,15 +273,20 @@ def _check_names(graph: onnx.GraphProto) -> None:
             raise ModelError(f"graph output {output.name!r} is produced by nothing")
 
 
-def _absorb_constant_nodes(inner: gs.Graph, visible: set[str]) -> None:
+def _absorb_constant_nodes(inner: gs.Graph, visible: set[str], storage: Storage) -> None:
     """Constant nodes of the main graph become constants, unless their name is ``visible``."""
     kept = []
     for node in inner.nodes:
         values = None if node.op != "Constant" or node.domain else _constant_value(node)
-        if values is None or not node.outputs or node.outputs[0].name in visible:
+        if values is None or not node.outputs:
             kept.append(node)
             continue
         out = node.outputs[0]
+        if not isinstance(values, np.ndarray) and out.name in storage.spans:
+            values._values = mapped(out.name, values._values.tensor, storage) or values._values
+        if out.name in visible:
+            kept.append(node)
+            continue
         node.outputs.clear()
         out.to_constant(values) if isinstance(values, np.ndarray) else _adopt(out, values)
     inner.nodes[:] = kept
@@ -300,16 +341,17 @@ def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorP
             yield from _attribute_tensors(body.node)
 
 
-def _open(constant: gs.Constant, folder: Path | None) -> None:
-    """External data is mapped, sparse values are made dense."""
+def _open(constant: gs.Constant, storage: Storage) -> None:
+    """Values in files are mapped, sparse ones made dense."""
     values = constant._values
     if isinstance(values, gs.ir.tensor.SparseValues):
         constant._values = _dense(values.tensor)
-    elif isinstance(values, gs.ir.tensor.LazyValues) and is_external(values.tensor):
-        mapped = map_external(values.tensor, folder)
-        constant._values = gs.ir.tensor.LazyValues(values.tensor) if mapped is None else mapped
+    elif not isinstance(values, gs.ir.tensor.LazyValues) or isinstance(values, FileValues):
+        return
+    elif is_external(values.tensor) or constant.name in storage.spans:
+        constant._values = mapped(constant.name, values.tensor, storage) or values
         constant.data_location = None
-    elif isinstance(values, gs.ir.tensor.LazyValues):
+    else:
         check_values(values.tensor)
 
 

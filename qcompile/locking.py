@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import onnx
-
+from qcompile import loading
 from qcompile.data import Data
 from qcompile.job import Job, Options
 from qcompile.ledger import Row
 from qcompile.lock import Lock, environment
 from qcompile.quantizers import Quantizer, quantizers
+from qcompile.writing import Written
 
 
 def options_for(options: Options, data: Data | None) -> Options:
@@ -65,10 +65,9 @@ def _closeness(verified: dict[str, Any]) -> str:
     return f"verified then on {verified['samples']} samples: cosine mean {mean:.4f}"
 
 
-def lock_of(job: Job, compiled: bytes) -> Lock:
+def lock_of(job: Job, compiled: Written) -> Lock:
     """The lock of a build; where its calibration lies is known once it is written."""
     report = job.report
-    model = onnx.ModelProto.FromString(compiled)
     data = None
     if job.data_digest:
         counts = {k: report.calibration[k] for k in ("feeds", "held_back") if report.calibration}
@@ -81,9 +80,9 @@ def lock_of(job: Job, compiled: bytes) -> Lock:
         environment=environment(),
         model={"name": report.source, "bytes": report.float_bytes, "sha256": job.model_digest},
         data=data,
-        output={"bytes": len(compiled), "sha256": report.model_sha256},
+        output={"bytes": compiled.size, "sha256": report.model_sha256},
         verified=_verified(job),
-        decisions=tuple(_decisions(report.ledger, quantizers(model))),
+        decisions=tuple(_decisions(report.ledger, quantizers(*loading.read(compiled.path)))),
     )
 
 

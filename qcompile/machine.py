@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -48,3 +49,8 @@ def _version(package: str) -> str:
         except PackageNotFoundError:
             continue
     return "unknown"
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -8,6 +8,8 @@ minima and maxima of dimensions: two that agree in every probe are taken as equa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 
@@ -31,9 +33,27 @@ def probed_shapes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
     return [_probe(graph, sizes, evaluate) for sizes in _PROBES]
 
 
+def shapes_for(
+    graph: Graph, inputs: Mapping[str, tuple[int, ...]], evaluate: Evaluator
+) -> dict[str, Shape]:
+    """Shapes by tensor name for inputs of these shapes, as far as they do not depend on data."""
+    model = skeleton(graph)
+    for info in model.graph.input:
+        if info.name in inputs:
+            dims = info.type.tensor_type.shape.dim
+            del dims[:]
+            for size in inputs[info.name]:
+                dims.add(dim_value=size)
+    return _shapes(model, evaluate)
+
+
 def _probe(graph: Graph, sizes: tuple[int, ...], evaluate: Evaluator) -> dict[str, Shape]:
     model = skeleton(graph)
     _fix_inputs(model, sizes)
+    return _shapes(model, evaluate)
+
+
+def _shapes(model: onnx.ModelProto, evaluate: Evaluator) -> dict[str, Shape]:
     small = from_proto(model)
     seen: dict[str, Shape] = {}
     for _ in range(_ROUNDS):

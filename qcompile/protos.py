@@ -17,6 +17,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
+from qcompile.mapped import FileValues
+
 _LISTS = (AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS)
 _PLAIN = (AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.TENSOR)
 
@@ -169,6 +171,8 @@ def fill_tensor(target: onnx.TensorProto, constant: gs.Constant) -> None:
     if isinstance(values, gs.ir.tensor.LazyValues):
         target.CopyFrom(values.tensor)
         target.name = constant.name
+        if isinstance(values, FileValues):
+            target.raw_data = values.load().tobytes()
     else:
         target.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values), constant.name))
 

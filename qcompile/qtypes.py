@@ -6,6 +6,8 @@ Formulas are those of ONNX QuantizeLinear and DequantizeLinear (opset 13 and lat
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 # Below this a scale is a denormal float32 or its reciprocal overflows; the tensor is all zeros.
 _SMALLEST_SCALE = np.float32(2.0**-100)
+_STEP = 1 << 18  # values worked on at a time
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,13 @@ def _spread(values: Array, ndim: int, axis: int | None) -> Array:
 
 def quantize(x: Array, params: QParams) -> Array:
     """ONNX QuantizeLinear: float array of any shape to integers of ``params.spec.dtype``."""
+    made = np.empty(x.shape, params.spec.dtype)
+    for rows, part in _parts(x.shape, params):
+        made[rows] = _quantized(x[rows], part)
+    return made
+
+
+def _quantized(x: Array, params: QParams) -> Array:
     axis = params.spec.axis
     scale = _spread(params.scale, x.ndim, axis)
     zero = _spread(params.zero_point, x.ndim, axis)
@@ -152,6 +162,21 @@ def dequantize(q: Array, params: QParams) -> Floats:
     zero = _spread(params.zero_point, q.ndim, axis)
     real: Floats = (q.astype(np.float32) - zero.astype(np.float32)) * scale
     return real
+
+
+def _parts(shape: tuple[int, ...], params: QParams) -> Iterator[tuple[Any, QParams]]:
+    """Places along the first axis, and the parameters there: temporaries are small, in cache."""
+    if not shape:
+        yield (), params
+        return
+    step = max(1, _STEP // max(1, math.prod(shape[1:])))
+    along = params.per_axis and (params.spec.axis or 0) % len(shape) == 0
+    for start in range(0, shape[0], step):
+        rows = slice(start, start + step)
+        part = params
+        if along:
+            part = QParams(params.scale[rows], params.zero_point[rows], params.spec)
+        yield rows, part
 
 
 def weight_range(weight: Array, spec: QSpec) -> Range:
@@ -173,9 +198,23 @@ def sqnr_db(reference: Array, candidate: Array) -> float:
 
     Infinite where the arrays are equal, 0 where the reference is all zero and they differ.
     """
+    return _ratio_db(*_energies(reference, candidate))
+
+
+def quantized_sqnr_db(reference: Array, q: Array, params: QParams) -> float:
+    """``sqnr_db`` of what integers stand for."""
+    parts = _parts(reference.shape, params)
+    found = [_energies(reference[r], dequantize(q[r], part)) for r, part in parts]
+    return _ratio_db(sum(signal for signal, _ in found), sum(noise for _, noise in found))
+
+
+def _energies(reference: Array, candidate: Array) -> tuple[float, float]:
+    """Of signal and noise."""
     x = np.asarray(reference, np.float64)
-    noise = float(np.square(x - candidate).sum())
-    signal = float(np.square(x).sum())
+    return float(np.square(x).sum()), float(np.square(x - candidate).sum())
+
+
+def _ratio_db(signal: float, noise: float) -> float:
     if noise == 0:
         return float("inf")
     return 10 * float(np.log10(signal / noise)) if signal > 0 else 0.0

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from qcompile.qtypes import Array
-from qcompile.tensors import check_values, is_external, map_external
+from qcompile.tensors import Storage, values_of
 
 # Operator -> (operand, scale, zero point) slots of each operand that is quantized.
 SLOTS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -58,18 +57,20 @@ class Quantizer:
         return hashlib.sha256(raw).hexdigest()[:12]
 
 
-def quantizers(model: onnx.ModelProto, folder: Path | None = None) -> dict[str, Quantizer]:
+def quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> dict[str, Quantizer]:
     """By tensor, the first quantizer of each; scales that are computed are left out.
 
-    ``folder`` is where external data lies. Raises ModelError where a scale cannot be read.
+    ``storage`` is where values lie that the model does not hold. Raises ModelError where a scale
+    cannot be read.
     """
+    where = storage or Storage()
     constants = {t.name: t for t in model.graph.initializer}
     found: dict[str, Quantizer] = {}
     for node in model.graph.node:
         for operand, scale, zero in _operands(node, constants):
             if operand not in found:
-                values = None if zero is None else constant(zero, folder)
-                found[operand] = Quantizer(operand, constant(scale, folder), values)
+                values = None if zero is None else values_of(zero, where)
+                found[operand] = Quantizer(operand, values_of(scale, where), values)
     return found
 
 
@@ -83,14 +84,3 @@ def _operands(
         if name in constants or node.op_type == "QuantizeLinear":
             point = node.input[zero] if len(node.input) > zero else ""
             yield name, constants[node.input[scale]], constants.get(point)
-
-
-def constant(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
-    """The values of a constant, mapped where they are external. Raises ModelError."""
-    if is_external(tensor):
-        mapped = map_external(tensor, folder)
-        if mapped is not None:
-            return mapped
-    check_values(tensor)
-    found: Array = onnx.numpy_helper.to_array(tensor)
-    return found

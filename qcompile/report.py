@@ -55,6 +55,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)  # most bytes until the end of each stage
 
     @property
     def size_ratio(self) -> float:
@@ -101,6 +102,7 @@ class Report:
             "calibration": self.calibration,
             "search": self.search,
             "seconds": self.seconds,
+            "memory": self.memory,
             "passes": [asdict(p) for p in self.passes],
             "skips": [asdict(s) for s in self.skips],
             "ledger": to_dicts(self.ledger),

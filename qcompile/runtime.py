@@ -24,7 +24,9 @@ from qcompile.qtypes import Array
 Feed = Mapping[str, Array]
 # Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
 _FAULTS = (RuntimeError, ValueError, TypeError, OSError)
-_PROTOBUF_LIMIT = 2**31 - 2**20
+# Where an optimized model puts its weights: in one file they could be over protobuf's limit.
+_EXTERNAL = "session.optimized_model_external_initializers"
+_LEAST_APART = 1 << 10
 CPU = "CPUExecutionProvider"
 
 
@@ -140,20 +142,6 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return model
 
 
-def save_apart(model: onnx.ModelProto, folder: str) -> Path:
-    """Write a model with its weights in a file of their own, which the runtime maps when it loads.
-
-    So they are in memory once, as the runtime packs them, not as bytes, protobuf and tensors too.
-    Empties the model. Raises ModelError where the folder has no room.
-    """
-    path = Path(folder) / "model.onnx"
-    try:
-        onnx.save_model(model, path, save_as_external_data=True, location="values")
-    except OSError as e:
-        raise ModelError(f"{folder} has no room for the model's weights: {e.strerror}") from e
-    return path
-
-
 def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
     """Values of all outputs of nodes that depend on constants alone, or why they have none."""
     proto = onnx.GraphProto(name="constants")
@@ -176,10 +164,9 @@ def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
         return _first_line(e)
 
 
-def record_types(model: bytes, feed: Feed, names: Sequence[str]) -> dict[str, tuple[Any, int]]:
-    """Dtype and rank of tensors that inference could not type, seen in one run."""
-    tapped = with_outputs(onnx.ModelProto.FromString(model), names)
-    values = Session(tapped.SerializeToString(), SessionOptions(optimize=False)).run(feed)
+def record_types(model: bytes | Path, feed: Feed) -> dict[str, tuple[Any, int]]:
+    """Dtype and rank of a model's outputs, seen in one run."""
+    values = Session(model, SessionOptions(optimize=False)).run(feed)
     return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
 
 
@@ -194,6 +181,8 @@ def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
         path = Path(folder) / "optimized.onnx"
         native = _native(SessionOptions(provider=provider))
         native.optimized_model_filepath = str(path)
+        for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_APART))):
+            native.add_session_config_entry(f"{_EXTERNAL}_{key}", value)
         try:
             source = str(model) if isinstance(model, Path) else model
             ort.InferenceSession(source, native, providers=[provider])

@@ -20,6 +20,7 @@ from qcompile.items import Item
 from qcompile.job import Job
 from qcompile.ranking import Measurable, Score, score
 from qcompile.recipe import Recipe
+from qcompile.writing import Written
 
 # Pattern of ``precision`` -> why it is there.
 Reasons: TypeAlias = tuple[tuple[str, str], ...]
@@ -34,7 +35,7 @@ class Built:
     """A compiled and verified model, not yet timed; ``feeds`` it was verified on."""
 
     job: Job
-    model: bytes
+    model: Written
     feeds: list[Feed]
 
 
@@ -58,6 +59,8 @@ def is_wanted(job: Job) -> bool:
         job.report.notes.append(
             "no search for tensors to lift: the data can be read once only, give a list or a file"
         )
+    elif (excess := job.budget.excess_of(job.budget.switched, "it")) is not None:
+        job.report.notes.append(f"no search for tensors to lift: {excess}")
     else:
         return True
     return False

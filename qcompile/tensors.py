@@ -1,4 +1,4 @@
-"""Tensor data before it is trusted: in the model file, or mapped from a file beside it.
+"""Tensor data before it is trusted: in the model file, or in a file beside it; both are mapped.
 
 That file must lie in the model's folder, also once links are followed. Either must hold all of the
 tensor.
@@ -7,22 +7,44 @@ tensor.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from qcompile.errors import ModelError
+from qcompile.mapped import FileValues, MappedFile
 from qcompile.qtypes import Array
+from qcompile.thin import Span
 
 # Element types of which a byte holds several: not mapped, since numpy does not pack.
 _PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Where the values of a model lie that its ModelProto does not hold.
+
+    folder: that of its external data, None where unknown. own: the model's file, in which
+    ``spans`` say where the data of tensors is, by name.
+    """
+
+    folder: Path | None = None
+    own: MappedFile | None = None
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    _opened: dict[Path, MappedFile] = field(default_factory=dict)
+
+    def open(self, path: Path) -> MappedFile:
+        """A file beside the model, mapped once."""
+        if path not in self._opened:
+            self._opened[path] = MappedFile(path)
+        return self._opened[path]
+
+
 def check_values(tensor: onnx.TensorProto) -> None:
     """Raises ModelError where the values in the model file do not fill the tensor's shape."""
-    size, kind = _size(tensor), _type_name(tensor)
+    size, kind = data_size(tensor), _type_name(tensor.data_type)
     if tensor.HasField("raw_data"):
         found = len(tensor.raw_data)
     else:
@@ -30,10 +52,14 @@ def check_values(tensor: onnx.TensorProto) -> None:
         if kind not in _PACKED:  # which have a byte an entry
             size = _elements(tensor) * (2 if kind.startswith("COMPLEX") else 1)
     if found != size:
-        raise ModelError(
-            f"tensor {tensor.name!r} of shape {list(tensor.dims)} has {found} bytes or values, "
-            f"expected {size}"
-        )
+        raise ModelError(_misfit(tensor, found, size))
+
+
+def _misfit(tensor: onnx.TensorProto, found: int, expected: int) -> str:
+    return (
+        f"tensor {tensor.name!r} of shape {list(tensor.dims)} has {found} bytes or values, "
+        f"expected {expected}"
+    )
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -41,51 +67,92 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def external_file(tensor: onnx.TensorProto, folder: Path | None) -> Path | None:
+def external_file(tensor: onnx.TensorProto, storage: Storage) -> Path | None:
     """The file that holds a tensor's data; None where there is none that may be read."""
     location = next((e.value for e in tensor.external_data if e.key == "location"), "")
     try:
-        return _path(tensor.name, location, folder)
+        return _path(tensor.name, location, storage.folder)
     except ModelError:
         return None
 
 
-def map_external(tensor: onnx.TensorProto, folder: Path | None) -> Array | None:
-    """External data as a read-only memory map; None where it had to be read into the tensor.
+def is_whole(data_type: int) -> bool:
+    """True for element types that take whole bytes, the same in an array and in a file."""
+    return _type_name(data_type) not in {*_PACKED, "STRING", "UNDEFINED", "?"}
+
+
+def mapped(name: str, tensor: onnx.TensorProto, storage: Storage) -> FileValues | None:
+    """Values of constant ``name`` that are not in the ModelProto; None where they had to be read.
 
     Raises ModelError: no folder known, missing, too short, outside of the folder.
     """
-    if _type_name(tensor) in _PACKED:
-        embed_external(tensor, folder)
+    span = storage.spans.get(name)
+    if span is None:
+        file, offset = _external(tensor, storage)
+    else:
+        assert storage.own is not None  # whoever knows spans has the file
+        file, offset = storage.own, span.offset
+        if span.size != data_size(tensor):
+            raise ModelError(_misfit(tensor, span.size, data_size(tensor)))
+    if not is_whole(tensor.data_type):
+        _embed(tensor, file, offset)
         return None
-    raw = _bytes(tensor, folder)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return raw.view(dtype).reshape(tuple(tensor.dims))
+    bare = onnx.TensorProto()
+    bare.CopyFrom(tensor)
+    del bare.external_data[:]
+    bare.ClearField("data_location")
+    return FileValues(bare, file, offset)
 
 
-def embed_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
-    """Read external data into the tensor. Raises ModelError as ``map_external`` does."""
-    raw = _bytes(tensor, folder).tobytes()
+def values_of(tensor: onnx.TensorProto, storage: Storage) -> Array:
+    """The values of an initializer, wherever they lie. Raises ModelError as ``mapped`` does."""
+    if is_external(tensor) or tensor.name in storage.spans:
+        found = mapped(tensor.name, tensor, storage)
+        if found is not None:
+            return found.load()
+    try:
+        values: Array = onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, OSError) as e:
+        raise ModelError(f"tensor {tensor.name!r} cannot be read: {e}") from e
+    return values
+
+
+def embed_external(tensor: onnx.TensorProto, storage: Storage) -> None:
+    """Read external data into the tensor. Raises ModelError as ``mapped`` does."""
+    _embed(tensor, *_external(tensor, storage))
+
+
+def embed(tensor: onnx.TensorProto, file: MappedFile, span: Span) -> None:
+    """Put the data that was left out of a tensor back into it."""
+    tensor.raw_data = file.view(span.offset, span.size).tobytes()
+
+
+def _embed(tensor: onnx.TensorProto, file: MappedFile, offset: int) -> None:
+    raw = file.view(offset, data_size(tensor)).tobytes()
     del tensor.external_data[:]
     tensor.ClearField("data_location")
     tensor.raw_data = raw
 
 
-def _bytes(tensor: onnx.TensorProto, folder: Path | None) -> npt.NDArray[np.uint8]:
+def _external(tensor: onnx.TensorProto, storage: Storage) -> tuple[MappedFile, int]:
+    """The file and offset of external data, which is all there."""
     info = {entry.key: entry.value for entry in tensor.external_data}
-    if _type_name(tensor) == "STRING":
+    if _type_name(tensor.data_type) == "STRING":
         raise ModelError(f"tensor {tensor.name!r} holds strings, which cannot be external")
-    path = _path(tensor.name, info.get("location", ""), folder)
-    offset, size = _number(tensor.name, info.get("offset", "0")), _size(tensor)
-    found = path.stat().st_size
-    if offset + size > found:
+    path = _path(tensor.name, info.get("location", ""), storage.folder)
+    offset, size = _number(tensor.name, info.get("offset", "0")), data_size(tensor)
+    try:
+        file = storage.open(path)
+    except OSError as e:
+        raise ModelError(
+            f"external data {path.name!r} of tensor {tensor.name!r} cannot be read: {e.strerror}"
+        ) from e
+    if offset + size > file.size:
         raise ModelError(
             f"external data {path.name!r} is too short for tensor {tensor.name!r}: "
-            f"{found} bytes, {offset + size} needed"
+            f"{file.size} bytes, {offset + size} needed"
         )
-    if size == 0:
-        return np.zeros(0, np.uint8)
-    return np.memmap(path, np.uint8, "r", offset=offset, shape=(size,))
+    return file, offset
 
 
 def _path(name: str, location: str, folder: Path | None) -> Path:
@@ -114,9 +181,24 @@ def _elements(tensor: onnx.TensorProto) -> int:
     return math.prod(tensor.dims)
 
 
-def _size(tensor: onnx.TensorProto) -> int:
+def outside_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's data that its message does not hold: external, or left out by ``thin``.
+
+    Data left out counts with the tag and length that it has in its file.
+    """
+    if is_external(tensor):
+        return data_size(tensor)
+    if tensor.HasField("raw_data") or not tensor.data_type:
+        return 0
+    if len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))):
+        return 0
+    size = data_size(tensor)
+    return size and 1 + -(-size.bit_length() // 7) + size
+
+
+def data_size(tensor: onnx.TensorProto) -> int:
     """Bytes of the tensor in a file; strings, which have no size, count 0."""
-    kind, elements = _type_name(tensor), _elements(tensor)
+    kind, elements = _type_name(tensor.data_type), _elements(tensor)
     if kind in ("?", "UNDEFINED"):
         raise ModelError(f"tensor {tensor.name!r} is of unknown type {tensor.data_type}")
     if kind in _PACKED:
@@ -126,6 +208,6 @@ def _size(tensor: onnx.TensorProto) -> int:
     return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def _type_name(tensor: onnx.TensorProto) -> str:
+def _type_name(data_type: int) -> str:
     known = {v: k for k, v in onnx.TensorProto.DataType.items()}
-    return str(known.get(tensor.data_type, "?"))
+    return str(known.get(data_type, "?"))

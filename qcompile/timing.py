@@ -20,6 +20,7 @@ from qcompile.runtime import Feed, Session, SessionOptions
 
 _NOISY = 1.25  # spread of one model's round medians over which the machine counts as noisy
 _RESAMPLES = 2000
+_SLOW = 0.4  # seconds: a run that is shorter is cheap to repeat
 _LEVEL = (2.5, 97.5)
 
 
@@ -29,7 +30,7 @@ Runnable = bytes | Path | Callable[[int], Callable[[Feed], Any]]
 
 @dataclass(frozen=True)
 class Options:
-    """``seconds``: timed per model and round, in at least ``min_runs`` runs.
+    """``seconds``: timed per model and round, in at least ``min_runs`` runs; one, of slow models.
 
     Before, as many seconds or ``warmup`` runs are not timed, whichever is less.
     """
@@ -159,22 +160,29 @@ def compare(
 
 
 def _round(model: Runnable, feed: Feed, options: Options, threads: int) -> list[float]:
-    """Milliseconds of each run of a fresh session, which is gone when this returns."""
+    """Milliseconds of each run of a fresh session, which is gone when this returns.
+
+    Of a model whose first run takes longer than a round is to, one more is timed, and that is all.
+    """
+    slow = False
     if callable(model):
         call, wanted = model(threads), feed
     else:
         session = Session(model, SessionOptions(threads=threads, provider=options.provider))
         wanted = {name: feed[name] for name in session.inputs if name in feed}
+        start = time.perf_counter()
         session.run(wanted)  # names what is missing, which the bare call would not
+        slow = time.perf_counter() - start > max(options.seconds, _SLOW)
         call = session.call
     end = time.perf_counter() + options.seconds
-    for _ in range(options.warmup):
+    for _ in range(0 if slow else options.warmup):
         call(wanted)
         if time.perf_counter() > end:  # a run that takes so long is warm after one
             break
     times: list[float] = []
+    least = 1 if slow else options.min_runs
     end = time.perf_counter() + options.seconds
-    while len(times) < options.min_runs or time.perf_counter() < end:
+    while len(times) < least or time.perf_counter() < end:
         start = time.perf_counter()
         call(wanted)
         times.append((time.perf_counter() - start) * 1e3)

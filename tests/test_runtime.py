@@ -82,7 +82,7 @@ def test_operators_are_counted_after_optimization() -> None:
 
 
 def test_types_are_recorded_from_a_run() -> None:
-    found = record_types(model().SerializeToString(), FEED, ["a", "g"])
+    found = record_types(with_outputs(model(), ["a", "g"]).SerializeToString(), FEED)
     assert found == {"a": (np.float32, 2), "g": (np.float32, 2)}
 
 

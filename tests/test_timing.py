@@ -119,3 +119,12 @@ def test_what_does_not_run_is_a_model_error() -> None:
         compare([("abs", model("Abs"))], {"z": np.ones(1, np.float32)}, QUICK)
     with pytest.raises(ModelError, match="cannot load the model"):
         compare([("bad", b"bad")], {}, QUICK)
+
+
+@pytest.mark.parametrize(("slow", "runs"), [(0.0, 1), (60.0, 3)])
+def test_a_slow_model_is_run_but_twice_a_round(
+    slow: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "_SLOW", slow)
+    (found,) = compare([("one", model("Abs"))], {"x": np.ones((1, 2), np.float32)}, QUICK).timings
+    assert [len(r) for r in found.rounds] == [runs] * QUICK.rounds

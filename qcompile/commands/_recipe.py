@@ -27,8 +27,9 @@ _OPTIONS = (
     click.option("--keep-float", multiple=True,
                  help="Pattern of node or tensor names to leave alone, or role:NAME."),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
-    click.option("--max-memory", type=Size(), default="128MiB", show_default=True,
-                 help="Bytes of activations that calibration may hold."),
+    click.option("--max-memory", type=Size(), help="Memory to take beside 300 MB for libraries, at "
+                 "least the weights: other arrays go to files in TMPDIR, feeds are divided.  "
+                 "[default: no limit]"),
     click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]"),
     click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core."),
     click.option("--cache", type=PATH, help="Folder that keeps calibration and measurements for a "

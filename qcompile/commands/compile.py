@@ -107,6 +107,7 @@ def options_from(given: dict[str, Any], locked: Lock | None) -> Options:
         metric=given["metric"],
         search_time=seconds,
         search_state=out.with_name(f"{out.stem}.search.json") if seconds else None,
+        stem=out.stem,
         lock=locked,
         cache=cache_from(given),
         keep_calibration=given["lock_file"] is not None,

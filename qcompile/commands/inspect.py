@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qcompile import beside, ledger, loading, runtime
+from qcompile import beside, digests, ledger, loading, runtime
 from qcompile.commands._shared import (
     PATH,
     console,
@@ -17,7 +17,6 @@ from qcompile.commands._shared import (
     table,
 )
 from qcompile.ledger import Row
-from qcompile.report import sha256
 
 
 @click.command()
@@ -31,11 +30,11 @@ def inspect(**given: Any) -> None:
     The rows add up to the file. Reasons come from the report that compile wrote beside the model.
     """
     path: Path = given["model"]
-    proto, _folder = loading.read(path)
-    data = path.read_bytes()
-    report = beside.find_report(given["report_file"] or beside.report_path(path), sha256(data))
+    proto, _storage = loading.read(path)
+    wanted = given["report_file"] or beside.report_path(path)
+    report = beside.find_report(wanted, digests.of_file(path))
     known = beside.rows_of(report)
-    size = len(data) + ledger.external_bytes(proto)
+    size = path.stat().st_size + ledger.external_bytes(proto)
     rows = known if known is not None else ledger.rows(proto, size)
     operators = dict(sorted(runtime.optimized_ops(path).items()))
     if given["as_json"]:

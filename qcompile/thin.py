@@ -1,0 +1,179 @@
+"""A model's protobuf without its weights: what is left is small, however large the file is.
+
+The wire format is walked down to the raw data of initializers and of nodes' tensors; what is large
+there is left out, and where it lies is told. Anything unusual ends the walk, and the parser gets
+the file as it is: it knows what is damaged.
+Source: https://protobuf.dev/programming-guides/encoding
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | mmap.mmap
+# Makes the new bytes of a message inside another: where it begins and ends, its place among its
+# like.
+_Edit: TypeAlias = Callable[[int, int, int], bytes]
+
+# Field numbers of onnx.proto.
+_GRAPH, _NODE, _INITIALIZER, _ATTRIBUTE, _T = 7, 1, 5, 5, 5
+_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
+_LEAST = 1 << 12  # bytes of data that are worth leaving out
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_WIDTHS = {_FIXED64: 8, _FIXED32: 4}
+_LONGEST_VARINT = 10
+
+
+class UnusualError(ValueError):
+    """The bytes are no protobuf, or not of the plain form that exporters write."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor's data lies in the file."""
+
+    offset: int
+    size: int
+
+
+@dataclass
+class Thin:
+    """``model``: the bytes of a ModelProto without large data. The data left out: of initializers
+    by their place in the graph, of nodes' tensors by those of node and attribute.
+    """
+
+    model: bytes = b""
+    initializers: dict[int, Span] = field(default_factory=dict)
+    attributes: dict[tuple[int, int], Span] = field(default_factory=dict)
+
+
+def thin(data: Buffer) -> Thin:
+    """A ModelProto's bytes without large data. Raises UnusualError."""
+    made = Thin()
+    walk = _Walk(data, made)
+    made.model = walk.edited(0, len(data), {_GRAPH: walk.graph})
+    return made
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One field of a message. ``value`` is where its payload begins, of a varint the number."""
+
+    number: int
+    wire: int
+    start: int
+    value: int
+    end: int
+
+
+@dataclass
+class _Walk:
+    data: Buffer
+    made: Thin
+
+    def edited(self, at: int, end: int, edits: Mapping[int, _Edit]) -> bytes:
+        """A message whose large fields of these numbers are made anew."""
+        pieces: list[bytes] = []
+        counts = dict.fromkeys(edits, 0)
+        for found in self._fields(at, end):
+            if found.number not in edits or found.wire != _DELIMITED:
+                continue
+            index = counts[found.number]
+            counts[found.number] += 1
+            if found.end - found.value >= _LEAST:
+                new = edits[found.number](found.value, found.end, index)
+                head = varint(found.number << 3 | _DELIMITED) + varint(len(new))
+                pieces += [self.data[at : found.start], head, new]
+                at = found.end
+        return b"".join([*pieces, self.data[at:end]])
+
+    def graph(self, at: int, end: int, index: int) -> bytes:
+        _only(index)
+        return self.edited(at, end, {_NODE: self._node, _INITIALIZER: self._initializer})
+
+    def _initializer(self, at: int, end: int, index: int) -> bytes:
+        span = self._raw_data(at, end)
+        if span is None:
+            return self.data[at:end]
+        self.made.initializers[index] = span
+        return self._without(at, end, span)
+
+    def _node(self, at: int, end: int, index: int) -> bytes:
+        return self.edited(at, end, {_ATTRIBUTE: partial(self._attribute, index)})
+
+    def _attribute(self, node: int, at: int, end: int, index: int) -> bytes:
+        return self.edited(at, end, {_T: partial(self._value, (node, index))})
+
+    def _value(self, key: tuple[int, int], at: int, end: int, index: int) -> bytes:
+        _only(index)
+        span = self._raw_data(at, end)
+        if span is None:
+            return self.data[at:end]
+        self.made.attributes[key] = span
+        return self._without(at, end, span)
+
+    def _raw_data(self, at: int, end: int) -> Span | None:
+        """Where the data of a tensor lies; None where it is small, or not in this file."""
+        spans = []
+        for found in self._fields(at, end):
+            external = found.number == _DATA_LOCATION and found.value != 0
+            if external or found.number == _EXTERNAL_DATA:
+                return None
+            if found.number == _RAW_DATA and found.wire == _DELIMITED:
+                spans.append(Span(found.value, found.end - found.value))
+        _only(len(spans) - 1)
+        return spans[0] if spans and spans[0].size >= _LEAST else None
+
+    def _without(self, at: int, end: int, span: Span) -> bytes:
+        """A tensor without its data."""
+        field = next(f for f in self._fields(at, end) if f.number == _RAW_DATA)
+        return self.data[at : field.start] + self.data[field.end : end]
+
+    def _fields(self, at: int, end: int) -> Iterator[_Field]:
+        while at < end:
+            start = at
+            tag, at = self._number(at, end)
+            wire, value = tag & 7, at
+            if wire == _VARINT:
+                value, at = self._number(at, end)
+            elif wire == _DELIMITED:
+                size, value = self._number(at, end)
+                at = value + size
+            elif wire in _WIDTHS:
+                at += _WIDTHS[wire]
+            else:
+                raise UnusualError(f"wire type {wire}")
+            if at > end:
+                raise UnusualError("truncated")
+            yield _Field(tag >> 3, wire, start, value, at)
+
+    def _number(self, at: int, end: int) -> tuple[int, int]:
+        """A varint, and the place behind it."""
+        value = 0
+        for i in range(_LONGEST_VARINT):
+            if at + i >= end:
+                break
+            byte = self.data[at + i]
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                return value, at + i + 1
+        raise UnusualError("no number")
+
+
+def _only(index: int) -> None:
+    """Entries of what is no list are to be merged, which is left to the parser."""
+    if index > 0:
+        raise UnusualError("a field that should be there once")
+
+
+def varint(value: int) -> bytes:
+    """A number on the wire."""
+    made = bytearray()
+    while value > 127:
+        made.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*made, value])

@@ -1,0 +1,164 @@
+"""--max-memory: the same bytes within it, one line over it, and what is kept in files meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+import qcompile
+from qcompile import Gates, Options, checking
+from qcompile.budget import FETCHED, LIBRARIES, Budget
+from qcompile.errors import DataError
+from qcompile.footprint import footprint
+from qcompile.graph import Graph
+from qcompile.loading import from_proto
+from qcompile.plan import ChannelStats
+from qcompile.qtypes import Array
+from qcompile.runtime import evaluate
+from qcompile.store import KeptChannels, KeptValues, Store
+
+WIDE = 1024
+TEXT = """<ir_version: 8, opset_import: ["": 17]> mlp (float[batch,1024] x) => (float[batch,8] y)
+{ h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"""
+WEIGHTS = 4 * WIDE * (WIDE + 8)
+OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
+
+
+def proto() -> onnx.ModelProto:
+    made = onnx.parser.parse_model(TEXT)
+    rng = np.random.default_rng(0)
+    for name, columns in (("w1", WIDE), ("w2", 8)):
+        values = (rng.standard_normal((WIDE, columns)) / 32).astype(np.float32)
+        made.graph.initializer.append(numpy_helper.from_array(values, name))
+    return made
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return from_proto(proto())
+
+
+def feed(rows: int) -> dict[str, Array]:
+    return {"x": np.random.default_rng(rows).standard_normal((rows, WIDE)).astype(np.float32)}
+
+
+def test_activations_alive_at_once(graph: Graph) -> None:
+    """By hand: two tensors of [5, 1024] live at a time; the outputs of [5, 8] are small."""
+    found = footprint(graph, evaluate, {"x": (5, WIDE)})
+    assert found.bytes == 2 * 5 * WIDE * 4
+    assert found.largest == 5 * WIDE * 4 and found.tensor in ("x", "h", "r")
+
+
+def test_shapes_that_depend_on_data_count_nothing() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (int64[1,K] y)
+    { y = NonZero(x) }"""
+    found = footprint(from_proto(onnx.parser.parse_model(text)), evaluate, {"x": (6,)})
+    assert found.bytes == 24
+
+
+def test_feeds_are_halved_until_they_fit(graph: Graph) -> None:
+    limit = 8 * WEIGHTS
+    budget = Budget(limit, graph, evaluate)
+    assert budget.weights == WEIGHTS and budget.largest == "w1"
+    assert budget.fetched == limit // 8
+    # Two tensors are alive, each twice in the runtime's arena.
+    most = (limit - WEIGHTS - budget.fetched) // (2 * 2 * WIDE * 4)
+    (part,) = budget.parts(feed(most))
+    assert len(part["x"]) == most
+    halves = list(budget.parts(feed(most + 1)))
+    assert [len(p["x"]) for p in halves] == [(most + 1) // 2, (most + 1) - (most + 1) // 2]
+    assert np.array_equal(np.concatenate([p["x"] for p in halves]), feed(most + 1)["x"])
+    assert len(list(Budget(None, graph, evaluate).parts(feed(10 * most)))) == 1
+
+
+def test_what_cannot_fit_says_what_would(graph: Graph) -> None:
+    with pytest.raises(DataError, match=r"'w1'.*give at least (\d+)") as said:
+        list(Budget(WEIGHTS, graph, evaluate).parts(feed(4)))
+    least = int(str(said.value).rsplit("at least ", 1)[1].split(",")[0])
+    assert [len(p["x"]) for p in Budget(least, graph, evaluate).parts(feed(4))] == [1] * 4
+    with pytest.raises(DataError):
+        list(Budget(least - 16, graph, evaluate).parts(feed(4)))
+    fixed = Budget(least, graph, evaluate, divisible=False)
+    with pytest.raises(DataError, match=r"'[xhr]'"):
+        list(fixed.parts(feed(4)))
+
+
+def test_large_budgets_fetch_no_more_than_is_fast(graph: Graph) -> None:
+    assert (
+        Budget(1 << 40, graph, evaluate).fetched == FETCHED == Budget(None, graph, evaluate).fetched
+    )
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "entropy"])
+def test_a_budget_changes_no_byte(calibrator: str) -> None:
+    feeds = [feed(n) for n in (200, 90, 300)]
+    made = []
+    for limit in (None, 8 * WEIGHTS):
+        options = Options(bench=False, threads=1, max_memory=limit)
+        made.append(
+            qcompile.compile(proto(), feeds, calibrator=calibrator, gates=OPEN, options=options)
+        )
+    free, tight = made
+    assert free.model == tight.model
+    assert free.report.verdict is not None and tight.report.verdict is not None
+    assert free.report.verdict.samples == tight.report.verdict.samples
+
+
+def test_over_the_budget_is_one_line_before_any_output(tmp_path: Path) -> None:
+    options = Options(bench=False, threads=1, max_memory=WEIGHTS)
+    for mode in ("static", "dynamic"):
+        with pytest.raises(DataError, match=rf"--max-memory {WEIGHTS} .*weights take {WEIGHTS}"):
+            qcompile.compile(proto(), [feed(4)], mode=mode, options=options)
+
+
+def test_no_search_where_it_would_not_fit() -> None:
+    options = Options(bench=False, threads=1, max_memory=2 * WEIGHTS, search_time=60, force=True)
+    gates = Gates(min_cosine=1.0, max_latency_ratio=None)
+    feeds = [feed(4), feed(5), feed(6)]
+    found = qcompile.compile(proto(), feeds, gates=gates, options=options)
+    note = next(n for n in found.report.notes if "no search" in n)
+    assert f"takes {3 * WEIGHTS} bytes, over --max-memory {2 * WEIGHTS}" in note
+    with pytest.raises(DataError, match="sensitivity takes"):
+        qcompile.sensitivity(proto(), feeds, gates=gates, options=options)
+
+
+def test_a_stage_that_took_more_is_noted() -> None:
+    job: Any = type("J", (), {})()
+    job.budget, job.report = type("B", (), {"limit": 1000})(), type("R", (), {})()
+    job.report.memory = {"load": LIBRARIES, "verify": LIBRARIES + 1001, "bench": LIBRARIES + 2000}
+    (note,) = checking.over_budget(job)
+    assert note.startswith(f"verify took {LIBRARIES + 1001} bytes")
+    job.budget.limit = 2000
+    assert checking.over_budget(job) == []
+    job.budget.limit = None
+    assert checking.over_budget(job) == []
+
+
+def test_kept_arrays_are_files_that_go() -> None:
+    store = Store()
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    kept = store.keep(values)
+    path = kept.path
+    assert path.stat().st_size == values.nbytes and np.array_equal(kept.load(), values)
+    constant: Any = KeptValues(kept)
+    assert tuple(constant.shape) == (2, 3) and np.array_equal(constant.load(), values)
+    view = store.array(values.T)
+    assert np.array_equal(view, values.T) and len(list(path.parent.iterdir())) == 1
+    del kept, constant
+    assert not path.exists()
+    assert store.keep(np.zeros((0, 3), np.float32)).load().shape == (0, 3)
+
+
+def test_kept_channels_are_a_mapping() -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    stats = ChannelStats(rows.min(0), rows.max(0), rows)
+    channels = KeptChannels(Store(), {"a": stats})
+    channels["b"] = channels["a"].scaled(np.array([2, 1], np.float32))
+    assert np.array_equal(channels["b"].rows, rows * [2, 1]) and [*channels] == ["a", "b"]
+    del channels["a"]
+    assert len(channels) == 1 and "a" not in channels
