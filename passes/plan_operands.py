@@ -22,7 +22,7 @@ from qcompile.graph import Graph, Node, array, has_subgraph, is_constant, is_flo
 from qcompile.plan import Decision, Kind, Use
 from qcompile.precision import Choice
 from qcompile.prequantized import is_quantized_weight
-from qcompile.qtypes import QSpec
+from qcompile.qtypes import QSpec, out_of_scale
 from qcompile.roles import Role, callings, is_role, matches, roles
 from qcompile.target import OpRule
 
@@ -160,9 +160,13 @@ def _obstacle(
         return rule.small
     if size == 0:
         return "the weight is empty"
-    if not np.isfinite(array(weight)).all():
+    values = array(weight)
+    if not np.isfinite(values).all():
         return "the weight holds NaN or infinity"
-    return None
+    if not values.any():
+        return "the weight is zero throughout"
+    unfit = out_of_scale(float(values.min()), float(values.max()))
+    return unfit and f"the weight holds {unfit}"
 
 
 def _plain_gemm(node: Node) -> bool:

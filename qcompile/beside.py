@@ -30,7 +30,7 @@ def rows_of(report: dict[str, Any] | None) -> list[Row] | None:
     """The ledger of a report, None where it has none that can be read."""
     try:
         return None if report is None else ledger.from_dicts(report["ledger"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from qcompile import compare, runtime, timing
+from qcompile import compare, exactness, runtime, timing
 from qcompile.budget import LIBRARIES
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
@@ -39,6 +39,7 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
         _verify(job, compiled, feeds)
     elif feeds:
         job.report.notes.append("not verified (--no-verify)")
+    exactness.tell(job, compiled, feeds if job.options.verify else [])
     return feeds
 
 

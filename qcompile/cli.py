@@ -17,6 +17,7 @@ import click
 
 from qcompile._version import __version__
 from qcompile.errors import QCompileError
+from qcompile.terminal import printable
 
 # Command -> module, imported when the command runs: --help must not wait for onnxruntime.
 _COMMANDS = {
@@ -105,7 +106,7 @@ def _explain(message: str) -> None:
     """One line; the traceback too where -v asks for it."""
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exc()
-    click.echo("error: " + " ".join(message.split()), err=True)
+    click.echo("error: " + printable(" ".join(message.split())), err=True)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -25,7 +25,7 @@ from qcompile.folding import Evaluator
 from qcompile.graph import Graph, Shape, rank, shape_of
 from qcompile.plan import ChannelStats, Ranges, StatRequest
 from qcompile.probing import probed_shapes
-from qcompile.qtypes import Array, QSpec
+from qcompile.qtypes import Array, QSpec, Range, out_of_scale
 from qcompile.runtime import Session, SessionOptions, with_outputs
 from qcompile.writing import apart, save
 
@@ -141,7 +141,7 @@ class Collector:
             try:
                 if tap.fault:
                     raise ValueError(tap.fault)
-                found.set(tap.tensor, tap.observer.range())
+                found.set(tap.tensor, _scalable(tap.observer.range()))
             except ValueError as e:
                 found.missing[tap.tensor] = f"no range: {e}"
         return found
@@ -152,6 +152,7 @@ class Collector:
         for tap in self.taps:
             if isinstance(tap.observer, ChannelObserver) and not tap.fault:
                 with suppress(ValueError):  # never run: passes find no statistics
+                    _scalable(tap.observer.range())
                     found[tap.tensor] = tap.observer.stats()
         return found
 
@@ -199,6 +200,14 @@ class Collector:
         counts = self.session.run(counted, list(names.values()))
         self.counted[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
         return self.counted[key]
+
+
+def _scalable(span: Range) -> Range:
+    """The range itself; raises ValueError where its values get no scale."""
+    unfit = out_of_scale(float(span.lo.min()), float(span.hi.max()))
+    if unfit:
+        raise ValueError(unfit)
+    return span
 
 
 def collector(

@@ -193,7 +193,8 @@ def judge(
                 a, b = np.ones(a.shape), np.equal(a, b)
             found.setdefault(name, Closeness(name, exact=a.dtype.kind != "f")).update(a, b, mask)
     if not any(o.cosine for o in found.values()):
-        raise DataError("nothing to compare: the data holds no feed, or nothing but padding")
+        why = "the data holds no feed or nothing but padding, or the outputs hold no values"
+        raise DataError(f"nothing to compare: {why}")
     # Integers and text that are all equal have nothing to report.
     outputs = [o for o in found.values() if o.cosine and not (o.exact and o.noise == 0)]
     return Verdict(outputs, [f for o in outputs for f in _failures(o, gates)], samples)

@@ -15,6 +15,7 @@ from qcompile import (
     checking,
     conformance,
     digests,
+    isa,
     items,
     ledger,
     loading,
@@ -175,7 +176,7 @@ def _prepare(
     options: Options,
     progress: Progress,
 ) -> Job:
-    target = find_target(recipe.target)
+    target = isa.fitted(find_target(recipe.target), recipe.isa)
     locked = options.lock
     mode = locked.mode if locked is not None else _mode(recipe, target, data is not None)
     recipe.make_calibrator()  # fail on a wrong name before any work

@@ -173,8 +173,12 @@ def to_dicts(found: list[Row]) -> list[dict[str, Any]]:
 
 
 def from_dicts(found: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Rows as read from a report."""
-    return [Row(**{**r, "shape": tuple(r["shape"])}) for r in found]
+    """Rows as read from a report. Raises KeyError, TypeError or ValueError for what are none."""
+    made = [Row(**{**r, "shape": tuple(map(int, r["shape"]))}) for r in found]
+    for row in made:
+        sum((row.bytes, row.sqnr_db or 0, row.low or 0, row.high or 0))  # numbers, all of them
+        "".join((row.name, row.tensor, row.kind, row.dtype, row.reason))
+    return made
 
 
 def products_of_data(model: onnx.ModelProto) -> int:

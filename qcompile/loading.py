@@ -16,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
+from qcompile.calls import check_functions
 from qcompile.errors import ModelError
 from qcompile.graph import ONNX, Graph, Header, is_constant
 from qcompile.mapped import FileValues, MappedFile
@@ -31,6 +32,7 @@ from qcompile.tensors import (
     mapped,
 )
 from qcompile.thin import Span, UnusualError, thin
+from qcompile.wire import check_entries
 
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -86,6 +88,7 @@ def _read(file: MappedFile, path: Path) -> tuple[onnx.ModelProto, Storage]:
 
 
 def _parse(data: bytes, what: str, size: int = 0) -> onnx.ModelProto:
+    check_entries(data, what)
     size = size or len(data)
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
@@ -133,11 +136,14 @@ def from_proto(model: onnx.ModelProto, storage: Storage | None = None) -> Graph:
     """
     storage = storage or Storage()
     _check_text(model)
+    check_functions(model)
     _check_names(model.graph)
     _clean_imports(model)
     for tensor in _inner_tensors(model):
         if is_external(tensor):
             embed_external(tensor, storage)
+        else:
+            check_values(tensor)
     header = _header(model)
     inner = _import(model)
     _forget_unnamed_sizes(inner)
@@ -335,7 +341,8 @@ def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
         for body in bodies(node):
             yield from body.initializer
             yield from _attribute_tensors(body.node)

@@ -6,6 +6,7 @@ Arrays that the model does not declare are not read, and pickled ones never are.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from qcompile.feeds import Feed, InputSpec
 from qcompile.qtypes import Array
 
 DEFAULT_BATCH = 8
+_MOST = 1 << 30  # bytes of one array of one feed: a few of deflated zeros make as many
 
 
 def batch_of(inputs: Sequence[InputSpec], asked: int | None) -> tuple[int, bool]:
@@ -43,11 +45,15 @@ def batch_of(inputs: Sequence[InputSpec], asked: int | None) -> tuple[int, bool]
 
 @dataclass
 class _Member:
-    """One array of an .npz, taken from the front in slices of axis 0."""
+    """One array of an .npz, taken from the front in slices of axis 0.
+
+    ``held``: bytes that the archive says it has; it need not be true, but more are not read.
+    """
 
     stream: IO[bytes]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    held: int
     whole: Array | None = None
     position: int = 0
 
@@ -64,6 +70,11 @@ class _Member:
 
     def read(self, shape: tuple[int, ...]) -> Array:
         """An array of that shape off the stream. Raises EOFError where the file ends early."""
+        size = math.prod(shape) * self.dtype.itemsize
+        if size > min(_MOST, self.held):
+            if size > _MOST:
+                raise ValueError(f"one feed of it takes {size} bytes, over {_MOST}")
+            raise EOFError("it is truncated")
         values: Array = np.empty(shape, self.dtype)
         raw = self.stream.read(values.nbytes)
         if len(raw) < values.nbytes:
@@ -72,7 +83,7 @@ class _Member:
         return values
 
 
-def _open_member(stream: IO[bytes]) -> _Member:
+def _open_member(stream: IO[bytes], held: int) -> _Member:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -82,7 +93,7 @@ def _open_member(stream: IO[bytes]) -> _Member:
         raise ValueError(f"its .npy version {version} is not known")
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
-    member = _Member(stream, shape, dtype)
+    member = _Member(stream, shape, dtype, held)
     if is_fortran and len(shape) > 1:  # rows are not contiguous: no way but all at once
         member.whole = member.read(shape[::-1]).T
     return member
@@ -102,7 +113,8 @@ def _members(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, _Mem
                     raise DataError(_lacks(path, spec.name, held, inputs))
                 at = f"array {spec.name!r}"
                 stream = stack.enter_context(archive.open(held[spec.name]))
-                found[spec.name] = _open_member(stream)
+                size = archive.getinfo(held[spec.name]).file_size
+                found[spec.name] = _open_member(stream, size)
             at = "an array"
             yield found
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from qcompile import plain_yaml
 from qcompile.api import Pass
 from qcompile.errors import RecipeError
 from qcompile.registry import build, passes
@@ -68,8 +69,8 @@ def _options(text: str) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """A YAML scalar; also 1e-3, a number to everyone but YAML."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+        value = plain_yaml.load(text)
+    except ValueError as e:
         raise RecipeError(f"option value {text!r} cannot be read") from e
     return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text) else value
 

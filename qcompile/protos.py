@@ -19,7 +19,9 @@ from onnx import AttributeProto
 
 from qcompile.mapped import FileValues
 
-_LISTS = (AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS)
+_LISTS = {
+    AttributeProto.FLOATS: "floats", AttributeProto.INTS: "ints", AttributeProto.STRINGS: "strings"
+}  # fmt: skip
 _PLAIN = (AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.TENSOR)
 
 
@@ -110,7 +112,7 @@ def _is_carried(attribute: AttributeProto) -> bool:
     if attribute.type == AttributeProto.STRING:
         return _is_text(attribute.s)
     if attribute.type in _LISTS:
-        values = attribute.floats or attribute.ints or attribute.strings
+        values = getattr(attribute, _LISTS[attribute.type])  # of its own type: a file may lie
         return len(values) > 0 and all(map(_is_text, attribute.strings))
     return attribute.type in _PLAIN
 

@@ -104,8 +104,10 @@ def verify(
     batch_size: int | None = None,
 ) -> Verdict:
     """Compare the outputs of two models on data. Raises ModelError or DataError on bad input."""
+    # Messages that name what is wrong with a file, before the runtime loads it.
+    shapes.infer(loading.load(candidate))
     graph = loading.load(reference)
-    loading.load(candidate)  # its messages name what is wrong with a file
+    shapes.infer(graph)
     feeds = open_data(
         data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
     )
@@ -128,6 +130,8 @@ def bench(
     """
     if not models:
         raise DataError("nothing to time: give at least one model")
+    for other in models[1:]:
+        shapes.infer(loading.load(other))
     graph = loading.load(models[0])
     shapes.infer(graph)
     if data is not None:

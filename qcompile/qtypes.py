@@ -25,9 +25,23 @@ _LIMITS: dict[str, tuple[int, int]] = {
     "int16": (-32768, 32767),
     "uint16": (0, 65535),
 }
-# Below this a scale is a denormal float32 or its reciprocal overflows; the tensor is all zeros.
-_SMALLEST_SCALE = np.float32(2.0**-100)
+# 255 · 64 · 2 fits into int16.
+_REDUCED = (-64, 64)
+# The smallest normal float32: below it a scale would be denormal, and is taken for that of zeros.
+_SMALLEST_SCALE = np.float32(2.0**-126)
+# Beyond, products of squares, by which errors are predicted, leave float32.
+_LARGEST_VALUE = 2.0**28
 _STEP = 1 << 18  # values worked on at a time
+
+
+def out_of_scale(lo: float, hi: float) -> str | None:
+    """Why values between these bounds get no scale, None where they do. Zeros do."""
+    top = max(abs(lo), abs(hi))
+    if top > _LARGEST_VALUE:
+        return f"values up to {top:.3g}, over 2^28: too large for a scale"
+    if 0 < top < 256 * _SMALLEST_SCALE:
+        return f"values up to {top:.3g} only: too small for a scale"
+    return None
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class QSpec:
 
     ``axis`` counts from the front for weights and from the back (negative) for activations, whose
     leading dimensions vary. ``narrow`` gives up the most negative integer, so that symmetric
-    ranges stay symmetric.
+    ranges stay symmetric. ``reduced``: int8 that uses 7 bits, -64 to 64.
     """
 
     dtype: DType
@@ -44,18 +58,23 @@ class QSpec:
     granularity: Granularity = "tensor"
     axis: int | None = None
     narrow: bool = False
+    reduced: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _LIMITS:
             raise ValueError(
                 f"unknown integer type {self.dtype!r}, expected one of {list(_LIMITS)}"
             )
+        if self.reduced and self.dtype != "int8":
+            raise ValueError(f"reduced range is for int8, not {self.dtype}")
         if (self.granularity == "tensor") != (self.axis is None):
             raise ValueError(f"granularity {self.granularity!r} does not go with axis {self.axis}")
 
     @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest integer in use."""
+        if self.reduced:
+            return _REDUCED
         low, high = _LIMITS[self.dtype]
         return (low + 1, high) if self.narrow and low < 0 else (low, high)
 
@@ -67,7 +86,7 @@ class QSpec:
     def __str__(self) -> str:
         sign = "sym" if self.symmetric else "asym"
         where = self.granularity if self.axis is None else f"{self.granularity}[{self.axis}]"
-        return f"{self.dtype}:{sign}:{where}"
+        return f"{self.dtype}:{sign}:{where}" + (":7-bit" if self.reduced else "")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from qcompile import isa, plain_yaml
 from qcompile.api import ATTENTIONS, MODES, PRECISIONS, Attention, Calibrator, Mode, Precision
 from qcompile.errors import RecipeError
 from qcompile.pipeline import parse_items
@@ -25,6 +24,7 @@ _NAMED = Path(__file__).parent / "recipes"
 _SUFFIXES = (".yaml", ".yml")
 # What a lock says that it is; its recipe is one of its parts.
 LOCK = "qcompile lock"
+_MOST_OF_RECIPE = 1 << 20
 _MOST_BYTES = 1 << 26
 
 
@@ -39,7 +39,8 @@ class Recipe:
     own choice, made for its own transforms, and "float" where others are asked for.
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
     attention_mask marks as padding do not count. general_text: where the data is text, sentences
-    that ship with qcompile tell beside it how far channels reach.
+    that ship with qcompile tell beside it how far channels reach. isa: instruction set that the
+    model will run on, a name of ``isa.TABLE``; "" is any, with weights of 8 bits.
     """
 
     target: str = "cpu"
@@ -53,6 +54,7 @@ class Recipe:
     precision: tuple[tuple[str, Precision], ...] = ()
     attention: Attention | Literal[""] = ""
     general_text: bool = True
+    isa: str = ""
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -60,6 +62,8 @@ class Recipe:
         if self.attention and self.attention not in ATTENTIONS:
             known = ", ".join(ATTENTIONS)
             raise RecipeError(f"attention is {self.attention!r}, expected one of {known}")
+        if self.isa and self.isa not in isa.TABLE:
+            raise RecipeError(f"unknown isa {self.isa!r}{nearest(self.isa, isa.TABLE)}")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         for pattern, bits in self.precision:
@@ -90,6 +94,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"),
     "attention": (str, "a name"),
     "general_text": (bool, "true or false"),
+    "isa": (str, "a name"),
     "precision": (dict, "a mapping of patterns to 8, 16 or float"),
 }
 
@@ -112,18 +117,18 @@ def read(source: str | Path) -> Recipe:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         known = ", ".join(names())
         raise RecipeError(f"unknown recipe {source!r}, expected a .yaml file or: {known}{hint}")
-    return merged(Recipe(), load_yaml(path, "recipe"), f"recipe {str(path)!r}")
+    return merged(Recipe(), load_yaml(path, "recipe", _MOST_OF_RECIPE), f"recipe {str(path)!r}")
 
 
-def load_yaml(path: Path, what: str) -> dict[Any, Any]:
+def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:
     """A file that holds a mapping. Raises RecipeError: not there, too large, not YAML."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise RecipeError(f"{what} {str(path)!r} has over {_MOST_BYTES} bytes")
-        loaded = yaml.safe_load(path.read_text())
+        if path.stat().st_size > most:
+            raise RecipeError(f"{what} {str(path)!r} has over {most} bytes")
+        loaded = plain_yaml.load(path.read_text())
     except OSError as e:
         raise RecipeError(f"{what} {str(path)!r} cannot be read: {e.strerror}") from e
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except ValueError as e:
         first = str(e).splitlines()[0]
         raise RecipeError(f"{what} {str(path)!r} is not YAML: {first}") from e
     if not isinstance(loaded, dict):

@@ -48,6 +48,7 @@ class Report:
     int8_products: int = 0
     away: str = ""  # what ran the models where the target's own provider is missing
     requirements: dict[str, int] = field(default_factory=dict)  # rule -> nodes held to it
+    saturation: dict[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
     speed: Comparison | None = None
     profile: list[Profile] = field(default_factory=list)
@@ -95,6 +96,7 @@ class Report:
             "int8_products": self.int8_products,
             "away": self.away or None,
             "requirements": self.requirements,
+            "saturation": self.saturation,
             "verify": self.verdict.to_dict() if self.verdict else None,
             "bench": self.speed.to_dict() if self.speed else None,
             "profile": [p.to_dict() for p in self.profile],

@@ -27,6 +27,7 @@ _FAULTS = (RuntimeError, ValueError, TypeError, OSError)
 # Where an optimized model puts its weights: in one file they could be over protobuf's limit.
 _EXTERNAL = "session.optimized_model_external_initializers"
 _LEAST_APART = 1 << 10
+_FATAL = 4  # ONNX Runtime's log severity: what is wrong comes as an exception
 CPU = "CPUExecutionProvider"
 
 
@@ -88,8 +89,9 @@ class Session:
 
 
 def _native(options: SessionOptions) -> ort.SessionOptions:
+    ort.set_default_logger_severity(_FATAL)  # it warns of models, in colours, whoever listens
     native = ort.SessionOptions()
-    native.log_severity_level = 4
+    native.log_severity_level = _FATAL
     native.intra_op_num_threads = options.threads
     native.inter_op_num_threads = 1
     native.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))

@@ -13,12 +13,17 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 
 from qcompile.export import skeleton
 from qcompile.graph import Graph, Shape, is_constant
+from qcompile.sizes import check_sizes
+
+# Data propagation keeps a hundred bytes an element. A shape has a few, a vocabulary's bias 250,000.
+_LONGEST_VECTOR = 1 << 18
 
 
 def infer(graph: Graph) -> list[str]:
     """Fill dtype and shape of every variable that inference can type; returns the others' names.
 
-    Shapes of graph inputs and outputs stay as the model declares them, unless undeclared.
+    Shapes of graph inputs and outputs stay as the model declares them, unless undeclared. Raises
+    ModelError where a shape is absurd.
     """
     found = _inferred(graph)
     unknown = []
@@ -48,8 +53,20 @@ def inferred_shapes(graph: Graph) -> dict[str, Shape]:
 
 
 def _inferred(graph: Graph) -> dict[str, onnx.ValueInfoProto]:
+    """Types by name, sizes checked before data propagation writes out what a vector holds."""
+    model = skeleton(graph)
+    found = _typed(model, data_prop=False)
+    longest = check_sizes(graph, found)
+    if longest > _LONGEST_VECTOR:
+        return found
+    found = _typed(model, data_prop=True)
+    check_sizes(graph, found)
+    return found
+
+
+def _typed(model: onnx.ModelProto, *, data_prop: bool) -> dict[str, onnx.ValueInfoProto]:
     try:
-        model = onnx.shape_inference.infer_shapes(skeleton(graph), data_prop=True)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}  # a node that inference rejects outright: the recorded run will tell
     typed = (*model.graph.value_info, *model.graph.input, *model.graph.output)

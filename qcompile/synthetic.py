@@ -18,6 +18,7 @@ axis of a rank-2 integer input (tokens) is 128, and anything else 1. ``a + b`` i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ from qcompile.graph import Graph, Node, Tensor, is_constant, is_op
 from qcompile.qtypes import Array
 
 DEFAULT_LENGTH = 128
+_MOST = 1 << 30
 _BY_NAME = (
     ("batch", 1),
     ("seq", DEFAULT_LENGTH),
@@ -57,10 +59,13 @@ def synthetic_feeds(
 
     ``dims`` sizes symbolic dimensions by name, ``shapes`` whole inputs by name (and with them the
     symbolic dimensions they have). Raises DataError: an unknown name, a shape that does not fit, a
-    contradiction, an input of strings or of unknown rank without a shape.
+    contradiction, an input of strings or of unknown rank without a shape, over 1 GiB altogether.
     """
     inputs = input_specs(graph)
     sizes = feed_shapes(inputs, dims, shapes or {})
+    total = count * sum(spec.dtype.itemsize * math.prod(sizes[spec.name]) for spec in inputs)
+    if total > _MOST:
+        raise DataError(f"made-up inputs would take {total} bytes, over {_MOST}")
     rows = {t.name: table_rows(graph, t) for t in graph.inputs}
     rng = np.random.default_rng(seed)
     return [

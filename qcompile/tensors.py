@@ -19,6 +19,8 @@ from qcompile.qtypes import Array
 from qcompile.thin import Span
 
 # Element types of which a byte holds several: not mapped, since numpy does not pack.
+_LARGEST = 1 << 48
+_LONGEST_NUMBER = 19  # digits of 2^63
 _PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
@@ -162,15 +164,20 @@ def _path(name: str, location: str, folder: Path | None) -> Path:
             "give the model as a path, not as bytes"
         )
     path = folder / location
-    if Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+        exists = path.is_file()
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, too long, a zero byte
+        raise ModelError(f"external data {location!r} of tensor {name!r} is no file name") from e
+    if Path(location).is_absolute() or not inside:
         raise ModelError(f"tensor {name!r} points outside the model's folder: {location!r}")
-    if not path.is_file():
+    if not exists:
         raise ModelError(f"external data {location!r} of tensor {name!r} is missing")
     return path
 
 
 def _number(name: str, text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _LONGEST_NUMBER:
         raise ModelError(f"tensor {name!r} has its data at offset {text!r}, expected a number")
     return int(text)
 
@@ -178,6 +185,8 @@ def _number(name: str, text: str) -> int:
 def _elements(tensor: onnx.TensorProto) -> int:
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"tensor {tensor.name!r} has shape {list(tensor.dims)}")
+    if math.prod(filter(None, tensor.dims)) > _LARGEST:  # a 0 among them would hide it
+        raise ModelError(f"tensor {tensor.name!r} has shape {list(tensor.dims)}, which is absurd")
     return math.prod(tensor.dims)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,8 @@ from qcompile.qtypes import Array
 IDS, TYPES = "input_ids", "token_type_ids"
 FORMATS = (".csv", ".jsonl", ".txt")
 DEFAULT_SAMPLES = 256
+_LONGEST_LINE = 1 << 20
+_LARGEST_TOKENIZER = 1 << 28
 _FIELDS = "'text', or 'text_a' and 'text_b'"
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 
@@ -57,7 +60,7 @@ def read_sentences(path: Path, limit: int) -> list[Sentence]:
     reader = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}[path.suffix.lower()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            found = list(islice(reader(path, file), limit))
+            found = list(islice(reader(path, _lines(path, file)), limit))
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
@@ -67,12 +70,22 @@ def read_sentences(path: Path, limit: int) -> list[Sentence]:
     return found
 
 
-def _txt(path: Path, file: TextIO) -> Iterator[Sentence]:
-    return ((line.strip(),) for line in file if line.strip())
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Lines one by one; raises DataError for one that no sentence is, before it is in memory."""
+    number = 1
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise DataError(f"{path}, line {number}: over {_LONGEST_LINE} characters")
+        yield line
+        number += 1
 
 
-def _jsonl(path: Path, file: TextIO) -> Iterator[Sentence]:
-    for number, line in enumerate(file, 1):
+def _txt(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
+    return ((line.strip(),) for line in lines if line.strip())
+
+
+def _jsonl(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -85,8 +98,8 @@ def _jsonl(path: Path, file: TextIO) -> Iterator[Sentence]:
         yield _sentence(row, where)
 
 
-def _csv(path: Path, file: TextIO) -> Iterator[Sentence]:
-    rows = csv.DictReader(file)
+def _csv(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
+    rows = csv.DictReader(lines)
     try:
         for row in rows:
             yield _sentence(row, f"{path}, line {rows.line_num}")
@@ -116,24 +129,36 @@ def tokenize(
     file = tokenizer if tokenizer.is_file() else tokenizer / "tokenizer.json"
     if not file.is_file():
         raise DataError(f"tokenizer {str(tokenizer)!r} holds no tokenizer.json")
+    if file.stat().st_size > _LARGEST_TOKENIZER:
+        raise DataError(f"{file} is no tokenizer: {file.stat().st_size} bytes")
     # Imported here: 50 ms that commands without text need not pay.
     from tokenizers import Tokenizer
 
-    try:
+    with _told_by(f"{file} is not a tokenizer"):
         engine = Tokenizer.from_file(str(file))
-    except Exception as e:  # the package raises nothing narrower
-        raise DataError(f"{file} is not a tokenizer: {str(e).splitlines()[0]}") from e
     padding = _padding(engine, file.parent)
     special = engine.num_special_tokens_to_add(any(len(s) > 1 for s in sentences))
     if max_length <= special:
         raise DataError(f"length {max_length} leaves no room: {special} tokens are special")
     engine.no_padding()
     engine.enable_truncation(max_length)
-    try:
+    with _told_by(f"{file} cannot tokenize the text"):
         encoded = engine.encode_batch([s if len(s) > 1 else s[0] for s in sentences])
-    except Exception as e:
-        raise DataError(f"{file} cannot tokenize the text: {str(e).splitlines()[0]}") from e
     return [Tokens(e.ids, e.type_ids) for e in encoded], padding
+
+
+@contextmanager
+def _told_by(what: str) -> Iterator[None]:
+    """Whatever the tokenizers package raises, as a DataError.
+
+    It raises nothing narrower than Exception, and where its Rust code panics not even that.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
+        raise DataError(f"{what}: {(str(e) or type(e).__name__).splitlines()[0]}") from e
 
 
 def _padding(engine: Any, folder: Path) -> Padding:
@@ -154,7 +179,7 @@ def _padding(engine: Any, folder: Path) -> Padding:
 def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -19,6 +19,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(0, 1 << 40),
     "float": st.floats(0.1, 1e6),
     "bool": st.booleans(),
+    "str": st.sampled_from(["", "x", "layer*"]),
 }
 
 

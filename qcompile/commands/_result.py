@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from qcompile import lock
 from qcompile.commands._reports import ReportFiles
-from qcompile.commands._shared import megabytes, print_json, table
+from qcompile.commands._shared import megabytes, print_json, safe, table
 from qcompile.compare import Closeness
 from qcompile.job import Result
 from qcompile.report import Report
@@ -86,15 +85,15 @@ def show(console: Console, report: Report) -> None:
         made.add_row("integer products of attention", "0", str(report.int8_products))
     console.print(made)
     for failure in report.failures:
-        console.print(f"[red]gate failed[/]: {escape(failure)}")
+        console.print(f"[red]gate failed[/]: {safe(failure)}")
     for note in report.notes:
-        console.print(f"[yellow]note[/]: {escape(note)}")
+        console.print(f"[yellow]note[/]: {safe(note)}")
     kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
     if kept and report.mode != "float":
         size = sum(r.bytes for r in kept)
         console.print(f"{len(kept)} weights ({megabytes(size)}) stayed float:")
         for row in sorted(kept, key=lambda r: -r.bytes)[:5]:
-            console.print(f"  {escape(row.tensor)} ({megabytes(row.bytes)}): {escape(row.reason)}")
+            console.print(f"  {safe(row.tensor)} ({megabytes(row.bytes)}): {safe(row.reason)}")
 
 
 def _float_outputs(report: Report) -> list[Closeness]:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from qcompile.compare import Gates
 from qcompile.plain import finite
+from qcompile.terminal import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -186,17 +187,22 @@ def console() -> Console:
     return made if made.is_terminal else Output(highlight=False, width=_LOG_WIDTH)
 
 
+def safe(text: str) -> str:
+    """Text of a model as rich prints it literally: no markup in it, no terminal escapes."""
+    return escape(printable(text))
+
+
 class PlainTable(Table):
     """A table that takes its cells as they are: names of tensors hold brackets."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """One row, its strings escaped."""
-        super().add_row(*(escape(c) if isinstance(c, str) else c for c in cells), **options)
+        """One row, its strings made safe."""
+        super().add_row(*(safe(c) if isinstance(c, str) else c for c in cells), **options)
 
 
 def table(title: str, *columns: str) -> PlainTable:
     """A table whose first column is text and the others numbers."""
-    made = PlainTable(title=escape(title), title_justify="left", title_style="bold")
+    made = PlainTable(title=safe(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return made

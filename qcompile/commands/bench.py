@@ -62,7 +62,7 @@ def bench(**given: Any) -> None:
     options = timing.Options(given["threads"], given["rounds"], given["seconds"], provider=provider)
     graph = loading.load(models[0])
     for other in models[1:]:
-        loading.load(other)
+        shapes.infer(loading.load(other))
     if given["json_file"] is not None and str(given["json_file"]) != "-":
         if given["json_file"].suffix != ".json":
             raise OutputError(f"--json {str(given['json_file'])!r}: expected a .json file or -")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qcompile import beside, digests, ledger, loading, runtime
+from qcompile import beside, digests, ledger, loading, runtime, shapes
 from qcompile.commands._shared import (
     PATH,
     console,
@@ -30,6 +30,7 @@ def inspect(**given: Any) -> None:
     The rows add up to the file. Reasons come from the report that compile wrote beside the model.
     """
     path: Path = given["model"]
+    shapes.infer(loading.load(path))  # refuses what would harm: the runtime is to load it
     proto, _storage = loading.read(path)
     wanted = given["report_file"] or beside.report_path(path)
     report = beside.find_report(wanted, digests.of_file(path))
