@@ -127,8 +127,7 @@ class Graph:
         self._gs = inner
         self.header = header or Header()
         self._hidden = list(hidden)
-        # Where large new constants are put; None keeps them in memory.
-        self.keep: Callable[[Array], FileValues] | None = None
+        self.keep: Callable[[Array], FileValues] | None = None  # where large new constants go
         self._names = set(self.tensors()) | {n.name for n in inner.nodes}
         self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
         self._captured = self._read_inside()

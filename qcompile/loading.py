@@ -8,7 +8,7 @@ functions stay as they are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +139,7 @@ def from_proto(model: onnx.ModelProto, storage: Storage | None = None) -> Graph:
     check_functions(model)
     _check_names(model.graph)
     _clean_imports(model)
-    for tensor in _inner_tensors(model):
+    for tensor in _inner_tensors(model, storage.spans):
         if is_external(tensor):
             embed_external(tensor, storage)
         else:
@@ -331,9 +331,14 @@ def _name_nodes(inner: gs.Graph) -> None:
         used.add(base)
 
 
-def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Tensors in attributes, subgraphs and functions: all but the initializers of the graph."""
-    yield from _attribute_tensors(model.graph.node)
+def _inner_tensors(
+    model: onnx.ModelProto, apart: Container[str] = ()
+) -> Iterator[onnx.TensorProto]:
+    """Tensors in attributes, subgraphs and functions: all but the initializers of the graph, and
+    the Constant nodes whose values lie ``apart``."""
+    yield from _attribute_tensors(
+        n for n in model.graph.node if n.op_type != "Constant" or n.output[0] not in apart
+    )
     for function in model.functions:
         yield from _attribute_tensors(function.node)
 

@@ -112,10 +112,8 @@ def values_of(tensor: onnx.TensorProto, storage: Storage) -> Array:
         found = mapped(tensor.name, tensor, storage)
         if found is not None:
             return found.load()
-    try:
-        values: Array = onnx.numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, OSError) as e:
-        raise ModelError(f"tensor {tensor.name!r} cannot be read: {e}") from e
+    check_values(tensor)
+    values: Array = onnx.numpy_helper.to_array(tensor)
     return values
 
 

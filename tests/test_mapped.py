@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from qcompile import mapped
@@ -27,12 +26,11 @@ def test_views_are_read_only_and_stay_valid_without_memory(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="read-only"):
         view[0] = 1
     start = resident()
-    before = view.copy()
+    before = view.sum()  # looks at all of it, keeps nothing
     grown = resident() - start
     file.drop()
-    # The copy stays, the pages that were looked at do not.
-    assert grown > 1.9 * SIZE and resident() - start < 1.2 * SIZE
-    assert np.array_equal(view, before)
+    assert grown > 0.9 * SIZE and resident() - start < 0.2 * SIZE
+    assert view.sum() == before
 
 
 def test_pages_are_dropped_as_views_are_handed_out(
