@@ -189,8 +189,13 @@ class ChannelStats:
         return tail
 
     def foreseen(self, doublings: float) -> ChannelStats:
-        """Extrema to expect once the data has doubled so many times; the sample as it is."""
-        margin = (2.0 ** (self.tail * doublings)).astype(np.float32)
+        """Extrema to expect once the data has doubled so many times; the sample as it is.
+
+        Text beside the data stands for half of the doublings: what is new in unseen text, it has
+        mostly shown (docs/accuracy.md has what that gains).
+        """
+        left = doublings if self.reach is None else doublings / 2
+        margin = (2.0 ** (self.tail * left)).astype(np.float32)
         lo, hi = self.lo * margin, self.hi * margin
         if self.reach is not None:
             lo, hi = np.minimum(lo, self.reach[0]), np.maximum(hi, self.reach[1])
