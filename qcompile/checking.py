@@ -129,17 +129,17 @@ def _repeats(job: Job, feeds: list[Feed]) -> bool:
     Fresh sessions start with the same seed, so one runs everything twice. Equal answers repeat,
     whatever the gates: some cannot be reached at all.
     """
-    session = Session(job.reference, _options(job, compiled=False))
+    session = Session(job.running, _options(job, compiled=False))
     first, second = ([session.run(feed) for feed in feeds] for _ in range(2))
     made = zip(first, second, feeds, strict=True)
     return _equal(first, second) or compare.judge(made, job.report.gates).passed
 
 
 def _equal(first: list[dict[str, Array]], second: list[dict[str, Array]]) -> bool:
-    """True where all arrays are the same; what is no array says no."""
+    """True where all arrays are the same, NaN and all; sequences, maps and text say no."""
     pairs = zip(first, second, strict=True)
     return all(
-        isinstance(x, np.ndarray) and np.array_equal(x, b[name])
+        isinstance(x, np.ndarray) and x.dtype != object and x.tobytes() == b[name].tobytes()
         for a, b in pairs
         for name, x in a.items()
     )

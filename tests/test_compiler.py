@@ -8,7 +8,7 @@ import onnx.parser
 import pytest
 
 import qcompile
-from qcompile import Options, QCompileError
+from qcompile import Options, QCompileError, checking
 from qcompile.export import serialize
 from qcompile.qtypes import Array
 from qcompile.runtime import Session
@@ -161,3 +161,10 @@ def test_sequences_and_maps_are_compared() -> None:
     result = qcompile.compile(serialize(graph), feeds, options=Options(bench=False))
     assert result.report.verdict is not None
     assert [o.name for o in result.report.verdict.outputs] == [f"y[{i}].values" for i in range(4)]
+
+
+def test_answers_repeat_where_they_are_equal_bit_by_bit() -> None:
+    nan = np.array([np.nan, 1], np.float32)
+    assert checking._equal([{"y": nan}], [{"y": nan.copy()}])
+    assert not checking._equal([{"y": nan}], [{"y": nan + 1}])
+    assert not checking._equal([{"y": np.array(["a"], object)}], [{"y": np.array(["a"], object)}])
