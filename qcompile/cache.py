@@ -7,6 +7,7 @@ cache that cannot be read or written costs time and nothing else, so its faults 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -90,9 +91,11 @@ class Cache:
         self._remove(self.path(kind, key))
 
     def forget(self) -> None:
-        """Remove the entries of this run: it has reached its goal."""
+        """Remove the entries of this run, and what a killed one left of them half written."""
         for path in sorted(self.touched):
             self._remove(path)
+            for half in self.folder.glob(f".{glob.escape(path.name)}.*"):
+                self._remove(half)
         self.touched.clear()
 
     def _make_room(self) -> None:
