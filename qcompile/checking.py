@@ -70,9 +70,14 @@ def bench(job: Job, compiled: Path, feeds: list[Feed]) -> None:
     if not feeds:
         return
     if job.options.bench:
-        _time(job, compiled, max(feeds, key=lambda f: max(v.size for v in f.values())))
+        _time(job, compiled, largest(feeds))
     else:
         job.report.notes.append("not timed (--no-bench)")
+
+
+def largest(feeds: list[Feed]) -> Feed:
+    """The feed to time with."""
+    return max(feeds, key=lambda f: max(v.size for v in f.values()))
 
 
 def _feeds(job: Job) -> list[Feed]:

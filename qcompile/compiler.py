@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +15,8 @@ from qcompile import (
     checking,
     conformance,
     digests,
+    fixing,
+    forms,
     isa,
     items,
     ledger,
@@ -26,6 +28,7 @@ from qcompile import (
     search,
     shapes,
     switched,
+    tuning,
     writing,
 )
 from qcompile._version import __version__
@@ -46,7 +49,7 @@ from qcompile.registry import target as find_target
 from qcompile.report import Report
 from qcompile.search import Reasons
 from qcompile.synthetic import synthetic_feeds
-from qcompile.target import Target
+from qcompile.target import Choice, Target
 
 # The order matters: shapes fold once identities are gone, fusions need the raised opset, and the
 # attention scale folds once nothing but a product reads the tensors on its way.
@@ -78,11 +81,14 @@ def compile_job(
     def prepare(wanted: Recipe) -> Job:
         return _prepare(model, data, wanted, gates, options, shown)
 
-    def build(wanted: Recipe, reasons: Reasons) -> search.Built:
+    def assemble(wanted: Recipe, reasons: Reasons = ()) -> tuple[Job, writing.Written]:
         job = prepare(wanted)
         ctx = _context(job, reasons=reasons)
         _transform(job, ctx)
-        compiled = _finish(job, ctx)
+        return job, _finish(job, ctx)
+
+    def build(wanted: Recipe, reasons: Reasons) -> search.Built:
+        job, compiled = assemble(wanted, reasons)
         return search.Built(job, compiled, checking.verify(job, compiled.path))
 
     if gates.min_metric is not None and options.metric is None:
@@ -90,6 +96,8 @@ def compile_job(
     if options.metric is not None:
         metric.named(options.metric)  # fail on a wrong name before any work
     made = build(recipe, ())
+    if options.tune:
+        made = _tuned(made, assemble, build)
     if search.is_wanted(made.job):
         made = search.search(made, search.Tools(build, lambda r: switchable(prepare(r))))
     job, compiled = made.job, made.model
@@ -105,6 +113,27 @@ def compile_job(
         raise RejectedError(result)
     search.forget(job)
     return result
+
+
+def _tuned(
+    first: search.Built,
+    assemble: tuning.Assemble,
+    build: Callable[[Recipe, Reasons], search.Built],
+) -> search.Built:
+    """The build with the fastest forms; the first where none is faster, or the gates refuse it."""
+    why_not = tuning.refusal(first)
+    if why_not is not None:
+        first.job.report.notes.append(f"not tuned: {why_not}")
+        return first
+    best, tried = tuning.tune(first, assemble)
+    made = first if best == first.job.recipe else build(best, ())
+    notes = ["forms tried: " + "; ".join(map(tuning.told, tried))] if tried else []
+    if made.job.report.failures and not first.job.report.failures:
+        notes.append(f"the faster forms are not taken: {made.job.report.failures[0]}")
+        made = first
+    made.job.report.notes += notes
+    made.job.report.tuning = tuning.account(tried, checking.largest(first.feeds))
+    return made
 
 
 def measurable(
@@ -154,18 +183,20 @@ def switchable(job: Job) -> Measurable:
     return Measurable(job, ctx, meter, known)
 
 
-def default_pipeline(target: Target, mode: Mode, transforms: str = "") -> str:
+def default_pipeline(
+    target: Target, mode: Mode, transforms: str = "", choices: Sequence[Choice] = ()
+) -> str:
     """The pipeline string of a target and mode.
 
     ``transforms``: passes that rewrite by calibrated ranges, ``""`` for the target's own, ``none``
-    for none.
+    for none. ``choices``: other ways of lowering than the target's own.
     """
     quantize: list[str] = []
     if mode != "float":
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
         quantize = [PLAN, *chosen, INSERT]
-    return ",".join([SIMPLIFY, *quantize, *target.lower[mode]])
+    return ",".join([SIMPLIFY, *quantize, *forms.lowered(target, mode, choices)])
 
 
 def _prepare(
@@ -180,6 +211,7 @@ def _prepare(
     locked = options.lock
     mode = locked.mode if locked is not None else _mode(recipe, target, data is not None)
     recipe.make_calibrator()  # fail on a wrong name before any work
+    choices = forms.chosen(target, mode, recipe)
     progress.step("load")
     reference = loading.runnable(model)
     proto, storage = loading.read(model)
@@ -187,6 +219,7 @@ def _prepare(
     size += ledger.external_bytes(proto)
     external = loading.external_files(proto, storage)
     graph = loading.from_proto(proto, storage)
+    fixing.fix_dims(graph, dict(recipe.dims))
     unknown = shapes.infer(graph)
     report = Report(
         source=Path(model).name if isinstance(model, str | Path) else "model in memory",
@@ -205,7 +238,7 @@ def _prepare(
     if budget.store is not None:
         graph.keep = budget.store.constant
     args = (graph, reference, recipe, target, mode, options, progress, report, feeds, budget)
-    job = Job(*args, external)
+    job = Job(*args, external, choices)
     if recipe.general_text and data is not None:
         given = options.tokenizer, options.batch_size
         job.general_text = general_text(data, input_specs(graph), *given)
@@ -265,10 +298,6 @@ def _record_types(job: Job, unknown: list[str]) -> None:
         tensors[name].shape = tensors[name].shape or [None] * rank
 
 
-def _pipeline(job: Job) -> str:
-    return default_pipeline(job.target, job.mode, job.recipe.transforms)
-
-
 def _context(job: Job, reasons: Reasons = (), *, may_widen: bool = False) -> Context:
     settings = job.recipe
     own = not (settings.transforms or settings.pipeline)  # the target's guard against outliers too
@@ -279,7 +308,9 @@ def _context(job: Job, reasons: Reasons = (), *, may_widen: bool = False) -> Con
         settings.precision,
         reasons,
         may_widen,
-        settings.attention or (job.target.attention if own else "float"),
+        forms.attention(job.choices)
+        or settings.attention
+        or (job.target.attention if own else "float"),
     )
     ctx = Context(job.target, runtime.evaluate, choices)
     ctx.original_names = frozenset([*(n.name for n in job.graph.nodes), *job.graph.tensors()])
@@ -288,7 +319,8 @@ def _context(job: Job, reasons: Reasons = (), *, may_widen: bool = False) -> Con
 
 def _passes(job: Job) -> tuple[list[Pass], list[Pass]]:
     """The pipeline up to the plan, and what comes after it."""
-    passes = parse(job.recipe.pipeline or _pipeline(job))
+    own = default_pipeline(job.target, job.mode, job.recipe.transforms, job.choices)
+    passes = parse(job.recipe.pipeline or own)
     job.report.pipeline = spell(passes)
     early = [p for p in passes if p.stage <= Stage.PLAN]
     return early, [p for p in passes if p.stage > Stage.PLAN]

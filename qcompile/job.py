@@ -23,7 +23,7 @@ from qcompile.machine import peak_memory
 from qcompile.metric import Metric
 from qcompile.recipe import Recipe
 from qcompile.report import Report
-from qcompile.target import Target
+from qcompile.target import Choice, Target
 from qcompile.writing import Written, apart_from
 
 
@@ -60,7 +60,8 @@ class Options:
     recipe is the job's. keep_calibration: what a lock of this build needs stays in memory, for
     ``Result.save_lock``. cache: where calibration is kept for a run after an interrupt; whoever has
     written the result calls its ``forget``.
-    profile: also take the time of each kind of operator, where anything is timed.
+    profile: also take the time of each kind of operator, where anything is timed. tune: time the
+    target's forms, and keep the faster ones.
     """
 
     tokenizer: Path | None = None
@@ -72,6 +73,7 @@ class Options:
     bench: bool = True
     bench_rounds: int = 6
     profile: bool = False
+    tune: bool = False
     force: bool = False
     dump_dir: Path | None = None
     metric: Metric | str | None = None
@@ -122,6 +124,7 @@ class RejectedError(GateError):
 @dataclass
 class Job:
     """``reference`` is the float model as it came in, ``external`` what it keeps in other files;
+    ``choices`` are ways of lowering other than the target's own;
     ``general_text`` are feeds beside the data, to foresee how far channels reach;
     ``held_back`` are feeds to verify with, ``data_digest`` is that of all feeds; ``lone_feed``:
     there is one only, for all purposes.
@@ -138,6 +141,7 @@ class Job:
     feeds: Feeds | None
     budget: Budget
     external: tuple[Path, ...] = ()
+    choices: list[Choice] = field(default_factory=list)
     general_text: Feeds | None = None
     held_back: list[Feed] = field(default_factory=list)
     data_digest: str = ""

@@ -58,6 +58,7 @@ class Lock:
         plain = {"format": LOCK, "version": VERSION}
         plain |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OTHERS}
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()}
+        own |= {"dims": dict(self.recipe.dims), "forms": dict(self.recipe.forms)}
         own["precision"] = [list(pair) for pair in self.recipe.precision]
         text = _HEADING + yaml.safe_dump({**plain, "recipe": own}, sort_keys=False)
         rows = (yaml.safe_dump(d, **_LINE) for d in self.decisions)

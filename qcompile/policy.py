@@ -6,8 +6,7 @@ measured. How many are lifted is found by bisection over the ranking, on the swi
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qcompile import search_state
@@ -15,7 +14,7 @@ from qcompile.errors import GateError
 from qcompile.items import By
 from qcompile.plain import finite
 from qcompile.ranking import Measurable, Measure, Measures, Row, Score, rank
-from qcompile.recipe import Recipe
+from qcompile.recipe import Recipe, to_yaml
 
 
 @dataclass(frozen=True)
@@ -27,24 +26,11 @@ class Policy:
     predicted: Score
 
     def to_yaml(self, heading: str) -> str:
-        """The recipe as a file; JSON strings and lists are YAML too."""
+        """The recipe as a file, with what was measured beside each pattern."""
         found = self.predicted
-        lines = [
-            f"# {heading}",
-            f"# predicted: cosine mean {found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}",
-        ]
-        default = Recipe()
-        for name in (f.name for f in fields(Recipe) if f.name != "precision"):
-            value = getattr(self.recipe, name)
-            if name == "target" or value != getattr(default, name):
-                lines.append(f"{name}: {json.dumps(value)}")
-        if self.recipe.precision:
-            notes = {pattern: _note(row) for row in self.lifted for pattern, _ in row.item.lifts}
-            lines.append("precision:")
-            for pattern, bits in self.recipe.precision:
-                note = f"  # {notes[pattern]}" if pattern in notes else ""
-                lines.append(f"  {json.dumps(pattern)}: {bits}{note}")
-        return "\n".join(lines) + "\n"
+        cosine = f"cosine mean {found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}"
+        notes = {pattern: _note(row) for row in self.lifted for pattern, _ in row.item.lifts}
+        return to_yaml(self.recipe, (heading, f"predicted: {cosine}"), notes)
 
 
 def _note(row: Row) -> str:

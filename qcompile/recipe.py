@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,6 +41,8 @@ class Recipe:
     attention_mask marks as padding do not count. general_text: where the data is text, sentences
     that ship with qcompile tell beside it how far channels reach. isa: instruction set that the
     model will run on, a name of ``isa.TABLE``; "" is any, with weights of 8 bits.
+    dims: symbolic dimensions of the inputs that get a size for good. forms: ways of lowering other
+    than the target's own, as ``--tune`` finds them, by a name of ``Target.forms``.
     """
 
     target: str = "cpu"
@@ -55,6 +57,8 @@ class Recipe:
     attention: Attention | Literal[""] = ""
     general_text: bool = True
     isa: str = ""
+    dims: tuple[tuple[str, int], ...] = ()
+    forms: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -69,6 +73,12 @@ class Recipe:
         for pattern, bits in self.precision:
             if isinstance(bits, bool | float) or bits not in PRECISIONS:
                 raise RecipeError(f"precision of {pattern!r} is {bits!r}, expected 8, 16 or float")
+        for name, size in self.dims:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise RecipeError(f"size of dimension {name!r} is {size!r}, expected 1 or more")
+        for name, choice in self.forms:
+            if not isinstance(choice, str):
+                raise RecipeError(f"form {name!r} is {choice!r}, expected a name")
 
     def digest(self) -> str:
         """Short hash over all settings."""
@@ -96,7 +106,12 @@ _TYPES: dict[str, tuple[type, str]] = {
     "general_text": (bool, "true or false"),
     "isa": (str, "a name"),
     "precision": (dict, "a mapping of patterns to 8, 16 or float"),
+    "dims": (dict, "a mapping of dimensions to sizes"),
+    "forms": (dict, "a mapping of forms to choices"),
 }
+
+
+MAPPINGS = tuple(name for name, (kind, _) in _TYPES.items() if kind is dict)
 
 
 def names() -> tuple[str, ...]:
@@ -118,6 +133,28 @@ def read(source: str | Path) -> Recipe:
         known = ", ".join(names())
         raise RecipeError(f"unknown recipe {source!r}, expected a .yaml file or: {known}{hint}")
     return merged(Recipe(), load_yaml(path, "recipe", _MOST_OF_RECIPE), f"recipe {str(path)!r}")
+
+
+def to_yaml(recipe: Recipe, heading: Sequence[str], notes: Mapping[str, str]) -> str:
+    """A recipe as a file: what differs from the default, and the target.
+
+    ``heading``: lines of comment. ``notes``: a comment for a pattern of ``precision``, a dimension
+    or a form. JSON strings and lists are YAML too.
+    """
+    lines = [f"# {line}" for line in heading]
+    default = Recipe()
+    for name in (f.name for f in fields(Recipe)):
+        value = getattr(recipe, name)
+        if name != "target" and value == getattr(default, name):
+            continue
+        if name not in MAPPINGS:
+            lines.append(f"{name}: {json.dumps(value)}")
+            continue
+        lines.append(f"{name}:")
+        for key, item in value:
+            note = f"  # {notes[key]}" if key in notes else ""
+            lines.append(f"  {json.dumps(key)}: {item}{note}")
+    return "\n".join(lines) + "\n"
 
 
 def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:

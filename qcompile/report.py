@@ -40,6 +40,7 @@ class Report:
     ledger: list[Row] = field(default_factory=list)
     calibration: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)
     float_bytes: int = 0
     float_content: list[Summary] = field(default_factory=list)
     bytes: int = 0
@@ -103,6 +104,7 @@ class Report:
             "channels": self.channels,
             "calibration": self.calibration,
             "search": self.search,
+            "tuning": self.tuning,
             "seconds": self.seconds,
             "memory": self.memory,
             "passes": [asdict(p) for p in self.passes],

@@ -42,6 +42,32 @@ class OpRule:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One way to lower something: passes of ``lower`` by what stands in their place, a pipeline.
+
+    ``attention``: which of its products run in integers then; "" leaves that alone. ``modes``:
+    where it is another way than the target's own.
+    """
+
+    instead: dict[str, str] = field(default_factory=dict)
+    attention: Literal["", "float", "scores", "all"] = ""
+    modes: tuple[str, ...] = ("static", "dynamic", "weight-only", "float")
+
+
+@dataclass(frozen=True)
+class Form:
+    """Something that can be run in several ways with the same answers, up to rounding.
+
+    ``own`` names the target's own way, ``others`` the rest; ``why`` says when they can be faster.
+    """
+
+    name: str
+    own: str
+    others: dict[str, Choice]
+    why: str
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime and what it does well.
 
@@ -58,6 +84,7 @@ class Target:
     become where 16 bits are asked for, ``wide_weight``: what weights do; None: no such kernels.
     ``with_data`` and ``without_data``: the default mode, None where there is none without data.
     ``no_modes``: why a mode is missing. ``requires``: what the emitted graph is held to.
+    ``forms``: what can be lowered otherwise, for ``--tune`` to time.
     """
 
     name: str
@@ -83,6 +110,7 @@ class Target:
     without_data: Mode | None = "dynamic"
     no_modes: dict[Mode, str] = field(default_factory=dict)
     requires: tuple[Requirement, ...] = ()
+    forms: tuple[Form, ...] = ()
 
     def rule(self, op: str, mode: str) -> OpRule | None:
         """The rule for an operator in a mode, None where the target has none."""

@@ -90,6 +90,8 @@ def _compile_all(
         export.write_atomic(inside, result.report.to_json().encode())
         if given["lock_file"] is not None:
             result.save_lock(given["lock_file"])
+        if result.report.tuning:
+            _result.save_tuned(result, path)
         result.save(path)
         reports[name] = result.report
     return reports

@@ -10,7 +10,7 @@ import click
 from qcompile import lock
 from qcompile.api import MODES
 from qcompile.cache import Cache, default_folder
-from qcompile.commands._shared import PATH, F, Size
+from qcompile.commands._shared import PATH, F, Ranged, Size
 from qcompile.errors import RecipeError
 from qcompile.lock import Lock
 from qcompile.recipe import Recipe, merged, names
@@ -26,6 +26,8 @@ _OPTIONS = (
     click.option("--pipeline", help='Passes: "name,name{option=value}"; see `qcompile passes`.'),
     click.option("--keep-float", multiple=True,
                  help="Pattern of node or tensor names to leave alone, or role:NAME."),
+    click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
+                 help="Size that a symbolic dimension of the inputs gets for good."),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
     click.option("--max-memory", type=Size(), help="Memory to take beside 300 MB for libraries, at "
                  "least the weights: other arrays go to files in TMPDIR, feeds are divided.  "
@@ -51,6 +53,8 @@ def recipe_from(given: dict[str, Any]) -> Recipe:
     recipe = Recipe() if source is None else lock.recipe_of(source)
     settings = {name: given[name] for name in _SETTINGS}
     settings["keep_float"] = given["keep_float"] or None
+    fixed = {name: size for name, (size,) in given["dims"]}
+    settings["dims"] = {**dict(recipe.dims), **fixed} or None
     settings["mask_padding"] = False if given["count_padding"] else None
     return merged(recipe, settings, "command line")
 

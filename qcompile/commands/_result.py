@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from qcompile import lock
+from qcompile import export, lock, tuning
 from qcompile.commands._reports import ReportFiles
 from qcompile.commands._shared import megabytes, print_json, safe, table
 from qcompile.compare import Closeness
@@ -30,12 +30,26 @@ def deliver(
     if lock_file is not None:
         result.save_lock(lock_file)
     reports.write(result.report)
+    if result.report.tuning:
+        save_tuned(result, out)
     result.save(out)
     if not (given["quiet"] or given["as_json"]):
         files = "\n".join(f"report:  {p}" for p in reports.named.values())
         click.echo(f"written: {out}\n{files}")
+        if result.report.tuning:
+            click.echo(f"recipe:  {tuned_file(out)}: --recipe builds the same without timing")
         if lock_file is not None:
             click.echo(f"lock:    {lock_file}{_beside(lock_file, result)}")
+
+
+def tuned_file(out: Path) -> Path:
+    """Where the recipe of a tuned build lies."""
+    return out.with_name(f"{out.stem}.recipe.yaml")
+
+
+def save_tuned(result: Result, out: Path) -> None:
+    """Write the recipe with the forms that were fastest. Raises OutputError."""
+    export.write_atomic(tuned_file(out), tuning.to_yaml(result.report).encode())
 
 
 def _beside(lock_file: Path, result: Result) -> str:

@@ -43,13 +43,13 @@ class Size(click.ParamType[int]):
 
 
 class Ranged(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """``name=1`` or ``name=1,2,3``: a name and whole numbers."""
+    """``name=1`` or ``name=1,2,3``: a name and whole numbers, at most ``most``."""
 
     name = "NAME=N[,N...]"
 
-    def __init__(self, separator: str = ",") -> None:
-        self.separator = separator
-        self.name = f"NAME=N[{separator}N...]"
+    def __init__(self, separator: str = ",", most: int | None = None) -> None:
+        self.separator, self.most = separator, most
+        self.name = "NAME=N" if most == 1 else f"NAME=N[{separator}N...]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
         """(name, numbers)."""
@@ -60,7 +60,7 @@ class Ranged(click.ParamType[tuple[str, tuple[int, ...]]]):
             sizes = tuple(int(n) for n in numbers.split(self.separator))
         except ValueError:
             sizes = ()
-        if not (name and equals and sizes) or min(sizes) < 1:
+        if not (name and equals and sizes) or min(sizes) < 1 or len(sizes) > (self.most or 99):
             self.fail(f"{value!r} is not {self.name} with numbers of 1 and more", param, ctx)
         return name, sizes
 

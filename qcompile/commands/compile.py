@@ -13,6 +13,7 @@ from qcompile import export, lock
 from qcompile.commands import _folder, _result
 from qcompile.commands._recipe import cache_from, lock_from, recipe_from, recipe_options
 from qcompile.commands._reports import report_files, report_option
+from qcompile.commands._result import tuned_file
 from qcompile.commands._shared import (
     ACCURACY_GATES,
     PATH,
@@ -41,6 +42,8 @@ from qcompile.lock import Lock
 @click.option("--metric", help="module:function of feeds and outputs, for --min-metric.")
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
               help="Seconds to find tensors to lift where a gate given is missed.")  # fmt: skip
+@click.option("--tune", is_flag=True, help="Time other forms of the graph here, in the data's "
+              "shapes, and keep the faster; <stem>.recipe.yaml has them.")  # fmt: skip
 @report_option
 @click.option("--lock", "lock_file", type=PATH, help="Write a lock: --recipe LOCK builds the same "
               "bytes again, without data.")  # fmt: skip
@@ -59,6 +62,8 @@ def compile(**given: Any) -> None:
     """
     recipe, gates = recipe_from(given), gates_from(given)
     options = options_from(given, lock_from(given, recipe))
+    if options.tune and options.lock is not None:
+        raise RecipeError("--tune chooses anew what a lock has fixed: give one of them")
     if options.dump_dir is not None:
         _make_folder(options.dump_dir)
     if given["model"].is_dir():
@@ -67,6 +72,8 @@ def compile(**given: Any) -> None:
     out: Path = given["output"]
     reports = report_files(given, out)
     files = {"input model": given["model"], "output": out, **reports.named}
+    if options.tune:
+        files["tuned recipe"] = tuned_file(out)
     if options.search_state is not None:
         files["search state"] = options.search_state
     lock_file: Path | None = given["lock_file"]
@@ -102,6 +109,7 @@ def options_from(given: dict[str, Any], locked: Lock | None) -> Options:
         verify=not given["no_verify"],
         bench=not given["no_bench"],
         profile=report_files(given, out).page is not None,
+        tune=given["tune"],
         force=given["force"],
         dump_dir=given["dump_passes"],
         metric=given["metric"],

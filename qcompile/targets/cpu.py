@@ -7,7 +7,7 @@ vector kernel on x64 in MLAS; weights are symmetric int8 with one scale per outp
 from __future__ import annotations
 
 from qcompile.qtypes import QSpec
-from qcompile.target import OpRule, Target
+from qcompile.target import Choice, Form, OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
@@ -26,6 +26,41 @@ _EMBEDDING = OpRule(
     why="rows are looked up as int8 and scaled after the lookup",
 )
 _FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm", "remove-padding")
+_FORMS = (
+    Form(
+        "padding",
+        own="removed",
+        others={"kept": Choice({"remove-padding": ""})},
+        why="batches without padding, or of one, pay for copies that save nothing",
+    ),
+    Form(
+        "attention",
+        own="apart",
+        others={
+            "float-scores": Choice(attention="float", modes=("static",)),
+            "fused": Choice(
+                {  # once biases are in the products, before quantizers move in front of transposes
+                    "lower-embeddings": "fuse-attention,lower-embeddings",
+                    "fuse-key-transpose": "fuse-attention",  # where there is nothing to lower
+                },
+                attention="float",
+            ),
+        },
+        why="depends on length and processor; MultiHeadAttention computes in float",
+    ),
+    Form(
+        "key",
+        own="transposed-inside",
+        others={"transposed-before": Choice({"fuse-key-transpose": ""})},
+        why="a copy of the key once, or strided reads inside each product",
+    ),
+    Form(
+        "residual-norm",
+        own="apart",
+        others={"fused": Choice({"unfuse-skip-layernorm": "fuse-skip-layernorm"})},
+        why="SkipLayerNormalization is scalar code in ONNX Runtime 1.31 and 1.32; later may differ",
+    ),
+)
 _CHAIN = "between integer convolutions nothing is turned to float and back"
 _CONVOLUTION = OpRule(
     "Conv",
@@ -106,4 +141,5 @@ CPU = Target(
     },
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("", "Gelu", 20), ("com.microsoft", "FastGelu", 1)),
+    forms=_FORMS,
 )
