@@ -81,7 +81,7 @@ def _obstacle(found: _Convolution) -> str | None:
     if any(t.name and not is_constant(t) for t in found.node.inputs[2:]):
         return "the bias is not constant"
     if not is_plain(found.data):
-        return "the data is not uint8 with one constant scale and a zero point"
+        return "the data is not uint8 with one constant float32 scale and a zero point"
     return found.result if isinstance(found.result, str) else None
 
 

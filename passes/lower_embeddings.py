@@ -63,9 +63,8 @@ def _lower(graph: Graph, ctx: Context, node: Node, table: Node) -> None:
     column = graph.constant(f"{scale.name}/column", array(scale).reshape(-1, 1))
     ctx.origins[column.name] = ctx.origins.get(scale.name, (scale.name, None))
     rows = graph.add("Gather", [quantized, indices], [f"{out.name}/rows"], {"axis": 0})
-    real = graph.add(
-        "Cast", [rows.outputs[0]], [f"{out.name}/cast"], {"to": int(onnx.TensorProto.FLOAT)}
-    )
+    kind = onnx.helper.np_dtype_to_tensor_dtype(scale.dtype)  # float16 where the model has that
+    real = graph.add("Cast", [rows.outputs[0]], [f"{out.name}/cast"], {"to": int(kind)})
     scales = graph.add("Gather", [column, indices], [f"{out.name}/scales"], {"axis": 0})
     factors = [real.outputs[0], scales.outputs[0]]
     product = graph.add("Mul", factors, [f"{out.name}/scaled"], like=out)

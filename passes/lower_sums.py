@@ -5,9 +5,9 @@
 
 Residual sums of convolutions: as a float Add they would turn two tensors to float and one back.
 Relu and Clip vanish where the integers end where they would cut. Refuses operands that are not
-uint8 with one constant scale, and results that are not quantized or not cut alike; an Add with a
-float operand is none of its. Rounding: the operator rounds once what the pair rounded twice, so
-values half way between two integers may fall to either. Source: ONNX Runtime com.microsoft
+uint8 with one constant float32 scale, and results that are not quantized or not cut alike; an Add
+with a float operand is none of its. Rounding: the operator rounds once what the pair rounded twice,
+so values half way between two integers may fall to either. Source: ONNX Runtime com.microsoft
 QLinearAdd.
 """
 
@@ -40,7 +40,7 @@ class LowerSums(Pass):
             found = quantized_result(graph, node)
             reason = found if isinstance(found, str) else None
             if not all(is_plain(operand) for operand in operands):
-                reason = "an operand is not uint8 with one constant scale and a zero point"
+                reason = "an operand is not uint8 with one constant float32 scale and a zero point"
             if reason is None and isinstance(found, Quantized):
                 _lower(graph, node, operands, found)
                 changed = True

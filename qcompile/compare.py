@@ -1,8 +1,10 @@
 """How close two models' outputs are, sample by sample, padding left out.
 
 Cosine is taken over each sample's whole output (all tokens that are no padding), so that it can be
-averaged and its worst sample named. SQNR is over all values. Flips are samples (rows of a rank-2
-output, tokens of a rank-3 output called logits) whose largest entry is another one.
+averaged and its worst sample named. Of one number it says the sign and no more: an output with one
+value a sample (a regression's) counts as one vector over all samples. SQNR is over all values.
+Flips are samples (rows of a rank-2 output, tokens of a rank-3 output called logits) whose largest
+entry is another one.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ class Gates:
 
 @dataclass
 class Closeness:
-    """Closeness of one output. ``cosine`` holds one value for each sample, in order."""
+    """Closeness of one output. ``cosine`` holds one value for each sample, in order; one for all
+    where each sample has one number, which are ``single``."""
 
     name: str
     exact: bool = False  # integers or text, which should be equal
     cosine: list[float] = field(default_factory=list)
+    single: list[tuple[float, float]] = field(default_factory=list)
     signal: float = 0.0
     noise: float = 0.0
     max_abs: float = 0.0
@@ -81,8 +85,16 @@ class Closeness:
                 self._sample(a, b)
                 self._decide(a, b, x.ndim)
 
+    def close(self) -> None:
+        """All samples were seen."""
+        if self.single and len(self.single) == len(self.cosine):
+            a, b = np.array(self.single).T
+            self.cosine = [cosine(a, b)]
+
     def _sample(self, a: Array, b: Array) -> None:
         self.cosine.append(cosine(a, b))
+        if a.size == 1:
+            self.single.append((a.item(), b.item()))
         self.signal += float(np.square(a[np.isfinite(a)]).sum())
         if a.size == 0 or np.array_equal(a, b, equal_nan=True):
             return
@@ -192,6 +204,8 @@ def judge(
             if a.dtype.kind in "OUS":  # text is equal or not
                 a, b = np.ones(a.shape), np.equal(a, b)
             found.setdefault(name, Closeness(name, exact=a.dtype.kind != "f")).update(a, b, mask)
+    for output in found.values():
+        output.close()
     if not any(o.cosine for o in found.values()):
         why = "the data holds no feed or nothing but padding, or the outputs hold no values"
         raise DataError(f"nothing to compare: {why}")

@@ -347,7 +347,8 @@ def _transform(job: Job, ctx: Context) -> None:
     _run(job, ctx, late[len(transforms) :], instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
     job.report.passes, job.report.skips = timer.records, ctx.skips
-    if job.mode != "float" and not any(ctx.plan.quantized()):
+    job.quantized = any(ctx.plan.quantized())
+    if job.mode != "float" and not job.quantized:
         beside = "beside what came in quantized, " if came else ""
         job.report.notes.append(f"nothing was quantized: {beside}{calibrating.why_float(ctx)}")
 

@@ -74,7 +74,7 @@ def quantized_result(graph: Graph, node: Node) -> Quantized | str:
     if reader is None or not is_op(reader, "QuantizeLinear"):
         return "its result is not quantized, or has other readers"
     if not is_plain(reader):
-        return "its result is not uint8 with one constant scale and a zero point"
+        return "its result is not uint8 with one constant float32 scale and a zero point"
     if cut is not None and not saturates(cut, reader):
         return "the activation behind it cuts deeper than the integers end"
     if graph.is_output(reader.outputs[0]):
@@ -83,10 +83,11 @@ def quantized_result(graph: Graph, node: Node) -> Quantized | str:
 
 
 def is_plain(node: Node) -> bool:
-    """True for a quantizer, or what undoes one, with constant uint8 parameters for the tensor."""
+    """True for a quantizer, or what undoes one, with constant parameters for the whole tensor:
+    uint8, and a scale in float32, which is all that the integer operators take."""
     if len(node.inputs) < 3 or any(scalar(t) is None for t in node.inputs[1:3]):
         return False
-    return bool(node.inputs[2].dtype == np.uint8)
+    return bool(node.inputs[1].dtype == np.float32 and node.inputs[2].dtype == np.uint8)
 
 
 def channels_first(graph: Graph) -> set[str]:

@@ -127,7 +127,7 @@ class Job:
     ``choices`` are ways of lowering other than the target's own;
     ``general_text`` are feeds beside the data, to foresee how far channels reach;
     ``held_back`` are feeds to verify with, ``data_digest`` is that of all feeds; ``lone_feed``:
-    there is one only, for all purposes.
+    there is one only, for all purposes; ``quantized``: something was.
     """
 
     graph: Graph
@@ -147,6 +147,7 @@ class Job:
     data_digest: str = ""
     lone_feed: bool = False
     calibration: Calibration | None = None
+    quantized: bool = False
 
     @cached_property
     def _apart(self) -> Written | None:

@@ -73,7 +73,7 @@ def test_refused(case: ModuleType, tmp_path: Path) -> None:
 
 def test_below_the_gate(case: ModuleType, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qcompile.compare.cosine", lambda a, b: 0.5)
-    monkeypatch.setattr("qcompile.checking._repeats", lambda job, feeds: True)
+    monkeypatch.setattr("qcompile.checking._repeats", lambda *_: True)
     found = case.outcome(linear, "static", case.Limits())
     assert (found.verdict, found.detail[:26]) == ("gate", "output 'y': mean cosine 0.")
 

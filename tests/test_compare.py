@@ -120,6 +120,22 @@ def test_comparing_nothing_is_no_pass() -> None:
         verdict(a[:, :0], a[:, :0], feed={"x": a})
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1)])
+def test_one_number_a_sample_is_one_vector_of_all(shape: tuple[int, ...]) -> None:
+    """By itself the second would have cosine -1, for an error of a hundredth of the largest."""
+    a = np.array([1.0, 0.005, -2.0, 0.5]).reshape(shape)
+    b = np.array([1.0, -0.005, -2.0, 0.5]).reshape(shape)
+    found = verdict(a, b, feed={"x": a}).outputs[0]
+    assert found.cosine == [pytest.approx(1 - 0.01**2 / 2 / 5.25, abs=1e-7)]
+    wrong = verdict(a, a[::-1], feed={"x": a}).outputs[0]
+    assert wrong.worst_cosine < 0.2
+
+
+def test_samples_of_several_numbers_are_vectors_of_their_own() -> None:
+    a = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert verdict(a, a * [[1], [-1]], feed={"x": a}).outputs[0].cosine == [1, -1]
+
+
 @pytest.mark.parametrize(
     ("shape", "name", "decisions"),
     [

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
 import qcompile
-from qcompile import Options, QCompileError, checking
+from qcompile import Gates, Options, QCompileError, checking
 from qcompile.export import serialize
 from qcompile.qtypes import Array
 from qcompile.runtime import Session
@@ -128,10 +130,10 @@ def test_keep_float_may_name_a_node_that_a_fusion_takes_away() -> None:
 
 def test_outputs_without_values_are_an_error_with_data_and_a_note_without() -> None:
     """A verdict on nothing would pass anything."""
-    body = "s = Constant<value = int64[1] {0}>() y = Slice(x, s, s)"
+    body = "s = Constant<value = int64[1] {0}>() h = MatMul(x, w0) y = Slice(h, s, s)"
     with pytest.raises(QCompileError, match="--no-verify"):
-        qcompile.compile(model(body, weights=0), feeds(), options=UNTIMED)
-    result = qcompile.compile(model(body, weights=0), options=UNTIMED)
+        qcompile.compile(model(body, weights=1), feeds(), options=UNTIMED)
+    result = qcompile.compile(model(body, weights=1), options=UNTIMED)
     assert any("nothing to compare" in note for note in result.report.notes)
 
 
@@ -146,6 +148,38 @@ def test_a_model_that_draws_random_numbers_is_held_to_no_gate() -> None:
     feeds = [{"x": normal(4, 8, seed=i)} for i in range(4)]
     result = qcompile.compile(serialize(graph), feeds, options=Options(bench=False))
     assert any("own answers differ from run to run" in note for note in result.report.notes)
+
+
+def test_where_nothing_was_quantized_any_difference_is_the_models_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some operators answer by what their memory held before."""
+    run, drift = Session.run, iter(range(1000))
+
+    def unsteady(self: Session, feed: Any) -> Any:
+        return {name: value + 1e-3 * next(drift) for name, value in run(self, feed).items()}
+
+    monkeypatch.setattr(Session, "run", unsteady)
+    gates = Gates(min_cosine=None, min_worst_cosine=None, max_abs=1e-9)
+    made = qcompile.compile(model("y = Relu(x)", weights=0), feeds(), gates=gates, options=UNTIMED)
+    assert checking.RANDOM in made.report.notes
+
+
+def test_a_model_that_was_only_copied_badly_is_still_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing quantized excuses nothing while the float model repeats."""
+    first = checking._outputs
+    calls = iter((0.0, 1.0))
+
+    def shifted(job: Any, session: Session, given: Any) -> Any:
+        offset = next(calls)
+        return ({n: v + offset for n, v in made.items()} for made in first(job, session, given))
+
+    monkeypatch.setattr(checking, "_outputs", shifted)
+    options = Options(bench=False, threads=1)
+    with pytest.raises(QCompileError, match="cosine"):
+        qcompile.compile(model("y = Neg(x)", weights=0), feeds(), options=options)
 
 
 def test_sequences_and_maps_are_compared() -> None:

@@ -176,9 +176,11 @@ def test_an_empty_weight_stays_float(target: str, mode: Mode) -> None:
 
 @forms
 def test_empty_outputs_are_no_verdict(target: str, mode: Mode) -> None:
+    """Nothing was quantized, so a note will do; test_compiler has the error where something was."""
     text = LINEAR.replace(f"[N,{COLUMNS}]", "[N,0]")
-    with pytest.raises(DataError, match="or the outputs hold no values"):
-        compiled(target, mode, text, {"w": np.zeros((ROWS, 0), np.float32)}, normal)
+    report = compiled(target, mode, text, {"w": np.zeros((ROWS, 0), np.float32)}, normal)
+    assert any("or the outputs hold no values" in note for note in report.notes)
+    assert report.verdict is None
 
 
 @forms
