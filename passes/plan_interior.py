@@ -3,8 +3,8 @@
 For targets that quantize everything, as in the paper (Bondarenko et al. 2021, section 3): each
 float tensor on the data path that a ruled operator reads or makes gets one quantizer, right where
 it is made, for all its readers. Layout operators share the quantizer of what they move. Left
-float, with the reason: sums with a mask, products whose bias is still to be added, graph outputs,
-and in images what a Relu or Clip cuts off next: integers end where it cuts.
+float, with the reason: divisors, sums with a mask, products whose bias is still to be added, graph
+outputs, and in images what a Relu or Clip cuts off next: integers end where it cuts.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> str | None:
         return "the bias is added first, the sum is quantized"
     if not tensor.outputs:
         return "graph output"
+    if any(is_op(n, "Div") and n.inputs[1] is tensor for n in graph.consumers(tensor)):
+        return "something is divided by it: what is rounded to zero would make that infinite"
     beside = [*graph.consumers(tensor), *([] if maker is None else [maker])]
     if any(is_op(n, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for n in beside):
         return "it came in quantized"

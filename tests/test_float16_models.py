@@ -15,7 +15,7 @@ from qcompile.testing import normal, parse
 HALF = np.float16
 OPTIONS = Options(bench=False, threads=1)
 DATA = "xq = QuantizeLinear(x, sx, zx) xd = DequantizeLinear(xq, sx, zx)"
-SCALES = {"sx": np.array(0.03, HALF), "zx": np.array(128, np.uint8)}
+SCALES: dict[str, Array] = {"sx": np.array(0.03, HALF), "zx": np.array(128, np.uint8)}
 ONE = "float16 sx, uint8 zx"
 
 Case = tuple[str, dict[str, Array], tuple[int, ...]]

@@ -111,6 +111,18 @@ def test_products_that_await_a_bias_stay_float_and_the_sum_is_quantized() -> Non
     )
 
 
+def test_divisors_stay_float() -> None:
+    """x is quantized to zero where it is small; what it divides is finite all the same."""
+    graph = parse(HEAD + "g (float[N,8] x, float[N,8] z) => (float[N,8] y) { y = Div(z, x) }")
+    plan(
+        graph,
+        f"""
+        CHECK: activation x: float at Div:y.1 because something is divided by it
+        CHECK: activation z: uint8:asym:tensor at Div:y.0 {MADE}
+        """,
+    )
+
+
 SCORES = """
     t = Transpose<perm = [1, 0]>(x)
     s = MatMul(x, t)
