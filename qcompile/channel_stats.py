@@ -35,6 +35,7 @@ class ChannelObserver(Observer):
     _seen: ChannelStats | None = None
     _reach: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    _lent: bool = False  # others hold the rows: what comes next goes into a copy
 
     def fits(self, values: Array) -> bool:
         """Whether these rows have the channels of those seen before."""
@@ -62,24 +63,46 @@ class ChannelObserver(Observer):
         if later._reach is not None:
             self._extend(later._reach)
         if later._seen is not None:
-            self._take(later._seen, later._keys)
+            self._take(later._in_order(), later._keys)
 
     def _take(self, new: ChannelStats, keys: Array) -> None:
         old = self._seen or ChannelStats(new.lo, new.hi, new.rows[:0])
         lo, hi = np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi)
         rows = new.rows
-        if len(self._keys) == self.limit:  # most rows of later batches have no chance: copy none
-            fits = keys < self._keys[-1]
+        full = len(self._keys) == self.limit
+        if full:  # most rows of later batches have no chance: copy none
+            fits = keys < self._keys.max()
             rows, keys = rows[fits], keys[fits]
         if len(keys):
-            rows = np.concatenate([old.rows, rows])
-            keys = np.concatenate([self._keys, keys])
-            kept = np.argsort(keys, kind="stable")[: self.limit]
-            rows, self._keys = rows[kept], keys[kept]
-            rows = rows if self.keep is None else self.keep(rows)
+            every = np.concatenate([self._keys, keys])
+            kept = np.argsort(every, kind="stable")[: self.limit]
+            if full and self.keep is None:
+                rows = self._replace(old.rows, rows, keys, kept)
+            else:
+                rows, self._keys = np.concatenate([old.rows, rows])[kept], every[kept]
+                rows = rows if self.keep is None else self.keep(rows)
         else:
             rows = old.rows
         self._seen = ChannelStats(lo, hi, rows)
+
+    def _replace(self, rows: Array, new: Array, keys: Array, kept: Array) -> Array:
+        """New rows where those stood that are kept no longer: few change, so few are moved."""
+        if self._lent:
+            rows, self._keys, self._lent = rows.copy(), self._keys.copy(), False
+        gone = np.setdiff1d(np.arange(len(rows)), kept, assume_unique=True)
+        come = kept[kept >= len(rows)] - len(rows)
+        rows[gone], self._keys[gone] = new[come], keys[come]
+        return rows
+
+    def _in_order(self) -> ChannelStats:
+        """What was seen, rows by hash: their order does not depend on how the data was split."""
+        assert self._seen is not None
+        order = np.argsort(self._keys, kind="stable")
+        if (order[1:] < order[:-1]).any():
+            self._seen = replace(self._seen, rows=self._seen.rows[order])
+            self._keys = self._keys[order]
+        self._lent = True
+        return self._seen
 
     def range(self) -> Range:
         """Extrema by channel; raises ValueError where nothing was seen."""
@@ -90,7 +113,7 @@ class ChannelObserver(Observer):
         """The sketch: extrema, rows and their hashes; empty where nothing was seen."""
         if self._seen is None:
             return {}
-        seen = self._seen
+        seen = self._in_order()
         made = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
         return made if self._reach is None else made | dict(zip(_REACH, self._reach, strict=True))
 
@@ -109,7 +132,7 @@ class ChannelObserver(Observer):
         """All that was seen; raises ValueError where nothing was."""
         if self._seen is None:
             raise ValueError("no values were seen")
-        return replace(self._seen, reach=self._reach)
+        return replace(self._in_order(), reach=self._reach)
 
 
 def _keys(rows: Array) -> Array:

@@ -38,6 +38,26 @@ def test_the_sample_does_not_depend_on_the_split(cut: int) -> None:
     assert len(whole.stats().rows) == 16
 
 
+def test_what_was_asked_for_in_between_does_not_change_later() -> None:
+    data = rows(400, 5)
+    observer = seen([data[:100]])
+    early, state = observer.stats(), observer.state()
+    held = early.rows.copy(), state["keys"].copy()
+    for start in range(100, 400, 50):
+        observer.update(data[start : start + 50])
+    np.testing.assert_array_equal(early.rows, held[0])
+    np.testing.assert_array_equal(state["keys"], held[1])
+    np.testing.assert_array_equal(observer.stats().rows, seen([data]).stats().rows)
+
+
+def test_rows_kept_elsewhere_are_the_same() -> None:
+    data = rows(400, 5)
+    away = ChannelObserver(16, keep=lambda a: np.require(a.copy(), requirements="C"))
+    for start in range(0, 400, 50):
+        away.update(data[start : start + 50])
+    np.testing.assert_array_equal(away.stats().rows, seen([data]).stats().rows)
+
+
 def test_a_restored_sketch_goes_on_where_the_other_was() -> None:
     data = rows(100, 5)
     whole, first, resumed = seen([data]), seen([data[:40]]), ChannelObserver(16)
