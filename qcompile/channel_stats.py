@@ -39,7 +39,9 @@ class ChannelObserver(Observer):
 
     def fits(self, values: Array) -> bool:
         """Whether these rows have the channels of those seen before."""
-        return self._seen is None or values.shape[1] == len(self._seen.lo)
+        known = None if self._seen is None else self._seen.lo
+        known = self._reach[0] if known is None and self._reach is not None else known
+        return known is None or values.shape[1] == len(known)
 
     def update(self, values: Array) -> None:
         """See rows, float (n, channels)."""

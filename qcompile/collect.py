@@ -30,6 +30,7 @@ from qcompile.runtime import Session, SessionOptions, with_outputs
 from qcompile.writing import apart, save
 
 _FLOAT_BYTES = 4
+_VARYING = "its channels are not the same in all feeds"
 _FLAT = -1  # batch and tokens are flattened into the first axis
 # Opset from which a reduction takes its axes as an input.
 _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
@@ -95,7 +96,10 @@ class Collector:
         watched = [t for t in self.taps if isinstance(t.observer, ChannelObserver)]
         for tap, (values,) in self._fetch(feed, watched):
             assert isinstance(tap.observer, ChannelObserver)
-            tap.observer.foresee(values)
+            if tap.observer.fits(values):
+                tap.observer.foresee(values)
+            else:
+                tap.fault = _VARYING
 
     def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
         """What each tap's outputs hold of real tokens, part by part of the feed."""
@@ -162,7 +166,7 @@ class Collector:
         if not finite or any(np.isnan(k).any() for k in sums):
             tap.fault = "NaN or infinity among its values"
         elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
-            tap.fault = "its channels are not the same in all feeds"
+            tap.fault = _VARYING
         elif extrema[0].size:
             tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
 

@@ -357,3 +357,19 @@ def test_channels_are_the_last_axis_of_fixed_size() -> None:
     keys = np.concatenate([session.run(f)["keys"].max((0, 1, 3))[None] for f in data])
     assert found["keys"].hi.tolist() == keys.max(0).tolist()
     assert found["keys"].rows.shape[1] == 2 and found["h"].rows.shape[1] == 4
+
+
+def test_channels_of_another_number_beside_the_data_are_a_fault() -> None:
+    """The last axis of scores is as long as the text: no channels, whatever the data's lengths."""
+    graph, (first, second, _) = encoder(), feeds(*SHAPES)
+    for seen_first in (True, False):
+        chosen = Options(1 << 30, threads=1)
+        found = collector(graph, [], MinMax(), evaluate, chosen, watched=("scores", "h"))
+        if seen_first:
+            found.update(first)
+        else:
+            found.foresee(first)
+        found.foresee(second)
+        if not seen_first:
+            found.update(second)
+        assert set(found.channels()) == {"h"}
