@@ -34,7 +34,12 @@ class ShareRanges(Pass):
     name: ClassVar[str] = "share-ranges"
     stage: ClassVar[Stage] = Stage.TRANSFORM
     numerics: ClassVar[Numerics] = Numerics.EXACT
-    after: ClassVar[tuple[str, ...]] = ("widen-ranges", "migrate-scales", "split-outliers")
+    after: ClassVar[tuple[str, ...]] = (
+        "widen-ranges",
+        "migrate-scales",
+        "split-outliers",
+        "trim-ranges",
+    )
 
     def __post_init__(self) -> None:
         if not self.most >= 1:

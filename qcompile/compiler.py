@@ -55,7 +55,8 @@ from qcompile.target import Choice, Target
 # attention scale folds once nothing but a product reads the tensors on its way.
 SIMPLIFY = (
     "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
-    "eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,fold-attention-scale,merge-duplicates"
+    "eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,fuse-hardswish,"
+    "fold-attention-scale,merge-duplicates"
 )
 PLAN = "plan-operands,plan-convolutions,plan-products,plan-interior"
 INSERT = "insert-qdq"

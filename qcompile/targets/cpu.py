@@ -106,6 +106,7 @@ CPU = Target(
             "migrate-scales",
             "round-weights",
             "split-outliers",
+            "trim-ranges",
             "share-ranges",
         )
     },

@@ -40,7 +40,7 @@ QDQ = Target(
     ),
     modes=("static", "weight-only", "float"),
     without_data=None,
-    transform={"static": ("group-scales", "round-weights")},
+    transform={"static": ("group-scales", "trim-ranges", "round-weights")},
     lower={"static": ("shield-groups",), "weight-only": (), "float": ()},
     float_ops={
         "Attention": "the fused operator computes in float",

@@ -48,7 +48,14 @@ TENSORRT = Target(
         "weight-only": "TensorRT's int8 products need both operands quantized",
     },
     # TensorRT fuses a Mul with what is before it, so long rows may be scaled as well as short ones.
-    transform={"static": ("widen-ranges", "migrate-scales{most-channels=16384}", "round-weights")},
+    transform={
+        "static": (
+            "widen-ranges",
+            "migrate-scales{most-channels=16384}",
+            "trim-ranges",
+            "round-weights",
+        )
+    },
     lower={"static": (), "float": ()},
     float_ops={
         "MatMul": "product of two activations: float unless the recipe's attention asks for it",
