@@ -7,6 +7,9 @@ multiplies; with transformers' own 0.02 attention would look at all positions al
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,17 +100,25 @@ def write(name: str, task: str, folder: Path, seed: int = 0) -> None:
     write_tokenizer(folder, architecture.special, segments=segments)
 
 
+def _vocabulary(special: Mapping[str, str]) -> dict[str, int]:
+    """Special tokens, letters, and the commonest words; a trainer breaks ties by chance."""
+    text = SENTENCES.read_text().lower()
+    letters = sorted(set(text) - set(string.whitespace))
+    words = Counter(re.findall(r"\w\w+", text))
+    common = sorted(words, key=lambda w: (-words[w], w))
+    tokens = [*special.values(), *letters, *(f"##{c}" for c in letters), *common]
+    return {token: i for i, token in enumerate(tokens[:TOKENS])}
+
+
 def write_tokenizer(folder: Path, special: Mapping[str, str], *, segments: bool) -> None:
-    """Train a WordPiece tokenizer on the sample sentences and save it for transformers."""
+    """Save a WordPiece tokenizer of the sample sentences for transformers."""
     tokenizers, transformers = need("tokenizers"), need("transformers")
     unknown = special["unk_token"]
-    engine = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=unknown))
+    engine = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece(_vocabulary(special), unk_token=unknown)
+    )
     engine.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     engine.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=TOKENS, special_tokens=list(special.values()), show_progress=False
-    )
-    engine.train([str(SENTENCES)], trainer)
     first, last = special["cls_token"], special["sep_token"]
     engine.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{first} $A {last}",

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from qcompile import collect, runtime, text
+from qcompile import collect, locking, runtime, text
 from qcompile.api import Context, Pass, Stage
 from qcompile.cache import key_of
 from qcompile.calibration import Calibration
-from qcompile.digests import FeedDigest
+from qcompile.digests import FeedDigest, of_feeds
 from qcompile.errors import RecipeError
 from qcompile.feeds import Feed, HoldBack
 from qcompile.job import Job
@@ -30,7 +30,7 @@ def calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
             _hold_back(job)
         return
     locked = job.options.lock
-    if locked is None:
+    if locked is None or locked.is_light:
         watched = dict.fromkeys(tensor for p in late for tensor in p.wants(job.graph, ctx))
         found = _collected(job, ctx, list(watched))
     else:
@@ -60,6 +60,8 @@ def _use(job: Job, ctx: Context, found: Calibration) -> None:
 def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
     if job.feeds is None:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
+    if job.options.lock is not None and job.feeds.reusable:
+        _hold_back(job)  # other data than was locked is told before the work
     job.progress.step("calibrate")
     with job.timed("calibrate"):
         kept = _kept(job, ctx, watched)
@@ -84,7 +86,7 @@ def _kept(job: Job, ctx: Context, watched: list[str]) -> Kept | None:
     parts = [
         environment(), threads, job.model_digest, text.structure(job.graph), job.data_digest,
         job.recipe.calibrator, job.recipe.mask_padding, job.options.max_memory,
-        [repr(r) for r in ctx.requests], watched, _digest(_beside(job, watched)),
+        [repr(r) for r in ctx.requests], watched, of_feeds(_beside(job, watched)),
     ]  # fmt: skip
     return Kept(cache, key_of(parts), job.report.notes)
 
@@ -92,13 +94,6 @@ def _kept(job: Job, ctx: Context, watched: list[str]) -> Kept | None:
 def _beside(job: Job, watched: list[str]) -> Iterable[Feed]:
     """General text to run beside the data, where channels are watched."""
     return job.general_text if watched and job.general_text is not None else ()
-
-
-def _digest(feeds: Iterable[Feed]) -> str:
-    made = FeedDigest()
-    for feed in feeds:
-        made.update(feed)
-    return made.hexdigest()
 
 
 def _run(job: Job, ctx: Context, watched: list[str], kept: Kept | None) -> Calibration:
@@ -170,3 +165,4 @@ def _held_back(job: Job, split: HoldBack, digest: FeedDigest) -> None:
     job.held_back = [part for feed in split.held_back for part in job.budget.parts(feed)]
     job.data_digest = digest.hexdigest()
     job.lone_feed = split.reused
+    locking.check_data(job)

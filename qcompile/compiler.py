@@ -108,7 +108,7 @@ def compile_job(
     if options.cache is not None:
         job.report.notes += options.cache.notes
     result = Result(compiled, job.report)
-    if options.keep_calibration:
+    if options.keep_lock or options.keep_calibration:
         result.lock, result.calibration = locking.lock_of(job, compiled), job.calibration
     if job.report.failures and not job.options.force:
         raise RejectedError(result)

@@ -41,6 +41,14 @@ def of_model(model: bytes | Path, external: Sequence[Path] = ()) -> str:
     return hashlib.sha256("".join([own, *rest]).encode()).hexdigest() if rest else own
 
 
+def of_feeds(feeds: Iterable[Feed]) -> str:
+    """Hex digest of feeds that nothing else needs."""
+    made = FeedDigest()
+    for feed in feeds:
+        made.update(feed)
+    return made.hexdigest()
+
+
 class FeedDigest:
     """Digest of all feeds that have passed, in their order: names, types, shapes and values."""
 

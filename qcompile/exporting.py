@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -22,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qcompile import folders, parity, tasks
-from qcompile.errors import ModelError
+from qcompile import folders, loading, parity, tasks
+from qcompile.errors import GateError, ModelError, QCompileError
 from qcompile.folders import Folder
 from qcompile.parity import Parity, Vocabulary
 from qcompile.qtypes import Array
@@ -32,6 +33,9 @@ from qcompile.tasks import Task
 MODEL = "model.onnx"
 OPSET = 18
 INSTALL = "pip install 'qcompile[export]'"
+# What the extra takes: versions that go together, for optimum-onnx holds transformers below 4.58.
+TOGETHER = ("optimum-onnx 0.1.0", "transformers 4.57.6", "torch 2.13.0")
+OLDEST = (4, 56)  # of transformers: from_pretrained knows dtype from here on
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _AXES = {0: "batch_size", 1: "sequence_length"}
 _INDEX = "model.safetensors.index.json"
@@ -119,7 +123,7 @@ def export(
         _make_view(folder, view)
         source = Source(_load(view, chosen), view, chosen, opset)
         route = _by_first_route(source, made, routes or (by_optimum, by_torch))
-        found = parity.compare(made / MODEL, _reference(source), source.vocabulary)
+        found = _compared(source, made / MODEL, route)
         files = sorted(p.name for p in made.iterdir() if p.name.startswith(MODEL))
         for name in files:
             shutil.move(made / name, dest / name)
@@ -179,6 +183,12 @@ def _load(view: Path, task: Task) -> Any:
         import transformers
     except ImportError as e:
         raise ModelError(f"export needs torch and transformers ({e}): {INSTALL}") from e
+    numbers = re.findall(r"\d+", transformers.__version__)
+    if tuple(map(int, numbers[:2])) < OLDEST:
+        raise ModelError(
+            f"transformers {transformers.__version__} is too old, expected "
+            f"{'.'.join(map(str, OLDEST))} or newer: {INSTALL}"
+        )
     transformers.utils.logging.disable_progress_bar()
     try:
         model, info = getattr(transformers, task.auto).from_pretrained(
@@ -190,7 +200,9 @@ def _load(view: Path, task: Task) -> Any:
             output_loading_info=True,
         )
     except Exception as e:  # transformers raises whatever it meets
-        raise ModelError(f"transformers cannot load the model: {_first_line(e)}") from e
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load the model: {_first_line(e)}"
+        ) from e
     # A pooler is made up where a checkpoint has none; what the encoder puts out does not read it.
     made_up = sorted(
         n for n in info["missing_keys"] if "pooler" not in n or task.outputs != _TOKENS
@@ -204,7 +216,9 @@ def _load(view: Path, task: Task) -> Any:
 
 
 def _first_line(e: BaseException) -> str:
-    return f"{type(e).__name__}: {e}".strip().splitlines()[0][:300]
+    """An error in short, led by its type unless it is one of ours."""
+    said = str(e) if isinstance(e, QCompileError) else f"{type(e).__name__}: {e}"
+    return said.strip().splitlines()[0][:300]
 
 
 def _by_first_route(source: Source, made: Path, routes: tuple[Route, ...]) -> str:
@@ -212,11 +226,33 @@ def _by_first_route(source: Source, made: Path, routes: tuple[Route, ...]) -> st
     for route in routes:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
+        name = route.__name__.removeprefix("by_")
         try:
-            return route(source, made)
+            said = route(source, made)
+            _check_inputs(made / MODEL)
+            return said
+        except ImportError as e:
+            source.notes.append(f"{name}: {_first_line(e)} ({INSTALL} takes {', '.join(TOGETHER)})")
         except Exception as e:  # exporters raise whatever they meet
-            source.notes.append(f"{route.__name__.removeprefix('by_')}: {_first_line(e)}")
+            source.notes.append(f"{name}: {_first_line(e)}")
     raise ModelError(f"the model cannot be exported: {'; '.join(source.notes)}")
+
+
+def _check_inputs(path: Path) -> None:
+    """Raises ModelError where a file asks for more than a tokenizer gives."""
+    model, _storage = loading.read(path)
+    for tensor in model.graph.input:
+        if tensor.name not in _INPUTS:
+            raise ModelError(f"made a file with input {tensor.name!r}, expected tokens only")
+
+
+def _compared(source: Source, path: Path, route: str) -> Parity:
+    """How far the file is from the model. Raises what ``parity.compare`` does, naming the route."""
+    try:
+        return parity.compare(path, _reference(source), source.vocabulary)
+    except (GateError, ModelError) as e:
+        tried = "".join(f"; {note}" for note in source.notes)
+        raise type(e)(f"{_first_line(e)}; exported by {route}{tried}") from e
 
 
 def by_optimum(source: Source, made: Path) -> str:
@@ -289,6 +325,16 @@ def _add_tokenizer(folder: Folder, source: Source, dest: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source.view, use_fast=True, trust_remote_code=False, local_files_only=True
         )
+        _check_vocabulary(tokenizer, folder)
         tokenizer.backend_tokenizer.save(str(dest / folders.TOKENIZER))
     except Exception as e:
         source.notes.append(f"no {folders.TOKENIZER} could be made: {_first_line(e)}")
+
+
+def _check_vocabulary(tokenizer: Any, folder: Folder) -> None:
+    """Raises ModelError where a file is missing: transformers 5 then makes up a vocabulary."""
+    names = {k: n for k, n in tokenizer.vocab_files_names.items() if k != "tokenizer_file"}
+    missing = [name for name in names.values() if name not in folder.companions]
+    if missing or not names:
+        expected = missing[0] if missing else folders.TOKENIZER
+        raise ModelError(f"the folder holds no {expected}")

@@ -58,7 +58,7 @@ def compile_models(
     is asked for; its report says so. Raises what ``compile_job`` does, naming the file where there
     are several.
     """
-    settings = _with_tokenizer(settings, folder)
+    settings = _for_folder(settings, folder)
     unfit = _unfit(folder, settings)
     for name in folder.models:
         if len(folder.models) > 1:
@@ -66,10 +66,11 @@ def compile_models(
         yield name, _compile(folder, name, settings, unfit.get(name), progress)
 
 
-def _with_tokenizer(settings: Settings, folder: Folder) -> Settings:
-    """Text is tokenized as the folder says, unless told otherwise."""
+def _for_folder(settings: Settings, folder: Folder) -> Settings:
+    """Text is tokenized as the folder says, unless told otherwise; each result has its lock."""
     tokenizer = settings.options.tokenizer or folder.tokenizer
-    return replace(settings, options=replace(settings.options, tokenizer=tokenizer))
+    options = replace(settings.options, tokenizer=tokenizer, keep_lock=True)
+    return replace(settings, options=options)
 
 
 def _unfit(folder: Folder, settings: Settings) -> dict[str, str]:

@@ -28,7 +28,7 @@ _COMPANION_NAMES = ("LICENSE", "NOTICE")
 _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _CODE = (".dll", ".dylib", ".py", ".pyc", ".sh", ".so")
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_MADE_ANEW = (".report.json", ".search.json", ".index.json")
+_MADE_ANEW = (".lock.npz", ".lock.yaml", ".report.json", ".search.json", ".index.json")
 # Files that optimum, sentence-transformers and transformers.js keep beside the model they are from.
 _VARIANT = re.compile(r"(.+)_(O[1-4]|bnb4|fp16|(q|u|qu)?int8(_.*)?|q4(f16)?|quantized)$")
 

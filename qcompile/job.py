@@ -57,9 +57,9 @@ class Options:
     search_time: seconds in which tensors may be lifted to more bits where the result is not close
     enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
     stem: of the output's name, for a file of weights beside it. lock: the build to repeat, whose
-    recipe is the job's. keep_calibration: what a lock of this build needs stays in memory, for
-    ``Result.save_lock``. cache: where calibration is kept for a run after an interrupt; whoever has
-    written the result calls its ``forget``.
+    recipe is the job's. keep_lock: the result has a lock, for ``Result.save_lock``, a light one.
+    keep_calibration: it has the calibration too, which a full lock needs. cache: where calibration
+    is kept for a run after an interrupt; whoever has written the result calls its ``forget``.
     profile: also take the time of each kind of operator, where anything is timed. tune: time the
     target's forms, and keep the faster ones.
     """
@@ -81,6 +81,7 @@ class Options:
     search_state: Path | None = None
     stem: str = "model"
     lock: Lock | None = None
+    keep_lock: bool = False
     keep_calibration: bool = False
     cache: Cache | None = None
 
@@ -89,7 +90,8 @@ class Options:
 class Result:
     """The compiled model, in files that live as long as this, and how it came to be.
 
-    ``lock`` and ``calibration`` where ``Options.keep_calibration`` asked for them.
+    ``lock`` where ``Options.keep_lock`` or ``keep_calibration`` asked for it, ``calibration`` where
+    the latter did.
     """
 
     written: Written
@@ -106,11 +108,15 @@ class Result:
         """Write the model whole or not at all. Raises OutputError."""
         self.written.save(Path(path))
 
-    def save_lock(self, path: str | Path) -> None:
-        """Write the lock, NAME.yaml, and its calibration, NAME.npz. Raises OutputError."""
-        if self.lock is None:
-            raise OutputError("no lock was kept: compile with Options(keep_calibration=True)")
-        lock.save(Path(path), self.lock, self.calibration)
+    def save_lock(self, path: str | Path, *, light: bool = False) -> None:
+        """Write the lock, NAME.yaml, and its calibration, NAME.npz, unless it is to be ``light``.
+
+        Raises OutputError, also where what is to be written was not kept.
+        """
+        if self.lock is None or (self.calibration is None and self.lock.is_light and not light):
+            what = "no calibration was kept for the lock" if self.lock else "no lock was kept"
+            raise OutputError(f"{what}: compile with Options(keep_calibration=True)")
+        lock.save(Path(path), self.lock, None if light else self.calibration)
 
 
 class RejectedError(GateError):

@@ -2,8 +2,9 @@
 
 ``NAME.yaml`` holds versions, digests of what went in and came out, the whole recipe, and each
 decision with its scale. ``NAME.npz`` beside it holds what calibration found (``calibration.py``);
-it is a file of its own because it is large. Decisions are there to be read and compared: they
-follow again from the recipe and the calibration.
+it is a file of its own because it is large. A light lock does without it: a build from one
+calibrates anew, with the data that it was made with. Decisions are there to be read and compared:
+they follow again from the recipe and the calibration.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from qcompile.registry import nearest
 
 VERSION = 1
 _SUFFIXES = (".yaml", ".yml")
-_HEADING = (
-    "# The same bytes again, without data: qcompile compile MODEL --recipe THIS.yaml -o OUT\n"
+_HEADING = "# The same bytes again{}: qcompile compile MODEL{} --recipe THIS.yaml -o OUT\n"
+_WITHOUT, _WITH = (", without data", ""), (", from the same data", " --data DATA")
+NOT_KEPT = (
+    "too large to be kept here: a build calibrates anew, from the same data; for a build without "
+    "data: qcompile compile MODEL -o OUT --data DATA --lock FILE.yaml"
 )
 
 
@@ -35,9 +39,10 @@ _HEADING = (
 class Lock:
     """One build. ``folder`` is where the file lies, and what ``calibration`` names beside it.
 
-    model: name, bytes, sha256. data: sha256 of the feeds and their numbers, None where there were
-    none. output: bytes, sha256. verified: how close the output was, None where it was not compared.
-    calibration: file, sha256, None in modes without ranges.
+    model: name, bytes, sha256. data: sha256 of the feeds, their numbers, options that chose them,
+    sha256 of the general text run beside them or None; None where there were none. output: bytes,
+    sha256. verified: how close the output was, None where it was not compared. calibration: file,
+    sha256, or why they were not kept; how it was made. None in modes without ranges.
     """
 
     recipe: Recipe
@@ -53,6 +58,11 @@ class Lock:
     decisions: tuple[dict[str, Any], ...] = ()
     folder: Path = field(default=Path())
 
+    @property
+    def is_light(self) -> bool:
+        """True where a build needs the data, since the calibration was not kept."""
+        return self.calibration is not None and "not_kept" in self.calibration
+
     def to_yaml(self) -> str:
         """The file's text: a decision is a line."""
         plain = {"format": LOCK, "version": VERSION}
@@ -60,7 +70,8 @@ class Lock:
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()}
         own |= {"dims": dict(self.recipe.dims), "forms": dict(self.recipe.forms)}
         own["precision"] = [list(pair) for pair in self.recipe.precision]
-        text = _HEADING + yaml.safe_dump({**plain, "recipe": own}, sort_keys=False)
+        heading = _HEADING.format(*(_WITH if self.is_light else _WITHOUT))
+        text = heading + yaml.safe_dump({**plain, "recipe": own}, sort_keys=False)
         rows = (yaml.safe_dump(d, **_LINE) for d in self.decisions)
         return text + "decisions:\n" + "".join(f"- {row}" for row in rows)
 
@@ -79,7 +90,7 @@ class Lock:
         return found
 
     def read_calibration(self) -> Calibration | None:
-        """What calibration found, None in modes without ranges.
+        """What calibration found, None in modes without ranges. Not for a light lock.
 
         Raises RecipeError where the file is missing, changed or damaged.
         """
@@ -134,7 +145,10 @@ def sidecar(path: Path) -> Path:
 
 
 def save(path: Path, made: Lock, found: Calibration | None) -> None:
-    """Write a lock and, before it, its calibration. Raises OutputError."""
+    """Write a lock and, before it, its calibration: None leaves a light lock as it is.
+
+    Raises OutputError.
+    """
     if found is not None:
         beside = sidecar(path)
         with export.replacing(beside) as file:
@@ -199,12 +213,15 @@ def _check(plain: Mapping[str, Any], where: str) -> None:
     if plain["mode"] not in MODES:
         raise RecipeError(f"{where}: unknown mode {plain['mode']!r}{nearest(plain['mode'], MODES)}")
     needed = [("model", "sha256"), ("model", "name"), ("output", "sha256")]
-    if plain["calibration"] is not None:
+    kept = plain["calibration"]
+    if kept is not None and "not_kept" in kept:
+        needed += [("data", "sha256")]
+    elif kept is not None:
         needed += [("calibration", "file"), ("calibration", "sha256")]
     for part, key in needed:
-        if not isinstance(plain[part].get(key), str):
+        if not isinstance((plain[part] or {}).get(key), str):
             raise RecipeError(f"{where}: {part} has no {key}")
-    name = plain["calibration"] and plain["calibration"]["file"]
+    name = (kept or {}).get("file")
     if name and Path(name).name != name:
         raise RecipeError(f"{where}: calibration file {name!r} is not beside it")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qcompile import loading
+from qcompile import digests, loading
 from qcompile.data import Data
+from qcompile.errors import RecipeError
 from qcompile.job import Job, Options
 from qcompile.ledger import Row
-from qcompile.lock import Lock, environment
+from qcompile.lock import NOT_KEPT, Lock, environment
 from qcompile.quantizers import Quantizer, quantizers
 from qcompile.writing import Written
 
@@ -17,10 +18,17 @@ from qcompile.writing import Written
 def options_for(options: Options, data: Data | None) -> Options:
     """What a locked build is done with: nothing is searched, and without data nothing is judged.
 
-    Its bytes are compared instead: the same bytes have been verified when they were locked.
+    Its bytes are compared instead: the same bytes have been verified when they were locked. Raises
+    RecipeError where the lock is a light one and there is no data.
     """
     if options.lock is None:
         return options
+    if options.lock.is_light and data is None:
+        raise RecipeError(
+            "the lock keeps no calibration: give the data that it was made with (sha256 "
+            f"{_short((options.lock.data or {}).get('sha256'))}; {_choices(options.lock)}), or a "
+            "full lock, which compile --lock writes"
+        )
     judged = data is not None
     return replace(
         options,
@@ -41,6 +49,47 @@ def check(job: Job) -> None:
         job.report.notes.append(f"the lock was made elsewhere: {'; '.join(changes)}")
 
 
+def check_data(job: Job) -> None:
+    """Raises RecipeError where a light lock was made with other data than the job's.
+
+    General text counts: it is run beside data that is text, so tokens in another form do not do.
+    """
+    locked = job.options.lock
+    if locked is None or not locked.is_light or locked.data is None:
+        return
+    for key, found in _digests(job).items():
+        expected = locked.data.get(key)
+        if found != expected:
+            what = "data" if key == "sha256" else "general text beside the data"
+            raise RecipeError(
+                f"the {what} is not what was locked: sha256 {_short(found)}, expected "
+                f"{_short(expected)}: give the data that it was made with ({_choices(locked)}), or "
+                "a full lock, which compile --lock writes"
+            )
+
+
+def _digests(job: Job) -> dict[str, str | None]:
+    """What calibration saw."""
+    text = None if job.general_text is None else digests.of_feeds(job.general_text)
+    return {"sha256": job.data_digest, "general_text": text}
+
+
+def _short(digest: object) -> str:
+    return "of none" if digest is None else f"{str(digest)[:12]}…"
+
+
+_CHOICES = ("samples", "batch_size")  # options, and so in the lock
+
+
+def _choices(locked: Lock) -> str:
+    """Options that decide which feeds a file gives."""
+    said = []
+    for key in _CHOICES:
+        option, value = f"--{key.replace('_', '-')}", (locked.data or {}).get(key)
+        said.append(f"no {option}" if value is None else f"{option} {value}")
+    return f"{', '.join(said)}, text with the same --tokenizer"
+
+
 def judge(job: Job) -> None:
     """Compare the bytes with the lock's: a difference is a failure that names what changed."""
     locked = job.options.lock
@@ -51,6 +100,8 @@ def judge(job: Job) -> None:
     found, expected = job.report.model_sha256, locked.output["sha256"]
     if found != expected:
         why = "; ".join(locked.changes()) or "though no version and no input changed"
+        if locked.is_light:
+            why += "; it was calibrated anew, so --threads and --max-memory may count too"
         job.report.failures.append(
             f"the bytes differ from the lock's (sha256 {found[:12]}…, expected "
             f"{expected[:12]}…): {why}"
@@ -66,12 +117,8 @@ def _closeness(verified: dict[str, Any]) -> str:
 
 
 def lock_of(job: Job, compiled: Written) -> Lock:
-    """The lock of a build; where its calibration lies is known once it is written."""
+    """The light lock of a build; where its calibration is kept, ``lock.save`` says so in it."""
     report = job.report
-    data = None
-    if job.data_digest:
-        counts = {k: report.calibration[k] for k in ("feeds", "held_back") if report.calibration}
-        data = {"sha256": job.data_digest, **counts}
     return Lock(
         recipe=job.recipe,
         recipe_digest=job.recipe.digest(),
@@ -79,11 +126,22 @@ def lock_of(job: Job, compiled: Written) -> Lock:
         pipeline=report.pipeline,
         environment=environment(),
         model={"name": report.source, "bytes": report.float_bytes, "sha256": job.model_digest},
-        data=data,
+        data=_data(job),
         output={"bytes": compiled.size, "sha256": report.model_sha256},
         verified=_verified(job),
+        calibration={"not_kept": NOT_KEPT, **report.calibration} if report.calibration else None,
         decisions=tuple(_decisions(report.ledger, quantizers(*loading.read(compiled.path)))),
     )
+
+
+def _data(job: Job) -> dict[str, Any] | None:
+    """What calibrated; a locked build's is the lock's, whatever it was verified with."""
+    if job.options.lock is not None:
+        return job.options.lock.data
+    if not job.data_digest:
+        return None
+    counts = {k: job.report.calibration.get(k) for k in ("feeds", "held_back")}
+    return {**_digests(job), **counts, **{k: getattr(job.options, k) for k in _CHOICES}}
 
 
 def _verified(job: Job) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """From transformers folders to optimum pipelines: the rows of models/architectures.py.
 
-Needs the extra ``export``; CI has none of it, so these skip there. Scripts run in processes of
-their own, since torch and transformers warn as they are imported.
+Needs the extra ``export``; CI has none of it, so these skip there. Where transformers is too new
+for optimum, they test torch's route. Scripts run in processes of their own, since torch and
+transformers warn as they are imported.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOUND = all(importlib.util.find_spec(n) for n in ("torch", "transformers", "optimum"))
-pytestmark = pytest.mark.skipif(
-    not FOUND, reason="needs torch, transformers and optimum (extra export)"
-)
+FOUND = all(importlib.util.find_spec(n) for n in ("torch", "transformers"))
+pytestmark = pytest.mark.skipif(not FOUND, reason="needs torch and transformers (extra export)")
 CASES = [
     ("bert", "feature-extraction"),
     ("roberta", "text-classification"),
@@ -49,10 +48,14 @@ def test_all_the_way(name: str, task: str) -> None:
     """Three layers of six linears at least are integer. 8 bits leave a cosine of .99."""
     done = run(name, "--task", task)
     assert done.returncode == 0, done.stderr
-    row = done.stdout.splitlines()[-1].strip("|").split("|")
-    found_name, found_task, _, linears, mean, *_rest = (cell.strip() for cell in row)
-    assert (found_name, found_task) == (name, task)
-    assert int(linears) >= 18 and float(mean) > 0.99
+    *_, line, empty, versions = done.stdout.splitlines()
+    row = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (row[:2], empty) == ([name, task], "")
+    assert int(row[3]) >= 18 and float(row[4]) > 0.99
+    # optimum has no release for transformers 5: torch exports, and there is no pipeline.
+    by_optimum = importlib.util.find_spec("optimum") is not None
+    assert versions.startswith("optimum-onnx " if by_optimum else "torch.onnx.export, torch ")
+    assert row[-1].endswith("of 8") if by_optimum else row[-1] == "-"
 
 
 def test_an_unknown_name_is_one_line() -> None:

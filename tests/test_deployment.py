@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from qcompile.cli import main
 from tests.model_folder import WIDTH, write_folder, write_text
@@ -193,23 +195,109 @@ def test_the_image_holds_what_it_serves_with_and_no_more(place: Path) -> None:
     assert "qcompile" not in stages[1] and "USER nobody" in stages[1]
 
 
+def test_what_the_image_starts_is_in_it() -> None:
+    """Each line is an instruction; what CMD names was copied, and what it listens on is exposed."""
+    text = block("dockerfile", "A container").replace("\\\n", " ")
+    lines = re.findall(r"^([A-Z]+) +(.+)$", text, re.M)
+    assert len(lines) == len(list(filter(None, text.splitlines())))
+    assert {name for name, _ in lines} == {"FROM", "COPY", "RUN", "USER", "EXPOSE", "CMD"}
+    given = dict(lines)  # the last of each
+    program, script, folder = json.loads(given["CMD"])
+    places = {value.split()[-1].rstrip("/") for name, value in lines if name == "COPY"}
+    assert program == "python" and {script, folder} <= places
+    serve = block("python", "ONNX Runtime from Python")
+    assert f'HTTPServer(("", {given["EXPOSE"]}), Handler)' in serve
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    oldest = setup["options"]["python_requires"].removeprefix(">=")
+    assert given["FROM"] == f"python:{oldest}-slim"
+
+
 TRITON_TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(float)": "TYPE_FP32"}
+# What the page uses of Triton's model_config.proto; text is parsed by names, so numbers are free.
+TRITON = """
+syntax: "proto3" name: "model_config.proto" package: "inference"
+enum_type { name: "DataType" value { name: "TYPE_INVALID" number: 0 }
+  value { name: "TYPE_INT64" number: 9 } value { name: "TYPE_FP32" number: 11 } }
+message_type { name: "ModelTensor"
+  field { name: "name" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "data_type" number: 2 label: LABEL_OPTIONAL type: TYPE_ENUM
+    type_name: ".inference.DataType" }
+  field { name: "dims" number: 3 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "ModelInstanceGroup"
+  enum_type { name: "Kind" value { name: "KIND_AUTO" number: 0 }
+    value { name: "KIND_GPU" number: 1 } value { name: "KIND_CPU" number: 2 } }
+  field { name: "kind" number: 4 label: LABEL_OPTIONAL type: TYPE_ENUM
+    type_name: ".inference.ModelInstanceGroup.Kind" }
+  field { name: "count" number: 2 label: LABEL_OPTIONAL type: TYPE_INT32 } }
+message_type { name: "ModelDynamicBatching" }
+message_type { name: "ModelParameter"
+  field { name: "string_value" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING } }
+message_type { name: "ModelConfig"
+  field { name: "name" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "backend" number: 17 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "max_batch_size" number: 4 label: LABEL_OPTIONAL type: TYPE_INT32 }
+  field { name: "input" number: 5 label: LABEL_REPEATED type: TYPE_MESSAGE
+    type_name: ".inference.ModelTensor" }
+  field { name: "output" number: 6 label: LABEL_REPEATED type: TYPE_MESSAGE
+    type_name: ".inference.ModelTensor" }
+  field { name: "instance_group" number: 7 label: LABEL_REPEATED type: TYPE_MESSAGE
+    type_name: ".inference.ModelInstanceGroup" }
+  field { name: "dynamic_batching" number: 11 label: LABEL_OPTIONAL type: TYPE_MESSAGE
+    type_name: ".inference.ModelDynamicBatching" }
+  field { name: "parameters" number: 14 label: LABEL_REPEATED type: TYPE_MESSAGE
+    type_name: ".inference.ModelConfig.ParametersEntry" }
+  nested_type { name: "ParametersEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE
+      type_name: ".inference.ModelParameter" } } }
+"""
+
+
+def triton_config(text: str) -> Any:
+    """Parsed as Triton does it: protobuf's text format, unknown names refused."""
+    pool = descriptor_pool.DescriptorPool()
+    file = text_format.Parse(TRITON, descriptor_pb2.FileDescriptorProto())
+    pool.AddSerializedFile(file.SerializeToString())
+    found = pool.FindMessageTypeByName("inference.ModelConfig")
+    return text_format.Parse(text, message_factory.GetMessageClass(found)())
+
+
+def told(tensors: Any) -> list[tuple[str, str, list[int]]]:
+    names = {9: "TYPE_INT64", 11: "TYPE_FP32"}
+    return [(t.name, names[t.data_type], list(t.dims)) for t in tensors]
 
 
 def test_triton_is_told_what_the_model_has(place: Path) -> None:
     """Names, types, dimensions without the batch; only the width is another model's."""
-    config = block("pbtxt", "Triton")
-    rows = re.findall(r'\{ name: "(\w+)" data_type: (\w+) dims: \[(.*?)\] \}', config)
-    told = [(name, kind, [int(d) for d in dims.split(",")]) for name, kind, dims in rows]
+    config = triton_config(block("pbtxt", "Triton"))
     session = ort.InferenceSession(place / "int8" / "model.onnx")
-    has = [
-        (t.name, TRITON_TYPES[t.type], [d if isinstance(d, int) else -1 for d in t.shape[1:]])
-        for t in (*session.get_inputs(), *session.get_outputs())
-    ]
-    assert told[-1][2][-1] == 384 and has[-1][2][-1] == WIDTH
-    told[-1][2][-1] = WIDTH
-    assert told == has
-    assert config.count("[") == config.count("]") and config.count("{") == config.count("}")
+    inputs, outputs = (
+        [
+            (t.name, TRITON_TYPES[t.type], [d if isinstance(d, int) else -1 for d in t.shape])
+            for t in tensors
+        ]
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    # max_batch_size stands for the first dimension, which the model must leave open.
+    assert config.max_batch_size > 0 and {d[0] for _, _, d in inputs + outputs} == {-1}
+    assert outputs[-1][2][-1] == WIDTH
+    outputs[-1][2][-1] = 384
+    assert told(config.input) == [(n, kind, dims[1:]) for n, kind, dims in inputs]
+    assert told(config.output) == [(n, kind, dims[1:]) for n, kind, dims in outputs]
+    assert config.HasField("dynamic_batching") and config.parameters["intra_op_thread_count"]
+    (folder,) = re.findall(r"^models/(\w+)/config\.pbtxt$", PAGE, re.M)
+    assert config.name == folder  # or Triton does not load it
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("max_batch_size:", "max_batch:"), ("] }\n]", "] }\n"), ("INT64", "LONG")]
+)
+def test_the_check_of_tritons_file_sees_a_fault(old: str, new: str) -> None:
+    text = block("pbtxt", "Triton")
+    assert old in text
+    with pytest.raises(text_format.ParseError):
+        triton_config(text.replace(old, new, 1))
 
 
 @pytest.mark.skipif(

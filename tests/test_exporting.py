@@ -5,6 +5,7 @@ Tests with torch need the extra ``export``; CI has none, so they skip there.
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import json
 import pickle
@@ -160,7 +161,9 @@ def test_torch_exports_where_optimum_cannot(
     monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
     found = json.loads(run("export", copied, "-o", alone, "--json").stdout)["export"]
     assert found["route"].startswith("torch.onnx.export") and found["parity"]["worst"] < TOLERANCE
-    assert "optimum: ModuleNotFoundError" in found["notes"][0]
+    (note,) = found["notes"]
+    assert note.startswith("optimum: ModuleNotFoundError") and exporting.INSTALL in note
+    assert "takes optimum-onnx 0.1.0, transformers 4.57.6" in note
     monkeypatch.undo()
     if not installed("optimum"):
         return
@@ -180,12 +183,52 @@ def test_where_no_route_works_all_refusals_are_told(copied: Path, tmp_path: Path
 
 
 @needs_torch
+def test_a_file_that_wants_more_than_tokens_is_not_taken(copied: Path, tmp_path: Path) -> None:
+    """As optimum's of Longformer, which has a global_attention_mask."""
+
+    def by_luck(source: exporting.Source, made: Path) -> str:
+        exporting.by_torch(source, made)
+        proto = onnx.load(made / "model.onnx")
+        proto.graph.input.append(onnx.ValueInfoProto(name="position_ids"))
+        onnx.save(proto, made / "model.onnx")
+        return "luck"
+
+    said = "cannot be exported: luck: made a file with input 'position_ids', expected tokens only"
+    with pytest.raises(ModelError, match=said):
+        exporting.export(folders.read(copied), tmp_path, routes=(by_luck,))
+    (tmp_path / "out").mkdir()
+    made = exporting.export(
+        folders.read(copied), tmp_path / "out", routes=(by_luck, exporting.by_torch)
+    )
+    assert made.route.startswith("torch.onnx.export") and len(made.notes) == 1
+
+
+@needs_torch
+def test_a_transformers_too_old_is_told(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "4.55.0.dev0")
+    result = run("export", copied, "-o", tmp_path / "out")
+    assert_one_line(result, 2, "transformers 4.55.0.dev0 is too old, expected 4.56", "pip install")
+
+
+def test_versions_that_are_told_are_those_of_the_extra() -> None:
+    """What goes together stands in setup.cfg."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parent.parent / "setup.cfg")
+    extra = setup["options.extras_require"]["export"].split()
+    assert {told.replace(" ", "==") for told in exporting.TOGETHER} <= set(extra)
+
+
+@needs_torch
 def test_what_differs_from_torch_is_not_written(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity, "TOLERANCE", 0.0)
     result = run("export", copied, "-o", tmp_path / "out")
-    assert_one_line(result, 1, "differs from torch: 'logits' by")
+    assert_one_line(result, 1, "differs from torch: 'logits' by", "at most; exported by ")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
@@ -238,7 +281,7 @@ class Bomb:
 def test_an_older_tokenizer_becomes_tokenizer_json(copied: Path, tmp_path: Path) -> None:
     vocabulary = json.loads((copied / "tokenizer.json").read_text())["model"]["vocab"]
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (copied / name).unlink()
+        (copied / name).unlink(missing_ok=True)  # transformers 5 writes no map
     (copied / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=lambda w: vocabulary[w])))
     result = run("export", copied, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -249,12 +292,13 @@ def test_an_older_tokenizer_becomes_tokenizer_json(copied: Path, tmp_path: Path)
     assert again.exit_code == 0 and "no tokenizer.json could be made" in again.stdout
 
 
-@needs_optimum
+@needs_torch
 def test_compile_exports_first(copied: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("compile", copied, "-o", out, "--mode", "dynamic", "--no-bench")
     assert result.exit_code == 0, result.output
-    assert "exported: text-classification by optimum" in result.stdout
+    route = "optimum" if installed("optimum") else "torch.onnx.export"
+    assert f"exported: text-classification by {route}" in result.stdout
     manifest = json.loads((out / "qcompile.json").read_text())
     assert manifest["export"]["parity"]["worst"] < TOLERANCE and manifest["source"] == "in"
     assert (out / "model.report.json").is_file() and (out / "tokenizer.json").is_file()

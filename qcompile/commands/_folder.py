@@ -88,6 +88,7 @@ def _compile_all(
         report_files(given, path).write(result.report)
         inside = path.with_name(f"{path.stem}.report.json")
         export.write_atomic(inside, result.report.to_json().encode())
+        result.save_lock(path.with_name(f"{path.stem}.lock.yaml"), light=True)
         if given["lock_file"] is not None:
             result.save_lock(given["lock_file"])
         if result.report.tuning:
@@ -111,5 +112,6 @@ def _show(out: Path, reports: dict[str, Report], account: dict[str, Any]) -> Non
     if len(passed_over) > _SHOWN:
         click.echo(f"passed over: {len(passed_over) - _SHOWN} more, in {folders.MANIFEST}")
     models = ", ".join(reports)
-    click.echo(f"written: {out}: {models}, with reports; {len(account['copied'])} files copied")
+    copied = f"{len(account['copied'])} files copied"
+    click.echo(f"written: {out}: {models}, with reports and locks; {copied}")
     click.echo(f"next:    qcompile inspect {shlex.quote(str(out / next(iter(reports))))}")
