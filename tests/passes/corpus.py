@@ -312,20 +312,23 @@ def convolutions() -> Graph:
 
 
 def hardswish() -> Graph:
-    """Convolutions with a HardSwish written out between them, as mobile networks have it."""
+    """Convolutions with HardSwish between them, one written out, as mobile networks have it."""
     return parse(
         """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,3,12,12] image, float[8,3,3,3] w1, float[4,8,3,3] w2, float three, float six,
-            float zero) => (float[B,4,8,8] y) {
+        g (float[B,3,12,12] image, float[8,3,3,3] w1, float[8,8,3,3] w2, float[4,8,1,1] w3,
+            float three, float six, float zero) => (float[B,4,8,8] y) {
             c = Conv(image, w1)
             a = Add(c, three)
             p = Clip(a, zero, six)
             m = Mul(c, p)
             h = Div(m, six)
-            y = Conv(h, w2)
+            d = Conv(h, w2)
+            k = HardSwish(d)
+            y = Conv(k, w3)
         }""",
-        w1=normal(8, 3, 3, 3) * F32(2),
-        w2=normal(4, 8, 3, 3, seed=1) / F32(8),
+        w1=normal(8, 3, 3, 3),
+        w2=normal(8, 8, 3, 3, seed=1),
+        w3=normal(4, 8, 1, 1, seed=2) / F32(8),
         three=np.array(3, F32),
         six=np.array(6, F32),
         zero=np.array(0, F32),

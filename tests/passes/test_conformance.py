@@ -46,7 +46,7 @@ NEEDS = {
     "lower-convolutions": (*_CONVOLUTIONS, "insert-qdq"),
     "lower-sums": (*_CONVOLUTIONS, "insert-qdq"),
     "share-ranges": _CONVOLUTIONS,
-    "trim-ranges": ("fuse-hardswish", *_CONVOLUTIONS),
+    "trim-ranges": _CONVOLUTIONS,
     "group-scales": ("plan-operands", "plan-interior"),
     "guard-scores": ("plan-operands", "plan-products"),
     "lower-products": ("plan-operands", "plan-products", "insert-qdq"),

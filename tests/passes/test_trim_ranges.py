@@ -103,7 +103,7 @@ def test_saturated_values_answer_as_before(high: float, spec: QSpec) -> None:
     """All below -3 still gives 0, exactly, and the steps are finer."""
     graph = graph_of("y = HardSwish(x)")
     wide, span = Range(np.array(-300.0), np.array(high)), trimmed(graph, -300, high, spec)
-    params = qparams(Range(*map(np.array, span)), spec)
+    params = qparams(Range(np.array(span[0]), np.array(span[1])), spec)
     assert params.scale < qparams(wide, spec).scale or high == 1000 or spec is S8
     values = np.linspace(-300, -3, 64, dtype=np.float32).reshape(-1, 4)
     rounded = dequantize(quantize(values, params), params)
