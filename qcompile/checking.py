@@ -15,6 +15,7 @@ from qcompile.feeds import Feed
 from qcompile.half_form import rounding_form
 from qcompile.invariance import invariance
 from qcompile.job import Job
+from qcompile.machine import release_memory
 from qcompile.metric import measure
 from qcompile.profiling import profile
 from qcompile.qtypes import Array
@@ -33,6 +34,7 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
     was compiled.
     """
     job.report.operators = dict(_operators(job, compiled))
+    release_memory()
     if not (job.options.verify or job.options.bench):
         if job.options.lock is None:
             job.report.notes.append("not verified and not timed, as asked")
@@ -42,7 +44,8 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
         _verify(job, compiled, feeds)
     elif feeds:
         job.report.notes.append("not verified (--no-verify)")
-    exactness.tell(job, compiled, feeds if job.options.verify else [])
+    with job.timed("saturation"):
+        exactness.tell(job, compiled, feeds if job.options.verify else [])
     return feeds
 
 
@@ -102,6 +105,7 @@ def _verify(job: Job, compiled: Path, feeds: list[Feed]) -> None:
         reference = Session(job.running, _options(job, compiled=False))
         old = list(_outputs(job, reference, feeds))
         del reference
+        release_memory()  # or the next session's weights come on top of this one's
         form = rounding_form(compiled.read_bytes()) if job.is_away else compiled
         session = Session(form, _options(job))
         new = _outputs(job, session, feeds)

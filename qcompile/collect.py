@@ -109,9 +109,14 @@ class Collector:
             for group in self._groups(part, taps):
                 wanted = dict.fromkeys(o for tap in group for o in tap.outputs)
                 values = self.session.run(part, list(wanted))
-                for tap in group:
+                last = {o: i for i, tap in enumerate(group) for o in tap.outputs}
+                for i, tap in enumerate(group):
                     place = tap.request.axis, tap.token_axis, mask
-                    yield tap, [_rows(values[o], *place) for o in tap.outputs]
+                    kept = [_rows(values[o], *place) for o in tap.outputs]
+                    for name in tap.outputs:  # samples grow while what was fetched goes
+                        if last[name] == i:
+                            values.pop(name, None)
+                    yield tap, kept
 
     def _fitting(self, feed: Feed) -> Iterator[Feed]:
         """The feed, or halves of its batch until all that is fetched fits the budget at once.

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from qcompile import isa, saturation
+from qcompile import isa, loading, saturation, writing
 from qcompile.errors import ModelError
 from qcompile.feeds import Feed, common_batch
 from qcompile.job import Job
-from qcompile.ledger import external_bytes
 from qcompile.machine import saturates
 from qcompile.runtime import Session, SessionOptions, with_outputs
 from qcompile.saturation import Linear, Saturation
@@ -21,18 +20,12 @@ _SAMPLES = 4
 
 def tell(job: Job, compiled: Path, feeds: list[Feed]) -> None:
     """Fill ``job.report.saturation``, and note it where sums did saturate on these feeds."""
-    model = onnx.load(compiled, load_external_data=False)
-    if external_bytes(model):
-        job.report.notes.append(
-            "not checked for saturation without VNNI: weights lie in a data file"
-        )
-        return
-    found = list(saturation.linears(model))
+    found = list(saturation.linears(*loading.read(compiled)))
     bounds = [saturation.bound(linear) for linear in found]
     asked = isa.TABLE.get(job.recipe.isa)
     can = [linear for linear, b in zip(found, bounds, strict=True) if b.can]
     if can and feeds and (asked is None or asked.saturates):
-        seen = {s.node: s for s in _observe(model, can, feeds[0], job.options.threads)}
+        seen = {s.node: s for s in _observe(compiled, can, feeds[0], job.options.threads)}
         bounds = [seen.get(b.node, b) for b in bounds]
     job.report.saturation = {
         "isa": job.recipe.isa or "any",
@@ -59,17 +52,19 @@ def _note(job: Job, bounds: list[Saturation]) -> str:
     )
 
 
-def _observe(
-    model: onnx.ModelProto, found: list[Linear], feed: Feed, threads: int
-) -> list[Saturation]:
+def _observe(compiled: Path, found: list[Linear], feed: Feed, threads: int) -> list[Saturation]:
     """What happened in one run of a few samples; nothing where the model does not run so."""
+    apart = writing.apart_from(compiled)  # else the runtime would hold the weights twice
+    path = compiled if apart is None else apart.path
+    model = onnx.load(path, load_external_data=False)
     reachable = [linear for linear in found if linear.left]
     computed = {name for node in model.graph.node for name in node.output}
     names = {n for linear in reachable for n in (linear.left, linear.right)} & computed
     if not names:
         return []
     few = {k: v[:_SAMPLES] if common_batch(feed) > 1 else v for k, v in feed.items()}
-    tapped = with_outputs(model, sorted(names)).SerializeToString()
+    tapped = path.with_name("tapped.onnx")
+    tapped.write_bytes(with_outputs(model, sorted(names)).SerializeToString())
     for part in (few, feed):  # a model that fixes its batch takes the whole
         try:
             made = Session(tapped, SessionOptions(threads=threads, optimize=False)).run(part)

@@ -19,7 +19,7 @@ from qcompile.errors import GateError, OutputError
 from qcompile.feeds import Feed, Feeds
 from qcompile.graph import Graph
 from qcompile.lock import Lock
-from qcompile.machine import peak_memory
+from qcompile.machine import peak_memory, release_memory
 from qcompile.metric import Metric
 from qcompile.recipe import Recipe
 from qcompile.report import Report
@@ -181,8 +181,9 @@ class Job:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Account the seconds of one stage."""
+        """Account one stage's seconds and memory; what it freed goes back to the system."""
         start = time.perf_counter()
         yield
         self.report.seconds[name] = round(time.perf_counter() - start, 3)
         self.report.memory[name] = peak_memory()
+        release_memory()

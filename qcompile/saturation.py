@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from qcompile.qtypes import Array
+from qcompile.tensors import Storage, values_of
 
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
 _LARGEST = 255
@@ -58,25 +59,29 @@ def exact_on_all(found: list[Saturation]) -> bool:
     return not any(s.can for s in found)
 
 
-def linears(model: onnx.ModelProto) -> Iterator[Linear]:
-    """The integer products of a compiled model, in order."""
+def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[Linear]:
+    """The integer products of a compiled model, in order; ``storage`` as ``loading.read`` has it.
+
+    Weights in files are views.
+    """
+    storage = storage or Storage()
     constants = {t.name: t for t in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
         if node.op_type == _CONVOLUTION and node.input[3] in constants:
-            kernel = onnx.numpy_helper.to_array(constants[node.input[3]])
+            kernel = values_of(constants[node.input[3]], storage)
             if kernel.dtype == np.int8:
                 yield Linear(node.name, "", "", kernel.reshape(len(kernel), -1).T, any_pair=True)
         elif node.op_type in _SLOTS:
             left, right = (node.input[i] for i in _SLOTS[node.op_type])
-            yield from _linear(node, left, right, constants, transposed=False)
+            yield from _linear(node, left, right, constants, storage)
         elif node.op_type in _FLOATING:
             sources = [makers.get(name) for name in node.input[:2]]
             pair = [s for s in sources if s is not None and s.op_type == "DequantizeLinear"]
             if len(pair) == 2 and not _is_signed(pair[0], constants):
                 left, right = (s.input[0] for s in pair)
                 transposed = any(a.name == "transB" and a.i for a in node.attribute)
-                yield from _linear(node, left, right, constants, transposed)
+                yield from _linear(node, left, right, constants, storage, transposed)
 
 
 def _is_signed(dequantizer: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
@@ -90,12 +95,13 @@ def _linear(
     left: str,
     right: str,
     constants: Mapping[str, onnx.TensorProto],
-    transposed: bool,
+    storage: Storage,
+    transposed: bool = False,
 ) -> Iterator[Linear]:
     if right not in constants:
         yield Linear(node.name, left, right, None)
         return
-    values = onnx.numpy_helper.to_array(constants[right])
+    values = values_of(constants[right], storage)
     if values.dtype != np.int8 or not values.ndim:
         return
     if values.ndim == 2:

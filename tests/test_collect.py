@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -259,6 +260,26 @@ def test_batches_are_split_until_they_fit() -> None:
     for name, ends in whole.items():  # the runtime may add in another order for another batch
         assert found[name] == pytest.approx(ends, rel=1e-5)
     assert tight.feeds_seen == 1
+
+
+def test_what_was_fetched_goes_as_it_is_observed() -> None:
+    """Where two observers read one tensor it stays for the second."""
+    roomy = made(encoder(), ("x", "h", "h", "y"), Values())
+    fetched: list[weakref.ref[Array]] = []
+    run = roomy.session.run
+
+    def watched(feed: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+        values = run(feed, names)
+        fetched[:] = [weakref.ref(v) for v in values.values()]
+        return values
+
+    roomy.session.run = watched  # type: ignore[method-assign]
+    (feed,) = feeds((2, 6))
+    left = []
+    for _tap, kept in roomy._fetch(feed, roomy.taps):
+        kept.clear()
+        left.append(sum(ref() is not None for ref in fetched))
+    assert left == [2, 2, 1, 0]
 
 
 def test_feeds_that_a_bound_says_will_fit_are_not_counted() -> None:

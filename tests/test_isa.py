@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import qcompile
-from qcompile import machine
+from qcompile import machine, writing
 from qcompile.compare import Gates
 from qcompile.errors import RecipeError
 from qcompile.isa import TABLE, fitted
@@ -106,6 +106,14 @@ def test_small_values_may_saturate_but_did_not() -> None:
 def test_what_can_happen_is_told_without_a_run() -> None:
     found = compiled(Recipe(), verify=False).report.saturation
     assert (found["same_without_vnni"], found["rows"][0]["did"]) == (False, None)
+
+
+def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiled(Recipe()).report.saturation
+    monkeypatch.setattr(writing, "LIMIT", 1000)
+    result = compiled(Recipe())
+    assert result.written.data is not None
+    assert result.report.saturation == found
 
 
 def test_with_seven_bits_answers_are_the_same() -> None:

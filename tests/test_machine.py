@@ -1,14 +1,17 @@
-"""What a report says of the machine."""
+"""What a report says of the machine, and how memory goes back to it."""
 
 from __future__ import annotations
 
+import os
+import platform
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qcompile import machine
-from qcompile.machine import describe, instruction_sets
+from qcompile.machine import describe, instruction_sets, release_memory
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,29 @@ def test_versions_of_builds_for_other_devices(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(machine, "version", version)
     found = describe()
     assert (found["onnxruntime"], found["numpy"], found["onnx"]) == ("1.0", "1.0", "unknown")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_freed_memory_goes_back() -> None:
+    """Blocks under malloc's threshold for pages of their own, with some between them that stay."""
+    size, count = 1 << 16, 1000
+    blocks = [np.ones(size, np.uint8) for _ in range(count)]
+    full = _resident()
+    kept = blocks[::50]
+    del blocks
+    release_memory()
+    assert full - _resident() > size * count / 2  # blocks that reused what was free count less
+    assert all(block.all() for block in kept)
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcompile.machine.ctypes.CDLL", lambda _: object())
+    machine._malloc_trim.cache_clear()
+    release_memory()
+    assert machine._malloc_trim() is None
+    machine._malloc_trim.cache_clear()
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
