@@ -153,6 +153,7 @@ def compare(
         order = range(len(models)) if number % 2 == 0 else reversed(range(len(models)))
         for i in order:
             timings[i].rounds.append(_round(models[i][1], feed, options, threads))
+            machine.release_memory()  # or the next model's weights come on top
         if on_round is not None:
             on_round()
     shapes = {name: list(v.shape) for name, v in feed.items()}
