@@ -7,7 +7,7 @@ activations fit. Shapes alone decide that, so a build is the same whatever the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -74,6 +74,21 @@ class Budget:
         for rows in (slice(0, batch // 2), slice(batch // 2, None)):
             yield from self.parts({name: v[rows] for name, v in feed.items()})
 
+    def check(self, feeds: Iterable[Feed]) -> None:
+        """Raise DataError, before anything runs, for the sample of all feeds that needs most."""
+        if self.limit is None:
+            return
+        largest: list[Feed] = []
+        for feed in feeds:
+            divided = self.divisible and common_batch(feed) > 1
+            sample = {n: v[:1] for n, v in feed.items()} if divided else feed
+            if not any(_is_within(sample, other) for other in largest):
+                largest = [other for other in largest if not _is_within(other, sample)]
+                largest.append(sample)
+        needed = [self._needed(self._footprint(sample).bytes) for sample in largest]
+        if needed and max(needed) > self.limit:
+            raise DataError(self._excess(largest[int(np.argmax(needed))], self.limit))
+
     def kept(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """Outputs that are to wait for others: in files, where there is a limit."""
         store = self.store
@@ -117,6 +132,15 @@ class Budget:
             f"the smallest part of a feed {_ARENA * found.bytes} (most: {found.tensor!r}, "
             f"{found.largest}); give at least {least}, or shorter samples"
         )
+
+
+def _is_within(feed: Feed, other: Feed) -> bool:
+    """True where no dimension of any input is larger than in the other feed."""
+    return all(
+        v.ndim == other[n].ndim
+        and all(a <= b for a, b in zip(v.shape, other[n].shape, strict=True))
+        for n, v in feed.items()
+    )
 
 
 def _is_large(values: object) -> bool:

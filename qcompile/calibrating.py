@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from qcompile import collect, locking, runtime, text
 from qcompile.api import Context, Pass, Stage
@@ -27,6 +27,7 @@ def calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
         ctx.requests.clear()
     if not ctx.requests:
         if job.feeds is not None:
+            _check_memory(job)
             _hold_back(job)
         return
     locked = job.options.lock
@@ -62,6 +63,7 @@ def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
     if job.options.lock is not None and job.feeds.reusable:
         _hold_back(job)  # other data than was locked is told before the work
+    _check_memory(job, _beside(job, watched))
     job.progress.step("calibrate")
     with job.timed("calibrate"):
         kept = _kept(job, ctx, watched)
@@ -148,8 +150,15 @@ def _locked(job: Job, ctx: Context, found: Calibration | None) -> Calibration:
             + (f": {changed}" if changed else "")
         )
     if job.feeds is not None:
+        _check_memory(job)
         _hold_back(job)
     return found
+
+
+def _check_memory(job: Job, beside: Iterable[Feed] = ()) -> None:
+    """Raise DataError where some sample will not fit; data that is read once tells as it comes."""
+    if job.budget.limit is not None and job.feeds is not None and job.feeds.reusable:
+        job.budget.check(chain(job.feeds, beside))
 
 
 def _hold_back(job: Job) -> None:

@@ -88,6 +88,37 @@ def test_what_cannot_fit_says_what_would(graph: Graph) -> None:
         list(fixed.parts(feed(4)))
 
 
+def test_what_is_said_to_fit_fits_all_feeds() -> None:
+    """A later, longer sample needs more than the first: whoever follows the advice is not refused
+    again."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[B,S,8] x) => (float[B,S,8] y)
+    { h = MatMul(x, w) y = Relu(h) }"""
+    made = onnx.parser.parse_model(text)
+    made.graph.initializer.append(numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))
+    feeds = [{"x": np.ones((2, length, 8), np.float32)} for length in (4, 64, 16, 8)]
+    limit = 1000
+    for runs in range(2):
+        options = Options(bench=False, threads=1, max_memory=limit)
+        if runs:
+            qcompile.compile(made, feeds, options=options, gates=OPEN)
+            return
+        with pytest.raises(DataError, match=r"--max-memory .*give at least (\d+)") as said:
+            qcompile.compile(made, feeds, options=options, gates=OPEN)
+        limit = int(str(said.value).rsplit("at least ", 1)[1].split(",")[0])
+
+
+def test_the_largest_sample_is_looked_for(graph: Graph) -> None:
+    needed = 2 * 2 * WIDE * 4  # two tensors of one row, twice in the runtime's arena
+    limit = (WEIGHTS + needed) * 8 // 7 + 8
+    Budget(limit, graph, evaluate).check([feed(4), feed(300)])
+    Budget(None, graph, evaluate).check([feed(4)])
+    whole = Budget(limit, graph, evaluate, divisible=False)
+    with pytest.raises(
+        DataError, match=f"activations of the smallest part of a feed {300 * needed}"
+    ):
+        whole.check([feed(4), feed(300), feed(7)])
+
+
 def test_large_budgets_fetch_no_more_than_is_fast(graph: Graph) -> None:
     assert (
         Budget(1 << 40, graph, evaluate).fetched == FETCHED == Budget(None, graph, evaluate).fetched
