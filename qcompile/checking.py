@@ -85,17 +85,28 @@ def largest(feeds: list[Feed]) -> Feed:
 
 
 def _feeds(job: Job) -> list[Feed]:
-    """Held-back feeds; without data, made-up ones, which the report says."""
+    """Held-back feeds; without data, made-up ones, which the report says.
+
+    Raises DataError where those are over the memory budget.
+    """
     if job.held_back:
         return job.held_back
     try:
         feeds = synthetic_feeds(job.graph, {}, _SYNTHETIC_FEEDS, job.recipe.seed)
+    except (DataError, ModelError) as e:
+        return _none(job, e)
+    job.budget.check(feeds)
+    try:
         Session(job.running).run(feeds[0])  # a float model that fails says nothing of ours
     except (DataError, ModelError) as e:
-        job.report.notes.append(f"not verified, give --data: made-up inputs do not do: {e}")
-        return []
+        return _none(job, e)
     job.report.notes.append("verified on made-up inputs: give --data for a verdict that counts")
     return feeds
+
+
+def _none(job: Job, why: Exception) -> list[Feed]:
+    job.report.notes.append(f"not verified, give --data: made-up inputs do not do: {why}")
+    return []
 
 
 def _verify(job: Job, compiled: Path, feeds: list[Feed]) -> None:

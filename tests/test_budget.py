@@ -147,6 +147,12 @@ def test_over_the_budget_is_one_line_before_any_output(tmp_path: Path) -> None:
             qcompile.compile(proto(), [feed(4)], mode=mode, options=options)
 
 
+def test_made_up_feeds_are_held_to_the_budget_too() -> None:
+    options = Options(bench=False, threads=1, max_memory=WEIGHTS)
+    with pytest.raises(DataError, match=rf"--max-memory {WEIGHTS} .*weights take"):
+        qcompile.compile(proto(), mode="dynamic", options=options)
+
+
 def test_no_search_where_it_would_not_fit() -> None:
     options = Options(bench=False, threads=1, max_memory=2 * WEIGHTS, search_time=60, force=True)
     gates = Gates(min_cosine=1.0, max_latency_ratio=None)
