@@ -16,6 +16,7 @@ from qcompile import (
     conformance,
     digests,
     fixing,
+    forecast,
     forms,
     isa,
     items,
@@ -82,26 +83,32 @@ def compile_job(
     def prepare(wanted: Recipe) -> Job:
         return _prepare(model, data, wanted, gates, options, shown)
 
-    def assemble(wanted: Recipe, reasons: Reasons = ()) -> tuple[Job, writing.Written]:
-        job = prepare(wanted)
+    def finished(job: Job, reasons: Reasons = ()) -> tuple[Job, writing.Written]:
         ctx = _context(job, reasons=reasons)
         _transform(job, ctx)
         return job, _finish(job, ctx)
 
-    def build(wanted: Recipe, reasons: Reasons) -> search.Built:
-        job, compiled = assemble(wanted, reasons)
+    def verified(job: Job, compiled: writing.Written) -> search.Built:
         return search.Built(job, compiled, checking.verify(job, compiled.path))
+
+    def build(wanted: Recipe, reasons: Reasons) -> search.Built:
+        return verified(*finished(prepare(wanted), reasons))
 
     if gates.min_metric is not None and options.metric is None:
         raise RecipeError("--min-metric needs a --metric, package.module:function")
     if options.metric is not None:
         metric.named(options.metric)  # fail on a wrong name before any work
-    made = build(recipe, ())
+    first = prepare(recipe)
+    expected = forecast.expected(first)
+    if expected is not None:
+        shown.step(f"expect {expected.speedup:.1f}x at best")
+    made = verified(*finished(first))
     if options.tune:
-        made = _tuned(made, assemble, build)
+        made = _tuned(made, lambda wanted: finished(prepare(wanted)), build)
     if search.is_wanted(made.job):
         made = search.search(made, search.Tools(build, lambda r: switchable(prepare(r))))
     job, compiled = made.job, made.model
+    job.report.forecast = {} if expected is None else expected.to_dict()
     checking.bench(job, compiled.path, made.feeds)
     job.report.notes += checking.over_budget(job)
     locking.judge(job)

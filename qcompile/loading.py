@@ -239,6 +239,7 @@ def _check_text(model: onnx.ModelProto) -> None:
     graph = model.graph
     names = [o.domain for o in model.opset_import] + [graph.name, graph.doc_string]
     names += [p for m in model.metadata_props for p in (m.key, m.value)]
+    names += [model.producer_name, model.producer_version, model.domain, model.doc_string]
     names += [t.name for t in (*graph.input, *graph.output, *graph.initializer)]
     for node in _all_nodes(graph):
         names += [node.name, node.op_type, node.domain, node.overload, *node.input, *node.output]

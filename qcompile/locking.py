@@ -19,10 +19,12 @@ def options_for(options: Options, data: Data | None) -> Options:
     """What a locked build is done with: nothing is searched, and without data nothing is judged.
 
     Its bytes are compared instead: the same bytes have been verified when they were locked. Raises
-    RecipeError where the lock is a light one and there is no data.
+    RecipeError where the lock is a light one and there is no data, or forms are to be tuned.
     """
     if options.lock is None:
         return options
+    if options.tune:
+        raise RecipeError("--tune chooses anew what a lock has fixed: give one of them")
     if options.lock.is_light and data is None:
         raise RecipeError(
             "the lock keeps no calibration: give the data that it was made with (sha256 "

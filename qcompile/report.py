@@ -51,6 +51,7 @@ class Report:
     requirements: dict[str, int] = field(default_factory=dict)  # rule -> nodes held to it
     saturation: dict[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
+    forecast: dict[str, Any] = field(default_factory=dict)
     speed: Comparison | None = None
     profile: list[Profile] = field(default_factory=list)
     channels: list[dict[str, Any]] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Report:
             "requirements": self.requirements,
             "saturation": self.saturation,
             "verify": self.verdict.to_dict() if self.verdict else None,
+            "forecast": self.forecast,
             "bench": self.speed.to_dict() if self.speed else None,
             "profile": [p.to_dict() for p in self.profile],
             "channels": self.channels,

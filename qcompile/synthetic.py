@@ -194,7 +194,9 @@ def _looked_up(graph: Graph, node: Node, indices: Tensor) -> list[int]:
     axis = int(node.attrs.get("axis", node.attrs.get("gather_axis", 0)))
     counts = []
     for index_slot, table_slot in slots:
-        if len(node.inputs) <= table_slot or node.inputs[index_slot] is not indices:
+        if len(node.inputs) <= max(table_slot, index_slot):
+            continue  # a damaged node
+        if node.inputs[index_slot] is not indices:
             continue
         shape = _table_shape(graph, node.inputs[table_slot])
         if shape and -len(shape) <= axis < len(shape):

@@ -85,6 +85,15 @@ def test_damaged_files_are_model_errors_or_models() -> None:
     assert 0 < fine < len(cases) / 2
 
 
+@pytest.mark.parametrize("field", ["producer_name", "producer_version", "domain", "doc_string"])
+def test_what_the_model_says_of_itself_is_text(field: str) -> None:
+    proto = proto_of("g (float[N] x) => (float[N] y) { y = Neg(x) }")
+    setattr(proto, field, "someone")
+    damaged = proto.SerializeToString().replace(b"someone", b"some\xa0ne")
+    with pytest.raises(ModelError, match="the model is damaged: b'some.*' is no name"):
+        load(damaged)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

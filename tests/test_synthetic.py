@@ -169,6 +169,7 @@ def rows_of(body: str, initializers: str = "float[5, 2] t = {0,1,2,3,4,5,6,7,8,9
         ("y = Cast<to: int = 1>(i)", None),
         ("s = Constant<value = int64[1] {2}>() y = Gather(i, s)", None),  # indexed, not an index
         ("y = Gather<axis: int = 7>(t, i)", None),
+        ("y = Gather(i)", None),  # a damaged node
     ],
 )
 def test_rows_of_the_table(body: str, expected: int | None) -> None:

@@ -62,8 +62,6 @@ def compile(**given: Any) -> None:
     """
     recipe, gates = recipe_from(given), gates_from(given)
     options = options_from(given, lock_from(given, recipe))
-    if options.tune and options.lock is not None:
-        raise RecipeError("--tune chooses anew what a lock has fixed: give one of them")
     if options.dump_dir is not None:
         _make_folder(options.dump_dir)
     if given["model"].is_dir():
