@@ -6,8 +6,8 @@ Times a graph of MatMulIntegerToFloat alone, uint8 by int8 by output channel wit
 for each layer four products [width, width], one [width, inner] and one [inner, width], each with a
 weight of its own, so that weights come from memory as they do in a model. Prints milliseconds a run
 (best and median of alternating rounds), billions of operations a second and core (a product and a
-sum are two), and the same for one layer, whose weights stay in the caches. What a model takes beyond
-the first figure is what a compiler can still gain.
+sum are two), and the same for one layer, whose weights stay in the caches. What a model takes
+beyond the first figure is what a compiler can still gain.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def compile_job(
     first = prepare(recipe)
     expected = forecast.expected(first)
     if expected is not None:
-        shown.step(f"expect {expected.speedup:.1f}x at best")
+        shown.step(f"expect about {expected.speedup:.1f}x")
     made = verified(*finished(first))
     if options.tune:
         made = _tuned(made, lambda wanted: finished(prepare(wanted)), build)

@@ -17,7 +17,7 @@ def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:
     known = {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
     for name in dims:
         if name not in known:
-            hint = nearest(name, sorted(known)) if known else ": all their sizes are fixed"
+            hint = nearest(name, sorted(known)) if known else ": none has a name"
             raise RecipeError(f"no dimension of the model's inputs is named {name!r}{hint}")
     for tensor in (*graph.inputs, *graph.outputs):
         if tensor.shape is not None:

@@ -2,10 +2,10 @@
 
     time of compiled / time of float   ≈   1 - s + s / g
 
-s is the share of the float model's time that goes into products, by ONNX Runtime's own profile of a
-run or two; g how many times as many products the machine's instruction set does in integers
-(``isa.TABLE``). What is around the products is taken to cost the same, so this is about the best to
-expect (Amdahl 1967). What came of it is measured at the end.
+s is the share of the float model's time that goes into products, by ONNX Runtime's own profile of
+a run or two; g how many times as many products the machine's instruction set does in integers at
+best (``isa.TABLE``). What is around the products is taken to cost the same (Amdahl 1967). What came
+of it is measured at the end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Forecast:
 
     def __str__(self) -> str:
         share, gain = f"{self.share:.0%} of float's time", f"up to {self.gain:.2g} times as fast"
-        return f"{self.speedup:.1f}x at best: products take {share}, {self.isa} does them {gain}"
+        return f"about {self.speedup:.1f}x: products take {share}, {self.isa} does them {gain}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qcompile import digests, forms, timing
+from qcompile import forms, timing
 from qcompile import recipe as recipes
 from qcompile.checking import largest
 from qcompile.feeds import Feed
@@ -20,6 +20,7 @@ from qcompile.recipe import Recipe
 from qcompile.report import Report
 from qcompile.search import Built
 from qcompile.target import Form
+from qcompile.text import dump
 from qcompile.writing import Written
 
 # A way must be faster by one percent at least: less is not worth a recipe of one's own.
@@ -32,7 +33,7 @@ Assemble = Callable[[Recipe], tuple[Job, Written]]
 @dataclass(frozen=True)
 class Trial:
     """One way against the best so far: ``ratio`` is its time over the other's, ``low`` to ``high``
-    the interval of that; None where both are the same file."""
+    the interval of that; None where both are the same graph."""
 
     form: str
     choice: str
@@ -63,24 +64,24 @@ def tune(first: Built, assemble: Assemble) -> tuple[Recipe, list[Trial]]:
 
     Raises what compiling does.
     """
-    job = first.job
-    feed = largest(first.feeds)
+    job, feed = first.job, largest(first.feeds)
     tried: list[Trial] = []
-    best, model = job.recipe, first.model
+    best = job, first.model
     for form in job.target.forms:
-        for name, recipe in forms.others(job.target, job.mode, form, best):
+        for name, recipe in forms.others(job.target, job.mode, form, best[0].recipe):
             job.progress.step(f"tune: {form.name} {name}", _TIMING.rounds)
-            made = assemble(recipe)[1]
-            trial = _trial(job, form, name, (model, made), feed)
-            tried.append(trial)
-            if trial.kept:
-                best, model = recipe, made
-    return best, tried
+            made = assemble(recipe)
+            # The files differ in any case: each has the digest of its recipe.
+            if dump(made[0].graph) == dump(best[0].graph):
+                tried.append(Trial(form.name, name, None, None, None, kept=False))
+                continue
+            tried.append(_trial(job, form, name, (best[1], made[1]), feed))
+            if tried[-1].kept:
+                best = made
+    return best[0].recipe, tried
 
 
 def _trial(job: Job, form: Form, name: str, models: tuple[Written, Written], feed: Feed) -> Trial:
-    if digests.of_file(models[0].path) == digests.of_file(models[1].path):
-        return Trial(form.name, name, None, None, None, kept=False)
     options = timing.Options(
         job.options.threads, _TIMING.rounds, _TIMING.seconds, provider=job.provider
     )
@@ -113,6 +114,6 @@ def to_yaml(report: Report) -> str:
 def told(trial: Trial) -> str:
     """One trial in words."""
     if trial.ratio is None:
-        return f"{trial.form} {trial.choice}: the same file"
+        return f"{trial.form} {trial.choice}: the same graph"
     speed = f"{1 / trial.ratio:.2f} times as fast"
     return f"{trial.form} {trial.choice}: {speed}{', kept' if trial.kept else ''}"

@@ -90,7 +90,7 @@ def test_what_the_model_says_of_itself_is_text(field: str) -> None:
     proto = proto_of("g (float[N] x) => (float[N] y) { y = Neg(x) }")
     setattr(proto, field, "someone")
     damaged = proto.SerializeToString().replace(b"someone", b"some\xa0ne")
-    with pytest.raises(ModelError, match="the model is damaged: b'some.*' is no name"):
+    with pytest.raises(ModelError, match=r"the model is damaged: b'some.*' is no name"):
         load(damaged)
 
 

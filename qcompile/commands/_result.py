@@ -86,7 +86,7 @@ def show(console: Console, report: Report) -> None:
         speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
         made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
     if report.forecast:
-        made.add_row("speed-up foretold", "", f"{report.forecast['speedup']:.1f}x at best")
+        made.add_row("speed-up foretold", "", f"about {report.forecast['speedup']:.1f}x")
     for output in _float_outputs(report):
         name = output.name
         made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
