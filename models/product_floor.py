@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
@@ -24,6 +26,7 @@ from rich.table import Table
 
 from qcompile import machine, runtime, timing
 
+Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"
 
 
@@ -50,7 +53,10 @@ class Size:
 def products(size: Size, seed: int = 0) -> onnx.ModelProto:
     """A model of all products; its inputs are ``x{K}``, uint8 [tokens, K]."""
     rng = np.random.default_rng(seed)
-    constants = {"step": np.array(0.02, np.float32), "zero": np.array(128, np.uint8)}
+    constants: dict[str, Array] = {
+        "step": np.array(0.02, np.float32),
+        "zero": np.array(128, np.uint8),
+    }
     nodes, outputs = [], []
     for i in range(size.layers):
         for j, (k, n) in enumerate(size.shapes):
@@ -75,7 +81,7 @@ def products(size: Size, seed: int = 0) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def feed(size: Size, seed: int = 0) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def feed(size: Size, seed: int = 0) -> dict[str, Array]:
     """Random bytes."""
     rng = np.random.default_rng(seed)
     widths = sorted({k for k, _ in size.shapes})
