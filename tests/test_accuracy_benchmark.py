@@ -6,8 +6,6 @@ No compiler runs here; what the table is made of does.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,18 +17,7 @@ import pytest
 
 from qcompile.pipeline import parse
 
-MODELS = Path(__file__).parent.parent / "models"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts import each other by bare names, from the folder that they lie in."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(MODELS)
-    yield
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == MODELS:
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,23 +22,12 @@ HARMLESS = {
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts import each other by bare names, from the folder that they lie in."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(MODELS)
-    yield
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == MODELS:
-            del sys.modules[name]
-
-
-@pytest.fixture
-def forked(scripts: None) -> ModuleType:
+def forked(scripts: Path) -> ModuleType:
     return import_module("_forked")
 
 
 @pytest.fixture
-def hostile(scripts: None) -> ModuleType:
+def hostile(scripts: Path) -> ModuleType:
     return import_module("hostile")
 
 

@@ -13,12 +13,9 @@ import pytest
 
 from qcompile.runtime import Session
 
-MODELS = Path(__file__).parent.parent / "models"
-
 
 @pytest.fixture
-def floor(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(MODELS)
+def floor(scripts: Path) -> ModuleType:
     return import_module("product_floor")
 
 

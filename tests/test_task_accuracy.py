@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,20 +18,11 @@ import pytest
 
 from qcompile.data import InputSpec, open_data
 
-MODELS = Path(__file__).parent.parent / "models"
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "maybe", "so")
 I64 = np.dtype(np.int64)
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts import each other by bare names, from the folder that they lie in."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(MODELS)
-    yield
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == MODELS:
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ class Ranged(click.ParamType[tuple[str, tuple[int, ...]]]):
             sizes = tuple(int(n) for n in numbers.split(self.separator))
         except ValueError:
             sizes = ()
-        if not (name and equals and sizes) or min(sizes) < 1 or len(sizes) > (self.most or 99):
+        many = self.most is not None and len(sizes) > self.most
+        if not (name and equals and sizes) or min(sizes) < 1 or many:
             self.fail(f"{value!r} is not {self.name} with numbers of 1 and more", param, ctx)
         return name, sizes
 
