@@ -88,7 +88,7 @@ class Bench:
 
     def embeddings(self, model: Path) -> Floats:
         """Of all sentences of the data."""
-        session = Session(model, SessionOptions(threads=self.threads))
+        session = Session(model, SessionOptions(threads=self.threads, exact=False))
         return embed(session, self.feeds, len(self.texts[0]))
 
     def figures(self, model: Path) -> Figures:

@@ -76,7 +76,7 @@ def load_examples(folder: Path, data: Path) -> Examples:
 
 def score(model: bytes | Path, examples: Examples, threads: int = 0) -> Scored:
     """Runs a model over the examples, batch by batch; its first output holds the logits."""
-    session = Session(model, SessionOptions(threads=threads))
+    session = Session(model, SessionOptions(threads=threads, exact=False))
     name = session.outputs[0]
     found = [session.run(feed, [name])[name] for _, feed in examples.feeds]
     logits = gather(examples, found)

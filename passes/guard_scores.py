@@ -50,7 +50,7 @@ class GuardScores(Pass):
     stage: ClassVar[Stage] = Stage.TRANSFORM
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
-    limit: float = 1 / 32
+    limit: float = 1 / 20
 
     def __post_init__(self) -> None:
         if not self.limit >= 0:

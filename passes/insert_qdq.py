@@ -2,6 +2,7 @@
 
     weight:               W           →   DequantizeLinear(Wq, scale)
     activation, static:   x           →   DequantizeLinear(QuantizeLinear(x, s, z), s, z)
+    the same in 7 bits:   x           →   DequantizeLinear(Clip(QuantizeLinear(x, s, z)), s, z)
     activation, dynamic:  x           →   DequantizeLinear(DynamicQuantizeLinear(x))
 
 One pair for each tensor, shared by all its planned uses: Q, K and V read one quantized input.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.graph import Graph, Tensor, array
@@ -109,10 +112,13 @@ def _static_quantizer(
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
     zero = graph.constant(f"{decision.tensor}/zero_point", params.zero_point)
     attrs = {} if decision.spec.axis is None else {"axis": decision.spec.axis}
-    made = graph.add(
-        "QuantizeLinear", [tensor, scale, zero], [f"{decision.tensor}/quantized"], attrs
-    )
-    return [made.outputs[0], scale, zero], attrs
+    name = f"{decision.tensor}/quantized"
+    made = graph.add("QuantizeLinear", [tensor, scale, zero], [name], attrs).outputs[0]
+    if decision.spec.reduced:  # QuantizeLinear saturates at 8 bits
+        bounds = zip(("low", "high"), decision.spec.limits, strict=True)
+        ends = [graph.constant(f"{name}/{n}", np.array(v, np.int8)) for n, v in bounds]
+        made = graph.add("Clip", [made, *ends], [f"{name}/clipped"], like=made).outputs[0]
+    return [made, scale, zero], attrs
 
 
 def _redirect(graph: Graph, decision: Decision, result: Tensor) -> None:

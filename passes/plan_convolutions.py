@@ -14,7 +14,7 @@ stand between integers, where a float one would turn them to float and back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -131,6 +131,8 @@ class _Planner:
         if spec is None:
             return Choice(None)
         names = callings(self.found, [node.inputs[1].name], [node.name])
+        if _is_depthwise(node):  # its kernel in ONNX Runtime adds in int32 everywhere
+            spec = replace(spec, paired=False)
         return precision.of_weight(self.graph, self.ctx, names, spec)
 
     def _activation(self, node: Node, tensors: list[Tensor], spec: QSpec | None) -> Choice:
@@ -165,6 +167,11 @@ class _Planner:
             return "the weight is empty, or holds NaN or infinity"
         few = node.attrs.get("group", 1) != 1 or values[0].size < rule.min_summed
         return rule.small if rule.min_summed and few and data.name not in self.integers else None
+
+
+def _is_depthwise(node: Node) -> bool:
+    shape = tuple(node.inputs[1].shape or ())
+    return shape[:2] == (node.attrs.get("group", 1), 1)
 
 
 def _uses(tensor: Tensor) -> tuple[Use, ...]:

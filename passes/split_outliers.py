@@ -15,8 +15,11 @@ outlier channel splitting (Zhao et al. 2019) with offsets in place of halves.
 
 The further columns of an activation function's result come from further columns of the linear
 layer before it; elsewhere a Gather and a Concat make them, and where an outlier's own weights are
-small its step may be wider: then a Mul comes first. Refuses sites without a sample, quantizers per
-channel, few channels (a column costs the more, the fewer there are) and gains below ``least_gain``.
+small its step may be wider: then a Mul comes first. Weights whose pairs of rows are bounded stay
+so: the columns are ordered such that rows that end up side by side fit, which copies of one channel
+seldom do, and a column that fits nowhere gets one beside it whose weights are zero. Refuses sites
+without a sample, quantizers per channel, few channels (a column costs the more, the fewer there
+are) and gains below ``least_gain``.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from qcompile.graph import Graph, Node, Tensor, array, is_constant, is_op, rank
 from qcompile.linears import Linear, Site, add_to_bias, sites
 from qcompile.plan import ChannelStats, Rounded, Use
 from qcompile.qtypes import Array, QParams, QSpec, Range, dequantize, qparams
-from qcompile.rounding import nearest
+from qcompile.rounding import PAIR_SUM, nearest, worst_sums
 
 _FEWEST = 4  # columns to offer narrow layers: one step of ONNX Runtime's integer kernels
 _HALVINGS = 30
@@ -48,13 +51,15 @@ _FUNCTIONS = (
 class Split:
     """Columns to append: channel, division by ``factor`` and ``copies`` times the span, each (n,).
 
-    ``params`` quantize all columns; ``low`` and ``high`` are where they saturate.
+    ``params`` quantize all columns; ``low`` and ``high`` are where they saturate. ``blank``:
+    columns that are there for their place alone, with weights of zero, None where there are none.
     """
 
     channels: Array
     factors: Array
     copies: Array
     params: QParams
+    blank: Array | None = None
 
     @property
     def low(self) -> float:
@@ -99,7 +104,7 @@ class SplitOutliers(Pass):
             if isinstance(found, str):
                 ctx.skip(site.data, found)
             else:
-                _apply(graph, ctx, site, found, maker)
+                _apply(graph, ctx, site, _paired_up(ctx, site, found), maker)
                 changed = True
         return changed
 
@@ -216,6 +221,71 @@ def _maker(graph: Graph, site: Site) -> _Maker | None:
     return _Maker(linear, bias if bias is not linear else None, function)
 
 
+def _appended_rows(ctx: Context, linear: Linear, split: Split) -> Array:
+    """Integers of the appended columns' weights, (n, outputs): their channels', or finer."""
+    rounded, weight = _rounded(ctx, linear), array(linear.weight)
+    limit, scaled = rounded.params.spec.limits[1], split.factors != 1
+    rows = rounded.values[split.channels]
+    exact = weight[split.channels[scaled]] * split.factors[scaled, None] / rounded.params.scale
+    rows[scaled] = np.clip(np.rint(exact), -limit, limit).astype(rows.dtype)
+    if split.blank is not None:
+        rows[split.blank] = 0
+    return rows
+
+
+def _paired_up(ctx: Context, site: Site, split: Split) -> Split:
+    """The same columns in an order in which rows side by side keep the bound on pairs.
+
+    Columns whose rows fit no other's get a blank one beside them, but for the last column; so does
+    a last row of the body that has no partner yet.
+    """
+    bounded = [linear for linear in site.linears if linear.spec.paired]
+    if not bounded:
+        return split
+    rows = np.concatenate([_appended_rows(ctx, linear, split) for linear in bounded], axis=1)
+    places: list[tuple[int, bool]] = []  # (column, whether it is blank)
+    if array(bounded[0].weight).shape[0] % 2:
+        places.append((0, True))
+    matched = sorted(_matched(rows), key=lambda pair: pair[1] is None)  # those alone last
+    for first, second in matched:
+        places += [(first, False), (first if second is None else second, second is None)]
+    if places[-1][1]:
+        places.pop()
+    order = np.array([column for column, _ in places], np.int64)
+    return Split(
+        split.channels[order],
+        split.factors[order],
+        split.copies[order],
+        split.params,
+        np.array([blank for _, blank in places]),
+    )
+
+
+def _matched(rows: Array) -> list[tuple[int, int | None]]:
+    """Pairs of rows, integers (n, outputs), that may stand side by side; None beside the others.
+
+    Greedy, those with the fewest possible partners first.
+    """
+    fits = np.array(
+        [worst_sums(row.astype(np.int16), rows.astype(np.int16)).max(1) <= PAIR_SUM for row in rows]
+    )
+    np.fill_diagonal(fits, False)
+    found: list[tuple[int, int | None]] = []
+    free = np.ones(len(rows), bool)
+    for i in np.argsort(fits.sum(1), kind="stable"):
+        if not free[i]:
+            continue
+        free[i] = False
+        partners = np.flatnonzero(fits[i] & free)
+        if len(partners) == 0:
+            found.append((int(i), None))
+            continue
+        scarcest = partners[np.argmin(fits[partners][:, free].sum(1))]
+        free[scarcest] = False
+        found.append((int(i), int(scarcest)))
+    return found
+
+
 def _apply(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker | None) -> None:
     """Put the columns, their weights and the saturation's constants in place."""
     whole = _made(graph, ctx, site, split, maker) if maker else _gathered(graph, site, split)
@@ -297,15 +367,11 @@ def _gathered(graph: Graph, site: Site, split: Split) -> Tensor:
 
 def _extend_weight(graph: Graph, ctx: Context, linear: Linear, split: Split) -> None:
     """Rows of the appended columns, and the bias that undoes their saturation."""
-    rounded, weight = _rounded(ctx, linear), array(linear.weight)
-    params, limit = rounded.params, rounded.params.spec.limits[1]
-    scaled = split.factors != 1
-    rows = rounded.values[split.channels].astype(np.float32) * split.factors[:, None]
-    exact = weight[split.channels] * split.factors[:, None] / params.scale
-    rows[scaled] = np.clip(np.rint(exact[scaled]), -limit, limit)
-    body = rounded.values.copy()
-    body[split.channels[scaled]] = 0  # they are in the appended columns, the first copy too
-    values = np.concatenate([body, rows.astype(body.dtype)])
+    rounded, rows = _rounded(ctx, linear), _appended_rows(ctx, linear, split)
+    params, body = rounded.params, rounded.values.copy()
+    # What is scaled lies in the appended columns, the first copy too.
+    body[split.channels[split.factors != 1]] = 0
+    values = np.concatenate([body, rows])
     real = dequantize(values, params)
     idle = np.where(split.copies > 0, split.low, np.where(split.copies < 0, split.high, 0.0))
     add_to_bias(graph, linear, -(idle @ real[len(body) :].astype(np.float64)))

@@ -10,6 +10,7 @@ import numpy as np
 
 from qcompile import compare, exactness, runtime, timing
 from qcompile.budget import LIBRARIES
+from qcompile.compare import Verdict
 from qcompile.errors import DataError, ModelError
 from qcompile.feeds import Feed
 from qcompile.half_form import rounding_form
@@ -35,17 +36,22 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
     """
     job.report.operators = dict(_operators(job, compiled))
     release_memory()
-    if not (job.options.verify or job.options.bench):
-        if job.options.lock is None:
-            job.report.notes.append("not verified and not timed, as asked")
-        return []
-    feeds = _feeds(job)
+    sums = exactness.sums_of(compiled, job.recipe.isa)
+    feeds: list[Feed] = []
+    if job.options.verify or job.options.bench:
+        feeds = _feeds(job)
+    elif job.options.lock is None:
+        job.report.notes.append("not verified and not timed, as asked")
     if feeds and job.options.verify:
-        _verify(job, compiled, feeds)
+        _verify(job, compiled, feeds, sums)
     elif feeds:
         job.report.notes.append("not verified (--no-verify)")
     with job.timed("saturation"):
-        exactness.tell(job, compiled, feeds if job.options.verify else [])
+        looked = feeds[0] if feeds and job.options.verify else None
+        verdict, threads = job.report.verdict, job.options.threads
+        job.report.saturation = exactness.account(sums, compiled, looked, verdict, threads)
+    if job.report.saturation["advice"]:
+        job.report.notes.append(job.report.saturation["advice"])
     return feeds
 
 
@@ -109,37 +115,50 @@ def _none(job: Job, why: Exception) -> list[Feed]:
     return []
 
 
-def _verify(job: Job, compiled: Path, feeds: list[Feed]) -> None:
-    job.progress.step("verify", 2 * len(feeds))
+def _verify(job: Job, compiled: Path, feeds: list[Feed], sums: exactness.Sums) -> None:
+    job.progress.step("verify", (1 + len(sums.kinds)) * len(feeds))
     with job.timed("verify"):
         # One session at a time: the float model's outputs are kept, then the compiled one runs.
         reference = Session(job.running, _options(job, compiled=False))
         old = list(_outputs(job, reference, feeds))
         del reference
         release_memory()  # or the next session's weights come on top of this one's
-        form = rounding_form(compiled.read_bytes()) if job.is_away else compiled
-        session = Session(form, _options(job))
-        new = _outputs(job, session, feeds)
         try:
-            if job.options.metric is not None:
-                new = iter(kept := list(new))
-            verdict = compare.judge(zip(old, new, feeds, strict=True), job.report.gates)
+            verdict = exactness.judged(sums, lambda kind: _judged(job, compiled, feeds, old, kind))
         except DataError as e:
             if job.held_back and job.quantized:
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             job.report.notes.append(f"not verified: {e}")
             return
-        same = invariance(session.run, feeds)
+        same = invariance(_runner(job, compiled, verdict.sums).run, feeds)
     if verdict.failures and not _repeats(job, old, feeds):
         job.report.notes.append(RANDOM)
         return
-    if job.options.metric is not None:
-        was, now = (measure(job.options.metric, feeds, made) for made in (old, kept))
-        verdict.measured(was, now, job.report.gates)
     job.report.verdict = same.on(verdict)
     if same.note is not None:
         job.report.notes.append(same.note)
     job.report.failures += verdict.failures
+
+
+def _judged(
+    job: Job, compiled: Path, feeds: list[Feed], old: list[dict[str, Array]], kind: str
+) -> Verdict:
+    """The compiled model by one kind of sums, against outputs of the float model."""
+    runner = _runner(job, compiled, kind)
+    new = _outputs(job, runner, feeds)
+    if job.options.metric is not None:
+        new = iter(kept := list(new))
+    verdict = compare.judge(zip(old, new, feeds, strict=True), job.report.gates)
+    if job.options.metric is not None:
+        was, now = (measure(job.options.metric, feeds, made) for made in (old, kept))
+        verdict.measured(was, now, job.report.gates)
+    return runner.on(verdict)
+
+
+def _runner(job: Job, compiled: Path, kind: str) -> exactness.Runner:
+    """The compiled model in a session with one kind of sums."""
+    form = rounding_form(compiled.read_bytes()) if job.is_away else compiled
+    return exactness.runner(form, kind, _options(job))
 
 
 def _repeats(job: Job, old: list[dict[str, Array]], feeds: list[Feed]) -> bool:
@@ -167,7 +186,9 @@ def _equal(first: list[dict[str, Array]], second: list[dict[str, Array]]) -> boo
     )
 
 
-def _outputs(job: Job, session: Session, feeds: list[Feed]) -> Iterator[dict[str, Array]]:
+def _outputs(
+    job: Job, session: Session | exactness.Runner, feeds: list[Feed]
+) -> Iterator[dict[str, Array]]:
     for feed in feeds:
         yield job.budget.kept(session.run(feed))
         job.progress.advance()

@@ -129,7 +129,10 @@ class Verdict:
 
     ``metric``: the user's own measure, of the float model and of the candidate. ``alone`` and
     ``padded``: worst cosine of the candidate's samples alone against in their batch, and padded
-    further against not; None where not tried.
+    further against not; None where not tried. ``sums``: whether the candidate's integer sums were
+    exact, or saturated as on x86 without VNNI; ``by_sums``: the verdicts by both where they are not
+    the same, of which this is the worse. ``not_emulated``: nodes whose saturation is not in it, and
+    why. ``session_options``: of ONNX Runtime, set for it.
     """
 
     outputs: list[Closeness]
@@ -138,6 +141,10 @@ class Verdict:
     metric: tuple[float, float] | None = None
     alone: float | None = None
     padded: float | None = None
+    sums: str = "exact"
+    by_sums: dict[str, Verdict] = field(default_factory=dict)
+    not_emulated: tuple[tuple[str, str], ...] = ()
+    session_options: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -159,6 +166,9 @@ class Verdict:
         ]
         found = {"samples": self.samples, "outputs": rows, "failures": self.failures}
         found |= {"alone_cosine": self.alone, "padded_cosine": self.padded}
+        found |= {"sums": self.sums, "session_options": self.session_options}
+        found["not_emulated"] = [{"node": n, "reason": r} for n, r in self.not_emulated]
+        found["by_sums"] = {kind: v.to_dict() for kind, v in self.by_sums.items()}
         if self.metric is not None:
             found["metric"] = dict(zip(("float", "compiled"), self.metric, strict=True))
         return found
@@ -168,6 +178,11 @@ class Verdict:
         """1 - cosine, the mean over outputs and their samples."""
         cosines = [c for o in self.outputs for c in o.cosine]
         return 1 - float(np.mean(cosines)) if cosines else 0.0
+
+    @property
+    def worst_cosine(self) -> float:
+        """That of the worst sample of any output."""
+        return min((o.worst_cosine for o in self.outputs), default=1.0)
 
     @property
     def sqnr_db(self) -> float:

@@ -1,54 +1,159 @@
-"""Tells in the report whether the compiled model answers alike with and without VNNI."""
+"""What a compiled model answers where integer sums are exact, and on x86 without VNNI.
+
+Where no sum can leave int16 whatever comes in, both are one. Else a model is judged by both, as far
+as its recipe names such processors: by sessions with exact sums, and by what x86 without VNNI
+computes, which runs there and is emulated elsewhere.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx
 
-from qcompile import isa, loading, saturation, writing
+from qcompile import isa, loading, runtime, saturation, writing
+from qcompile.compare import Verdict
 from qcompile.errors import ModelError
 from qcompile.feeds import Feed, common_batch
-from qcompile.job import Job
-from qcompile.machine import saturates
+from qcompile.qtypes import Array
 from qcompile.runtime import Session, SessionOptions, with_outputs
+from qcompile.saturating_form import saturating_form
 from qcompile.saturation import Linear, Saturation
+from qcompile.tensors import Storage
 
+EXACT, SATURATING = "exact", "saturating"
+_WITHOUT_VNNI = "on x86 without VNNI"
 _SAMPLES = 4
+# What to write where a session is opened in Python.
+OPTION = 'options.add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
+REMEDY = (
+    f"Serve the model there with {OPTION}, or compile it from the float model with --isa avx2 or "
+    "without --isa"
+)
 
 
-def tell(job: Job, compiled: Path, feeds: list[Feed]) -> None:
-    """Fill ``job.report.saturation``, and note it where sums did saturate on these feeds."""
-    found = list(saturation.linears(*loading.read(compiled)))
-    bounds = [saturation.bound(linear) for linear in found]
-    asked = isa.TABLE.get(job.recipe.isa)
-    can = [linear for linear, b in zip(found, bounds, strict=True) if b.can]
-    if can and feeds and (asked is None or asked.saturates):
-        seen = {s.node: s for s in _observe(compiled, can, feeds[0], job.options.threads)}
+@dataclass(frozen=True)
+class Runner:
+    """A session with one kind of sums.
+
+    ``entries``: session options that it was given. ``left``: nodes whose saturation is not
+    emulated, and why.
+    """
+
+    session: Session
+    entries: dict[str, str]
+    left: tuple[tuple[str, str], ...] = ()
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """Outputs by name for one feed. Raises ModelError where the runtime fails."""
+        return self.session.run(feed)
+
+    def on(self, verdict: Verdict) -> Verdict:
+        """The verdict, with how it was come by."""
+        return replace(verdict, session_options=self.entries, not_emulated=self.left)
+
+
+def runner(model: bytes | Path, kind: str, options: SessionOptions) -> Runner:
+    """A model with exact sums, or as x86 without VNNI computes it: there by a plain session."""
+    if kind == EXACT:
+        return Runner(Session(model, options), options.entries)
+    plain = replace(options, exact=False)
+    if runtime.saturates():
+        return Runner(Session(model, plain), plain.entries)
+    with TemporaryDirectory() as folder:
+        optimized = runtime.write_optimized(model, Path(folder))
+        graph = onnx.load(optimized, load_external_data=False)
+        form = saturating_form(graph, Storage(optimized.parent))
+        path = optimized.with_name("saturating.onnx")
+        path.write_bytes(form.model.SerializeToString())
+        return Runner(Session(path, replace(plain, optimize=False)), {}, form.left)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The integer products of a model, what can happen to their sums, and where it is to run."""
+
+    linears: list[Linear]
+    bounds: list[Saturation]
+    isa: str = ""
+
+    @property
+    def same(self) -> bool:
+        """True where no sum can saturate."""
+        return saturation.exact_on_all(self.bounds)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """By which sums the model is to be judged; one kind where both are the same."""
+        if self.same:
+            return (EXACT,)
+        asked = (isa.exact(self.isa), isa.saturating(self.isa))
+        return tuple(k for k, yes in zip((EXACT, SATURATING), asked, strict=True) if yes)
+
+
+def sums_of(model: loading.Source, isa_name: str = "") -> Sums:
+    """The integer products of a model that is to run where a recipe's isa says."""
+    found = list(saturation.linears(*loading.read(model)))
+    return Sums(found, [saturation.bound(linear) for linear in found], isa_name)
+
+
+def judged(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
+    """The verdict of ``judge`` by each kind of sums that counts: the worse, with both beside it.
+
+    Its failures are those of all. A model that cannot be emulated is judged by exact sums alone.
+    """
+    found: dict[str, Verdict] = {}
+    for kind in sums.kinds:
+        try:
+            found[kind] = judge(kind)
+        except ModelError as e:
+            if kind != SATURATING or not found or runtime.saturates():
+                raise
+            found[EXACT] = replace(found[EXACT], not_emulated=(("the model", str(e)),))
+    worst = max(found, key=lambda kind: found[kind].error)
+    if len(found) == 1:
+        return replace(found[worst], sums=worst)
+    failures = list(found[EXACT].failures)
+    failures += [f"{_WITHOUT_VNNI}: {f}" for f in found[SATURATING].failures if f not in failures]
+    return replace(found[worst], sums=worst, failures=failures, by_sums=found)
+
+
+def account(
+    sums: Sums, compiled: Path, feed: Feed | None, verdict: Verdict | None, threads: int = 0
+) -> dict[str, Any]:
+    """What a report says of a compiled model's sums; ``feed``: where to look what did saturate."""
+    bounds = sums.bounds
+    can = [linear for linear, b in zip(sums.linears, bounds, strict=True) if b.can]
+    if can and feed is not None and isa.saturating(sums.isa):
+        seen = {s.node: s for s in _observe(compiled, can, feed, threads)}
         bounds = [seen.get(b.node, b) for b in bounds]
-    job.report.saturation = {
-        "isa": job.recipe.isa or "any",
-        "same_without_vnni": saturation.exact_on_all(bounds),
+    return {
+        "isa": sums.isa or isa.ANY,
+        "same_without_vnni": sums.same,
         "linears": len(bounds),
         "can_saturate": sum(b.can > 0 for b in bounds),
         "did_saturate": sum((b.did or 0) > 0 for b in bounds),
+        "advice": advice(sums, verdict),
         "rows": [asdict(b) for b in bounds if b.can],
     }
-    note = _note(job, bounds)
-    if note:
-        job.report.notes.append(note)
 
 
-def _note(job: Job, bounds: list[Saturation]) -> str:
-    did = sum((b.did or 0) > 0 for b in bounds)
-    if not did:
+def advice(sums: Sums, verdict: Verdict | None) -> str:
+    """One line for whoever serves or compiles a model whose answers differ, else nothing."""
+    if sums.same or not isa.saturating(sums.isa):
         return ""
-    here = "; this machine is one, and the figures above are with it" if saturates() else ""
-    advice = "" if job.recipe.isa else ": a recipe with isa: avx2 gives weights of 7 bits"
+    can = sum(b.can > 0 for b in sums.bounds)
+    figures = ""
+    if verdict is not None and verdict.by_sums:
+        there, elsewhere = (verdict.by_sums[k].worst_cosine for k in (SATURATING, EXACT))
+        figures = f" (worst cosine {there:.4f} there, {elsewhere:.4f} elsewhere)"
     return (
-        f"answers differ on x86 without VNNI, where sums of {did} of {len(bounds)} integer "
-        f"products saturated on these inputs{here}{advice}"
+        f"answers may differ {_WITHOUT_VNNI}: {can} of {len(sums.bounds)} integer products can "
+        f"saturate{figures}. {REMEDY}"
     )
 
 

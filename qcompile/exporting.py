@@ -32,7 +32,7 @@ from qcompile.tasks import Task
 
 MODEL = "model.onnx"
 OPSET = 18
-INSTALL = "pip install 'qcompile[export]'"
+INSTALL = "pip install -e '.[export]' in a checkout"
 # What the extra takes: versions that go together, for optimum-onnx holds transformers below 4.58.
 TOGETHER = ("optimum-onnx 0.1.0", "transformers 4.57.6", "torch 2.13.0")
 OLDEST = (4, 56)  # of transformers: from_pretrained knows dtype from here on

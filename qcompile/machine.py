@@ -33,12 +33,6 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _FLAGS.items() if flag in flags]
 
 
-def saturates() -> bool:
-    """True on x86 whose integer products are added in int16, for want of VNNI or AMX."""
-    exact = {"AMX-INT8", "AVX512-VNNI", "AVX-VNNI"}
-    return "AVX2" in (found := instruction_sets()) and not exact & set(found)
-
-
 def describe() -> dict[str, object]:
     """Processor, instruction sets and versions, for reports."""
     packages = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")

@@ -31,7 +31,7 @@ def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec)
 def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> Choice:
     """For a constant that goes by these names; 16 bits keep the rule's granularity."""
     dtype = ctx.target.wide_weight
-    wide = None if dtype is None else replace(spec, dtype=dtype, reduced=False)
+    wide = None if dtype is None else replace(spec, dtype=dtype, reduced=False, paired=False)
     return _choice(graph, ctx, names, spec, wide, ranged=False)
 
 

@@ -67,7 +67,10 @@ def _ops(
     warmup = min(_WARMUP, runs)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = SessionOptions(
-            threads or runtime.threads(), provider=provider, profile=Path(folder) / "profile"
+            threads or runtime.threads(),
+            provider=provider,
+            profile=Path(folder) / "profile",
+            exact=False,
         )
         session = Session(model, options)
         wanted = {name: feed[name] for name in session.inputs if name in feed}

@@ -50,7 +50,11 @@ class QSpec:
 
     ``axis`` counts from the front for weights and from the back (negative) for activations, whose
     leading dimensions vary. ``narrow`` gives up the most negative integer, so that symmetric
-    ranges stay symmetric. ``reduced``: int8 that uses 7 bits, -64 to 64.
+    ranges stay symmetric. ``reduced``: int8 that uses 7 bits, -64 to 64 (a constant by its scale;
+    data is clipped, since QuantizeLinear saturates at 8 bits). ``paired``: int8 weights
+    of which no two values of one sign add up to more than 128 where a matrix multiplication or a
+    convolution sums them side by side (rows 2i and 2i + 1): every such pair with uint8 data fits
+    into int16.
     """
 
     dtype: DType
@@ -59,6 +63,7 @@ class QSpec:
     axis: int | None = None
     narrow: bool = False
     reduced: bool = False
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _LIMITS:
@@ -67,6 +72,8 @@ class QSpec:
             )
         if self.reduced and self.dtype != "int8":
             raise ValueError(f"reduced range is for int8, not {self.dtype}")
+        if self.paired and (self.dtype != "int8" or not self.symmetric or self.axis is None):
+            raise ValueError(f"a bound on pairs is for symmetric int8 by channel, not {self}")
         if (self.granularity == "tensor") != (self.axis is None):
             raise ValueError(f"granularity {self.granularity!r} does not go with axis {self.axis}")
 
@@ -86,7 +93,8 @@ class QSpec:
     def __str__(self) -> str:
         sign = "sym" if self.symmetric else "asym"
         where = self.granularity if self.axis is None else f"{self.granularity}[{self.axis}]"
-        return f"{self.dtype}:{sign}:{where}" + (":7-bit" if self.reduced else "")
+        bound = ":7-bit" if self.reduced else ":pairs" if self.paired else ""
+        return f"{self.dtype}:{sign}:{where}{bound}"
 
 
 @dataclass(frozen=True)

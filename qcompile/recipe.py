@@ -40,7 +40,8 @@ class Recipe:
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
     attention_mask marks as padding do not count. general_text: where the data is text, sentences
     that ship with qcompile tell beside it how far channels reach. isa: instruction set that the
-    model will run on, a name of ``isa.TABLE``; "" is any, with weights of 8 bits.
+    model will run on, a name of ``isa.TABLE``; "" is any. "any" and "native", this machine's, may
+    be given and become one of these.
     dims: symbolic dimensions of the inputs that get a size for good. forms: ways of lowering other
     than the target's own, as ``--tune`` finds them, by a name of ``Target.forms``.
     """
@@ -66,8 +67,10 @@ class Recipe:
         if self.attention and self.attention not in ATTENTIONS:
             known = ", ".join(ATTENTIONS)
             raise RecipeError(f"attention is {self.attention!r}, expected one of {known}")
+        object.__setattr__(self, "isa", isa.resolved(self.isa))
         if self.isa and self.isa not in isa.TABLE:
-            raise RecipeError(f"unknown isa {self.isa!r}{nearest(self.isa, isa.TABLE)}")
+            names = (*isa.TABLE, isa.ANY, isa.NATIVE)
+            raise RecipeError(f"unknown isa {self.isa!r}{nearest(self.isa, names)}")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         for pattern, bits in self.precision:

@@ -16,10 +16,13 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 
+from qcompile import loading
 from qcompile.errors import ModelError
+from qcompile.exact_form import exact_form
 from qcompile.graph import Graph, Node, is_constant
 from qcompile.protos import fill_tensor, node_proto
 from qcompile.qtypes import Array
+from qcompile.tensors import embed
 
 Feed = Mapping[str, Array]
 # Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
@@ -29,6 +32,10 @@ _EXTERNAL = "session.optimized_model_external_initializers"
 _LEAST_APART = 1 << 10
 _FATAL = 4  # ONNX Runtime's log severity: what is wrong comes as an exception
 CPU = "CPUExecutionProvider"
+# Turns int8 weights beyond ±64 into uint8 (onnxruntime_session_options_config_keys.h). On x86 with
+# VNNI that is as exact as before, and slow.
+EXACT_SUMS = ("session.x64quantprecision", "1")
+_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def version() -> str:
@@ -40,6 +47,8 @@ class SessionOptions:
     """How a session runs. ``threads`` 0 leaves the count to ONNX Runtime.
 
     ``optimize`` False runs the graph node by node as written, which a recorded run needs.
+    ``exact``: sums of uint8 by int8 products are exact on x86 without VNNI too, which costs time
+    there; False is what a session does of itself.
     """
 
     threads: int = 0
@@ -47,6 +56,16 @@ class SessionOptions:
     provider: str = CPU
     profile: Path | None = None
     spin: bool = True
+    exact: bool = True
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """ONNX Runtime's session options that change answers here; they belong to a figure."""
+        return dict([EXACT_SUMS]) if self._shifts else {}
+
+    @property
+    def _shifts(self) -> bool:
+        return self.exact and self.provider == CPU and saturates()
 
 
 class Session:
@@ -56,10 +75,13 @@ class Session:
         options = options or SessionOptions()
         if options.provider not in ort.get_available_providers():
             raise ModelError(f"ONNX Runtime has no {options.provider} here")
+        native = _native(options)
+        if options.entries:
+            model = _exact(model, native, optimize=options.optimize)
         try:
             self._inner = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
-                _native(options),
+                native,
                 providers=[options.provider],
             )
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
@@ -97,10 +119,30 @@ def _native(options: SessionOptions) -> ort.SessionOptions:
     native.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
     if not options.optimize:
         native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for key, value in options.entries.items():
+        native.add_session_config_entry(key, value)
     if options.profile is not None:
         native.enable_profiling = True
         native.profile_file_prefix = str(options.profile)
     return native
+
+
+def _exact(model: bytes | Path, native: ort.SessionOptions, *, optimize: bool) -> bytes | Path:
+    """The model with what the option does not shift in its exact form; itself where that is all."""
+    try:
+        proto, storage = loading.read(model)
+    except ModelError:
+        return model  # ONNX Runtime's message says more
+    if not exact_form(proto, storage, optimized=optimize):
+        return model
+    loading.embed_inner(proto, storage)
+    for tensor in proto.graph.initializer:
+        if tensor.name in storage.spans and storage.own is not None:
+            embed(tensor, storage.own, storage.spans[tensor.name])
+    if storage.folder is not None:
+        native.add_session_config_entry(_FOLDER, str(storage.folder))
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def _first_line(e: BaseException) -> str:
@@ -180,17 +222,51 @@ def written_ops(model: bytes) -> Counter[str]:
 def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
     """Operator counts of the graph that ONNX Runtime really runs, with their domains."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        native = _native(SessionOptions(provider=provider))
-        native.optimized_model_filepath = str(path)
-        for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_APART))):
-            native.add_session_config_entry(f"{_EXTERNAL}_{key}", value)
-        try:
-            source = str(model) if isinstance(model, Path) else model
-            ort.InferenceSession(source, native, providers=[provider])
-        except Exception as e:
-            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+        native = _native(SessionOptions(provider=provider, exact=False))
+        path = _write_optimized(model, Path(folder), native, provider)
         return _count(onnx.load(path, load_external_data=False).graph.node)
+
+
+def write_optimized(model: bytes | Path, folder: Path) -> Path:
+    """Write the graph that ONNX Runtime runs of itself into a folder, its large weights beside it.
+
+    With all fusions, but without the layouts that they choose for this very processor, and with
+    sums as the processor adds them.
+    """
+    native = _native(SessionOptions(exact=False))
+    native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    return _write_optimized(model, folder, native, CPU)
+
+
+def _write_optimized(
+    model: bytes | Path, folder: Path, native: ort.SessionOptions, provider: str
+) -> Path:
+    path = folder / "optimized.onnx"
+    native.optimized_model_filepath = str(path)
+    for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_APART))):
+        native.add_session_config_entry(f"{_EXTERNAL}_{key}", value)
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        ort.InferenceSession(source, native, providers=[provider])
+    except Exception as e:
+        raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+    return path
+
+
+@cache
+def saturates() -> bool:
+    """True where ONNX Runtime adds products of uint8 by int8 in int16 here (x86 without VNNI).
+
+    Seen in one product: of 64 times 255 · 127, two neighbours are over 2^15.
+    """
+    graph = onnx.parser.parse_graph(
+        "g (uint8[1,64] a, int8[64,1] w) => (int32[1,1] y) { y = MatMulInteger(a, w) }"
+    )
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[_opset(17)])
+    feed = {"a": np.full((1, 64), 255, np.uint8), "w": np.full((64, 1), 127, np.int8)}
+    plain = SessionOptions(threads=1, exact=False)
+    found = Session(model.SerializeToString(), plain).run(feed)["y"]
+    return int(found[0, 0]) != 64 * 255 * 127
 
 
 def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:

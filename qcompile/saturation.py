@@ -8,24 +8,37 @@ sums did on real inputs. Source: MLAS, QgemmU8S8KernelAvx2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from qcompile.element_types import element_types
 from qcompile.qtypes import Array
+from qcompile.rounding import pairs, summed_first, worst_sums
 from qcompile.tensors import Storage, values_of
 
+INT8, UINT8 = int(onnx.TensorProto.INT8), int(onnx.TensorProto.UINT8)
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
 _LARGEST = 255
 _ROWS = 256  # looked at of each linear, evenly spread
 _BATCHES = 16
 _CHUNK = 1 << 14  # pairs at a time: int32 sums of all rows are 16 MB
 # Operators by the slots of their data and their weight.
-_SLOTS = {"MatMulIntegerToFloat": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
-_FLOATING = ("MatMul", "Gemm")  # between quantizers, which the runtime may fuse
-_CONVOLUTION = "QLinearConv"  # its weight is in slot 3; the order of its sums is the runtime's
+_SLOTS: dict[str, tuple[int | None, int]] = {
+    "DynamicQuantizeLSTM": (None, 1),
+    "DynamicQuantizeMatMul": (None, 1),
+    "MatMulInteger": (0, 1),
+    "MatMulIntegerToFloat": (0, 1),
+    "QAttention": (0, 1),
+    "QGemm": (0, 3),
+    "QLinearMatMul": (0, 3),
+}
+_FLOATING = ("MatMul", "Gemm", "Conv")  # between quantizers, which the runtime may fuse
+# Operators that move values and make none.
+_MOVERS = ("Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_CONVOLUTION = "QLinearConv"  # its weight is in slot 3
 
 
 @dataclass(frozen=True)
@@ -33,14 +46,14 @@ class Linear:
     """An integer product. ``weight``: int8 [inputs, outputs], None where ``right`` is data too.
 
     ``left`` and ``right`` name the tensors that hold the operands, ``left`` "" where it is not to
-    be had.
+    be had. ``largest``: magnitude that data on the right cannot exceed.
     """
 
     node: str
     left: str
     right: str
     weight: Array | None
-    any_pair: bool = False
+    largest: int = 128
 
 
 @dataclass(frozen=True)
@@ -64,46 +77,76 @@ def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[
 
     Weights in files are views.
     """
-    storage = storage or Storage()
-    constants = {t.name: t for t in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    facts = _Facts(model.graph, storage or Storage())
     for node in model.graph.node:
-        if node.op_type == _CONVOLUTION and node.input[3] in constants:
-            kernel = values_of(constants[node.input[3]], storage)
-            if kernel.dtype == np.int8:
-                yield Linear(node.name, "", "", kernel.reshape(len(kernel), -1).T, any_pair=True)
+        if node.op_type == _CONVOLUTION:
+            yield from _kernel(node, node.input[3], facts)
         elif node.op_type in _SLOTS:
-            left, right = (node.input[i] for i in _SLOTS[node.op_type])
-            yield from _linear(node, left, right, constants, storage)
+            at, weight = _SLOTS[node.op_type]
+            left = "" if at is None else node.input[at]
+            if facts.types.get(left) != INT8 and facts.types.get(node.input[weight]) != UINT8:
+                yield from _linear(node, left, node.input[weight], facts)
         elif node.op_type in _FLOATING:
-            sources = [makers.get(name) for name in node.input[:2]]
-            pair = [s for s in sources if s is not None and s.op_type == "DequantizeLinear"]
-            if len(pair) == 2 and not _is_signed(pair[0], constants):
-                left, right = (s.input[0] for s in pair)
-                transposed = any(a.name == "transB" and a.i for a in node.attribute)
-                yield from _linear(node, left, right, constants, storage, transposed)
+            yield from _between_quantizers(node, facts)
 
 
-def _is_signed(dequantizer: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """True where the zero point says int8: s8 by s8 is never added in int16."""
-    zero = constants.get(dequantizer.input[2]) if len(dequantizer.input) > 2 else None
-    return zero is not None and zero.data_type == onnx.TensorProto.INT8
+class _Facts:
+    """What is known of a graph's tensors without running it."""
+
+    def __init__(self, graph: onnx.GraphProto, storage: Storage) -> None:
+        self.constants = {t.name: t for t in graph.initializer}
+        self.makers = {name: node for node in graph.node for name in node.output}
+        self.types = element_types(graph)
+        self.storage = storage
+
+    def values(self, name: str) -> Array:
+        return values_of(self.constants[name], self.storage)
+
+    def source(self, name: str) -> onnx.NodeProto | None:
+        """What makes the values of a tensor, before operators that move them."""
+        node = self.makers.get(name)
+        while node is not None and node.op_type in _MOVERS:
+            node = self.makers.get(node.input[0])
+        return node
 
 
-def _linear(
-    node: onnx.NodeProto,
-    left: str,
-    right: str,
-    constants: Mapping[str, onnx.TensorProto],
-    storage: Storage,
-    transposed: bool = False,
-) -> Iterator[Linear]:
-    if right not in constants:
-        yield Linear(node.name, left, right, None)
+def _between_quantizers(node: onnx.NodeProto, facts: _Facts) -> Iterator[Linear]:
+    """A float operator that the runtime fuses with the quantizers around it.
+
+    On x86 it makes the data uint8 first (QDQS8ToU8Transformer), so that only constants stay int8.
+    """
+    sources = [facts.makers.get(name) for name in node.input[:2]]
+    pair = [s for s in sources if s is not None and s.op_type == "DequantizeLinear"]
+    if len(pair) < 2 or pair[1].input[0] not in facts.constants:
         return
-    values = values_of(constants[right], storage)
+    left, right = (s.input[0] for s in pair)
+    maker = facts.source(left)
+    if facts.types.get(left) == INT8 and (maker is None or maker.op_type != "QuantizeLinear"):
+        return
+    if node.op_type == "Conv":
+        yield from _kernel(node, right, facts)
+    else:
+        yield from _linear(node, left, right, facts)
+
+
+def _kernel(node: onnx.NodeProto, weight: str, facts: _Facts) -> Iterator[Linear]:
+    """A convolution with int8 filters; a depthwise one adds in int32 everywhere."""
+    if weight not in facts.constants or facts.types[weight] != INT8:
+        return
+    kernel = facts.values(weight)
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    if kernel.shape[:2] != (groups, 1):
+        yield Linear(node.name, "", weight, summed_first(kernel))
+
+
+def _linear(node: onnx.NodeProto, left: str, right: str, facts: _Facts) -> Iterator[Linear]:
+    if right not in facts.constants:
+        yield Linear(node.name, left, right, None, _largest(right, facts))
+        return
+    values = facts.values(right)
     if values.dtype != np.int8 or not values.ndim:
         return
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
     if values.ndim == 2:
         yield Linear(node.name, left, right, values.T if transposed else values)
         return
@@ -112,30 +155,33 @@ def _linear(
     yield Linear(node.name, "", right, tall.reshape(len(tall), -1))
 
 
+def _largest(name: str, facts: _Facts) -> int:
+    """The magnitude to which int8 data is clipped, 128 where it is not."""
+    node = facts.source(name)
+    if node is None or node.op_type != "Clip":
+        return 128
+    ends = [facts.values(n) for n in node.input[1:] if n in facts.constants]
+    return max(abs(int(e)) for e in ends) if len(ends) == 2 else 128
+
+
 def bound(linear: Linear) -> Saturation:
     """What can happen, whatever comes in."""
     if linear.weight is None:
-        return Saturation(linear.node, 1, 1)
-    if linear.any_pair:
-        ends = np.sort(linear.weight, axis=0)[[-2, -1, 0, 1] if len(linear.weight) > 1 else [0]]
-        sums = _worst(*np.split(ends, 2)) if len(ends) > 1 else ends
-        return Saturation(linear.node, int(_leaves(sums).any(0).sum()), linear.weight.shape[1])
+        return Saturation(linear.node, int(2 * _LARGEST * linear.largest > HIGH), 1)
     first, second = _pairs(linear.weight)
     return Saturation(linear.node, int(_leaves(_worst(first, second)).sum()), first.size)
 
 
 def _pairs(weight: Array) -> tuple[Array, Array]:
     """Rows 2i and 2i + 1, int32; a last row without a partner is alone, and fits."""
-    even = weight[: len(weight) // 2 * 2].astype(np.int32)
-    return even[0::2], even[1::2]
+    first, second = pairs(weight.astype(np.int32))
+    return first, second
 
 
 def _worst(first: Array, second: Array) -> Array:
     """The sum furthest from 0: each activation is 0 where its product would pull back."""
-    first, second = first.astype(np.int32), second.astype(np.int32)
-    up = np.maximum(first, 0) + np.maximum(second, 0)
-    down = np.minimum(first, 0) + np.minimum(second, 0)
-    return np.where(up > -down, up, down) * _LARGEST
+    found: Array = worst_sums(first.astype(np.int32), second.astype(np.int32)) * _LARGEST
+    return found
 
 
 def _leaves(sums: Array) -> Array:

@@ -16,6 +16,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,43 @@ def test_the_server_answers(server: str) -> None:
     with urllib.request.urlopen(urllib.request.Request(server, body)) as answer:
         vectors = json.loads(answer.read())["vectors"]
     assert np.shape(vectors) == (2, WIDTH)
+
+
+def test_exact_sums_are_asked_for_where_a_file_and_a_processor_need_them(
+    place: Path, serve: dict[str, Any]
+) -> None:
+    asked = {}
+    for processor, needed in product((True, False), repeat=2):
+        serve["adds_in_int16"] = lambda processor=processor: processor
+        made = serve["Encoder"](place / "int8", threads=1, may_saturate=needed).session
+        asked[processor, needed] = _has_entry(made, "session.x64quantprecision")
+    assert [case for case, set_ in asked.items() if set_] == [(True, True)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "saturates"),
+    [
+        ("flags : fpu avx2 fma", True),
+        ("flags : avx2 avx512f", True),
+        ("flags : avx2 avx512f avx512_vnni", False),
+        ("flags : avx2 avx_vnni", False),
+        ("flags : avx2 amx_int8", False),
+        ("Features : asimddp i8mm", False),
+    ],
+)
+def test_the_page_knows_which_processors_saturate(
+    tmp_path: Path, serve: dict[str, Any], flags: str, saturates: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    serve["Path"] = lambda _: tmp_path / "cpuinfo"
+    assert serve["adds_in_int16"]() == saturates
+
+
+def _has_entry(session: Any, key: str) -> bool:
+    try:
+        return bool(session.get_session_options().get_session_config_entry(key) == "1")
+    except RuntimeError:  # what ONNX Runtime says of an entry that was never set
+        return False
 
 
 def test_session_options_exist(place: Path, serve: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def test_an_unknown_architecture_needs_a_task(tmp_path: Path) -> None:
 def test_missing_extras_are_one_line(tmp_path: Path) -> None:
     root = folder(tmp_path / "in", model__safetensors="x")
     result = run("export", root, "-o", tmp_path / "out")
-    assert_one_line(result, 2, "needs torch and transformers", "pip install 'qcompile[export]'")
+    assert_one_line(result, 2, "needs torch and transformers", "pip install -e '.[export]'")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 

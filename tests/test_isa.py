@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 import qcompile
-from qcompile import machine, writing
+from qcompile import isa, writing
+from qcompile.cli import main
 from qcompile.compare import Gates
 from qcompile.errors import RecipeError
 from qcompile.isa import TABLE, fitted
@@ -18,10 +19,11 @@ from qcompile.job import Options, Result
 from qcompile.qtypes import QSpec, qparams, quantize, weight_range
 from qcompile.recipe import Recipe
 from qcompile.registry import targets
-from qcompile.target import Target
+from qcompile.target import OpRule, Target
 from qcompile.testing import normal
 
 INNER = 64
+PLAIN = Recipe(isa="avx512-vnni")  # all 8 bits
 
 
 def model() -> onnx.ModelProto:
@@ -42,34 +44,44 @@ def feeds(low: float) -> list[dict[str, np.ndarray]]:
     return [{"x": rng.uniform(low, 1, (4, INNER)).astype(np.float32)} for _ in range(8)]
 
 
-def compiled(recipe: Recipe, held_back: float = 1.0, verify: bool = True) -> Result:
-    """``held_back``: by what the feed that is not calibrated with is multiplied."""
-    given = feeds(0.9)
-    given[1] = {"x": given[1]["x"] * np.float32(held_back)}
-    options = Options(bench=not verify, verify=verify, bench_rounds=1, force=True)
-    return qcompile.compile(model(), given, recipe=recipe, gates=Gates(), options=options)
+def compiled(recipe: Recipe, verify: bool = True) -> Result:
+    options = Options(bench=False, verify=verify, force=True)
+    return qcompile.compile(model(), feeds(0.9), recipe=recipe, gates=Gates(), options=options)
+
+
+def beside_u8(target: Target) -> list[tuple[OpRule, QSpec]]:
+    """Rules of uint8 data, each with what int8 it is multiplied by."""
+    rules = [r for r in (*target.rules, target.product) if r is not None]
+    return [
+        (r, s)
+        for r in rules
+        for s in (r.weight, r.right)
+        if r.activation is not None and r.activation.dtype == "uint8"
+        if s is not None and s.dtype == "int8"
+    ]
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+def test_a_targets_own_integers_fit_every_processor(target: Target) -> None:
+    for rule, spec in beside_u8(target):
+        assert spec.paired or 255 * 2 * spec.limits[1] < 1 << 15, rule
 
 
 @pytest.mark.parametrize("target", targets().values(), ids=targets())
 @pytest.mark.parametrize("name", TABLE)
-def test_weights_beside_u8_fit_the_instruction_set(target: Target, name: str) -> None:
+def test_all_eight_bits_where_the_recipe_names_a_processor_that_takes_them(
+    target: Target, name: str
+) -> None:
     made = fitted(target, name)
-    if not TABLE[name].saturates:
-        assert made == target
-    pairs = [
-        (r.activation, s)
-        for r in (*made.rules, *filter(None, [made.product]))
-        for s in (r.weight, r.right)
-    ]
-    for activation, spec in pairs:
-        if (
-            activation is None
-            or spec is None
-            or (activation.dtype, spec.dtype) != ("uint8", "int8")
-        ):
-            continue
-        fits = 255 * 2 * spec.limits[1] < 1 << 15
-        assert fits == TABLE[name].saturates
+    if TABLE[name].saturates:
+        assert made is target
+    for _, spec in beside_u8(made):
+        assert (spec.paired or spec.reduced) == TABLE[name].saturates
+
+
+def test_weight_only_kernels_have_no_sums_to_bound() -> None:
+    for target in targets().values():
+        assert not any(r.weight.paired for r in target.weight_only if r.weight is not None)
 
 
 def test_no_name_leaves_the_target() -> None:
@@ -87,65 +99,54 @@ def test_seven_bits_reach_from_64_to_64() -> None:
         replace(spec, dtype="int16")
 
 
-def test_the_report_says_where_answers_differ() -> None:
-    report = compiled(Recipe()).report
+@pytest.mark.parametrize("name", ["", "avx2"])
+def test_by_default_no_sum_can_saturate(name: str) -> None:
+    report = compiled(Recipe(isa=name)).report
     found = report.saturation
-    assert (found["isa"], found["same_without_vnni"]) == ("any", False)
-    assert (found["linears"], found["can_saturate"], found["did_saturate"]) == (1, 1, 1)
-    assert any("answers differ on x86 without VNNI" in n and "isa: avx2" in n for n in report.notes)
-    assert json.loads(report.to_json())["saturation"]["rows"][0]["did"] > 0
-
-
-def test_small_values_may_saturate_but_did_not() -> None:
-    report = compiled(Recipe(), held_back=0.1).report
-    found = report.saturation
-    assert (found["can_saturate"], found["did_saturate"]) == (1, 0)
-    assert not any("VNNI" in n for n in report.notes)
+    assert found["isa"] == (name or "any")
+    assert (found["same_without_vnni"], found["linears"], found["can_saturate"]) == (True, 1, 0)
+    assert found["advice"] == "" and not any("VNNI" in n for n in report.notes)
+    assert report.verdict is not None and report.verdict.by_sums == {}
 
 
 def test_what_can_happen_is_told_without_a_run() -> None:
-    found = compiled(Recipe(), verify=False).report.saturation
+    found = compiled(PLAIN, verify=False).report.saturation
     assert (found["same_without_vnni"], found["rows"][0]["did"]) == (False, None)
 
 
-def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = compiled(Recipe()).report.saturation
-    monkeypatch.setattr(writing, "LIMIT", 1000)
-    result = compiled(Recipe())
-    assert result.written.data is not None
-    assert result.report.saturation == found
-
-
-def test_with_seven_bits_answers_are_the_same() -> None:
-    result = compiled(Recipe(isa="avx2"))
-    assert result.report.saturation["same_without_vnni"]
-    assert not any("VNNI" in n for n in result.report.notes)
-    weights = [
-        onnx.numpy_helper.to_array(t)
-        for t in onnx.ModelProto.FromString(result.model).graph.initializer
-        if t.data_type == onnx.TensorProto.INT8
-    ]
-    assert max(int(np.abs(w.astype(int)).max()) for w in weights) == 64
-
-
-def test_where_vnni_is_promised_nothing_is_run() -> None:
-    found = compiled(Recipe(isa="avx512-vnni")).report.saturation
-    assert (found["can_saturate"], found["did_saturate"]) == (1, 0)
+def test_where_vnni_is_promised_only_exact_sums_count() -> None:
+    report = compiled(PLAIN).report
+    found = report.saturation
+    assert (found["can_saturate"], found["did_saturate"], found["advice"]) == (1, 0, "")
     assert found["rows"][0]["did"] is None
+    assert report.verdict is not None
+    assert (report.verdict.sums, report.verdict.by_sums) == ("exact", {})
+    assert report.verdict.worst_cosine > 0.999
 
 
-def test_a_machine_that_saturates_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "instruction_sets", lambda: ["AVX512F", "AVX2"])
-    assert machine.saturates()
-    assert any("this machine is one" in n for n in compiled(Recipe()).report.notes)
-    for others in (["AVX512-VNNI", "AVX2"], ["AMX-INT8", "AVX2"], ["I8MM"], []):
-        monkeypatch.setattr(machine, "instruction_sets", lambda o=others: o)
-        assert not machine.saturates()
+def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiled(PLAIN).report.saturation
+    monkeypatch.setattr(writing, "LIMIT", 1000)
+    result = compiled(PLAIN)
+    assert result.written.data is not None
+    assert result.report.saturation == found and found["can_saturate"] == 1
+
+
+def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isa, "instruction_sets", lambda: ["AVX512F", "AVX2"])
+    assert Recipe(isa="native").isa == "avx512"
+    assert Recipe(isa="native").digest() == Recipe(isa="avx512").digest()
+    assert Recipe(isa="any").isa == ""
+    monkeypatch.setattr(isa, "instruction_sets", list)
+    with pytest.raises(RecipeError, match="isa native: this machine has none of them, expected"):
+        Recipe(isa="native")
 
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(RecipeError, match="unknown isa 'avx3', did you mean 'avx2'"):
         Recipe(isa="avx3")
+    found = CliRunner().invoke(main, ["compile", "m.onnx", "-o", "o.onnx", "--isa", "avx3"])
+    assert found.exit_code == 2 and "unknown isa 'avx3'" in found.output
 
 
 @pytest.mark.parametrize("right", ["k", "c"])
@@ -160,6 +161,7 @@ def test_operands_that_are_no_result_of_a_node(right: str) -> None:
           y = MatMulInteger(a, {right}, z) }}"""
     )
     feed = {"x": np.full((2, 4), 2.55, np.float32), "k": np.full((2, 4, 2), 127, np.int8)}
-    report = qcompile.compile(made, [feed], mode="static", options=Options(bench=False)).report
+    options = Options(bench=False, force=True)
+    report = qcompile.compile(made, [feed], mode="static", options=options).report
     (row,) = report.saturation["rows"]
     assert (row["can"], row["did"]) == ((1, 16) if right == "k" else (1, None))

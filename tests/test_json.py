@@ -140,6 +140,7 @@ def test_every_output_fits_its_schema(folder: Path) -> None:
         "recipe",
         "row",
         "score",
+        "session_options",
         "side",
     }
     assert seen | parts | {"demo"} == set(schema()["$defs"])  # demo prints what compile does

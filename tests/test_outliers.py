@@ -57,7 +57,7 @@ def test_a_wide_channel_of_the_residual_is_scaled_down(size: float) -> None:
     assert "migrate-scales" in found.changed
     assert found.mean > 0.99 and found.worst > 0.95
     lost = compiled(encoder(width=32, outlier=size), tokens(), "none")
-    assert lost.mean < 0.97 and lost.worst < 0.7
+    assert 1 - lost.mean > 20 * (1 - found.mean) and lost.worst < 0.9
     assert "migrate-scales" not in lost.changed
 
 

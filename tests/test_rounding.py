@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qcompile.qtypes import Array, QSpec, dequantize, qparams, quantize, weight_range
-from qcompile.rounding import compensated, nearest, real
-from qcompile.targets.cpu import WEIGHT
+from qcompile.rounding import PAIR_SUM, compensated, nearest, pairs, real, weight_params, worst_sums
+from qcompile.targets.cpu import ALONE as WEIGHT
+from qcompile.targets.cpu import WEIGHT as PAIRED
 from qcompile.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
 floats = st.floats(-(2.0**20), 2.0**20, width=32)
 weights = st.integers(1, 6).flatmap(lambda n: arrays(np.float32, (n, 3), elements=floats))
 PER_TENSOR = QSpec("int8", symmetric=True)
+BY_ROW = QSpec("int8", True, "channel", 0, narrow=True, paired=True)
 SPECS = [WEIGHT, PER_TENSOR, QSpec("int8", True, "channel", 0, narrow=True), QSpec("int16", True)]
 
 
@@ -154,3 +156,71 @@ def test_a_channel_that_was_always_zero_is_rounded_all_the_same() -> None:
     x[:, 3] = 0
     found = compensated(w, gram(x), WEIGHT, 1e-3)
     assert np.array_equal(found.values[3], nearest(w, WEIGHT).values[3])
+
+
+# Pairs whose sums fit into int16 ----------------------------------------------------------------
+
+
+def sums(rounded: Array) -> Array:
+    """The largest magnitude that each pair of rows (2i, 2i + 1) can sum to, by brute force."""
+    wide = rounded.astype(int)
+    wide = np.concatenate([wide, np.zeros((len(wide) % 2, wide.shape[1]), int)])
+    a, b = wide[0::2], wide[1::2]
+    corners = np.stack([np.zeros_like(a), a, b, a + b])  # each activation is 0 or the largest
+    found: Array = np.abs(corners).max(0)
+    return found
+
+
+@given(weights)
+@properties
+def test_rounded_to_nearest_no_pair_exceeds_the_bound(w: Array) -> None:
+    found = nearest(w, PAIRED)
+    assert sums(found.values).max() <= PAIR_SUM
+    assert np.array_equal(found.values, quantize(w, found.params))  # without any clamping
+    assert np.array_equal(found.values, nearest(w.T.copy(), BY_ROW).values.T)
+
+
+@given(weights)
+@properties
+def test_the_scale_grows_by_what_the_worst_pair_needs_and_no_more(w: Array) -> None:
+    plain, found = qparams(weight_range(w, WEIGHT), WEIGHT).scale, weight_params(w, PAIRED).scale
+    needed = worst_sums(*pairs(w)).max(0, initial=0) / 127.5
+    np.testing.assert_allclose(found, np.maximum(plain, needed), rtol=2.0**-22)
+    assert (found <= plain * np.float32(2)).all()
+
+
+def test_pairs_of_opposite_signs_keep_all_eight_bits() -> None:
+    w = np.array([[1.0, 1.0], [-1.0, 1.0]], np.float32)
+    found = nearest(w, PAIRED)
+    np.testing.assert_array_equal(found.values, [[127, 64], [-127, 64]])
+
+
+def test_a_bound_on_pairs_is_seen_to_be_broken_without_it() -> None:
+    w = normal(64, 16)
+    assert sums(nearest(w, WEIGHT).values).max() > PAIR_SUM
+    assert sums(compensated(w, gram(data(200, 64)), WEIGHT, 0.1).values).max() > PAIR_SUM
+
+
+@given(weights, st.integers(0, 9), st.floats(1e-3, 10))
+@properties
+def test_carried_errors_keep_the_bound_too(w: Array, seed: int, damping: float) -> None:
+    found = compensated(w, gram(data(20, len(w), seed)), PAIRED, damping)
+    assert sums(found.values).max() <= PAIR_SUM
+    assert np.array_equal(found.params.scale, nearest(w, PAIRED).params.scale)
+
+
+@pytest.mark.parametrize("inputs", [63, 64, 65, 200])
+def test_clamped_rows_are_made_up_for(inputs: int) -> None:
+    """All of one sign, so that every pair is near the bound and errors are carried over it."""
+    w, x = np.abs(normal(inputs, 16)) + 1, data(300, inputs)
+    found, plain = compensated(w, gram(x), PAIRED, 0.1), nearest(w, PAIRED)
+    assert sums(found.values).max() == PAIR_SUM
+    assert output_error(x, w, real(found)) < 0.6 * output_error(x, w, real(plain))
+
+
+def test_pairs_are_those_of_a_matrix() -> None:
+    with pytest.raises(ValueError, match="pairs are those of a matrix"):
+        nearest(normal(4, 3, 2), PAIRED)
+    with pytest.raises(ValueError, match="symmetric int8 by channel"):
+        QSpec("int8", symmetric=True, paired=True)
+    assert str(PAIRED) == "int8:sym:channel[1]:pairs"

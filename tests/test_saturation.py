@@ -24,8 +24,8 @@ EXTREME = st.sampled_from([-128, -127, -65, -64, 0, 1, 63, 64, 65, 127])
 LEVEL = st.sampled_from([0, 1, 127, 128, 254, 255])
 
 
-def linear(weight: Array, any_pair: bool = False) -> Linear:
-    return Linear("n", "x", "w", weight, any_pair)
+def linear(weight: Array) -> Linear:
+    return Linear("n", "x", "w", weight)
 
 
 def naive(left: Array, weight: Array) -> Array:
@@ -63,7 +63,7 @@ def test_a_bound_of_none_is_a_promise(pair: tuple[Array, Array]) -> None:
 @given(operands(st.integers(-64, 64)))
 def test_seven_bits_never_saturate(pair: tuple[Array, Array]) -> None:
     left, weight = pair
-    assert bound(linear(weight)).can == bound(linear(weight, any_pair=True)).can == 0
+    assert bound(linear(weight)).can == 0
     assert (saturated_product(left, weight) == left.astype(np.int64) @ weight).all()
 
 
@@ -85,10 +85,35 @@ def test_the_bound_is_tight(weight: list[list[int]], can: int) -> None:
     assert (observe(linear(found), left).did == 1) == (can == 1)
 
 
-def test_where_the_order_is_unknown_any_two_count() -> None:
-    weight = np.array([[64, 64], [1, 1], [65, 64]], np.int8)
-    assert bound(linear(weight)).can == 0
-    assert bound(linear(weight, any_pair=True)).can == 1
+def convolution(kernel: Array, group: int = 1) -> onnx.ModelProto:
+    """QLinearConv of 1x1 or larger filters, int8 [outputs, channels of a group, height, width]."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (uint8[1,C,H,W] x, uint8 z, int8 zw, float s) => (uint8[1,{len(kernel)},P,Q] y)
+        {{ y = QLinearConv<group = {group}>(x, s, z, w, s, zw, s, z) }}"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kernel", "can"),
+    [
+        ([[[127]], [[127]], [[-5]], [[0]]], 1),  # channels of one position, both large
+        ([[[127]], [[-5]], [[127]], [[0]]], 0),  # channels 0 and 2 are not side by side
+        ([[[127, 127]], [[0, 0]]], 0),  # one channel at two positions: position outermost
+        ([[[127, 1]], [[127, 1]]], 1),
+    ],
+)
+def test_filters_are_summed_position_by_position(kernel: list[list[list[int]]], can: int) -> None:
+    (found,) = linears(convolution(np.array([kernel], np.int8)))
+    assert bound(found).can == can
+
+
+def test_a_depthwise_convolution_adds_in_int32() -> None:
+    kernel = np.full((3, 1, 2, 2), 127, np.int8)
+    assert list(linears(convolution(kernel, group=3))) == []
+    assert bound(next(linears(convolution(kernel)))).can == 6  # one channel read by three filters
 
 
 def test_what_was_seen_is_counted() -> None:

@@ -236,7 +236,7 @@ def test_the_text_of_a_plan() -> None:
     text = SUM.replace("float[4] w", "float[4,4] w").replace("Add", "MatMul")
     ctx = run_pass(parse(text, w=normal(4, 4)), PlanOperands())
     lines = plan_text(ctx).splitlines()
-    assert lines[0].startswith("weight w: int8:sym:channel[1] at MatMul:s.1 because ")
+    assert lines[0].startswith("weight w: int8:sym:channel[1]:pairs at MatMul:s.1 because ")
     assert lines[1].startswith("activation x: uint8:asym:tensor at MatMul:s.0 because ")
 
 

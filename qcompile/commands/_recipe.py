@@ -12,14 +12,19 @@ from qcompile.api import MODES
 from qcompile.cache import Cache, default_folder
 from qcompile.commands._shared import PATH, F, Ranged, Size
 from qcompile.errors import RecipeError
+from qcompile.isa import TABLE
 from qcompile.lock import Lock
 from qcompile.recipe import Recipe, merged, names
 
-_SETTINGS = ("target", "mode", "calibrator", "pipeline", "seed")
+_SETTINGS = ("target", "mode", "isa", "calibrator", "pipeline", "seed")
+isa_option = click.option(
+    "--isa", metavar="NAME|native", help=f"Where the model will run: {', '.join(TABLE)}; native is "
+    "this machine.  [default: any, with the same answers on all]")  # fmt: skip
 _OPTIONS = (
     click.option("--target", help="cpu, qdq: see `qcompile targets`.  [default: cpu]"),
     click.option("--mode", type=click.Choice(MODES),
                  help="Default: static with data, else dynamic."),
+    isa_option,
     click.option("--calibrator", help="See `qcompile calibrators`.  [default: minmax]"),
     click.option("--recipe", metavar="NAME|FILE",
                  help=f"{', '.join(names())}, or a .yaml file, also a lock; options override."),

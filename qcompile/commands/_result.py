@@ -69,7 +69,10 @@ def show_or_print(console: Console, given: Mapping[str, Any], result: Result) ->
 
 
 def show(console: Console, report: Report) -> None:
-    """Print the headline table and the notes of a report."""
+    """Print the headline table and the notes of a report; first where answers would differ."""
+    differing = report.saturation.get("advice")
+    if differing:
+        console.print(f"[yellow]processors[/]: {safe(differing)}")
     made = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
     made.add_row(
         "file size",
@@ -102,7 +105,7 @@ def show(console: Console, report: Report) -> None:
     console.print(made)
     for failure in report.failures:
         console.print(f"[red]gate failed[/]: {safe(failure)}")
-    for note in report.notes:
+    for note in (n for n in report.notes if n != differing):
         console.print(f"[yellow]note[/]: {safe(note)}")
     kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
     if kept and report.mode != "float":

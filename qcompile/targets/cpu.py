@@ -1,22 +1,28 @@
 """ONNX Runtime's CPU provider: operator form, because Q/DQ form has slow and fragile fusions.
 
 Measured reasons are in docs/performance.md. Activations are uint8 because int8 x int8 has no
-vector kernel on x64 in MLAS; weights are symmetric int8 with one scale per output channel.
+vector kernel on x64 in MLAS; weights are symmetric int8 with one scale per output channel, in pairs
+whose sums fit into int16, so that x86 without VNNI computes the same (docs/processors.md).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from qcompile.qtypes import QSpec
 from qcompile.target import Choice, Form, OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
-WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+# Weights beside float data have nothing to overflow.
+ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+WEIGHT = replace(ALONE, paired=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
-KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
+KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True, paired=True)
 
 # The right operand of a product of activations: the kernel packs int8, uint8 has no vector kernel.
-KEY = QSpec("int8", symmetric=False)
+# 7 bits, clipped: 255 * 64 * 2 fits into int16 whatever comes in.
+KEY = QSpec("int8", symmetric=False, reduced=True)
 
 _EMBEDDING = OpRule(
     "Gather",
@@ -85,8 +91,8 @@ CPU = Target(
         _EMBEDDING,
     ),
     weight_only=(
-        OpRule("MatMul", weight=WEIGHT, why="MatMulNBits with 8 bits"),
-        OpRule("Gemm", weight=WEIGHT, why="MatMulNBits with 8 bits"),
+        OpRule("MatMul", weight=ALONE, why="MatMulNBits with 8 bits"),
+        OpRule("Gemm", weight=ALONE, why="MatMulNBits with 8 bits"),
         _EMBEDDING,
     ),
     chained=(

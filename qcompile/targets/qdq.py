@@ -6,13 +6,18 @@ are quantized, residual sums, LayerNorm, softmax and GELU too. Portable; not mea
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qcompile.qtypes import QSpec
 from qcompile.target import OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)
-WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
-KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
+# Weights beside float data have nothing to overflow.
+ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
+WEIGHT = replace(ALONE, paired=True)  # ONNX Runtime fuses Q/DQ to the kernels that target cpu uses
+KERNEL_ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
+KERNEL = replace(KERNEL_ALONE, paired=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
 _PRODUCT = "Q/DQ around the product"
@@ -33,9 +38,9 @@ QDQ = Target(
         *(OpRule(op, activation=ACTIVATION, output=ACTIVATION) for op in _INNER),
     ),
     weight_only=(
-        OpRule("MatMul", weight=WEIGHT, why="DequantizeLinear on the weight"),
-        OpRule("Gemm", weight=WEIGHT, why="DequantizeLinear on the weight"),
-        OpRule("Conv", weight=KERNEL, why="DequantizeLinear on the weight"),
+        OpRule("MatMul", weight=ALONE, why="DequantizeLinear on the weight"),
+        OpRule("Gemm", weight=ALONE, why="DequantizeLinear on the weight"),
+        OpRule("Conv", weight=KERNEL_ALONE, why="DequantizeLinear on the weight"),
         OpRule("Gather", weight=TABLE, why="rows of the table in int8"),
     ),
     modes=("static", "weight-only", "float"),

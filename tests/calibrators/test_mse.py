@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.calibrators.mse import Mse, expected_error
 from qcompile.qtypes import Array, QSpec, Range, dequantize, qparams, quantize
+from tests.calibrators.work import calls
 
 INT8 = QSpec("int8", symmetric=True)
 UINT8 = QSpec("uint8", symmetric=False)
@@ -137,13 +136,9 @@ def test_of_equals_the_widest_is_taken(spec: QSpec) -> None:
     assert clipped(values, spec) == (values[0], values[1])
 
 
-def test_search_takes_milliseconds() -> None:
+def test_the_search_is_a_few_steps_over_whole_arrays() -> None:
+    """927 calls as written; a loop over the 100,000 values or all 2,048 bins would show."""
     observer = Mse().observer(UINT8)
     observer.update(np.random.default_rng(0).standard_normal(100_000))
-    observer.range()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        observer.range()
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.1
+    assert calls(observer.range) < 2000
+    assert calls(lambda: [abs(x) for x in range(2000)]) >= 2000

@@ -35,17 +35,20 @@ def guarded(
 
 
 def noise(query: Array, key: Array) -> float:
-    """What rounding does to scores of the worst head, measured: in parts of 1 or of the spread."""
+    """What rounding does to scores of the worst head, measured: in parts of 1 or of the spread.
 
-    def rounded(rows: Array) -> Array:
-        step = (rows.max() - rows.min()) / 255
+    The query has 8 bits, the key 7: 255 and 128 steps.
+    """
+
+    def rounded(rows: Array, steps: int) -> Array:
+        step = (rows.max() - rows.min()) / steps
         result: Array = np.rint(rows / step) * step
         return result
 
     worst = 0.0
     for head in (slice(0, 4), slice(4, 8)):
         exact = query[:, head] @ key[:, head].T
-        moved = rounded(query)[:, head] @ rounded(key)[:, head].T
+        moved = rounded(query, 255)[:, head] @ rounded(key, 128)[:, head].T
         spread = exact.std(1).mean()
         worst = max(worst, float((moved - exact).std() / min(1.0, spread)))
     return worst

@@ -11,6 +11,7 @@ from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.plan_operands import PlanOperands
 from qcompile.plan import Decision, Use
 from qcompile.qtypes import Array, QSpec, Range
+from qcompile.rounding import pairs, worst_sums
 from qcompile.testing import (
     assert_refused,
     check,
@@ -18,6 +19,7 @@ from qcompile.testing import (
     differential,
     filecheck,
     normal,
+    outputs,
     parse,
     plan_text,
     run_pass,
@@ -86,8 +88,13 @@ def test_scale_and_zero_point_are_those_of_the_range() -> None:
     constants = graph.constants()
     assert array(constants["x/scale"]) == np.float32(6 / 255)
     assert array(constants["x/zero_point"]) == np.uint8(128)
+    peaks, pair_sums = (
+        np.abs(normal(8, 4)).max(axis=0),
+        worst_sums(*pairs(normal(8, 4))).max(axis=0),
+    )
     np.testing.assert_array_equal(
-        array(constants["w/scale"]), np.abs(normal(8, 4)).max(axis=0) / np.float32(127)
+        array(constants["w/scale"]),
+        np.maximum(peaks / np.float32(127), pair_sums / np.float32(127.5)),
     )
     origin, noise = ctx.origins["w/int8"]
     assert origin == "w"
@@ -269,3 +276,25 @@ def test_an_empty_plan_changes_nothing() -> None:
     graph = parse(ONE, w=normal(8, 4))
     run_pass(graph, InsertQdq(), ctx=context())
     check(graph, "CHECK: %y = MatMul(%x, @w:f32[8,4]")
+
+
+def test_data_of_seven_bits_is_clipped() -> None:
+    """QuantizeLinear saturates at 8 bits; what lies outside of the range must not reach 65."""
+    graph = parse(HEAD + "g (float[B,4] x) => (float[B,4] y) { y = Neg(x) }")
+    spec = QSpec("int8", symmetric=False, reduced=True)
+    ctx = context()
+    ctx.plan.decide(Decision("x", "activation", spec, "by hand", (Use(graph.nodes[0].name, 0),)))
+    ctx.ranges.set("x", Range(np.array(-1.0), np.array(3.0)))
+    step = 4 / 128
+    inside = {"x": np.linspace(-1, 3, 12, dtype=np.float32).reshape(3, 4)}
+    differential(graph, InsertQdq(), atol=step / 2 + 1e-6, feeds=[inside], ctx=ctx)
+    check(
+        graph,
+        """
+        CHECK: %x/quantized = QuantizeLinear(%x, @x/scale{{.*}}, @x/zero_point:i8[]=-32)
+        CHECK-NEXT: %x/quantized/clipped = Clip(%x/quantized, {{.*}}=-64, {{.*}}=64)
+        CHECK-NEXT: %x/dequantized = DequantizeLinear(%x/quantized/clipped, @x/scale
+        """,
+    )
+    beyond = outputs(graph, {"x": np.array([[-9.0, -1, 3, 9]], np.float32)})["y"]
+    np.testing.assert_allclose(beyond, [[1, 1, -3, -3]], atol=step / 2 + 1e-6)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.export import serialize
+from qcompile.export import serialize, to_proto
 from qcompile.graph import Graph
 from qcompile.passes.lower_products import LowerProducts
 from qcompile.qtypes import Array
 from qcompile.runtime import optimized_ops
-from qcompile.testing import assert_refused, check, differential, parse
+from qcompile.saturation import bound, linears
+from qcompile.testing import assert_refused, check, differential, parse, run_pass
 
 # Integers are the same before and after: sums of K = 4 products are exact on one side and rounded
 # K + 3 times on the other, with |a|, |b| <= 8 (a step of 0.05 and 255 steps are 12.75 at most).
@@ -111,6 +112,26 @@ def test_an_operand_without_zero_point_is_left() -> None:
 def test_a_float_operand_is_no_refusal() -> None:
     graph = product(f"{RIGHT} xr = Reshape(x, heads) xt = Transpose<perm = [0, 2, 1, 3]>(xr) "
                     "y = MatMul(xt, bt)")  # fmt: skip
-    from qcompile.testing import run_pass
-
     assert run_pass(graph, LowerProducts()).skips == []
+
+
+def test_a_key_of_seven_bits_stays_clipped_on_its_way() -> None:
+    """Its bound, by which the sums fit into int16, is found behind what moves it."""
+    clipped = PLAIN.replace(
+        "b = DequantizeLinear(bq", "bc = Clip(bq, low, high) b = DequantizeLinear(bc"
+    )
+    bounds = {"low": np.array(-64, np.int8), "high": np.array(64, np.int8)}
+    graph = product(PRODUCT, prefix=clipped, **bounds)
+    differential(graph, LowerProducts(), atol=ATOL)
+    check(
+        graph,
+        """
+        CHECK: %bc = Clip(%bq, @low{{.*}}=-64, @high{{.*}}=64)
+        CHECK: %br/quantized = Reshape(%bc
+        CHECK: %y = com.microsoft.MatMulIntegerToFloat(%at/quantized, %bt/quantized, @sa
+        """,
+    )
+    assert [bound(x).can for x in linears(to_proto(graph))] == [0]
+    wide = product(PRODUCT, prefix=clipped, **{**bounds, "high": np.array(65, np.int8)})
+    run_pass(wide, LowerProducts())
+    assert [bound(x).can for x in linears(to_proto(wide))] == [1]

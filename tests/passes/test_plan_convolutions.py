@@ -42,10 +42,10 @@ def test_data_weight_and_result_become_integers() -> None:
     filecheck(
         plan_text(ctx),
         """
-        CHECK: weight w: int8:sym:channel[0] at Conv:c.1 because QLinearConv
+        CHECK: weight w: int8:sym:channel[0]:pairs at Conv:c.1 because QLinearConv
         CHECK-NEXT: activation x: uint8:asym:tensor at Conv:c.0
         CHECK-NEXT: activation r: uint8:asym:tensor at Conv:e.0
-        CHECK-NEXT: weight v: int8:sym:channel[0] at Conv:e.1
+        CHECK-NEXT: weight v: int8:sym:channel[0]:pairs at Conv:e.1
         CHECK-NEXT: activation e: uint8:asym:tensor at Sigmoid:y.0
         CHECK-NOT: {{activation c|float}}
         """,
@@ -84,7 +84,7 @@ def test_a_depthwise_convolution_is_integer_between_integers_alone() -> None:
     assert [s.reason for s in ctx.skips] == [few]
     ctx = plan(network("c = Conv(x, w) e = Conv<group = 8>(c, d) y = Sigmoid(e)"))
     assert ctx.skips == []
-    assert "weight d: int8:sym:channel[0]" in plan_text(ctx)
+    assert "weight d: int8:sym:channel[0] at" in plan_text(ctx)
 
 
 @pytest.mark.parametrize(

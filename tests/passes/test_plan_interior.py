@@ -55,7 +55,7 @@ def test_each_tensor_is_quantized_where_it_is_made_for_all_its_readers() -> None
     ctx = plan(
         graph,
         f"""
-        CHECK: weight w: int8:sym:channel[1] at MatMul:m.1
+        CHECK: weight w: int8:sym:channel[1]:pairs at MatMul:m.1
         CHECK-NEXT: activation a: uint8:asym:tensor at Mul:b.0 {MADE}
         CHECK-NEXT: activation b: uint8:asym:tensor at Softmax:y.0 {MADE}
         CHECK-NEXT: activation m: uint8:asym:tensor at Relu:r.0 {MADE}

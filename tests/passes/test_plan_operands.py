@@ -36,7 +36,7 @@ def test_weight_by_output_channel_and_data_by_tensor() -> None:
     ctx = plan(
         linear(w=normal(8, 4)),
         f"""
-        CHECK: weight w: int8:sym:channel[1] at MatMul:y.1 because {INT}
+        CHECK: weight w: int8:sym:channel[1]:pairs at MatMul:y.1 because {INT}
         CHECK-NEXT: activation x: uint8:asym:tensor at MatMul:y.0 because {INT}
         """,
     )
@@ -81,12 +81,12 @@ def test_a_shared_weight_has_one_decision() -> None:
     graph = linear(
         "float[N,4] x, float[4,4] w", "a = MatMul(x, w) y = MatMul(a, w)", w=normal(4, 4)
     )
-    plan(graph, "CHECK: weight w: int8:sym:channel[1] at MatMul:a.1, MatMul:y.1")
+    plan(graph, "CHECK: weight w: int8:sym:channel[1]:pairs at MatMul:a.1, MatMul:y.1")
 
 
 def test_a_transposed_gemm_has_its_channels_on_axis_0() -> None:
     graph = linear("float[N,8] x, float[4,8] w", "y = Gemm<transB = 1>(x, w, )", w=normal(4, 8))
-    plan(graph, "CHECK: weight w: int8:sym:channel[0] at Gemm:y.1")
+    plan(graph, "CHECK: weight w: int8:sym:channel[0]:pairs at Gemm:y.1")
 
 
 TABLE = HEAD + "g (int64[N] i, float[V,4] t) => (float[N,4] y) { y = Gather(t, i) }"
@@ -288,7 +288,7 @@ def test_graph_outputs_and_subgraph_readers_do_not_matter() -> None:
     plan(
         graph,
         """
-        CHECK: weight w: int8:sym:channel[1] at MatMul:a.1, MatMul:b.1 because
+        CHECK: weight w: int8:sym:channel[1]:pairs at MatMul:a.1, MatMul:b.1 because
         CHECK: activation a: uint8:asym:tensor at MatMul:b.0 because
         """,
     )

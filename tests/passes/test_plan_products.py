@@ -61,7 +61,7 @@ def plan(graph: Graph, target: str = "cpu", attention: str = "scores", **choices
 
 SCORES = """
 CHECK: activation q: uint8:asym:tensor at Reshape:qr.0 because attention in uint8 x int8
-CHECK-NEXT: activation k: int8:asym:tensor at Reshape:kr.0 because attention in uint8 x int8
+CHECK-NEXT: activation k: int8:asym:tensor:7-bit at Reshape:kr.0 because attention in uint8 x int8
 """
 
 
@@ -81,7 +81,7 @@ def test_all_products_with_a_known_range_of_probabilities() -> None:
         SCORES
         + """
         CHECK: activation p: uint8:asym:tensor at MatMul:c.0
-        CHECK-NEXT: activation v: int8:asym:tensor at Reshape:vr.0
+        CHECK-NEXT: activation v: int8:asym:tensor:7-bit at Reshape:vr.0
         """,
     )
     assert "p" not in {r.tensor for r in ctx.requests}

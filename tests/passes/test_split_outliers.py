@@ -13,10 +13,11 @@ from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.plan_operands import PlanOperands
 from qcompile.passes.quantize_parts import QuantizeParts
 from qcompile.passes.round_weights import RoundWeights
-from qcompile.passes.split_outliers import SplitOutliers
+from qcompile.passes.split_outliers import SplitOutliers, _matched
 from qcompile.plan import Decision
 from qcompile.qtypes import Array, QSpec
-from qcompile.rounding import real
+from qcompile.rounding import PAIR_SUM, pairs, real, worst_sums
+from qcompile.saturation import saturated_product
 from qcompile.testing import (
     assert_refused,
     check,
@@ -36,9 +37,13 @@ SPLIT = SplitOutliers(doublings=0, least_channels=0)
 
 
 def on_grid(*shape: int, seed: int = 0, step: float = 2.0**-7) -> Array:
-    """Weights that int8 holds exactly: whole numbers of steps, 127 of them in every column."""
-    drawn = np.random.default_rng(seed).integers(-127, 128, shape)
+    """Weights that int8 holds exactly: whole numbers of steps, 127 of them in every column.
+
+    No two of one sign sum to over 128, so neither the bound on pairs changes them nor any order.
+    """
+    drawn = np.random.default_rng(seed).integers(-63, 64, shape)
     drawn[0] = 127
+    drawn[1] = -np.abs(drawn[1])
     found: Array = (drawn * step).astype(np.float32)
     return found
 
@@ -397,3 +402,70 @@ def test_what_the_columns_hold() -> None:
     np.testing.assert_array_equal(held[:, :CHANNELS], shared)
     idle = np.where(copies > 0, np.float32(low), np.float32(high))
     np.testing.assert_allclose(held[:, CHANNELS:], np.tile(idle, (len(data), 1)), atol=1e-6)
+
+
+# Pairs of rows whose sums fit into int16 ------------------------------------------------------
+
+
+def heavy(seed: int = 2, rows_of: int = CHANNELS) -> Array:
+    """Weights of which two copies of one row sum to over 128: up to 127 steps in the outlier's."""
+    drawn = np.random.default_rng(seed).integers(-63, 64, (rows_of, 4))
+    drawn[0], drawn[1] = 127, -1
+    drawn[OUTLIER] = [126, -126, 100, -100]
+    drawn[OUTLIER ^ 1] = [-1, 1, -1, 1]
+    found: Array = (drawn * 2.0**-7).astype(np.float32)
+    return found
+
+
+def worst_pair(graph: Graph, ctx: Context, weight: str) -> int:
+    """The largest sum of two integers of one sign that lie side by side."""
+    values = ctx.rounded[weight].values
+    return int(worst_sums(*pairs(values.astype(np.int32))).max())
+
+
+@pytest.mark.parametrize("channels", [CHANNELS, CHANNELS - 1], ids=["even", "odd"])
+def test_copies_of_one_channel_never_meet(channels: int) -> None:
+    """Each has a column of zero weights beside it; an odd body ends with one too."""
+    w, data = heavy(rows_of=channels), rows()[:, :channels]
+    graph = parse(f"{HEAD} g (float[N,{channels}] x, float[{channels},4] w) => (float[N,4] y) "
+                  "{ y = MatMul(x, w) }", w=w)  # fmt: skip
+    ctx = planned(graph, data)
+    # Four copies, three blanks between them, and one that pairs up the odd row of the body.
+    columns = channels + 7 + channels % 2
+    differential(graph, SPLIT, atol=2 * ATOL, feeds=inside(data), ctx=ctx)
+    wider = array(graph.constants()["w/split"])
+    assert len(wider) == columns and worst_pair(graph, ctx, "w/split") <= PAIR_SUM
+    zero = [i for i, row in enumerate(wider[channels:]) if not row.any()]
+    assert len(zero) == columns - channels - 4
+    copies = wider[channels:][[i for i in range(columns - channels) if i not in zero]]
+    np.testing.assert_array_equal(copies, w[[OUTLIER] * 4])
+
+
+def test_without_the_bound_copies_lie_side_by_side() -> None:
+    """What the order is for: the check above fails where the weights' pairs are not bounded."""
+    graph, data = gathered(heavy()), rows()
+    ctx = run_pass(graph, PlanOperands(), ctx=context())
+    ctx.plan.decisions[:] = [
+        replace(d, spec=replace(d.spec, paired=False)) if d.spec and d.spec.paired else d
+        for d in ctx.plan.decisions
+    ]
+    calibrate(graph, ctx, SPLIT, [{"x": data}])
+    run_pass(graph, SPLIT, ctx=ctx)
+    assert len(array(graph.constants()["w/split"])) == CHANNELS + 4
+    assert worst_pair(graph, ctx, "w/split") == 2 * 126
+
+
+def test_columns_that_fit_each_other_share_a_pair() -> None:
+    """Rows of two channels, each too large for itself: one beside the other, and no blanks."""
+    large = np.array([[100, -100], [-100, 100]], np.int8)
+    assert _matched(np.repeat(large, 2, axis=0)) == [(0, 2), (1, 3)]
+    assert _matched(np.repeat(large[:1], 3, axis=0)) == [(0, None), (1, None), (2, None)]
+
+
+def test_the_integers_of_bounded_weights_are_the_same_without_vnni() -> None:
+    graph, data = gathered(heavy()), rows()
+    ctx = planned(graph, data)
+    run_pass(graph, SPLIT, InsertQdq(), ctx=ctx)
+    weight = array(graph.constants()["w/split/int8"])
+    left = np.random.default_rng(0).integers(0, 256, (50, len(weight))).astype(np.uint8)
+    np.testing.assert_array_equal(saturated_product(left, weight), left.astype(int) @ weight)
