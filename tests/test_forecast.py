@@ -52,7 +52,7 @@ def compiled(options: Options = TIMED, data: Any = None, **more: Any) -> dict[st
     ("share", "gain", "speedup"), [(0, 4, 1), (1, 4, 4), (0.75, 4, 16 / 7), (0.5, 4 / 3, 8 / 7)]
 )
 def test_amdahl(share: float, gain: float, speedup: float) -> None:
-    row = isa.Isa("x", 8, "", gain, ())
+    row = isa.Isa("x", False, "", gain, ())
     assert forecast.of_share(row, share).speedup == pytest.approx(speedup)
 
 

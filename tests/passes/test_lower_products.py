@@ -120,8 +120,8 @@ def test_a_key_of_seven_bits_stays_clipped_on_its_way() -> None:
     clipped = PLAIN.replace(
         "b = DequantizeLinear(bq", "bc = Clip(bq, low, high) b = DequantizeLinear(bc"
     )
-    bounds = {"low": np.array(-64, np.int8), "high": np.array(64, np.int8)}
-    graph = product(PRODUCT, prefix=clipped, **bounds)
+    low, high = np.array(-64, np.int8), np.array(64, np.int8)
+    graph = product(PRODUCT, prefix=clipped, low=low, high=high)
     differential(graph, LowerProducts(), atol=ATOL)
     check(
         graph,
@@ -132,6 +132,6 @@ def test_a_key_of_seven_bits_stays_clipped_on_its_way() -> None:
         """,
     )
     assert [bound(x).can for x in linears(to_proto(graph))] == [0]
-    wide = product(PRODUCT, prefix=clipped, **{**bounds, "high": np.array(65, np.int8)})
+    wide = product(PRODUCT, prefix=clipped, low=low, high=np.array(65, np.int8))
     run_pass(wide, LowerProducts())
     assert [bound(x).can for x in linears(to_proto(wide))] == [1]
