@@ -51,7 +51,7 @@ class CorrectBias(Pass):
 def _shift(ctx: Context, site: Site, linear: Linear, rows: Array, seen: Array) -> Array:
     """Mean of the exact product less the quantized one, (outputs,)."""
     weight = array(linear.weight)
-    rounded = real(ctx.rounded.get(linear.weight.name) or nearest(weight, linear.spec))
+    rounded = real(ctx.rounded_as(linear.weight.name, linear.spec) or nearest(weight, linear.spec))
     if linear.transposed:
         weight, rounded = weight.T, rounded.T
     shift: Array = rows.mean(0) @ weight - seen.mean(0) @ rounded

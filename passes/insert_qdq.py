@@ -64,7 +64,7 @@ def lift_without_range(ctx: Context) -> None:
 def integers(ctx: Context, decision: Decision, values: Array) -> Rounded:
     """What a weight becomes: as a pass has rounded it, else to nearest."""
     assert decision.spec is not None  # quantized() yields no other
-    return ctx.rounded.get(decision.tensor) or nearest(values, decision.spec)
+    return ctx.rounded_as(decision.tensor, decision.spec) or nearest(values, decision.spec)
 
 
 def _weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:

@@ -147,7 +147,7 @@ class SplitOutliers(Pass):
 
 def _rounded(ctx: Context, linear: Linear) -> Rounded:
     name = linear.weight.name
-    return ctx.rounded.get(name) or nearest(array(linear.weight), linear.spec)
+    return ctx.rounded_as(name, linear.spec) or nearest(array(linear.weight), linear.spec)
 
 
 def _room(weights: list[Rounded]) -> Array:

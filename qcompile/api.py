@@ -116,6 +116,14 @@ class Context:
         if refusal not in self.skips:
             self.skips.append(refusal)
 
+    def rounded_as(self, weight: str, spec: QSpec) -> Rounded | None:
+        """The integers that a pass has chosen for a weight, None where not for this spec.
+
+        One weight may be read along both axes: then its integers are chosen for one of them.
+        """
+        found = self.rounded.get(weight)
+        return found if found is not None and found.params.spec == spec else None
+
     def request(self, tensor: str, spec: QSpec) -> None:
         """Ask for the range of a tensor; equal requests are merged."""
         wanted = StatRequest(tensor, spec)

@@ -36,7 +36,7 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
     """
     job.report.operators = dict(_operators(job, compiled))
     release_memory()
-    sums = exactness.sums_of(compiled, job.recipe.isa)
+    sums = exactness.Sums(compiled, job.recipe.isa)
     feeds: list[Feed] = []
     if job.options.verify or job.options.bench:
         feeds = _feeds(job)
@@ -49,7 +49,7 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
     with job.timed("saturation"):
         looked = feeds[0] if feeds and job.options.verify else None
         verdict, threads = job.report.verdict, job.options.threads
-        job.report.saturation = exactness.account(sums, compiled, looked, verdict, threads)
+        job.report.saturation = exactness.account(sums, looked, verdict, threads)
     if job.report.saturation["advice"]:
         job.report.notes.append(job.report.saturation["advice"])
     return feeds
@@ -124,27 +124,28 @@ def _verify(job: Job, compiled: Path, feeds: list[Feed], sums: exactness.Sums) -
         del reference
         release_memory()  # or the next session's weights come on top of this one's
         try:
-            verdict = exactness.judged(sums, lambda kind: _judged(job, compiled, feeds, old, kind))
+            verdict = exactness.judged(sums, lambda kind: _judged(job, sums, feeds, old, kind))
         except DataError as e:
             if job.held_back and job.quantized:
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             job.report.notes.append(f"not verified: {e}")
             return
-        same = invariance(_runner(job, compiled, verdict.sums).run, feeds)
+        same = invariance(_runner(job, sums, verdict.sums).run, feeds)
     if verdict.failures and not _repeats(job, old, feeds):
         job.report.notes.append(RANDOM)
         return
     job.report.verdict = same.on(verdict)
+    job.report.notes += exactness.unemulated(verdict)
     if same.note is not None:
         job.report.notes.append(same.note)
     job.report.failures += verdict.failures
 
 
 def _judged(
-    job: Job, compiled: Path, feeds: list[Feed], old: list[dict[str, Array]], kind: str
+    job: Job, sums: exactness.Sums, feeds: list[Feed], old: list[dict[str, Array]], kind: str
 ) -> Verdict:
     """The compiled model by one kind of sums, against outputs of the float model."""
-    runner = _runner(job, compiled, kind)
+    runner = _runner(job, sums, kind)
     new = _outputs(job, runner, feeds)
     if job.options.metric is not None:
         new = iter(kept := list(new))
@@ -155,10 +156,15 @@ def _judged(
     return runner.on(verdict)
 
 
-def _runner(job: Job, compiled: Path, kind: str) -> exactness.Runner:
+def _runner(job: Job, sums: exactness.Sums, kind: str) -> exactness.Runner:
     """The compiled model in a session with one kind of sums."""
-    form = rounding_form(compiled.read_bytes()) if job.is_away else compiled
-    return exactness.runner(form, kind, _options(job))
+    if not job.is_away:
+        return sums.runner(kind, _options(job))
+    assert isinstance(sums.model, Path)
+    options = _options(job)
+    return exactness.Runner(
+        Session(rounding_form(sums.model.read_bytes()), options), options.entries
+    )
 
 
 def _repeats(job: Job, old: list[dict[str, Array]], feeds: list[Feed]) -> bool:

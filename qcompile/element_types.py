@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
-# Operators that give on the type of their first operand.
+# Operators that pass on the type of their first operand.
 _MOVERS = (
     "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
     "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -44,6 +44,9 @@ def _made(node: onnx.NodeProto, known: dict[str, int]) -> int:
     slot = _BY_ZERO_POINT.get(node.op_type)
     if slot is None:
         return 0
+    declared = next((a.i for a in node.attribute if a.name == "output_dtype" and a.i), 0)
+    if declared:
+        return int(declared)
     zero = node.input[slot] if len(node.input) > slot else ""
     if node.op_type == "QGemm" and not zero:  # without an output scale the result is float
         return 0

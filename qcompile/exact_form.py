@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.element_types import element_types
+from qcompile.protos import bodies
 from qcompile.qtypes import Array
 from qcompile.tensors import Storage, values_of
 
@@ -40,20 +41,39 @@ def exact_form(
 
     ``optimized``: the session's own option will shift the constants, which are only made single.
     ``storage``: where values lie that the model does not hold; those that are shifted come into
-    it. Bodies of control flow and functions are left alone.
+    it. Functions are left alone: with optimizations ONNX Runtime puts them in place first.
     """
-    edit = _Edit(model.graph, storage or Storage(), constants=not optimized)
-    nodes = [n for node in model.graph.node for n in edit.rewritten(node)]
-    copies = optimized and _copy_shared(model.graph, nodes, edit.storage)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return edit.changed or copies
+    storage = storage or Storage()
+    changed = _rewrite(model.graph, storage, {}, {}, constants=not optimized)
+    return (optimized and _copy_shared(model.graph, storage)) or changed
 
 
-def _copy_shared(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], storage: Storage) -> bool:
+def _rewrite(
+    graph: onnx.GraphProto,
+    storage: Storage,
+    outer: dict[str, onnx.TensorProto],
+    types: dict[str, int],
+    *,
+    constants: bool,
+) -> bool:
+    """Shift the operands of a graph and of the bodies in it, which the session option leaves."""
+    edit = _Edit(graph, storage, outer, types, constants=constants)
+    nodes = [n for node in graph.node for n in edit.rewritten(node)]
+    inner = [
+        _rewrite(body, storage, edit.constants, edit.types, constants=True)
+        for node in nodes
+        for body in bodies(node)
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return edit.changed or any(inner)
+
+
+def _copy_shared(graph: onnx.GraphProto, storage: Storage) -> bool:
     """An int8 constant of its own for each operator after the first, and a dequantizer of its own
     for each reader; external data stays where it is."""
     constants = {t.name: t for t in graph.initializer if t.data_type == TensorProto.INT8}
+    nodes = list(graph.node)
     changed = _copy_dequantizers(nodes, constants)
     seen: set[str] = set()
     for i, node in enumerate(nodes):
@@ -68,6 +88,9 @@ def _copy_shared(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], storage: S
             if name in storage.spans:
                 copy.raw_data = values_of(tensor, storage).tobytes()
             changed = True
+    if changed:
+        del graph.node[:]
+        graph.node.extend(nodes)
     return changed
 
 
@@ -91,12 +114,25 @@ def _copy_dequantizers(
 
 
 class _Edit:
-    """One model's rewriting: what is known of its tensors, and what was made for it."""
+    """One graph's rewriting: what is known of its tensors, and what was made for it.
 
-    def __init__(self, graph: onnx.GraphProto, storage: Storage, *, constants: bool) -> None:
+    ``outer``, ``types``: constants and element types of the graph around it.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        storage: Storage,
+        outer: dict[str, onnx.TensorProto],
+        types: dict[str, int],
+        *,
+        constants: bool,
+    ) -> None:
         self.graph, self.storage, self.shifts_constants = graph, storage, constants
-        self.constants = {t.name: t for t in graph.initializer}
-        self.kinds = element_types(graph)
+        given = {value.name for value in graph.input}  # a feed may replace an initializer
+        own = {t.name: t for t in graph.initializer if t.name not in given}
+        self.constants = {**outer, **own}
+        self.types = {**types, **element_types(graph)}
         self.made: dict[str, str] = {}
         self.changed = False
 
@@ -109,12 +145,12 @@ class _Edit:
         yield node
 
     def _is_wanted(self, node: onnx.NodeProto, left: int | None, right: int) -> bool:
-        if left is not None and self.kinds.get(node.input[left]) == TensorProto.INT8:
+        if left is not None and self.types.get(node.input[left]) == TensorProto.INT8:
             return False
         name = node.input[right]
         if name in self.constants and not self.shifts_constants:
             return False
-        return self.kinds.get(name) == TensorProto.INT8
+        return self.types.get(name) == TensorProto.INT8
 
     def _shifted(self, node: onnx.NodeProto, right: int, zero: int) -> Iterator[onnx.NodeProto]:
         node.input.extend([""] * (zero + 1 - len(node.input)))
@@ -142,5 +178,5 @@ class _Edit:
         if name not in self.constants:
             self.graph.initializer.append(numpy_helper.from_array(values, name))
             self.constants[name] = self.graph.initializer[-1]
-            self.kinds[name] = self.constants[name].data_type
+            self.types[name] = self.constants[name].data_type
         return name

@@ -10,29 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 
-from qcompile import isa, loading, runtime, saturation, writing
+from qcompile import isa, loading, runtime, saturation
 from qcompile.compare import Verdict
 from qcompile.errors import ModelError
 from qcompile.feeds import Feed, common_batch
 from qcompile.qtypes import Array
 from qcompile.runtime import Session, SessionOptions, with_outputs
 from qcompile.saturating_form import saturating_form
-from qcompile.saturation import Linear, Saturation
+from qcompile.saturation import Saturation
+from qcompile.scratch import Scratch
 from qcompile.tensors import Storage
 
 EXACT, SATURATING = "exact", "saturating"
 _WITHOUT_VNNI = "on x86 without VNNI"
 _SAMPLES = 4
 # What to write where a session is opened in Python.
-OPTION = 'options.add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
+OPTION = 'add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
 REMEDY = (
-    f"Serve the model there with {OPTION}, or compile it from the float model with --isa avx2 or "
-    "without --isa"
+    f"Serve it there with onnxruntime.SessionOptions().{OPTION}, or compile the float model anew "
+    "without --isa, or with --isa avx2"
 )
 
 
@@ -53,33 +53,32 @@ class Runner:
         return self.session.run(feed)
 
     def on(self, verdict: Verdict) -> Verdict:
-        """The verdict, with how it was come by."""
+        """The verdict, with the options and omissions of this session."""
         return replace(verdict, session_options=self.entries, not_emulated=self.left)
 
 
-def runner(model: bytes | Path, kind: str, options: SessionOptions) -> Runner:
-    """A model with exact sums, or as x86 without VNNI computes it: there by a plain session."""
-    if kind == EXACT:
-        return Runner(Session(model, options), options.entries)
-    plain = replace(options, exact=False)
-    if runtime.saturates():
-        return Runner(Session(model, plain), plain.entries)
-    with TemporaryDirectory() as folder:
-        optimized = runtime.write_optimized(model, Path(folder))
-        graph = onnx.load(optimized, load_external_data=False)
-        form = saturating_form(graph, Storage(optimized.parent))
-        path = optimized.with_name("saturating.onnx")
-        path.write_bytes(form.model.SerializeToString())
-        return Runner(Session(path, replace(plain, optimize=False)), {}, form.left)
-
-
-@dataclass(frozen=True)
 class Sums:
-    """The integer products of a model, what can happen to their sums, and where it is to run."""
+    """The integer products of a model as ONNX Runtime runs it, and where it is to run.
 
-    linears: list[Linear]
-    bounds: list[Saturation]
-    isa: str = ""
+    The model's optimized graph lies in a temporary folder for as long as this object lives.
+    """
+
+    def __init__(self, model: loading.Source, isa_name: str = "") -> None:
+        self.model, self.isa = loading.runnable(model), isa_name
+        self._folder = Scratch()
+        try:
+            self.path = runtime.write_optimized(self.model, self._folder.path)
+        except ModelError:  # made for another provider: as it is written, then
+            self.path = self._written()
+        self.linears = list(saturation.linears(*loading.read(self.path)))
+        self.bounds = [saturation.bound(linear) for linear in self.linears]
+
+    def _written(self) -> Path:
+        if isinstance(self.model, Path):
+            return self.model
+        path = self._folder.path / "model.onnx"
+        path.write_bytes(self.model)
+        return path
 
     @property
     def same(self) -> bool:
@@ -94,43 +93,80 @@ class Sums:
         asked = (isa.exact(self.isa), isa.saturating(self.isa))
         return tuple(k for k, yes in zip((EXACT, SATURATING), asked, strict=True) if yes)
 
+    def runner(self, kind: str, options: SessionOptions) -> Runner:
+        """The model with exact sums, or as x86 without VNNI computes it: there as it is.
 
-def sums_of(model: loading.Source, isa_name: str = "") -> Sums:
-    """The integer products of a model that is to run where a recipe's isa says."""
-    found = list(saturation.linears(*loading.read(model)))
-    return Sums(found, [saturation.bound(linear) for linear in found], isa_name)
+        Raises ModelError where ONNX Runtime cannot load it, or its emulation.
+        """
+        if kind == EXACT:
+            return Runner(Session(self.model, options), options.entries)
+        plain = replace(options, exact=False)
+        if runtime.saturates():
+            return Runner(Session(self.model, plain), plain.entries)
+        graph = onnx.load(self.path, load_external_data=False)
+        form = saturating_form(graph, Storage(self.path.parent))
+        path = self.path.with_name("saturating.onnx")
+        path.write_bytes(form.model.SerializeToString())
+        return Runner(Session(path, replace(plain, optimize=False)), {}, form.left)
+
+    def observed(self, feed: Feed, threads: int = 0) -> list[Saturation]:
+        """The bounds, with what happened in one run of a few samples where the model runs so."""
+        found = [x for x, b in zip(self.linears, self.bounds, strict=True) if b.can and x.left]
+        model = onnx.load(self.path, load_external_data=False)
+        computed = {name for node in model.graph.node for name in node.output}
+        names = {n for linear in found for n in (linear.left, linear.right)} & computed
+        if not names:
+            return self.bounds
+        tapped = self.path.with_name("tapped.onnx")
+        tapped.write_bytes(with_outputs(model, sorted(names)).SerializeToString())
+        few = {k: v[:_SAMPLES] if common_batch(feed) > 1 else v for k, v in feed.items()}
+        for part in (few, feed):  # a model that fixes its batch takes the whole
+            try:
+                made = Session(tapped, SessionOptions(threads=threads, optimize=False)).run(part)
+            except ModelError:
+                continue
+            values = {**part, **made}  # an operand can be an input of the model
+            seen = {
+                x.node: saturation.observe(x, values[x.left], values.get(x.right))
+                for x in found
+                if x.left in values and (x.weight is not None or x.right in values)
+            }
+            return [seen.get(b.node, b) for b in self.bounds]
+        return self.bounds
 
 
 def judged(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
-    """The verdict of ``judge`` by each kind of sums that counts: the worse, with both beside it.
+    """The verdict of ``judge`` by each kind of sums that counts: the worse, with both in it.
 
     Its failures are those of all. A model that cannot be emulated is judged by exact sums alone.
     """
     found: dict[str, Verdict] = {}
+    missing = ""
     for kind in sums.kinds:
         try:
             found[kind] = judge(kind)
-        except ModelError as e:
-            if kind != SATURATING or not found or runtime.saturates():
+        except ModelError:
+            if kind != SATURATING or runtime.saturates():
                 raise
-            found[EXACT] = replace(found[EXACT], not_emulated=(("the model", str(e)),))
-    worst = max(found, key=lambda kind: found[kind].error)
+            missing = "ONNX Runtime cannot run the graph that emulates it"
+    if missing:
+        verdict = found.get(EXACT) or judge(EXACT)
+        return replace(verdict, sums=EXACT, not_emulated=(("the model", missing),))
+    worst = max(found, key=lambda kind: (found[kind].error, kind == SATURATING))
     if len(found) == 1:
         return replace(found[worst], sums=worst)
     failures = list(found[EXACT].failures)
     failures += [f"{_WITHOUT_VNNI}: {f}" for f in found[SATURATING].failures if f not in failures]
-    return replace(found[worst], sums=worst, failures=failures, by_sums=found)
+    left = found[SATURATING].not_emulated
+    return replace(found[worst], sums=worst, failures=failures, not_emulated=left, by_sums=found)
 
 
 def account(
-    sums: Sums, compiled: Path, feed: Feed | None, verdict: Verdict | None, threads: int = 0
+    sums: Sums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
 ) -> dict[str, Any]:
     """What a report says of a compiled model's sums; ``feed``: where to look what did saturate."""
-    bounds = sums.bounds
-    can = [linear for linear, b in zip(sums.linears, bounds, strict=True) if b.can]
-    if can and feed is not None and isa.saturating(sums.isa):
-        seen = {s.node: s for s in _observe(compiled, can, feed, threads)}
-        bounds = [seen.get(b.node, b) for b in bounds]
+    look = feed is not None and not sums.same and isa.saturating(sums.isa)
+    bounds = sums.observed(feed, threads) if look and feed is not None else sums.bounds
     return {
         "isa": sums.isa or isa.ANY,
         "same_without_vnni": sums.same,
@@ -143,42 +179,39 @@ def account(
 
 
 def advice(sums: Sums, verdict: Verdict | None) -> str:
-    """One line for whoever serves or compiles a model whose answers differ, else nothing."""
+    """One line for whoever serves or compiles a model whose sums may saturate, else nothing."""
     if sums.same or not isa.saturating(sums.isa):
         return ""
     can = sum(b.can > 0 for b in sums.bounds)
-    figures = ""
-    if verdict is not None and verdict.by_sums:
-        there, elsewhere = (verdict.by_sums[k].worst_cosine for k in (SATURATING, EXACT))
-        figures = f" (worst cosine {there:.4f} there, {elsewhere:.4f} elsewhere)"
     return (
         f"answers may differ {_WITHOUT_VNNI}: {can} of {len(sums.bounds)} integer products can "
-        f"saturate{figures}. {REMEDY}"
+        f"saturate{_figures(verdict)}. {REMEDY}"
     )
 
 
-def _observe(compiled: Path, found: list[Linear], feed: Feed, threads: int) -> list[Saturation]:
-    """What happened in one run of a few samples; nothing where the model does not run so."""
-    apart = writing.apart_from(compiled)  # else the runtime would hold the weights twice
-    path = compiled if apart is None else apart.path
-    model = onnx.load(path, load_external_data=False)
-    reachable = [linear for linear in found if linear.left]
-    computed = {name for node in model.graph.node for name in node.output}
-    names = {n for linear in reachable for n in (linear.left, linear.right)} & computed
-    if not names:
+def _figures(verdict: Verdict | None) -> str:
+    """The worst cosines by both kinds of sums, where both are known."""
+    if verdict is None or not verdict.by_sums or verdict.not_emulated:
+        return ""
+    there, elsewhere = (verdict.by_sums[k].worst_cosine for k in (SATURATING, EXACT))
+    if there == elsewhere:
+        return ", though they do not on these inputs"
+    return f" (worst cosine {there:.4f} there, {elsewhere:.4f} elsewhere)"
+
+
+def unemulated(verdict: Verdict) -> list[str]:
+    """A note for each operator whose saturation is not in the figures."""
+    return [
+        f"what {node} computes {_WITHOUT_VNNI} is not emulated: {reason}"
+        for node, reason in verdict.not_emulated
+    ]
+
+
+def difference(verdict: Verdict) -> list[str]:
+    """A note on what was compared by both kinds of sums."""
+    if not verdict.by_sums:
         return []
-    few = {k: v[:_SAMPLES] if common_batch(feed) > 1 else v for k, v in feed.items()}
-    tapped = path.with_name("tapped.onnx")
-    tapped.write_bytes(with_outputs(model, sorted(names)).SerializeToString())
-    for part in (few, feed):  # a model that fixes its batch takes the whole
-        try:
-            made = Session(tapped, SessionOptions(threads=threads, optimize=False)).run(part)
-        except ModelError:
-            continue
-        values = {**part, **made}  # an operand can be an input of the model
-        return [
-            saturation.observe(x, values[x.left], values.get(x.right))
-            for x in reachable
-            if x.left in values and (x.weight is not None or x.right in values)
-        ]
-    return []
+    there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
+    if there.error == elsewhere.error:
+        return [f"sums can saturate {_WITHOUT_VNNI}; on this data the answers are the same"]
+    return [f"answers differ {_WITHOUT_VNNI}. {REMEDY}"]

@@ -63,6 +63,9 @@ def resolved(name: str) -> str:
 
     Raises RecipeError where this machine has no instruction set of the table.
     """
+    if not isinstance(name, str):
+        raise RecipeError(f"isa is {name!r}, expected a name")
+    name = name.lower()
     if name == ANY:
         return ""
     if name != NATIVE:
@@ -76,12 +79,12 @@ def resolved(name: str) -> str:
 
 
 def saturating(name: str) -> bool:
-    """True where a recipe's isa is, or leaves open, one whose sums saturate."""
+    """True where a model with this isa in its recipe may run where sums saturate."""
     return not name or TABLE[name].saturates
 
 
 def exact(name: str) -> bool:
-    """True where a recipe's isa is, or leaves open, one whose sums are exact."""
+    """True where a model with this isa in its recipe may run where sums are exact."""
     return not name or not TABLE[name].saturates
 
 

@@ -101,7 +101,10 @@ def judge(job: Job) -> None:
         job.report.notes.append("the data is not what was locked: it served to verify only")
     found, expected = job.report.model_sha256, locked.output["sha256"]
     if found != expected:
-        why = "; ".join(locked.changes()) or "though no version and no input changed"
+        why = (
+            "; ".join(locked.changes())
+            or "though no input changed and no version: qcompile itself may have, since it was made"
+        )
         if locked.is_light:
             why += "; it was calibrated anew, so --threads and --max-memory may count too"
         job.report.failures.append(

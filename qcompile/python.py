@@ -118,21 +118,20 @@ def verify(
     feeds = open_data(
         data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
     )
-    sums = exactness.sums_of(candidate, isa)
+    sums = exactness.Sums(candidate, isa)
     # Data that can be read once only is kept where the candidate runs more than once.
     kept = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
     options, old = SessionOptions(), Session(loading.runnable(reference))
 
     def judge(kind: str) -> Verdict:
-        new = exactness.runner(loading.runnable(candidate), kind, options)
+        new = sums.runner(kind, options)
         pairs = ((old.run(feed), new.run(feed), feed) for feed in kept)
         return new.on(compare.judge(pairs, gates or Gates()))
 
     verdict = exactness.judged(sums, judge)
     if not feeds.reusable:
         return verdict
-    new = exactness.runner(loading.runnable(candidate), verdict.sums, options)
-    return invariance(new.run, feeds).on(verdict)
+    return invariance(sums.runner(verdict.sums, options).run, feeds).on(verdict)
 
 
 def bench(

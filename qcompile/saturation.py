@@ -9,12 +9,13 @@ sums did on real inputs. Source: MLAS, QgemmU8S8KernelAvx2.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from qcompile.element_types import element_types
+from qcompile.protos import bodies
 from qcompile.qtypes import Array
 from qcompile.rounding import pairs, summed_first, worst_sums
 from qcompile.tensors import Storage, values_of
@@ -35,7 +36,6 @@ _SLOTS: dict[str, tuple[int | None, int]] = {
     "QGemm": (0, 3),
     "QLinearMatMul": (0, 3),
 }
-_FLOATING = ("MatMul", "Gemm", "Conv")  # between quantizers, which the runtime may fuse
 # Operators that move values and make none.
 _MOVERS = ("Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 _CONVOLUTION = "QLinearConv"  # its weight is in slot 3
@@ -73,77 +73,84 @@ def exact_on_all(found: list[Saturation]) -> bool:
 
 
 def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[Linear]:
-    """The integer products of a compiled model, in order; ``storage`` as ``loading.read`` has it.
+    """The integer products of a model as ONNX Runtime runs it (``runtime.write_optimized``).
 
-    Weights in files are views.
+    Those in bodies of control flow come after the node that holds them. ``storage`` as
+    ``loading.read`` has it; weights in files are views.
     """
-    facts = _Facts(model.graph, storage or Storage())
-    for node in model.graph.node:
-        if node.op_type == _CONVOLUTION:
+    yield from _of_graph(model.graph, _Facts(model.graph, storage or Storage()))
+    for function in model.functions:
+        inner = onnx.GraphProto(node=function.node)
+        yield from _of_graph(inner, _Facts(inner, Storage()), seen=False)
+
+
+def _of_graph(graph: onnx.GraphProto, facts: _Facts, seen: bool = True) -> Iterator[Linear]:
+    """``seen`` False: no run of the model shows the operands."""
+    for node in graph.node:
+        found = _of_node(node, facts)
+        yield from found if seen else (replace(linear, left="") for linear in found)
+        for body in bodies(node):
+            yield from _of_graph(body, _Facts(body, facts.storage, facts), seen=False)
+
+
+def _of_node(node: onnx.NodeProto, facts: _Facts) -> Iterator[Linear]:
+    if node.op_type == _CONVOLUTION:
+        if facts.type(node.input[0]) != INT8:  # s8 by s8 is added in int32
             yield from _kernel(node, node.input[3], facts)
-        elif node.op_type in _SLOTS:
-            at, weight = _SLOTS[node.op_type]
-            left = "" if at is None else node.input[at]
-            if facts.types.get(left) != INT8 and facts.types.get(node.input[weight]) != UINT8:
-                yield from _linear(node, left, node.input[weight], facts)
-        elif node.op_type in _FLOATING:
-            yield from _between_quantizers(node, facts)
+    elif node.op_type in _SLOTS:
+        at, weight = _SLOTS[node.op_type]
+        left, right = "" if at is None else node.input[at], node.input[weight]
+        if facts.type(left) != INT8 and facts.type(right) != UINT8:
+            yield from _linear(node, left, right, facts)
 
 
 class _Facts:
-    """What is known of a graph's tensors without running it."""
+    """What is known of a graph's tensors without running it; ``outer``: of the graph around it."""
 
-    def __init__(self, graph: onnx.GraphProto, storage: Storage) -> None:
-        self.constants = {t.name: t for t in graph.initializer}
-        self.makers = {name: node for node in graph.node for name in node.output}
-        self.types = element_types(graph)
-        self.storage = storage
+    def __init__(
+        self, graph: onnx.GraphProto, storage: Storage, outer: _Facts | None = None
+    ) -> None:
+        given = {value.name for value in graph.input}  # a feed may replace an initializer
+        self._constants = {t.name: t for t in graph.initializer if t.name not in given}
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._types = element_types(graph)
+        self.storage, self._outer = storage, outer
 
-    def values(self, name: str) -> Array:
-        return values_of(self.constants[name], self.storage)
+    def type(self, name: str) -> int:
+        """The element type, 0 where unknown."""
+        return self._types.get(name) or (self._outer.type(name) if self._outer else 0)
+
+    def values(self, name: str) -> Array | None:
+        """Those of a constant, None of other tensors."""
+        if name in self._constants:
+            return values_of(self._constants[name], self.storage)
+        return self._outer.values(name) if self._outer else None
 
     def source(self, name: str) -> onnx.NodeProto | None:
         """What makes the values of a tensor, before operators that move them."""
-        node = self.makers.get(name)
+        node = self._makers.get(name)
         while node is not None and node.op_type in _MOVERS:
-            node = self.makers.get(node.input[0])
+            node = self._makers.get(node.input[0])
         return node
-
-
-def _between_quantizers(node: onnx.NodeProto, facts: _Facts) -> Iterator[Linear]:
-    """A float operator that the runtime fuses with the quantizers around it.
-
-    On x86 it makes the data uint8 first (QDQS8ToU8Transformer), so that only constants stay int8.
-    """
-    sources = [facts.makers.get(name) for name in node.input[:2]]
-    pair = [s for s in sources if s is not None and s.op_type == "DequantizeLinear"]
-    if len(pair) < 2 or pair[1].input[0] not in facts.constants:
-        return
-    left, right = (s.input[0] for s in pair)
-    maker = facts.source(left)
-    if facts.types.get(left) == INT8 and (maker is None or maker.op_type != "QuantizeLinear"):
-        return
-    if node.op_type == "Conv":
-        yield from _kernel(node, right, facts)
-    else:
-        yield from _linear(node, left, right, facts)
 
 
 def _kernel(node: onnx.NodeProto, weight: str, facts: _Facts) -> Iterator[Linear]:
     """A convolution with int8 filters; a depthwise one adds in int32 everywhere."""
-    if weight not in facts.constants or facts.types[weight] != INT8:
-        return
     kernel = facts.values(weight)
+    if kernel is None:
+        if facts.type(weight) != UINT8:
+            yield Linear(node.name, "", weight, None)
+        return
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-    if kernel.shape[:2] != (groups, 1):
+    if kernel.dtype == np.int8 and kernel.shape[:2] != (groups, 1):
         yield Linear(node.name, "", weight, summed_first(kernel))
 
 
 def _linear(node: onnx.NodeProto, left: str, right: str, facts: _Facts) -> Iterator[Linear]:
-    if right not in facts.constants:
+    values = facts.values(right)
+    if values is None:
         yield Linear(node.name, left, right, None, _largest(right, facts))
         return
-    values = facts.values(right)
     if values.dtype != np.int8 or not values.ndim:
         return
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
@@ -160,7 +167,7 @@ def _largest(name: str, facts: _Facts) -> int:
     node = facts.source(name)
     if node is None or node.op_type != "Clip":
         return 128
-    ends = [facts.values(n) for n in node.input[1:] if n in facts.constants]
+    ends = [v for n in node.input[1:] if (v := facts.values(n)) is not None]
     return max(abs(int(e)) for e in ends) if len(ends) == 2 else 128
 
 

@@ -20,12 +20,13 @@ def test_types_follow_zero_points_and_movers() -> None:
           m = QLinearMatMul(u, s, o, w, s, z, s, z)
           g1 = com.microsoft.QGemm(u, s, o, w, s, z)
           g2 = com.microsoft.QGemm(u, s, o, w, s, z, , s, o)
+          r = QuantizeLinear<output_dtype = 3>(x, s)
           h = Relu(x)
           y = Cast<to = 1>(m) }"""
     )
     found = element_types(model.graph)
     int8, uint8 = int(TensorProto.INT8), int(TensorProto.UINT8)
-    expected = {"a": int8, "b": uint8, "c": int8, "d": uint8, "m": int8, "g2": uint8, "u": uint8}
+    expected = {"a": int8, "b": uint8, "c": int8, "d": uint8, "m": int8, "g2": uint8, "r": int8}
     assert expected.items() <= found.items()
     assert not {"g1", "h"} & set(found)  # nothing is known of these
     assert found["y"] == TensorProto.FLOAT == found["x"]

@@ -16,7 +16,6 @@ from qcompile.cli import main
 from qcompile.errors import ModelError
 from qcompile.export import serialize
 from qcompile.job import RejectedError
-from qcompile.loading import runnable
 from qcompile.recipe import Recipe
 from qcompile.runtime import Session, SessionOptions
 from qcompile.saturating_form import SaturatingForm
@@ -24,7 +23,7 @@ from qcompile.saturation import saturated_product
 from qcompile.testing import encoder, normal
 from tests.test_isa import PLAIN, compiled, feeds, model
 
-OPTION = 'options.add_session_config_entry("session.x64quantprecision", "1")'
+OPTION = 'add_session_config_entry("session.x64quantprecision", "1")'
 LOOSE = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
 
 
@@ -92,7 +91,7 @@ def test_the_emulation_is_the_saturated_product() -> None:
     made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     feed = {"a": np.random.default_rng(1).integers(128, 256, (7, 64)).astype(np.uint8)}
     exact, saturating = (
-        exactness.runner(runnable(made), kind, SessionOptions(threads=1)).run(feed)["y"]
+        exactness.Sums(made).runner(kind, SessionOptions(threads=1)).run(feed)["y"]
         for kind in ("exact", "saturating")
     )
     np.testing.assert_array_equal(exact, feed["a"].astype(int) @ weight)
@@ -107,10 +106,12 @@ def test_a_model_that_cannot_be_emulated_is_judged_by_exact_sums(
         raise ModelError("no room")
 
     monkeypatch.setattr(runtime, "saturates", lambda: False)
-    monkeypatch.setattr(runtime, "write_optimized", fail)
-    found = again().verdict
-    assert found.sums == "exact"
-    assert found.to_dict()["not_emulated"] == [{"node": "the model", "reason": "no room"}]
+    monkeypatch.setattr(exactness, "saturating_form", fail)
+    for recipe in (Recipe(), Recipe(isa="avx2")):
+        report = again(recipe=recipe)
+        assert report.verdict.sums == "exact"
+        assert report.to_dict()["verify"]["not_emulated"][0]["node"] == "the model"
+        assert any(n.startswith("what the model computes on x86 without") for n in report.notes)
 
 
 def test_verify_shows_a_row_for_both(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_an_encoder_compiled_by_default_is_the_same_everywhere(target: str, atte
     assert result.report.saturation["same_without_vnni"]
     options = SessionOptions(threads=1)
     runs = [
-        exactness.runner(result.model, kind, options).run(data[0])["out"]
+        exactness.Sums(result.model).runner(kind, options).run(data[0])["out"]
         for kind in ("exact", "saturating")
     ]
     shifted = Session(result.model, SessionOptions(threads=1, exact=False)).run(data[0])["out"]
@@ -180,5 +181,90 @@ def test_operators_that_cannot_be_emulated_are_named(monkeypatch: pytest.MonkeyP
         exactness, "saturating_form", lambda *_: SaturatingForm(model(), (), (("n", "why"),))
     )
     monkeypatch.setattr(runtime, "saturates", lambda: False)
-    session = exactness.runner(runnable(model()), "saturating", SessionOptions(threads=1))
+    session = exactness.Sums(model()).runner("saturating", SessionOptions(threads=1))
     assert session.left == (("n", "why"),)
+
+
+def linear_behind(body: str, weight: str = "int8[64,4] w") -> onnx.ModelProto:
+    """Data through a quantizer to a product with a weight whose pairs leave int16."""
+    made = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (float[N,64] x) => (float[N,4] y) <float s = {{0.01}}, uint8 z = {{0}}, int8 o = {{0}}>
+        {{ q = QuantizeLinear(x, s, z) {body} }}"""
+    )
+    values = np.full((64, 4), 127, np.int8)
+    if weight.startswith("int8[4"):
+        values = values.T.copy()
+    made.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    return made
+
+
+DATA = "d = DequantizeLinear(q, s, z)"
+
+
+@pytest.mark.parametrize(
+    ("body", "weight"),
+    [
+        (f"{DATA} v = DequantizeLinear(w, s, o) y = MatMul(d, v)", "int8[64,4]"),
+        (f"{DATA} v = DequantizeLinear(w, s, o) t = Transpose(v) y = MatMul(d, t)", "int8[4,64]"),
+        (f"{DATA} v = DequantizeLinear(w, s, o) t = Identity(v) y = MatMul(d, t)", "int8[64,4]"),
+        ("i = MatMulInteger(q, w, z) y = Cast<to = 1>(i)", "int8[64,4]"),
+        ("y = com.microsoft.DynamicQuantizeMatMul(x, w, s)", "int8[64,4]"),
+    ],
+)
+def test_products_are_found_as_the_runtime_fuses_them(body: str, weight: str) -> None:
+    assert not exactness.Sums(linear_behind(body, weight)).same
+
+
+def in_a_body() -> onnx.ModelProto:
+    made = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (uint8[2,64] a, bool c) => (int32[2,4] y)
+        { y = If (c) <
+            then_branch = t () => (int32[2,4] u) { u = MatMulInteger(a, w) },
+            else_branch = e () => (int32[2,4] v) { n = MatMulInteger(a, w) v = Neg(n) }
+          > }"""
+    )
+    weight = np.full((64, 4), 127, np.int8)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    return made
+
+
+def test_products_in_bodies_are_bounded_and_said_not_to_be_emulated() -> None:
+    sums = exactness.Sums(in_a_body())
+    assert not sums.same and sums.kinds == ("exact", "saturating")
+    feed = {"a": np.full((2, 64), 255, np.uint8), "c": np.array(True)}
+    exact = sums.runner("exact", SessionOptions(threads=1)).run(feed)["y"]
+    assert (exact == 64 * 255 * 127).all()  # on every processor
+    found = qcompile.verify(in_a_body(), in_a_body(), [feed])
+    assert bool(found.not_emulated) != runtime.saturates()
+
+
+def test_what_is_not_emulated_is_no_figure() -> None:
+    """QAttention: its saturation is known to be possible, and not what it does."""
+    made = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (uint8[1,3,8] x) => (float[1,3,8] y)
+        <float s = {0.01}, float[24] b = {0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0},
+         uint8 z = {0}, int8 o = {0}>
+        { y = com.microsoft.QAttention<num_heads = 2>(x, w, b, s, s, , z, o) }"""
+    )
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.full((8, 24), 127, np.int8), "w"))
+    feed = {"x": np.full((1, 3, 8), 200, np.uint8)}
+    found = qcompile.verify(made, made, [feed], gates=LOOSE)
+    assert found.sums == "saturating" and set(found.by_sums) == {"exact", "saturating"}
+    assert bool(found.not_emulated) != runtime.saturates()
+    advice = exactness.advice(exactness.Sums(made), found)
+    assert ("elsewhere" in advice) == runtime.saturates()
+
+
+def test_integers_of_one_sign_are_nothing_to_warn_of() -> None:
+    """int8 data by int8 filters is added in int32."""
+    made = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (int8[1,4,5,5] x) => (int8[1,2,5,5] y) <float s = {0.1}, int8 z = {0}>
+        { y = QLinearConv(x, s, z, w, s, z, s, z) }"""
+    )
+    kernel = np.full((2, 4, 1, 1), 127, np.int8)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
+    assert exactness.Sums(made).same

@@ -136,7 +136,9 @@ def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isa, "instruction_sets", lambda: ["AVX512F", "AVX2"])
     assert Recipe(isa="native").isa == "avx512"
     assert Recipe(isa="native").digest() == Recipe(isa="avx512").digest()
-    assert Recipe(isa="any").isa == ""
+    assert Recipe(isa="any").isa == "" and Recipe(isa="AVX2").isa == "avx2"
+    with pytest.raises(RecipeError, match="isa is 3, expected a name"):
+        Recipe(isa=3)  # type: ignore[arg-type]
     monkeypatch.setattr(isa, "instruction_sets", list)
     with pytest.raises(RecipeError, match="isa native: this machine has none of them, expected"):
         Recipe(isa="native")

@@ -147,18 +147,15 @@ def test_operands_of_other_ranks(left: tuple[int, ...], right: tuple[int, ...], 
 def test_products_of_a_model_are_found() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (uint8[2,4] a, int8[4,2] k) => (float[2,2] y, float[2,2] z, int32[2,2] i, float[2,3] f)
+        g (uint8[2,4] a, int8[4,2] k)
+            => (float[2,2] y, float[2,2] z, int32[2,2] i, float[2,3] f, int32[2,2] m)
         <int8[4,2] w = {1,2,3,4,5,6,7,8}, float s = {1}, uint8 z0 = {0},
-         int8[3,4] t = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 sz = {0}, int8[2,2] w2 = {1,2,3,4}>
+         int8[3,4] t = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 sz = {0}>
         { y = com.microsoft.MatMulIntegerToFloat(a, w, s, s, z0)
           z = com.microsoft.MatMulIntegerToFloat(a, k, s, s, z0)
           i = MatMulInteger(a, w, z0)
-          d = DequantizeLinear(a, s, z0)
-          e = DequantizeLinear(t, s)
-          f = Gemm<transB = 1>(d, e)
-          e2 = DequantizeLinear(w2, s)
-          sd = DequantizeLinear(k, s, sz)
-          sg = MatMul(sd, e2) }"""
+          f = com.microsoft.QGemm<transB = 1>(a, s, z0, t, s, sz)
+          m = MatMulInteger(k, w) }"""
     )
     found = list(linears(model))
     assert [(x.left, x.right) for x in found] == [("a", "w"), ("a", "k"), ("a", "w"), ("a", "t")]

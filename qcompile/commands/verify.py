@@ -80,7 +80,5 @@ def show(verdict: Verdict) -> None:
     note = Invariance(verdict.alone, verdict.padded).note
     if note is not None:
         click.echo(f"note: {note}")
-    if verdict.by_sums:
-        click.echo(f"note: answers differ on x86 without VNNI. {exactness.REMEDY}")
-    for node, reason in verdict.not_emulated:
-        click.echo(f"note: what {node} computes on x86 without VNNI is not emulated: {reason}")
+    for line in (*exactness.difference(verdict), *exactness.unemulated(verdict)):
+        click.echo(f"note: {line}")

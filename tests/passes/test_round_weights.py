@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from qcompile.api import Context
+from qcompile.export import to_proto
 from qcompile.graph import Graph, array
 from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.lower_linears import LowerLinears
 from qcompile.passes.plan_operands import PlanOperands
 from qcompile.passes.round_weights import RoundWeights
 from qcompile.qtypes import Array
 from qcompile.rounding import nearest, real
+from qcompile.saturation import bound, linears
 from qcompile.targets.cpu import WEIGHT
 from qcompile.testing import (
     assert_refused,
@@ -162,3 +165,22 @@ def test_refuses_a_transposed_weight() -> None:
     ctx = planned(graph)
     assert_refused(graph, RoundWeights(), "the weight is transposed", ctx)
     assert ctx.rounded == {}
+
+
+def test_a_weight_that_is_read_along_both_axes_has_integers_for_each() -> None:
+    """Those chosen for the MatMul's columns are not the Gemm's, whose channels are its rows."""
+    square = normal(16, 16)
+    graph = parse(
+        f"{HEAD} g (float[N,16] x, float[16,16] w) => (float[N,16] y) "
+        "{ h = MatMul(x, w) y = Gemm<transB = 1>(h, w) }",
+        w=square,
+    )
+    x = normal(64, 16, seed=1)
+    before = outputs(graph, {"x": x})["y"]
+    ctx = run_pass(graph, PlanOperands())
+    ctx = calibrate(graph, ctx, RoundWeights(), [{"x": x}])
+    run_pass(graph, RoundWeights(), InsertQdq(), LowerLinears(), ctx=ctx)
+    after = outputs(graph, {"x": x})["y"]
+    # Two layers of 8 bits: a hundredth each of what they put out, in the root of the mean square.
+    assert np.linalg.norm(after - before) < 0.03 * np.linalg.norm(before)
+    assert all(bound(linear).can == 0 for linear in linears(to_proto(graph)))
