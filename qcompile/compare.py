@@ -132,7 +132,7 @@ class Verdict:
     further against not; None where not tried. ``sums``: whether the candidate's integer sums were
     exact, or saturated as on x86 without VNNI; ``by_sums``: the verdicts by both where they are not
     the same, of which this is the worse. ``not_emulated``: nodes whose saturation is not in it, and
-    why. ``session_options``: of ONNX Runtime, set for it.
+    why. ``session_options``: those of ONNX Runtime that these figures were measured with.
     """
 
     outputs: list[Closeness]

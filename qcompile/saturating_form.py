@@ -39,7 +39,7 @@ _SLOTS: dict[str, tuple[int | None, ...]] = {
 _UNKNOWN = "the types of its operands are not known"
 # Operators whose products are not rebuilt, by the slots of their weights.
 _OTHERS = {"QAttention": (1,), "DynamicQuantizeLSTM": (1, 2)}
-# Operators that give on the type of an input, by its slot.
+# Operators that pass on the type of an input, by its slot.
 _SAME_TYPE = dict.fromkeys(
     ("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
      "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",

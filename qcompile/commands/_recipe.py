@@ -18,8 +18,8 @@ from qcompile.recipe import Recipe, merged, names
 
 _SETTINGS = ("target", "mode", "isa", "calibrator", "pipeline", "seed")
 isa_option = click.option(
-    "--isa", metavar="NAME|native", help=f"Where the model will run: {', '.join(TABLE)}; native is "
-    "this machine.  [default: any, with the same answers on all]")  # fmt: skip
+    "--isa", metavar="NAME|native", help=f"Where the model will run: {', '.join(TABLE)}; native: "
+    "this machine.  [default: any, the same answers on all]")  # fmt: skip
 _OPTIONS = (
     click.option("--target", help="cpu, qdq: see `qcompile targets`.  [default: cpu]"),
     click.option("--mode", type=click.Choice(MODES),
