@@ -104,6 +104,9 @@ def _choices(
         if ctx.target.quantize_interior:  # plan-interior will ask again, for all readers
             named = aliases(graph, layout_root(graph, data))
         row = precision.of_activation(graph, ctx, callings(found, *named), rule.activation)
+    if row.spec is not None and row.spec.dtype != "uint8" and matrix.spec is not None:
+        # Only uint8 data meets kernels that add in int16.
+        matrix = replace(matrix, spec=replace(matrix.spec, paired=False))
     return matrix, row
 
 

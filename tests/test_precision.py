@@ -67,6 +67,17 @@ def test_the_first_pattern_that_matches_counts() -> None:
 # ---- target qdq: every tensor by itself
 
 
+def test_weights_next_to_sixteen_bits_need_no_bound_on_pairs() -> None:
+    """Only uint8 data is multiplied by kernels that add in int16."""
+    found = decided("qdq", {"role:ffn-in": 16})
+    paired = {name: found[name][0].spec for name in ("wf0", "wh0", "wq0")}
+    assert {n: s is not None and s.paired for n, s in paired.items()} == {
+        "wf0": False,
+        "wh0": True,
+        "wq0": True,
+    }
+
+
 def test_sixteen_bits_by_role_for_that_tensor_alone() -> None:
     found = decided("qdq", {"role:residual-sum": 16, "role:ffn-in": 16})
     assert types(found, "u0", "x0", "y0") == "uint16 uint16 uint16"
