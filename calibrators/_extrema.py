@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from qcompile.api import Observer
-from qcompile.qtypes import Array, Floats, QSpec, Range
+from qcompile.planning.context import Observer
+from qcompile.quant.affine import Array, Floats, QSpec, Range
 
 _NOTHING: Floats = np.empty(0, np.float32)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from qcompile.api import Calibrator
 from qcompile.calibrators._extrema import ExtremaObserver
-from qcompile.qtypes import QSpec
+from qcompile.planning.context import Calibrator
+from qcompile.quant.affine import QSpec
 
 
 @dataclass(frozen=True)

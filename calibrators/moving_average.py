@@ -25,9 +25,9 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from qcompile.api import Calibrator
 from qcompile.calibrators._extrema import ExtremaObserver
-from qcompile.qtypes import Array, Floats, QSpec
+from qcompile.planning.context import Calibrator
+from qcompile.quant.affine import Array, Floats, QSpec
 
 
 class MovingAverageObserver(ExtremaObserver):

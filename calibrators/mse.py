@@ -24,9 +24,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from qcompile.api import Calibrator
 from qcompile.calibrators._histogram import Bins, HistogramObserver, check_bins
-from qcompile.qtypes import Array, QSpec, Range, qparams
+from qcompile.planning.context import Calibrator
+from qcompile.quant.affine import Array, QSpec, Range, qparams
 
 # Octaves by which an end is moved: first from here down to 1/181, then around the best so far.
 _ROUNDS: tuple[Array, ...] = (

@@ -17,9 +17,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from qcompile.api import Calibrator
 from qcompile.calibrators._histogram import Bins, HistogramObserver, Ints, check_bins
-from qcompile.qtypes import QSpec
+from qcompile.planning.context import Calibrator
+from qcompile.quant.affine import QSpec
 
 
 def _depth(counts: Ints, tail: float) -> float:

@@ -14,13 +14,13 @@ import onnx
 from _common import fail
 from embedding_closeness import Floats, batches, embed, feed_of, sentences, spearman
 
-from qcompile.compare import cosine
-from qcompile.data import open_data
-from qcompile.feeds import Feed, input_specs
-from qcompile.ledger import external_bytes
-from qcompile.loading import load
-from qcompile.runtime import Session, SessionOptions
-from qcompile.text_data import read_sentences
+from qcompile.data.feeds import Feed, input_specs
+from qcompile.data.open_data import open_data
+from qcompile.data.text import read_sentences
+from qcompile.evaluation.closeness import cosine
+from qcompile.model_io.from_proto import load
+from qcompile.report.ledger import external_bytes
+from qcompile.runtime.session import Session, SessionOptions
 
 
 @dataclass(frozen=True)

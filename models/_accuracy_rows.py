@@ -14,10 +14,10 @@ from typing import Any
 
 from _common import fail
 
+from qcompile.config.recipe import Recipe, merged, read
 from qcompile.errors import RecipeError
-from qcompile.pipeline import parse, parse_items
-from qcompile.recipe import Recipe, merged, read
-from qcompile.registry import passes, target
+from qcompile.rewriting.pipeline_spec import parse, parse_items
+from qcompile.rewriting.registry import passes, target
 
 GROUPS = ("cpu", "qdq", "ablation", "peers")
 DEFAULT, NONE = "default", "none"

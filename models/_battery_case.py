@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from qcompile import cli, compare, loading, shapes
-from qcompile.checking import RANDOM
+from qcompile import cli
+from qcompile.analysis import shape_inference
 from qcompile.commands import compile as _  # noqa: F401  so that it is imported once, not by each
-from qcompile.compare import Gates
+from qcompile.data.feeds import Feed, InputSpec, input_specs
+from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import QCompileError
-from qcompile.feeds import Feed, InputSpec, input_specs
-from qcompile.runtime import Session
-from qcompile.synthetic import synthetic_feeds
+from qcompile.evaluation import closeness
+from qcompile.evaluation.closeness import Gates
+from qcompile.model_io import from_proto
+from qcompile.runtime.session import Session
+from qcompile.stages.verify import RANDOM
 
 CALIBRATION_FEEDS, FRESH_FEEDS = 12, 4
 # Of dimensions that a model leaves open; None: as the compiler would choose.
@@ -96,9 +99,9 @@ def made_up(model: Path) -> list[Feed]:
     Of the sizes for what is left open, the first that runs: position tables may be short.
     """
     try:
-        graph = loading.load(model)
-        shapes.infer(graph)
-        specs, session = input_specs(graph), Session(loading.runnable(model))
+        graph = from_proto.load(model)
+        shape_inference.infer(graph)
+        specs, session = input_specs(graph), Session(from_proto.runnable(model))
     except QCompileError:
         return []
     for size in SIZES:
@@ -166,9 +169,9 @@ def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
     report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
     same = [n.removeprefix(NOTHING) for n in report["notes"] if n.startswith(NOTHING)]
     try:
-        old = Session(loading.runnable(model)) if fresh else None
+        old = Session(from_proto.runnable(model)) if fresh else None
         new = Session(out)
-        verdict = None if old is None else compare.compare(old, new, fresh, Gates())
+        verdict = None if old is None else closeness.compare(old, new, fresh, Gates())
     except QCompileError as e:
         if "nothing to compare" not in str(e):
             return "wrong", f"what was written does not run: {e}"
@@ -181,11 +184,11 @@ def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
 
 def _is_steady(model: Path, feeds: list[Feed]) -> bool:
     """False where the float model's answers depend on chance, or on what ran before."""
-    forth, back = Session(loading.runnable(model)), Session(loading.runnable(model))
+    forth, back = Session(from_proto.runnable(model)), Session(from_proto.runnable(model))
     first = [forth.run(feed) for feed in feeds]
     second = [back.run(feed) for feed in reversed(feeds)][::-1]
     made = zip(first, second, feeds, strict=True)
-    return compare.judge(made, Gates(None, None, max_abs=0.0)).passed
+    return closeness.judge(made, Gates(None, None, max_abs=0.0)).passed
 
 
 def runtime_version() -> str:

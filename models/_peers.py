@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompile.feeds import Feed
+from qcompile.data.feeds import Feed
 
 MATMUL = ["MatMul"]
 

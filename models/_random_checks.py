@@ -20,9 +20,9 @@ import onnx
 import onnxruntime as ort
 
 import qcompile
-from qcompile.compare import Gates
 from qcompile.errors import QCompileError
-from qcompile.job import Options
+from qcompile.evaluation.closeness import Gates
+from qcompile.stages.job import Options
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]

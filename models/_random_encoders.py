@@ -19,7 +19,7 @@ from _common import need
 from _encoder import vary_vectors
 
 TOKENS, HIDDEN, LAYERS, HEADS = 1000, 128, 3, 4
-SENTENCES = Path(__file__).parent.parent / "qcompile" / "samples" / "calibration.txt"
+SENTENCES = Path(__file__).parent.parent / "qcompile" / "data" / "samples" / "calibration.txt"
 BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
                "sep_token": "[SEP]", "mask_token": "[MASK]"}  # fmt: skip
 ROBERTA_TOKENS = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>",

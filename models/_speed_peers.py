@@ -13,9 +13,9 @@ from typing import Any
 
 from _peers import MATMUL, nncf, ort_dynamic, ort_static
 
-from qcompile.feeds import Feed
-from qcompile.qtypes import Array
-from qcompile.timing import Runnable
+from qcompile.data.feeds import Feed
+from qcompile.quant.affine import Array
+from qcompile.runtime.latency import Runnable
 
 Make = Callable[[Path, Sequence[Feed], Path], Runnable]
 

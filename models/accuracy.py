@@ -33,7 +33,8 @@ from _integer_ops import what_is_integer
 from _peers import PEERS, Peer
 
 import qcompile
-from qcompile import Options, QCompileError, compile, machine
+from qcompile import Options, QCompileError, compile
+from qcompile.system import processor
 
 COLUMNS = "| model | what is int8 | Spearman | cosine mean | cosine worst | MB | seconds | CPU s |"
 FLOAT = "fp32"
@@ -193,7 +194,7 @@ def spelled(line: Line) -> str:
 def versions() -> dict[str, Any]:
     """Of the machine and of everything that made a row."""
     peers = {p.package: p.version for p in PEERS if p.version and p.package != "onnxruntime"}
-    return {"qcompile": qcompile.__version__, **machine.describe(), **peers}
+    return {"qcompile": qcompile.__version__, **processor.describe(), **peers}
 
 
 def spelled_versions(found: Mapping[str, Any]) -> str:

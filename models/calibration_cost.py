@@ -17,19 +17,20 @@ import sys
 import time
 from pathlib import Path
 
-from qcompile import Recipe, runtime
-from qcompile.api import Choices, Context
-from qcompile.collect import Options, collect, collector
+from qcompile import Recipe
+from qcompile.analysis.shape_inference import infer
+from qcompile.calibration.collector import Options, collect, collector
 from qcompile.compiler import SIMPLIFY
-from qcompile.data import open_data
-from qcompile.feeds import Feed, input_specs
-from qcompile.graph import Graph
-from qcompile.loading import load
-from qcompile.manager import PassManager
-from qcompile.pipeline import parse
-from qcompile.registry import target
-from qcompile.runtime import Session, SessionOptions
-from qcompile.shapes import infer
+from qcompile.data.feeds import Feed, input_specs
+from qcompile.data.open_data import open_data
+from qcompile.ir.graph import Graph
+from qcompile.model_io.from_proto import load
+from qcompile.planning.context import Choices, Context
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.rewriting.pipeline_spec import parse
+from qcompile.rewriting.registry import target
+from qcompile.runtime import session as runtime
+from qcompile.runtime.session import Session, SessionOptions
 
 
 def planned(model: Path) -> tuple[Graph, Context]:

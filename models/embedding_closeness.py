@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.compare import cosine
-from qcompile.feeds import Feed, InputSpec, input_specs
-from qcompile.loading import load
-from qcompile.runtime import Session, SessionOptions
+from qcompile.data.feeds import Feed, InputSpec, input_specs
+from qcompile.evaluation.closeness import cosine
+from qcompile.model_io.from_proto import load
+from qcompile.runtime.session import Session, SessionOptions
 
 Floats = npt.NDArray[Any]
 # What a session does of itself, on x86 without VNNI too.

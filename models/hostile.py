@@ -24,8 +24,8 @@ import _hostile_models  # noqa: F401
 import numpy as np
 from _common import fail
 
-from qcompile import registry
 from qcompile.cli import main as qcompile
+from qcompile.rewriting import registry
 
 SECONDS = 20.0
 MEMORY = 4 << 30  # of address space: what a case may ask for

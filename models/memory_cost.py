@@ -25,13 +25,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from qcompile.commands._shared import Size
-from qcompile.compare import Gates
+from qcompile.commands._options import Size
 from qcompile.compiler import compile_job
-from qcompile.job import Options
-from qcompile.ledger import external_bytes
-from qcompile.loading import read
-from qcompile.recipe import Recipe
+from qcompile.config.recipe import Recipe
+from qcompile.evaluation.closeness import Gates
+from qcompile.model_io.from_proto import read
+from qcompile.report.ledger import external_bytes
+from qcompile.stages.job import Options
 
 WIDTH = 2048
 _EVERY = 0.003  # seconds between readings

@@ -24,7 +24,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from qcompile import machine, runtime, timing
+from qcompile.runtime import latency, session
+from qcompile.system import processor
 
 Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"
@@ -88,10 +89,10 @@ def feed(size: Size, seed: int = 0) -> dict[str, Array]:
     return {f"x{k}": rng.integers(0, 256, (size.tokens, k), np.uint8) for k in widths}
 
 
-def measured(sizes: Sequence[Size], options: timing.Options) -> list[timing.Timing]:
+def measured(sizes: Sequence[Size], options: latency.Options) -> list[latency.Timing]:
     """Timings of one model for each size, alternating."""
     models = [(str(s.layers), products(s).SerializeToString()) for s in sizes]
-    return timing.compare(models, feed(sizes[0]), options).timings
+    return latency.compare(models, feed(sizes[0]), options).timings
 
 
 def main() -> None:
@@ -109,9 +110,9 @@ def main() -> None:
     args = parser.parse_args()
     inner = args.inner or 4 * args.width
     sizes = [Size(n, args.width, inner, args.tokens) for n in (args.layers, 1)]
-    threads = args.threads or runtime.threads()
-    options = timing.Options(threads, args.rounds, args.seconds)
-    shown = Table(title=f"{threads} threads, {', '.join(machine.instruction_sets())}")
+    threads = args.threads or session.threads()
+    options = latency.Options(threads, args.rounds, args.seconds)
+    shown = Table(title=f"{threads} threads, {', '.join(processor.instruction_sets())}")
     for heading in ("layers", "products", "best ms", "median", "GOPS a core"):
         shown.add_column(heading, justify="right")
     for size, found in zip(sizes, measured(sizes, options), strict=True):

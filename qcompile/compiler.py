@@ -9,48 +9,35 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile import (
-    blas,
-    calibrating,
-    checking,
-    conformance,
-    digests,
-    fixing,
-    forecast,
-    forms,
-    isa,
-    items,
-    ledger,
-    loading,
-    locking,
-    metric,
-    prequantized,
-    runtime,
-    search,
-    shapes,
-    switched,
-    tuning,
-    writing,
-)
 from qcompile._version import __version__
-from qcompile.api import Choices, Context, Mode, Numerics, Pass, Stage
-from qcompile.budget import Budget
-from qcompile.channel_views import ChannelWatch
-from qcompile.compare import Gates
-from qcompile.data import Data, general_text, open_data
+from qcompile.analysis import prequantized, shape_inference
+from qcompile.config import lowering_forms
+from qcompile.config.recipe import Recipe
+from qcompile.data.feeds import Feeds, input_specs
+from qcompile.data.open_data import Data, general_text, open_data
+from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
-from qcompile.feeds import Feeds, input_specs
-from qcompile.graph import Graph
-from qcompile.job import Job, Options, Progress, RejectedError, Result, Silent
-from qcompile.manager import Dump, Instrument, PassManager, Time, Verify
-from qcompile.pipeline import parse, spell
-from qcompile.ranking import Measurable, Meter
-from qcompile.recipe import Recipe
-from qcompile.registry import target as find_target
-from qcompile.report import Report
-from qcompile.search import Reasons
-from qcompile.synthetic import synthetic_feeds
-from qcompile.target import Choice, Target
+from qcompile.evaluation import user_metric
+from qcompile.evaluation.closeness import Gates
+from qcompile.ir.graph import Graph
+from qcompile.model_io import from_proto, write_model
+from qcompile.planning.context import Choices, Context, Mode, Numerics, Pass, Stage
+from qcompile.report import ledger
+from qcompile.report.channel_views import ChannelWatch
+from qcompile.report.report import Report
+from qcompile.rewriting.pass_manager import Dump, Instrument, PassManager, Time, Verify
+from qcompile.rewriting.pipeline_spec import parse, spell
+from qcompile.rewriting.registry import target as find_target
+from qcompile.runtime import session as runtime
+from qcompile.runtime.memory_budget import Budget
+from qcompile.search import fake_quantized, lift_items, lowering_tuner, mixed_precision
+from qcompile.search.mixed_precision import Reasons
+from qcompile.search.sensitivity import Measurable, Meter
+from qcompile.stages import calibrate, fix_dims, lock_check, speed_forecast, verify
+from qcompile.stages.job import Job, Options, Progress, RejectedError, Result, Silent
+from qcompile.system import digests, threads
+from qcompile.targets import instruction_sets, requirements
+from qcompile.targets.target import Choice, Target
 
 # The order matters: shapes fold once identities are gone, fusions need the raised opset, and the
 # attention scale folds once nothing but a product reads the tensors on its way.
@@ -65,7 +52,7 @@ NO_TRANSFORMS = "none"
 
 
 def compile_job(
-    model: loading.Source,
+    model: from_proto.Source,
     data: Data | None,
     recipe: Recipe,
     gates: Gates,
@@ -78,74 +65,76 @@ def compile_job(
     result is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
     shown = progress or Silent()
-    options = locking.options_for(options, data)
+    options = lock_check.options_for(options, data)
 
     def prepare(wanted: Recipe) -> Job:
         return _prepare(model, data, wanted, gates, options, shown)
 
-    def finished(job: Job, reasons: Reasons = ()) -> tuple[Job, writing.Written]:
+    def finished(job: Job, reasons: Reasons = ()) -> tuple[Job, write_model.Written]:
         ctx = _context(job, reasons=reasons)
         _transform(job, ctx)
         return job, _finish(job, ctx)
 
-    def verified(job: Job, compiled: writing.Written) -> search.Built:
-        return search.Built(job, compiled, checking.verify(job, compiled.path))
+    def verified(job: Job, compiled: write_model.Written) -> mixed_precision.Built:
+        return mixed_precision.Built(job, compiled, verify.verify(job, compiled.path))
 
-    def build(wanted: Recipe, reasons: Reasons) -> search.Built:
+    def build(wanted: Recipe, reasons: Reasons) -> mixed_precision.Built:
         return verified(*finished(prepare(wanted), reasons))
 
     if gates.min_metric is not None and options.metric is None:
         raise RecipeError("--min-metric needs a --metric, package.module:function")
     if options.metric is not None:
-        metric.named(options.metric)  # fail on a wrong name before any work
+        user_metric.named(options.metric)  # fail on a wrong name before any work
     first = prepare(recipe)
-    expected = forecast.expected(first)
+    expected = speed_forecast.expected(first)
     if expected is not None:
         shown.step(f"expect about {expected.speedup:.1f}x")
     made = verified(*finished(first))
     if options.tune:
         made = _tuned(made, lambda wanted: finished(prepare(wanted)), build)
-    if search.is_wanted(made.job):
-        made = search.search(made, search.Tools(build, lambda r: switchable(prepare(r))))
+    if mixed_precision.is_wanted(made.job):
+        made = mixed_precision.search(
+            made, mixed_precision.Tools(build, lambda r: switchable(prepare(r)))
+        )
     job, compiled = made.job, made.model
     job.report.forecast = {} if expected is None else expected.to_dict()
-    checking.bench(job, compiled.path, made.feeds)
-    job.report.notes += checking.over_budget(job)
-    locking.judge(job)
+    verify.bench(job, compiled.path, made.feeds)
+    job.report.notes += verify.over_budget(job)
+    lock_check.judge(job)
     if options.cache is not None:
         job.report.notes += options.cache.notes
     result = Result(compiled, job.report)
     if options.keep_lock or options.keep_calibration:
-        result.lock, result.calibration = locking.lock_of(job, compiled), job.calibration
+        result.lock, result.calibration = lock_check.lock_of(job, compiled), job.calibration
     if job.report.failures and not job.options.force:
         raise RejectedError(result)
-    search.forget(job)
+    mixed_precision.forget(job)
     return result
 
 
 def _tuned(
-    first: search.Built,
-    assemble: tuning.Assemble,
-    build: Callable[[Recipe, Reasons], search.Built],
-) -> search.Built:
+    first: mixed_precision.Built,
+    assemble: lowering_tuner.Assemble,
+    build: Callable[[Recipe, Reasons], mixed_precision.Built],
+) -> mixed_precision.Built:
     """The build with the fastest forms; the first where none is faster, or the gates refuse it."""
-    why_not = tuning.refusal(first)
+    why_not = lowering_tuner.refusal(first)
     if why_not is not None:
         first.job.report.notes.append(f"not tuned: {why_not}")
         return first
-    best, tried = tuning.tune(first, assemble)
+    best, tried = lowering_tuner.tune(first, assemble)
     made = first if best == first.job.recipe else build(best, ())
-    notes = ["forms tried: " + "; ".join(map(tuning.told, tried))] if tried else []
+    notes = ["forms tried: " + "; ".join(map(lowering_tuner.told, tried))] if tried else []
     if made.job.report.failures and not first.job.report.failures:
         notes.append(f"the faster forms are not taken: {made.job.report.failures[0]}")
         made = first
     made.job.report.notes += notes
-    made.job.report.tuning = tuning.account(tried, checking.largest(first.feeds))
+    made.job.report.tuning = lowering_tuner.account(tried, verify.largest(first.feeds))
     return made
 
 
 def measurable(
-    model: loading.Source,
+    model: from_proto.Source,
     data: Data,
     recipe: Recipe,
     gates: Gates,
@@ -168,22 +157,22 @@ def switchable(job: Job) -> Measurable:
     ctx, checks = _context(job, may_widen=True), [Verify()]
     early, late = _passes(job)
     _run(job, ctx, early, checks, "simplify and plan")
-    known = items.origins(job.graph, ctx)
-    calibrating.calibrate(job, ctx, late)
+    known = lift_items.origins(job.graph, ctx)
+    calibrate.calibrate(job, ctx, late)
     transforms = [p for p in late if p.stage == Stage.TRANSFORM]
     rounding = [*takewhile(lambda p: p.numerics is not Numerics.LOSSY, transforms)]
     _run(job, ctx, rounding, checks, "transform")
-    plain = switched.plain_forms(job.graph, ctx)
+    plain = fake_quantized.plain_forms(job.graph, ctx)
     _run(job, ctx, transforms[len(rounding) :], checks, "transform")
     if not job.held_back:
         raise DataError("no feeds are left to measure on: give more data")
-    found = switched.switches(ctx)
+    found = fake_quantized.switches(ctx)
     if not found:
         raise TargetError(
-            f"nothing is quantized, so nothing can be ranked: {calibrating.why_float(ctx)}"
+            f"nothing is quantized, so nothing can be ranked: {calibrate.why_float(ctx)}"
         )
     divisible = job.budget.divisible
-    made = switched.build(job.graph, ctx, found, plain)
+    made = fake_quantized.build(job.graph, ctx, found, plain)
     session = runtime.SessionOptions(job.options.threads, provider=job.provider)
     meter = Meter(
         made, job.running, job.held_back, job.report.gates, job.options.metric, session, divisible
@@ -204,31 +193,31 @@ def default_pipeline(
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
         quantize = [PLAN, *chosen, INSERT]
-    return ",".join([SIMPLIFY, *quantize, *forms.lowered(target, mode, choices)])
+    return ",".join([SIMPLIFY, *quantize, *lowering_forms.lowered(target, mode, choices)])
 
 
 def _prepare(
-    model: loading.Source,
+    model: from_proto.Source,
     data: Data | None,
     recipe: Recipe,
     gates: Gates,
     options: Options,
     progress: Progress,
 ) -> Job:
-    target = isa.fitted(find_target(recipe.target), recipe.isa)
+    target = instruction_sets.fitted(find_target(recipe.target), recipe.isa)
     locked = options.lock
     mode = locked.mode if locked is not None else _mode(recipe, target, data is not None)
     recipe.make_calibrator()  # fail on a wrong name before any work
-    choices = forms.chosen(target, mode, recipe)
+    choices = lowering_forms.chosen(target, mode, recipe)
     progress.step("load")
-    reference = loading.runnable(model)
-    proto, storage = loading.read(model)
+    reference = from_proto.runnable(model)
+    proto, storage = from_proto.read(model)
     size = len(reference) if isinstance(reference, bytes) else reference.stat().st_size
     size += ledger.external_bytes(proto)
-    external = loading.external_files(proto, storage)
-    graph = loading.from_proto(proto, storage)
-    fixing.fix_dims(graph, dict(recipe.dims))
-    unknown = shapes.infer(graph)
+    external = from_proto.external_files(proto, storage)
+    graph = from_proto.from_proto(proto, storage)
+    fix_dims.fix_dims(graph, dict(recipe.dims))
+    unknown = shape_inference.infer(graph)
     report = Report(
         source=Path(model).name if isinstance(model, str | Path) else "model in memory",
         target=target.name,
@@ -250,7 +239,7 @@ def _prepare(
     if recipe.general_text and data is not None:
         given = options.tokenizer, options.batch_size
         job.general_text = general_text(data, input_specs(graph), *given)
-    locking.check(job)
+    lock_check.check(job)
     if unknown:
         _record_types(job, unknown)
     return job
@@ -294,8 +283,8 @@ def _record_types(job: Job, unknown: list[str]) -> None:
             if job.feeds is not None and job.feeds.reusable
             else synthetic_feeds(job.graph, {}, 1, job.recipe.seed)[0]
         )
-        model, folder = writing.apart(job.graph)
-        tapped = writing.save(runtime.with_outputs(model, unknown), folder)
+        model, folder = write_model.apart(job.graph)
+        tapped = write_model.save(runtime.with_outputs(model, unknown), folder)
         seen = runtime.record_types(tapped, feed)
     except (DataError, ModelError) as e:
         job.report.notes.append(f"{len(unknown)} tensors have no known type: {e}")
@@ -316,7 +305,7 @@ def _context(job: Job, reasons: Reasons = (), *, may_widen: bool = False) -> Con
         settings.precision,
         reasons,
         may_widen,
-        forms.attention(job.choices)
+        lowering_forms.attention(job.choices)
         or settings.attention
         or (job.target.attention if own else "float"),
     )
@@ -346,7 +335,7 @@ def _transform(job: Job, ctx: Context) -> None:
         job.report.notes.append(f"the model came in quantized{before}: {came} stay as they are")
     early, late = _passes(job)
     _run(job, ctx, early, instruments, "simplify and plan")
-    calibrating.calibrate(job, ctx, late)
+    calibrate.calibrate(job, ctx, late)
     transforms = [p for p in late if p.stage is Stage.TRANSFORM]
     watch = ChannelWatch()
     _run(job, ctx, transforms, [*instruments, watch], "transform")
@@ -358,19 +347,19 @@ def _transform(job: Job, ctx: Context) -> None:
     job.quantized = any(ctx.plan.quantized())
     if job.mode != "float" and not job.quantized:
         beside = "beside what came in quantized, " if came else ""
-        job.report.notes.append(f"nothing was quantized: {beside}{calibrating.why_float(ctx)}")
+        job.report.notes.append(f"nothing was quantized: {beside}{calibrate.why_float(ctx)}")
 
 
 def _run(
     job: Job, ctx: Context, passes: Sequence[Pass], instruments: Sequence[Instrument], what: str
 ) -> None:
     job.progress.step(what, len(passes))
-    with job.timed(what), blas.one_thread():
+    with job.timed(what), threads.one_thread():
         manager = PassManager(tuple(passes), instruments)
         manager.run(job.graph, ctx, lambda _name: job.progress.advance())
 
 
-def _finish(job: Job, ctx: Context) -> writing.Written:
+def _finish(job: Job, ctx: Context) -> write_model.Written:
     """Metadata in, files out, ledger made."""
     job.graph.header.metadata.update(
         {
@@ -379,11 +368,11 @@ def _finish(job: Job, ctx: Context) -> writing.Written:
             "qcompile.target": job.target.name,
         }
     )
-    held = conformance.require(job.graph, job.target.name, job.target.requires)
+    held = requirements.require(job.graph, job.target.name, job.target.requires)
     job.report.requirements = held.checked
     job.report.notes += held.remarks
-    compiled = writing.write(job.graph, job.options.stem)
-    model, _storage = loading.read(compiled.path)
+    compiled = write_model.write(job.graph, job.options.stem)
+    model, _storage = from_proto.read(compiled.path)
     job.report.bytes = compiled.size
     job.report.model_sha256 = digests.of_file(compiled.path)
     job.report.int8_products = ledger.products_of_data(model)

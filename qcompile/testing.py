@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import onnx.parser
 
-from qcompile import invariants, registry, shapes
-from qcompile.api import Choices, Context, Pass
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.loading import from_proto
-from qcompile.manager import PassManager, Verify
-from qcompile.qtypes import Array
-from qcompile.runtime import Session, SessionOptions, evaluate
-from qcompile.text import dump
+from qcompile.analysis import shape_inference
+from qcompile.ir.graph import Graph
+from qcompile.ir.printer import dump
+from qcompile.model_io.from_proto import from_proto
+from qcompile.model_io.to_proto import serialize
+from qcompile.planning.context import Choices, Context, Pass
+from qcompile.quant.affine import Array
+from qcompile.rewriting import graph_verifier, registry
+from qcompile.rewriting.pass_manager import PassManager, Verify
+from qcompile.runtime.session import Session, SessionOptions, evaluate
 
 # What filecheck understands; it passes over everything else in silence.
 _DIRECTIVE = re.compile(r"CHECK(-(NEXT|NOT|DAG|SAME|LABEL|COUNT-[1-9]\d*))?(\{LITERAL\})?:")
@@ -46,7 +47,7 @@ def parse(text: str, **weights: Array) -> Graph:
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     onnx.checker.check_model(model)
     graph = from_proto(model)
-    shapes.infer(graph)
+    shape_inference.infer(graph)
     return graph
 
 
@@ -59,7 +60,7 @@ def run_pass(graph: Graph, *items: Pass, ctx: Context | None = None) -> Context:
     """Run passes with the verifier on; returns the context with its skips."""
     ctx = ctx or context()
     PassManager(items, (Verify(),)).run(graph, ctx)
-    invariants.check(graph)
+    graph_verifier.check(graph)
     return ctx
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from qcompile.qtypes import Array
+from qcompile.quant.affine import Array
 from qcompile.testing import normal
 
 WIDTH = 64

@@ -15,10 +15,10 @@ import onnx
 from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from qcompile.qtypes import Array
-from qcompile.runtime import Session, SessionOptions, saturates
-from qcompile.saturating_form import saturating_form
-from qcompile.saturation import HIGH, LOW
+from qcompile.evaluation.int16_saturation import HIGH, LOW
+from qcompile.evaluation.saturating_form import saturating_form
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session, SessionOptions, saturates
 
 MICROSOFT = "com.microsoft"
 PLAIN = SessionOptions(threads=1, optimize=False, exact=False)

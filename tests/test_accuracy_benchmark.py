@@ -15,7 +15,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile.pipeline import parse
+from qcompile.rewriting.pipeline_spec import parse
 
 pytestmark = pytest.mark.usefixtures("scripts")
 

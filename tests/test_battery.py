@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from qcompile import cli
-from qcompile.export import serialize
+from qcompile.model_io.to_proto import serialize
 from qcompile.testing import normal, parse
 
 pytestmark = pytest.mark.usefixtures("scripts")
@@ -61,8 +61,8 @@ def test_refused(case: ModuleType, tmp_path: Path) -> None:
 
 
 def test_below_the_gate(case: ModuleType, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.compare.cosine", lambda a, b: 0.5)
-    monkeypatch.setattr("qcompile.checking._repeats", lambda *_: True)
+    monkeypatch.setattr("qcompile.evaluation.closeness.cosine", lambda a, b: 0.5)
+    monkeypatch.setattr("qcompile.stages.verify._repeats", lambda *_: True)
     found = case.outcome(linear, "static", case.Limits())
     assert (found.verdict, found.detail[:26]) == ("gate", "output 'y': mean cosine 0.")
 

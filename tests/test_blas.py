@@ -10,10 +10,12 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import qcompile
-from qcompile import Options, blas, registry
-from qcompile.api import Context, Numerics, Pass, Stage
-from qcompile.export import to_proto
-from qcompile.graph import Graph
+from qcompile import Options
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import to_proto
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.rewriting import registry
+from qcompile.system import threads as blas
 from qcompile.testing import encoder
 
 
@@ -44,7 +46,7 @@ def test_passes_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
             return False
 
     known = {**registry.passes(), "spy": Spy}
-    monkeypatch.setattr("qcompile.pipeline.passes", lambda: known)
+    monkeypatch.setattr("qcompile.rewriting.pipeline_spec.passes", lambda: known)
     options = Options(verify=False, bench=False, threads=1)
     with threadpool_limits(2, "blas"):
         qcompile.compile(to_proto(encoder(1)), mode="float", pipeline="spy", options=options)

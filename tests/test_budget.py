@@ -11,16 +11,17 @@ import pytest
 from onnx import numpy_helper
 
 import qcompile
-from qcompile import Gates, Options, checking
-from qcompile.budget import FETCHED, LIBRARIES, Budget
+from qcompile import Gates, Options
+from qcompile.analysis.activation_memory import footprint
 from qcompile.errors import DataError
-from qcompile.footprint import footprint
-from qcompile.graph import Graph
-from qcompile.loading import from_proto
-from qcompile.plan import ChannelStats
-from qcompile.qtypes import Array
-from qcompile.runtime import evaluate
-from qcompile.store import KeptChannels, KeptValues, Store
+from qcompile.ir.graph import Graph
+from qcompile.model_io.from_proto import from_proto
+from qcompile.planning.plan import ChannelStats
+from qcompile.quant.affine import Array
+from qcompile.runtime.memory_budget import FETCHED, LIBRARIES, Budget
+from qcompile.runtime.session import evaluate
+from qcompile.runtime.spilled_arrays import KeptChannels, KeptValues, Store
+from qcompile.stages import verify
 
 WIDE = 1024
 TEXT = """<ir_version: 8, opset_import: ["": 17]> mlp (float[batch,1024] x) => (float[batch,8] y)
@@ -168,12 +169,12 @@ def test_a_stage_that_took_more_is_noted() -> None:
     job: Any = type("J", (), {})()
     job.budget, job.report = type("B", (), {"limit": 1000})(), type("R", (), {})()
     job.report.memory = {"load": LIBRARIES, "verify": LIBRARIES + 1001, "bench": LIBRARIES + 2000}
-    (note,) = checking.over_budget(job)
+    (note,) = verify.over_budget(job)
     assert note.startswith(f"verify took {LIBRARIES + 1001} bytes")
     job.budget.limit = 2000
-    assert checking.over_budget(job) == []
+    assert verify.over_budget(job) == []
     job.budget.limit = None
-    assert checking.over_budget(job) == []
+    assert verify.over_budget(job) == []
 
 
 def test_kept_arrays_are_files_that_go() -> None:

@@ -13,15 +13,15 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.api import Calibrator, Observer
-from qcompile.cache import Cache, default_folder, key_of
-from qcompile.collect import Collector
-from qcompile.data import Data
+from qcompile.calibration.collector import Collector
+from qcompile.data.feeds import Feed
+from qcompile.data.open_data import Data
 from qcompile.errors import DataError
-from qcompile.export import serialize
-from qcompile.feeds import Feed
-from qcompile.qtypes import Array, QSpec, Range
-from qcompile.ranking import Meter, Score
+from qcompile.model_io.to_proto import serialize
+from qcompile.planning.context import Calibrator, Observer
+from qcompile.quant.affine import Array, QSpec, Range
+from qcompile.search.sensitivity import Meter, Score
+from qcompile.system.resume_cache import Cache, default_folder, key_of
 from qcompile.testing import encoder
 
 OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
@@ -165,7 +165,7 @@ def test_versions_are_in_the_key(
     model: bytes, tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled(model, Cache(tmp_path))
-    monkeypatch.setattr("qcompile.calibrating.environment", lambda: {"onnxruntime": "0"})
+    monkeypatch.setattr("qcompile.stages.calibrate.environment", lambda: {"onnxruntime": "0"})
     compiled(model, Cache(tmp_path))
     assert len(runs) == 14
 
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
         interrupt_after(patched, 3)
         with pytest.raises(KeyboardInterrupt):
             compiled(model, Cache(tmp_path, every=0))
-    monkeypatch.setattr("qcompile.kept.checkpoint.restore", foreign)
+    monkeypatch.setattr("qcompile.calibration.resume.checkpoint.restore", foreign)
     made = compiled(model, Cache(tmp_path))
     assert made.model == whole and made.report.calibration["feeds"] == 7
     assert any("ignored: a checkpoint" in note for note in made.report.notes)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile import archive, calibration
-from qcompile.calibration import FORMAT, Calibration
+from qcompile.calibration import calibration_file
+from qcompile.calibration.calibration_file import FORMAT, Calibration
 from qcompile.errors import DataError
-from qcompile.plan import ChannelStats, Ranges
-from qcompile.qtypes import Array, Range
+from qcompile.planning.plan import ChannelStats, Ranges
+from qcompile.quant.affine import Array, Range
+from qcompile.system import npz_archive
 from qcompile.testing import normal
 
 
@@ -39,14 +40,14 @@ def made() -> Calibration:
 
 def packed(value: Calibration) -> bytes:
     stream = io.BytesIO()
-    calibration.write(stream, value)
+    calibration_file.write(stream, value)
     return stream.getvalue()
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
     path = tmp_path / "c.npz"
     path.write_bytes(packed(made()))
-    found = calibration.read(path)
+    found = calibration_file.read(path)
     assert packed(found) == packed(made())
     assert found.account == {"feeds": 3} and found.ranges.missing == made().ranges.missing
     for name, span in made().ranges.found.items():
@@ -105,10 +106,10 @@ def test_unsound_contents_are_one_error(
 ) -> None:
     path = tmp_path / "c.npz"
     path.write_bytes(packed(made()))
-    manifest, arrays = archive.read(path, FORMAT, calibration.VERSION)
+    manifest, arrays = npz_archive.read(path, FORMAT, calibration_file.VERSION)
     change(manifest, arrays)
     with path.open("wb") as file:
-        archive.write(file, manifest, arrays)
+        npz_archive.write(file, manifest, arrays)
     with pytest.raises(DataError, match=f"cannot be read as a {FORMAT}") as caught:
-        calibration.read(path)
+        calibration_file.read(path)
     assert said in str(caught.value)

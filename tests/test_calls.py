@@ -4,8 +4,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from qcompile.calls import check_functions
 from qcompile.errors import ModelError
+from qcompile.model_io.function_limits import check_functions
 
 
 def function(name: str, *calls: str) -> onnx.FunctionProto:

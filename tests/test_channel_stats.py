@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.channel_stats import ChannelObserver
-from qcompile.plan import ChannelStats
-from qcompile.qtypes import Array
+from qcompile.calibration.channel_observer import ChannelObserver
+from qcompile.planning.plan import ChannelStats
+from qcompile.quant.affine import Array
 
 
 def rows(n: int, channels: int, seed: int = 0) -> Array:

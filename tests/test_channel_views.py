@@ -10,10 +10,18 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.channel_views import _BINS, _MOST_SITES, ChannelWatch, _ends, _Seen, _Story, _view
-from qcompile.export import serialize
-from qcompile.qtypes import QSpec, Range
-from qcompile.roles import Role
+from qcompile.analysis.transformer_roles import Role
+from qcompile.model_io.to_proto import serialize
+from qcompile.quant.affine import QSpec, Range
+from qcompile.report.channel_views import (
+    _BINS,
+    _MOST_SITES,
+    ChannelWatch,
+    _ends,
+    _Seen,
+    _Story,
+    _view,
+)
 from qcompile.testing import encoder
 from tests.html.reports import feeds
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.channels import ChannelClass, Member, channel_classes
-from qcompile.graph import Graph
-from qcompile.passes.permute_channels import permute
-from qcompile.qtypes import Array
-from qcompile.runtime import evaluate
+from qcompile.analysis.channel_classes import ChannelClass, Member, channel_classes
+from qcompile.ir.graph import Graph
+from qcompile.ir.printer import dump
+from qcompile.passes.transform.permute_channels import permute
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import evaluate
 from qcompile.testing import assert_equivalent, context, normal, outputs, parse
-from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32

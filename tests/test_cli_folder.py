@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qcompile.cli import main
-from qcompile.folders import MANIFEST
+from qcompile.model_folder.layout import MANIFEST
 from tests.model_folder import decoder, encoder, write_folder, write_text
 
 

@@ -14,8 +14,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from qcompile.cli import main
-from qcompile.export import to_proto
-from qcompile.ranking import Meter, Score
+from qcompile.model_io.to_proto import to_proto
+from qcompile.search.sensitivity import Meter, Score
 from qcompile.testing import encoder
 
 PLAIN = "--recipe", "per-tensor", "--threads", "1"

@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 
-from qcompile import collect as collect_module
-from qcompile.api import Calibrator
+from qcompile.calibration import collector as collect_module
+from qcompile.calibration.collector import Collector, Options, collect, collector
 from qcompile.calibrators.entropy import Entropy
 from qcompile.calibrators.minmax import MinMax
 from qcompile.calibrators.percentile import Percentile
-from qcompile.collect import Collector, Options, collect, collector
 from qcompile.errors import DataError
-from qcompile.export import to_proto
-from qcompile.graph import Graph
-from qcompile.plan import Ranges, StatRequest
-from qcompile.qtypes import Array, QSpec
-from qcompile.runtime import Session, SessionOptions, evaluate, with_outputs
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import to_proto
+from qcompile.planning.context import Calibrator
+from qcompile.planning.plan import Ranges, StatRequest
+from qcompile.quant.affine import Array, QSpec
+from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
 from qcompile.testing import normal, parse
 
 UINT8 = QSpec("uint8", symmetric=False)

@@ -9,11 +9,11 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile import compare
-from qcompile.compare import Closeness, Gates, Verdict, cosine, judge
 from qcompile.errors import DataError
-from qcompile.qtypes import Array
-from qcompile.runtime import Session
+from qcompile.evaluation import closeness as compare
+from qcompile.evaluation.closeness import Closeness, Gates, Verdict, cosine, judge
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session
 
 OPEN = Gates(None, None, None, None, None, None)
 

@@ -10,10 +10,11 @@ import onnx.parser
 import pytest
 
 import qcompile
-from qcompile import Gates, Options, QCompileError, checking
-from qcompile.export import serialize
-from qcompile.qtypes import Array
-from qcompile.runtime import Session
+from qcompile import Gates, Options, QCompileError
+from qcompile.model_io.to_proto import serialize
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session
+from qcompile.stages import verify
 from qcompile.testing import normal, parse
 
 N = 32
@@ -162,21 +163,21 @@ def test_where_nothing_was_quantized_any_difference_is_the_models_own(
     monkeypatch.setattr(Session, "run", unsteady)
     gates = Gates(min_cosine=None, min_worst_cosine=None, max_abs=1e-9)
     made = qcompile.compile(model("y = Relu(x)", weights=0), feeds(), gates=gates, options=UNTIMED)
-    assert checking.RANDOM in made.report.notes
+    assert verify.RANDOM in made.report.notes
 
 
 def test_a_model_that_was_only_copied_badly_is_still_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing quantized excuses nothing while the float model repeats."""
-    first = checking._outputs
+    first = verify._outputs
     calls = iter((0.0, 1.0))
 
     def shifted(job: Any, session: Session, given: Any) -> Any:
         offset = next(calls)
         return ({n: v + offset for n, v in made.items()} for made in first(job, session, given))
 
-    monkeypatch.setattr(checking, "_outputs", shifted)
+    monkeypatch.setattr(verify, "_outputs", shifted)
     options = Options(bench=False, threads=1)
     with pytest.raises(QCompileError, match="cosine"):
         qcompile.compile(model("y = Neg(x)", weights=0), feeds(), options=options)
@@ -199,6 +200,6 @@ def test_sequences_and_maps_are_compared() -> None:
 
 def test_answers_repeat_where_they_are_equal_bit_by_bit() -> None:
     nan = np.array([np.nan, 1], np.float32)
-    assert checking._equal([{"y": nan}], [{"y": nan.copy()}])
-    assert not checking._equal([{"y": nan}], [{"y": nan + 1}])
-    assert not checking._equal([{"y": np.array(["a"], object)}], [{"y": np.array(["a"], object)}])
+    assert verify._equal([{"y": nan}], [{"y": nan.copy()}])
+    assert not verify._equal([{"y": nan}], [{"y": nan + 1}])
+    assert not verify._equal([{"y": np.array(["a"], object)}], [{"y": np.array(["a"], object)}])

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import pytest
 
-from qcompile.conformance import Fault, Findings, Requirement, examine, require
 from qcompile.errors import TargetError
-from qcompile.graph import Graph
+from qcompile.ir.graph import Graph
+from qcompile.targets.requirements import Fault, Findings, Requirement, examine, require
 from qcompile.testing import parse
 
 

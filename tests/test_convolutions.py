@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.convolutions import bounds, channels_first, quantized_result, result, saturates
-from qcompile.graph import Graph
+from qcompile.analysis.conv_activation import (
+    bounds,
+    channels_first,
+    quantized_result,
+    result,
+    saturates,
+)
+from qcompile.ir.graph import Graph
 from qcompile.testing import normal, parse
 
 F32 = np.float32

@@ -11,8 +11,8 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, QCompileError
-from qcompile.export import serialize
-from qcompile.runtime import provider_or_cpu
+from qcompile.model_io.to_proto import serialize
+from qcompile.runtime.session import provider_or_cpu
 from qcompile.targets.cuda import CUDA
 from qcompile.testing import encoder, normal, parse
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.dataflow import aliases, data_path, is_layout, is_masking, layout_root
-from qcompile.graph import Graph
+from qcompile.analysis.data_path import aliases, data_path, is_layout, is_masking, layout_root
+from qcompile.ir.graph import Graph
 from qcompile.testing import normal, parse
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

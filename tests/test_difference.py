@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qcompile.cli import main
-from qcompile.export import to_proto
+from qcompile.model_io.to_proto import to_proto
 from qcompile.testing import encoder
 
 QUICK = "--no-bench", "--threads", 1, "--force"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompile.digests import FeedDigest, of_file, of_model
+from qcompile.data.feeds import Feed
 from qcompile.errors import DataError, ModelError
-from qcompile.feeds import Feed
+from qcompile.system.digests import FeedDigest, of_file, of_model
 
 
 def digest(*feeds: Feed) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx.parser
 from onnx import TensorProto
 
-from qcompile.element_types import element_types
+from qcompile.model_io.element_types import element_types
 
 
 def test_types_follow_zero_points_and_movers() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile import runtime
-from qcompile.exact_form import exact_form
-from qcompile.loading import read
-from qcompile.qtypes import Array
-from qcompile.runtime import Session, SessionOptions
+from qcompile.model_io.from_proto import read
+from qcompile.quant.affine import Array
+from qcompile.runtime import session as runtime
+from qcompile.runtime.exact_sums import exact_form
+from qcompile.runtime.session import Session, SessionOptions
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.integers(-127, 128, (70, 5)).astype(np.int8)

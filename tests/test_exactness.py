@@ -11,15 +11,17 @@ import pytest
 from click.testing import CliRunner
 
 import qcompile
-from qcompile import Gates, Options, exactness, runtime
+from qcompile import Gates, Options
 from qcompile.cli import main
+from qcompile.config.recipe import Recipe
 from qcompile.errors import ModelError
-from qcompile.export import serialize
-from qcompile.job import RejectedError
-from qcompile.recipe import Recipe
-from qcompile.runtime import Session, SessionOptions
-from qcompile.saturating_form import SaturatingForm
-from qcompile.saturation import saturated_product
+from qcompile.evaluation.int16_saturation import saturated_product
+from qcompile.evaluation.saturating_form import SaturatingForm
+from qcompile.model_io.to_proto import serialize
+from qcompile.runtime import session as runtime
+from qcompile.runtime.session import Session, SessionOptions
+from qcompile.stages import saturation_check
+from qcompile.stages.job import RejectedError
 from qcompile.testing import encoder, normal
 from tests.test_isa import PLAIN, compiled, feeds, model
 
@@ -91,7 +93,7 @@ def test_the_emulation_is_the_saturated_product() -> None:
     made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     feed = {"a": np.random.default_rng(1).integers(128, 256, (7, 64)).astype(np.uint8)}
     exact, saturating = (
-        exactness.Sums(made).runner(kind, SessionOptions(threads=1)).run(feed)["y"]
+        saturation_check.Sums(made).runner(kind, SessionOptions(threads=1)).run(feed)["y"]
         for kind in ("exact", "saturating")
     )
     np.testing.assert_array_equal(exact, feed["a"].astype(int) @ weight)
@@ -106,7 +108,7 @@ def test_a_model_that_cannot_be_emulated_is_judged_by_exact_sums(
         raise ModelError("no room")
 
     monkeypatch.setattr(runtime, "saturates", lambda: False)
-    monkeypatch.setattr(exactness, "saturating_form", fail)
+    monkeypatch.setattr(saturation_check, "saturating_form", fail)
     for recipe in (Recipe(), Recipe(isa="avx2")):
         report = again(recipe=recipe)
         assert report.verdict.sums == "exact"
@@ -157,7 +159,7 @@ def test_an_encoder_compiled_by_default_is_the_same_everywhere(target: str, atte
     assert result.report.saturation["same_without_vnni"]
     options = SessionOptions(threads=1)
     runs = [
-        exactness.Sums(result.model).runner(kind, options).run(data[0])["out"]
+        saturation_check.Sums(result.model).runner(kind, options).run(data[0])["out"]
         for kind in ("exact", "saturating")
     ]
     shifted = Session(result.model, SessionOptions(threads=1, exact=False)).run(data[0])["out"]
@@ -178,10 +180,10 @@ def test_data_that_can_be_read_once_is_enough_for_both() -> None:
 
 def test_operators_that_cannot_be_emulated_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        exactness, "saturating_form", lambda *_: SaturatingForm(model(), (), (("n", "why"),))
+        saturation_check, "saturating_form", lambda *_: SaturatingForm(model(), (), (("n", "why"),))
     )
     monkeypatch.setattr(runtime, "saturates", lambda: False)
-    session = exactness.Sums(model()).runner("saturating", SessionOptions(threads=1))
+    session = saturation_check.Sums(model()).runner("saturating", SessionOptions(threads=1))
     assert session.left == (("n", "why"),)
 
 
@@ -213,7 +215,7 @@ DATA = "d = DequantizeLinear(q, s, z)"
     ],
 )
 def test_products_are_found_as_the_runtime_fuses_them(body: str, weight: str) -> None:
-    assert not exactness.Sums(linear_behind(body, weight)).same
+    assert not saturation_check.Sums(linear_behind(body, weight)).same
 
 
 def in_a_body() -> onnx.ModelProto:
@@ -231,7 +233,7 @@ def in_a_body() -> onnx.ModelProto:
 
 
 def test_products_in_bodies_are_bounded_and_said_not_to_be_emulated() -> None:
-    sums = exactness.Sums(in_a_body())
+    sums = saturation_check.Sums(in_a_body())
     assert not sums.same and sums.kinds == ("exact", "saturating")
     feed = {"a": np.full((2, 64), 255, np.uint8), "c": np.array(True)}
     exact = sums.runner("exact", SessionOptions(threads=1)).run(feed)["y"]
@@ -254,7 +256,7 @@ def test_what_is_not_emulated_is_no_figure() -> None:
     found = qcompile.verify(made, made, [feed], gates=LOOSE)
     assert found.sums == "saturating" and set(found.by_sums) == {"exact", "saturating"}
     assert bool(found.not_emulated) != runtime.saturates()
-    advice = exactness.advice(exactness.Sums(made), found)
+    advice = saturation_check.advice(saturation_check.Sums(made), found)
     assert ("elsewhere" in advice) == runtime.saturates()
 
 
@@ -267,4 +269,4 @@ def test_integers_of_one_sign_are_nothing_to_warn_of() -> None:
     )
     kernel = np.full((2, 4, 1, 1), 127, np.int8)
     made.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
-    assert exactness.Sums(made).same
+    assert saturation_check.Sums(made).same

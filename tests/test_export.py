@@ -12,11 +12,12 @@ import onnx.parser
 import pytest
 from google.protobuf.message import EncodeError
 
-from qcompile import export, shapes
+from qcompile.analysis import shape_inference
 from qcompile.errors import OutputError
-from qcompile.export import check_writable, serialize, skeleton, to_proto, write_atomic
-from qcompile.graph import Graph
-from qcompile.loading import from_proto, load
+from qcompile.ir.graph import Graph
+from qcompile.model_io import to_proto as export
+from qcompile.model_io.from_proto import from_proto, load
+from qcompile.model_io.to_proto import check_writable, serialize, skeleton, to_proto, write_atomic
 
 TEXT = """<
     ir_version: 8, opset_import: ["": 17], producer_name: "maker", producer_version: "1.2",
@@ -37,7 +38,7 @@ def names_in(folder: Path) -> list[str]:
 
 def graph() -> Graph:
     made = from_proto(model())
-    shapes.infer(made)
+    shape_inference.infer(made)
     return made
 
 
@@ -80,7 +81,7 @@ def test_an_undeclared_output_gets_its_inferred_type() -> None:
     old.graph.output[0].ClearField("type")
     made = load(old)
     assert not to_proto(made).graph.output[0].HasField("type")
-    shapes.infer(made)
+    shape_inference.infer(made)
     assert to_proto(made).graph.output[0] == model().graph.output[0]
 
 

@@ -20,11 +20,11 @@ import pytest
 from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
-from qcompile import exporting, folders, parity
 from qcompile.cli import main
 from qcompile.errors import ModelError
-from qcompile.parity import TOLERANCE, Vocabulary, example
-from qcompile.runtime import Session
+from qcompile.model_folder import layout, torch_export, torch_parity
+from qcompile.model_folder.torch_parity import TOLERANCE, Vocabulary, example
+from qcompile.runtime.session import Session
 
 # torch and transformers warn where they are imported, which exporting does late.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -96,7 +96,7 @@ def test_a_folder_of_onnx_files_is_sent_to_compile(tmp_path: Path) -> None:
 def test_an_index_names_weights_of_its_folder(tmp_path: Path, index: object, said: str) -> None:
     files = {"model__safetensors": "x", "model__safetensors__index__json": index}
     with pytest.raises(ModelError, match=said.replace(".", r"\.")):
-        exporting.check_weights(folders.read(folder(tmp_path / "in", **files)))
+        torch_export.check_weights(layout.read(folder(tmp_path / "in", **files)))
 
 
 def test_an_unknown_architecture_needs_a_task(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_torch_exports_where_optimum_cannot(
     found = json.loads(run("export", copied, "-o", alone, "--json").stdout)["export"]
     assert found["route"].startswith("torch.onnx.export") and found["parity"]["worst"] < TOLERANCE
     (note,) = found["notes"]
-    assert note.startswith("optimum: ModuleNotFoundError") and exporting.INSTALL in note
+    assert note.startswith("optimum: ModuleNotFoundError") and torch_export.INSTALL in note
     assert "takes optimum-onnx 0.1.0, transformers 4.57.6" in note
     monkeypatch.undo()
     if not installed("optimum"):
@@ -179,15 +179,15 @@ def test_where_no_route_works_all_refusals_are_told(copied: Path, tmp_path: Path
         raise RuntimeError("no luck\nat all")
 
     with pytest.raises(ModelError, match=r"cannot be exported: luck: RuntimeError: no luck$"):
-        exporting.export(folders.read(copied), tmp_path, routes=(by_luck,))
+        torch_export.export(layout.read(copied), tmp_path, routes=(by_luck,))
 
 
 @needs_torch
 def test_a_file_that_wants_more_than_tokens_is_not_taken(copied: Path, tmp_path: Path) -> None:
     """As optimum's of Longformer, which has a global_attention_mask."""
 
-    def by_luck(source: exporting.Source, made: Path) -> str:
-        exporting.by_torch(source, made)
+    def by_luck(source: torch_export.Source, made: Path) -> str:
+        torch_export.by_torch(source, made)
         proto = onnx.load(made / "model.onnx")
         proto.graph.input.append(onnx.ValueInfoProto(name="position_ids"))
         onnx.save(proto, made / "model.onnx")
@@ -195,10 +195,10 @@ def test_a_file_that_wants_more_than_tokens_is_not_taken(copied: Path, tmp_path:
 
     said = "cannot be exported: luck: made a file with input 'position_ids', expected tokens only"
     with pytest.raises(ModelError, match=said):
-        exporting.export(folders.read(copied), tmp_path, routes=(by_luck,))
+        torch_export.export(layout.read(copied), tmp_path, routes=(by_luck,))
     (tmp_path / "out").mkdir()
-    made = exporting.export(
-        folders.read(copied), tmp_path / "out", routes=(by_luck, exporting.by_torch)
+    made = torch_export.export(
+        layout.read(copied), tmp_path / "out", routes=(by_luck, torch_export.by_torch)
     )
     assert made.route.startswith("torch.onnx.export") and len(made.notes) == 1
 
@@ -219,14 +219,14 @@ def test_versions_that_are_told_are_those_of_the_extra() -> None:
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parent.parent / "setup.cfg")
     extra = setup["options.extras_require"]["export"].split()
-    assert {told.replace(" ", "==") for told in exporting.TOGETHER} <= set(extra)
+    assert {told.replace(" ", "==") for told in torch_export.TOGETHER} <= set(extra)
 
 
 @needs_torch
 def test_what_differs_from_torch_is_not_written(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "TOLERANCE", 0.0)
+    monkeypatch.setattr(torch_parity, "TOLERANCE", 0.0)
     result = run("export", copied, "-o", tmp_path / "out")
     assert_one_line(result, 1, "differs from torch: 'logits' by", "at most; exported by ")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]

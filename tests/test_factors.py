@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.factors import Axis, Size, axis_of, leaves, pin, regroup, size_of, unify
+from qcompile.analysis.axis_factors import Axis, Size, axis_of, leaves, pin, regroup, size_of, unify
 
 BATCH: Size = (7, 13, 1)
 TOKENS: Size = (11, 5, 1)

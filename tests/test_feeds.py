@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.data import (
+from qcompile.data.open_data import (
     Feed,
     HoldBack,
     InputSpec,
@@ -21,7 +21,7 @@ from qcompile.data import (
     sample_count,
 )
 from qcompile.errors import DataError, ModelError
-from qcompile.loading import load
+from qcompile.model_io.from_proto import load
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 X = InputSpec("x", F32, ("batch", 3))

@@ -7,9 +7,9 @@ import pytest
 
 import qcompile
 from qcompile import Options
-from qcompile.api import Mode
-from qcompile.export import serialize
-from qcompile.qtypes import Array
+from qcompile.model_io.to_proto import serialize
+from qcompile.planning.context import Mode
+from qcompile.quant.affine import Array
 from qcompile.testing import normal, parse
 
 HALF = np.float16

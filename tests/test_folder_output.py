@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from qcompile import folder_output, folders
 from qcompile.errors import OutputError
-from qcompile.export import umask
-from qcompile.folders import MANIFEST, Folder
+from qcompile.model_folder import atomic_folder, layout
+from qcompile.model_folder.layout import MANIFEST, Folder
+from qcompile.model_io.to_proto import umask
 
 
 def write(out: Path, source: Path, *names: str) -> None:
-    with folder_output.written(out, source) as stage:
+    with atomic_folder.written(out, source) as stage:
         for name in names:
             (stage / name).parent.mkdir(exist_ok=True)
             (stage / name).write_text(name)
-        folder_output.write_manifest(stage, {"source": source.name})
+        atomic_folder.write_manifest(stage, {"source": source.name})
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> Path:
 def swapping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of replacing a folder."""
     if request.param == "two steps":
-        monkeypatch.setattr(folder_output, "_exchange", lambda _one, _other: False)
+        monkeypatch.setattr(atomic_folder, "_exchange", lambda _one, _other: False)
 
 
 @pytest.mark.usefixtures("swapping")
@@ -63,7 +63,7 @@ def test_an_existing_folder_survives(
 ) -> None:
     out = tmp_path / "out"
     write(out, source, "a.txt")
-    with pytest.raises(error), folder_output.written(out, source) as stage:
+    with pytest.raises(error), atomic_folder.written(out, source) as stage:
         (stage / "b.txt").write_text("half")
         raise error
     assert content(out) == {"a.txt": "a.txt"}
@@ -75,7 +75,7 @@ def test_the_first_of_two_steps_is_undone(
 ) -> None:
     out = tmp_path / "out"
     write(out, source, "a.txt")
-    monkeypatch.setattr(folder_output, "_exchange", lambda _one, _other: False)
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda _one, _other: False)
     rename = Path.rename
 
     def fails(self: Path, target: Path) -> Path:
@@ -159,12 +159,12 @@ def test_companions_are_copied_links_followed(tmp_path: Path, source: Path) -> N
     (source / "config.json").symlink_to("sub/real.json")
     stage = tmp_path / "stage"
     stage.mkdir()
-    folder_output.copy_companions(folders.read(source), stage)
+    atomic_folder.copy_companions(layout.read(source), stage)
     assert content(stage) == {"config.json": "{}", "sub/real.json": "{}"}
     assert not (stage / "config.json").is_symlink()
     gone = Folder(source, (), ("gone.json",), (), ())
     with pytest.raises(OutputError, match=r"gone\.json' cannot be copied"):
-        folder_output.copy_companions(gone, stage)
+        atomic_folder.copy_companions(gone, stage)
 
 
 def test_the_manifest_tells_digests(tmp_path: Path, source: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qcompile import folders
 from qcompile.errors import ModelError
-from qcompile.folders import Folder
+from qcompile.model_folder import layout
+from qcompile.model_folder.layout import Folder
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -31,7 +31,7 @@ def test_the_layout_of_sentence_transformers(tmp_path: Path) -> None:
         "onnx/model_qint8_avx512.onnx", "tokenizer.json", "README.md", "spiece.model",
         "LICENSE.txt",
     )  # fmt: skip
-    found = folders.read(root)
+    found = layout.read(root)
     assert found.models == ("onnx/model.onnx",)
     assert found.weights == ("model.safetensors",)
     assert found.companions == (
@@ -58,7 +58,7 @@ def test_the_layout_of_sentence_transformers(tmp_path: Path) -> None:
 def test_variants_are_the_same_model_once_more(
     tmp_path: Path, names: tuple[str, ...], kept: int
 ) -> None:
-    assert len(folders.read(fill(tmp_path, *names)).models) == kept
+    assert len(layout.read(fill(tmp_path, *names)).models) == kept
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_variants_are_the_same_model_once_more(
     ],
 )
 def test_what_is_passed_over(tmp_path: Path, name: str, reason: str) -> None:
-    (skipped,) = folders.read(fill(tmp_path, name)).skipped
+    (skipped,) = layout.read(fill(tmp_path, name)).skipped
     assert skipped.name.isprintable() and reason in skipped.reason
 
 
@@ -84,20 +84,20 @@ def test_hidden_and_linked_folders_are_not_entered(tmp_path: Path) -> None:
     root = fill(tmp_path / "model", "model.onnx", ".git/config.json")
     fill(tmp_path, "elsewhere/config.json")
     (root / "linked").symlink_to(tmp_path / "elsewhere")
-    found = folders.read(root)
+    found = layout.read(root)
     assert (found.models, found.companions) == (("model.onnx",), ())
     assert list(reasons(found)) == ["linked"]
 
 
 def test_deep_folders_are_not_entered(tmp_path: Path) -> None:
-    assert folders.read(fill(tmp_path, "a/b/c/model.onnx")).models == ("a/b/c/model.onnx",)
-    assert folders.read(fill(tmp_path, "a/b/c/d/config.json")).companions == ()
+    assert layout.read(fill(tmp_path, "a/b/c/model.onnx")).models == ("a/b/c/model.onnx",)
+    assert layout.read(fill(tmp_path, "a/b/c/d/config.json")).companions == ()
 
 
 def test_a_link_inside_is_followed(tmp_path: Path) -> None:
     root = fill(tmp_path, "onnx/model.onnx")
     (root / "model.onnx").symlink_to("onnx/model.onnx")
-    assert folders.read(root).models == ("model.onnx", "onnx/model.onnx")
+    assert layout.read(root).models == ("model.onnx", "onnx/model.onnx")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "config.json", "tokenizer.json", "w.safetensors"])
@@ -106,34 +106,34 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     secret = fill(tmp_path, "secret") / "secret"
     (root / name).symlink_to(secret)
     with pytest.raises(ModelError, match=f"'{name}'.*leads out of it.*cp -rL"):
-        folders.read(root)
+        layout.read(root)
 
 
 def test_a_link_that_leads_out_from_an_unused_file_is_passed_over(tmp_path: Path) -> None:
     root = fill(tmp_path / "model", "model.onnx")
     (root / "pytorch_model.bin").symlink_to(fill(tmp_path, "secret") / "secret")
-    assert list(reasons(folders.read(root))) == ["pytorch_model.bin"]
+    assert list(reasons(layout.read(root))) == ["pytorch_model.bin"]
 
 
 @pytest.mark.parametrize("target", ["config.json", "nowhere"])
 def test_a_link_to_nothing_is_refused(tmp_path: Path, target: str) -> None:
     (tmp_path / "config.json").symlink_to(target)
     with pytest.raises(ModelError, match="leads nowhere"):
-        folders.read(tmp_path)
+        layout.read(tmp_path)
 
 
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     (tmp_path / "model.onnx").symlink_to("config.json")
     with pytest.raises(ModelError, match="link to no file"):
-        folders.read(tmp_path)
+        layout.read(tmp_path)
     (tmp_path / "model.onnx").unlink()
-    assert reasons(folders.read(tmp_path)) == {"config.json": "a device, socket or pipe"}
+    assert reasons(layout.read(tmp_path)) == {"config.json": "a device, socket or pipe"}
 
 
 def test_a_folder_of_everything_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "_MOST", 3)
+    monkeypatch.setattr(layout, "_MOST", 3)
     with pytest.raises(ModelError, match="over 3 files"):
-        folders.read(fill(tmp_path, "a", "b", "c", "d"))
+        layout.read(fill(tmp_path, "a", "b", "c", "d"))
     with pytest.raises(ModelError, match="cannot be read"):
-        folders.read(tmp_path / "a")
+        layout.read(tmp_path / "a")

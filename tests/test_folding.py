@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.folding import evaluable, fold_shape, put_values
-from qcompile.graph import Graph, Shape, array
-from qcompile.runtime import evaluate
+from qcompile.analysis.constant_evaluation import evaluable, fold_shape, put_values
+from qcompile.ir.graph import Graph, Shape, array
+from qcompile.runtime.session import evaluate
 from qcompile.testing import outputs, parse
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 import qcompile
-from qcompile import Options, forecast, isa, machine, profiling
+from qcompile import Options
 from qcompile.errors import ModelError
-from qcompile.export import serialize
-from qcompile.isa import TABLE
-from qcompile.profiling import OpTime, Profile
+from qcompile.model_io.to_proto import serialize
+from qcompile.runtime import profiler
+from qcompile.runtime.profiler import OpTime, Profile
+from qcompile.stages import speed_forecast
+from qcompile.system import processor
+from qcompile.targets import instruction_sets
+from qcompile.targets.instruction_sets import TABLE
 from qcompile.testing import encoder
 
 MODEL = serialize(encoder(1, width=16))
@@ -30,7 +34,7 @@ def feeds() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "instruction_sets", lambda: ["AVX512-VNNI", "AVX512F", "AVX2"])
+    monkeypatch.setattr(processor, "instruction_sets", lambda: ["AVX512-VNNI", "AVX512F", "AVX2"])
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> None:
     ops = OpTime("MatMul", 6, 60.0), OpTime("com.microsoft.FusedMatMul", 1, 15.0)
     rest = OpTime("Softmax", 1, 20.0), OpTime("Add", 9, 5.0)
     found = [Profile("", (*ops, *rest))]
-    monkeypatch.setattr(forecast, "profile", lambda *_: found)
+    monkeypatch.setattr(speed_forecast, "profile", lambda *_: found)
 
 
 def compiled(options: Options = TIMED, data: Any = None, **more: Any) -> dict[str, Any]:
@@ -52,8 +56,8 @@ def compiled(options: Options = TIMED, data: Any = None, **more: Any) -> dict[st
     ("share", "gain", "speedup"), [(0, 4, 1), (1, 4, 4), (0.75, 4, 16 / 7), (0.5, 4 / 3, 8 / 7)]
 )
 def test_amdahl(share: float, gain: float, speedup: float) -> None:
-    row = isa.Isa("x", False, "", gain, ())
-    assert forecast.of_share(row, share).speedup == pytest.approx(speedup)
+    row = instruction_sets.Isa("x", False, "", gain, ())
+    assert speed_forecast.of_share(row, share).speedup == pytest.approx(speedup)
 
 
 def test_it_is_in_the_report(vnni: None, shares: None) -> None:
@@ -82,17 +86,17 @@ def test_where_nothing_is_foretold(vnni: None, shares: None, more: dict[str, Any
 
 
 def test_an_unknown_processor_has_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "instruction_sets", list)
+    monkeypatch.setattr(processor, "instruction_sets", list)
     assert compiled() == {}
 
 
 def test_a_run_that_fails_is_for_later_stages_to_tell(
     vnni: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any) -> list[profiling.Profile]:
+    def fails(*_: Any) -> list[profiler.Profile]:
         raise ModelError("no")
 
-    monkeypatch.setattr(forecast, "profile", fails)
+    monkeypatch.setattr(speed_forecast, "profile", fails)
     assert compiled() == {}
 
 
@@ -103,6 +107,6 @@ def test_data_that_can_be_read_once_is_left_alone(vnni: None, shares: None) -> N
 
 def test_every_instruction_set_that_machines_report_has_a_row() -> None:
     seen = [name for row in TABLE.values() for name in row.seen]
-    assert sorted(seen) == sorted(machine._FLAGS.values())
+    assert sorted(seen) == sorted(processor._FLAGS.values())
     assert all(row.gain > 1 for row in TABLE.values())
-    assert isa.of_machine(["AMX-INT8", "AVX512-VNNI"]) is TABLE["amx"]
+    assert instruction_sets.of_machine(["AMX-INT8", "AVX512-VNNI"]) is TABLE["amx"]

@@ -6,11 +6,12 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile import invariants, shapes
+from qcompile.analysis import shape_inference
 from qcompile.errors import InvariantError, ModelError
-from qcompile.export import serialize
-from qcompile.graph import Graph, array, has_subgraph, is_float, is_op, reads, scalar
-from qcompile.loading import from_proto, load
+from qcompile.ir.graph import Graph, array, has_subgraph, is_float, is_op, reads, scalar
+from qcompile.model_io.from_proto import from_proto, load
+from qcompile.model_io.to_proto import serialize
+from qcompile.rewriting import graph_verifier
 from qcompile.testing import check, outputs
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
@@ -19,7 +20,7 @@ X = {"x": np.array([-1.0, 2.0], np.float32)}
 
 def graph_of(text: str) -> Graph:
     graph = from_proto(onnx.parser.parse_model(HEAD + text))
-    shapes.infer(graph)
+    shape_inference.infer(graph)
     return graph
 
 
@@ -30,7 +31,7 @@ def ops(graph: Graph) -> list[str]:
 def run(graph: Graph) -> list[float]:
     """Sorted and sound again, and the only output for X."""
     graph.sort()
-    invariants.check(graph)
+    graph_verifier.check(graph)
     (y,) = outputs(graph, X).values()
     return [float(v) for v in y]
 
@@ -62,7 +63,7 @@ def test_readers_of_the_new_tensor_follow_the_output() -> None:
     graph.replace_uses(graph.tensors()["y"], graph.tensors()["b"])
     graph.remove_dead()
     check(graph, "CHECK: %y = Abs(%x)\nCHECK-NEXT: %z = Neg(%y)")
-    invariants.check(graph)
+    graph_verifier.check(graph)
 
 
 @pytest.mark.parametrize("new", ["x", "c", "z"])
@@ -76,7 +77,7 @@ def test_an_output_takes_over_what_has_no_node_to_give_through_identity(new: str
     graph.replace_uses(graph.tensors()["y"], graph.tensors()[new])
     graph.remove_dead()
     graph.sort()
-    invariants.check(graph)
+    graph_verifier.check(graph)
     found = outputs(graph, X)
     assert found["y"].tolist() == {"x": [-1, 2], "c": [3, 4], "z": [2, 6]}[new]
     assert found["z"].tolist() == [2, 6]
@@ -251,7 +252,7 @@ def test_deep_chains(backwards: bool) -> None:
     ]
     proto = onnx.helper.make_graph(nodes[::-1] if backwards else nodes, "g", ends[:1], ends[1:])
     graph = from_proto(onnx.helper.make_model(proto, ir_version=8))
-    assert shapes.infer(graph) == []
+    assert shape_inference.infer(graph) == []
     assert [n.outputs[0].name for n in graph.nodes] == [f"t{i + 1}" for i in range(count)]
     assert graph.remove_dead() == 0
     assert len(load(serialize(graph)).nodes) == count

@@ -7,9 +7,9 @@ import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.half_form import rounding_form
-from qcompile.qtypes import Array
-from qcompile.runtime import Session, SessionOptions
+from qcompile.evaluation.float16_emulation import rounding_form
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session, SessionOptions
 
 F16, F32 = np.float16, np.float32
 
@@ -53,7 +53,7 @@ def test_each_result_is_rounded_where_it_is_stored() -> None:
 
 def test_what_float32_makes_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     data = model(TWICE, w=np.ones((1, 1), F16), v=np.ones((1, 1), F16))
-    monkeypatch.setattr("qcompile.half_form._PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr("qcompile.evaluation.float16_emulation._PROTOBUF_LIMIT", 100)
     with pytest.raises(ModelError, match="over protobuf's 2 GiB limit"):
         rounding_form(data)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qcompile import hub
 from qcompile.errors import ModelError
+from qcompile.model_folder import hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

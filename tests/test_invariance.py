@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompile.data.feeds import Feed
 from qcompile.errors import ModelError
-from qcompile.feeds import Feed
-from qcompile.invariance import EQUAL, Invariance, invariance
-from qcompile.qtypes import Array
+from qcompile.evaluation.batch_invariance import EQUAL, Invariance, invariance
+from qcompile.quant.affine import Array
 from qcompile.testing import normal
 
 MASK = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]], np.int64)

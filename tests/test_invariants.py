@@ -9,13 +9,13 @@ import onnx.parser
 import onnx_graphsurgeon as gs
 import pytest
 
-from qcompile import invariants
-from qcompile.api import Context
 from qcompile.errors import InvariantError
-from qcompile.graph import Graph
-from qcompile.loading import from_proto
-from qcompile.plan import Decision, Use
-from qcompile.qtypes import QSpec
+from qcompile.ir.graph import Graph
+from qcompile.model_io.from_proto import from_proto
+from qcompile.planning.context import Context
+from qcompile.planning.plan import Decision, Use
+from qcompile.quant.affine import QSpec
+from qcompile.rewriting import graph_verifier
 from qcompile.testing import context
 
 HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\n'
@@ -38,14 +38,14 @@ def graph_of(text: str = TEXT, head: str = HEAD) -> Graph:
 
 def holds(graph: Graph, ctx: Context | None = None) -> bool:
     try:
-        invariants.check(graph, ctx)
+        graph_verifier.check(graph, ctx)
     except InvariantError:
         return False
     return True
 
 
 def test_a_sound_graph_passes_every_check() -> None:
-    for rule in invariants.GRAPH_CHECKS:
+    for rule in graph_verifier.GRAPH_CHECKS:
         rule(graph_of())
 
 
@@ -143,19 +143,19 @@ def test_a_broken_graph_fails_its_check(
     graph = graph_of()
     breaks(graph)
     with pytest.raises(InvariantError, match=f"{rule.replace('_', '-')}: .*{said}"):
-        getattr(invariants, rule)(graph)
+        getattr(graph_verifier, rule)(graph)
     assert not holds(graph)
 
 
 def test_every_check_was_seen_to_fail() -> None:
     (mark,) = test_a_broken_graph_fails_its_check.pytestmark  # type: ignore[attr-defined]
-    assert {case[0] for case in mark.args[1]} == {r.__name__ for r in invariants.GRAPH_CHECKS}
+    assert {case[0] for case in mark.args[1]} == {r.__name__ for r in graph_verifier.GRAPH_CHECKS}
 
 
 def test_scale_and_zero_point_of_one_element_agree_whatever_their_rank() -> None:
     graph = graph_of()
     graph.set_constant(graph.find("quantize"), 2, np.array([3], np.uint8))
-    invariants.quantizers_are_sound(graph)
+    graph_verifier.quantizers_are_sound(graph)
 
 
 def test_a_zero_point_left_out_is_zero() -> None:
@@ -196,4 +196,4 @@ def test_plans_refer_to_live_tensors() -> None:
 )
 def test_plans_of_what_is_gone_fail(use: Use, tensor: str, said: str) -> None:
     with pytest.raises(InvariantError, match=f"plan: .*{said}"):
-        invariants.check(graph_of(), planned(use, tensor))
+        graph_verifier.check(graph_of(), planned(use, tensor))

@@ -10,16 +10,17 @@ import pytest
 from click.testing import CliRunner
 
 import qcompile
-from qcompile import isa, writing
 from qcompile.cli import main
-from qcompile.compare import Gates
+from qcompile.config.recipe import Recipe
 from qcompile.errors import RecipeError
-from qcompile.isa import TABLE, fitted
-from qcompile.job import Options, Result
-from qcompile.qtypes import QSpec, qparams, quantize, weight_range
-from qcompile.recipe import Recipe
-from qcompile.registry import targets
-from qcompile.target import OpRule, Target
+from qcompile.evaluation.closeness import Gates
+from qcompile.model_io import write_model
+from qcompile.quant.affine import QSpec, qparams, quantize, weight_range
+from qcompile.rewriting.registry import targets
+from qcompile.stages.job import Options, Result
+from qcompile.targets import instruction_sets
+from qcompile.targets.instruction_sets import TABLE, fitted
+from qcompile.targets.target import OpRule, Target
 from qcompile.testing import normal
 
 INNER = 64
@@ -126,20 +127,20 @@ def test_where_vnni_is_promised_only_exact_sums_count() -> None:
 
 def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     found = compiled(PLAIN).report.saturation
-    monkeypatch.setattr(writing, "LIMIT", 1000)
+    monkeypatch.setattr(write_model, "LIMIT", 1000)
     result = compiled(PLAIN)
     assert result.written.data is not None
     assert result.report.saturation == found and found["can_saturate"] == 1
 
 
 def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isa, "instruction_sets", lambda: ["AVX512F", "AVX2"])
+    monkeypatch.setattr(instruction_sets, "instruction_sets", lambda: ["AVX512F", "AVX2"])
     assert Recipe(isa="native").isa == "avx512"
     assert Recipe(isa="native").digest() == Recipe(isa="avx512").digest()
     assert Recipe(isa="any").isa == "" and Recipe(isa="AVX2").isa == "avx2"
     with pytest.raises(RecipeError, match="isa is 3, expected a name"):
         Recipe(isa=3)  # type: ignore[arg-type]
-    monkeypatch.setattr(isa, "instruction_sets", list)
+    monkeypatch.setattr(instruction_sets, "instruction_sets", list)
     with pytest.raises(RecipeError, match="isa native: this machine has none of them, expected"):
         Recipe(isa="native")
 

@@ -14,16 +14,16 @@ import pytest
 from click.testing import CliRunner
 
 import qcompile
-from qcompile import folders
 from qcompile.cli import main
-from qcompile.export import to_proto
-from qcompile.exporting import Exported
-from qcompile.parity import Parity
-from qcompile.tasks import TASKS
+from qcompile.model_folder import layout
+from qcompile.model_folder.tasks import TASKS
+from qcompile.model_folder.torch_export import Exported
+from qcompile.model_folder.torch_parity import Parity
+from qcompile.model_io.to_proto import to_proto
 from qcompile.testing import encoder
 from tests.model_folder import write_folder
 
-SCHEMA = Path(qcompile.__file__).parent / "schemas" / "output.json"
+SCHEMA = Path(qcompile.__file__).parent / "report/schemas/output.json"
 PLAIN = ("--recipe", "per-tensor", "--target", "qdq", "--threads", 1)
 
 
@@ -123,7 +123,7 @@ def exported(folder: Path) -> dict[str, Any]:
     """What export tells, which here has no torch to run with."""
     found = Parity(1e-6, "logits", ((2, 16),))
     made = Exported(("model.onnx",), TASKS[0], "optimum-onnx 0.1.0", 18, found, ("a note",))
-    return {**folders.read(folder).account(), "export": made.to_dict()}
+    return {**layout.read(folder).account(), "export": made.to_dict()}
 
 
 def test_every_output_fits_its_schema(folder: Path) -> None:

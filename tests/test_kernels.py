@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.conformance import Findings, examine
-from qcompile.graph import Graph
-from qcompile.kernels import HasKernels, host_nodes
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.quant.affine import Array
 from qcompile.targets.cuda import KERNELS
+from qcompile.targets.kernel_table import HasKernels, host_nodes
+from qcompile.targets.requirements import Findings, examine
 from qcompile.testing import normal, parse
 
 HALF = np.float16

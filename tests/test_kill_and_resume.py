@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.export import to_proto
+from qcompile.model_io.to_proto import to_proto
 from qcompile.testing import encoder
 
 ROOT = Path(__file__).parent.parent

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.api import Context
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.ledger import Row, from_dicts, rows, summary, to_dicts
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.plan import Decision
-from qcompile.qtypes import Range
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.planning.context import Context
+from qcompile.planning.plan import Decision
+from qcompile.quant.affine import Range
+from qcompile.report.ledger import Row, from_dicts, rows, summary, to_dicts
 from qcompile.testing import context, normal, parse, run_pass
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>

@@ -14,12 +14,15 @@ import yaml
 from click.testing import CliRunner, Result
 
 import qcompile
-from qcompile import Options, lock
+from qcompile import Options
 from qcompile.cli import main
+from qcompile.config import lockfile
+from qcompile.data.feeds import Feed, input_specs
+from qcompile.data.open_data import open_data
 from qcompile.errors import OutputError, RecipeError
-from qcompile.export import to_proto
-from qcompile.feeds import Feed
-from qcompile.folders import MANIFEST
+from qcompile.model_folder.layout import MANIFEST
+from qcompile.model_io import from_proto
+from qcompile.model_io.to_proto import to_proto
 from qcompile.testing import encoder
 from tests.model_folder import decoder, write_folder, write_text
 
@@ -99,7 +102,7 @@ def test_what_a_search_lifted_is_built_again(model: Path, data: Path) -> None:
     plain = ("--recipe", "per-tensor", "--target", "qdq", *gates, "--no-bench")
     full = model.with_name("full.yaml")
     assert run("compile", model, "-o", out, "--data", data, "--lock", full, *plain).exit_code == 0
-    found = lock.read(full)
+    found = lockfile.read(full)
     assert 16 in [bits for _, bits in found.recipe.precision]
     file = model.with_name("m.lock.yaml")
     rebuilt = qcompile.compile(model, recipe=full, options=LIGHT)
@@ -123,7 +126,7 @@ def test_it_says_what_was_not_kept_and_what_to_do(model: Path, data: Path) -> No
 
 def test_modes_without_ranges_need_no_data(model: Path, data: Path) -> None:
     first, file = made_with(model, str(data), mode="dynamic")
-    assert lock.read(file).calibration is None
+    assert lockfile.read(file).calibration is None
     assert again(model, file).exit_code == 0
     assert model.with_name("again.onnx").read_bytes() == first
 
@@ -133,7 +136,7 @@ def test_modes_without_ranges_need_no_data(model: Path, data: Path) -> None:
 
 def test_without_data_is_one_line(model: Path, data: Path) -> None:
     _, file = made_with(model, str(data))
-    digest = lock.read(file).data["sha256"][:12]  # type: ignore[index]
+    digest = lockfile.read(file).data["sha256"][:12]  # type: ignore[index]
     refused = again(model, file)
     assert_one_line(refused, 2, "keeps no calibration", f"sha256 {digest}…", "compile --lock")
     assert not model.with_name("again.onnx").exists()
@@ -143,9 +146,9 @@ def test_other_data_is_one_line_with_both_digests(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, file = made_with(model, str(data))
-    expected = lock.read(file).data["sha256"][:12]  # type: ignore[index]
+    expected = lockfile.read(file).data["sha256"][:12]  # type: ignore[index]
     other = write(tmp_path / "other.npz", 4)
-    monkeypatch.setattr("qcompile.collect.collect", None)  # before any work
+    monkeypatch.setattr("qcompile.calibration.collector.collect", None)  # before any work
     for cache in ((), ("--no-cache",)):
         done = again(model, file, "--data", other, *cache)
         assert_one_line(done, 2, "data is not what was locked", f"expected {expected}…")
@@ -189,7 +192,7 @@ def test_another_model_and_other_options_are_named(model: Path, data: Path) -> N
 def test_other_bytes_are_a_failure(model: Path, data: Path) -> None:
     first, file = made_with(model, str(data))
     text = file.read_text()
-    file.write_text(text.replace(lock.read(file).output["sha256"], "abc"))
+    file.write_text(text.replace(lockfile.read(file).output["sha256"], "abc"))
     done = again(model, file, "--data", data)
     assert_one_line(done, 1, "bytes differ", "expected abc", "calibrated anew", "--threads")
     assert not model.with_name("again.onnx").exists()
@@ -255,9 +258,9 @@ def test_general_text_beside_the_data_counts(folder: Path, tmp_path: Path) -> No
     options = Options(tokenizer=folder, bench=False, keep_lock=True)
     made = qcompile.compile(folder / "model.onnx", str(text), options=options)
     made.save_lock(file := tmp_path / "m.lock.yaml", light=True)
-    assert lock.read(file).data["general_text"] is not None  # type: ignore[index]
-    specs = qcompile.data.input_specs(qcompile.loading.load(folder / "model.onnx"))
-    feeds = list(qcompile.data.open_data(text, specs, tokenizer=folder))
+    assert lockfile.read(file).data["general_text"] is not None  # type: ignore[index]
+    specs = input_specs(from_proto.load(folder / "model.onnx"))
+    feeds = list(open_data(text, specs, tokenizer=folder))
     with pytest.raises(RecipeError, match=r"general text beside the data .* sha256 of none"):
         qcompile.compile(folder / "model.onnx", feeds, recipe=file, options=options)
 
@@ -268,7 +271,9 @@ def test_a_full_lock_beside_gives_the_light_one_its_data(folder: Path, tmp_path:
     one = compiled(folder, "one", "--data", text, "--lock", full)
     assert full.with_suffix(".npz").exists() and not (one / "model.lock.npz").exists()
     two = compiled(folder, "two", "--recipe", full)
-    assert lock.read(one / "model.lock.yaml").data == lock.read(two / "model.lock.yaml").data
+    assert (
+        lockfile.read(one / "model.lock.yaml").data == lockfile.read(two / "model.lock.yaml").data
+    )
     three = compiled(folder, "three", "--recipe", two / "model.lock.yaml", "--data", text)
     assert (one / "model.onnx").read_bytes() == (three / "model.onnx").read_bytes()
 
@@ -277,7 +282,7 @@ def test_each_of_several_models_has_its_lock(folder: Path, tmp_path: Path) -> No
     text = write_text(tmp_path / "text.txt")
     onnx.save(decoder(), folder / "decoder_model.onnx")
     out = compiled(folder, "one", "--data", text)
-    kept = {p.name: lock.read(p).is_light for p in out.glob("*.lock.yaml")}
+    kept = {p.name: lockfile.read(p).is_light for p in out.glob("*.lock.yaml")}
     assert kept == {"model.lock.yaml": True, "decoder_model.lock.yaml": False}
     again = compiled(out, "two", "--mode", "float")  # what describes the first is not copied
     passed_over = json.loads((again / MANIFEST).read_text())["passed_over"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.linears import add_to_bias, sites
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.planning.context import Context
+from qcompile.planning.linear_groups import add_to_bias, sites
+from qcompile.quant.affine import Array
 from qcompile.targets.cpu import ACTIVATION
 from qcompile.testing import assert_equivalent, check, context, normal, outputs, parse, run_pass
 

@@ -13,15 +13,15 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile import shapes
+from qcompile.analysis import shape_inference
+from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import ModelError, QCompileError
-from qcompile.export import serialize
-from qcompile.graph import Graph, array, is_constant
-from qcompile.loading import from_proto, load
-from qcompile.runtime import Session, SessionOptions
-from qcompile.synthetic import synthetic_feeds
+from qcompile.ir.graph import Graph, array, is_constant
+from qcompile.ir.printer import dump
+from qcompile.model_io.from_proto import from_proto, load
+from qcompile.model_io.to_proto import serialize
+from qcompile.runtime.session import Session, SessionOptions
 from qcompile.testing import outputs
-from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 SMALL = HEAD + "g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> { y = Add(x, w) }"
@@ -77,7 +77,7 @@ def test_damaged_files_are_model_errors_or_models() -> None:
     for case in cases:
         try:
             graph = load(case)
-            shapes.infer(graph)
+            shape_inference.infer(graph)
             dump(graph)
             fine += bool(serialize(graph))
         except QCompileError as e:
@@ -296,7 +296,7 @@ def battery() -> list[Path]:
 @pytest.mark.parametrize("path", battery(), ids=lambda p: p.stem)
 def test_battery_models_run_as_before(path: Path) -> None:
     graph = load(path)
-    shapes.infer(graph)
+    shape_inference.infer(graph)
     data = serialize(graph)
     assert serialize(load(data)) == data
     plain = SessionOptions(threads=1, optimize=False)

@@ -16,10 +16,11 @@ from click.testing import CliRunner, Result
 from threadpoolctl import threadpool_limits
 
 import qcompile
-from qcompile import Options, Recipe, lock
+from qcompile import Options, Recipe
 from qcompile.cli import main
+from qcompile.config import lockfile
 from qcompile.errors import OutputError, RecipeError
-from qcompile.export import to_proto
+from qcompile.model_io.to_proto import to_proto
 from qcompile.testing import encoder
 
 QUICK = Options(bench=False, threads=1, keep_calibration=True)
@@ -106,7 +107,7 @@ def test_a_lock_of_a_locked_build_says_the_same(model: Path, data: Path) -> None
     _, file = locked(model, data)
     second = file.with_name("second.yaml")
     assert again(model, file, "--lock", second).exit_code == 0
-    old, new = lock.read(file), lock.read(second)
+    old, new = lockfile.read(file), lockfile.read(second)
     assert old.calibration is not None and new.calibration is not None
     assert old.calibration["sha256"] == new.calibration["sha256"]
     assert (old.output, old.model, old.verified) == (new.output, new.model, new.verified)
@@ -192,7 +193,7 @@ def test_versions_are_a_note_where_the_bytes_are_the_same(model: Path, data: Pat
 def test_other_bytes_are_a_failure_that_names_the_version(model: Path, data: Path) -> None:
     out, file = locked(model, data)
     edited(file, "  onnxruntime: .*", "  onnxruntime: 1.0.0")
-    edited(file, "^  sha256: " + lock.read(file).output["sha256"], "  sha256: abc")
+    edited(file, "^  sha256: " + lockfile.read(file).output["sha256"], "  sha256: abc")
     assert_one_line(again(model, file), 1, "bytes differ", "onnxruntime 1.0.0 there")
     assert not model.with_name("again.onnx").exists()
     assert again(model, file, "--force").exit_code == 0
@@ -276,5 +277,5 @@ def test_precision_with_a_pattern_twice_survives(tmp_path: Path, model: Path, da
     assert made is not None
     pairs = (("x0", 16), ("*", 8), ("x0", 8))
     odd = replace(made, recipe=Recipe(precision=pairs))  # type: ignore[arg-type]
-    lock.save(tmp_path / "odd.yaml", odd, None)
-    assert lock.read(tmp_path / "odd.yaml").recipe.precision == pairs
+    lockfile.save(tmp_path / "odd.yaml", odd, None)
+    assert lockfile.read(tmp_path / "odd.yaml").recipe.precision == pairs

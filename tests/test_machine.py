@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompile import machine
-from qcompile.machine import describe, instruction_sets, release_memory
+from qcompile.system import processor
+from qcompile.system.processor import describe, instruction_sets, release_memory
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_versions_of_builds_for_other_devices(monkeypatch: pytest.MonkeyPatch) -
             return "1.0"
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(machine, "version", version)
+    monkeypatch.setattr(processor, "version", version)
     found = describe()
     assert (found["onnxruntime"], found["numpy"], found["onnx"]) == ("1.0", "1.0", "unknown")
 
@@ -61,11 +61,11 @@ def test_freed_memory_goes_back() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.machine.ctypes.CDLL", lambda _: object())
-    machine._malloc_trim.cache_clear()
+    monkeypatch.setattr("qcompile.system.processor.ctypes.CDLL", lambda _: object())
+    processor._malloc_trim.cache_clear()
     release_memory()
-    assert machine._malloc_trim() is None
-    machine._malloc_trim.cache_clear()
+    assert processor._malloc_trim() is None
+    processor._malloc_trim.cache_clear()
 
 
 def _resident() -> int:

@@ -10,13 +10,13 @@ from typing import ClassVar
 import onnx.parser
 import pytest
 
-from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.errors import InvariantError, ModelError, PassError, RecipeError
-from qcompile.graph import Graph, shape_of
-from qcompile.loading import from_proto
-from qcompile.manager import Dump, PassManager, Time, Verify
-from qcompile.plan import Decision, Use
-from qcompile.qtypes import QSpec
+from qcompile.ir.graph import Graph, shape_of
+from qcompile.model_io.from_proto import from_proto
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.planning.plan import Decision, Use
+from qcompile.quant.affine import QSpec
+from qcompile.rewriting.pass_manager import Dump, PassManager, Time, Verify
 from qcompile.testing import context
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>

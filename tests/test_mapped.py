@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qcompile import mapped
-from qcompile.mapped import MappedFile
+from qcompile.system import memory_map
+from qcompile.system.memory_map import MappedFile
 
 SIZE = 1 << 24
 
@@ -38,7 +38,7 @@ def test_pages_are_dropped_as_views_are_handed_out(
 ) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(SIZE))
-    monkeypatch.setattr(mapped, "_KEPT", SIZE // 4)
+    monkeypatch.setattr(memory_map, "_KEPT", SIZE // 4)
     file, start = MappedFile(path), resident()
     step = SIZE // 16
     for offset in range(0, SIZE, step):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.data import InputSpec, open_data
+from qcompile.data.open_data import InputSpec, open_data
 from qcompile.errors import DataError
 
 F32 = np.dtype(np.float32)

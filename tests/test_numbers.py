@@ -9,11 +9,11 @@ import onnx.parser
 import pytest
 
 import qcompile
-from qcompile.api import Mode
 from qcompile.errors import DataError
-from qcompile.job import Options
-from qcompile.qtypes import Array
-from qcompile.report import Report
+from qcompile.planning.context import Mode
+from qcompile.quant.affine import Array
+from qcompile.report.report import Report
+from qcompile.stages.job import Options
 
 ROWS, COLUMNS = 8, 6
 FORMS: list[tuple[str, Mode]] = [

@@ -13,9 +13,9 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.quant.affine import Array
 from qcompile.testing import encoder, normal
 from tests.passes.corpus import outliers
 

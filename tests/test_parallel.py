@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from qcompile.parallel import in_threads
+from qcompile.system.parallel import in_threads
 
 
 def test_results_come_in_order() -> None:

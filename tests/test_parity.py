@@ -10,9 +10,16 @@ import onnx
 import pytest
 
 from qcompile.errors import GateError
-from qcompile.export import to_proto
-from qcompile.parity import SHAPES, TOLERANCE, Parity, Vocabulary, compare, example
-from qcompile.qtypes import Array
+from qcompile.model_folder.torch_parity import (
+    SHAPES,
+    TOLERANCE,
+    Parity,
+    Vocabulary,
+    compare,
+    example,
+)
+from qcompile.model_io.to_proto import to_proto
+from qcompile.quant.affine import Array
 from qcompile.testing import normal, parse
 
 VOCABULARY = Vocabulary(size=20, padding=3, segments=2, longest=128)

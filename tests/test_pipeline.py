@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.api import Pass, Stage
 from qcompile.compiler import default_pipeline
 from qcompile.errors import RecipeError
-from qcompile.pipeline import check_order, parse, parse_items, spell
-from qcompile.registry import passes, targets
+from qcompile.planning.context import Pass, Stage
+from qcompile.rewriting.pipeline_spec import check_order, parse, parse_items, spell
+from qcompile.rewriting.registry import passes, targets
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(0, 1 << 40),

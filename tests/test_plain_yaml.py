@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.plain_yaml import load
+from qcompile.system.safe_yaml import load
 
 
 def test_values_are_plain() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompile.plan import Decision, Plan, Ranges, StatRequest, Use
-from qcompile.qtypes import QSpec, Range
+from qcompile.planning.plan import Decision, Plan, Ranges, StatRequest, Use
+from qcompile.quant.affine import QSpec, Range
 
 UINT8 = QSpec("uint8", symmetric=False)
 INT8 = QSpec("int8", symmetric=True, granularity="channel", axis=1)

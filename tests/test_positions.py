@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.positions import axes, by_position
-from qcompile.qtypes import Array
+from qcompile.analysis.token_axes import axes, by_position
+from qcompile.quant.affine import Array
 from qcompile.testing import encoder, normal, parse
 
 B, S = "batch", "sequence"

@@ -12,19 +12,20 @@ import onnx
 import pytest
 
 import qcompile
-from qcompile import Gates, Options, Recipe, ledger
-from qcompile.api import Choices, Precision
+from qcompile import Gates, Options, Recipe
+from qcompile.config.recipe import read
 from qcompile.errors import RecipeError
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.passes.plan_interior import PlanInterior
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.raise_opset import RaiseOpset
-from qcompile.plan import Decision
-from qcompile.qtypes import Array, sqnr_db
-from qcompile.recipe import read
-from qcompile.registry import target
-from qcompile.runtime import Session, SessionOptions
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.plan.plan_interior import PlanInterior
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.simplify.raise_opset import RaiseOpset
+from qcompile.planning.context import Choices, Precision
+from qcompile.planning.plan import Decision
+from qcompile.quant.affine import Array, sqnr_db
+from qcompile.report import ledger
+from qcompile.rewriting.registry import target
+from qcompile.runtime.session import Session, SessionOptions
 from qcompile.testing import context, encoder, normal, parse, run_pass
 
 UNTIMED = Options(bench=False, threads=1)

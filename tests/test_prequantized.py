@@ -10,14 +10,14 @@ import pytest
 
 import qcompile
 from qcompile import Options
-from qcompile.api import Mode
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.loading import load
-from qcompile.prequantized import inventory, is_quantized_weight, scale_arithmetic
-from qcompile.qtypes import Array
+from qcompile.analysis.prequantized import inventory, is_quantized_weight, scale_arithmetic
+from qcompile.ir.graph import Graph
+from qcompile.ir.printer import dump
+from qcompile.model_io.from_proto import load
+from qcompile.model_io.to_proto import serialize
+from qcompile.planning.context import Mode
+from qcompile.quant.affine import Array
 from qcompile.testing import encoder, normal, parse
-from qcompile.text import dump
 from tests.passes.corpus import quantized
 
 F32 = np.float32

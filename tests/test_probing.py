@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from qcompile.graph import Graph, Shape
-from qcompile.loading import from_proto
-from qcompile.probing import _PROBES, probed_shapes
-from qcompile.runtime import evaluate
+from qcompile.analysis.shape_probing import _PROBES, probed_shapes
+from qcompile.ir.graph import Graph, Shape
+from qcompile.model_io.from_proto import from_proto
+from qcompile.runtime.session import evaluate
 from qcompile.testing import parse
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

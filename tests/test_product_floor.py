@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.runtime import Session
+from qcompile.runtime.session import Session
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.export import serialize
-from qcompile.profiling import _summed, profile
+from qcompile.model_io.to_proto import serialize
+from qcompile.runtime.profiler import _summed, profile
 from qcompile.testing import normal, parse
 
 

@@ -9,11 +9,11 @@ import onnx.parser
 import pytest
 from onnx import AttributeProto, TypeProto, helper
 
-from qcompile.export import to_proto
-from qcompile.loading import from_proto, load
-from qcompile.protos import Empty, Subgraph, attribute_proto, element_type
+from qcompile.ir.printer import dump, fingerprint
+from qcompile.model_io.from_proto import from_proto, load
+from qcompile.model_io.node_proto import Empty, Subgraph, attribute_proto, element_type
+from qcompile.model_io.to_proto import to_proto
 from qcompile.testing import outputs
-from qcompile.text import dump, fingerprint
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "local": 1]>\n'
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from qcompile.qtypes import (
+from qcompile.quant.affine import (
     DType,
     Floats,
     QParams,
@@ -25,7 +25,7 @@ from qcompile.qtypes import (
     sqnr_db,
     weight_range,
 )
-from qcompile.runtime import Session
+from qcompile.runtime.session import Session
 
 DTYPES: tuple[DType, ...] = ("int8", "uint8", "int16", "uint16")
 LARGEST = float(np.finfo(np.float32).max)
@@ -248,7 +248,7 @@ def test_large_arrays_are_worked_on_in_parts(axis: int | None, monkeypatch: Any)
     params = qparams(weight_range(x, spec), spec)
     q, noise = quantize(x, params), sqnr_db(x, dequantize(quantize(x, params), params))
     for step in (1, 16, 40):  # less than a row, one row, two with a rest
-        monkeypatch.setattr("qcompile.qtypes._STEP", step)
+        monkeypatch.setattr("qcompile.quant.affine._STEP", step)
         assert np.array_equal(quantize(x, params), q)
         # Float64 sums of 105 squares in another order differ by less than 105 * 2^-53 of them.
         assert quantized_sqnr_db(x, q, params) == pytest.approx(noise, rel=1e-12)

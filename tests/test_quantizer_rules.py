@@ -7,10 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from qcompile.conformance import Requirement, examine
-from qcompile.graph import Graph
-from qcompile.qtypes import Array
-from qcompile.quantizer_rules import (
+from qcompile.ir.graph import Graph
+from qcompile.quant.affine import Array
+from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,
     Integers,
@@ -20,6 +19,7 @@ from qcompile.quantizer_rules import (
     WholeOperands,
     ZeroPoints,
 )
+from qcompile.targets.requirements import Requirement, examine
 from qcompile.targets.tensorrt import TENSORRT
 from qcompile.testing import normal, parse
 

@@ -8,7 +8,7 @@ import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.quantizers import Quantizer, quantizers
+from qcompile.report.scales_in_file import Quantizer, quantizers
 
 TEXT = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
 g (float[N,2] x, float dyn) => (float[N,2] y, float[N,2] z)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from qcompile.calibrators.percentile import Percentile
+from qcompile.config.recipe import Recipe, merged, names, read
 from qcompile.errors import RecipeError
-from qcompile.passes.group_scales import GroupScales
-from qcompile.passes.permute_channels import PermuteChannels
-from qcompile.pipeline import parse
-from qcompile.recipe import Recipe, merged, names, read
-from qcompile.registry import targets
+from qcompile.passes.transform.group_scales import GroupScales
+from qcompile.passes.transform.permute_channels import PermuteChannels
+from qcompile.rewriting.pipeline_spec import parse
+from qcompile.rewriting.registry import targets
 
 FULL = """
 target: qdq

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qcompile import registry
-from qcompile.api import Calibrator, Pass
 from qcompile.errors import RecipeError, TargetError
-from qcompile.registry import build, calibrators, nearest, passes, target, targets
+from qcompile.planning.context import Calibrator, Pass
+from qcompile.rewriting import registry
+from qcompile.rewriting.registry import build, calibrators, nearest, passes, target, targets
 from qcompile.targets.cpu import CPU
 
 

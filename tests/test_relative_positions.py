@@ -8,9 +8,9 @@ import pytest
 
 import qcompile
 from qcompile import Options
-from qcompile.export import to_proto
-from qcompile.qtypes import Array
-from qcompile.runtime import Session, SessionOptions, with_outputs
+from qcompile.model_io.to_proto import to_proto
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session, SessionOptions, with_outputs
 from qcompile.testing import normal, parse
 
 WIDTH, SPAN, NEAR = 32, 8, 4

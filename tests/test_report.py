@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from qcompile.compare import Gates
-from qcompile.report import Report
+from qcompile.evaluation.closeness import Gates
+from qcompile.report.report import Report
 
 
 def made() -> Report:

@@ -7,14 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from qcompile.analysis.shape_inference import infer
+from qcompile.analysis.transformer_roles import Role, callings, matches, roles
 from qcompile.commands.demo import model_path
 from qcompile.compiler import SIMPLIFY
-from qcompile.graph import Graph
-from qcompile.loading import load
-from qcompile.manager import PassManager
-from qcompile.pipeline import parse as pipeline
-from qcompile.roles import Role, callings, matches, roles
-from qcompile.shapes import infer
+from qcompile.ir.graph import Graph
+from qcompile.model_io.from_proto import load
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.rewriting.pipeline_spec import parse as pipeline
 from qcompile.testing import context, encoder, normal, parse
 
 HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'

@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qcompile.qtypes import Array, QSpec, dequantize, qparams, quantize, weight_range
-from qcompile.rounding import PAIR_SUM, compensated, nearest, pairs, real, weight_params, worst_sums
+from qcompile.quant.affine import Array, QSpec, dequantize, qparams, quantize, weight_range
+from qcompile.quant.weight_rounding import (
+    PAIR_SUM,
+    compensated,
+    nearest,
+    pairs,
+    real,
+    weight_params,
+    worst_sums,
+)
 from qcompile.targets.cpu import ALONE as WEIGHT
 from qcompile.targets.cpu import WEIGHT as PAIRED
 from qcompile.testing import normal

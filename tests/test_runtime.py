@@ -10,9 +10,9 @@ import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.loading import from_proto
-from qcompile.qtypes import Array
-from qcompile.runtime import (
+from qcompile.model_io.from_proto import from_proto
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import (
     Session,
     SessionOptions,
     evaluate,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from onnx.helper import make_node
 
-from qcompile.qtypes import Array
-from qcompile.saturating_form import saturating_form
+from qcompile.evaluation.saturating_form import saturating_form
+from qcompile.quant.affine import Array
 from tests.pairwise import MICROSOFT, answer, integers, model_of, requantized, saturated
 
 CONV_INPUTS = ["x", "sx", "zx", "w", "sw", "zw", "sy", "zy", "b"]

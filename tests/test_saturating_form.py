@@ -14,12 +14,13 @@ from onnx import TensorProto
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array
 
-from qcompile import loading, saturating_form
-from qcompile.qtypes import Array
-from qcompile.runtime import Session, saturates, write_optimized
-from qcompile.saturating_form import SaturatingForm
-from qcompile.saturation import HIGH
-from qcompile.tensors import Storage
+from qcompile.evaluation import saturating_form
+from qcompile.evaluation.int16_saturation import HIGH
+from qcompile.evaluation.saturating_form import SaturatingForm
+from qcompile.model_io import from_proto
+from qcompile.model_io.external_data import Storage
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session, saturates, write_optimized
 from tests.pairwise import MICROSOFT, PLAIN, answer, integers, model_of, requantized, run, saturated
 
 SHAPES = [(1, 1, 3), (1, 2, 1), (2, 3, 17), (5, 64, 16), (64, 65, 3)]  # rows, inputs, outputs
@@ -292,7 +293,7 @@ def test_the_graph_that_really_runs(tmp_path: Path) -> None:
 
 def test_weights_that_were_not_read(tmp_path: Path) -> None:
     dynamic(tmp_path / "model.onnx")
-    model, storage = loading.read(tmp_path / "model.onnx")
+    model, storage = from_proto.read(tmp_path / "model.onnx")
     assert "w" in storage.spans
     form = saturating_form.saturating_form(model, storage)
     assert len(form.emulated) == 1

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qcompile.qtypes import Array
-from qcompile.saturation import (
+from qcompile.evaluation.int16_saturation import (
     Linear,
     bound,
     exact_on_all,
@@ -18,6 +17,7 @@ from qcompile.saturation import (
     observe,
     saturated_product,
 )
+from qcompile.quant.affine import Array
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 EXTREME = st.sampled_from([-128, -127, -65, -64, 0, 1, 63, 64, 65, 127])

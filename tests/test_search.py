@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 import qcompile
-from qcompile import Gates, Options, Recipe, search
-from qcompile.api import Precision
+from qcompile import Gates, Options, Recipe
 from qcompile.errors import DataError, OutputError
-from qcompile.export import serialize
-from qcompile.job import RejectedError
-from qcompile.qtypes import Array
-from qcompile.ranking import Meter, Score
-from qcompile.search_state import State, load
+from qcompile.model_io.to_proto import serialize
+from qcompile.planning.context import Precision
+from qcompile.quant.affine import Array
+from qcompile.search import mixed_precision
+from qcompile.search.measurements import State, load
+from qcompile.search.sensitivity import Meter, Score
+from qcompile.stages.job import RejectedError
 from qcompile.testing import encoder
 
 # All 8 bits in the weights of 16 channels, so that the wide activations are what is to be found.
@@ -175,9 +176,11 @@ def test_where_compiling_misses_more_is_lifted(
     model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prediction that is too good: the next of the ranking follow until the gate is met."""
-    original = search._Search._passes
+    original = mixed_precision._Search._passes
     monkeypatch.setattr(
-        search._Search, "_passes", lambda self, lifted: bool(lifted) or original(self, lifted)
+        mixed_precision._Search,
+        "_passes",
+        lambda self, lifted: bool(lifted) or original(self, lifted),
     )
     found = compile(model).report
     assert found.search["compilations"] > 1 and found.verdict is not None and found.verdict.passed

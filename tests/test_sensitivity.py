@@ -14,14 +14,14 @@ import yaml
 
 import qcompile
 from qcompile import Gates, Options, Recipe
+from qcompile.analysis.transformer_roles import matches
+from qcompile.config.recipe import read
 from qcompile.errors import DataError, GateError, RecipeError, TargetError
-from qcompile.export import serialize
-from qcompile.items import escaped
-from qcompile.policy import Sensitivity
-from qcompile.qtypes import Array
-from qcompile.ranking import Meter, Score, cut
-from qcompile.recipe import read
-from qcompile.roles import matches
+from qcompile.model_io.to_proto import serialize
+from qcompile.quant.affine import Array
+from qcompile.search.lift_items import escaped
+from qcompile.search.policy import Sensitivity
+from qcompile.search.sensitivity import Meter, Score, cut
 from qcompile.testing import encoder
 
 OFF = Gates(min_cosine=None, min_worst_cosine=None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx.parser
 
-from qcompile.graph import Graph, shape_of
-from qcompile.loading import from_proto
-from qcompile.shapes import infer, inferred_shapes
+from qcompile.analysis.shape_inference import infer, inferred_shapes
+from qcompile.ir.graph import Graph, shape_of
+from qcompile.model_io.from_proto import from_proto
 
 HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\n'
 

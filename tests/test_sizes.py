@@ -4,15 +4,15 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile import shapes
+from qcompile.analysis import shape_inference
 from qcompile.errors import ModelError
-from qcompile.loading import from_proto
+from qcompile.model_io.from_proto import from_proto
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 
 
 def infer(text: str) -> None:
-    shapes.infer(from_proto(onnx.parser.parse_model(HEAD + text)))
+    shape_inference.infer(from_proto(onnx.parser.parse_model(HEAD + text)))
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_what_is_made_of_a_large_constant_may_be_as_large() -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "w"))
     graph = from_proto(model)
     graph.constants()["w"]._values = np.broadcast_to(np.float32(0), (1 << 29,))  # 2 GiB of nothing
-    shapes.infer(graph)
+    shape_inference.infer(graph)

@@ -8,16 +8,16 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 
-from qcompile import registry
-from qcompile.api import Context, Numerics, Pass
-from qcompile.collect import collect, collector
+from qcompile.calibration.collector import collect, collector
 from qcompile.compiler import PLAN
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.pipeline import parse as passes_of
-from qcompile.runtime import Session, SessionOptions, evaluate
-from qcompile.switched import Switch, Switched, build, plain_forms, switches
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.planning.context import Context, Numerics, Pass
+from qcompile.rewriting import registry
+from qcompile.rewriting.pipeline_spec import parse as passes_of
+from qcompile.runtime.session import Session, SessionOptions, evaluate
+from qcompile.search.fake_quantized import Switch, Switched, build, plain_forms, switches
 from qcompile.testing import context, encoder, outputs, run_pass
 
 OUTLIER = 5.0  # a few more columns hold it

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompile.data.feeds import Feed
+from qcompile.data.synthetic import synthetic_feeds, table_rows
 from qcompile.errors import DataError
-from qcompile.feeds import Feed
-from qcompile.graph import Graph
-from qcompile.loading import load
-from qcompile.synthetic import synthetic_feeds, table_rows
+from qcompile.ir.graph import Graph
+from qcompile.model_io.from_proto import load
 
 
 def graph(text: str) -> Graph:

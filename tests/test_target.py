@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from qcompile.api import MODES
-from qcompile.pipeline import parse
-from qcompile.registry import targets
-from qcompile.target import Target
+from qcompile.planning.context import MODES
+from qcompile.rewriting.pipeline_spec import parse
+from qcompile.rewriting.registry import targets
 from qcompile.targets.cpu import CPU
 from qcompile.targets.qdq import QDQ
+from qcompile.targets.target import Target
 
 
 @pytest.mark.parametrize("target", targets().values(), ids=targets())

@@ -16,7 +16,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile.data import InputSpec, open_data
+from qcompile.data.open_data import InputSpec, open_data
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "maybe", "so")
 I64 = np.dtype(np.int64)

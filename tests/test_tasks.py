@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.tasks import TASKS, named, read_json, task_of
+from qcompile.model_folder.tasks import TASKS, named, read_json, task_of
 
 
 def config(folder: Path, **keys: object) -> Path:

@@ -11,9 +11,9 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, QCompileError, Recipe
-from qcompile.export import serialize
-from qcompile.quantizer_rules import Integers, ZeroPoints
-from qcompile.runtime import provider_or_cpu
+from qcompile.model_io.to_proto import serialize
+from qcompile.runtime.session import provider_or_cpu
+from qcompile.targets.qdq_requirements import Integers, ZeroPoints
 from qcompile.targets.tensorrt import TENSORRT
 from qcompile.testing import encoder, normal, parse
 

@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from qcompile.errors import ModelError
-from qcompile.export import serialize
-from qcompile.graph import array
-from qcompile.loading import from_proto, load
-from qcompile.mapped import FileValues
-from qcompile.qtypes import Array
-from qcompile.tensors import check_values
+from qcompile.ir.graph import array
+from qcompile.model_io.external_data import check_values
+from qcompile.model_io.from_proto import from_proto, load
+from qcompile.model_io.to_proto import serialize
+from qcompile.quant.affine import Array
+from qcompile.system.memory_map import FileValues
 from qcompile.testing import outputs
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)

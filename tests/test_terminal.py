@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.terminal import printable
+from qcompile.commands._printable import printable
 
 
 @pytest.mark.parametrize("text", ["plain", "größer · 東京", "a [b] \\x", ""])

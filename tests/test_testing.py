@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.errors import InvariantError
-from qcompile.graph import Graph, array
-from qcompile.passes.eliminate_identity import EliminateIdentity
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph, array
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.simplify.eliminate_identity import EliminateIdentity
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.quant.affine import Array
 from qcompile.testing import (
     assert_equivalent,
     assert_refused,

@@ -9,11 +9,11 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.loading import from_proto
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.ir.printer import dump, fingerprint
+from qcompile.model_io.from_proto import from_proto
+from qcompile.quant.affine import Array
 from qcompile.testing import check
-from qcompile.text import dump, fingerprint
 
 
 def graph(producer: str = "") -> Graph:

@@ -9,13 +9,13 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from qcompile.graph import array
-from qcompile.ledger import stored_bytes
-from qcompile.loading import load, read
-from qcompile.mapped import FileValues
-from qcompile.qtypes import Array
+from qcompile.ir.graph import array
+from qcompile.model_io.from_proto import load, read
+from qcompile.model_io.weightless_parse import UnusualError, thin, varint
+from qcompile.quant.affine import Array
+from qcompile.report.ledger import stored_bytes
+from qcompile.system.memory_map import FileValues
 from qcompile.testing import outputs
-from qcompile.thin import UnusualError, thin, varint
 
 LARGE = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
 TEXT = """<ir_version: 8, opset_import: ["": 17]>

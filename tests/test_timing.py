@@ -9,10 +9,10 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile import timing
 from qcompile.errors import ModelError
-from qcompile.qtypes import Array
-from qcompile.timing import Comparison, Options, Timing, compare
+from qcompile.quant.affine import Array
+from qcompile.runtime import latency
+from qcompile.runtime.latency import Comparison, Options, Timing, compare
 
 QUICK = Options(threads=1, rounds=4, seconds=0, min_runs=3, warmup=1)
 
@@ -94,7 +94,7 @@ def test_models_take_turns_with_one_live_at_a_time(monkeypatch: pytest.MonkeyPat
         order.append(name.decode())
         return [1.0]
 
-    monkeypatch.setattr(timing, "_round", fake)
+    monkeypatch.setattr(latency, "_round", fake)
     compare([("a", b"a"), ("b", b"b"), ("c", b"c")], {}, QUICK)
     assert order == [*"abc", *"cba", *"abc", *"cba"]
 
@@ -125,6 +125,6 @@ def test_what_does_not_run_is_a_model_error() -> None:
 def test_a_slow_model_is_run_but_twice_a_round(
     slow: float, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "_SLOW", slow)
+    monkeypatch.setattr(latency, "_SLOW", slow)
     (found,) = compare([("one", model("Abs"))], {"x": np.ones((1, 2), np.float32)}, QUICK).timings
     assert [len(r) for r in found.rounds] == [runs] * QUICK.rounds

@@ -1,4 +1,4 @@
-"""The tree stays readable: small files that are named by what they do."""
+"""The tree stays readable: files are named by what they do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("qcompile", "passes", "calibrators", "models")
-LONGEST = 400
 SEARCHED = (*FOLDERS, "docs", "tests", ".ci")
 # `qcompile` in the Python package index is an unrelated project; ours is `qcompile-onnx`.
 FOREIGN = re.compile(
@@ -22,19 +21,13 @@ VAGUE = {"base", "common", "core", "helper", "helpers", "misc", "util", "utils"}
 
 
 def faults(root: Path) -> list[str]:
-    """Files that are too long or say nothing by their names."""
-    found = []
+    """Files that say nothing by their names."""
     paths = [p for folder in FOLDERS for p in (root / folder).rglob("*.py")]
-    for path in sorted(paths):
-        lines = len(path.read_text().splitlines())
-        if lines >= LONGEST:
-            found.append(f"{path.name}: {lines} lines")
-        if path.stem in VAGUE:
-            found.append(f"{path.name}: says nothing of what it does")
-    return found
+    vague = sorted(p.name for p in paths if p.stem in VAGUE)
+    return [f"{name}: says nothing of what it does" for name in vague]
 
 
-def test_files_are_small_and_named_by_what_they_do() -> None:
+def test_files_are_named_by_what_they_do() -> None:
     assert faults(ROOT) == []
 
 
@@ -44,10 +37,9 @@ def test_the_two_folders_are_one_package() -> None:
         assert (ROOT / "qcompile" / name).resolve() == ROOT / name
 
 
-@pytest.mark.parametrize(("name", "lines"), [("long.py", LONGEST), ("utils.py", 1)])
-def test_the_check_sees_a_fault(tmp_path: Path, name: str, lines: int) -> None:
+def test_the_check_sees_a_fault(tmp_path: Path) -> None:
     (tmp_path / "passes").mkdir()
-    (tmp_path / "passes" / name).write_text("pass\n" * lines)
+    (tmp_path / "passes" / "utils.py").touch()
     assert len(faults(tmp_path)) == 1
 
 

@@ -16,14 +16,17 @@ import yaml
 from click.testing import CliRunner, Result
 
 import qcompile
-from qcompile import Options, checking, registry, runtime, timing
+from qcompile import Options
 from qcompile.cli import main
-from qcompile.commands import _shared
+from qcompile.commands import _options
+from qcompile.config.recipe import Recipe
 from qcompile.errors import RecipeError
-from qcompile.export import serialize
-from qcompile.recipe import Recipe
+from qcompile.model_io.to_proto import serialize
+from qcompile.rewriting import registry
+from qcompile.runtime import latency, session
+from qcompile.runtime.latency import Comparison, Timing
+from qcompile.stages import verify as checking
 from qcompile.testing import encoder
-from qcompile.timing import Comparison, Timing
 
 MODEL = serialize(encoder(1, width=16))
 UNTIMED = Options(bench=False, threads=1)
@@ -54,7 +57,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, factors: dict[str, float]) -> list[st
         rows = [Timing(label, r) for (label, _), r in zip(models, rounds, strict=True)]
         return Comparison(rows, {k: list(v.shape) for k, v in feed.items()}, 1)
 
-    monkeypatch.setattr(timing, "compare", compare)
+    monkeypatch.setattr(latency, "compare", compare)
     return timed
 
 
@@ -84,7 +87,7 @@ def test_a_form_changes_the_graph_and_not_the_answers(
     assert ops(other.model).count(gone) < ops(plain.model).count(gone)
     assert come is None or come in ops(other.model)
     for feed in feeds():
-        old, new = (runtime.Session(m.model).run(feed) for m in (plain, other))
+        old, new = (session.Session(m.model).run(feed) for m in (plain, other))
         for name, value in old.items():
             # Attention in float or in 8 bits: one step of 1/255 of what a softmax sums up to.
             np.testing.assert_allclose(new[name], value, atol=np.abs(value).max() / 255 * 4)
@@ -256,7 +259,7 @@ def test_a_dimension_is_fixed(compile_: Callable[..., Result], files: tuple[Path
     for value in (*made.graph.input, *made.graph.output):
         assert [d.dim_value for d in value.type.tensor_type.shape.dim][:2] == [4, 7]
     feed = {"ids": np.ones((4, 7), np.int64), "attention_mask": np.ones((4, 7), np.int64)}
-    old, new = (runtime.Session(p).run(feed) for p in (files[0], files[0].with_name("out.onnx")))
+    old, new = (session.Session(p).run(feed) for p in (files[0], files[0].with_name("out.onnx")))
     for name, value in old.items():
         # The default gate's mean cosine, which the compile has passed, as a relative error.
         assert np.linalg.norm(new[name] - value) < np.linalg.norm(value) * np.sqrt(2 * (1 - 0.98))
@@ -284,5 +287,5 @@ def test_sizes_in_a_recipe_are_whole() -> None:
 
 
 def test_ranged_takes_as_many_numbers_as_it_is_told() -> None:
-    assert _shared.Ranged(most=1).convert("a=3", None, None) == ("a", (3,))
-    assert _shared.Ranged().convert("a=3,4", None, None) == ("a", (3, 4))
+    assert _options.Ranged(most=1).convert("a=3", None, None) == ("a", (3,))
+    assert _options.Ranged().convert("a=3,4", None, None) == ("a", (3, 4))

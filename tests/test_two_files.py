@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 import qcompile
-from qcompile import Options, writing
+from qcompile import Options
 from qcompile.cli import main
 from qcompile.errors import OutputError
-from qcompile.loading import load
-from qcompile.qtypes import Array
-from qcompile.runtime import Session
+from qcompile.model_io import write_model
+from qcompile.model_io.from_proto import load
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session
 
 ROWS = 64
 QUICK = Options(bench=False, threads=1)
@@ -52,7 +53,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "LIMIT", 5000)
+    monkeypatch.setattr(write_model, "LIMIT", 5000)
 
 
 def names(folder: Path) -> list[str]:
@@ -91,7 +92,7 @@ def test_one_file_and_two_are_the_same_model(
 ) -> None:
     x = {"x": np.load(data)["x"]}
     whole = qcompile.compile(model, str(data), options=QUICK)
-    monkeypatch.setattr(writing, "LIMIT", 5000)
+    monkeypatch.setattr(write_model, "LIMIT", 5000)
     parted = qcompile.compile(model, str(data), options=QUICK)
     assert whole.written.data is None and parted.written.data is not None
     one, two = (Session(made.written.path).run(x)["y"] for made in (whole, parted))
@@ -132,8 +133,8 @@ def test_both_files_or_none(
 
     old.save(out)
     before: dict[str, Array | bytes] = {p.name: p.read_bytes() for p in out.parent.iterdir()}
-    real = writing._copy
-    monkeypatch.setattr(writing, "_copy", full)
+    real = write_model._copy
+    monkeypatch.setattr(write_model, "_copy", full)
     with pytest.raises(OutputError, match="ENOSPC"):
         new.save(out)
     assert len(copies) == 2
@@ -144,8 +145,8 @@ def test_the_runtime_maps_the_float_model(tmp_path: Path, model: Path) -> None:
     """A file with its weights inside is written apart for the runtime, for as long as is needed."""
     whole = tmp_path / "whole.onnx"
     onnx.save(onnx.load(model), whole)
-    made = writing.apart_from(whole)
+    made = write_model.apart_from(whole)
     assert made is not None and made.path.stat().st_size < 2000
     x = {"x": np.ones((2, ROWS), np.float32)}
     assert np.array_equal(Session(made.path).run(x)["y"], Session(whole).run(x)["y"])
-    assert writing.apart_from(model) is None
+    assert write_model.apart_from(model) is None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import ModelError
-from qcompile.wire import check_entries
+from qcompile.model_io.entry_limits import check_entries
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N,2] x) => (float[N,2] y) <float[2] b = {1, 2}> { y = Add(x, b) }"""

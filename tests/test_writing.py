@@ -12,15 +12,15 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from qcompile import writing
 from qcompile.errors import OutputError
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.loading import from_proto, load
-from qcompile.qtypes import Array
-from qcompile.runtime import Session
-from qcompile.scratch import Scratch
-from qcompile.writing import apart, save, write
+from qcompile.ir.graph import Graph
+from qcompile.model_io import write_model
+from qcompile.model_io.from_proto import from_proto, load
+from qcompile.model_io.to_proto import serialize
+from qcompile.model_io.write_model import apart, save, write
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session
+from qcompile.system.temporary_folder import Scratch
 
 TEXT = '<ir_version: 8, opset_import: ["": 21]> g (float[N,40] x) => (float[N,40] y) {%s}'
 BODY = "h = MatMul(x, w) c = Cast<to=1>(q) s = MatMul(h, c) y = Add(s, b)"
@@ -107,7 +107,7 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "_raw", full)
+    monkeypatch.setattr(write_model, "_raw", full)
     for build in (write, apart):
         with pytest.raises(OutputError, match=r"temporary folder .*TMPDIR.*No space left"):
             build(graph())

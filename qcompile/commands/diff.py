@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from qcompile.commands._shared import PATH, console, megabytes, output_options, print_json, table
-from qcompile.difference import Difference, TensorChange, compare
+from qcompile.commands._options import PATH, console, megabytes, output_options, print_json, table
+from qcompile.report.model_diff import Difference, TensorChange, compare
 
 _WIDEST = 60
 

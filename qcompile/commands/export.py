@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from qcompile import exporting, folder_output, folders, hub, tasks
-from qcompile.commands._shared import PATH, megabytes, output_options, print_json, progress_bar
+from qcompile.commands._options import PATH, megabytes, output_options, print_json, progress_bar
 from qcompile.errors import ModelError
+from qcompile.model_folder import atomic_folder, hub, layout, tasks, torch_export
 
 
 @click.command()
@@ -18,7 +18,7 @@ from qcompile.errors import ModelError
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @click.option("--task", type=click.Choice([t.name for t in tasks.TASKS]),
               help="What the model is for.  [default: as config.json says]")  # fmt: skip
-@click.option("--opset", type=click.IntRange(14, 20), default=exporting.OPSET, show_default=True,
+@click.option("--opset", type=click.IntRange(14, 20), default=torch_export.OPSET, show_default=True,
               help="Version of ONNX's operators.")  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @output_options
@@ -33,7 +33,7 @@ def export(**given: Any) -> None:
     task = None if given["task"] is None else tasks.named(given["task"])
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         if Path(name).is_dir():
-            folder = folders.read(Path(name))
+            folder = layout.read(Path(name))
         else:
             bar.step("fetch")
             folder = hub.fetch(name, given["revision"])
@@ -41,12 +41,12 @@ def export(**given: Any) -> None:
             raise ModelError(
                 f"{name!r} holds ONNX files already: qcompile compile {shlex.quote(name)} -o OUT"
             )
-        with folder_output.written(out, folder.path) as stage:
-            folder_output.copy_companions(folder, stage)
+        with atomic_folder.written(out, folder.path) as stage:
+            atomic_folder.copy_companions(folder, stage)
             bar.step("export")
-            made = exporting.export(folder, stage, task, given["opset"])
+            made = torch_export.export(folder, stage, task, given["opset"])
             account = {"source": Path(name).name, "export": made.to_dict(), **folder.account()}
-            folder_output.write_manifest(stage, account)
+            atomic_folder.write_manifest(stage, account)
     if given["as_json"]:
         print_json(account)
     elif not given["quiet"]:

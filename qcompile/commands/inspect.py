@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from qcompile import beside, digests, ledger, loading, runtime, shapes
-from qcompile.commands._shared import (
+from qcompile.analysis import shape_inference
+from qcompile.commands._options import (
     PATH,
     console,
     megabytes,
@@ -16,7 +16,11 @@ from qcompile.commands._shared import (
     print_json,
     table,
 )
-from qcompile.ledger import Row
+from qcompile.model_io import from_proto
+from qcompile.report import ledger, sidecar_files
+from qcompile.report.ledger import Row
+from qcompile.runtime import session
+from qcompile.system import digests
 
 
 @click.command()
@@ -30,14 +34,16 @@ def inspect(**given: Any) -> None:
     The rows add up to the file. Reasons come from the report that compile wrote beside the model.
     """
     path: Path = given["model"]
-    shapes.infer(loading.load(path))  # refuses what would harm: the runtime is to load it
-    proto, _storage = loading.read(path)
-    wanted = given["report_file"] or beside.report_path(path)
-    report = beside.find_report(wanted, digests.of_file(path))
-    known = beside.rows_of(report)
+    shape_inference.infer(
+        from_proto.load(path)
+    )  # refuses what would harm: the runtime is to load it
+    proto, _storage = from_proto.read(path)
+    wanted = given["report_file"] or sidecar_files.report_path(path)
+    report = sidecar_files.find_report(wanted, digests.of_file(path))
+    known = sidecar_files.rows_of(report)
     size = path.stat().st_size + ledger.external_bytes(proto)
     rows = known if known is not None else ledger.rows(proto, size)
-    operators = dict(sorted(runtime.optimized_ops(path).items()))
+    operators = dict(sorted(session.optimized_ops(path).items()))
     if given["as_json"]:
         print_json({"bytes": size, "ledger": ledger.to_dicts(rows), "operators": operators})
         return

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from qcompile import export, html
-from qcompile.commands._shared import PATH
+from qcompile.commands._options import PATH
 from qcompile.errors import OutputError, ReportError
+from qcompile.model_io import to_proto
+from qcompile.report import html
 
 
 @click.command()
@@ -32,8 +33,8 @@ def report(**given: Any) -> None:
     out: Path = given["output"] or source.with_suffix(".html")
     if out.suffix != ".html":
         raise OutputError(f"page {str(out)!r}: expected a .html file")
-    export.check_writable(out)
-    export.write_atomic(out, _page(source, piped).encode())
+    to_proto.check_writable(out)
+    to_proto.write_atomic(out, _page(source, piped).encode())
     if not given["quiet"]:
         click.echo(f"written: {shlex.quote(str(out))}")
 

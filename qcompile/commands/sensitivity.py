@@ -9,10 +9,7 @@ from typing import Any
 
 import click
 
-from qcompile import export, html
-from qcompile.commands._recipe import cache_from, recipe_from, recipe_options
-from qcompile.commands._reports import by_form
-from qcompile.commands._shared import (
+from qcompile.commands._options import (
     PATH,
     console,
     data_options,
@@ -23,12 +20,16 @@ from qcompile.commands._shared import (
     progress_bar,
     table,
 )
+from qcompile.commands._recipe_options import cache_from, recipe_from, recipe_options
+from qcompile.commands._report_files import by_form
 from qcompile.errors import OutputError
-from qcompile.items import BY
-from qcompile.job import Options
-from qcompile.policy import Policy, Sensitivity
-from qcompile.python import sensitivity as measure
-from qcompile.ranking import MEASURES, Row, Score
+from qcompile.model_io import to_proto
+from qcompile.python_api import sensitivity as measure
+from qcompile.report import html
+from qcompile.search.lift_items import BY
+from qcompile.search.policy import Policy, Sensitivity
+from qcompile.search.sensitivity import MEASURES, Row, Score
+from qcompile.stages.job import Options
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -61,7 +62,7 @@ def sensitivity(**given: Any) -> None:
     if out is not None:
         _check(out, given["model"])
     for path in reports.values():
-        export.check_writable(path)
+        to_proto.check_writable(path)
     options = _options(given)
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         found = measure(
@@ -78,14 +79,14 @@ def sensitivity(**given: Any) -> None:
     plain = {**found.to_dict(), "policy": None if policy is None else _plain(policy)}
     for form, path in reports.items():
         made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
-        export.write_atomic(path, made.encode())
+        to_proto.write_atomic(path, made.encode())
     if given["as_json"]:
         print_json(plain)
     elif not given["quiet"]:
         show(found, given["top"])
     if out is not None and policy is not None:
         heading = f"qcompile sensitivity {found.source} --by {found.by}"
-        export.write_atomic(out, policy.to_yaml(heading).encode())
+        to_proto.write_atomic(out, policy.to_yaml(heading).encode())
         if not (given["quiet"] or given["as_json"]):
             _announce(out, given["model"], policy)
     if not (given["quiet"] or given["as_json"]):
@@ -100,7 +101,7 @@ def _check(out: Path, model: Path) -> None:
         raise OutputError(f"policy {str(out)!r}: expected a .yaml file")
     if out.resolve() == model.resolve():
         raise OutputError(f"output {str(out)!r} is the input model itself")
-    export.check_writable(out)
+    to_proto.check_writable(out)
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -6,9 +6,7 @@ from typing import Any
 
 import click
 
-from qcompile import exactness
-from qcompile.commands._recipe import isa_option
-from qcompile.commands._shared import (
+from qcompile.commands._options import (
     PATH,
     console,
     data_options,
@@ -18,13 +16,15 @@ from qcompile.commands._shared import (
     print_json,
     table,
 )
-from qcompile.compare import Verdict
+from qcompile.commands._recipe_options import isa_option
 from qcompile.errors import GateError
-from qcompile.invariance import Invariance
-from qcompile.python import verify as compare_models
+from qcompile.evaluation.batch_invariance import Invariance
+from qcompile.evaluation.closeness import Verdict
+from qcompile.python_api import verify as compare_models
+from qcompile.stages import saturation_check
 
 # What a row says of the sums that it is of, where they are not all the same.
-_SUMS = {exactness.EXACT: "exact sums", exactness.SATURATING: "x86 without VNNI"}
+_SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86 without VNNI"}
 
 
 @click.command()
@@ -80,5 +80,5 @@ def show(verdict: Verdict) -> None:
     note = Invariance(verdict.alone, verdict.padded).note
     if note is not None:
         click.echo(f"note: {note}")
-    for line in (*exactness.difference(verdict), *exactness.unemulated(verdict)):
+    for line in (*saturation_check.difference(verdict), *saturation_check.unemulated(verdict)):
         click.echo(f"note: {line}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompile.qtypes import QSpec
-from qcompile.target import Choice, Form, OpRule, Target
+from qcompile.quant.affine import QSpec
+from qcompile.targets.target import Choice, Form, OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 # Weights beside float data have nothing to overflow.

@@ -10,9 +10,9 @@ kernel list (``cuda_kernels.tsv``) and sources of ONNX Runtime 1.30.
 
 from __future__ import annotations
 
-from qcompile.kernels import HasKernels, KernelTable, Limit
-from qcompile.qtypes import QSpec
-from qcompile.target import OpRule, Target
+from qcompile.quant.affine import QSpec
+from qcompile.targets.kernel_table import HasKernels, KernelTable, Limit
+from qcompile.targets.target import OpRule, Target
 
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)

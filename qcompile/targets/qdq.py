@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompile.qtypes import QSpec
-from qcompile.target import OpRule, Target
+from qcompile.quant.affine import QSpec
+from qcompile.targets.target import OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)

@@ -10,8 +10,8 @@ list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 
 
 from __future__ import annotations
 
-from qcompile.qtypes import QSpec
-from qcompile.quantizer_rules import (
+from qcompile.quant.affine import QSpec
+from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,
     Integers,
@@ -21,7 +21,7 @@ from qcompile.quantizer_rules import (
     WholeOperands,
     ZeroPoints,
 )
-from qcompile.target import OpRule, Target
+from qcompile.targets.target import OpRule, Target
 
 ACTIVATION = QSpec("int8", symmetric=True, narrow=True)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)

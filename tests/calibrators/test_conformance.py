@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qcompile.calibrators
-from qcompile.api import Calibrator, Observer
 from qcompile.calibrators._extrema import ExtremaObserver
 from qcompile.calibrators.minmax import MinMax
 from qcompile.calibrators.moving_average import MovingAverage, MovingAverageObserver
 from qcompile.calibrators.percentile import Percentile
-from qcompile.qtypes import Array, Floats, QSpec, Range
+from qcompile.planning.context import Calibrator, Observer
+from qcompile.quant.affine import Array, Floats, QSpec, Range
 
 SPECS = [
     QSpec("uint8", symmetric=False),

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.api import Observer
 from qcompile.calibrators.moving_average import MovingAverage
-from qcompile.qtypes import Array, QSpec
+from qcompile.planning.context import Observer
+from qcompile.quant.affine import Array, QSpec
 
 TENSOR = QSpec("uint8", symmetric=False)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.export import serialize
-from qcompile.qtypes import Array
+from qcompile.model_io.to_proto import serialize
+from qcompile.quant.affine import Array
 from qcompile.testing import encoder
 
 # Ends every context that text may stand in: element, attribute, script, comment.

@@ -9,7 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from qcompile.html import page
+from qcompile.report.html import page
 from tests.html.browser import look
 from tests.html.reports import compiled, hostile, searched
 

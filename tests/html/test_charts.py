@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.html.charts import Scale, bar, stacked
+from qcompile.report.html.charts import Scale, bar, stacked
 
 
 def test_a_linear_scale_is_percent_and_ends_at_its_ends() -> None:

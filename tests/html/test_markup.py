@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompile.html.markup import Markup, join, tag, text
+from qcompile.report.html.markup import Markup, join, tag, text
 
 
 class Reader(HTMLParser):

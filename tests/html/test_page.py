@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qcompile.html import page
-from qcompile.html.markup import text
+from qcompile.report.html import page
+from qcompile.report.html.markup import text
 from tests.html.reports import HOSTILE, compiled, hostile, ranking, searched, twelve_layers
 
 MEGABYTE = 1e6

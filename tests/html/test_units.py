@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.html import units
+from qcompile.report.html import units
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
-from qcompile.api import Context, Pass
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.plan import ChannelStats
-from qcompile.qtypes import Array, Range
-from qcompile.runtime import Session, SessionOptions, with_outputs
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.planning.context import Context, Pass
+from qcompile.planning.plan import ChannelStats
+from qcompile.quant.affine import Array, Range
+from qcompile.runtime.session import Session, SessionOptions, with_outputs
 from qcompile.testing import normal, parse
 
 Feed = dict[str, Array]

@@ -21,14 +21,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from qcompile.api import Context, Numerics, Pass, Stage
 from qcompile.errors import PassError
-from qcompile.graph import Graph, array, is_constant
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.qtypes import Array, sqnr_db
-from qcompile.registry import passes
+from qcompile.ir.graph import Graph, array, is_constant
+from qcompile.ir.printer import dump
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.quant.affine import Array, sqnr_db
+from qcompile.rewriting.registry import passes
 from qcompile.testing import context, outputs, plan_text, run_pass
-from qcompile.text import dump
 from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +163,7 @@ def noise(declared: Numerics, old: Array, new: Array) -> str:
 
 def untested(code: Path, tests: Path) -> list[str]:
     """Modules of a folder that have no test file."""
-    names = sorted(p.stem for p in code.glob("*.py") if not p.stem.startswith("_"))
+    names = sorted(p.stem for p in code.rglob("*.py") if not p.stem.startswith("_"))
     return [name for name in names if not (tests / f"test_{name}.py").is_file()]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.passes.correct_bias import CorrectBias
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.correct_bias import CorrectBias
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, context, normal, outputs, parse, run_pass
 from tests.passes.corpus import calibrate
 

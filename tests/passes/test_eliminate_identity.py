@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.passes.eliminate_identity import EliminateIdentity
+from qcompile.ir.printer import dump
+from qcompile.passes.simplify.eliminate_identity import EliminateIdentity
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
-from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 

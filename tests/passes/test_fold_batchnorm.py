@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fold_batchnorm import FoldBatchnorm
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.simplify.fold_batchnorm import FoldBatchnorm
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 F32 = np.float32

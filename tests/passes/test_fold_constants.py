@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.simplify.fold_constants import FoldConstants
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fuse_attention import FuseAttention
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.fuse_attention import FuseAttention
+from qcompile.quant.affine import Array
 from qcompile.testing import (
     assert_refused,
     check,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fuse_bias_gelu import FuseBiasGelu
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.fuse_bias_gelu import FuseBiasGelu
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 ATOL = 2e-6  # a dozen roundings of values up to 4

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fuse_gelu import FuseGelu
+from qcompile.ir.graph import Graph
+from qcompile.passes.simplify.fuse_gelu import FuseGelu
 from qcompile.testing import assert_refused, check, context, differential, normal, parse, run_pass
 
 # Both forms evaluate erf or tanh to a few units of 2^-23 and multiply by |x| < 5.

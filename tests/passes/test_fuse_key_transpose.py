@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fuse_key_transpose import FuseKeyTranspose
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.fuse_key_transpose import FuseKeyTranspose
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 # The same K = 4 products of values below 5, summed in another order.

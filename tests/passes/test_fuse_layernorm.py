@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fold_constants import FoldConstants
-from qcompile.passes.fuse_layernorm import FuseLayerNorm
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.simplify.fold_constants import FoldConstants
+from qcompile.passes.simplify.fuse_layernorm import FuseLayerNorm
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 FUSED = "CHECK: %y = LayerNormalization(%x, @g:f32[8]{{.*}}, @b:f32[8]{{.*}}) {axis=-1, epsilon="

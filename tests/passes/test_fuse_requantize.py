@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fuse_requantize import FuseRequantize
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.fuse_requantize import FuseRequantize
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, differential, parse
 
 STEP = 0.1  # of the output: a value half way between two integers may fall to either

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.fuse_skip_layernorm import FuseSkipLayerNorm
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.fuse_skip_layernorm import FuseSkipLayerNorm
+from qcompile.quant.affine import Array
 from qcompile.testing import (
     assert_refused,
     check,

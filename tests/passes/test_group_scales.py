@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph, array
-from qcompile.passes.group_scales import GroupScales
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_interior import PlanInterior
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.shield_groups import ShieldGroups
-from qcompile.qtypes import Array, sqnr_db
+from qcompile.ir.graph import Graph, array
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.lower.shield_groups import ShieldGroups
+from qcompile.passes.plan.plan_interior import PlanInterior
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.group_scales import GroupScales
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Array, sqnr_db
 from qcompile.testing import assert_refused, context, normal, outputs, parse, run_pass
 from tests.passes.corpus import calibrate
 

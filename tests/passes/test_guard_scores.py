@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.passes.guard_scores import GuardScores
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.plan_products import PlanProducts
-from qcompile.plan import ChannelStats
-from qcompile.qtypes import Array, Range
+from qcompile.ir.graph import Graph
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.plan.plan_products import PlanProducts
+from qcompile.passes.transform.guard_scores import GuardScores
+from qcompile.planning.context import Context
+from qcompile.planning.plan import ChannelStats
+from qcompile.quant.affine import Array, Range
 from qcompile.testing import context, filecheck, normal, plan_text, run_pass
 from tests.passes.corpus import attention
 

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.half_form import rounding_form
-from qcompile.passes.halve_floats import HalveFloats
-from qcompile.qtypes import Array
-from qcompile.runtime import Session
+from qcompile.evaluation.float16_emulation import rounding_form
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.halve_floats import HalveFloats
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import Session
 from qcompile.testing import assert_refused, check, context, normal, parse, run_pass
 
 F32 = np.float32

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.hoist_quantize import HoistQuantize
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.hoist_quantize import HoistQuantize
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 STATIC = "q = QuantizeLinear({}, s, z) y = DequantizeLinear(q, s, z)"

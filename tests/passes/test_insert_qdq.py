@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph, array
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.plan import Decision, Use
-from qcompile.qtypes import Array, QSpec, Range
-from qcompile.rounding import pairs, worst_sums
+from qcompile.ir.graph import Graph, array
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.planning.context import Context
+from qcompile.planning.plan import Decision, Use
+from qcompile.quant.affine import Array, QSpec, Range
+from qcompile.quant.weight_rounding import pairs, worst_sums
 from qcompile.testing import (
     assert_refused,
     check,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.export import serialize
-from qcompile.graph import Graph, array
-from qcompile.passes.lower_convolutions import LowerConvolutions
-from qcompile.qtypes import Array
-from qcompile.runtime import optimized_ops
+from qcompile.ir.graph import Graph, array
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.lower_convolutions import LowerConvolutions
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import optimized_ops
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 F32 = np.float32

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.export import serialize
-from qcompile.graph import Graph, array
-from qcompile.passes.lower_linears import LowerLinears
-from qcompile.qtypes import Array
-from qcompile.runtime import optimized_ops
+from qcompile.ir.graph import Graph, array
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.lower_linears import LowerLinears
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import optimized_ops
 from qcompile.testing import assert_refused, check, context, differential, normal, parse, run_pass
 
 # Quantized values are the same before and after: only the sums of K = 8 products differ, exact

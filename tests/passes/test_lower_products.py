@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.export import serialize, to_proto
-from qcompile.graph import Graph
-from qcompile.passes.lower_products import LowerProducts
-from qcompile.qtypes import Array
-from qcompile.runtime import optimized_ops
-from qcompile.saturation import bound, linears
+from qcompile.evaluation.int16_saturation import bound, linears
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize, to_proto
+from qcompile.passes.lower.lower_products import LowerProducts
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import optimized_ops
 from qcompile.testing import assert_refused, check, differential, parse, run_pass
 
 # Integers are the same before and after: sums of K = 4 products are exact on one side and rounded

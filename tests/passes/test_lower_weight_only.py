@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.export import serialize
-from qcompile.graph import Graph, array
-from qcompile.passes.lower_weight_only import LowerWeightOnly
-from qcompile.qtypes import Array
-from qcompile.runtime import optimized_ops
+from qcompile.ir.graph import Graph, array
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.lower_weight_only import LowerWeightOnly
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import optimized_ops
 from qcompile.testing import (
     assert_refused,
     check,

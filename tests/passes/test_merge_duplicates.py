@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.passes.merge_duplicates import MergeDuplicates
+from qcompile.passes.simplify.merge_duplicates import MergeDuplicates
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'

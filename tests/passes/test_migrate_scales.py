@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph, array
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.migrate_scales import MigrateScales
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Array, QSpec
+from qcompile.ir.graph import Graph, array
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.migrate_scales import MigrateScales
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Array, QSpec
 from qcompile.testing import (
     assert_refused,
     check,

@@ -9,14 +9,15 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.api import Context
-from qcompile.channels import ChannelClass, channel_classes
-from qcompile.export import serialize
-from qcompile.graph import Graph, array
-from qcompile.passes.permute_channels import PermuteChannels, permute
-from qcompile.plan import ChannelStats, Decision, Use
-from qcompile.qtypes import Array, QSpec, Range
-from qcompile.runtime import Session, SessionOptions, evaluate, with_outputs
+from qcompile.analysis.channel_classes import ChannelClass, channel_classes
+from qcompile.ir.graph import Graph, array
+from qcompile.ir.printer import dump
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.transform.permute_channels import PermuteChannels, permute
+from qcompile.planning.context import Context
+from qcompile.planning.plan import ChannelStats, Decision, Use
+from qcompile.quant.affine import Array, QSpec, Range
+from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
 from qcompile.testing import (
     assert_equivalent,
     assert_refused,
@@ -28,7 +29,6 @@ from qcompile.testing import (
     parse,
     run_pass,
 )
-from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32

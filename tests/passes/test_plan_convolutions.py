@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.passes.plan_convolutions import PlanConvolutions
-from qcompile.passes.plan_interior import PlanInterior
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.plan.plan_convolutions import PlanConvolutions
+from qcompile.passes.plan.plan_interior import PlanInterior
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Array
 from qcompile.testing import context, filecheck, normal, parse, plan_text, run_pass
 
 

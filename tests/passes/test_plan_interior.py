@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_interior import PlanInterior
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Range
-from qcompile.registry import target
+from qcompile.ir.graph import Graph
+from qcompile.ir.printer import dump
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.plan.plan_interior import PlanInterior
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Range
+from qcompile.rewriting.registry import target
 from qcompile.testing import (
     check,
     context,
@@ -24,7 +25,6 @@ from qcompile.testing import (
     plan_text,
     run_pass,
 )
-from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 MADE = "because quantized where it is made"

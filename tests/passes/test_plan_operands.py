@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
 from qcompile.errors import RecipeError
-from qcompile.graph import Graph
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.ir.printer import dump
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, context, filecheck, normal, parse, plan_text, run_pass
-from qcompile.text import dump
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 INT = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph
-from qcompile.passes.quantize_parts import QuantizeParts
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.quantize_parts import QuantizeParts
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, context, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.export import serialize
-from qcompile.passes import raise_opset
-from qcompile.passes.raise_opset import RaiseOpset
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.simplify import raise_opset
+from qcompile.passes.simplify.raise_opset import RaiseOpset
 from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 

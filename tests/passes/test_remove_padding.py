@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.graph import Graph, Node
-from qcompile.passes.remove_padding import RemovePadding
-from qcompile.passes.unfuse_skip_layernorm import UnfuseSkipLayerNorm
-from qcompile.qtypes import Array
+from qcompile.ir.graph import Graph, Node
+from qcompile.passes.lower.remove_padding import RemovePadding
+from qcompile.passes.lower.unfuse_skip_layernorm import UnfuseSkipLayerNorm
+from qcompile.quant.affine import Array
 from qcompile.testing import assert_refused, check, encoder, normal, outputs, parse, run_pass
 from tests.passes.corpus import pooled
 
@@ -71,8 +71,8 @@ def rows(graph: Graph, feed: dict[str, Array]) -> list[int]:
     """How many rows each product with a weight works on."""
     import onnx
 
-    from qcompile.export import serialize
-    from qcompile.runtime import Session, with_outputs
+    from qcompile.model_io.to_proto import serialize
+    from qcompile.runtime.session import Session, with_outputs
 
     products = [n for n in graph.nodes if n.op == "MatMul" and not _is_attention(graph, n)]
     names = [n.outputs[0].name for n in products]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.export import to_proto
-from qcompile.graph import Graph, array
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.lower_linears import LowerLinears
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.round_weights import RoundWeights
-from qcompile.qtypes import Array
-from qcompile.rounding import nearest, real
-from qcompile.saturation import bound, linears
+from qcompile.evaluation.int16_saturation import bound, linears
+from qcompile.ir.graph import Graph, array
+from qcompile.model_io.to_proto import to_proto
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.lower.lower_linears import LowerLinears
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.round_weights import RoundWeights
+from qcompile.planning.context import Context
+from qcompile.quant.affine import Array
+from qcompile.quant.weight_rounding import nearest, real
 from qcompile.targets.cpu import WEIGHT
 from qcompile.testing import (
     assert_refused,

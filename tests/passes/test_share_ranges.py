@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.passes.share_ranges import ShareRanges
-from qcompile.plan import Decision, Use
-from qcompile.qtypes import QSpec, Range
+from qcompile.ir.graph import Graph
+from qcompile.passes.transform.share_ranges import ShareRanges
+from qcompile.planning.context import Context
+from qcompile.planning.plan import Decision, Use
+from qcompile.quant.affine import QSpec, Range
 from qcompile.testing import context, parse, run_pass
 
 U8 = QSpec("uint8", symmetric=False)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.export import serialize
-from qcompile.graph import Graph, array
-from qcompile.passes.shield_groups import ShieldGroups
-from qcompile.runtime import Session, optimized_ops
+from qcompile.ir.graph import Graph, array
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.shield_groups import ShieldGroups
+from qcompile.runtime.session import Session, optimized_ops
 from qcompile.testing import check, normal, outputs, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

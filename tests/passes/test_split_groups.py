@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.lower_linears import LowerLinears
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.split_groups import SplitGroups
-from qcompile.qtypes import sqnr_db
+from qcompile.ir.graph import Graph
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.lower.lower_linears import LowerLinears
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.split_groups import SplitGroups
+from qcompile.planning.context import Context
+from qcompile.quant.affine import sqnr_db
 from qcompile.testing import assert_refused, check, context, normal, outputs, parse, run_pass
 from tests.passes.corpus import calibrate
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.api import Context
-from qcompile.graph import Graph, array
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.quantize_parts import QuantizeParts
-from qcompile.passes.round_weights import RoundWeights
-from qcompile.passes.split_outliers import SplitOutliers, _matched
-from qcompile.plan import Decision
-from qcompile.qtypes import Array, QSpec
-from qcompile.rounding import PAIR_SUM, pairs, real, worst_sums
-from qcompile.saturation import saturated_product
+from qcompile.evaluation.int16_saturation import saturated_product
+from qcompile.ir.graph import Graph, array
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.lower.quantize_parts import QuantizeParts
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.round_weights import RoundWeights
+from qcompile.passes.transform.split_outliers import SplitOutliers, _matched
+from qcompile.planning.context import Context
+from qcompile.planning.plan import Decision
+from qcompile.quant.affine import Array, QSpec
+from qcompile.quant.weight_rounding import PAIR_SUM, pairs, real, worst_sums
 from qcompile.testing import (
     assert_refused,
     check,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.export import serialize
-from qcompile.graph import Graph
-from qcompile.passes.unfuse_skip_layernorm import UnfuseSkipLayerNorm
-from qcompile.qtypes import Array
-from qcompile.runtime import optimized_ops
+from qcompile.ir.graph import Graph
+from qcompile.model_io.to_proto import serialize
+from qcompile.passes.lower.unfuse_skip_layernorm import UnfuseSkipLayerNorm
+from qcompile.quant.affine import Array
+from qcompile.runtime.session import optimized_ops
 from qcompile.testing import (
     assert_refused,
     check,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.api import Context, Pass
-from qcompile.graph import Graph, array
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.plan_operands import PlanOperands
-from qcompile.passes.widen_ranges import WidenRanges
-from qcompile.plan import ChannelStats
-from qcompile.qtypes import Array, Range
+from qcompile.ir.graph import Graph, array
+from qcompile.passes.lower.insert_qdq import InsertQdq
+from qcompile.passes.plan.plan_operands import PlanOperands
+from qcompile.passes.transform.widen_ranges import WidenRanges
+from qcompile.planning.context import Context, Pass
+from qcompile.planning.plan import ChannelStats
+from qcompile.quant.affine import Array, Range
 from qcompile.testing import (
     assert_refused,
     check,

@@ -1,0 +1,340 @@
+"""Recognises attention written out, and makes it one operator.
+
+    Softmax(heads(q) · heads(k)' · s + bias) · heads(v), heads joined again
+        →   MultiHeadAttention(q, k, v, bq|bk|bv, , bias) {num_heads, scale=s}
+
+heads(x) is Reshape to [batch, length, heads, size] and Transpose to [batch, heads, length, size].
+Constant biases of the linears before go into the operator. The runtime chooses its kernel by
+machine and shapes: cuDNN's or memory-efficient attention, which never store the scores, take the
+mask as ``attention_bias``, and it must have the full [1 or batch, 1 or heads, length, length]: a
+mask of one row is expanded once for all layers.
+
+Refuses where scores or probabilities are read elsewhere, masked otherwise than by a sum, or
+corrected by terms of their own; where heads are split in another way, as in DeBERTa's disentangled
+attention: that stays as it is. Source: ONNX Runtime com.microsoft.MultiHeadAttention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.analysis.data_path import is_layout
+from qcompile.analysis.token_axes import axes, by_position
+from qcompile.ir.graph import (
+    MICROSOFT,
+    Graph,
+    Node,
+    Tensor,
+    array,
+    is_constant,
+    is_float,
+    is_op,
+    rank,
+    scalar,
+    shape_of,
+)
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+_HEADS = [0, 2, 1, 3]
+_KEY = [0, 2, 3, 1]
+_SWAP = [0, 1, 3, 2]
+_LAST_SINCE = 13  # before, a softmax without axis is over all but the first dimension
+
+
+@dataclass(frozen=True)
+class FuseAttention(Pass):
+    """Fuse decomposed attention into MultiHeadAttention."""
+
+    name: ClassVar[str] = "fuse-attention"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        maker = _Maker(graph)
+        changed = False
+        for node in graph.nodes:
+            if not is_op(node, "Softmax"):
+                continue
+            match = _match(graph, node)
+            if match is None:
+                continue
+            if isinstance(match, str):
+                ctx.skip(node, f"no MultiHeadAttention: {match}")
+                continue
+            maker.fuse(match)
+            changed = True
+        return bool(graph.remove_dead()) or changed
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Query, key or value before its heads are split: [batch, length, heads · size]."""
+
+    tensor: Tensor
+    bias: Tensor | None
+    heads: int
+    size: int
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Match:
+    """The pieces of one attention; ``result`` has its heads joined."""
+
+    query: _Operand
+    key: _Operand
+    value: _Operand
+    scale: float
+    terms: list[Tensor]
+    result: Tensor
+
+
+def _match(graph: Graph, softmax: Node) -> _Match | str | None:
+    """None for a softmax over no product: a classifier's, or a router's."""
+    scores = _scores(graph, softmax)
+    if not isinstance(scores, tuple):
+        return scores
+    product, scale, terms = scores
+    if softmax.attrs.get("axis", -1 if graph.opset >= _LAST_SINCE else 1) not in (-1, 3):
+        return "the softmax is not over the last axis"
+    used = graph.only_consumer(softmax.outputs[0])
+    if used is None or not is_op(used, "MatMul") or used.inputs[0] is not softmax.outputs[0]:
+        return "the probabilities are not multiplied with values alone"
+    parts = (product.inputs[0], product.inputs[1], used.inputs[1])
+    operands = []
+    for name, tensor in zip(("query", "key", "value"), parts, strict=True):
+        found = _operand(graph, tensor, name)
+        if isinstance(found, str):
+            return f"{name}: {found}"
+        operands.append(found)
+    query, key, value = operands
+    if len({o.heads for o in operands}) > 1 or query.size != key.size:
+        return "query, key and value have not the same heads"
+    result = _joined(graph, used.outputs[0], value)
+    if isinstance(result, str):
+        return result
+    for term in terms:
+        if (rank(term) or 5) > 4 or not is_float(term):
+            return f"what is added to the scores, {term.name!r}, has no known type and rank"
+    return _Match(query, key, value, scale * query.factor * key.factor, terms, result)
+
+
+def _scores(graph: Graph, softmax: Node) -> tuple[Node, float, list[Tensor]] | str | None:
+    """The product, its scale, and what is added to it, back from the softmax."""
+    tensor, scale = softmax.inputs[0], 1.0
+    terms: list[Tensor] = []
+    while True:
+        node = graph.producer(tensor)
+        if node is None or graph.only_consumer(tensor) is None:
+            return "the scores are read elsewhere" if _leads_to_product(graph, tensor) else None
+        if _is_product(node):
+            return node, scale, terms
+        if is_op(node, "Add") and scale == 1.0:
+            ways = [t for t in node.inputs if _leads_to_product(graph, t)]
+            if not ways:
+                return None
+            if len(ways) > 1:
+                return "the scores are a sum of several products, as in disentangled attention"
+            terms += [t for t in node.inputs if t is not ways[0]]
+            tensor = ways[0]
+        elif is_op(node, "Mul", "Div") and _factor(node) is not None:
+            scale *= _factor(node) or 1.0
+            tensor = next(t for t in node.inputs if scalar(t) is None)
+        else:
+            leads = _leads_to_product(graph, tensor)
+            return f"{node.op} stands between scores and softmax" if leads else None
+
+
+def _is_product(node: Node | None) -> bool:
+    """A product of two tensors that are computed."""
+    return node is not None and is_op(node, "MatMul") and not any(map(is_constant, node.inputs))
+
+
+def _leads_to_product(graph: Graph, tensor: Tensor, depth: int = 6) -> bool:
+    """True where a product of data is near, whatever stands between."""
+    node = graph.producer(tensor)
+    if node is None or depth == 0 or not is_float(tensor):
+        return False
+    if _is_product(node):
+        return True
+    near = is_layout(node) or is_op(node, "Add", "Sub", "Mul", "Div", "Where", "GatherElements")
+    return near and any(_leads_to_product(graph, t, depth - 1) for t in node.inputs)
+
+
+def _factor(node: Node) -> float | None:
+    divides = is_op(node, "Div")
+    value = (
+        scalar(node.inputs[1])
+        if divides
+        else next((s for t in node.inputs if (s := scalar(t)) is not None), None)
+    )
+    if value is None or not np.isfinite(value) or value == 0:
+        return None
+    return 1 / value if divides else value
+
+
+def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | str:
+    """What a product reads, back through factors, Transpose and Reshape."""
+    perms, factor = [], 1.0
+    node = _only_maker(graph, tensor)
+    if node is not None and is_op(node, "Mul", "Div") and name != "value" and _factor(node):
+        factor = _factor(node) or 1.0
+        tensor = next(t for t in node.inputs if scalar(t) is None)
+        node = _only_maker(graph, tensor)
+    swapped = _swapped(graph, tensor) if name == "key" else None
+    if swapped is not None:
+        perms.append(_SWAP)
+        node = graph.producer(swapped)
+    while node is not None and is_op(node, "Transpose"):
+        perms.append(list(node.attrs.get("perm", [])))
+        tensor = node.inputs[0]
+        node = _only_maker(graph, tensor)
+    if perms not in (([_KEY], [_SWAP, _HEADS]) if name == "key" else ([_HEADS],)):
+        return "its heads are not moved in front of the sequence"
+    if node is None or not is_op(node, "Reshape"):
+        return "its heads are not split by one Reshape that nothing else reads"
+    source, split = node.inputs[0], shape_of(node.outputs[0])
+    if split is None or len(split) != 4 or not _keeps_rows(node, 2):
+        return "its heads are not split off the last of three dimensions"
+    heads, size = split[2:]
+    if not (isinstance(heads, int) and isinstance(size, int)):
+        return "the number of heads is not constant"
+    if (shape_of(source) or ())[2:] != (heads * size,):
+        return f"it is no [batch, length, {heads * size}]"
+    bias, plain = _bias(graph, source, heads * size)
+    return _Operand(plain, bias, heads, size, factor)
+
+
+def _swapped(graph: Graph, tensor: Tensor) -> Tensor | None:
+    """x of [a,b,c,d] → Reshape [a·b,c,d] → Transpose [0,2,1] → Reshape [a,b,d,c], as dynamo writes.
+
+    What Shape reads of x goes into the targets of these Reshapes alone.
+    """
+    nodes = []
+    for op in ("Reshape", "Transpose", "Reshape"):
+        node = graph.producer(tensor)
+        if node is None or not is_op(node, op):
+            return None
+        nodes.append(node)
+        tensor = node.inputs[0]
+    apart, turn, merge = nodes
+    readers = [n for n in graph.consumers(tensor) if not is_op(n, "Shape")]
+    before, after = shape_of(tensor), shape_of(apart.outputs[0])
+    merged = shape_of(merge.outputs[0])
+    if readers != [merge] or before is None or merged is None or None in (*before, *merged):
+        return None
+    swaps = list(turn.attrs.get("perm", [])) == [0, 2, 1] and len(before) == 4
+    expected = (*before[:2], *reversed(before[2:]))
+    return tensor if swaps and merged[1:] == before[2:] and after == expected else None
+
+
+def _only_maker(graph: Graph, tensor: Tensor) -> Node | None:
+    """What makes a tensor that has one reader."""
+    return graph.producer(tensor) if graph.only_consumer(tensor) is not None else None
+
+
+def _keeps_rows(node: Node, count: int) -> bool:
+    """True where a Reshape keeps the first dimensions, by its constant target or its shapes."""
+    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    if before is None or after is None or len(before) < count:
+        return False
+    if is_constant(node.inputs[1]) and not node.attrs.get("allowzero"):
+        target = array(node.inputs[1]).tolist()
+        if target[:count] in ([0] * count, [0] * (count - 1) + [-1]):
+            return -1 not in target[count:] or target[:count] == [0] * count
+    known = before[:count] == after[:count]
+    return known and all(d is not None for d in before[:count])
+
+
+def _bias(graph: Graph, tensor: Tensor, width: int) -> tuple[Tensor | None, Tensor]:
+    """The constant vector that a linear adds last, and the tensor before."""
+    node = graph.producer(tensor)
+    if node is None or not is_op(node, "Add") or graph.only_consumer(tensor) is None:
+        return None, tensor
+    for bias, data in (node.inputs, reversed(node.inputs)):
+        if is_constant(bias) and shape_of(bias) == (width,) and is_float(data):
+            return bias, data
+    return None, tensor
+
+
+def _joined(graph: Graph, context: Tensor, value: _Operand) -> Tensor | str:
+    """The tensor in which heads stand side by side again."""
+    turn = graph.only_consumer(context)
+    if turn is None or not is_op(turn, "Transpose") or list(turn.attrs.get("perm", [])) != _HEADS:
+        return "the heads of the result are not moved back"
+    join = graph.only_consumer(turn.outputs[0])
+    if join is None or not is_op(join, "Reshape") or not _keeps_rows(join, 2):
+        return "the heads of the result are not joined by one Reshape"
+    shape = shape_of(join.outputs[0])
+    if shape is None or shape[2:] != (value.heads * value.size,):
+        return "the heads of the result are not joined into one dimension"
+    result: Tensor = join.outputs[0]
+    return result
+
+
+class _Maker:
+    """Makes the operators; masks that blocks share are made once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.known = axes(graph)
+        self.masks: dict[tuple[str, ...], Tensor] = {}
+
+    def fuse(self, match: _Match) -> None:
+        """Put the operator in the place of what was matched."""
+        graph, result = self.graph, match.result
+        operands = (match.query, match.key, match.value)
+        biases, mask = self._biases(match), self._mask(match)
+        rest = [biases, None, mask] if mask is not None else [biases] if biases is not None else []
+        made = graph.add(
+            "MultiHeadAttention",
+            [*(o.tensor for o in operands), *rest],
+            [f"{result.name}/attention"],
+            {"num_heads": match.query.heads, "scale": float(match.scale)},
+            domain=MICROSOFT,
+            like=result,
+        )
+        graph.replace_uses(result, made.outputs[0])
+
+    def _biases(self, match: _Match) -> Tensor | None:
+        operands = (match.query, match.key, match.value)
+        if all(o.bias is None for o in operands):
+            return None
+        values = [
+            np.zeros(o.heads * o.size, np.float32) if o.bias is None else array(o.bias)
+            for o in operands
+        ]
+        return self.graph.constant(f"{match.result.name}/biases", np.concatenate(values))
+
+    def _mask(self, match: _Match) -> Tensor | None:
+        """What is added to the scores, in the shape that the operator asks for."""
+        if not match.terms:
+            return None
+        lengths = [o.tensor.name for o in (match.query, match.key)]
+        if all(by_position(self.known.get(n)) for n in lengths):
+            lengths = []  # the model's one sequence, whichever block it is
+        key = (*(t.name for t in match.terms), *lengths)
+        if key not in self.masks:
+            self.masks[key] = self._expanded(match)
+        return self.masks[key]
+
+    def _expanded(self, match: _Match) -> Tensor:
+        graph, total = self.graph, match.terms[0]
+        for term in match.terms[1:]:
+            total = graph.add("Add", [total, term], [f"{total.name}/sum"], like=total).outputs[0]
+            total.shape = None
+        ones = graph.constant("attention/ones", np.array([1, 1]))
+        second = graph.constant("attention/second", np.array([1]))
+        sizes: list[Tensor] = [ones]
+        for operand in (match.query, match.key):
+            name = f"{operand.tensor.name}/length"
+            shape = graph.add("Shape", [operand.tensor], [f"{operand.tensor.name}/shape"])
+            size = graph.add("Gather", [shape.outputs[0], second], [name], {"axis": 0})
+            sizes.append(size.outputs[0])
+        target = graph.add("Concat", sizes, [f"{total.name}/size"], {"axis": 0}).outputs[0]
+        full = graph.add("Expand", [total, target], [f"{total.name}/full"]).outputs[0]
+        full.dtype = total.dtype
+        return full

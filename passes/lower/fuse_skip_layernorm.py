@@ -1,0 +1,100 @@
+"""Makes a residual sum and the normalization after it one operator.
+
+    LayerNormalization(x + b + y, γ, β)   →   SkipLayerNormalization(x, y, γ, β, b)
+
+One kernel reads what three would write and read again. b is the constant bias of the linear before,
+where nothing else reads that sum. Where the residual sum is read elsewhere too (norm before the
+block), it becomes the operator's fourth output. Refuses sums that broadcast, or whose shapes are
+not known to agree, and parameters that are no constant vectors. On CPU the operator is slow: see
+``unfuse-skip-layernorm``. Source: ONNX Runtime com.microsoft.SkipLayerNormalization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.analysis.token_axes import Axes, axes, by_position
+from qcompile.ir.graph import MICROSOFT, Graph, Node, Tensor, is_constant, is_float, is_op, shape_of
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+
+@dataclass(frozen=True)
+class FuseSkipLayerNorm(Pass):
+    """Fuse residual sums with the normalization that reads them."""
+
+    name: ClassVar[str] = "fuse-skip-layernorm"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    after: ClassVar[tuple[str, ...]] = ("fuse-attention",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        known = axes(graph)
+        changed = False
+        for node in graph.nodes:
+            total = graph.producer(node.inputs[0]) if is_op(node, "LayerNormalization") else None
+            if total is None or not is_op(total, "Add") or any(map(is_constant, total.inputs)):
+                continue
+            reason = _obstacle(node, total, known)
+            if reason is None:
+                made = _fuse(graph, node, total)
+                for old, new in ((node, made.outputs[0]), (total, made.outputs[-1])):
+                    known.setdefault(new.name, known.get(old.outputs[0].name, ()))
+                changed = True
+            else:
+                ctx.skip(node, f"no SkipLayerNormalization: {reason}")
+        return bool(graph.remove_dead()) or changed
+
+
+def _obstacle(norm: Node, total: Node, known: Mapping[str, Axes]) -> str | None:
+    vectors = [t for t in norm.inputs[1:] if t.name]
+    if not all(is_constant(t) and len(t.shape) == 1 for t in vectors):
+        return "scale or shift is no constant vector"
+    if len([t for t in norm.outputs if t.name]) > 1:
+        return "its mean or deviation is read"
+    if norm.attrs.get("axis", -1) not in (-1, 2):
+        return "it is not over the last axis"
+    if not all(is_float(t) for t in total.inputs):
+        return "the sum is not float32"
+    shapes = [shape_of(t) for t in total.inputs]
+    if any(s is None or len(s) != 3 or s[2] != vectors[0].shape[0] for s in shapes):
+        return "the operands of the sum have not three dimensions of the norm's width"
+    same = shapes[0] == shapes[1] and None not in (shapes[0] or ())
+    if not (same or all(by_position(known.get(t.name)) for t in total.inputs)):
+        return "the operands of the sum are not known to have one shape"
+    return None
+
+
+def _fuse(graph: Graph, norm: Node, total: Node) -> Node:
+    out, summed = norm.outputs[0], total.outputs[0]
+    data, skip, bias = _biased(graph, total)
+    alone = graph.only_consumer(summed) is not None
+    vectors = [*norm.inputs[1:], None][:2]  # the shift may be left out
+    made = graph.add(
+        "SkipLayerNormalization",
+        [data, skip, *vectors, *([] if bias is None else [bias])],
+        [f"{out.name}/skip", *([] if alone else [None, None, f"{summed.name}/sum"])],
+        {"epsilon": norm.attrs.get("epsilon", 1e-5)},
+        domain=MICROSOFT,
+        like=out,
+    )
+    if not alone:
+        sums = made.outputs[3]
+        sums.dtype, sums.shape = summed.dtype, summed.shape
+        graph.replace_uses(summed, sums)
+    graph.replace_uses(out, made.outputs[0])
+    return made
+
+
+def _biased(graph: Graph, total: Node) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x, y, b) of the sum x + b + y."""
+    for data, skip in (total.inputs, reversed(total.inputs)):
+        add = graph.producer(data)
+        if add is None or not is_op(add, "Add") or graph.only_consumer(data) is None:
+            continue
+        for bias, inner in (add.inputs, reversed(add.inputs)):
+            width = (shape_of(data) or ())[-1:]
+            if is_constant(bias) and shape_of(bias) == width and shape_of(inner) == shape_of(data):
+                return inner, skip, bias
+    return total.inputs[0], total.inputs[1], None

@@ -1,0 +1,240 @@
+"""Stores and computes data in float16, where that is safe and the target has a kernel.
+
+    MatMul(x, W) : float32   →   MatMul(Cast(x, float16), W : float16) : float16
+
+Only the data path (``dataflow.data_path``): masks, positions and scales that are computed from
+integers stay float32 and are cast where they meet data. Graph inputs and outputs keep their types.
+
+Float32 stay, with a Cast on each side: reductions over many values (means, norms, sums: float16
+holds 11 bits and no more than 65504), powers, exponentials, logarithms and roots; elementwise
+operators that read such a result, up to the next product or normalization; operators with a
+constant that float16 cannot hold (an epsilon of 1e-12 would be 0); what has no float16 kernel in
+the target's table; what subgraphs read. LayerNormalization, softmax and attention take float16 and
+accumulate in float32 inside their kernels.
+
+The huge constants that masks add (-3.4e38) would overflow to -inf, and a row of those is NaN after
+softmax. They become -32768: far below any score, finite, and with room to be added to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+
+from qcompile.analysis.data_path import data_path
+from qcompile.ir.graph import (
+    Graph,
+    Node,
+    Tensor,
+    array,
+    has_subgraph,
+    is_constant,
+    is_float,
+    is_op,
+)
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.quant.affine import Array
+from qcompile.targets.kernel_table import HasKernels, KernelTable
+
+_SENSITIVE = (
+    "CumSum", "Exp", "InstanceNormalization", "Log", "LogSoftmax", "LpNormalization",
+    "MeanVarianceNormalization", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
+    "Sqrt",
+)  # fmt: skip
+_QUANTIZERS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
+# From a float32 result back to float16: operators that are worth it, and safe by themselves.
+_RETURNS = (
+    "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul",
+    "com.microsoft.MatMulNBits", "com.microsoft.MultiHeadAttention",
+    "com.microsoft.SkipLayerNormalization",
+)  # fmt: skip
+_BOUNDS = ("Clip", "Max", "Min")
+_ADDING = ("Add", "Sub", "com.microsoft.MultiHeadAttention")
+_LARGEST = float(np.finfo(np.float16).max)
+_SMALLEST = float(np.finfo(np.float16).tiny)  # the smallest with all its digits
+_MASKED = np.float32(-(2.0**15))
+_HUGE = 1e30  # what nothing but a mask has
+
+
+@dataclass(frozen=True)
+class HalveFloats(Pass):
+    """Compute in float16 on targets that have kernels for it."""
+
+    name: ClassVar[str] = "halve-floats"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+    after: ClassVar[tuple[str, ...]] = (
+        "fuse-attention", "fuse-bias-gelu", "fuse-skip-layernorm", "lower-embeddings",
+        "lower-weight-only",
+    )  # fmt: skip
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        tables = [r.table for r in ctx.target.requires if isinstance(r, HasKernels)]
+        if not tables:
+            ctx.skip(graph.name, f"target {ctx.target.name!r} has no table of kernels")
+            return False
+        path = data_path(graph)
+        kept = _Chooser(graph, tables[0], path).run()
+        for name, reason in kept.items():
+            if reason:
+                ctx.skip(name, f"float32: {reason}")
+        work = _Rewriter(graph, tables[0], path)
+        changed = work.run({n for n, why in kept.items() if not why})
+        for new, old in work.origins.items():
+            ctx.origins[new] = ctx.origins.get(old, (old, None))
+        return changed
+
+
+class _Chooser:
+    """Goes through the graph once and says of each node on the data path why it stays float32."""
+
+    def __init__(self, graph: Graph, table: KernelTable, path: set[str]) -> None:
+        self.graph, self.table, self.path = graph, table, path
+        self.wide: set[str] = set()  # results that are float32
+        self.opsets = graph.domains()
+
+    def run(self) -> dict[str, str]:
+        """Reasons by node; "" is none: the node takes float16."""
+        found: dict[str, str] = {}
+        for node in self.graph.nodes:
+            data = [t for t in (*node.inputs, *node.outputs) if t.name in self.path]
+            if not data or _takes_anything(node):
+                continue
+            found[node.name] = reason = self._reason(node) or ""
+            if reason:
+                self.wide |= {t.name for t in node.outputs}
+        return found
+
+    def _reason(self, node: Node) -> str | None:
+        if has_subgraph(node):
+            return "its body reads float32"
+        if is_op(node, *_SENSITIVE):
+            return "a reduction, power or root"
+        if is_op(node, *_QUANTIZERS):
+            return "a quantizer"
+        if any(t.name in self.wide for t in node.inputs) and not is_op(node, *_RETURNS):
+            return "it reads a float32 result"
+        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+        for i, tensor in enumerate(node.inputs):
+            if tensor.name in self.path and not self.table.takes(node, opset, i, "f16"):
+                return f"{node.op} has no float16 kernel"
+            if is_constant(tensor) and is_float(tensor) and half_values(node, tensor) is None:
+                return f"float16 cannot hold its constant {tensor.name!r}"
+        return None
+
+
+def _takes_anything(node: Node) -> bool:
+    """True where a node gives the same for float32 and float16."""
+    casts = is_op(node, "Cast") and not is_float(node.outputs[0])
+    return casts or is_op(node, "Shape", "Size")
+
+
+def half_values(node: Node, constant: Tensor) -> Array | None:
+    """A constant in float16, None where that would change what the node computes."""
+    values = array(constant)
+    sizes = np.abs(values)
+    if values.size == 1 and 0 < sizes.max() < _SMALLEST:
+        return None
+    large = np.isfinite(values) & (sizes >= _LARGEST)
+    if not large.any():
+        return values.astype(np.float16)
+    if is_op(node, *_BOUNDS):  # no float16 lies beyond
+        return np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
+    masking = large & ((sizes >= _HUGE) | (sizes == _LARGEST))
+    if not is_op(node, *_ADDING, "Where") or (masking != large).any():
+        return None
+    return np.where(masking, -np.sign(values) * _MASKED, values).astype(np.float16)
+
+
+class _Rewriter:
+    """Carries the choice out: types change in place, with a Cast wherever they meet others."""
+
+    def __init__(self, graph: Graph, table: KernelTable, path: set[str]) -> None:
+        self.graph, self.table, self.path = graph, table, path
+        self.opsets = graph.domains()
+        self.turned: set[str] = set()  # tensors that were float32 and are float16
+        self.halves: dict[tuple[str, bool], Tensor] = {}  # (float32 tensor, is added) -> its half
+        self.floats: dict[str, Tensor] = {}
+        self.origins: dict[str, str] = {}  # constant -> the one that it is made of
+
+    def run(self, chosen: set[str]) -> bool:
+        """True where any node was chosen."""
+        for node in self.graph.nodes:
+            if node.name in chosen:
+                self._halve(node)
+            elif not _takes_anything(node):
+                for i, tensor in enumerate(node.inputs):
+                    if tensor.name in self.turned:
+                        self.graph.set_input(node, i, self._float(tensor))
+        return bool(chosen)
+
+    def _halve(self, node: Node) -> None:
+        graph = self.graph
+        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+        for i, tensor in enumerate(node.inputs):
+            takes = self.table.takes(node, opset, i, "f16")
+            if tensor.name and is_float(tensor) and takes:
+                graph.set_input(node, i, self._half(node, tensor))
+            elif tensor.name in self.turned and not takes:
+                graph.set_input(node, i, self._float(tensor))
+        if is_op(node, "Cast") and is_float(node.outputs[0]):
+            node.attrs["to"] = int(onnx.TensorProto.FLOAT16)
+        for i, tensor in enumerate(node.outputs):
+            if not tensor.name or not is_float(tensor):
+                continue
+            if graph.is_output(tensor):
+                self._keep_output(node, i, tensor)
+            else:
+                tensor.dtype = np.dtype(np.float16)
+                self.turned.add(tensor.name)
+
+    def _keep_output(self, node: Node, index: int, tensor: Tensor) -> None:
+        """What is seen from outside stays float32, under its name."""
+        half = self.graph.divert_output(node, "half", index)
+        half.dtype, half.shape = np.dtype(np.float16), tensor.shape
+        self.halves[tensor.name, False] = self.halves[tensor.name, True] = half
+        self.graph.add("Cast", [half], [tensor], {"to": int(onnx.TensorProto.FLOAT)})
+
+    def _half(self, node: Node, tensor: Tensor) -> Tensor:
+        """A float32 tensor as float16, made once for all who read it."""
+        values = half_values(node, tensor) if is_constant(tensor) else None
+        if values is None:
+            added = is_op(node, *_ADDING) and tensor.name not in self.path
+        else:
+            with np.errstate(over="ignore"):
+                added = bool((values != array(tensor).astype(np.float16)).any())
+        key = tensor.name, added
+        if key not in self.halves and values is not None:
+            made = self.graph.constant(f"{tensor.name}/half", values)
+            self.halves[key], self.origins[made.name] = made, tensor.name
+        elif key not in self.halves:
+            self.halves[key] = self._cast(tensor, added)
+        return self.halves[key]
+
+    def _cast(self, tensor: Tensor, added: bool) -> Tensor:
+        """What a mask adds is made finite first: -3.4e38 would be -inf."""
+        source, maker = tensor, self.graph.producer(tensor)
+        if added:
+            least = self.graph.constant("masked", np.array(_MASKED))
+            name = f"{tensor.name}/finite"
+            source = self.graph.add("Clip", [tensor, least], [name], like=tensor).outputs[0]
+        elif maker is not None and is_op(maker, "Cast") and tensor.name not in self.path:
+            source = maker.inputs[0]  # an integer: one step is enough
+        return self._typed(source, f"{tensor.name}/half", np.float16, tensor)
+
+    def _float(self, tensor: Tensor) -> Tensor:
+        if tensor.name not in self.floats:
+            made = self._typed(tensor, f"{tensor.name}/float", np.float32, tensor)
+            self.floats[tensor.name] = made
+        return self.floats[tensor.name]
+
+    def _typed(self, source: Tensor, name: str, dtype: type, like: Tensor) -> Tensor:
+        to = onnx.TensorProto.FLOAT16 if dtype is np.float16 else onnx.TensorProto.FLOAT
+        made = self.graph.add("Cast", [source], [name], {"to": int(to)}).outputs[0]
+        made.dtype, made.shape = np.dtype(dtype), like.shape
+        result: Tensor = made
+        return result

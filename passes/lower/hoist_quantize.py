@@ -1,0 +1,57 @@
+"""Quantizes before layout operators instead of after them: they then move a quarter of the bytes.
+
+    QuantizeLinear(Reshape(Transpose(x)), s, z)   →   Reshape(Transpose(QuantizeLinear(x, s, z)))
+
+Bit-equal: with one scale for the tensor, quantizing and moving values commute; the same holds for
+DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. A larger value never
+gets a smaller integer, so MaxPool, which picks values, commutes with QuantizeLinear too. Refuses
+scales per axis, chains that anything else reads, and integers that are visible outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.analysis.data_path import movers_before
+from qcompile.ir.graph import Graph, Node, is_constant, is_op
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+
+@dataclass(frozen=True)
+class HoistQuantize(Pass):
+    """Move quantizers in front of layout operators."""
+
+    name: ClassVar[str] = "hoist-quantize"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq", "lower-linears")
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            if is_op(node, "QuantizeLinear", "DynamicQuantizeLinear"):
+                changed |= _hoist(graph, ctx, node)
+        return changed
+
+
+def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
+    picks = ("MaxPool",) if is_op(quantizer, "QuantizeLinear") else ()
+    chain = movers_before(graph, quantizer.inputs[0], picks)
+    if not chain:
+        return False
+    if "axis" in quantizer.attrs or any(t.shape for t in quantizer.inputs[1:] if is_constant(t)):
+        ctx.skip(quantizer, "its scales are per axis, which layout operators would move")
+        return False
+    first, last = chain[-1], chain[0]
+    source, result = first.inputs[0], quantizer.outputs[0]
+    if graph.is_output(result):
+        ctx.skip(quantizer, "it carries the name of a graph output")
+        return False
+    for node in chain:  # what they make is another tensor now, and another name says so
+        graph.renew_output(node, "quantized", result.dtype)
+    graph.replace_uses(result, last.outputs[0])  # readers take the moved integers
+    graph.set_input(quantizer, 0, source)
+    graph.set_input(first, 0, result)
+    result.shape = source.shape
+    return True

@@ -1,0 +1,140 @@
+"""Turns quantized MatMul and Gemm into ONNX Runtime's fastest integer product.
+
+    MatMul(DQ(xq, s, z), DQ(Wq, t)) + b   →   MatMulIntegerToFloat(xq, Wq, s, t, z, , b)
+
+The operator form is independent of the session's Q/DQ options and of static shapes, which make
+the Q/DQ form fall back to float. The bias moves inside, the weight's zero point is left out
+(symmetric). Refuses weights that are not symmetric int8 per output channel, activations other than
+uint8 with one scale (those have no vector kernel), and Gemm with transA, alpha or beta. Source:
+ONNX Runtime matmul_integer_to_float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.ir.graph import (
+    MICROSOFT,
+    Graph,
+    Node,
+    Tensor,
+    array,
+    is_constant,
+    is_op,
+    is_zero,
+    rank,
+    scalar,
+)
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+
+@dataclass(frozen=True)
+class LowerLinears(Pass):
+    """Lower Q/DQ products to MatMulIntegerToFloat."""
+
+    name: ClassVar[str] = "lower-linears"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            if not is_op(node, "MatMul", "Gemm"):
+                continue
+            data, weight = (_dequantizer(graph, t) for t in node.inputs[:2])
+            if data is None or weight is None:
+                continue
+            reason = _obstacle(node, data, weight)
+            if reason is None:
+                _lower(graph, ctx, node, data, weight)
+                changed = True
+            else:
+                ctx.skip(node, reason)
+        return bool(graph.remove_dead()) or changed
+
+
+def _dequantizer(graph: Graph, tensor: Tensor) -> Node | None:
+    node = graph.producer(tensor)
+    return node if node is not None and is_op(node, "DequantizeLinear") else None
+
+
+def _obstacle(node: Node, data: Node, weight: Node) -> str | None:
+    attrs = node.attrs
+    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        return "Gemm with transA, alpha or beta"
+    if not is_constant(weight.inputs[0]) or rank(weight.inputs[0]) != 2:
+        return "the weight is no constant matrix"
+    if weight.inputs[0].dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
+        return "the weight is not symmetric int8"
+    if data.inputs[0].dtype is not None and data.inputs[0].dtype != np.uint8:
+        return "the activation is not uint8"
+    if rank(data.inputs[1]) and scalar(data.inputs[1]) is None:
+        return "the activation has a scale per channel"
+    if not _fits_outputs(node, weight):
+        return "the weight's scales are not along the output channels"
+    return None
+
+
+def _fits_outputs(node: Node, weight: Node) -> bool:
+    """True for one scale, or one for each output channel."""
+    axes = (0, -2) if node.attrs.get("transB") else (1, -1)
+    dims = rank(weight.inputs[1])
+    return dims == 0 or (dims == 1 and weight.attrs.get("axis", 1) in axes)
+
+
+def _lower(graph: Graph, ctx: Context, node: Node, data: Node, weight: Node) -> None:
+    matrix = weight.inputs[0]
+    if node.attrs.get("transB"):
+        matrix = graph.constant(f"{matrix.name}/transposed", array(matrix).T)
+        ctx.origins[matrix.name] = ctx.origins.get(weight.inputs[0].name, (matrix.name, None))
+    result, inside, outside = _bias(graph, node)
+    xq, scale = data.inputs[:2]
+    zero = data.inputs[2] if len(data.inputs) > 2 else None
+    fused = [] if inside is None else [inside]
+    lowered = graph.add(
+        "MatMulIntegerToFloat",
+        [xq, matrix, scale, weight.inputs[1], zero, None, *fused],
+        [f"{result.name}/int8"],
+        domain=MICROSOFT,
+        name=f"{node.name}/int8",
+        like=result,
+    )
+    product = lowered.outputs[0]
+    if outside is not None:
+        added = graph.add("Add", [product, outside], [f"{result.name}/biased"], like=result)
+        product = added.outputs[0]
+    graph.replace_uses(result, product)
+
+
+def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(the tensor to replace, the vector that goes inside, what is still to be added to it)."""
+    out = node.outputs[0]
+    if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
+        bias = node.inputs[2]
+        vector = is_constant(bias) and _is_vector(bias, node)
+        return (out, _flat(graph, bias), None) if vector else (out, None, bias)
+    add = graph.only_consumer(out)
+    if add is None or not is_op(add, "Add"):
+        return out, None, None
+    other = next((t for t in add.inputs if t is not out), None)
+    if other is None or not is_constant(other) or not _is_vector(other, node):
+        return out, None, None
+    return add.outputs[0], _flat(graph, other), None
+
+
+def _is_vector(bias: Tensor, node: Node) -> bool:
+    """True where it adds one value to each output channel, and no dimension to the result."""
+    columns = node.inputs[1].shape[0 if node.attrs.get("transB") else 1]
+    shape = tuple(bias.shape)
+    fits = len(shape) <= (rank(node.outputs[0]) or 1)
+    return fits and shape[-1:] == (columns,) and int(np.prod(shape)) == columns
+
+
+def _flat(graph: Graph, bias: Tensor) -> Tensor:
+    if rank(bias) == 1:
+        return bias
+    return graph.constant(f"{bias.name}/flat", array(bias).reshape(-1))

@@ -1,0 +1,157 @@
+"""Stores a linear's weight in 8 or 4 bits and multiplies in blocks.
+
+    MatMul(x, DQ(Wq, t))   →   com.microsoft.MatMulNBits(x, W8, t by block) {bits=8}
+
+ONNX Runtime quantizes the activation itself, by row and block (accuracy_level 4): without that
+8-bit weights have no kernel and the whole matrix is dequantized in every call. A bias stays an
+Add, which the runtime fuses. With 4 bits each block has a scale of its own, which maps the value
+that is farthest from zero to -8: all 16 steps are used. Refuses weights that are not symmetric int8
+by output channel, and Gemm with transA, alpha or beta. Source: ONNX Runtime matmul_nbits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.ir.graph import (
+    MICROSOFT,
+    Graph,
+    Node,
+    array,
+    is_constant,
+    is_op,
+    is_zero,
+    rank,
+    shape_of,
+)
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.quant.affine import Array, sqnr_db
+
+
+@dataclass(frozen=True)
+class LowerWeightOnly(Pass):
+    """Lower dequantized weights to MatMulNBits.
+
+    block: weights that share a scale, a power of two from 16 to 256. accuracy: ``accuracy_level``
+    of the operator, 0 leaves the activation as it is. bits: 8, or 4 for half the bytes.
+    """
+
+    bits: int = 8
+    block: int = 128
+    accuracy: int = 4
+
+    name: ClassVar[str] = "lower-weight-only"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+
+    def __post_init__(self) -> None:
+        if self.block not in (16, 32, 64, 128, 256):
+            raise ValueError(f"block is {self.block}, expected 16, 32, 64, 128 or 256")
+        if self.bits not in (4, 8):
+            raise ValueError(f"bits is {self.bits}, expected 4 or 8")
+        if self.accuracy not in range(5):
+            raise ValueError(f"accuracy is {self.accuracy}, expected 0 to 4")
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            weight = graph.producer(node.inputs[1]) if is_op(node, "MatMul", "Gemm") else None
+            if weight is None or not is_op(weight, "DequantizeLinear"):
+                continue
+            reason = _obstacle(node, weight) or _data_obstacle(graph, node)
+            if reason is None:
+                self._lower(graph, ctx, node, weight)
+                changed = True
+            else:
+                ctx.skip(node, reason)
+        return bool(graph.remove_dead()) or changed
+
+    def _lower(self, graph: Graph, ctx: Context, node: Node, weight: Node) -> None:
+        values = array(weight.inputs[0])
+        rows = values if node.attrs.get("transB") else values.T  # one row an output channel
+        if self.bits == 8:
+            blocks, noise = _packed(rows, self.block), None
+            scales = np.repeat(array(weight.inputs[1]), blocks.shape[1])
+        else:
+            blocks, scales, noise = _nibbles(rows * array(weight.inputs[1])[:, None], self.block)
+        packed = graph.constant(f"{weight.inputs[0].name}/blocks", blocks)
+        scale = graph.constant(f"{weight.inputs[1].name}/blocks", scales)
+        for new, old in ((packed, weight.inputs[0]), (scale, weight.inputs[1])):
+            origin, own = ctx.origins.get(old.name, (old.name, None))
+            ctx.origins[new.name] = origin, own if noise is None or own is None else noise
+        attrs = {
+            "K": rows.shape[1],
+            "N": rows.shape[0],
+            "bits": self.bits,
+            "block_size": self.block,
+            **({"accuracy_level": self.accuracy} if self.accuracy else {}),
+        }
+        out = node.outputs[0]
+        made = graph.add(
+            "MatMulNBits",
+            [node.inputs[0], packed, scale],
+            [f"{out.name}/{self.bits}bit"],
+            attrs,
+            domain=MICROSOFT,
+            name=f"{node.name}/{self.bits}bit",
+            like=out,
+        )
+        result = made.outputs[0]
+        if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
+            result = graph.add("Add", [result, node.inputs[2]], [f"{out.name}/biased"]).outputs[0]
+        graph.replace_uses(out, result)
+
+
+def _obstacle(node: Node, weight: Node) -> str | None:
+    matrix, scale = weight.inputs[:2]
+    attrs = node.attrs
+    if not is_constant(matrix) or rank(matrix) != 2:
+        return "the weight is no constant matrix"
+    if matrix.dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
+        return "the weight is not symmetric int8"
+    axes = (0, -2) if attrs.get("transB") else (1, -1)
+    channels = (matrix.shape[axes[0]],)
+    by_output = shape_of(scale) == channels and weight.attrs.get("axis", 1) in axes
+    if not is_constant(scale) or not by_output:
+        return "the weight's scales are not along the output channels"
+    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
+        return "Gemm with transA, alpha or beta"
+    return None
+
+
+def _data_obstacle(graph: Graph, node: Node) -> str | None:
+    maker = graph.producer(node.inputs[0])
+    quantized = maker is not None and is_op(maker, "DequantizeLinear")
+    return "its data came in quantized: it runs in integers as a whole" if quantized else None
+
+
+def _packed(rows: Array, block: int) -> Array:
+    """int8 [N, K] to uint8 [N, blocks, block] around 128, padded with zeros (128)."""
+    n, k = rows.shape
+    count = -(-k // block)
+    padded = np.zeros((n, count * block), np.int16)
+    padded[:, :k] = rows
+    return (padded + 128).astype(np.uint8).reshape(n, count, block)
+
+
+def _nibbles(rows: Array, block: int) -> tuple[Array, Array, float]:
+    """float [N, K] to uint8 [N, blocks, block / 2], scales [N · blocks], and the noise in dB.
+
+    Two values a byte, the first in the low half, stored around 8; the rest of a block is zeros (8).
+    """
+    n, k = rows.shape
+    count = -(-k // block)
+    padded = np.zeros((n, count * block), np.float32)
+    padded[:, :k] = rows
+    values = padded.reshape(n, count, block)
+    farthest = np.take_along_axis(values, np.abs(values).argmax(2)[..., None], 2)
+    scale = np.where(farthest == 0, np.float32(1), farthest / np.float32(-8))
+    steps = np.clip(np.rint(values / scale), -8, 7)
+    noise = sqnr_db(values, steps * scale)
+    stored = (steps + 8).astype(np.uint8)
+    pairs: Array = stored[..., 0::2] | stored[..., 1::2] << 4
+    return pairs, scale.reshape(-1).astype(np.float32), noise

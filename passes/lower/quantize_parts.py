@@ -1,0 +1,97 @@
+"""Quantizes what is concatenated instead of the whole: a quarter of the bytes are then copied.
+
+    QuantizeLinear(Clip(Concat(x, y), L, H), s, z)
+        →   Concat(QuantizeLinear(x, s, z), QuantizeLinear(y, s, z))
+
+Bit-equal: with one scale, quantizing and concatenating commute, and a Clip whose bounds are not
+inside what the integers can hold does what saturation does anyway. Refuses a Clip that cuts deeper,
+scales per axis, and tensors that anything else reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.ir.graph import Graph, Node, array, is_constant, is_op, scalar
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+
+@dataclass(frozen=True)
+class QuantizeParts(Pass):
+    """Move quantizers in front of Concat, and drop Clip where they saturate."""
+
+    name: ClassVar[str] = "quantize-parts"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        waiting = graph.nodes
+        while waiting:  # parts may be clipped, or concatenated in their turn
+            node = waiting.pop(0)
+            if not is_op(node, "QuantizeLinear") or node.attrs.get("axis", 1) not in (1, -1):
+                continue
+            dropped = _drop_clip(graph, ctx, node)
+            parts = _split(graph, ctx, node)
+            changed |= dropped or bool(parts)
+            waiting += parts
+        return changed
+
+
+def _drop_clip(graph: Graph, ctx: Context, quantizer: Node) -> bool:
+    clip = graph.producer(quantizer.inputs[0])
+    if clip is None or not is_op(clip, "Clip") or graph.only_consumer(clip.outputs[0]) is None:
+        return False
+    reason = _cuts(clip, quantizer)
+    if reason is not None:
+        ctx.skip(clip, reason)
+        return False
+    graph.set_input(quantizer, 0, clip.inputs[0])
+    graph.remove_dead()
+    return True
+
+
+def _cuts(clip: Node, quantizer: Node) -> str | None:
+    """Why the Clip is needed, None where saturation does the same."""
+    bounds = [scalar(t) for t in clip.inputs[1:3] if t.name]
+    step, zero = scalar(quantizer.inputs[1]), quantizer.inputs[2:]
+    if len(bounds) != 2 or step is None or not zero or not is_constant(zero[0]):
+        return "its bounds or the scale are not known"
+    low, high = bounds
+    if low is None or high is None:
+        return "its bounds are computed"
+    limits, point = np.iinfo(array(zero[0]).dtype), int(array(zero[0]).reshape(-1)[0])
+    least, most = (limits.min - point) * step, (limits.max - point) * step
+    if low > least + step / 4 or high < most - step / 4:
+        return "it cuts deeper than the quantizer saturates"
+    return None
+
+
+def _split(graph: Graph, ctx: Context, quantizer: Node) -> list[Node]:
+    """The quantizers of the parts, none where nothing was moved."""
+    concat = graph.producer(quantizer.inputs[0])
+    if concat is None or not is_op(concat, "Concat"):
+        return []
+    result = quantizer.outputs[0]
+    if graph.only_consumer(concat.outputs[0]) is None or graph.is_output(result):
+        ctx.skip(quantizer, "what is concatenated, or its integers, are visible elsewhere")
+        return []
+    if any(t.shape for t in quantizer.inputs[1:]):
+        ctx.skip(quantizer, "its scales are per axis")
+        return []
+    parts = [
+        graph.add("QuantizeLinear", [t, *quantizer.inputs[1:]], [f"{t.name}/quantized"])
+        for t in concat.inputs
+    ]
+    for part in parts:
+        part.outputs[0].dtype = result.dtype
+    pieces = [part.outputs[0] for part in parts]
+    graph.replace_uses(
+        result, graph.add("Concat", pieces, [f"{result.name}/parts"], concat.attrs).outputs[0]
+    )
+    graph.remove_dead()
+    return parts

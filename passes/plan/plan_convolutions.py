@@ -1,0 +1,181 @@
+"""Decides which convolutions run in integers: data, weight and result. Edits nothing.
+
+An integer convolution writes integers, so where the target has one its result needs a range as well
+as its data: that of the Relu or Clip behind it, which the integers can hold (``convolutions.py``).
+Data, weight and result become integers together or not at all, except on targets that give every
+tensor a quantizer anyway. What a target's ``chained`` rules name follows where all that it reads
+is integers of this kind: residual sums, Concat, MaxPool.
+
+Refuses, with the reason: weights that are computed, results that are graph outputs (integers would
+be read back for nobody), and convolutions that the target's rule says are no faster, unless they
+stand between integers, where a float one would turn them to float and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.analysis import conv_activation
+from qcompile.analysis.prequantized import is_quantized_weight
+from qcompile.analysis.transformer_roles import Role, callings, roles
+from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
+from qcompile.planning import precision
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.planning.plan import Decision, Kind, Use
+from qcompile.planning.precision import Choice
+from qcompile.quant.affine import QSpec
+from qcompile.targets.target import OpRule
+
+_QDQ_SINCE = 13  # what plan-operands asks for
+
+
+@dataclass(frozen=True)
+class PlanConvolutions(Pass):
+    """Choose data, weights and results of convolutions to quantize."""
+
+    name: ClassVar[str] = "plan-convolutions"
+    stage: ClassVar[Stage] = Stage.PLAN
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("plan-operands",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        rule = ctx.target.rule("Conv", ctx.choices.mode)
+        if rule is None or graph.opset < _QDQ_SINCE:
+            return False  # plan-operands has said so
+        chained = {r.op: r for r in ctx.target.chained if ctx.choices.mode in r.modes}
+        planner = _Planner(graph, ctx, roles(graph))
+        for node in graph.nodes:
+            if is_op(node, "Conv"):
+                planner.convolution(node, rule)
+            elif is_op(node, *chained):
+                planner.chained(node, chained[node.op])
+        return False
+
+
+@dataclass
+class _Planner:
+    """``integers``: tensors that are quantized where they are made, for all their readers."""
+
+    graph: Graph
+    ctx: Context
+    found: Mapping[str, Role]
+    integers: set[str] = field(default_factory=set)
+
+    def convolution(self, node: Node, rule: OpRule) -> None:
+        """Plan one convolution, and say why where it stays float."""
+        data, weight = node.inputs[:2]
+        result = conv_activation.result(self.graph, node.outputs[0])
+        whole = rule.output is not None and not self.ctx.target.quantize_interior
+        reason = self._obstacle(node, rule) or (self._visible(node, result) if whole else None)
+        matrix = self._weight(node, rule.weight)
+        row = self._activation(node, [data], rule.activation)
+        out = (
+            self._activation(node, [result, node.outputs[0]], rule.output)
+            if whole
+            else Choice(None)
+        )
+        if not self.ctx.target.quantize_interior:
+            linked = (matrix, row, out) if whole else (matrix, row)
+            reason = reason or next((c.reason for c in linked if c.spec is None), None)
+        if reason is not None:
+            self.ctx.skip(node, reason)
+            matrix = row = out = Choice(None, reason)
+        if is_constant(weight):
+            self._decide(weight, "weight", matrix, rule, (Use(node.name, 1),))
+        if rule.activation is not None:
+            self._decide(data, "activation", row, rule, (Use(node.name, 0),))
+        if out.spec is not None:
+            self._result(node, result, out, rule)
+
+    def chained(self, node: Node, rule: OpRule) -> None:
+        """Plan an operator that reads nothing but integers; any other is none of ours."""
+        operands = [t for t in node.inputs if t.name]
+        if not all(t.name in self.integers for t in operands) or any(
+            t.name for t in node.outputs[1:]
+        ):
+            return
+        result = (
+            conv_activation.result(self.graph, node.outputs[0])
+            if is_op(node, "Add")
+            else node.outputs[0]
+        )
+        out = self._activation(node, [result, node.outputs[0]], rule.output)
+        names = callings(self.found, [result.name], [node.name])
+        if self._visible(node, result) is None and not self.ctx.choices.kept_by(names) and out.spec:
+            self._result(node, result, out, rule)
+
+    def _result(self, node: Node, result: Tensor, choice: Choice, rule: OpRule) -> None:
+        """Integers for all that read a result; the node runs in integers only with them."""
+        self.ctx.plan.claim(_uses(result))  # an Add that reads it was to be float
+        self._decide(result, "activation", choice, rule, _uses(result), node.name)
+        self.integers.add(result.name)
+
+    def _decide(
+        self,
+        tensor: Tensor,
+        kind: Kind,
+        choice: Choice,
+        rule: OpRule,
+        uses: tuple[Use, ...],
+        maker: str = "",
+    ) -> None:
+        why = choice.reason or rule.why
+        self.ctx.plan.decide(Decision(tensor.name, kind, choice.spec, why, uses, maker))
+        if kind == "activation" and choice.spec is not None and self.ctx.choices.mode == "static":
+            self.ctx.request(tensor.name, choice.spec)
+
+    def _weight(self, node: Node, spec: QSpec | None) -> Choice:
+        if spec is None:
+            return Choice(None)
+        names = callings(self.found, [node.inputs[1].name], [node.name])
+        if _is_depthwise(node):  # its kernel in ONNX Runtime adds in int32 everywhere
+            spec = replace(spec, paired=False)
+        return precision.of_weight(self.graph, self.ctx, names, spec)
+
+    def _activation(self, node: Node, tensors: list[Tensor], spec: QSpec | None) -> Choice:
+        if spec is None:
+            return Choice(None)
+        names = callings(self.found, [t.name for t in tensors], [node.name])
+        return precision.of_activation(self.graph, self.ctx, names, spec)
+
+    def _visible(self, node: Node, result: Tensor) -> str | None:
+        """Why a result cannot become integers, None where it can."""
+        if any(self.graph.is_output(t) for t in (result, node.outputs[0])):
+            return "its result is a graph output, or read by a subgraph: it has to be float"
+        return None if result.outputs else "nothing reads its result"
+
+    def _obstacle(self, node: Node, rule: OpRule) -> str | None:
+        """Why a convolution cannot run in integers, or is no faster; None where neither holds."""
+        data, weight = node.inputs[:2]
+        names = (weight.name, data.name, *(t.name for t in node.outputs))
+        pattern = self.ctx.choices.kept_by(callings(self.found, names, [node.name]))
+        if pattern is not None:
+            return f"kept float by pattern {pattern!r}"
+        if is_quantized_weight(self.graph, weight):
+            return "its weight came in quantized"
+        if not (is_constant(weight) and is_float(weight) and (rank(weight) or 0) >= 3):
+            return "the weight is no float32 constant of rank 3 or more"
+        if is_constant(data) or not is_float(data):
+            return "the data operand is constant, or not float32"
+        if any(t.name and not is_constant(t) for t in node.inputs[2:]):
+            return "the bias is computed"
+        values = array(weight)
+        if values.size == 0 or not np.isfinite(values).all():
+            return "the weight is empty, or holds NaN or infinity"
+        few = node.attrs.get("group", 1) != 1 or values[0].size < rule.min_summed
+        return rule.small if rule.min_summed and few and data.name not in self.integers else None
+
+
+def _is_depthwise(node: Node) -> bool:
+    shape = tuple(node.inputs[1].shape or ())
+    return shape[:2] == (node.attrs.get("group", 1), 1)
+
+
+def _uses(tensor: Tensor) -> tuple[Use, ...]:
+    """Every input slot that reads a tensor, each once."""
+    slots = (Use(n.name, i) for n in tensor.outputs for i, t in enumerate(n.inputs) if t is tensor)
+    return tuple(dict.fromkeys(slots))

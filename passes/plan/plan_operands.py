@@ -1,0 +1,193 @@
+"""Decides, operator by operator, which operands become integers. Edits nothing.
+
+For each operator that the target has a rule for, the constant operand becomes a weight decision
+and the data operand an activation decision; static mode asks for its range. Every operand that
+could have been quantized and is not gets a decision too, with the reason it stays float. Where the
+target runs an operator in integers only as a whole, one float operand keeps the other float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.analysis.data_path import aliases, layout_root
+from qcompile.analysis.prequantized import is_quantized_weight
+from qcompile.analysis.transformer_roles import Role, callings, is_role, matches, roles
+from qcompile.errors import RecipeError
+from qcompile.ir.graph import Graph, Node, array, has_subgraph, is_constant, is_float, rank
+from qcompile.planning import precision
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.planning.plan import Decision, Kind, Use
+from qcompile.planning.precision import Choice
+from qcompile.quant.affine import QSpec, out_of_scale
+from qcompile.targets.target import OpRule
+
+_QDQ_SINCE = 13  # DequantizeLinear with an axis
+_ELSEWHERE = ("Conv",)  # what another pass plans, where the target has a rule
+
+
+@dataclass(frozen=True)
+class PlanOperands(Pass):
+    """Choose weights and operator inputs to quantize by the target's table."""
+
+    name: ClassVar[str] = "plan-operands"
+    stage: ClassVar[Stage] = Stage.PLAN
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        found = roles(graph)
+        _check_patterns(graph, ctx, found)
+        if graph.opset < _QDQ_SINCE:
+            ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {_QDQ_SINCE}")
+            return False
+        for node in graph.nodes:
+            rule = ctx.target.rule(op_name(node), ctx.choices.mode)
+            if rule is not None and node.op in _ELSEWHERE:
+                continue
+            weighted = rule is not None and rule.weight is not None
+            if rule is not None and weighted and _weight_slot(node) is not None:
+                _plan(graph, ctx, node, rule, found)
+            elif has_subgraph(node):
+                ctx.skip(node, f"{node.op} holds a subgraph, which is never edited")
+            elif weighted and _came_quantized(graph, node):
+                ctx.skip(node, "its weight came in quantized")
+            elif rule is None or weighted:
+                _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
+        return False
+
+
+def _came_quantized(graph: Graph, node: Node) -> bool:
+    return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
+
+
+def op_name(node: Node) -> str:
+    """The operator's name as target tables spell it."""
+    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
+
+
+def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]) -> None:
+    slot = _weight_slot(node) or 0
+    weight, data = node.inputs[slot], node.inputs[1 - slot]
+    matrix, row = _choices(graph, ctx, node, rule, found)
+    reason = _obstacle(ctx, node, rule, slot, found)
+    if reason is None and not ctx.target.quantize_interior:
+        reason = next((c.reason for c in (matrix, row) if c.spec is None and c.reason), None)
+    if reason is not None:
+        ctx.skip(node, reason)
+        matrix = row = Choice(None, reason)
+    why = matrix.reason or rule.why
+    ctx.plan.decide(Decision(weight.name, "weight", matrix.spec, why, (Use(node.name, slot),)))
+    if rule.activation is None and (ctx.choices.mode != "weight-only" or not is_float(data)):
+        return
+    why = row.reason or (rule.why if row.spec else "only weights are quantized in this mode")
+    ctx.plan.decide(Decision(data.name, "activation", row.spec, why, (Use(node.name, 1 - slot),)))
+    if row.spec is not None and ctx.choices.mode == "static":
+        ctx.request(data.name, row.spec)
+
+
+def _choices(
+    graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]
+) -> tuple[Choice, Choice]:
+    """What the weight and the data become by the rule and the user's precision."""
+    slot = _weight_slot(node) or 0
+    weight, data = node.inputs[slot], node.inputs[1 - slot]
+    spec, matrix, row = _weight_spec(node, rule), Choice(None), Choice(None)
+    if spec is not None:
+        names = callings(found, [weight.name], [node.name])
+        matrix = precision.of_weight(graph, ctx, names, spec)
+    if rule.activation is not None:
+        named = [data.name], [node.name]
+        if ctx.target.quantize_interior:  # plan-interior will ask again, for all readers
+            named = aliases(graph, layout_root(graph, data))
+        row = precision.of_activation(graph, ctx, callings(found, *named), rule.activation)
+    if row.spec is not None and row.spec.dtype != "uint8" and matrix.spec is not None:
+        # Only uint8 data meets kernels that add in int16.
+        matrix = replace(matrix, spec=replace(matrix.spec, paired=False))
+    return matrix, row
+
+
+def _leave(ctx: Context, node: Node, reason: str | None) -> None:
+    """Operands of an operator that the target computes in float."""
+    if reason is None:
+        return
+    for i, tensor in enumerate(node.inputs):
+        kind: Kind = "weight" if is_constant(tensor) else "activation"
+        if tensor.name and is_float(tensor) and (kind == "activation" or (rank(tensor) or 0) > 1):
+            ctx.plan.decide(Decision(tensor.name, kind, None, reason, (Use(node.name, i),)))
+
+
+def _weight_slot(node: Node) -> int | None:
+    """Which of the first two operands is a float matrix; None where neither or both are."""
+    slots = [
+        i
+        for i, t in enumerate(node.inputs[:2])
+        if is_constant(t) and is_float(t) and (rank(t) or 0) >= 2
+    ]
+    return slots[0] if len(slots) == 1 and len(node.inputs) >= 2 else None
+
+
+def _weight_spec(node: Node, rule: OpRule) -> QSpec | None:
+    """The rule's spec with the axis of this node's output channels."""
+    spec = rule.weight
+    if spec is not None and spec.axis is not None and node.attrs.get("transB"):
+        return replace(spec, axis=1 - spec.axis)
+    return spec
+
+
+def _obstacle(
+    ctx: Context, node: Node, rule: OpRule, slot: int, found: Mapping[str, Role]
+) -> str | None:
+    """Why this operator cannot run in integers, None where it can."""
+    weight, data = node.inputs[slot], node.inputs[1 - slot]
+    expected = 0 if node.op == "Gather" else 1
+    tensors = (weight.name, data.name, *(t.name for t in node.outputs))
+    pattern = ctx.choices.kept_by(callings(found, tensors, [node.name]))
+    if pattern is not None:
+        return f"kept float by pattern {pattern!r}"
+    if slot != expected:
+        return "the weight is the left operand"
+    if rank(weight) != 2:
+        return f"the weight has rank {rank(weight)}, a matrix is expected"
+    if node.op == "Gather" and node.attrs.get("axis", 0) != 0:
+        return "the lookup is not along the rows of the table"
+    if node.op != "Gather" and not is_float(data):
+        return "the data operand is not float32"
+    if node.op == "Gemm" and not _plain_gemm(node):
+        return "Gemm with transA, alpha or beta"
+    size = int(np.prod(weight.shape, dtype=np.int64)) * 4
+    if size < rule.min_bytes:
+        return rule.small
+    if size == 0:
+        return "the weight is empty"
+    values = array(weight)
+    if not np.isfinite(values).all():
+        return "the weight holds NaN or infinity"
+    if not values.any():
+        return "the weight is zero throughout"
+    unfit = out_of_scale(float(values.min()), float(values.max()))
+    return unfit and f"the weight holds {unfit}"
+
+
+def _plain_gemm(node: Node) -> bool:
+    attrs = node.attrs
+    plain = attrs.get("alpha", 1.0) == 1.0 and attrs.get("beta", 1.0) == 1.0
+    return plain and not attrs.get("transA", 0)
+
+
+def _check_patterns(graph: Graph, ctx: Context, found: Mapping[str, Role]) -> None:
+    """Raises RecipeError: a pattern that matches nothing is a mistake."""
+    known = ctx.original_names.union(n.name for n in graph.nodes)
+    names = callings(found, graph.tensors(), known)
+    asked = [("--keep-float", p) for p in ctx.choices.keep_float]
+    asked += [("precision pattern", p) for p, _ in ctx.choices.precision]
+    for where, pattern in asked:
+        if matches(pattern, names):
+            continue
+        if not is_role(pattern):
+            raise RecipeError(f"{where} {pattern!r} matches no node and no tensor")
+        have = ", ".join(sorted({n for role in found.values() for n in role.names})) or "none"
+        raise RecipeError(f"{where} {pattern!r} matches no role, this model has: {have}")

@@ -1,0 +1,152 @@
+"""Folds what scales and shifts the channels of a convolution or Gemm into its weight and bias.
+
+    BatchNormalization(Conv(x, W, b), g, h, m, v)   →   Conv(x, W·s, (b - m)·s + h)
+    with s = g / √(v + ε), one for each output channel
+    Mul(Conv(x, W, b), c) + d                       →   Conv(x, W·c, b·c + d)
+
+Computed in float64 and rounded once. BatchNormalization as in inference, after Conv, ConvTranspose
+and Gemm; a Mul or Add by constants, one value for each channel or one for all, after the first two.
+Refuses weights and biases that anything else reads, results with other readers, parameters that
+are not constant or not finite, training, and groups of a ConvTranspose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.ir.graph import Graph, Node, array, is_constant, is_float, is_op, rank
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.quant.affine import Array
+
+_EPSILON = 1e-5  # BatchNormalization's default
+
+
+@dataclass(frozen=True)
+class FoldBatchnorm(Pass):
+    """Let convolutions and Gemm carry BatchNormalization, and constant factors and sums."""
+
+    name: ClassVar[str] = "fold-batchnorm"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = bool(graph.remove_dead())
+        for node in graph.nodes:
+            linear = _linear_before(graph, node)
+            if linear is None:
+                continue
+            reason = _obstacle(graph, node, linear)
+            if reason is None:
+                _fold(graph, node, linear)
+                graph.remove_dead()  # what is gone reads no constant any more
+                changed = True
+            else:
+                ctx.skip(node, reason)
+        return changed
+
+
+def _linear_before(graph: Graph, node: Node) -> Node | None:
+    """The operator with a weight whose result the node scales or shifts by constants."""
+    kinds = ["Conv", "ConvTranspose"]
+    if is_op(node, "BatchNormalization"):
+        source, kinds = node.inputs[0], [*kinds, "Gemm"]
+    elif is_op(node, "Mul", "Add") and sum(is_constant(t) for t in node.inputs) == 1:
+        source = next(t for t in node.inputs if not is_constant(t))
+    else:
+        return None
+    maker = graph.producer(source)
+    return maker if maker is not None and is_op(maker, *kinds) else None
+
+
+def _obstacle(graph: Graph, node: Node, linear: Node) -> str | None:
+    if graph.only_consumer(linear.outputs[0]) is None:
+        return "what it scales or shifts has other readers"
+    own = [t for t in linear.inputs[1:] if t.name]
+    if not all(is_constant(t) and is_float(t) for t in own):
+        return "the weight or the bias before it is no float32 constant"
+    shared = next((t for t in own if len(graph.consumers(t)) > 1 or graph.is_output(t)), None)
+    if shared is not None:
+        return f"{shared.name!r} is shared"
+    return _linear_obstacle(linear) or _form_obstacle(node, linear)
+
+
+def _linear_obstacle(linear: Node) -> str | None:
+    attrs = linear.attrs
+    if is_op(linear, "ConvTranspose") and attrs.get("group", 1) != 1:
+        return "the ConvTranspose before it has groups"
+    if not is_op(linear, "Gemm"):
+        return None
+    scaled = attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0
+    if scaled or attrs.get("transA", 0) or any(t.name and rank(t) != 1 for t in linear.inputs[2:]):
+        return "the Gemm before it has transA, alpha, beta or a bias that is no vector"
+    return None
+
+
+def _form_obstacle(node: Node, linear: Node) -> str | None:
+    """Why the node is no scale and shift of channels, None where it is."""
+    parameters = [t for t in node.inputs[1:5] if t.name]
+    if is_op(node, "BatchNormalization"):
+        if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
+            return "it normalizes by the batch, as in training"
+        if node.attrs.get("spatial", 1) != 1:
+            return "it normalizes each position by itself"
+    else:
+        parameters = [t for t in node.inputs if is_constant(t)]
+        if node.attrs or not _by_channel(tuple(parameters[0].shape), linear):
+            return "its constant has not one value for each channel"
+    if not all(is_constant(t) and is_float(t) for t in parameters):
+        return "its parameters are no float32 constants"
+    if not all(np.isfinite(v).all() for v in _affine(node)):
+        return "its factors are not finite"
+    return None
+
+
+def _by_channel(shape: tuple[int, ...], linear: Node) -> bool:
+    """True for one value, or one for each channel of a result [batch, channels, …]."""
+    dims = rank(linear.inputs[1]) or 0
+    if len(shape) > dims:
+        return False
+    padded = (1,) * (dims - len(shape)) + shape
+    return padded[1] in (1, _channels(linear)) and all(d == 1 for d in (padded[0], *padded[2:]))
+
+
+def _affine(node: Node) -> tuple[Array, Array]:
+    """Scale and shift in float64: one for each channel, or one for all."""
+    if is_op(node, "BatchNormalization"):
+        gamma, beta, mean, variance = (array(t).astype(np.float64) for t in node.inputs[1:5])
+        with np.errstate(all="ignore"):  # what is not finite is refused
+            scale = gamma / np.sqrt(variance + node.attrs.get("epsilon", _EPSILON))
+            return scale, beta - mean * scale
+    values = array(next(t for t in node.inputs if is_constant(t))).astype(np.float64).reshape(-1)
+    one = np.ones_like(values)
+    return (values, 0 * one) if is_op(node, "Mul") else (one, values)
+
+
+def _axis(linear: Node) -> int:
+    """The axis of the weight that counts output channels."""
+    if is_op(linear, "Conv"):
+        return 0
+    return 0 if linear.attrs.get("transB", 0) else 1
+
+
+def _channels(linear: Node) -> int:
+    return int(linear.inputs[1].shape[_axis(linear)])
+
+
+def _fold(graph: Graph, node: Node, linear: Node) -> None:
+    scale, shift = (np.broadcast_to(v, _channels(linear)) for v in _affine(node))
+    weight, bias = linear.inputs[1], [t for t in linear.inputs[2:] if t.name]
+    spread = [1] * (rank(weight) or 0)
+    spread[_axis(linear)] = -1
+    scaled = (array(weight) * scale.reshape(spread)).astype(np.float32)
+    shifted = ((array(bias[0]) if bias else 0.0) * scale + shift).astype(np.float32)
+    graph.set_constant(linear, 1, scaled, f"{weight.name}/folded")
+    folded = graph.constant(f"{bias[0].name if bias else f'{linear.name}/bias'}/folded", shifted)
+    if len(linear.inputs) > 2:
+        graph.set_input(linear, 2, folded)
+    else:
+        linear.inputs.append(folded)
+    graph.replace_uses(node.outputs[0], linear.outputs[0])

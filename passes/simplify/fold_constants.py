@@ -1,0 +1,65 @@
+"""Evaluates nodes that depend on constants alone, in ONNX Runtime itself.
+
+    y = Add(@a, @b)   →   @y
+
+Refuses: random and stateful operators, subgraphs, quantizers (a weight's DequantizeLinear must
+stay), results over ``max_growth`` times their inputs (a Tile or Expand would blow up the file).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.analysis.constant_evaluation import evaluable, put_values
+from qcompile.ir.graph import Graph, Node, Tensor
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+_SMALL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Compute at compile time what does not depend on any input.
+
+    max_growth: largest ratio of result to operand bytes, for results over 64 KiB.
+    """
+
+    max_growth: float = 1.5
+
+    name: ClassVar[str] = "fold-constants"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        nodes = evaluable(graph, lambda node: self._affordable(node, ctx))
+        values = ctx.evaluate(graph, nodes) if nodes else {}
+        if isinstance(values, str):
+            for node in nodes:
+                ctx.skip(node, f"cannot be evaluated: {values}")
+            return False
+        changed = put_values(graph, nodes, values)
+        return bool(graph.remove_dead()) or changed
+
+    def _affordable(self, node: Node, ctx: Context) -> bool:
+        sizes = [_bytes(t) for t in node.outputs if t.name]
+        given = sum(_bytes(t) or 0 for t in node.inputs)
+        known = [s for s in sizes if s is not None]
+        if len(known) < len(sizes) or sum(known) > max(_SMALL_BYTES, self.max_growth * given):
+            ctx.skip(node, "its result is much larger than its operands, or of unknown size")
+            return False
+        return True
+
+
+def _bytes(tensor: Tensor) -> int | None:
+    """Size in bytes, None where type or shape is not fully known."""
+    shape, dtype = tensor.shape, tensor.dtype
+    if shape is None or dtype is None or not all(isinstance(d, int) for d in shape):
+        return None
+    try:
+        size: int = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    except TypeError:
+        return None
+    return size

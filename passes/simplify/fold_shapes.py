@@ -1,0 +1,109 @@
+"""Replaces shape arithmetic by what inference proves about its result.
+
+    Reshape(x, Concat(Gather(Shape(x), 0), Gather(Shape(x), 1), 12, 64))  →  Reshape(x, [0,0,12,64])
+    Shape(x)[-1] where that dimension is 768                              →  768
+    Reshape, Expand to the shape that the tensor has already              →  nothing
+
+A dimension is kept by 0 where ONNX inference gives input and output the same symbol, or the same
+number for every probe of the inputs' sizes; at most one other becomes -1. Refuses a Reshape with
+two or more dimensions that are neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.analysis.constant_evaluation import fold_shape
+from qcompile.analysis.shape_inference import inferred_shapes
+from qcompile.analysis.shape_probing import probed_shapes
+from qcompile.ir.graph import Graph, Node, Shape, is_constant, is_op
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+
+@dataclass(frozen=True)
+class FoldShapes(Pass):
+    """Turn computed shapes into constants, with 0 and -1 for the dimensions that vary."""
+
+    name: ClassVar[str] = "fold-shapes"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        if not any(is_op(n, "Shape", "Reshape", "Expand") for n in graph.nodes):
+            return False
+        shapes, probes = inferred_shapes(graph), probed_shapes(graph, ctx.evaluate)
+        changed = False
+        for node in graph.nodes:
+            if is_op(node, "Shape"):
+                changed |= fold_shape(graph, node, shapes.get(node.inputs[0].name))
+            elif is_op(node, "Reshape", "Expand"):
+                changed |= _fold_noop(graph, node, shapes) or _fold_reshape(
+                    graph, ctx, node, shapes, probes
+                )
+        return bool(graph.remove_dead()) or changed
+
+
+def _fold_noop(graph: Graph, node: Node, shapes: dict[str, Shape]) -> bool:
+    before, after = shapes.get(node.inputs[0].name), shapes.get(node.outputs[0].name)
+    if before is None or before != after or None in before:
+        return False
+    if graph.is_output(node.outputs[0]) and graph.producer(node.inputs[0]) is None:
+        return False
+    graph.replace_uses(node.outputs[0], node.inputs[0])
+    return True
+
+
+def _fold_reshape(
+    graph: Graph,
+    ctx: Context,
+    node: Node,
+    shapes: dict[str, Shape],
+    probes: list[dict[str, Shape]],
+) -> bool:
+    if not is_op(node, "Reshape") or is_constant(node.inputs[1]):
+        return False
+    source, result = node.inputs[0].name, node.outputs[0].name
+    views = [(v.get(source), v.get(result)) for v in (shapes, *probes)]
+    target = _target(views[0], views[1:])
+    if isinstance(target, str):
+        ctx.skip(node, target)
+        return False
+    node.attrs.pop("allowzero", None)  # 0 must mean "as the input has it"
+    shape = graph.constant(f"{node.inputs[1].name}/static", np.array(target, np.int64))
+    graph.set_input(node, 1, shape)
+    return True
+
+
+View = tuple[Shape | None, Shape | None]
+
+
+def _target(symbols: View, probes: list[View]) -> list[int] | str:
+    """The constant operand of a Reshape, or why there is none."""
+    before, after = symbols
+    if after is None or before is None:
+        return "the rank of its input or output is unknown"
+    target = [_target_dim(i, symbols, probes) for i in range(len(after))]
+    if target.count(-1) > 1:
+        return f"two or more dimensions of {list(after)} follow neither from the input nor fixed"
+    return target
+
+
+def _target_dim(i: int, symbols: View, probes: list[View]) -> int:
+    """What stands at place ``i``: a fixed size, 0 for "as the input", or -1."""
+    before, after = symbols
+    if after is not None and isinstance(after[i], int) and after[i] != 0:
+        return int(after[i] or 0)
+    if before is not None and after is not None and i < len(before) and before[i] == after[i]:
+        return 0
+    known = [(b, a) for b, a in probes if b is not None and a is not None]
+    seen = [(b[i] if i < len(b) else None, a[i]) for b, a in known]
+    sizes = [a for _, a in seen]
+    if len(seen) < len(probes) or not all(isinstance(a, int) for a in sizes):
+        return -1
+    if all(b == a for b, a in seen):
+        return 0
+    same = len(set(sizes)) == 1 and sizes[0] != 0
+    return int(sizes[0] or 0) if same else -1

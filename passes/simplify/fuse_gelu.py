@@ -1,0 +1,167 @@
+"""Recognises GELU written out with Erf or Tanh.
+
+    0.5 · x · (1 + Erf(x / √2))                          →   Gelu(x)
+    0.5 · x · (1 + Tanh(√(2/π) · (x + 0.044715 · x³)))   →   Gelu(x) {approximate="tanh"}
+
+The three factors may be multiplied in any order. Which operator is emitted is the target's choice
+(ONNX Gelu-20, com.microsoft.Gelu or FastGelu). Refuses where a factor is missing, an inner tensor
+is used elsewhere, or the target has no GELU at this opset. Source: ONNX Gelu-20.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.ir.graph import ONNX, Graph, Node, Tensor, is_op, scalar
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+# Exporters write these constants in float32, some rounded to 4 digits (0.7979 for √(2/π)).
+_TOLERANCE = 1e-3
+_CUBIC = 0.044715
+
+
+@dataclass(frozen=True)
+class FuseGelu(Pass):
+    """Fuse both forms of GELU."""
+
+    name: ClassVar[str] = "fuse-gelu"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    after: ClassVar[tuple[str, ...]] = ("raise-opset",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            if is_op(node, "Erf", "Tanh"):
+                changed |= _fuse(graph, ctx, node)
+        return bool(graph.remove_dead()) or changed
+
+
+def _fuse(graph: Graph, ctx: Context, node: Node) -> bool:
+    tanh = is_op(node, "Tanh")
+    x = _tanh_argument(graph, node) if tanh else _erf_argument(graph, node)
+    if x is None:
+        if not tanh:  # a Tanh alone is an activation of its own, nothing to explain
+            ctx.skip(node, "no Gelu: the argument of Erf is not x / sqrt(2)")
+        return False
+    result = _product(graph, node, x)
+    if result is None:
+        ctx.skip(node, "no Gelu: not multiplied by 0.5 and x, or an inner tensor is used elsewhere")
+        return False
+    forms = ctx.target.tanh_gelu if tanh else ctx.target.gelu
+    form = next((f for f in forms if f[0] != ONNX or graph.opset >= f[2]), None)
+    if form is None:
+        ctx.skip(node, f"target {ctx.target.name!r} has no Gelu at opset {graph.opset}")
+        return False
+    attrs = {"approximate": "tanh"} if tanh and form[0] == ONNX else {}
+    name = f"{result.name}/gelu"
+    gelu = graph.add(form[1], [x], [name], attrs, domain=form[0], like=result)
+    graph.replace_uses(result, gelu.outputs[0])
+    return True
+
+
+def _product(graph: Graph, node: Node, x: Tensor) -> Tensor | None:
+    """The tensor ``0.5 · x · (1 + f)``, where ``f`` is the output of ``node``."""
+    add = graph.only_consumer(node.outputs[0])
+    if add is None or not is_op(add, "Add") or _constant_operand(add) != 1.0:
+        return None
+    missing_half, missing_x = True, True
+    current = add.outputs[0]
+    while missing_half or missing_x:
+        mul = graph.only_consumer(current)
+        if mul is None or not is_op(mul, "Mul", "Div"):
+            return None
+        other = _other(mul, current)
+        if other is None:
+            return None
+        if missing_x and other is x and is_op(mul, "Mul"):
+            missing_x = False
+        elif missing_half and _is_half(mul, other):
+            missing_half = False
+        elif missing_x and missing_half and _is_half_x(graph, other, x):
+            missing_x = missing_half = False
+        else:
+            return None
+        current = mul.outputs[0]
+    return current
+
+
+def _other(node: Node, tensor: Tensor) -> Tensor | None:
+    """The operand that is not ``tensor``; a division must have ``tensor`` on top."""
+    if is_op(node, "Div") and node.inputs[0] is not tensor:
+        return None
+    return next((t for t in node.inputs if t is not tensor), None)
+
+
+def _is_half(node: Node, other: Tensor) -> bool:
+    return scalar(other) == (2.0 if is_op(node, "Div") else 0.5)
+
+
+def _is_half_x(graph: Graph, tensor: Tensor, x: Tensor) -> bool:
+    node = graph.producer(tensor)
+    if node is None or not is_op(node, "Mul", "Div") or not any(t is x for t in node.inputs):
+        return False
+    other = _other(node, x)
+    return other is not None and _is_half(node, other)
+
+
+def _constant_operand(node: Node) -> float | None:
+    return next((s for t in node.inputs if (s := scalar(t)) is not None), None)
+
+
+def _near(value: float | None, wanted: float) -> bool:
+    return value is not None and math.isclose(value, wanted, rel_tol=_TOLERANCE)
+
+
+def _erf_argument(graph: Graph, node: Node) -> Tensor | None:
+    """x of ``Erf(x / √2)``."""
+    inner = graph.producer(node.inputs[0])
+    if inner is None or not is_op(inner, "Div", "Mul"):
+        return None
+    wanted = math.sqrt(2) if is_op(inner, "Div") else math.sqrt(0.5)
+    if is_op(inner, "Div") and scalar(inner.inputs[0]) is not None:
+        return None
+    return _variable_operand(inner) if _near(_constant_operand(inner), wanted) else None
+
+
+def _variable_operand(node: Node) -> Tensor | None:
+    return next((t for t in node.inputs if scalar(t) is None), None)
+
+
+def _tanh_argument(graph: Graph, node: Node) -> Tensor | None:
+    """x of ``Tanh(√(2/π) · (x + 0.044715 · x³))``."""
+    outer = graph.producer(node.inputs[0])
+    if outer is None or not is_op(outer, "Mul"):
+        return None
+    inner = _variable_operand(outer)
+    add = graph.producer(inner) if inner is not None else None
+    if not _near(_constant_operand(outer), math.sqrt(2 / math.pi)) or add is None:
+        return None
+    if not is_op(add, "Add"):
+        return None
+    for x, cubic in (add.inputs, reversed(add.inputs)):
+        if _is_cubic(graph, cubic, x):
+            return x
+    return None
+
+
+def _is_cubic(graph: Graph, tensor: Tensor, x: Tensor) -> bool:
+    """``0.044715 · x³`` in any association of its factors."""
+    factors = _factors(graph, tensor, x)
+    constants = [s for t in factors if (s := scalar(t)) is not None]
+    powers = len([t for t in factors if t is x])
+    product = math.prod(constants)
+    return powers == 3 and len(factors) == 3 + len(constants) and _near(product, _CUBIC)
+
+
+def _factors(graph: Graph, tensor: Tensor, x: Tensor, depth: int = 4) -> list[Tensor]:
+    node = graph.producer(tensor)
+    if tensor is x or node is None or depth == 0:
+        return [tensor]
+    if is_op(node, "Pow") and scalar(node.inputs[1]) == 3.0:
+        return _factors(graph, node.inputs[0], x, depth - 1) * 3
+    if is_op(node, "Mul"):
+        return [f for t in node.inputs for f in _factors(graph, t, x, depth - 1)]
+    return [tensor]

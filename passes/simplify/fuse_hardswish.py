@@ -1,0 +1,91 @@
+"""Recognises HardSwish written out.
+
+    x · Clip(x + 3, 0, 6) / 6                       →   HardSwish(x)
+    x · HardSigmoid(x) {alpha=1/6, beta=0.5}        →   HardSwish(x)
+
+The division may come before or after the product, or be a product with 1/6. One operator says what
+four do not: that all values below -3 give 0, which ``trim-ranges`` makes use of. Refuses other
+bounds or factors, and inner tensors that are used elsewhere. Source: ONNX HardSwish-14.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.analysis.conv_activation import bounds
+from qcompile.ir.graph import Graph, Node, Tensor, is_op, scalar
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+_SINCE = 14
+_ALPHA, _BETA = 1 / 6, 0.5  # of the HardSigmoid inside; ONNX's defaults are 0.2 and 0.5
+_TOLERANCE = 1e-3  # exporters round 1/6
+
+
+@dataclass(frozen=True)
+class FuseHardswish(Pass):
+    """Fuse both forms of HardSwish."""
+
+    name: ClassVar[str] = "fuse-hardswish"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    after: ClassVar[tuple[str, ...]] = ("raise-opset",)
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = False
+        for node in graph.nodes:
+            found = _gate(graph, node)
+            if found is None:
+                continue
+            result = _product(graph, node.outputs[0], *found)
+            if result is None:
+                ctx.skip(node, "no HardSwish: not multiplied by x and 1/6, or used elsewhere")
+            elif graph.opset < _SINCE:
+                ctx.skip(node, f"ONNX has no HardSwish at opset {graph.opset}, needs {_SINCE}")
+            else:
+                fused = graph.add("HardSwish", [found[0]], [f"{result.name}/hs"], like=result)
+                graph.replace_uses(result, fused.outputs[0])
+                changed = True
+        return bool(graph.remove_dead()) or changed
+
+
+def _gate(graph: Graph, node: Node) -> tuple[Tensor, float] | None:
+    """x of what looks like the gate of a HardSwish, and the factor that is still missing."""
+    if is_op(node, "HardSigmoid"):
+        alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
+        fits = math.isclose(alpha, _ALPHA, rel_tol=_TOLERANCE) and beta == _BETA
+        return (node.inputs[0], 1.0) if fits else None
+    add = graph.producer(node.inputs[0]) if bounds(node) == (0.0, 6.0) else None
+    if add is None or not is_op(add, "Add"):
+        return None
+    constants = [s for t in add.inputs if (s := scalar(t)) is not None]
+    moved = [t for t in add.inputs if scalar(t) is None]
+    return (moved[0], 1 / 6) if constants == [3.0] and len(moved) == 1 else None
+
+
+def _product(graph: Graph, tensor: Tensor, x: Tensor, factor: float) -> Tensor | None:
+    """The tensor that is ``tensor`` times x and times ``factor``, in either order."""
+    missing_x = True
+    while missing_x or factor != 1.0:
+        node = graph.only_consumer(tensor)
+        if node is None or not is_op(node, "Mul", "Div"):
+            return None
+        other = next((t for t in node.inputs if t is not tensor), None)
+        on_top = is_op(node, "Mul") or node.inputs[0] is tensor
+        if other is x and missing_x and is_op(node, "Mul"):
+            missing_x = False
+        elif other is not None and on_top and _is_factor(node, other, factor):
+            factor = 1.0
+        else:
+            return None
+        tensor = node.outputs[0]
+    return tensor
+
+
+def _is_factor(node: Node, other: Tensor, factor: float) -> bool:
+    value = scalar(other)
+    if value is None or not value or factor == 1.0:
+        return False
+    given = 1 / value if is_op(node, "Div") else value
+    return math.isclose(given, factor, rel_tol=_TOLERANCE)

@@ -1,0 +1,79 @@
+"""Common subexpression elimination: equal nodes on equal inputs are computed once.
+
+    a = Cast(m); b = Cast(m)   →   a = Cast(m)
+
+Exporters write the attention mask and shape arithmetic anew for each layer. Refuses random
+operators, nodes with subgraphs, and nodes that make a graph output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompile.ir.graph import Graph, Node, Tensor, array, has_subgraph, is_constant
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+
+_RANDOM = {
+    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+}  # fmt: skip
+_SMALL = 64
+
+
+@dataclass(frozen=True)
+class MergeDuplicates(Pass):
+    """Compute equal things once."""
+
+    name: ClassVar[str] = "merge-duplicates"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        first: dict[Hashable, Node] = {}
+        changed = False
+        for node in graph.nodes:
+            if node.op in _RANDOM or not node.outputs:
+                continue
+            key = _key(node)
+            if key is None:
+                continue
+            kept = first.setdefault(key, node)
+            if kept is not node:
+                changed |= _merge(graph, ctx, kept, node)
+        return bool(graph.remove_dead()) or changed
+
+
+def _merge(graph: Graph, ctx: Context, kept: Node, node: Node) -> bool:
+    if any(graph.is_output(t) for t in node.outputs):
+        ctx.skip(node, "it carries the name of a graph output")
+        return False
+    for old, new in zip(node.outputs, kept.outputs, strict=True):
+        if old.name and old.outputs:
+            graph.replace_uses(old, new)
+    return True
+
+
+def _key(node: Node) -> Hashable | None:
+    if has_subgraph(node):
+        return None
+    attrs = tuple((k, _attribute_key(v)) for k, v in sorted(node.attrs.items()))
+    inputs = tuple(_tensor_key(t) for t in node.inputs)
+    made = tuple(bool(t.name) for t in node.outputs)  # an omitted output cannot stand for another
+    return (node.op, node.domain, made, attrs, inputs)
+
+
+def _attribute_key(value: object) -> Hashable:
+    return _tensor_key(value) if isinstance(value, gs.Tensor) else repr(value)
+
+
+def _tensor_key(tensor: Tensor) -> Hashable:
+    """Small constants count by content, large ones by identity, so that no weight is read."""
+    if is_constant(tensor) and int(np.prod(tensor.shape, dtype=np.int64)) <= _SMALL:
+        values = array(tensor)
+        return (values.dtype.str, values.shape, values.tobytes())
+    return str(tensor.name)

@@ -1,0 +1,114 @@
+"""Declares a newer ONNX opset where every operator in the graph means the same in it.
+
+    opset 14: Reshape, MatMul, Softmax, …   →   opset 17: the same nodes
+
+LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
+it admits, the nodes stay as they are; ReduceMean and its kin (axes became an input in opset 18)
+and Split are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum meant something
+else, and operators that changed their meaning on the way go through ONNX's version converter.
+16-bit integers, where the user asks for any, need opset 21. Refuses where the converter fails, and
+graphs with functions, contrib operators or subgraphs, which it cannot bring along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+
+from qcompile.ir.graph import ONNX, Graph, Node, has_subgraph, is_op
+from qcompile.model_io.opset_conversion import convert
+from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.targets.target import WIDE_SINCE
+
+_OLDEST = 13
+# Operators whose definition changed after opset 13 in a way that can alter an existing node.
+_CHANGED = {
+    "AffineGrid": 20, "AveragePool": 19, "BatchNormalization": 14, "Cast": 19, "CumSum": 14,
+    "DFT": 20, "DequantizeLinear": 21, "GridSample": 20, "GroupNormalization": 21,
+    "Pad": 18, "QuantizeLinear": 21, "Resize": 18, "RoiAlign": 16, "ScatterElements": 18,
+    "ScatterND": 18,
+}  # fmt: skip
+# Of those, the ones whose old attributes keep their meaning (defaults were added, none changed).
+_HARMLESS = {
+    "AveragePool", "Cast", "CumSum", "DequantizeLinear", "Pad", "QuantizeLinear",
+    "ScatterElements", "ScatterND",
+}  # fmt: skip
+_REDUCTIONS = {
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSumSquare",
+}  # fmt: skip
+_AXES_INPUT = 18
+
+
+@dataclass(frozen=True)
+class RaiseOpset(Pass):
+    """Bring the model to the opset that the target's fusions need.
+
+    to: the opset to declare; 0 means the target's, or 21 where precision asks for 16 bits.
+    """
+
+    to: int = 0
+
+    name: ClassVar[str] = "raise-opset"
+    stage: ClassVar[Stage] = Stage.SIMPLIFY
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        wanted = self.to or _wanted(ctx)
+        if graph.opset >= wanted:
+            return False
+        obstacle = _first_obstacle(graph, wanted)
+        if obstacle is not None:
+            where, reason = obstacle
+            failure = convert(graph, wanted)
+            if failure is not None:
+                ctx.skip(where, f"{reason}, and {failure}")
+            return failure is None
+        if wanted >= _AXES_INPUT > graph.opset:
+            for node in graph.nodes:
+                _move_axes(graph, node)
+        graph.import_domain(ONNX, wanted)
+        return True
+
+
+def _wanted(ctx: Context) -> int:
+    """What the target's fusions need, and what 16-bit integers need where any are to come."""
+    target, choices = ctx.target, ctx.choices
+    has_wide = target.wide is not None or target.wide_weight is not None
+    wide = has_wide and choices.asks_wide and choices.mode != "float"
+    return max(target.opset, WIDE_SINCE if wide else 0)
+
+
+def _first_obstacle(graph: Graph, wanted: int) -> tuple[Node | str, str] | None:
+    """Where and why the nodes cannot stay as they are, None where they can."""
+    if graph.opset < _OLDEST:
+        return graph.name, f"opset {graph.opset} is older than {_OLDEST}"
+    reasons = ((n, _obstacle(n, graph.opset, wanted)) for n in graph.nodes)
+    return next(((n, reason) for n, reason in reasons if reason is not None), None)
+
+
+def _obstacle(node: Node, old: int, new: int) -> str | None:
+    """Why a node cannot be brought along as it is, None where it can."""
+    if has_subgraph(node):
+        return f"{node.op} holds a subgraph, which is never edited"
+    if node.domain not in (None, "", "ai.onnx") or node.op in _HARMLESS:
+        return None
+    if old < _CHANGED.get(node.op, 0) <= new:
+        return f"{node.op} means something else in opset {new}"
+    try:
+        onnx.defs.get_schema(node.op, new)
+    except onnx.defs.SchemaError:
+        return f"{node.op} is unknown to ONNX"
+    return None
+
+
+def _move_axes(graph: Graph, node: Node) -> None:
+    """Attributes that opset 18 made inputs or required."""
+    if is_op(node, *_REDUCTIONS) and "axes" in node.attrs:
+        axes = np.array(node.attrs.pop("axes"), np.int64)
+        node.inputs.append(graph.constant(f"{node.name}/axes", axes))
+    if is_op(node, "Split") and len(node.inputs) < 2 and "num_outputs" not in node.attrs:
+        node.attrs["num_outputs"] = len(node.outputs)

@@ -1,0 +1,374 @@
+"""Runs the calibration data once and gives every requested tensor its range.
+
+Where the calibrator needs only extrema, ReduceMin and ReduceMax over the last axis are added to
+the graph, so that activations never leave the runtime; a sum beside them, because those two of ONNX
+Runtime overlook NaN. Otherwise activations come out in groups
+that fit the memory budget; observers hold O(bins) or O(channels), whatever the number of batches.
+Positions that the attention mask marks as padding do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from qcompile.analysis.constant_evaluation import Evaluator
+from qcompile.analysis.data_path import MASK
+from qcompile.analysis.shape_probing import probed_shapes
+from qcompile.calibration.channel_observer import ChannelObserver
+from qcompile.data.feeds import Feed, common_batch, growth, padding_mask
+from qcompile.errors import DataError
+from qcompile.ir.graph import Graph, Shape, rank, shape_of
+from qcompile.model_io.write_model import apart, save
+from qcompile.planning.context import Calibrator, Observer
+from qcompile.planning.plan import ChannelStats, Ranges, StatRequest
+from qcompile.quant.affine import Array, QSpec, Range, out_of_scale
+from qcompile.runtime.session import Session, SessionOptions, with_outputs
+
+_FLOAT_BYTES = 4
+_VARYING = "its channels are not the same in all feeds"
+_FLAT = -1  # batch and tokens are flattened into the first axis
+# Opset from which a reduction takes its axes as an input.
+_REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
+
+
+@dataclass(frozen=True)
+class Options:
+    """``max_memory``: bytes of activations fetched at a time. ``mask``: leave padding out.
+
+    parts: cuts a feed into such as the model can run. keep: where samples of channels are put.
+    """
+
+    max_memory: int = 1 << 27
+    mask: bool = True
+    threads: int = 0
+    parts: Callable[[Feed], Iterable[Feed]] = lambda feed: (feed,)
+    keep: Callable[[Array], Array] | None = None
+
+
+@dataclass
+class Tap:
+    """One requested tensor: where its tokens lie, the outputs to fetch, and its observer.
+
+    ``outputs`` are minimum, maximum and sum, or the tensor itself and then ``size``, its elements.
+    """
+
+    request: StatRequest
+    token_axis: int | None
+    outputs: tuple[str, ...]
+    observer: Observer
+    size: str = ""
+    fault: str = ""
+
+    @property
+    def tensor(self) -> str:
+        return self.request.tensor
+
+
+@dataclass
+class Collector:
+    """Observes feeds one by one; ``ranges`` may be asked at any time."""
+
+    session: Session
+    taps: list[Tap]
+    options: Options
+    divisible: bool = True  # the model takes batches of any size
+    feeds_seen: int = 0
+    counted: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = field(
+        default_factory=dict
+    )
+
+    def update(self, feed: Feed) -> None:
+        """Run one feed and update every observer. Raises DataError over the memory budget."""
+        for tap, kept in self._fetch(feed, self.taps):
+            self._observe(tap, kept)
+        self.feeds_seen += 1
+
+    def foresee(self, feed: Feed) -> None:
+        """Run a feed beside the data: watched channels take note of how far it reaches.
+
+        Raises DataError over the memory budget.
+        """
+        watched = [t for t in self.taps if isinstance(t.observer, ChannelObserver)]
+        for tap, (values,) in self._fetch(feed, watched):
+            assert isinstance(tap.observer, ChannelObserver)
+            if tap.observer.fits(values):
+                tap.observer.foresee(values)
+            else:
+                tap.fault = _VARYING
+
+    def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
+        """What each tap's outputs hold of real tokens, part by part of the feed."""
+        parts = (p for whole in self.options.parts(feed) for p in self._fitting(whole))
+        for part in parts:
+            mask = padding_mask(dict(part)) if self.options.mask else None
+            for group in self._groups(part, taps):
+                wanted = dict.fromkeys(o for tap in group for o in tap.outputs)
+                values = self.session.run(part, list(wanted))
+                last = {o: i for i, tap in enumerate(group) for o in tap.outputs}
+                for i, tap in enumerate(group):
+                    place = tap.request.axis, tap.token_axis, mask
+                    kept = [_rows(values[o], *place) for o in tap.outputs]
+                    for name in tap.outputs:  # samples grow while what was fetched goes
+                        if last[name] == i:
+                            values.pop(name, None)
+                    yield tap, kept
+
+    def _fitting(self, feed: Feed) -> Iterator[Feed]:
+        """The feed, or halves of its batch until all that is fetched fits the budget at once.
+
+        Where the batch cannot be divided, each single tensor must fit.
+        """
+        sizes = self._sizes(feed)
+        if sum(sizes.values()) <= self.options.max_memory:
+            yield feed
+            return
+        batch = common_batch(feed) if self.divisible else 1
+        if batch < 2:
+            tensor = max(sizes, key=lambda name: sizes[name])
+            size = sizes[tensor]
+            if size <= self.options.max_memory:
+                yield feed
+                return
+            raise DataError(
+                f"tensor {tensor!r} has {size} bytes in one feed, which cannot be divided, over "
+                f"--max-memory {self.options.max_memory}: give at least {size}, or smaller feeds"
+            )
+        for rows in (slice(0, batch // 2), slice(batch // 2, None)):
+            yield from self._fitting({name: v[rows] for name, v in feed.items()})
+
+    def ranges(self) -> Ranges:
+        """Ranges of all tensors that finite values were seen of, reasons for the others."""
+        found = Ranges()
+        for tap in self.taps:
+            if isinstance(tap.observer, ChannelObserver):
+                continue
+            try:
+                if tap.fault:
+                    raise ValueError(tap.fault)
+                found.set(tap.tensor, _scalable(tap.observer.range()))
+            except ValueError as e:
+                found.missing[tap.tensor] = f"no range: {e}"
+        return found
+
+    def channels(self) -> dict[str, ChannelStats]:
+        """Statistics of the watched tensors that finite values were seen of."""
+        found = {}
+        for tap in self.taps:
+            if isinstance(tap.observer, ChannelObserver) and not tap.fault:
+                with suppress(ValueError):  # never run: passes find no statistics
+                    _scalable(tap.observer.range())
+                    found[tap.tensor] = tap.observer.stats()
+        return found
+
+    def _observe(self, tap: Tap, kept: Sequence[Array]) -> None:
+        extrema, sums = kept[:2], kept[2:]
+        finite = all(np.isfinite(k).all() for k in extrema)
+        if not finite or any(np.isnan(k).any() for k in sums):
+            tap.fault = "NaN or infinity among its values"
+        elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
+            tap.fault = _VARYING
+        elif extrema[0].size:
+            tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
+
+    def _groups(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[list[Tap]]:
+        """Taps to fetch together: all that are reduced, and as many others as the budget holds."""
+        sizes = self._sizes(feed)
+        budget, used = self.options.max_memory, 0
+        group = [tap for tap in taps if not tap.size]
+        for tap in (t for t in taps if t.size):
+            size = sizes[tap.tensor]
+            if group and used + size > budget:
+                yield group
+                group, used = [], 0
+            group.append(tap)
+            used += size
+        if group:
+            yield group
+
+    def _sizes(self, feed: Feed) -> dict[str, int]:
+        """Bytes of the tensors to fetch, or a bound on them.
+
+        Counted in the runtime, on one sample where the model takes batches of any size; a pass of
+        its own, so it is left out for feeds of which an earlier one tells enough.
+        """
+        names = {t.tensor: t.size for t in self.taps if t.size}
+        key = tuple((name, array.shape) for name, array in sorted(feed.items()))
+        if not names or key in self.counted:
+            return self.counted.get(key, {})
+        for shapes, known in self.counted.items():
+            times = growth(dict(shapes), feed)
+            if times and sum(known.values()) * times <= self.options.max_memory:
+                return {tensor: size * times for tensor, size in known.items()}
+        batch = common_batch(feed) if self.divisible else 1
+        counted = {n: v[:1] for n, v in feed.items()} if batch > 1 else feed
+        counts = self.session.run(counted, list(names.values()))
+        self.counted[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
+        return self.counted[key]
+
+
+def _scalable(span: Range) -> Range:
+    """The range itself; raises ValueError where its values get no scale."""
+    unfit = out_of_scale(float(span.lo.min()), float(span.hi.max()))
+    if unfit:
+        raise ValueError(unfit)
+    return span
+
+
+def collector(
+    graph: Graph,
+    requests: Sequence[StatRequest],
+    calibrator: Calibrator,
+    evaluate: Evaluator,
+    options: Options | None = None,
+    watched: Sequence[str] = (),
+) -> Collector:
+    """A collector over the float graph; the session with its taps is made once.
+
+    ``watched`` are tensors whose channels are to be sampled, beside the ranges of ``requests``.
+    """
+    options = options or Options()
+    requests = [*requests, *_by_channel(graph, watched, evaluate)]
+    axes = _token_axes(graph, requests, evaluate) if options.mask else {}
+    reduced = calibrator.needs == "extrema"
+    tensors = graph.tensors()
+    model, folder = apart(graph)
+    taps = []
+    first_watched = len(requests) - len(watched)
+    for i, request in enumerate(requests):
+        # A scalar has no axis to reduce, and of an unknown rank it is not known to have one.
+        in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
+        names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
+        size = "" if in_graph else _add_size(model, request, i)
+        observer = (
+            calibrator.observer(request.spec)
+            if i < first_watched
+            else ChannelObserver(keep=options.keep)
+        )
+        taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
+    wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
+    path = save(with_outputs(model, wanted), folder)
+    session = Session(path, SessionOptions(threads=options.threads))
+    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
+    return Collector(session, taps, options, divisible)
+
+
+def _by_channel(graph: Graph, names: Sequence[str], evaluate: Evaluator) -> list[StatRequest]:
+    """Requests for channels: the last axis, or the one before where only that has a fixed size.
+
+    A key is transposed before its product with the query, and may be watched there.
+    """
+    tensors = graph.tensors()
+    shapes = {name: shape_of(tensors[name]) for name in names}
+    sure = all(shape and isinstance(shape[-1], int) for shape in shapes.values())
+    probes = [] if sure else probed_shapes(graph, evaluate)
+    made = []
+    for name in names:
+        ends = {shape[-2:] for p in probes if (shape := p.get(name))}
+        turned = len({end[-1] for end in ends}) > 1 and len({end[0] for end in ends}) == 1
+        axis = -2 if turned else -1
+        made.append(StatRequest(name, QSpec("uint8", False, granularity="channel", axis=axis)))
+    return made
+
+
+def collect(
+    made: Collector, feeds: Iterable[Feed], on_feed: Callable[[int], None] | None = None
+) -> Ranges:
+    """Observe all feeds. Raises DataError where there are none."""
+    for feed in feeds:
+        made.update(feed)
+        if on_feed is not None:
+            on_feed(made.feeds_seen)
+    if made.feeds_seen == 0:
+        raise DataError("the calibration data is empty: no feed in it")
+    return made.ranges()
+
+
+def _add_extrema(
+    model: onnx.ModelProto, graph: Graph, request: StatRequest, index: int
+) -> tuple[str, ...]:
+    """Reduce over the last axis: rows stay, so that padding can be left out outside."""
+    names = []
+    for op, since in _REDUCTIONS.items():
+        name = f"qcompile/{index}/{op}"
+        node = onnx.helper.make_node(op, [request.tensor], [name], name=name, keepdims=0)
+        if graph.opset >= since:
+            axes = "qcompile/last"
+            if not any(t.name == axes for t in model.graph.initializer):
+                last = onnx.numpy_helper.from_array(np.array([-1], np.int64), axes)
+                model.graph.initializer.append(last)
+            node.input.append(axes)
+        else:
+            node.attribute.append(onnx.helper.make_attribute("axes", [-1]))
+        model.graph.node.append(node)
+        names.append(name)
+    return tuple(names)
+
+
+def _add_size(model: onnx.ModelProto, request: StatRequest, index: int) -> str:
+    name = f"qcompile/{index}/Size"
+    model.graph.node.append(onnx.helper.make_node("Size", [request.tensor], [name], name=name))
+    return name
+
+
+def _rows(values: Array, axis: int | None, token_axis: int | None, mask: Array | None) -> Array:
+    """Values of real tokens: flat, or ``(n, channels)`` where ``axis`` is the channels'."""
+    if axis is None:
+        return _without_padding(values, token_axis, mask).ravel()
+    axis %= values.ndim
+    if token_axis is not None and token_axis != _FLAT and axis <= token_axis:
+        token_axis = token_axis - 1 if axis < token_axis else None
+    kept = _without_padding(np.moveaxis(values, axis, -1), token_axis, mask)
+    return kept.reshape(-1, kept.shape[-1])
+
+
+def _without_padding(values: Array, token_axis: int | None, mask: Array | None) -> Array:
+    """Rows of real tokens; everything where the tensor has no token axis."""
+    if mask is None or token_axis is None or mask.all():
+        return values
+    if token_axis == _FLAT:
+        kept: Array = values[mask.reshape(-1)]
+        return kept
+    rows = np.moveaxis(values, token_axis, 1)
+    selected: Array = rows[mask]
+    return selected
+
+
+def _token_axes(
+    graph: Graph, requests: Sequence[StatRequest], evaluate: Evaluator
+) -> Mapping[str, int]:
+    """The axis along which each tensor has one entry a token, by probing shapes.
+
+    The first axis must be the batch; the last cannot be the token axis, since it is reduced.
+    """
+    if not any(t.name == MASK for t in graph.inputs):
+        return {}
+    probes = probed_shapes(graph, evaluate)
+    found = {}
+    for request in requests:
+        views = [(t, m) for p in probes if (t := p.get(request.tensor)) and (m := p.get(MASK))]
+        axis = _token_axis(views) if len(views) == len(probes) else None
+        if axis is not None:
+            found[request.tensor] = axis
+    return found
+
+
+def _token_axis(views: Sequence[tuple[Shape, Shape]]) -> int | None:
+    if any(len(m) != 2 for _, m in views):
+        return None
+    if all(t[0] == _product(m) for t, m in views):
+        return _FLAT
+    if not all(t[0] == m[0] for t, m in views):
+        return None
+    for axis in range(1, min(len(t) for t, _ in views) - 1):
+        if all(t[axis] == m[1] for t, m in views):
+            return axis
+    return None
+
+
+def _product(shape: Shape) -> int:
+    return int(np.prod([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64))

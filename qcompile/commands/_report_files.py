@@ -1,0 +1,67 @@
+"""Where reports go: JSON always, beside the model unless named; an HTML page where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qcompile.commands._options import PATH
+from qcompile.errors import OutputError
+from qcompile.model_io import to_proto
+from qcompile.report.report import Report
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """``data`` is JSON, which ``inspect`` and ``report`` read; ``page`` is for people."""
+
+    data: Path
+    page: Path | None = None
+
+    @property
+    def named(self) -> dict[str, Path]:
+        """Each file by what it is, for messages."""
+        return {"report": self.data} | ({} if self.page is None else {"report page": self.page})
+
+    def write(self, report: Report) -> None:
+        """Write both, each whole or not at all. Raises OutputError."""
+        to_proto.write_atomic(self.data, report.to_json().encode())
+        if self.page is not None:
+            to_proto.write_atomic(self.page, report.to_html().encode())
+
+
+def report_option(command: F) -> F:
+    """--report, once for each form."""
+    return click.option(
+        "--report",
+        "report_files",
+        type=PATH,
+        multiple=True,
+        help="x.html: a page that shows everything. x.json: instead of <stem>.report.json "
+        "beside OUT. May be given once for each.",
+    )(command)
+
+
+def report_files(given: Mapping[str, Any], out: Path) -> ReportFiles:
+    """What --report says. Raises OutputError on other forms, and on two files of one form."""
+    found = by_form(given["report_files"])
+    data = found.get(".json", out.with_name(f"{out.stem}.report.json"))
+    return ReportFiles(data, found.get(".html"))
+
+
+def by_form(paths: Iterable[Path]) -> dict[str, Path]:
+    """At most one of each form, by its suffix. Raises OutputError."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix not in (".json", ".html"):
+            raise OutputError(f"report {str(path)!r}: expected a .json or .html file")
+        if path.suffix in found:
+            raise OutputError(f"report {str(path)!r}: {str(found[path.suffix])!r} is one already")
+        found[path.suffix] = path
+    return found

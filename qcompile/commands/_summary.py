@@ -1,0 +1,121 @@
+"""How a compilation is shown: one table of float against compiled, notes, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from qcompile.commands._options import megabytes, print_json, safe, table
+from qcompile.commands._report_files import ReportFiles
+from qcompile.config import lockfile
+from qcompile.evaluation.closeness import Closeness
+from qcompile.model_io import to_proto
+from qcompile.report.report import Report
+from qcompile.search import lowering_tuner
+from qcompile.stages.job import Result
+
+
+def deliver(
+    console: Console,
+    given: Mapping[str, Any],
+    result: Result,
+    out: Path,
+    reports: ReportFiles,
+    lock_file: Path | None = None,
+) -> None:
+    """Show a result and write it. The model is written last: it stands for the whole."""
+    show_or_print(console, given, result)
+    if lock_file is not None:
+        result.save_lock(lock_file)
+    reports.write(result.report)
+    if result.report.tuning:
+        save_tuned(result, out)
+    result.save(out)
+    if not (given["quiet"] or given["as_json"]):
+        files = "\n".join(f"report:  {p}" for p in reports.named.values())
+        click.echo(f"written: {out}\n{files}")
+        if result.report.tuning:
+            click.echo(f"recipe:  {tuned_file(out)}: --recipe builds the same without timing")
+        if lock_file is not None:
+            click.echo(f"lock:    {lock_file}{_beside(lock_file, result)}")
+
+
+def tuned_file(out: Path) -> Path:
+    """Where the recipe of a tuned build lies."""
+    return out.with_name(f"{out.stem}.recipe.yaml")
+
+
+def save_tuned(result: Result, out: Path) -> None:
+    """Write the recipe with the forms that were fastest. Raises OutputError."""
+    to_proto.write_atomic(tuned_file(out), lowering_tuner.to_yaml(result.report).encode())
+
+
+def _beside(lock_file: Path, result: Result) -> str:
+    """The lock's second file and its size, which may be several times the model's."""
+    if result.calibration is None:
+        return ""
+    path = lockfile.sidecar(lock_file)
+    return f", {path.name} ({megabytes(path.stat().st_size)})"
+
+
+def show_or_print(console: Console, given: Mapping[str, Any], result: Result) -> None:
+    """The table, or the whole report with --json, or nothing with -q."""
+    if given["as_json"]:
+        print_json(result.report.plain())
+    elif not given["quiet"]:
+        show(console, result.report)
+
+
+def show(console: Console, report: Report) -> None:
+    """Print the headline table and the notes of a report; first where answers would differ."""
+    differing = report.saturation.get("advice")
+    if differing:
+        console.print(f"[yellow]processors[/]: {safe(differing)}")
+    made = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
+    made.add_row(
+        "file size",
+        megabytes(report.float_bytes),
+        f"{megabytes(report.bytes)}  ({report.size_ratio:.1%})",
+    )
+    if report.speed is not None:
+        old, new = report.speed.timings
+        ratio = report.speed.ratio(1)
+        shapes = ", ".join(f"{n} {s}" for n, s in list(report.speed.shapes.items())[:1])
+        speedup = f"{new.best:.2f} ms  ({1 / ratio.best:.2f}x)"
+        where = f"{shapes}; {report.away}, not the target" if report.away else shapes
+        made.add_row(f"latency, best ({where})", f"{old.best:.2f} ms", speedup)
+        speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
+        made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
+    if report.forecast:
+        made.add_row("speed-up foretold", "", f"about {report.forecast['speedup']:.1f}x")
+    for output in _float_outputs(report):
+        name = output.name
+        made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
+        made.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
+    if report.verdict is not None and report.verdict.metric is not None:
+        made.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
+    if report.verdict is not None:
+        made.add_row("samples compared", "", str(report.verdict.samples))
+    if not report.away:  # what another provider makes of the graph says nothing
+        made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))
+    if report.int8_products:
+        made.add_row("integer products of attention", "0", str(report.int8_products))
+    console.print(made)
+    for failure in report.failures:
+        console.print(f"[red]gate failed[/]: {safe(failure)}")
+    for note in (n for n in report.notes if n != differing):
+        console.print(f"[yellow]note[/]: {safe(note)}")
+    kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
+    if kept and report.mode != "float":
+        size = sum(r.bytes for r in kept)
+        console.print(f"{len(kept)} weights ({megabytes(size)}) stayed float:")
+        for row in sorted(kept, key=lambda r: -r.bytes)[:5]:
+            console.print(f"  {safe(row.tensor)} ({megabytes(row.bytes)}): {safe(row.reason)}")
+
+
+def _float_outputs(report: Report) -> list[Closeness]:
+    return report.verdict.outputs if report.verdict is not None else []

@@ -1,0 +1,280 @@
+"""Feeds and what a model wants of them: every batch is checked before it reaches the runtime.
+
+A feed is a dict of input name to array, one forward pass. ``Feeds`` checks each against the
+model's declared inputs and drops the arrays that the model does not declare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from qcompile.analysis.data_path import MASK
+from qcompile.errors import DataError, ModelError
+from qcompile.ir.graph import Graph, Variable, is_constant, shape_of
+from qcompile.quant.affine import Array
+
+Feed: TypeAlias = dict[str, Array]
+Dim: TypeAlias = int | str | None
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input as the model declares it.
+
+    A dimension is an int, the name of a symbolic one, or None; ``shape`` None is an unknown rank.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[Dim, ...] | None
+
+    def dim(self, axis: int) -> Dim:
+        """The declared size of an axis, None where it is not declared."""
+        return self.shape[axis] if self.shape is not None and axis < len(self.shape) else None
+
+
+def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
+    """What must be fed, in the model's order; inputs with a default value are not among them.
+
+    Raises ModelError where an input is no tensor of a known type.
+    """
+    return tuple(_spec(t) for t in graph.inputs if not is_constant(t))
+
+
+def _spec(tensor: Variable) -> InputSpec:
+    dtype = tensor.dtype
+    try:
+        if isinstance(dtype, int):  # an ONNX enum, for a type numpy lacks
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+        if dtype is None:
+            raise TypeError("no element type")
+        known: np.dtype[Any] = np.dtype(dtype)
+    except (KeyError, TypeError) as e:
+        raise ModelError(f"input {tensor.name!r} of the model is no tensor of a known type") from e
+    shape = shape_of(tensor)
+    return InputSpec(tensor.name, known, None if shape is None else tuple(map(_dim, shape)))
+
+
+def _dim(dim: Dim) -> Dim:
+    """Some exporters write -1, or an empty name, for a dimension that they do not know."""
+    return None if dim == "" or (isinstance(dim, int) and dim < 0) else dim
+
+
+def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
+    """The feed reduced to the declared inputs, each array C-contiguous.
+
+    Raises DataError, which starts with ``where``, for anything that does not fit.
+    """
+    if not isinstance(feed, Mapping):
+        raise DataError(
+            f"{where}: found {type(feed).__name__}, expected a dict of input name to array"
+        )
+    missing = [spec.name for spec in inputs if spec.name not in feed]
+    if missing:
+        raise DataError(
+            f"{where}: no array for input {missing[0]!r}; found {_listed(feed)}, "
+            f"expected {_listed(spec.name for spec in inputs)}"
+        )
+    checked = {s.name: _checked(feed[s.name], s, f"{where}, input {s.name!r}") for s in inputs}
+    _check_symbols(checked, inputs, where)
+    return checked
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names) or "nothing"
+
+
+def _checked(value: object, spec: InputSpec, where: str) -> Array:
+    try:
+        array: Array = np.asarray(value, order="C")
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise DataError(f"{where}: {type(value).__name__} is no array: {e}") from e
+    is_text = spec.dtype.kind == "O" and array.dtype.kind in "OUS"
+    if array.dtype != spec.dtype and not is_text:
+        raise DataError(f"{where}: found dtype {array.dtype}, expected {spec.dtype}")
+    if spec.shape is not None:
+        _check_shape(array, spec.shape, where)
+    if is_floating(spec.dtype) and not np.isfinite(array).all():
+        raise DataError(f"{where}: found NaN or infinity, expected finite values")
+    return array
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """True for numpy's floats, and for bfloat16 and float8, which numpy does not know."""
+    return dtype.kind == "f" or "float" in dtype.name
+
+
+def _check_shape(array: Array, shape: tuple[Dim, ...], where: str) -> None:
+    expected = f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
+    if array.ndim != len(shape):
+        raise DataError(
+            f"{where}: found rank {array.ndim} (shape {list(array.shape)}), "
+            f"expected rank {len(shape)} ({expected})"
+        )
+    for axis, (found, declared) in enumerate(zip(array.shape, shape, strict=True)):
+        if isinstance(declared, int) and found != declared:
+            raise DataError(
+                f"{where}: found {found} on axis {axis} (shape {list(array.shape)}), "
+                f"expected {declared} ({expected})"
+            )
+
+
+def _check_symbols(feed: Feed, inputs: Sequence[InputSpec], where: str) -> None:
+    """One symbolic dimension has one size in a feed, as ONNX says."""
+    seen: dict[str, tuple[int, str]] = {}
+    for spec in inputs:
+        for dim, size in zip(spec.shape or (), feed[spec.name].shape, strict=False):
+            if not isinstance(dim, str):
+                continue
+            first, owner = seen.setdefault(dim, (size, spec.name))
+            if first != size:
+                raise DataError(
+                    f"{where}, input {spec.name!r}: found {size} for dimension {dim!r}, "
+                    f"expected {first} as in input {owner!r}"
+                )
+
+
+def sample_count(feed: Feed) -> int:
+    """Samples in a feed: axis 0 of its first array that has one, else 1."""
+    return next((a.shape[0] for a in feed.values() if a.ndim), 1)
+
+
+def common_batch(feed: Mapping[str, Array]) -> int:
+    """Samples of a feed whose arrays all have as many, else 1: such a feed cannot be divided."""
+    sizes = {v.shape[0] if v.ndim else 0 for v in feed.values()}
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+
+
+def growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:
+    """How much larger any tensor can be than for feeds of these shapes, 0 where that is not known.
+
+    A tensor has the batch once and the length, as attention's scores, twice at most.
+    """
+    times = 1
+    for name, array in feed.items():
+        old, new = shapes[name], array.shape
+        if len(old) != len(new) or old[2:] != new[2:] or 0 in (*old, *new):
+            return 0
+        batch, length = (
+            -(-n // o) for n, o in zip((*new, 1, 1)[:2], (*old, 1, 1)[:2], strict=True)
+        )
+        times = max(times, batch * length**2)
+    return times
+
+
+def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
+    """True where a position is a real token, bool [batch, sequence]; None where all are.
+
+    Read from input ``attention_mask`` of rank 2: integer, bool, or float of zeros and ones. Any
+    other form (an additive mask, one per head) says nothing here, and gives None too.
+    """
+    mask = feed.get(MASK)
+    if mask is None or mask.ndim != 2:
+        return None
+    real: npt.NDArray[np.bool_] = mask != 0
+    if mask.dtype.kind not in "biu" and not (mask[real] == 1).all():
+        return None
+    return None if real.all() else real
+
+
+class Feeds:
+    """Checked feeds, read anew by each loop over them, or once only where ``reusable`` is False.
+
+    Looping raises DataError: a feed that does not fit, a source that fails, no feeds at all, a
+    second loop over a one-pass source.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[object]],
+        inputs: Sequence[InputSpec],
+        what: str,
+        *,
+        samples: int | None = None,
+        reusable: bool = True,
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.what = what
+        self.samples = samples
+        self.reusable = reusable
+        self._read = read
+        self._spent = False
+
+    def __iter__(self) -> Iterator[Feed]:
+        if self._spent:
+            raise DataError(
+                f"{self.what} can be read once only and was read before; expected a list, a file "
+                "or a function that makes the feeds anew"
+            )
+        self._spent = not self.reusable
+        found = 0
+        for index, raw in enumerate(self._raw()):
+            feed = check_feed(raw, self.inputs, f"{self.what}, feed {index}")
+            count = sample_count(feed)
+            if count == 0:
+                raise DataError(f"{self.what}, feed {index}: holds no samples, expected some")
+            yield feed
+            found += count
+            if self.samples is not None and found >= self.samples:
+                return
+        if found == 0:
+            raise DataError(f"{self.what} yields no feeds, expected at least one")
+
+    def _raw(self) -> Iterator[object]:
+        """The source's feeds; whatever a user's code raises becomes a DataError."""
+        given = 0
+        try:
+            for feed in self._read():
+                yield feed
+                given += 1
+        except DataError:
+            raise
+        except (Exception, SystemExit) as e:
+            said = f"{type(e).__name__}: {e}".splitlines()[0]
+            raise DataError(f"{self.what} failed after {given} feeds: {said}") from e
+
+
+class HoldBack:
+    """Splits feeds as they stream by: most to calibrate with, a few to verify with.
+
+    The second feed and every ``every``-th after it are held back, as long as they hold at most
+    ``at_most`` samples together (one is held whatever its size). A lone feed serves for both, and
+    ``reused`` says so. Held feeds are copies: a source may write into its arrays again.
+    """
+
+    def __init__(self, feeds: Iterable[Feed], every: int = 8, at_most: int = 32) -> None:
+        if every < 2:
+            raise ValueError(f"every {every}: at least 2, or nothing is left to calibrate with")
+        self._feeds = feeds
+        self._every = every
+        self._at_most = at_most
+        self.held_back: list[Feed] = []
+        self.reused = False
+
+    def calibration(self) -> Iterator[Feed]:
+        """The feeds to calibrate with; ``held_back`` is complete when the loop ends."""
+        self.held_back, self.reused = [], False
+        lone: Feed | None = None
+        held = 0
+        for index, feed in enumerate(self._feeds):
+            count = sample_count(feed)
+            if index % self._every == 1 and (not held or held + count <= self._at_most):
+                self.held_back.append(_copied(feed))
+                held += count
+                lone = None
+                continue
+            if index == 0:
+                lone = _copied(feed)
+            yield feed
+        if lone is not None:
+            self.held_back, self.reused = [lone], True
+
+
+def _copied(feed: Feed) -> Feed:
+    return {name: array.copy() for name, array in feed.items()}

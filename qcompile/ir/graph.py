@@ -1,0 +1,399 @@
+"""The one wrapper over onnx-graphsurgeon: walk, create, replace, remove, un-share, sort.
+
+Why a wrapper: graphsurgeon compares tensors and nodes by name or content, shares one ``Constant``
+between all its users, prints a warning for duplicate names and says nothing of dangling inputs.
+All edits go through this class, and no one writes into ``Constant.values`` in place.
+Subgraphs (If, Loop, Scan) are never edited; what they read from outside keeps its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompile.errors import InvariantError
+from qcompile.ir.topological_sort import Makers, in_order
+from qcompile.model_io.node_proto import Subgraph, subgraphs
+from qcompile.quant.affine import Array
+from qcompile.system.memory_map import FileValues
+
+Node: TypeAlias = gs.Node
+Tensor: TypeAlias = gs.Tensor
+Variable: TypeAlias = gs.Variable
+Constant: TypeAlias = gs.Constant
+# One entry a dimension: a size, the name of a symbolic dimension, or None where nothing is known.
+Shape: TypeAlias = tuple[int | str | None, ...]
+
+ONNX = ""
+MICROSOFT = "com.microsoft"
+_TENSOR = "tensor_type"
+_LARGE = 1 << 20  # bytes of a constant that ``Graph.keep`` is asked to keep
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """True for an initializer, or a Constant node that loading turned into one."""
+    return isinstance(tensor, gs.Constant)
+
+
+def is_float(tensor: Tensor, dtype: type[np.floating[Any]] = np.float32) -> bool:
+    """True where the tensor's type is known to be float32, or ``dtype``; no sequence of such."""
+    known = tensor.dtype is not None and getattr(tensor, "type", _TENSOR) == _TENSOR
+    return known and _np_dtype(tensor.dtype) == dtype
+
+
+def rank(tensor: Tensor) -> int | None:
+    """Number of dimensions, None where unknown."""
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+def is_op(node: Node, *ops: str) -> bool:
+    """True where the node is one of ``ops``; ``com.microsoft.X`` names that domain's operators."""
+    name = node.op if not node.domain or node.domain == "ai.onnx" else f"{node.domain}.{node.op}"
+    return name in ops
+
+
+def array(tensor: Tensor) -> Array:
+    """The values of a constant. Read only: callers never write into it.
+
+    Weights that are still in the loaded file are viewed there, not copied and not kept.
+    """
+    values = tensor._values
+    if isinstance(values, FileValues):
+        values = values.load()
+    elif isinstance(values, gs.ir.tensor.LazyValues):
+        values = onnx.numpy_helper.to_array(values.tensor)
+    result: Array = np.asarray(values)
+    return result
+
+
+def scalar(tensor: Tensor) -> float | None:
+    """The value of a one-element numeric constant, else None."""
+    if not is_constant(tensor) or int(np.prod(tensor.shape, dtype=np.int64)) != 1:
+        return None
+    values = array(tensor)
+    return float(values.reshape(-1)[0]) if values.dtype.kind in "fiu" else None
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """True for an omitted input, and for a constant that holds nothing but zeros."""
+    return not tensor.name or (is_constant(tensor) and not array(tensor).any())
+
+
+def _np_dtype(dtype: Any) -> np.dtype[Any] | None:
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+        return found
+    except TypeError:  # an ONNX enum for a type numpy lacks
+        return None
+
+
+def shape_of(tensor: Tensor) -> Shape | None:
+    """Dimensions as far as known: an int, or the name of a symbolic dimension."""
+    return None if tensor.shape is None else tuple(tensor.shape)
+
+
+@dataclass
+class Header:
+    """What a ModelProto carries beside its graph, and graphsurgeon does not keep.
+
+    interface: inputs and outputs as declared. functions: as they were, never edited. extras: by
+    node name, its overload and metadata.
+    """
+
+    ir_version: int = 8
+    producer_name: str = ""
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int = 0
+    doc_string: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    interface: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
+    functions: list[onnx.FunctionProto] = field(default_factory=list)
+    extras: dict[str, onnx.NodeProto] = field(default_factory=dict)
+
+
+class Graph:
+    """A model being compiled. Nodes are in topological order whenever a pass starts or ends."""
+
+    def __init__(
+        self, inner: gs.Graph, header: Header | None = None, hidden: Sequence[Constant] = ()
+    ) -> None:
+        """``hidden``: constants that subgraphs alone read."""
+        self._gs = inner
+        self.header = header or Header()
+        self._hidden = list(hidden)
+        self.keep: Callable[[Array], FileValues] | None = None  # where large new constants go
+        self._names = set(self.tensors()) | {n.name for n in inner.nodes}
+        self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
+        self._captured = self._read_inside()
+        # Whatever becomes of their uses out here, subgraphs go on reading them.
+        self._hidden = [t for name, t in self.constants().items() if name in self._captured]
+
+    def _all_subgraphs(self) -> Iterator[Subgraph]:
+        for node in self._gs.nodes:
+            yield from subgraphs(node)
+
+    def _read_inside(self) -> set[str]:
+        return {name for sub in self._all_subgraphs() for name in sub.reads}
+
+    # ---- walking
+    @property
+    def nodes(self) -> list[Node]:
+        """A copy of the node list: safe to edit the graph while iterating."""
+        return list(self._gs.nodes)
+
+    @property
+    def inputs(self) -> list[Variable]:
+        return list(self._gs.inputs)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return list(self._gs.outputs)
+
+    @property
+    def opset(self) -> int:
+        return int(self._gs.opset)
+
+    @property
+    def name(self) -> str:
+        return str(self._gs.name or "graph")
+
+    @property
+    def functions(self) -> list[onnx.FunctionProto]:
+        return list(self.header.functions)
+
+    def domains(self) -> dict[str, int]:
+        """Imported opset version by domain, '' for ONNX itself."""
+        found = {o.domain: int(o.version) for o in self._gs.import_domains or []}
+        return {**found, ONNX: self.opset}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the main graph by name, in a stable order."""
+        found: dict[str, Tensor] = {}
+        ends = (*self._gs.outputs, *self._hidden)
+        for tensor in (*self._gs.inputs, *self._walk_tensors(), *ends):
+            if tensor.name:
+                found.setdefault(tensor.name, tensor)
+        return found
+
+    def _walk_tensors(self) -> Iterator[Tensor]:
+        for node in self._gs.nodes:
+            yield from node.inputs
+            yield from node.outputs
+
+    def constants(self) -> dict[str, Constant]:
+        """Constants of the main graph that something uses, by name."""
+        return {name: t for name, t in self.tensors().items() if is_constant(t)}
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """True where the tensor's name is needed: by a graph output, or inside a subgraph."""
+        return tensor.name in self._captured or any(t is tensor for t in self._gs.outputs)
+
+    def in_subgraph(self, tensor: Tensor) -> bool:
+        """True where an If, Loop or Scan reads the tensor inside its body, or is fed by it."""
+        fed = any(has_subgraph(node) for node in tensor.outputs)
+        return fed or any(tensor.name in sub.reads for sub in self._all_subgraphs())
+
+    def producer(self, tensor: Tensor) -> Node | None:
+        """The node that computes a tensor; None for graph inputs and constants."""
+        return tensor.inputs[0] if tensor.inputs else None
+
+    def consumers(self, tensor: Tensor) -> list[Node]:
+        """Nodes that read a tensor, one entry for each use; what subgraphs read ``is_output``."""
+        return list(tensor.outputs)
+
+    def only_consumer(self, tensor: Tensor) -> Node | None:
+        """The single reader of a tensor that nothing needs by its name, else None."""
+        if len(tensor.outputs) != 1 or self.is_output(tensor):
+            return None
+        return tensor.outputs[0]
+
+    # ---- editing
+    def fresh(self, base: str) -> str:
+        """A name that no tensor and no node has, ``base`` itself where it is free."""
+        name, count = base, 1
+        while not name or name in self._names:
+            name, count = f"{base}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def constant(self, base: str, values: Array) -> Constant:
+        """A new constant under a fresh name; scalars stay scalars."""
+        if self.keep is not None and values.nbytes >= _LARGE:
+            return gs.Constant(self.fresh(base), self.keep(values))
+        return gs.Constant(self.fresh(base), np.array(values, order="C"))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor | str | None],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        domain: str = ONNX,
+        name: str = "",
+        like: Tensor | None = None,
+    ) -> Node:
+        """Append a node. None is an omitted operand; a string names a new output tensor.
+
+        ``like`` gives the first output its type: ONNX inference knows no contrib operators. The
+        nodes are sorted again when the caller's pass ends, so the position does not matter.
+        """
+        made = (gs.Variable(self.fresh(t)) if isinstance(t, str) else t for t in outputs)
+        tensors, results = ([gs.Variable.empty() if t is None else t for t in side]
+                            for side in (inputs, made))  # fmt: skip
+        node = gs.Node(
+            op=op,
+            name=self.fresh(name or f"{results[0].name}/{op}"),
+            attrs=dict(attrs or {}),
+            inputs=tensors,
+            outputs=results,
+            domain=domain or None,
+        )
+        if like is not None:
+            results[0].dtype, results[0].shape = like.dtype, like.shape
+        self._gs.nodes.append(node)
+        if domain not in self.domains():
+            self.import_domain(domain, 1)
+        return node
+
+    def add_input(self, base: str, dtype: Any, shape: Shape) -> Variable:
+        """A new graph input under a fresh name."""
+        made = gs.Variable(self.fresh(base), np.dtype(dtype), list(shape or ()))
+        self._gs.inputs.append(made)
+        return made
+
+    def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
+        """Point one input of one node elsewhere: other users of the old tensor keep it."""
+        node.inputs[index] = tensor
+
+    def set_constant(self, node: Node, index: int, values: Array, base: str = "") -> Constant:
+        """Give one use of a constant new values, un-sharing it from every other use."""
+        old = node.inputs[index]
+        new = self.constant(base or old.name, values)
+        node.inputs[index] = new
+        return new
+
+    def renew_output(self, node: Node, suffix: str, dtype: Any) -> None:
+        """Give a node's only output a fresh name and another type; its readers follow."""
+        old = node.outputs[0]
+        new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), dtype, old.shape)
+        self._redirect(old, new)
+        node.outputs[0] = new
+
+    def divert_output(self, node: Node, suffix: str, index: int = 0) -> Variable:
+        """Let a node make another tensor; readers keep its old output, which nothing makes."""
+        old = node.outputs[index]
+        new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), old.dtype)
+        node.outputs[index] = new
+        return new
+
+    def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:
+        """Let every reader of ``old`` read ``new``; returns the tensor that survives.
+
+        Where ``old`` is visible outside, its name must survive: then ``old`` becomes the output of
+        what computes ``new``, and readers of ``new`` read ``old``.
+        """
+        if not self.is_output(old):
+            self._redirect(old, new)
+            return new
+        maker = self.producer(new)
+        if maker is None or self.is_output(new):
+            self._detach(old)
+            self.add("Identity", [new], [old])
+            return old
+        self._detach(old)
+        slot = next(i for i, t in enumerate(maker.outputs) if t is new)
+        old.dtype, old.shape = old.dtype or new.dtype, old.shape or new.shape
+        maker.outputs[slot] = old
+        self._redirect(new, old)
+        return old
+
+    @staticmethod
+    def _redirect(old: Tensor, new: Tensor) -> None:
+        for node in list(old.outputs):
+            for i, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    node.inputs[i] = new
+
+    def _detach(self, tensor: Tensor) -> None:
+        for node in list(tensor.inputs):
+            for i, out in enumerate(node.outputs):
+                if out is tensor:
+                    node.outputs[i] = gs.Variable(self.fresh(tensor.name + "/unused"))
+
+    def remove_dead(self) -> int:
+        """Drop nodes that no graph output depends on; returns how many."""
+        nodes = self._gs.nodes
+        makers = Makers(nodes)
+        ends = {id(n): n for t in self._gs.outputs for n in t.inputs}
+        alive, waiting = set(ends), list(ends.values())
+        while waiting:
+            for maker in makers.before(waiting.pop()):
+                if id(maker) not in alive:
+                    alive.add(id(maker))
+                    waiting.append(maker)
+        dead = [n for n in nodes if id(n) not in alive]
+        if not dead:
+            return 0
+        for node in dead:
+            node.inputs.clear()
+        nodes[:] = [n for n in nodes if id(n) in alive]
+        self._captured = self._read_inside()
+        self._hidden = [t for t in self._hidden if t.name in self._captured]
+        return len(dead)
+
+    def make_constant(self, variable: Variable, constant: Constant) -> None:
+        """Let a graph input become the constant, with the values of ``constant``, still lazy."""
+        self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
+        variable.to_constant(constant._values)
+
+    def adopt(self, other: Graph) -> None:
+        """Become another graph; the header stays."""
+        keep = self.keep
+        self.__init__(other._gs, self.header, other._hidden)  # type: ignore[misc]
+        self.keep = keep
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Declare an operator set, once."""
+        imports = [o for o in self._gs.import_domains or [] if o.domain != domain]
+        imports.append(onnx.helper.make_opsetid(domain, version))
+        self._gs.import_domains = imports
+        if domain == ONNX:
+            self._gs.opset = version
+
+    def sort(self) -> None:
+        """Topological order, stable: nodes keep their order where the data allows.
+
+        Raises ModelError on a cycle.
+        """
+        self._gs.nodes[:] = in_order(self._gs.nodes)
+
+    def find(self, name: str) -> Node:
+        """The node of that name; raises InvariantError where it is gone."""
+        for node in self._gs.nodes:
+            if node.name == name:
+                return node
+        raise InvariantError(f"node {name!r} is not in the graph any more")
+
+    @property
+    def surgeon(self) -> gs.Graph:
+        """The graphsurgeon graph, for export alone."""
+        return self._gs
+
+
+def has_subgraph(node: Node) -> bool:
+    """True for If, Loop, Scan and their kin."""
+    return any(True for _ in subgraphs(node))
+
+
+def reads(node: Node) -> Iterator[str]:
+    """Names of a node's inputs, and of what its subgraphs read from outside of them."""
+    yield from (t.name for t in node.inputs if t.name)
+    for body in subgraphs(node):
+        yield from body.reads

@@ -1,0 +1,63 @@
+"""Which integers a tensor becomes: the rule's, unless the user's precision says otherwise.
+
+8 is what target rules give. 16 takes the target's wide types. A tensor for which 16 bits are asked
+and cannot be had stays float, which is more precise, never 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from qcompile.ir.graph import Graph
+from qcompile.planning.context import Context
+from qcompile.quant.affine import QSpec
+from qcompile.targets.target import WIDE_SINCE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a tensor becomes, None for float; ``reason`` is "" where the user said nothing."""
+
+    spec: QSpec | None
+    reason: str = ""
+
+
+def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> Choice:
+    """For data that goes by these names, where the rule says ``spec``."""
+    return _choice(graph, ctx, names, spec, ctx.target.wide, ranged=True)
+
+
+def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> Choice:
+    """For a constant that goes by these names; 16 bits keep the rule's granularity."""
+    dtype = ctx.target.wide_weight
+    wide = None if dtype is None else replace(spec, dtype=dtype, reduced=False, paired=False)
+    return _choice(graph, ctx, names, spec, wide, ranged=False)
+
+
+def _choice(
+    graph: Graph,
+    ctx: Context,
+    names: Iterable[str],
+    spec: QSpec,
+    wide: QSpec | None,
+    *,
+    ranged: bool,
+) -> Choice:
+    said = ctx.choices.precision_of(names)
+    if said is None or said[1] == 8:
+        return Choice(spec)
+    pattern, bits = said
+    why = dict(ctx.choices.reasons).get(pattern)
+    if bits == "float":
+        return Choice(None, why or f"kept float by precision pattern {pattern!r}")
+    if wide is None:
+        return Choice(
+            None, f"16-bit integers have no kernel on target {ctx.target.name!r}: left float"
+        )
+    if ranged and ctx.choices.mode == "dynamic":
+        return Choice(None, "16-bit integers need calibrated ranges, mode dynamic: left float")
+    if graph.opset < WIDE_SINCE:
+        found = f"the model stays at {graph.opset}"
+        return Choice(None, f"16-bit integers need opset {WIDE_SINCE}, {found}: left float")
+    return Choice(wide, why or f"16 bits by precision pattern {pattern!r}")

@@ -1,0 +1,182 @@
+"""A model whose integer products are exact on x86 without VNNI as well: uint8 by uint8.
+
+ONNX Runtime adds products of uint8 by int8 in int16 there, which saturates, and those of uint8 by
+uint8 in int32. Its session option ``session.x64quantprecision`` shifts constant int8 weights to
+uint8 where optimizations are on. This does what that option leaves: right operands that are data,
+the constants of sessions without optimizations, and copies of weights that several operators read,
+on which the option fails ("Attempt to replace the existing tensor", ONNX Runtime 1.32). A shift of
+both the values and their zero point by 128 changes no product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from qcompile.model_io.element_types import element_types
+from qcompile.model_io.external_data import Storage, values_of
+from qcompile.model_io.node_proto import bodies
+from qcompile.quant.affine import Array
+
+# Operators by the slots of their left operand, their right operand and that one's zero point.
+SLOTS = {
+    "ConvInteger": (0, 1, 3),
+    "DynamicQuantizeMatMul": (None, 1, 3),
+    "MatMulInteger": (0, 1, 3),
+    "MatMulIntegerToFloat": (0, 1, 5),
+    "QGemm": (0, 3, 5),
+    "QLinearConv": (0, 3, 5),
+    "QLinearMatMul": (0, 3, 5),
+}
+_SHIFT = 128
+
+
+def exact_form(
+    model: onnx.ModelProto, storage: Storage | None = None, *, optimized: bool = True
+) -> bool:
+    """Make int8 right operands beside uint8 data uint8, in place; True where anything changed.
+
+    ``optimized``: the session's own option will shift the constants, which are only made single.
+    ``storage``: where values lie that the model does not hold; those that are shifted come into
+    it. Functions are left alone: with optimizations ONNX Runtime puts them in place first.
+    """
+    storage = storage or Storage()
+    changed = _rewrite(model.graph, storage, {}, {}, constants=not optimized)
+    return (optimized and _copy_shared(model.graph, storage)) or changed
+
+
+def _rewrite(
+    graph: onnx.GraphProto,
+    storage: Storage,
+    outer: dict[str, onnx.TensorProto],
+    types: dict[str, int],
+    *,
+    constants: bool,
+) -> bool:
+    """Shift the operands of a graph and of the bodies in it, which the session option leaves."""
+    edit = _Edit(graph, storage, outer, types, constants=constants)
+    nodes = [n for node in graph.node for n in edit.rewritten(node)]
+    inner = [
+        _rewrite(body, storage, edit.constants, edit.types, constants=True)
+        for node in nodes
+        for body in bodies(node)
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return edit.changed or any(inner)
+
+
+def _copy_shared(graph: onnx.GraphProto, storage: Storage) -> bool:
+    """An int8 constant of its own for each operator after the first, and a dequantizer of its own
+    for each reader; external data stays where it is."""
+    constants = {t.name: t for t in graph.initializer if t.data_type == TensorProto.INT8}
+    nodes = list(graph.node)
+    changed = _copy_dequantizers(nodes, constants)
+    seen: set[str] = set()
+    for i, node in enumerate(nodes):
+        for slot, name in enumerate(node.input):
+            tensor = constants.get(name)
+            if tensor is None or name not in seen:
+                seen.add(name)
+                continue
+            copy = graph.initializer.add()
+            copy.CopyFrom(tensor)
+            copy.name = node.input[slot] = f"{name}/{i}.{slot}"
+            if name in storage.spans:
+                copy.raw_data = values_of(tensor, storage).tobytes()
+            changed = True
+    if changed:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return changed
+
+
+def _copy_dequantizers(
+    nodes: list[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
+) -> bool:
+    makers = {
+        n.output[0]: n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] in constants
+    }
+    seen, changed = set[str](), False
+    for i, node in enumerate(list(nodes)):
+        for slot, name in enumerate(node.input):
+            if name in makers and name in seen:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(makers[name])
+                copy.name = copy.output[0] = node.input[slot] = f"{name}/{i}.{slot}"
+                nodes.insert(nodes.index(makers[name]) + 1, copy)
+                changed = True
+            seen.add(name)
+    return changed
+
+
+class _Edit:
+    """One graph's rewriting: what is known of its tensors, and what was made for it.
+
+    ``outer``, ``types``: constants and element types of the graph around it.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        storage: Storage,
+        outer: dict[str, onnx.TensorProto],
+        types: dict[str, int],
+        *,
+        constants: bool,
+    ) -> None:
+        self.graph, self.storage, self.shifts_constants = graph, storage, constants
+        given = {value.name for value in graph.input}  # a feed may replace an initializer
+        own = {t.name: t for t in graph.initializer if t.name not in given}
+        self.constants = {**outer, **own}
+        self.types = {**types, **element_types(graph)}
+        self.made: dict[str, str] = {}
+        self.changed = False
+
+    def rewritten(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """What the operator's right operand needs before it, and the operator."""
+        slots = SLOTS.get(node.op_type)
+        if slots is not None and self._is_wanted(node, slots[0], slots[1]):
+            self.changed = True
+            yield from self._shifted(node, *slots[1:])
+        yield node
+
+    def _is_wanted(self, node: onnx.NodeProto, left: int | None, right: int) -> bool:
+        if left is not None and self.types.get(node.input[left]) == TensorProto.INT8:
+            return False
+        name = node.input[right]
+        if name in self.constants and not self.shifts_constants:
+            return False
+        return self.types.get(name) == TensorProto.INT8
+
+    def _shifted(self, node: onnx.NodeProto, right: int, zero: int) -> Iterator[onnx.NodeProto]:
+        node.input.extend([""] * (zero + 1 - len(node.input)))
+        for slot in (right, zero):
+            name = node.input[slot]
+            if not name:  # no zero point is one of 0
+                self.made[name] = self._constant("zero/uint8", np.array(_SHIFT, np.uint8))
+            elif name not in self.made and name in self.constants:
+                values = values_of(self.constants[name], self.storage)
+                shifted = (values.astype(np.int16) + _SHIFT).astype(np.uint8)
+                self.made[name] = self._constant(f"{name}/uint8", shifted)
+            elif name not in self.made:
+                yield from self._computed(name)
+            node.input[slot] = self.made[name]
+
+    def _computed(self, name: str) -> Iterator[onnx.NodeProto]:
+        """The shift of data: through int32, since int8 has no room for it."""
+        shift = self._constant(f"{name}/shift", np.array(_SHIFT, np.int32))
+        wide, moved, self.made[name] = (f"{name}/{n}" for n in ("int32", "moved", "uint8"))
+        yield helper.make_node("Cast", [name], [wide], to=TensorProto.INT32)
+        yield helper.make_node("Add", [wide, shift], [moved])
+        yield helper.make_node("Cast", [moved], [self.made[name]], to=TensorProto.UINT8)
+
+    def _constant(self, name: str, values: Array) -> str:
+        if name not in self.constants:
+            self.graph.initializer.append(numpy_helper.from_array(values, name))
+            self.constants[name] = self.graph.initializer[-1]
+            self.types[name] = self.constants[name].data_type
+        return name

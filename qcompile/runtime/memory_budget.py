@@ -1,0 +1,147 @@
+"""What ``--max-memory`` means while the float model runs: its weights, and feeds that fit beside.
+
+The runtime needs all weights at once, so they are the least that a budget must hold. Beside them
+it holds activations, which smaller feeds make smaller: a feed is halved along its batch until its
+activations fit. Shapes alone decide that, so a build is the same whatever the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from qcompile.analysis.activation_memory import Footprint, footprint
+from qcompile.analysis.constant_evaluation import Evaluator
+from qcompile.data.feeds import Feed, common_batch, growth
+from qcompile.errors import DataError
+from qcompile.ir.graph import Graph
+from qcompile.quant.affine import Array
+from qcompile.runtime.spilled_arrays import Store
+
+LIBRARIES = 300 * 10**6  # what Python, numpy and ONNX Runtime take by themselves, at most
+FETCHED = 1 << 27  # bytes of activations that calibration fetches at a time, unless told less
+_SHARE = 8  # of a budget's bytes, one part in so many may be fetched
+# ONNX Runtime's arena grows in powers of two.
+_ARENA = 2
+_LARGE = 1 << 16  # bytes of an output that is worth a file
+_Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class Budget:
+    """``limit`` bytes for a process beside its libraries; None is no limit, and nothing changes.
+
+    graph: the float model. divisible: it takes batches of any size. ``store`` keeps in files what
+    need not be in memory, where there is a limit.
+    """
+
+    limit: int | None
+    graph: Graph
+    evaluate: Evaluator
+    divisible: bool = True
+    store: Store | None = None
+    _known: list[tuple[_Shapes, Footprint]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        sizes = {name: int(c._values.nbytes) for name, c in self.graph.constants().items()}
+        self.weights = sum(sizes.values())
+        self.largest = max(sizes, key=lambda n: sizes[n], default="")
+        self.largest_bytes = sizes.get(self.largest, 0)
+        if self.limit is not None:
+            self.store = Store()
+
+    @property
+    def switched(self) -> int:
+        """Bytes of a model whose weights are fed, each as float and as what its integers say."""
+        return 3 * self.weights
+
+    @property
+    def fetched(self) -> int:
+        """Bytes of activations that may be fetched at a time."""
+        return FETCHED if self.limit is None else min(FETCHED, self.limit // _SHARE)
+
+    def parts(self, feed: Feed) -> Iterator[Feed]:
+        """The feed, or parts of its batch that fit. Raises DataError where a sample does not."""
+        if self.limit is None or self._fits(feed):
+            yield feed
+            return
+        batch = common_batch(feed) if self.divisible else 1
+        if batch < 2:
+            raise DataError(self._excess(feed, self.limit))
+        for rows in (slice(0, batch // 2), slice(batch // 2, None)):
+            yield from self.parts({name: v[rows] for name, v in feed.items()})
+
+    def check(self, feeds: Iterable[Feed]) -> None:
+        """Raise DataError, before anything runs, for the sample of all feeds that needs most."""
+        if self.limit is None:
+            return
+        largest: list[Feed] = []
+        for feed in feeds:
+            divided = self.divisible and common_batch(feed) > 1
+            sample = {n: v[:1] for n, v in feed.items()} if divided else feed
+            if not any(_is_within(sample, other) for other in largest):
+                largest = [other for other in largest if not _is_within(other, sample)]
+                largest.append(sample)
+        needed = [self._needed(self._footprint(sample).bytes) for sample in largest]
+        if needed and max(needed) > self.limit:
+            raise DataError(self._excess(largest[int(np.argmax(needed))], self.limit))
+
+    def kept(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """Outputs that are to wait for others: in files, where there is a limit."""
+        store = self.store
+        if store is None:
+            return outputs
+        return {n: store.array(v) if _is_large(v) else v for n, v in outputs.items()}
+
+    def excess_of(self, needed: int, what: str) -> str | None:
+        """Why something that takes ``needed`` bytes cannot be done, None where it can."""
+        if self.limit is None or needed <= self.limit:
+            return None
+        return f"{what} takes {needed} bytes, over --max-memory {self.limit}"
+
+    def _fits(self, feed: Feed) -> bool:
+        for shapes, known in self._known:
+            times = growth(shapes, feed)
+            if times and self._needed(known.bytes * times) <= (self.limit or 0):
+                return True
+        return self._needed(self._footprint(feed).bytes) <= (self.limit or 0)
+
+    def _needed(self, activations: int) -> int:
+        return self.weights + self.fetched + _ARENA * activations
+
+    def _footprint(self, feed: Feed) -> Footprint:
+        shapes = {name: v.shape for name, v in feed.items()}
+        for old, known in self._known:
+            if old == shapes:
+                return known
+        found = footprint(self.graph, self.evaluate, shapes)
+        self._known.append((shapes, found))
+        return found
+
+    def _excess(self, feed: Feed, limit: int) -> str:
+        """One line: over what, by which tensors, and what would fit."""
+        found = self._footprint(feed)
+        rest = self.weights + _ARENA * found.bytes
+        least = min(rest + FETCHED, rest * _SHARE // (_SHARE - 1) + _SHARE)
+        return (
+            f"--max-memory {limit} is too little to run the float model: its weights take "
+            f"{self.weights} bytes (most: {self.largest!r}, {self.largest_bytes}), activations of "
+            f"the smallest part of a feed {_ARENA * found.bytes} (most: {found.tensor!r}, "
+            f"{found.largest}); give at least {least}, or shorter samples"
+        )
+
+
+def _is_within(feed: Feed, other: Feed) -> bool:
+    """True where no dimension of any input is larger than in the other feed."""
+    return all(
+        v.ndim == other[n].ndim
+        and all(a <= b for a, b in zip(v.shape, other[n].shape, strict=True))
+        for n, v in feed.items()
+    )
+
+
+def _is_large(values: object) -> bool:
+    return isinstance(values, np.ndarray) and values.nbytes > _LARGE and values.dtype.kind != "O"

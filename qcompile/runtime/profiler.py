@@ -1,0 +1,94 @@
+"""Where a model's time goes: ONNX Runtime's own profile, summed by operator.
+
+The profiler adds to every node, small ones most, so shares say more than sums; a node's time is
+the median over runs, which one interruption does not move.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.runtime import session as runtime
+from qcompile.runtime.session import Feed, Session, SessionOptions
+
+_WARMUP = 5  # runs, or as many as are measured where these are fewer
+_KERNEL = "_kernel_time"
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """One kind of operator in one model: how many nodes, and milliseconds a run."""
+
+    op: str
+    nodes: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Operators of one model, the dearest first."""
+
+    label: str
+    ops: tuple[OpTime, ...]
+
+    @property
+    def total(self) -> float:
+        """Milliseconds a run inside of operators."""
+        return sum(o.ms for o in self.ops)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        ops = [{"op": o.op, "nodes": o.nodes, "ms": o.ms} for o in self.ops]
+        return {"model": self.label, "total_ms": self.total, "ops": ops}
+
+
+def profile(
+    models: Sequence[tuple[str, bytes | Path]],
+    feed: Feed,
+    threads: int = 0,
+    runs: int = 30,
+    provider: str = "CPUExecutionProvider",
+) -> list[Profile]:
+    """Profile models one after the other. Raises ModelError where one does not run."""
+    return [Profile(label, _ops(model, feed, threads, runs, provider)) for label, model in models]
+
+
+def _ops(
+    model: bytes | Path, feed: Feed, threads: int, runs: int, provider: str
+) -> tuple[OpTime, ...]:
+    warmup = min(_WARMUP, runs)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        options = SessionOptions(
+            threads or runtime.threads(),
+            provider=provider,
+            profile=Path(folder) / "profile",
+            exact=False,
+        )
+        session = Session(model, options)
+        wanted = {name: feed[name] for name in session.inputs if name in feed}
+        session.run(wanted)  # names what is missing, which the bare call would not
+        for _ in range(warmup + runs - 1):
+            session.call(wanted)
+        events = json.loads(session.end_profile().read_text())
+    return _summed(events, warmup)
+
+
+def _summed(events: Sequence[dict[str, Any]], warmup: int) -> tuple[OpTime, ...]:
+    """Medians of nodes after warming up, summed by operator."""
+    times: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            times[event["args"]["op_name"], event["name"]].append(event["dur"])
+    nodes: defaultdict[str, list[float]] = defaultdict(list)
+    for (op, _), durations in times.items():
+        nodes[op].append(float(np.median(durations[warmup:] or durations)) / 1e3)
+    found = (OpTime(op, len(ms), sum(ms)) for op, ms in nodes.items())
+    return tuple(sorted(found, key=lambda o: -o.ms))

@@ -1,0 +1,273 @@
+"""The only module that imports onnxruntime: sessions, taps, constant evaluation, op counts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime as ort
+
+from qcompile.errors import ModelError
+from qcompile.ir.graph import Graph, Node, is_constant
+from qcompile.model_io import from_proto
+from qcompile.model_io.external_data import embed
+from qcompile.model_io.node_proto import fill_tensor, node_proto
+from qcompile.quant.affine import Array
+from qcompile.runtime.exact_sums import exact_form
+
+Feed = Mapping[str, Array]
+# Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
+_FAULTS = (RuntimeError, ValueError, TypeError, OSError)
+# Where an optimized model puts its weights: in one file they could be over protobuf's limit.
+_EXTERNAL = "session.optimized_model_external_initializers"
+_LEAST_APART = 1 << 10
+_FATAL = 4  # ONNX Runtime's log severity: what is wrong comes as an exception
+CPU = "CPUExecutionProvider"
+# Turns int8 weights beyond ±64 into uint8 (onnxruntime_session_options_config_keys.h). On x86 with
+# VNNI that is as exact as before, and slow.
+EXACT_SUMS = ("session.x64quantprecision", "1")
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def version() -> str:
+    return str(ort.__version__)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs. ``threads`` 0 leaves the count to ONNX Runtime.
+
+    ``optimize`` False runs the graph node by node as written, which a recorded run needs.
+    ``exact``: sums of uint8 by int8 products are exact on x86 without VNNI too, which costs time
+    there; False is what a session does of itself.
+    """
+
+    threads: int = 0
+    optimize: bool = True
+    provider: str = CPU
+    profile: Path | None = None
+    spin: bool = True
+    exact: bool = True
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """ONNX Runtime's session options that change answers here; they belong to a figure."""
+        return dict([EXACT_SUMS]) if self._shifts else {}
+
+    @property
+    def _shifts(self) -> bool:
+        return self.exact and self.provider == CPU and saturates()
+
+
+class Session:
+    """One loaded model. ``run`` feeds only declared inputs and names the outputs."""
+
+    def __init__(self, model: bytes | Path, options: SessionOptions | None = None) -> None:
+        options = options or SessionOptions()
+        if options.provider not in ort.get_available_providers():
+            raise ModelError(f"ONNX Runtime has no {options.provider} here")
+        native = _native(options)
+        if options.entries:
+            model = _exact(model, native, optimize=options.optimize)
+        try:
+            self._inner = ort.InferenceSession(
+                str(model) if isinstance(model, Path) else model,
+                native,
+                providers=[options.provider],
+            )
+        except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
+            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+        if options.provider not in self._inner.get_providers():  # it took the CPU in silence
+            raise ModelError(f"ONNX Runtime cannot load {options.provider} here")
+        self.inputs = [i.name for i in self._inner.get_inputs()]
+        self.outputs = [o.name for o in self._inner.get_outputs()]
+
+    def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Outputs by name for one feed. Raises ModelError where the runtime fails."""
+        wanted = list(names if names is not None else self.outputs)
+        try:
+            values = self._inner.run(wanted, {n: feed[n] for n in self.inputs})
+        except KeyError as e:
+            raise ModelError(f"no value was fed for input {e.args[0]!r}") from e
+        except Exception as e:
+            raise ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}") from e
+        return dict(zip(wanted, values, strict=True))
+
+    def call(self, feed: Feed) -> None:
+        """Run without naming outputs: the inner loop of a timing."""
+        self._inner.run(None, feed)
+
+    def end_profile(self) -> Path:
+        return Path(self._inner.end_profiling())
+
+
+def _native(options: SessionOptions) -> ort.SessionOptions:
+    ort.set_default_logger_severity(_FATAL)  # it warns of models, in colours, whoever listens
+    native = ort.SessionOptions()
+    native.log_severity_level = _FATAL
+    native.intra_op_num_threads = options.threads
+    native.inter_op_num_threads = 1
+    native.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
+    if not options.optimize:
+        native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for key, value in options.entries.items():
+        native.add_session_config_entry(key, value)
+    if options.profile is not None:
+        native.enable_profiling = True
+        native.profile_file_prefix = str(options.profile)
+    return native
+
+
+def _exact(model: bytes | Path, native: ort.SessionOptions, *, optimize: bool) -> bytes | Path:
+    """The model with what the option does not shift in its exact form; itself where that is all."""
+    try:
+        proto, storage = from_proto.read(model)
+    except ModelError:
+        return model  # ONNX Runtime's message says more
+    if not exact_form(proto, storage, optimized=optimize):
+        return model
+    from_proto.embed_inner(proto, storage)
+    for tensor in proto.graph.initializer:
+        if tensor.name in storage.spans and storage.own is not None:
+            embed(tensor, storage.own, storage.spans[tensor.name])
+    if storage.folder is not None:
+        native.add_session_config_entry(_FOLDER, str(storage.folder))
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _first_line(e: BaseException) -> str:
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0][:400]
+
+
+@cache
+def provider_or_cpu(name: str) -> str:
+    """The provider where sessions really run on it; the CPU's where it is missing or does not load.
+
+    A build may list a provider whose libraries are not there, so a session is the only proof.
+    """
+    if name == CPU:
+        return CPU
+    graph = onnx.parser.parse_graph("g (float[1] x) => (float[1] y) { y = Neg(x) }")
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[_opset(17)])
+    try:
+        Session(model.SerializeToString(), SessionOptions(threads=1, provider=name))
+    except ModelError:
+        return CPU
+    return name
+
+
+def _opset(version: int) -> onnx.OperatorSetIdProto:
+    return onnx.helper.make_opsetid("", version)
+
+
+def threads() -> int:
+    """Cores this process may use: the default for timing."""
+    return len(os.sched_getaffinity(0))
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The same model, changed to exactly these outputs; any tensor of the graph may be named.
+
+    In place: a copy would hold the weights twice.
+    """
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    return model
+
+
+def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
+    """Values of all outputs of nodes that depend on constants alone, or why they have none."""
+    proto = onnx.GraphProto(name="constants")
+    proto.node.extend(map(node_proto, nodes))
+    made = {t.name for n in nodes for t in n.outputs if t.name}
+    constants = {t.name: t for n in nodes for t in n.inputs if is_constant(t)}
+    for constant in constants.values():
+        fill_tensor(proto.initializer.add(), constant)
+    proto.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in graph.domains().items()]
+    model = onnx.helper.make_model(
+        proto, opset_imports=imports, functions=graph.functions, ir_version=10
+    )
+    try:
+        session = Session(model.SerializeToString(), SessionOptions(threads=1, optimize=False))
+        return session.run({})
+    except ModelError as e:
+        return str(e)
+    except _FAULTS as e:
+        return _first_line(e)
+
+
+def record_types(model: bytes | Path, feed: Feed) -> dict[str, tuple[Any, int]]:
+    """Dtype and rank of a model's outputs, seen in one run."""
+    values = Session(model, SessionOptions(optimize=False)).run(feed)
+    return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
+
+
+def written_ops(model: bytes) -> Counter[str]:
+    """Operator counts of a model as it was written."""
+    return _count(onnx.ModelProto.FromString(model).graph.node)
+
+
+def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
+    """Operator counts of the graph that ONNX Runtime really runs, with their domains."""
+    with tempfile.TemporaryDirectory() as folder:
+        native = _native(SessionOptions(provider=provider, exact=False))
+        path = _write_optimized(model, Path(folder), native, provider)
+        return _count(onnx.load(path, load_external_data=False).graph.node)
+
+
+def write_optimized(model: bytes | Path, folder: Path) -> Path:
+    """Write the graph that ONNX Runtime runs of itself into a folder, its large weights beside it.
+
+    With all fusions, but without the layouts that they choose for this very processor, and with
+    sums as the processor adds them.
+    """
+    native = _native(SessionOptions(exact=False))
+    native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    return _write_optimized(model, folder, native, CPU)
+
+
+def _write_optimized(
+    model: bytes | Path, folder: Path, native: ort.SessionOptions, provider: str
+) -> Path:
+    path = folder / "optimized.onnx"
+    native.optimized_model_filepath = str(path)
+    for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_APART))):
+        native.add_session_config_entry(f"{_EXTERNAL}_{key}", value)
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        ort.InferenceSession(source, native, providers=[provider])
+    except Exception as e:
+        raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+    return path
+
+
+@cache
+def saturates() -> bool:
+    """True where ONNX Runtime adds products of uint8 by int8 in int16 here (x86 without VNNI).
+
+    Seen in one product: of 64 times 255 · 127, two neighbours are over 2^15.
+    """
+    graph = onnx.parser.parse_graph(
+        "g (uint8[1,64] a, int8[64,1] w) => (int32[1,1] y) { y = MatMulInteger(a, w) }"
+    )
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[_opset(17)])
+    feed = {"a": np.full((1, 64), 255, np.uint8), "w": np.full((64, 1), 127, np.int8)}
+    plain = SessionOptions(threads=1, exact=False)
+    found = Session(model.SerializeToString(), plain).run(feed)["y"]
+    return int(found[0, 0]) != 64 * 255 * 127
+
+
+def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
+    return Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes)

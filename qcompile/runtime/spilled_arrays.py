@@ -1,0 +1,105 @@
+"""Arrays that are kept in files: what a tight memory budget moves out of the way.
+
+A kept array is viewed anew each time it is asked for, so its pages are given back as soon as the
+view is gone; its file goes with the object that stands for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from qcompile.errors import OutputError
+from qcompile.model_io.node_proto import element_type
+from qcompile.planning.plan import ChannelStats
+from qcompile.quant.affine import Array
+from qcompile.system.memory_map import FileValues
+from qcompile.system.temporary_folder import Scratch
+
+
+class Kept:
+    """One array in a file of its own."""
+
+    def __init__(self, folder: Scratch, path: Path, values: Array) -> None:
+        self._folder = folder  # lives as long as its files
+        self.path, self.dtype, self.shape = path, values.dtype, values.shape
+        self._gone = weakref.finalize(self, path.unlink, missing_ok=True)
+        try:
+            with path.open("wb") as file:
+                file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        except OSError as e:
+            where = str(folder.path.parent)
+            raise OutputError(f"temporary folder {where!r} (TMPDIR): {e.strerror}") from e
+
+    def load(self) -> Array:
+        """A view into the file, read only."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, "r", shape=self.shape)
+
+
+class KeptValues(FileValues):
+    """The values of a constant, kept."""
+
+    def __init__(self, kept: Kept) -> None:
+        kind = element_type(kept.dtype)
+        super(FileValues, self).__init__(onnx.TensorProto(data_type=kind, dims=kept.shape))
+        self._kept = kept
+
+    def load(self) -> Array:
+        """A view into the file."""
+        return self._kept.load()
+
+
+class Store:
+    """A temporary folder for arrays. Raises OutputError where there is no room."""
+
+    def __init__(self) -> None:
+        self._folder, self._numbers = Scratch(), count()
+
+    def keep(self, values: Array) -> Kept:
+        """Write an array."""
+        path = self._folder.path / str(next(self._numbers))
+        return Kept(self._folder, path, values)
+
+    def constant(self, values: Array) -> KeptValues:
+        """Write the values of a constant."""
+        return KeptValues(self.keep(values))
+
+    def array(self, values: Array) -> Array:
+        """Write an array that is looked at once: a view, whose file goes with it."""
+        kept = self.keep(values)
+        view = kept.load()
+        kept.path.unlink(missing_ok=True)  # the mapping holds what is in it
+        return view
+
+
+class KeptChannels(MutableMapping[str, ChannelStats]):
+    """Statistics of channels by tensor, whose samples of rows are kept in files."""
+
+    def __init__(self, store: Store, found: Mapping[str, ChannelStats]) -> None:
+        self._store = store
+        self._found: dict[str, tuple[ChannelStats, Kept]] = {}
+        self.update(found)
+
+    def __getitem__(self, name: str) -> ChannelStats:
+        stats, rows = self._found[name]
+        return replace(stats, rows=rows.load())
+
+    def __setitem__(self, name: str, stats: ChannelStats) -> None:
+        self._found[name] = replace(stats, rows=stats.rows[:0].copy()), self._store.keep(stats.rows)
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)

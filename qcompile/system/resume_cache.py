@@ -1,0 +1,129 @@
+"""Unfinished work on disk, so that a run after an interrupt or a crash goes on where it was.
+
+Entries are files ``KIND-KEY.EXT``; the key is a digest of everything that the contents depend on. A
+finished run removes its own. What abandoned runs leave is bounded: the oldest entries go first. A
+cache that cannot be read or written costs time and nothing else, so its faults are notes.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from qcompile.errors import QCompileError
+from qcompile.model_io.to_proto import replacing
+
+T = TypeVar("T")
+LIMIT = 4 << 30
+_KINDS = ("calibration", "partial", "search")
+
+
+def default_folder() -> Path:
+    """``$XDG_CACHE_HOME/qcompile``, or ``~/.cache/qcompile``; a relative path there is ignored."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "qcompile"
+
+
+def key_of(parts: Iterable[Any]) -> str:
+    """Hex digest of plain values."""
+    text = json.dumps(list(parts), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class Cache:
+    """Entries in one folder, ``limit`` bytes at most; ``notes`` say what went wrong.
+
+    every: seconds between checkpoints of one calibration at least, 0 for one after every feed.
+    ``touched`` are entries that this run asked for, ``own`` those that it wrote.
+    """
+
+    folder: Path
+    limit: int = LIMIT
+    every: float = 5.0
+    notes: list[str] = field(default_factory=list)
+    touched: set[Path] = field(default_factory=set)
+    own: set[Path] = field(default_factory=set)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where an entry lies, or would."""
+        made = self.folder / f"{kind}-{key[:32]}.{'json' if kind == 'search' else 'npz'}"
+        self.touched.add(made)
+        return made
+
+    def load(self, kind: str, key: str, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of an entry, None where there is none or it cannot be read."""
+        path = self.path(kind, key)
+        if not path.exists():
+            return None
+        try:
+            return read(path)
+        except QCompileError as e:
+            self._note(f"a damaged entry of the cache is ignored: {e}")
+            return None
+
+    def store(self, kind: str, key: str, write: Callable[[IO[bytes]], None]) -> None:
+        """Write an entry whole or not at all, and make room for it."""
+        path = self.path(kind, key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with replacing(path) as file:
+                write(file)
+        except (OSError, QCompileError) as e:
+            self._note(f"nothing is kept for a run after an interrupt: {e}")
+            return
+        self.own.add(path)
+        self._make_room()
+
+    def is_own(self, kind: str, key: str) -> bool:
+        """True where this run wrote the entry."""
+        return self.path(kind, key) in self.own
+
+    def drop(self, kind: str, key: str) -> None:
+        """Remove an entry, if it is there."""
+        self._remove(self.path(kind, key))
+
+    def forget(self) -> None:
+        """Remove the entries of this run, and what a killed one left of them half written."""
+        for path in sorted(self.touched):
+            self._remove(path)
+            for half in self.folder.glob(f".{glob.escape(path.name)}.*"):
+                self._remove(half)
+        self.touched.clear()
+
+    def _make_room(self) -> None:
+        """Remove the oldest entries over the limit, this run's last."""
+        entries = []
+        for path in self._entries():
+            with suppress(OSError):
+                found = path.stat()
+                entries.append((path in self.touched, found.st_mtime, found.st_size, path))
+        total = sum(size for *_, size, _ in entries)
+        for _, _, size, path in sorted(entries):
+            if total <= self.limit:
+                return
+            self._remove(path)
+            total -= size
+
+    def _entries(self) -> list[Path]:
+        """Also what a killed run has left half written, which has a dot before its name."""
+        found: list[Path] = []
+        with suppress(OSError):
+            found = [p for k in _KINDS for p in self.folder.glob(f"{k}-*")]
+            found += [p for k in _KINDS for p in self.folder.glob(f".{k}-*")]
+        return found
+
+    def _remove(self, path: Path) -> None:
+        with suppress(OSError):
+            path.unlink()
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)

@@ -1,0 +1,117 @@
+"""What the integer kernels of a processor can add up: a table by instruction set, for recipes.
+
+x86 without VNNI multiplies u8 by s8 with vpmaddubsw, which adds two neighbouring products in int16
+and saturates: 255 · 127 · 2 does not fit. All others add in int32. The targets' own integers are
+bounded so that they fit both; a recipe that names a processor without that limit gets all 8 bits.
+The machine that builds need not be the one that serves, and a build must not depend on where it
+ran: only the name ``native`` looks at the machine, and what it stands for is what is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qcompile.errors import RecipeError
+from qcompile.system.processor import instruction_sets
+from qcompile.targets.target import OpRule, Target
+
+# Names of a recipe's isa that are no row of the table.
+ANY, NATIVE = "any", "native"
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set, and whether it adds products of 8-bit integers in too few bits.
+
+    ``saturates``: sums of two products need not fit. ``gain``: products of u8 by s8 for each of
+    float32 in the same time, at best; ``seen``: what ``machine.instruction_sets`` calls it.
+    """
+
+    name: str
+    saturates: bool
+    why: str
+    gain: float
+    seen: tuple[str, ...]
+
+
+_PAIRS = "vpmaddubsw adds two products in int16"
+_FOURS = "vpdpbusd adds four products in int32"
+# Four times as many values in a vector, and three instructions (multiply, widen, add) for one.
+_THREE_STEPS = 4 / 3
+TABLE = {
+    isa.name: isa
+    for isa in (
+        Isa("avx2", True, _PAIRS, _THREE_STEPS, ("AVX2",)),
+        Isa("avx512", True, _PAIRS, _THREE_STEPS, ("AVX512F",)),
+        Isa("avx-vnni", False, _FOURS, 4, ("AVX-VNNI",)),
+        Isa("avx512-vnni", False, _FOURS, 4, ("AVX512-VNNI",)),
+        # A tile does 32 times as many as two ports of AVX512, but memory does not feed it so fast.
+        Isa("amx", False, "tdpbusd adds in int32", 8, ("AMX-INT8",)),
+        Isa("arm64", False, "udot, usmmla and smlal add in int32", 4, ("I8MM", "DOTPROD")),
+    )
+}
+
+
+def of_machine(sets: Sequence[str]) -> Isa | None:
+    """The row of the first, which is the fastest, of a machine's instruction sets."""
+    return next((isa for isa in TABLE.values() if sets and sets[0] in isa.seen), None)
+
+
+def resolved(name: str) -> str:
+    """A name as a recipe keeps it: ``native`` becomes this machine's, ``any`` the empty one.
+
+    Raises RecipeError where this machine has no instruction set of the table.
+    """
+    if not isinstance(name, str):
+        raise RecipeError(f"isa is {name!r}, expected a name")
+    name = name.lower()
+    if name == ANY:
+        return ""
+    if name != NATIVE:
+        return name
+    found = of_machine(sets := instruction_sets())
+    if found is None:
+        seen = ", ".join(sets) or "none of them"
+        known = ", ".join(TABLE)
+        raise RecipeError(f"isa native: this machine has {seen}, expected one of {known}")
+    return found.name
+
+
+def saturating(name: str) -> bool:
+    """True where a model with this isa in its recipe may run where sums saturate."""
+    return not name or TABLE[name].saturates
+
+
+def exact(name: str) -> bool:
+    """True where a model with this isa in its recipe may run where sums are exact."""
+    return not name or not TABLE[name].saturates
+
+
+def fitted(target: Target, name: str) -> Target:
+    """The target with integers for the instruction set; itself where sums may saturate.
+
+    A target's own integers are bounded so that no sum does; where none can, all get 8 bits and no
+    bound.
+    """
+    if saturating(name):
+        return target
+    product = target.product and _unbounded(target.product)
+    return replace(target, rules=tuple(map(_unbounded, target.rules)), product=product)
+
+
+def _unbounded(rule: OpRule) -> OpRule:
+    """A rule of u8 by s8 with all 8 bits, any other as it is."""
+    if not _is_u8_s8(rule):
+        return rule
+    plain = {
+        side: replace(spec, reduced=False, paired=False)
+        for side in ("weight", "right")
+        if (spec := getattr(rule, side)) is not None
+    }
+    return replace(rule, **plain)
+
+
+def _is_u8_s8(rule: OpRule) -> bool:
+    sides = [s.dtype for s in (rule.weight, rule.right) if s is not None]
+    return rule.activation is not None and rule.activation.dtype == "uint8" and "int8" in sides

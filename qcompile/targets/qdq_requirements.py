@@ -1,0 +1,234 @@
+"""Requirements on Q/DQ nodes, for runtimes that read them as a contract (explicit quantization).
+
+Which integers, which zero points, where scales may lie and what may read them differ from runtime
+to runtime; a target lists the rules it needs, with their values. Each looks at one thing alone, so
+that its message says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qcompile.analysis.data_path import is_layout
+from qcompile.ir.graph import (
+    Graph,
+    Node,
+    Tensor,
+    array,
+    is_constant,
+    is_op,
+    is_zero,
+    rank,
+    shape_of,
+)
+from qcompile.targets.requirements import Fault, Findings, Requirement
+
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_BIAS = 2  # input slot of Gemm and Conv
+
+
+def _dequantizer(graph: Graph, tensor: Tensor) -> Node | None:
+    """The DequantizeLinear that makes a tensor, layout operators on the way passed over."""
+    node = graph.producer(tensor)
+    while node is not None and is_layout(node):
+        node = graph.producer(node.inputs[0])
+    return node if node is not None and is_op(node, "DequantizeLinear") else None
+
+
+def _integers(node: Node) -> str | None:
+    """The integer type of a quantizer: that of its zero point, or of what it reads."""
+    zero = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    typed = zero if zero is not None else node.inputs[0] if _is_dequantizer(node) else None
+    return None if typed is None or typed.dtype is None else np.dtype(typed.dtype).name
+
+
+def _is_dequantizer(node: Node) -> bool:
+    return is_op(node, "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Integers(Requirement):
+    """Quantizers use these integer types, bias and weights included."""
+
+    types: tuple[str, ...]
+
+    rule: ClassVar[str] = "integer-types"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+            dtype = _integers(node)
+            if dtype is not None and dtype not in self.types:
+                wanted = " or ".join(self.types)
+                yield Fault(self.rule, node.name, f"{node.op} of {dtype}, expected {wanted}")
+
+
+@dataclass(frozen=True)
+class ZeroPoints(Requirement):
+    """Zero points are constant and 0: the runtime knows symmetric quantization alone."""
+
+    rule: ClassVar[str] = "zero-points"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+            for tensor in node.inputs[2:]:
+                if not is_zero(tensor):
+                    what = _values(tensor) if is_constant(tensor) else "computed"
+                    yield Fault(self.rule, node.name, f"zero point is {what}, expected 0")
+
+
+def _values(tensor: Tensor) -> str:
+    values = np.unique(array(tensor))
+    return ", ".join(map(str, values[:3])) + (", …" if len(values) > 3 else "")
+
+
+@dataclass(frozen=True)
+class DataScales(Requirement):
+    """What is computed has one constant scale for the whole tensor."""
+
+    rule: ClassVar[str] = "data-scales"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+            scale = node.inputs[1]
+            if is_constant(node.inputs[0]):
+                continue
+            if not is_constant(scale):
+                yield Fault(self.rule, node.name, "the scale is computed, expected a constant")
+            elif rank(scale):
+                shape = list(shape_of(scale) or ())
+                yield Fault(self.rule, node.name, f"scale of shape {shape}, expected one scale")
+
+
+@dataclass(frozen=True)
+class WeightScales(Requirement):
+    """Weights have one scale for each output channel of what reads them.
+
+    ``axes``: the axis of output channels by operator; Gemm's is the other one with transB.
+    """
+
+    axes: tuple[tuple[str, int], ...]
+
+    rule: ClassVar[str] = "weight-scales"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        axes = dict(self.axes)
+        for node in _all_of(graph, found, self.rule, *axes):
+            weight = _dequantizer(graph, node.inputs[1])
+            if weight is None or not is_constant(weight.inputs[0]):
+                continue
+            matrix, scale = weight.inputs[:2]
+            axis = axes[node.op] - (1 if node.attrs.get("transB") else 0)
+            channels = (matrix.shape[axis],)
+            own = weight.attrs.get("axis", 1) % (rank(matrix) or 1)
+            if shape_of(scale) != channels or own != axis % (rank(matrix) or 1):
+                shape = list(shape_of(scale) or ())
+                yield Fault(
+                    self.rule,
+                    weight.name,
+                    f"scale of shape {shape} on axis {own}, expected {list(channels)} on axis "
+                    f"{axis}, the output channels of {node.op} {node.name!r}",
+                )
+
+
+@dataclass(frozen=True)
+class FloatBiases(Requirement):
+    """A bias is float, with no quantizer of its own: the runtime keeps it as it is."""
+
+    ops: tuple[str, ...] = ("Gemm", "Conv")
+
+    rule: ClassVar[str] = "float-biases"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *self.ops):
+            if len(node.inputs) <= _BIAS or not node.inputs[_BIAS].name:
+                continue
+            quantizer = _dequantizer(graph, node.inputs[_BIAS])
+            if quantizer is not None:
+                what = f"its bias is dequantized by {quantizer.name!r}, expected a float constant"
+                yield Fault(self.rule, node.name, what)
+
+
+@dataclass(frozen=True)
+class WholeOperands(Requirement):
+    """Both operands of a product are quantized, or neither: half of them gains nothing."""
+
+    ops: tuple[str, ...]
+
+    rule: ClassVar[str] = "whole-operands"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *self.ops):
+            made = [_dequantizer(graph, t) is not None for t in node.inputs[:2]]
+            if made[0] != made[1]:
+                which = "second" if made[0] else "first"
+                what = f"{node.op} has a float {which} operand, expected both quantized or none"
+                yield Fault(self.rule, node.name, what)
+
+
+@dataclass(frozen=True)
+class Pairs(Requirement):
+    """Integers go from quantizer to dequantizer alone, and those feed these operators alone.
+
+    A dequantizer that feeds something else keeps the runtime from fusing the pair away; one
+    without a quantizer before it would read integers that no operator makes here.
+    """
+
+    readers: tuple[str, ...]
+
+    rule: ClassVar[str] = "pairs"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+            after = graph.consumers(node.outputs[0])
+            if is_op(node, "QuantizeLinear"):
+                strange = [n for n in after if not is_op(n, "DequantizeLinear")]
+                wanted = "DequantizeLinear"
+            else:
+                strange = [n for n in after if not (is_layout(n) or is_op(n, *self.readers))]
+                wanted = " or ".join(self.readers)
+                if not (is_constant(node.inputs[0]) or _is_quantized(graph, node.inputs[0])):
+                    what = f"reads {node.inputs[0].name!r}, expected what QuantizeLinear makes"
+                    yield Fault(self.rule, node.name, what)
+            for reader in strange:
+                what = f"{reader.op} {reader.name!r} reads it, expected {wanted}"
+                yield Fault(self.rule, node.name, what)
+
+
+def _is_quantized(graph: Graph, tensor: Tensor) -> bool:
+    maker = graph.producer(tensor)
+    return maker is not None and is_op(maker, "QuantizeLinear")
+
+
+@dataclass(frozen=True)
+class Opsets(Requirement):
+    """Operators come from these domains, in at most these opsets."""
+
+    newest: tuple[tuple[str, int], ...]
+
+    rule: ClassVar[str] = "operators"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        known = dict(self.newest)
+        versions = graph.domains()
+        for node in graph.nodes:
+            found.checked[self.rule] += 1
+            domain = "" if node.domain in (None, "ai.onnx") else node.domain
+            name = domain or "ai.onnx"
+            wanted = ", ".join(f"{d or 'ai.onnx'} to {v}" for d, v in self.newest)
+            if domain not in known:
+                what = f"{node.op} is of domain {name!r}, expected {wanted}"
+                yield Fault(self.rule, node.name, what)
+            elif versions.get(domain, 1) > known[domain]:
+                what = f"{node.op} in opset {versions[domain]} of {name}, expected {wanted}"
+                yield Fault(self.rule, node.name, what)
+
+
+def _all_of(graph: Graph, found: Findings, rule: str, *ops: str) -> Iterator[Node]:
+    for node in graph.nodes:
+        if is_op(node, *ops):
+            found.checked[rule] += 1
+            yield node
