@@ -251,8 +251,9 @@ def test_what_is_not_emulated_is_no_figure() -> None:
          uint8 z = {0}, int8 o = {0}>
         { y = com.microsoft.QAttention<num_heads = 2>(x, w, b, s, s, , z, o) }"""
     )
-    made.graph.initializer.append(onnx.numpy_helper.from_array(np.full((8, 24), 127, np.int8), "w"))
-    feed = {"x": np.full((1, 3, 8), 200, np.uint8)}
+    weight = np.random.default_rng(0).integers(64, 128, (8, 24)).astype(np.int8)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    feed = {"x": np.random.default_rng(1).integers(150, 256, (1, 3, 8)).astype(np.uint8)}
     found = qcompile.verify(made, made, [feed], gates=LOOSE)
     assert found.sums == "saturating" and set(found.by_sums) == {"exact", "saturating"}
     assert bool(found.not_emulated) != runtime.saturates()

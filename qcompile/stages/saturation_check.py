@@ -196,10 +196,10 @@ def _figures(verdict: Verdict | None) -> str:
     """The worst cosines by both kinds of sums, where both are known."""
     if verdict is None or not verdict.by_sums or verdict.not_emulated:
         return ""
-    there, elsewhere = (verdict.by_sums[k].worst_cosine for k in (SATURATING, EXACT))
-    if there == elsewhere:
-        return ", though they do not on these inputs"
-    return f" (worst cosine {there:.4f} there, {elsewhere:.4f} elsewhere)"
+    there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
+    if there.sqnr_db == elsewhere.sqnr_db:
+        return ", though on these inputs the answers are the same"
+    return f" (worst cosine {there.worst_cosine:.4f} there, {elsewhere.worst_cosine:.4f} elsewhere)"
 
 
 def unemulated(verdict: Verdict) -> list[str]:
@@ -215,6 +215,6 @@ def difference(verdict: Verdict) -> list[str]:
     if not verdict.by_sums:
         return []
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
-    if there.error == elsewhere.error:
+    if there.sqnr_db == elsewhere.sqnr_db:  # cosines do not see a common factor
         return [f"sums can saturate {_WITHOUT_VNNI}; on this data the answers are the same"]
     return [f"answers differ {_WITHOUT_VNNI}. {REMEDY}"]
