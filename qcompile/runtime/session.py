@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
-import onnxruntime as ort
 
 from qcompile.errors import ModelError
 from qcompile.ir.graph import Graph, Node, is_constant
@@ -23,6 +22,10 @@ from qcompile.model_io.external_data import embed
 from qcompile.model_io.node_proto import fill_tensor, node_proto
 from qcompile.quant.affine import Array
 from qcompile.runtime.exact_sums import exact_form
+from qcompile.system.interrupts import held_back
+
+with held_back():
+    import onnxruntime as ort
 
 Feed = Mapping[str, Array]
 # Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
