@@ -1,6 +1,6 @@
 """MSE: the clipping range with the smallest expected squared quantization error.
 
-The error is that of the spec's own arithmetic: candidate ranges go through ``qtypes.qparams``, with
+The error is that of the spec's own arithmetic: candidate ranges go through ``affine.qparams``, with
 its widening to 0, rounded zero point and float32 scale. Values count as spread evenly over their
 bin, and the squared error of round-and-saturate is integrated exactly. With n the integer nearest
 to x / s, limited to what the type holds (relative to the zero point):

@@ -131,12 +131,10 @@ def verify(
     def judge(kind: str) -> Verdict:
         new = sums.runner(kind, options)
         pairs = ((old.run(feed), new.run(feed), feed) for feed in kept)
-        return new.on(closeness.judge(pairs, gates or Gates()))
+        verdict = new.on(closeness.judge(pairs, gates or Gates()))
+        return invariance(new.run, feeds).on(verdict) if feeds.reusable else verdict
 
-    verdict = saturation_check.judged(sums, judge)
-    if not feeds.reusable:
-        return verdict
-    return invariance(sums.runner(verdict.sums, options).run, feeds).on(verdict)
+    return saturation_check.judged(sums, judge)
 
 
 def bench(

@@ -2,10 +2,11 @@
 
     y = LN(x·W + b)·V   →   y = LN(x·W[:, p] + b[p])·V[p, :]
 
-The order p goes into constants alone, one for each class of axes that must share it (channels.py):
-the residual stream, the hidden layer of each feed-forward block, queries and keys, values. Within
-heads each has its own order, where statistics tell heads apart; heads themselves stay where they
-are. An output of the graph gets its order back by one Gather in front of it.
+The order p goes into constants alone, one for each class of axes that must share it
+(channel_classes.py): the residual stream, the hidden layer of each feed-forward block, queries and
+keys, values. Within heads each has its own order, where statistics tell heads apart; heads
+themselves stay where they are. An output of the graph gets its order back by one Gather in front of
+it.
 
 Widest first, by the largest magnitude that any tensor of the class had on each channel: the
 range-based permutation of Bondarenko et al. 2021, "Understanding and Overcoming the Challenges of

@@ -2,8 +2,8 @@
 
 An axis of 384 channels may be 12 heads of 32: Reshape takes it apart and puts it together again.
 What holds for an axis holds for its factors, so that a later split reaches every axis merged
-before. Sizes are vectors, one number for each probe (probing.py), so that a factor of varying size
-is told from one that happens to be as large.
+before. Sizes are vectors, one number for each probe (shape_probing.py), so that a factor of varying
+size is told from one that happens to be as large.
 """
 
 from __future__ import annotations

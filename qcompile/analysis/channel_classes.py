@@ -3,9 +3,9 @@
 A linear's output, what is added to it, the normalization behind it and the rows of the weights
 that read it are one class: permute them all alike, and the model computes the same. Edits nothing.
 
-Classes are found by following axes through all operators (axis_rules.py), as products of factors
-(factors.py): of an axis of 12 heads by 32, the 32 are a class and each head may have an order of
-its own, as long as everything that carries these channels also carries the head.
+Classes are found by following axes through all operators (axis_propagation.py), as products of
+factors (axis_factors.py): of an axis of 12 heads by 32, the 32 are a class and each head may have
+an order of its own, as long as everything that carries these channels also carries the head.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A build as a file: enough to make the same bytes again without data, and readable.
 
 ``NAME.yaml`` holds versions, digests of what went in and came out, the whole recipe, and each
-decision with its scale. ``NAME.npz`` beside it holds what calibration found (``calibration.py``);
-it is a file of its own because it is large. A light lock does without it: a build from one
-calibrates anew, with the data that it was made with. Decisions are there to be read and compared:
-they follow again from the recipe and the calibration.
+decision with its scale. ``NAME.npz`` beside it holds what calibration found
+(``calibration_file.py``); it is a file of its own because it is large. A light lock does without
+it: a build from one calibrates anew, with the data that it was made with. Decisions are there to be
+read and compared: they follow again from the recipe and the calibration.
 """
 
 from __future__ import annotations

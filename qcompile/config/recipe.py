@@ -49,10 +49,10 @@ class Recipe:
     calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
     attention_mask marks as padding do not count. general_text: where the data is text, sentences
     that ship with qcompile tell beside it how far channels reach. isa: instruction set that the
-    model will run on, a name of ``isa.TABLE``; "" is any. "any" and "native", this machine's, may
-    be given and become one of these.
-    dims: symbolic dimensions of the inputs that get a size for good. forms: ways of lowering other
-    than the target's own, as ``--tune`` finds them, by a name of ``Target.forms``.
+    model will run on, a name of ``instruction_sets.TABLE``; "" is any. "any" and "native", this
+    machine's, may be given and become one of these. dims: symbolic dimensions of the inputs that
+    get a size for good. forms: ways of lowering other than the target's own, as ``--tune`` finds
+    them, by a name of ``Target.forms``.
     """
 
     target: str = "cpu"

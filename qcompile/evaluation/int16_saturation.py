@@ -18,7 +18,7 @@ from qcompile.model_io.element_types import element_types
 from qcompile.model_io.external_data import Storage, values_of
 from qcompile.model_io.node_proto import bodies
 from qcompile.quant.affine import Array
-from qcompile.quant.weight_rounding import pairs, summed_first, worst_sums
+from qcompile.quant.weight_rounding import PAIR_SUM, pairs, summed_first, worst_sums
 
 INT8, UINT8 = int(onnx.TensorProto.INT8), int(onnx.TensorProto.UINT8)
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
@@ -73,10 +73,10 @@ def exact_on_all(found: list[Saturation]) -> bool:
 
 
 def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[Linear]:
-    """The integer products of a model as ONNX Runtime runs it (``runtime.write_optimized``).
+    """The integer products of a model as ONNX Runtime runs it (``write_optimized``).
 
     Those in bodies of control flow come after the node that holds them. ``storage`` as
-    ``loading.read`` has it; weights in files are views.
+    ``from_proto.read`` has it; weights in files are views.
     """
     yield from _of_graph(model.graph, _Facts(model.graph, storage or Storage()))
     for function in model.functions:
@@ -175,19 +175,13 @@ def bound(linear: Linear) -> Saturation:
     """What can happen, whatever comes in."""
     if linear.weight is None:
         return Saturation(linear.node, int(2 * _LARGEST * linear.largest > HIGH), 1)
-    first, second = _pairs(linear.weight)
-    return Saturation(linear.node, int(_leaves(_worst(first, second)).sum()), first.size)
+    found = can_leave(*pairs(linear.weight))
+    return Saturation(linear.node, int(found.sum()), found.size)
 
 
-def _pairs(weight: Array) -> tuple[Array, Array]:
-    """Rows 2i and 2i + 1, int32; a last row without a partner is alone, and fits."""
-    first, second = pairs(weight.astype(np.int32))
-    return first, second
-
-
-def _worst(first: Array, second: Array) -> Array:
-    """The sum furthest from 0: each activation is 0 where its product would pull back."""
-    found: Array = worst_sums(first.astype(np.int32), second.astype(np.int32)) * _LARGEST
+def can_leave(first: Array, second: Array) -> Array:
+    """Where ``a · first + b · second`` leaves int16 for some uint8 a, b; int8, elementwise."""
+    found: Array = worst_sums(first.astype(np.int16), second.astype(np.int16)) > PAIR_SUM
     return found
 
 
@@ -222,8 +216,8 @@ def _batches(left: Array, right: Array) -> Iterator[tuple[Array, Array]]:
 def _count(left: Array, weight: Array) -> tuple[int, int]:
     """(sums that leave int16, sums looked at) for uint8 [rows, inputs]; only pairs that can."""
     rows = left[:: max(1, len(left) // _ROWS)].astype(np.int32)
-    first, second = _pairs(weight)
-    places, columns = np.nonzero(_leaves(_worst(first, second)))
+    places, columns = np.nonzero(can_leave(*pairs(weight)))
+    first, second = pairs(weight.astype(np.int32))
     did = 0
     for start in range(0, len(places), _CHUNK):
         at, to = places[start : start + _CHUNK], columns[start : start + _CHUNK]
@@ -234,7 +228,7 @@ def _count(left: Array, weight: Array) -> tuple[int, int]:
 
 def saturated_product(left: Array, weight: Array) -> Array:
     """The product as x86 without VNNI computes it: uint8 [rows, inputs] by int8, in int32."""
-    first, second = _pairs(weight)
+    first, second = pairs(weight.astype(np.int32))
     a = left.astype(np.int32)
     even = a[:, : 2 * len(first)]
     sums = even[:, 0::2, None] * first + even[:, 1::2, None] * second

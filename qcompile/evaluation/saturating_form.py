@@ -3,8 +3,8 @@
 There ONNX Runtime adds neighbouring products of uint8 data by int8 weights in int16, which
 saturates. The form has such products as an exact integer product, what saturation adds to it
 (``saturating_sums``), and the operator's own arithmetic afterwards. It is made of the graph that
-ONNX Runtime really runs (``runtime.write_optimized``), runs with optimizations off, and only on a
-processor that adds in int32 itself (``runtime.saturates``): one that saturates would do it twice.
+ONNX Runtime really runs (``session.write_optimized``), runs with optimizations off, and only on a
+processor that adds in int32 itself (``session.saturates``): one that saturates would do it twice.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from qcompile.evaluation.saturating_sums import (
     excess,
     saturable,
 )
+from qcompile.model_io.element_types import element_types
 from qcompile.model_io.external_data import Storage, values_of
 from qcompile.model_io.node_proto import bodies
 from qcompile.quant.affine import Array
@@ -46,13 +47,6 @@ _SLOTS: dict[str, tuple[int | None, ...]] = {
 _UNKNOWN = "the types of its operands are not known"
 # Operators whose products are not rebuilt, by the slots of their weights.
 _OTHERS = {"QAttention": (1,), "DynamicQuantizeLSTM": (1, 2)}
-# Operators that pass on the type of an input, by its slot.
-_SAME_TYPE = dict.fromkeys(
-    ("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-     "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
-     "Transpose", "Unsqueeze"),
-    0,
-) | {"Where": 1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class SaturatingForm:
 
 
 def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> SaturatingForm:
-    """The form of a model; ``storage`` as ``loading.read`` has it."""
+    """The form of a model; ``storage`` as ``from_proto.read`` has it."""
     form = onnx.ModelProto()
     form.CopyFrom(model)
     facts = _Facts(form.graph, storage or Storage())
@@ -116,6 +110,7 @@ class _Facts:
         self._constants = {t.name: t for t in graph.initializer}
         self._makers = {name: node for node in graph.node for name in node.output if name}
         typed = (*graph.value_info, *graph.input, *graph.output)
+        self._kinds = element_types(graph)
         self._types = {v.name: v.type.tensor_type for v in typed}
         self.taken = set(_names(graph))
 
@@ -127,12 +122,7 @@ class _Facts:
 
     def kind(self, name: str) -> int:
         """The element type, 0 where unknown."""
-        if name in self._constants:
-            return int(self._constants[name].data_type)
-        known = self._types.get(name)
-        found = int(known.elem_type) if known is not None else 0
-        found = found or _made_kind(name, self._makers.get(name), self)
-        return found or (self._outer.kind(name) if self._outer else 0)
+        return self._kinds.get(name) or (self._outer.kind(name) if self._outer else 0)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Sizes, 0 where unknown; None where even their number is."""
@@ -149,21 +139,6 @@ class _Facts:
         if maker is not None and maker.op_type == "DynamicQuantizeLinear":
             return True  # the scale, or the zero point
         return self.shape(name) in ((), (1,))
-
-
-def _made_kind(name: str, maker: onnx.NodeProto | None, facts: _Facts) -> int:
-    """The element type of a node's output as far as operators say it, 0 elsewhere."""
-    if maker is None or maker.domain:
-        return 0
-    if maker.op_type in _SAME_TYPE:
-        return facts.kind(maker.input[_SAME_TYPE[maker.op_type]])
-    if maker.op_type == "DynamicQuantizeLinear" and name == maker.output[0]:
-        return int(TensorProto.UINT8)
-    if maker.op_type == "QuantizeLinear":
-        zero = _input(maker, 2)
-        said = int(_attribute(maker, "output_dtype", 0)) or int(TensorProto.UINT8)
-        return facts.kind(zero) if zero else said
-    return 0
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

@@ -18,11 +18,10 @@ from onnx import TensorProto
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from qcompile.evaluation.int16_saturation import HIGH, LOW
+from qcompile.evaluation.int16_saturation import HIGH, LOW, can_leave
 from qcompile.quant.affine import Array
+from qcompile.quant.weight_rounding import pairs as neighbours
 
-# 255 times the sum of two weights of the same sign leaves int16 from here on, on either side.
-_FITS = HIGH // 255
 CHUNK = 1 << 12  # pairs at a time: their int32 sums are 16 KB for each row of data
 _BLOCK = 1 << 10  # columns of a weight looked at together
 _SUM = TensorProto.INT32
@@ -107,25 +106,17 @@ def saturable(weight: Array) -> Pairs:
 
     A last row without a partner is alone, and fits.
     """
-    first, second = weight[:-1:2], weight[1::2]
+    first, second = neighbours(weight)
     places, columns = [], []
     for start in range(0, weight.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
-        column, place = np.nonzero(_can_leave(first[:, block], second[:, block]).T)
+        column, place = np.nonzero(can_leave(first[:, block], second[:, block]).T)
         places.append(place)
         columns.append(column + start)
     at = np.concatenate(places) if places else np.zeros(0, np.int64)
     to = np.concatenate(columns) if columns else np.zeros(0, np.int64)
     rows = np.stack([2 * at, 2 * at + 1], axis=1)
     return Pairs(rows, weight[rows, to[:, None]], to)
-
-
-def _can_leave(first: Array, second: Array) -> Array:
-    """Each activation may be 0 where its product would pull back, or 255."""
-    up = np.maximum(first, 0).astype(np.int16) + np.maximum(second, 0)
-    down = np.minimum(first, 0).astype(np.int16) + np.minimum(second, 0)
-    leaves: Array = (up > _FITS) | (down < -_FITS)
-    return leaves
 
 
 def excess(f: Fragment, data: str, pairs: Pairs, outputs: int) -> str:

@@ -11,8 +11,9 @@ from onnx import TensorProto
 
 # Operators that pass on the type of their first operand.
 _MOVERS = (
-    "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape",
-    "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
 )  # fmt: skip
 # Operators whose results have the type of the zero point in this slot.
 _BY_ZERO_POINT = {
@@ -41,6 +42,8 @@ def _made(node: onnx.NodeProto, known: dict[str, int]) -> int:
     """The type of an operator's results, 0 where it is not known."""
     if node.op_type in _MOVERS:
         return known.get(node.input[0], 0)
+    if node.op_type == "Where":
+        return known.get(node.input[1], 0)
     slot = _BY_ZERO_POINT.get(node.op_type)
     if slot is None:
         return 0

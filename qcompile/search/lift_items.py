@@ -1,7 +1,7 @@
 """What is measured and lifted together: a tensor, a linear, a role, a layer, weights or data.
 
-Items are made of switches (``switched.py``). Each knows by which patterns of ``precision`` it is
-lifted; patterns are held against names in the graph as the passes of the plan saw it, so these
+Items are made of switches (``fake_quantized.py``). Each knows by which patterns of ``precision`` it
+is lifted; patterns are held against names in the graph as the passes of the plan saw it, so these
 are noted then, and found again by the uses: later passes may move a use to another tensor.
 """
 

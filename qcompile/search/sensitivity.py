@@ -1,6 +1,6 @@
 """The output error that each item causes: quantized alone, and left when it alone is lifted.
 
-Errors are those of ``compare.py``, on held-out feeds against the float model as it came in: the
+Errors are those of ``closeness.py``, on held-out feeds against the float model as it came in: the
 mean over samples and outputs of 1 - cosine, and the SQNR of the worst output in dB. Leave one out
 is the table of Bondarenko et al. 2021, section 3; quantizing one alone is its converse, whose
 small errors do not drown in the large error of all others.

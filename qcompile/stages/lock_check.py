@@ -123,7 +123,7 @@ def _closeness(verified: dict[str, Any]) -> str:
 
 
 def lock_of(job: Job, compiled: Written) -> Lock:
-    """The light lock of a build; where its calibration is kept, ``lock.save`` says so in it."""
+    """The light lock of a build; where its calibration is kept, ``lockfile.save`` says so in it."""
     report = job.report
     return Lock(
         recipe=job.recipe,

@@ -4,8 +4,8 @@
 
 s is the share of the float model's time that goes into products, by ONNX Runtime's own profile of
 a run or two; g how many times as many products the machine's instruction set does in integers at
-best (``isa.TABLE``). What is around the products is taken to cost the same (Amdahl 1967). What came
-of it is measured at the end.
+best (``instruction_sets.TABLE``). What is around the products is taken to cost the same (Amdahl
+1967). What came of it is measured at the end.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from qcompile.data.feeds import Feed
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError
 from qcompile.evaluation import closeness
-from qcompile.evaluation.batch_invariance import invariance
+from qcompile.evaluation.batch_invariance import Invariance, invariance
 from qcompile.evaluation.closeness import Verdict
 from qcompile.evaluation.float16_emulation import rounding_form
 from qcompile.evaluation.user_metric import measure
@@ -39,7 +39,8 @@ def verify(job: Job, compiled: Path) -> list[Feed]:
     """
     job.report.operators = dict(_operators(job, compiled))
     release_memory()
-    sums = saturation_check.Sums(compiled, job.recipe.isa)
+    with job.timed("saturation"):
+        sums = saturation_check.Sums(compiled, job.recipe.isa)
     feeds: list[Feed] = []
     if job.options.verify or job.options.bench:
         feeds = _feeds(job)
@@ -135,14 +136,13 @@ def _verify(job: Job, compiled: Path, feeds: list[Feed], sums: saturation_check.
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             job.report.notes.append(f"not verified: {e}")
             return
-        same = invariance(_runner(job, sums, verdict.sums).run, feeds)
     if verdict.failures and not _repeats(job, old, feeds):
         job.report.notes.append(RANDOM)
         return
-    job.report.verdict = same.on(verdict)
+    job.report.verdict = verdict
     job.report.notes += saturation_check.unemulated(verdict)
-    if same.note is not None:
-        job.report.notes.append(same.note)
+    note = Invariance(verdict.alone, verdict.padded).note
+    job.report.notes += [] if note is None else [note]
     job.report.failures += verdict.failures
 
 
@@ -158,7 +158,7 @@ def _judged(
     if job.options.metric is not None:
         was, now = (measure(job.options.metric, feeds, made) for made in (old, kept))
         verdict.measured(was, now, job.report.gates)
-    return runner.on(verdict)
+    return invariance(runner.run, feeds).on(runner.on(verdict))
 
 
 def _runner(job: Job, sums: saturation_check.Sums, kind: str) -> saturation_check.Runner:

@@ -25,7 +25,7 @@ class Isa:
     """One instruction set, and whether it adds products of 8-bit integers in too few bits.
 
     ``saturates``: sums of two products need not fit. ``gain``: products of u8 by s8 for each of
-    float32 in the same time, at best; ``seen``: what ``machine.instruction_sets`` calls it.
+    float32 in the same time, at best; ``seen``: what ``processor.instruction_sets`` calls it.
     """
 
     name: str
