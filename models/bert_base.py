@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from _common import fail, make_parser, need
-from _encoder import Recipe, add_recipe_options, recipe_of, vary_vectors, write_encoder
+from models._common import fail, make_parser, need
+from models._encoder import Recipe, add_recipe_options, recipe_of, vary_vectors, write_encoder
 
 HEAD_SIZE = 64
 

