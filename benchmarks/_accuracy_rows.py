@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models._common import fail
-from qcompile.config.recipe import Recipe, merged, read
+from qcompile.compiler.config.recipe import Recipe, merged, read_recipe
 from qcompile.errors import RecipeError
 from qcompile.rewriting.pipeline_spec import parse, parse_items
 from qcompile.rewriting.registry import passes, target
@@ -100,7 +100,7 @@ def groups_of(text: str) -> tuple[str, ...]:
 def recipe_of(row: Row) -> Recipe:
     """The row's recipe. Raises RecipeError."""
     settings = dict(row.settings)
-    base = read(settings.pop("recipe")) if "recipe" in settings else Recipe()
+    base = read_recipe(settings.pop("recipe")) if "recipe" in settings else Recipe()
     spelled = settings.get("transforms")
     if spelled == DEFAULT:
         settings["transforms"] = ""

@@ -17,9 +17,9 @@ from models._common import fail
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.text import read_sentences
-from qcompile.evaluation.closeness import cosine
-from qcompile.model_io.from_proto import load
-from qcompile.report.ledger import external_bytes
+from qcompile.ir.model_io.external_data import external_bytes
+from qcompile.ir.model_io.read_model import load
+from qcompile.runtime.evaluation.closeness import cosine
 from qcompile.runtime.session import Session, SessionOptions
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks._peer_quantizers import MATMUL, nncf, ort_dynamic, ort_static
 from qcompile.data.feeds import Feed
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
 from qcompile.runtime.latency import Runnable
 
 Make = Callable[[Path, Sequence[Feed], Path], Runnable]

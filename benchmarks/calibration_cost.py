@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 
 from qcompile import Recipe
-from qcompile.analysis.shape_inference import infer
-from qcompile.calibration.collector import Options, collect, collector
-from qcompile.compiler import SIMPLIFY
+from qcompile.calibration.collector import CollectorOptions, collect, collector
+from qcompile.compiler.driver import SIMPLIFY
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
-from qcompile.ir.graph import Graph
-from qcompile.model_io.from_proto import load
-from qcompile.planning.context import Choices, Context
+from qcompile.ir import Graph
+from qcompile.ir.analysis.shape_inference import infer
+from qcompile.ir.model_io.read_model import load
+from qcompile.planning import Context, PassSettings
 from qcompile.rewriting.pass_manager import PassManager
 from qcompile.rewriting.pipeline_spec import parse
 from qcompile.rewriting.registry import target
@@ -38,7 +38,7 @@ def planned(model: Path) -> tuple[Graph, Context]:
     """The simplified graph, and the ranges that target cpu asks for."""
     graph = load(model)
     infer(graph)
-    ctx = Context(target("cpu"), runtime.evaluate, Choices("static"))
+    ctx = Context(target("cpu"), runtime.evaluate, PassSettings("static"))
     PassManager(parse(f"{SIMPLIFY},plan-operands")).run(graph, ctx)
     return graph, ctx
 
@@ -63,7 +63,7 @@ def float_seconds(model: Path, feeds: list[Feed]) -> float:
 
 def collect_seconds(graph: Graph, ctx: Context, calibrator: str, feeds: list[Feed]) -> float:
     """The collector's sweep over all feeds, session creation left out."""
-    options = Options(threads=runtime.threads())
+    options = CollectorOptions(threads=runtime.threads())
     chosen = Recipe(calibrator=calibrator).make_calibrator()
     made = collector(graph, ctx.requests, chosen, ctx.evaluate, options)
     made.update(feeds[0])

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.data.feeds import Feed, InputSpec, input_specs
-from qcompile.evaluation.closeness import cosine
-from qcompile.model_io.from_proto import load
+from qcompile.ir.model_io.read_model import load
+from qcompile.runtime.evaluation.closeness import cosine
 from qcompile.runtime.session import Session, SessionOptions
 
 Floats = npt.NDArray[Any]

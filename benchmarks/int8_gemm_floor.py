@@ -89,10 +89,10 @@ def feed(size: Size, seed: int = 0) -> dict[str, Array]:
     return {f"x{k}": rng.integers(0, 256, (size.tokens, k), np.uint8) for k in widths}
 
 
-def measured(sizes: Sequence[Size], options: latency.Options) -> list[latency.Timing]:
+def measured(sizes: Sequence[Size], options: latency.TimingOptions) -> list[latency.Timing]:
     """Timings of one model for each size, alternating."""
     models = [(str(s.layers), products(s).SerializeToString()) for s in sizes]
-    return latency.compare(models, feed(sizes[0]), options).timings
+    return latency.compare_latency(models, feed(sizes[0]), options).timings
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
     inner = args.inner or 4 * args.width
     sizes = [Size(n, args.width, inner, args.tokens) for n in (args.layers, 1)]
     threads = args.threads or session.threads()
-    options = latency.Options(threads, args.rounds, args.seconds)
+    options = latency.TimingOptions(threads, args.rounds, args.seconds)
     shown = Table(title=f"{threads} threads, {', '.join(processor.instruction_sets())}")
     for heading in ("layers", "products", "best ms", "median", "GOPS a core"):
         shown.add_column(heading, justify="right")

@@ -27,12 +27,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from qcompile.commands._options import Size
-from qcompile.compiler import compile_job
-from qcompile.config.recipe import Recipe
-from qcompile.evaluation.closeness import Gates
-from qcompile.model_io.from_proto import read
-from qcompile.report.ledger import external_bytes
-from qcompile.stages.job import Options
+from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.driver import compile_job
+from qcompile.compiler.stages.options import CompileOptions
+from qcompile.ir.model_io.external_data import external_bytes
+from qcompile.ir.model_io.read_model import read_model
+from qcompile.runtime.evaluation.closeness import Gates
 
 WIDTH = 2048
 _EVERY = 0.003  # seconds between readings
@@ -68,7 +68,7 @@ class Watch:
 def child(args: argparse.Namespace) -> None:
     """Compile once and print the peaks as JSON."""
     watch = Watch()
-    options = Options(
+    options = CompileOptions(
         tokenizer=args.tokenizer,
         samples=args.samples,
         batch_size=args.batch_size,
@@ -95,7 +95,7 @@ def measured(args: argparse.Namespace, budget: int | None) -> dict[str, object]:
         return {"max_memory_mb": budget and budget / 1e6, "failed": done.stderr.splitlines()[-1]}
     found = json.loads(done.stdout.splitlines()[-1])
     peak = max(found["peaks"].values())
-    size = args.model.stat().st_size + external_bytes(read(args.model)[0])
+    size = args.model.stat().st_size + external_bytes(read_model(args.model)[0])
     return {
         "max_memory_mb": budget and round(budget / 1e6),
         "float_mb": round(size / 1e6),

@@ -21,21 +21,21 @@ from pathlib import Path
 
 from benchmarks._peer_runtimes import made
 from qcompile import Options, Recipe, compile
-from qcompile.analysis.shape_inference import infer
 from qcompile.commands.bench import show
-from qcompile.config.recipe import merged, read
+from qcompile.compiler.config.recipe import merged, read_recipe
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
-from qcompile.ir.graph import Graph
-from qcompile.model_io.from_proto import load
+from qcompile.ir import Graph
+from qcompile.ir.analysis.shape_inference import infer
+from qcompile.ir.model_io.read_model import load
 from qcompile.runtime import latency
 
 FORMS: dict[str, Recipe] = {
     "qcompile float": Recipe(mode="float"),
     "qcompile dynamic": Recipe(mode="dynamic"),
     "qcompile static": Recipe(mode="static"),
-    "qcompile static, recipe fast": merged(read("fast"), {"mode": "static"}, "speed.py"),
+    "qcompile static, recipe fast": merged(read_recipe("fast"), {"mode": "static"}, "speed.py"),
 }
 
 
@@ -86,11 +86,11 @@ def main() -> None:
         feeds = list(given)
         if not args.dim:
             timed = [batches(args.data, graph, args.tokenizer, args.batch)]
-    options = latency.Options(args.threads, args.rounds, args.seconds)
+    options = latency.TimingOptions(args.threads, args.rounds, args.seconds)
     with tempfile.TemporaryDirectory() as name:
         models: list[tuple[str, latency.Runnable]] = [("float, defaults", args.model)]
         models += [*made(args.model, feeds, Path(name)), *ours(args.model, feeds, Path(name))]
-        found = [latency.compare(models, of[-1], options) for of in timed]
+        found = [latency.compare_latency(models, of[-1], options) for of in timed]
     if args.json:
         json.dump([c.to_dict() for c in found], sys.stdout, indent=1)
     else:

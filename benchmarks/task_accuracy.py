@@ -34,7 +34,7 @@ from models._labelled_text import (
     read_rows,
 )
 from qcompile import Options, QCompileError, compile
-from qcompile.evaluation.closeness import cosine
+from qcompile.runtime.evaluation.closeness import cosine
 from qcompile.runtime.session import Session, SessionOptions
 
 DEFAULT = "default"

@@ -11,8 +11,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from qcompile.planning.context import Observer
-from qcompile.quant.affine import Array, Floats, QSpec, Range
+from qcompile.quant import Array, Floats, Observer, QSpec, Range
 
 _NOTHING: Floats = np.empty(0, np.float32)
 

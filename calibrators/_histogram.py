@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.calibrators._extrema import ExtremaObserver
-from qcompile.quant.affine import Array, Floats, QSpec
+from qcompile.quant import Array, Floats, QSpec
 
 Ints = npt.NDArray[np.int64]
 

@@ -23,8 +23,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from qcompile.calibrators._histogram import Bins, HistogramObserver, Ints, check_bins
-from qcompile.planning.context import Calibrator
-from qcompile.quant.affine import Array, QSpec
+from qcompile.quant import Array, Calibrator, QSpec
 
 _MOST_BINS = 2048
 # A bin that Q leaves empty under mass of P counts as this part of a value, as in ONNX Runtime.

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from qcompile.calibrators._extrema import ExtremaObserver
-from qcompile.planning.context import Calibrator
-from qcompile.quant.affine import QSpec
+from qcompile.quant import Calibrator, QSpec
 
 
 @dataclass(frozen=True)

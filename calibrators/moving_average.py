@@ -26,8 +26,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from qcompile.calibrators._extrema import ExtremaObserver
-from qcompile.planning.context import Calibrator
-from qcompile.quant.affine import Array, Floats, QSpec
+from qcompile.quant import Array, Calibrator, Floats, QSpec
 
 
 class MovingAverageObserver(ExtremaObserver):

@@ -25,8 +25,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from qcompile.calibrators._histogram import Bins, HistogramObserver, check_bins
-from qcompile.planning.context import Calibrator
-from qcompile.quant.affine import Array, QSpec, Range, qparams
+from qcompile.quant import Array, Calibrator, QSpec, Range, qparams
 
 # Octaves by which an end is moved: first from here down to 1/181, then around the best so far.
 _ROUNDS: tuple[Array, ...] = (

@@ -18,8 +18,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from qcompile.calibrators._histogram import Bins, HistogramObserver, Ints, check_bins
-from qcompile.planning.context import Calibrator
-from qcompile.quant.affine import QSpec
+from qcompile.quant import Calibrator, QSpec
 
 
 def _depth(counts: Ints, tail: float) -> float:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from qcompile._version import __version__
 from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
-    from qcompile.config.recipe import Recipe
-    from qcompile.evaluation.closeness import Gates
-    from qcompile.python_api import bench, compile, sensitivity, verify
-    from qcompile.stages.job import Options, RejectedError, Result
+    from qcompile.compiler.config.recipe import Recipe
+    from qcompile.compiler.python_api import bench, compile, sensitivity, verify
+    from qcompile.compiler.stages.options import CompileOptions as Options
+    from qcompile.compiler.stages.result import RejectedError, Result
+    from qcompile.runtime.evaluation.closeness import Gates
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Gates",
@@ -30,19 +32,20 @@ __all__ = [
 
 # Loaded at first use: --help, and an interrupt during start-up, must not wait for onnxruntime.
 _LAZY = {
-    "Gates": "evaluation.closeness",
-    "Options": "stages.job",
-    "Recipe": "config.recipe",
-    "RejectedError": "stages.job",
-    "Result": "stages.job",
-    "bench": "python_api",
-    "compile": "python_api",
-    "sensitivity": "python_api",
-    "verify": "python_api",
+    "Gates": "qcompile.runtime.evaluation.closeness.Gates",
+    "Options": "qcompile.compiler.stages.options.CompileOptions",
+    "Recipe": "qcompile.compiler.config.recipe.Recipe",
+    "RejectedError": "qcompile.compiler.stages.result.RejectedError",
+    "Result": "qcompile.compiler.stages.result.Result",
+    "bench": "qcompile.compiler.python_api.bench",
+    "compile": "qcompile.compiler.python_api.compile",
+    "sensitivity": "qcompile.compiler.python_api.sensitivity",
+    "verify": "qcompile.compiler.python_api.verify",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"qcompile.{_LAZY[name]}"), name)
+    module, _, attribute = _LAZY[name].rpartition(".")
+    return getattr(import_module(module), attribute)

@@ -6,6 +6,7 @@ The check reads every import statement, also those inside functions; the last te
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -15,11 +16,37 @@ import pytest
 import qcompile
 
 ROOT = Path(qcompile.__file__).parent
-# Folders, and single modules of others, that passes and calibrators may import.
-BELOW_PASSES = ("analysis", "errors", "ir", "planning", "quant", "targets")
-SINGLE_MODULES = ("model_io.opset_conversion", "system.parallel")
+# Lowest first. A file imports from its own folder and from earlier lines, nothing else.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("quant",),
+    ("system", "calibrators"),
+    ("ir",),
+    ("ir.model_io", "targets"),
+    ("ir.analysis",),
+    ("planning", "data"),
+    ("rewriting", "runtime"),
+    ("passes", "calibration", "runtime.evaluation", "rewriting.testing"),
+    ("compiler.config",),
+    ("compiler.report",),
+    ("compiler.stages",),
+    ("compiler.search",),
+    ("compiler.driver",),
+    ("compiler.python_api", "compiler.model_folder"),
+    ("commands",),
+)
+LINE = {folder: line for line, folders in enumerate(LAYERS) for folder in folders}
+# What calibrators and passes may import of the lines below them, folders or single modules.
+BELOW_CALIBRATORS = ("errors", "quant")
+BELOW_PASSES = (
+    "errors", "ir", "planning", "quant", "rewriting.pass_base", "system.threads", "targets",
+)  # fmt: skip
+OF_MODEL_IO = "ir.model_io.opset_conversion"  # all that passes may import of it
+MOST_AT_THE_TOP, MOST_MODULES = 16, 15
+OF_PYTHON = ("__init__.py", "__pycache__", "py.typed")
 HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
-EXPORTING = {"qcompile.model_folder.torch_export", "qcompile.model_folder.hub"}
+EXPORTING = {"qcompile.compiler.model_folder.torch_export", "qcompile.compiler.model_folder.hub"}
+VERSION = "qcompile.__version__"  # the package hands on what is above, and this
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}
 STDLIB_OF_PASSES = {"__future__", "collections", "dataclasses", "fnmatch", "math", "re", "typing"}
 
@@ -53,18 +80,30 @@ def top(name: str) -> str:
     return name.split(".")[0]
 
 
+def layer(name: str) -> str:
+    """The folder or file of the package that a module, or what is imported of it, lies in."""
+    inner = name.removeprefix("qcompile.")
+    return max((key for key in LINE if _lies_in(inner, key)), key=len, default="")
+
+
+def _lies_in(inner: str, folder: str) -> bool:
+    return inner == folder or inner.startswith(f"{folder}.")
+
+
 def faults(modules: dict[str, str]) -> list[str]:
     """Every import that points the wrong way."""
     found = []
     for module, source in modules.items():
         for name in imports(source):
-            rewrite = module.startswith(("qcompile.passes.", "qcompile.calibrators."))
             if top(name) in HEAVY and not _is_late(module, name, source):
                 found.append(f"{module} imports {name}: the package must not need it")
             if top(name) == "onnxruntime" and module != "qcompile.runtime.session":
                 found.append(f"{module} imports {name}: only qcompile.runtime.session may")
-            if rewrite and not _allowed(module, name):
-                found.append(f"{module} imports {name}: not below passes and calibrators")
+            if module.startswith(("qcompile.passes.", "qcompile.calibrators.")):
+                if not _allowed(module, name):
+                    found.append(f"{module} imports {name}: not below passes and calibrators")
+            elif module != "qcompile" and top(name) == "qcompile" and not _is_below(module, name):
+                found.append(f"{module} imports {name}: it is not in a line below")
     return found
 
 
@@ -73,12 +112,22 @@ def _is_late(module: str, name: str, source: str) -> bool:
     return module in EXPORTING and name not in imports(source, late=False)
 
 
+def _is_below(module: str, name: str) -> bool:
+    here, there = layer(module), layer(name)
+    return here == there or name == VERSION or LINE.get(there, 99) < LINE[here]
+
+
 def _allowed(module: str, name: str) -> bool:
     if top(name) != "qcompile":
         return top(name) in OUTSIDE | STDLIB_OF_PASSES
     folder, inner = module.rpartition(".")[0], name.removeprefix("qcompile.")
-    below = inner.split(".")[0] in BELOW_PASSES or inner.startswith(SINGLE_MODULES)
-    return below or name.startswith(f"{folder}._")
+    if name.startswith(f"{folder}._"):
+        return True
+    if _lies_in(inner, "ir.model_io"):
+        return _lies_in(inner, OF_MODEL_IO) and layer(module) == "passes"
+    below = BELOW_CALIBRATORS if layer(module) == "calibrators" else BELOW_PASSES
+    is_face = re.fullmatch(r"rewriting\.[A-Z]\w*", inner) is not None
+    return is_face or any(_lies_in(inner, folder) for folder in below)
 
 
 def owner(name: str, modules: dict[str, str]) -> str | None:
@@ -90,15 +139,71 @@ def owner(name: str, modules: dict[str, str]) -> str | None:
 
 def graph_of_imports(modules: dict[str, str]) -> dict[str, set[str]]:
     return {
-        module: {o for n in imports(text) if (o := owner(n, modules))} - {module}
+        module: {o for n in imports(text) if n != VERSION and (o := owner(n, modules))} - {module}
         for module, text in modules.items()
     }
 
 
-def test_imports_point_up() -> None:
+def test_imports_point_down() -> None:
     modules = sources()
     assert {"qcompile.passes.simplify.fuse_gelu", "qcompile.calibrators.minmax"} <= set(modules)
     assert faults(modules) == []
+
+
+def documented() -> list[tuple[str, ...]]:
+    """The table of docs/architecture.md: its folders, line by line."""
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    found: dict[int, tuple[str, ...]] = {}
+    for line, names in re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.M):
+        inside = (n.replace("/", ".") for n in re.findall(r"`([\w/]+?)(?:/|\.py)`", names))
+        found[int(line)] = found.get(int(line), ()) + tuple(inside)
+    assert list(found) == list(range(1, len(found) + 1))
+    return list(found.values())
+
+
+def test_the_documented_table_is_this_one() -> None:
+    assert documented() == list(LAYERS)
+
+
+def test_every_module_has_a_line() -> None:
+    packages = {"qcompile", "qcompile.compiler"}
+    assert [m for m in sources() if not layer(m) and m not in packages] == []
+    assert {layer(m) for m in sources()} - {""} == set(LINE)
+
+
+def wide(root: Path) -> list[str]:
+    """Folders with too many entries; that of the command line has a file for each command."""
+    most = {root: MOST_AT_THE_TOP, root / "commands": 99}
+    links = (root / "passes", root / "calibrators")
+    folders = {root, *links, *(p for top in (root, *links) for p in top.rglob("*") if p.is_dir())}
+    return [
+        f"{folder.relative_to(root)}: {count}"
+        for folder in sorted(folders)
+        if (count := sum(p.name not in OF_PYTHON for p in folder.iterdir()))
+        > most.get(folder, MOST_MODULES)
+    ]
+
+
+def test_no_folder_is_wide() -> None:
+    assert wide(ROOT) == []
+
+
+def test_a_wide_folder_is_seen(tmp_path: Path) -> None:
+    for i in range(MOST_MODULES + 1):
+        (tmp_path / "passes").mkdir(exist_ok=True)
+        (tmp_path / "passes" / f"{i}.py").touch()
+    (tmp_path / "calibrators").mkdir()
+    assert wide(tmp_path) == ["passes: 16"]
+
+
+def test_folders_have_no_cycle() -> None:
+    folders: dict[str, set[str]] = {}
+    for module, others in graph_of_imports(sources()).items():
+        for other in others:
+            here, there = (".".join(m.split(".")[:2]) for m in (module, other))
+            if here != there and "." in here and "." in there:
+                folders.setdefault(here, set()).add(there)
+    TopologicalSorter(folders).prepare()
 
 
 def test_imports_have_no_cycle() -> None:
@@ -111,17 +216,21 @@ def test_imports_have_no_cycle() -> None:
         ("qcompile.passes.new", "import onnxruntime"),
         ("qcompile.passes.new", "from qcompile.runtime.session import Session"),
         ("qcompile.passes.new", "from qcompile import runtime"),
+        ("qcompile.passes.new", "from qcompile.ir.model_io.from_proto import from_proto"),
+        ("qcompile.passes.new", "from qcompile.rewriting.registry import passes"),
+        ("qcompile.ir.graph", "from qcompile.ir.model_io.from_proto import from_proto"),
+        ("qcompile.runtime.session", "from qcompile.compiler.driver import compile_job"),
         ("qcompile.passes.new", "from qcompile.passes.simplify.fuse_gelu import FuseGelu"),
         ("qcompile.passes.new", "from qcompile.calibrators._histogram import Histogram"),
-        ("qcompile.passes.new", "def late():\n    from qcompile.compiler import compile"),
+        ("qcompile.passes.new", "def late():\n    from qcompile.compiler.driver import compile"),
         ("qcompile.passes.new", "import requests"),
         ("qcompile.calibrators.new", "from qcompile.calibrators.minmax import MinMax"),
         ("qcompile.calibration.collector", "import onnxruntime as ort"),
         ("qcompile.data.text", "from transformers import AutoTokenizer"),
         ("qcompile.commands.export", "def late():\n    import torch"),
-        ("qcompile.model_folder.torch_export", "import torch"),
+        ("qcompile.compiler.model_folder.torch_export", "import torch"),
         (
-            "qcompile.model_folder.torch_export",
+            "qcompile.compiler.model_folder.torch_export",
             "from torch import onnx\ndef late():\n    import torch",
         ),
     ],
@@ -131,10 +240,8 @@ def test_the_check_sees_a_fault(module: str, line: str) -> None:
 
 
 def test_the_check_lets_exporting_import_late() -> None:
-    assert (
-        faults({"qcompile.model_folder.torch_export": "def late():\n    from torch import onnx"})
-        == []
-    )
+    module, late = "qcompile.compiler.model_folder.torch_export", "from torch import onnx"
+    assert faults({module: f"def late():\n    {late}"}) == []
 
 
 def test_the_check_lets_private_neighbours_pass() -> None:

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from qcompile import cli
-from qcompile.analysis import shape_inference
+from qcompile.commands import cli
 from qcompile.commands import compile as _  # noqa: F401  so that it is imported once, not by each
+from qcompile.compiler.stages.verify import RANDOM
 from qcompile.data.feeds import Feed, InputSpec, input_specs
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import QCompileError
-from qcompile.evaluation import closeness
-from qcompile.evaluation.closeness import Gates
-from qcompile.model_io import from_proto
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import read_model
+from qcompile.runtime.evaluation import closeness
+from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import Session
-from qcompile.stages.verify import RANDOM
 
 CALIBRATION_FEEDS, FRESH_FEEDS = 12, 4
 # Of dimensions that a model leaves open; None: as the compiler would choose.
@@ -99,9 +99,9 @@ def made_up(model: Path) -> list[Feed]:
     Of the sizes for what is left open, the first that runs: position tables may be short.
     """
     try:
-        graph = from_proto.load(model)
+        graph = read_model.load(model)
         shape_inference.infer(graph)
-        specs, session = input_specs(graph), Session(from_proto.runnable(model))
+        specs, session = input_specs(graph), Session(read_model.runnable(model))
     except QCompileError:
         return []
     for size in SIZES:
@@ -169,9 +169,9 @@ def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
     report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
     same = [n.removeprefix(NOTHING) for n in report["notes"] if n.startswith(NOTHING)]
     try:
-        old = Session(from_proto.runnable(model)) if fresh else None
+        old = Session(read_model.runnable(model)) if fresh else None
         new = Session(out)
-        verdict = None if old is None else closeness.compare(old, new, fresh, Gates())
+        verdict = None if old is None else closeness.compare_outputs(old, new, fresh, Gates())
     except QCompileError as e:
         if "nothing to compare" not in str(e):
             return "wrong", f"what was written does not run: {e}"
@@ -184,7 +184,7 @@ def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
 
 def _is_steady(model: Path, feeds: list[Feed]) -> bool:
     """False where the float model's answers depend on chance, or on what ran before."""
-    forth, back = Session(from_proto.runnable(model)), Session(from_proto.runnable(model))
+    forth, back = Session(read_model.runnable(model)), Session(read_model.runnable(model))
     first = [forth.run(feed) for feed in feeds]
     second = [back.run(feed) for feed in reversed(feeds)][::-1]
     made = zip(first, second, feeds, strict=True)

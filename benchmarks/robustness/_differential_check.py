@@ -20,9 +20,9 @@ import onnx
 import onnxruntime as ort
 
 import qcompile
+from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import QCompileError
-from qcompile.evaluation.closeness import Gates
-from qcompile.stages.job import Options
+from qcompile.runtime.evaluation.closeness import Gates
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -89,7 +89,7 @@ def _check_form(
     reference: Outputs,
     bounds: Mapping[str, list[float]],
 ) -> str:
-    options = Options(bench=False, verify=False, force=True)
+    options = CompileOptions(bench=False, verify=False, force=True)
     try:
         made = qcompile.compile(
             data,

@@ -94,7 +94,7 @@ def go(name: str, task: str, work: Path) -> Row:
 
 def run(*args: str) -> None:
     """A command of qcompile, in a process of its own as a user would."""
-    command = [sys.executable, "-m", "qcompile.cli", *args, "-q"]
+    command = [sys.executable, "-m", "qcompile.commands.cli", *args, "-q"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         fail(f"qcompile {' '.join(args)}: {done.stderr.strip()}", done.returncode)

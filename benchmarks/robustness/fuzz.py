@@ -30,7 +30,7 @@ from benchmarks.robustness import (
 from benchmarks.robustness._corrupt_files import damage
 from benchmarks.robustness._hostile_data import TOKENIZER, text_model, tokenizer
 from models._common import fail, make_folder
-from qcompile.cli import main as qcompile
+from qcompile.commands.cli import main as qcompile
 
 KINDS = ("graphs", "models", "data")
 SECONDS = 60.0

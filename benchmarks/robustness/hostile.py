@@ -26,7 +26,7 @@ from benchmarks.robustness import (
     _isolated_process,
 )
 from models._common import fail
-from qcompile.cli import main as qcompile
+from qcompile.commands.cli import main as qcompile
 from qcompile.rewriting import registry
 
 SECONDS = 20.0

@@ -35,7 +35,7 @@ _CODES = {
 
 def command(model: Path, folder: Path, options: list[str]) -> list[str]:
     """A compilation into a folder that is its own."""
-    own = [sys.executable, "-m", "qcompile.cli", "compile", str(model)]
+    own = [sys.executable, "-m", "qcompile.commands.cli", "compile", str(model)]
     return [*own, "-o", str(folder / "out.onnx"), *options]
 
 

@@ -24,19 +24,11 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.analysis.data_path import data_path
-from qcompile.ir.graph import (
-    Graph,
-    Node,
-    Tensor,
-    array,
-    has_subgraph,
-    is_constant,
-    is_float,
-    is_op,
-)
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph, Node, Tensor, array, has_subgraph, is_constant, is_float, is_op
+from qcompile.ir.analysis.data_path import data_path
+from qcompile.planning import Context
+from qcompile.quant import Array
+from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.kernel_table import HasKernels, KernelTable
 
 _SENSITIVE = (

@@ -18,10 +18,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.conv_activation import Quantized, is_plain, quantized_result
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_op, is_zero, rank
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, is_zero, rank
+from qcompile.ir.analysis.conv_activation import Quantized, is_plain, quantized_result
+from qcompile.planning import Context
+from qcompile.quant import Array
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _LARGEST_BIAS = 2.0**30  # half of int32: the sum of products is added to it
 

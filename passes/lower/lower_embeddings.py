@@ -15,8 +15,9 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir.graph import Graph, Node, array, is_constant, is_op, is_zero, rank, shape_of
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, array, is_constant, is_op, is_zero, rank, shape_of
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

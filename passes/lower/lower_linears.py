@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import (
+from qcompile.ir import (
     MICROSOFT,
     Graph,
     Node,
@@ -28,7 +28,8 @@ from qcompile.ir.graph import (
     rank,
     scalar,
 )
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

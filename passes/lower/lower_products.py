@@ -15,9 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import movers_before
-from qcompile.ir.graph import MICROSOFT, Graph, Node, Tensor, is_constant, is_op, scalar
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import MICROSOFT, Graph, Node, Tensor, is_constant, is_op, scalar
+from qcompile.ir.analysis.data_path import movers_before
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _TYPES = (np.uint8, np.int8)
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.analysis.conv_activation import Quantized, is_plain, quantized_result
-from qcompile.ir.graph import MICROSOFT, Graph, Node, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import MICROSOFT, Graph, Node, is_op
+from qcompile.ir.analysis.conv_activation import Quantized, is_plain, quantized_result
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

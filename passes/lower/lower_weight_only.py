@@ -16,19 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import (
-    MICROSOFT,
-    Graph,
-    Node,
-    array,
-    is_constant,
-    is_op,
-    is_zero,
-    rank,
-    shape_of,
-)
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import Array, sqnr_db
+from qcompile.ir import MICROSOFT, Graph, Node, array, is_constant, is_op, is_zero, rank, shape_of
+from qcompile.planning import Context
+from qcompile.quant import Array, sqnr_db
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

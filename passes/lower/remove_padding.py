@@ -23,10 +23,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import MASK, derived_from
-from qcompile.analysis.token_axes import ATTENTION, ELEMENTWISE, PRODUCTS, axes, by_position
-from qcompile.ir.graph import Graph, Node, Tensor, is_constant, is_op, rank, scalar, shape_of
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank, scalar, shape_of
+from qcompile.ir.analysis.data_path import MASK, derived_from
+from qcompile.ir.analysis.token_axes import ATTENTION, ELEMENTWISE, PRODUCTS, axes, by_position
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _SINCE = 11  # CumSum
 _LINEAR = (

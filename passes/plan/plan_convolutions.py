@@ -19,15 +19,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis import conv_activation
-from qcompile.analysis.prequantized import is_quantized_weight
-from qcompile.analysis.transformer_roles import Role, callings, roles
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
-from qcompile.planning import precision
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import Decision, Kind, Use
-from qcompile.planning.precision import Choice
-from qcompile.quant.affine import QSpec
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
+from qcompile.ir.analysis import conv_activation
+from qcompile.ir.analysis.prequantized import is_quantized_weight
+from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
+from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
+from qcompile.quant import QSpec
+from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import OpRule
 
 _QDQ_SINCE = 13  # what plan-operands asks for
@@ -76,14 +74,14 @@ class _Planner:
         out = (
             self._activation(node, [result, node.outputs[0]], rule.output)
             if whole
-            else Choice(None)
+            else PrecisionChoice(None)
         )
         if not self.ctx.target.quantize_interior:
             linked = (matrix, row, out) if whole else (matrix, row)
             reason = reason or next((c.reason for c in linked if c.spec is None), None)
         if reason is not None:
             self.ctx.skip(node, reason)
-            matrix = row = out = Choice(None, reason)
+            matrix = row = out = PrecisionChoice(None, reason)
         if is_constant(weight):
             self._decide(weight, "weight", matrix, rule, (Use(node.name, 1),))
         if rule.activation is not None:
@@ -104,11 +102,11 @@ class _Planner:
             else node.outputs[0]
         )
         out = self._activation(node, [result, node.outputs[0]], rule.output)
-        names = callings(self.found, [result.name], [node.name])
+        names = names_to_match(self.found, [result.name], [node.name])
         if self._visible(node, result) is None and not self.ctx.choices.kept_by(names) and out.spec:
             self._result(node, result, out, rule)
 
-    def _result(self, node: Node, result: Tensor, choice: Choice, rule: OpRule) -> None:
+    def _result(self, node: Node, result: Tensor, choice: PrecisionChoice, rule: OpRule) -> None:
         """Integers for all that read a result; the node runs in integers only with them."""
         self.ctx.plan.claim(_uses(result))  # an Add that reads it was to be float
         self._decide(result, "activation", choice, rule, _uses(result), node.name)
@@ -118,7 +116,7 @@ class _Planner:
         self,
         tensor: Tensor,
         kind: Kind,
-        choice: Choice,
+        choice: PrecisionChoice,
         rule: OpRule,
         uses: tuple[Use, ...],
         maker: str = "",
@@ -128,18 +126,18 @@ class _Planner:
         if kind == "activation" and choice.spec is not None and self.ctx.choices.mode == "static":
             self.ctx.request(tensor.name, choice.spec)
 
-    def _weight(self, node: Node, spec: QSpec | None) -> Choice:
+    def _weight(self, node: Node, spec: QSpec | None) -> PrecisionChoice:
         if spec is None:
-            return Choice(None)
-        names = callings(self.found, [node.inputs[1].name], [node.name])
+            return PrecisionChoice(None)
+        names = names_to_match(self.found, [node.inputs[1].name], [node.name])
         if _is_depthwise(node):  # its kernel in ONNX Runtime adds in int32 everywhere
             spec = replace(spec, paired=False)
         return precision.of_weight(self.graph, self.ctx, names, spec)
 
-    def _activation(self, node: Node, tensors: list[Tensor], spec: QSpec | None) -> Choice:
+    def _activation(self, node: Node, tensors: list[Tensor], spec: QSpec | None) -> PrecisionChoice:
         if spec is None:
-            return Choice(None)
-        names = callings(self.found, [t.name for t in tensors], [node.name])
+            return PrecisionChoice(None)
+        names = names_to_match(self.found, [t.name for t in tensors], [node.name])
         return precision.of_activation(self.graph, self.ctx, names, spec)
 
     def _visible(self, node: Node, result: Tensor) -> str | None:
@@ -152,7 +150,7 @@ class _Planner:
         """Why a convolution cannot run in integers, or is no faster; None where neither holds."""
         data, weight = node.inputs[:2]
         names = (weight.name, data.name, *(t.name for t in node.outputs))
-        pattern = self.ctx.choices.kept_by(callings(self.found, names, [node.name]))
+        pattern = self.ctx.choices.kept_by(names_to_match(self.found, names, [node.name]))
         if pattern is not None:
             return f"kept float by pattern {pattern!r}"
         if is_quantized_weight(self.graph, weight):

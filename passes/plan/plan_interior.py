@@ -12,15 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.analysis.conv_activation import channels_first, result
-from qcompile.analysis.data_path import aliases, data_path, is_layout, is_masking, layout_root
-from qcompile.analysis.prequantized import scale_arithmetic
-from qcompile.analysis.transformer_roles import callings, roles
-from qcompile.ir.graph import Graph, Node, Tensor, is_constant, is_op
-from qcompile.planning import precision
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import QSpec
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_layout, is_op
+from qcompile.ir.analysis.conv_activation import channels_first, result
+from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
+from qcompile.ir.analysis.prequantized import scale_arithmetic
+from qcompile.ir.analysis.transformer_roles import names_to_match, roles
+from qcompile.planning import Context, Decision, Use, precision
+from qcompile.quant import QSpec
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _QDQ_SINCE = 13  # what plan-operands asks for
 
@@ -45,7 +44,7 @@ class PlanInterior(Pass):
         images, scales = channels_first(graph), scale_arithmetic(graph)
         _forget_activations(ctx)
         for name, (tensor, spec) in sorted(wanted.items()):
-            names = callings(found, *aliases(graph, tensor))
+            names = names_to_match(found, *aliases(graph, tensor))
             reason = lifted.get(name) or _kept(ctx, names) or _obstacle(graph, tensor, path)
             if reason is None and name in images and result(graph, tensor) is not tensor:
                 reason = "the activation behind it cuts it off: what that makes is quantized"

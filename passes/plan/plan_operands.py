@@ -14,16 +14,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import aliases, layout_root
-from qcompile.analysis.prequantized import is_quantized_weight
-from qcompile.analysis.transformer_roles import Role, callings, is_role, matches, roles
 from qcompile.errors import RecipeError
-from qcompile.ir.graph import Graph, Node, array, has_subgraph, is_constant, is_float, rank
-from qcompile.planning import precision
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import Decision, Kind, Use
-from qcompile.planning.precision import Choice
-from qcompile.quant.affine import QSpec, out_of_scale
+from qcompile.ir import Graph, Node, array, has_subgraph, is_constant, is_float, rank
+from qcompile.ir.analysis.data_path import aliases, layout_root
+from qcompile.ir.analysis.name_patterns import is_role, matches
+from qcompile.ir.analysis.prequantized import is_quantized_weight
+from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
+from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
+from qcompile.quant import QSpec, out_of_scale
+from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import OpRule
 
 _QDQ_SINCE = 13  # DequantizeLinear with an axis
@@ -78,7 +77,7 @@ def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[s
         reason = next((c.reason for c in (matrix, row) if c.spec is None and c.reason), None)
     if reason is not None:
         ctx.skip(node, reason)
-        matrix = row = Choice(None, reason)
+        matrix = row = PrecisionChoice(None, reason)
     why = matrix.reason or rule.why
     ctx.plan.decide(Decision(weight.name, "weight", matrix.spec, why, (Use(node.name, slot),)))
     if rule.activation is None and (ctx.choices.mode != "weight-only" or not is_float(data)):
@@ -91,19 +90,19 @@ def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[s
 
 def _choices(
     graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]
-) -> tuple[Choice, Choice]:
+) -> tuple[PrecisionChoice, PrecisionChoice]:
     """What the weight and the data become by the rule and the user's precision."""
     slot = _weight_slot(node) or 0
     weight, data = node.inputs[slot], node.inputs[1 - slot]
-    spec, matrix, row = _weight_spec(node, rule), Choice(None), Choice(None)
+    spec, matrix, row = _weight_spec(node, rule), PrecisionChoice(None), PrecisionChoice(None)
     if spec is not None:
-        names = callings(found, [weight.name], [node.name])
+        names = names_to_match(found, [weight.name], [node.name])
         matrix = precision.of_weight(graph, ctx, names, spec)
     if rule.activation is not None:
         named = [data.name], [node.name]
         if ctx.target.quantize_interior:  # plan-interior will ask again, for all readers
             named = aliases(graph, layout_root(graph, data))
-        row = precision.of_activation(graph, ctx, callings(found, *named), rule.activation)
+        row = precision.of_activation(graph, ctx, names_to_match(found, *named), rule.activation)
     if row.spec is not None and row.spec.dtype != "uint8" and matrix.spec is not None:
         # Only uint8 data meets kernels that add in int16.
         matrix = replace(matrix, spec=replace(matrix.spec, paired=False))
@@ -145,7 +144,7 @@ def _obstacle(
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     expected = 0 if node.op == "Gather" else 1
     tensors = (weight.name, data.name, *(t.name for t in node.outputs))
-    pattern = ctx.choices.kept_by(callings(found, tensors, [node.name]))
+    pattern = ctx.choices.kept_by(names_to_match(found, tensors, [node.name]))
     if pattern is not None:
         return f"kept float by pattern {pattern!r}"
     if slot != expected:
@@ -181,7 +180,7 @@ def _plain_gemm(node: Node) -> bool:
 def _check_patterns(graph: Graph, ctx: Context, found: Mapping[str, Role]) -> None:
     """Raises RecipeError: a pattern that matches nothing is a mistake."""
     known = ctx.original_names.union(n.name for n in graph.nodes)
-    names = callings(found, graph.tensors(), known)
+    names = names_to_match(found, graph.tensors(), known)
     asked = [("--keep-float", p) for p in ctx.choices.keep_float]
     asked += [("precision pattern", p) for p, _ in ctx.choices.precision]
     for where, pattern in asked:

@@ -16,13 +16,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import movers_before
-from qcompile.analysis.transformer_roles import Role, callings, roles
-from qcompile.ir.graph import Graph, Node, Tensor, is_constant, is_float, is_op
-from qcompile.planning import precision
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import QSpec, Range
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_op
+from qcompile.ir.analysis.data_path import movers_before
+from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
+from qcompile.planning import Context, Decision, Use, precision
+from qcompile.quant import QSpec, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _QDQ_SINCE = 13  # what plan-operands asks for
 _OPERANDS = {"scores": ("query", "key"), "context": ("probabilities", "value")}
@@ -106,11 +105,11 @@ def _obstacle(
     for operand, moved in zip(operands, node.inputs, strict=True):
         if is_constant(moved) or not is_float(operand.tensor):
             return "an operand is constant, or not float32"
-        names = callings(found, [operand.tensor.name, moved.name, *outs], [node.name])
+        names = names_to_match(found, [operand.tensor.name, moved.name, *outs], [node.name])
         pattern = ctx.choices.kept_by(names)
         if pattern is not None:
             return f"kept float by pattern {pattern!r}"
-        own = callings(found, [operand.tensor.name, moved.name], [node.name])
+        own = names_to_match(found, [operand.tensor.name, moved.name], [node.name])
         choice = precision.of_activation(graph, ctx, own, operand.spec)
         if choice.spec != operand.spec:
             return choice.reason or "no integers of that width"

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import onnx
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_op, rank
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

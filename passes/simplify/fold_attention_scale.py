@@ -16,8 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank, scalar
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank, scalar
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 

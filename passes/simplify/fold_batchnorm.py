@@ -17,9 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import Graph, Node, array, is_constant, is_float, is_op, rank
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph, Node, array, is_constant, is_float, is_op, rank
+from qcompile.planning import Context
+from qcompile.quant import Array
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _EPSILON = 1e-5  # BatchNormalization's default
 

@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.constant_evaluation import evaluable, put_values
-from qcompile.ir.graph import Graph, Node, Tensor
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor
+from qcompile.ir.analysis.constant_evaluation import evaluable, put_values
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _SMALL_BYTES = 1 << 16
 

@@ -16,11 +16,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.constant_evaluation import fold_shape
-from qcompile.analysis.shape_inference import inferred_shapes
-from qcompile.analysis.shape_probing import probed_shapes
-from qcompile.ir.graph import Graph, Node, Shape, is_constant, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Shape, is_constant, is_op
+from qcompile.ir.analysis.constant_evaluation import fold_shape
+from qcompile.ir.analysis.shape_inference import inferred_shapes
+from qcompile.ir.analysis.shape_probing import probed_shapes
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.graph import ONNX, Graph, Node, Tensor, is_op, scalar
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import ONNX, Graph, Node, Tensor, is_op, scalar
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 # Exporters write these constants in float32, some rounded to 4 digits (0.7979 for √(2/π)).
 _TOLERANCE = 1e-3

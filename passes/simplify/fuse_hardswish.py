@@ -14,9 +14,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.analysis.conv_activation import bounds
-from qcompile.ir.graph import Graph, Node, Tensor, is_op, scalar
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor, is_op, scalar
+from qcompile.ir.analysis.conv_activation import bounds
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _SINCE = 14
 _ALPHA, _BETA = 1 / 6, 0.5  # of the HardSigmoid inside; ONNX's defaults are 0.2 and 0.5

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_op, rank, scalar, shape_of
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank, scalar, shape_of
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _SINCE = 17
 

@@ -15,8 +15,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, has_subgraph, is_constant
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, Tensor, array, has_subgraph, is_constant
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _RANDOM = {
     "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",

@@ -18,9 +18,10 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir.graph import ONNX, Graph, Node, has_subgraph, is_op
-from qcompile.model_io.opset_conversion import convert
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import ONNX, Graph, Node, has_subgraph, is_op
+from qcompile.ir.model_io.opset_conversion import convert
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import WIDE_SINCE
 
 _OLDEST = 13

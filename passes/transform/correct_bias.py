@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.graph import Graph, array
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.linear_groups import Linear, Site, add_to_bias, sites
-from qcompile.quant.affine import Array, dequantize, qparams, quantize
-from qcompile.quant.weight_rounding import nearest, real
+from qcompile.ir import Graph, array
+from qcompile.planning import Context, LinearGroup, QuantizedLinear, add_to_bias, linear_groups
+from qcompile.quant import Array, dequantize, nearest, qparams, quantize, real
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class CorrectBias(Pass):
     after: ClassVar[tuple[str, ...]] = ("migrate-scales", "round-weights")
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        return (site.data for site in sites(graph, ctx))
+        return (site.data for site in linear_groups(graph, ctx))
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
-        for site in sites(graph, ctx):
+        for site in linear_groups(graph, ctx):
             stats, span = ctx.channels.get(site.data), ctx.ranges.get(site.data)
             if stats is None or span is None or site.spec is None:
                 ctx.skip(site.data, "its rows or its range are not known: biases stay")
@@ -48,7 +47,9 @@ class CorrectBias(Pass):
         return changed
 
 
-def _shift(ctx: Context, site: Site, linear: Linear, rows: Array, seen: Array) -> Array:
+def _shift(
+    ctx: Context, site: LinearGroup, linear: QuantizedLinear, rows: Array, seen: Array
+) -> Array:
     """Mean of the exact product less the quantized one, (outputs,)."""
     weight = array(linear.weight)
     rounded = real(ctx.rounded_as(linear.weight.name, linear.spec) or nearest(weight, linear.spec))

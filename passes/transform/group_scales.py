@@ -23,12 +23,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.conv_activation import channels_first
-from qcompile.analysis.transformer_roles import Role, callings, matches, roles
-from qcompile.ir.graph import Graph, Tensor
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import FEWEST_ROWS, ChannelStats, Decision
-from qcompile.quant.affine import Array, Range
+from qcompile.ir import Graph, Tensor
+from qcompile.ir.analysis.conv_activation import channels_first
+from qcompile.ir.analysis.name_patterns import matches
+from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
+from qcompile.planning import Context, Decision
+from qcompile.quant import FEWEST_ROWS, Array, ChannelStats, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class GroupScales(Pass):
         found: Mapping[str, Role],
         images: set[str],
     ) -> str | None:
-        names = callings(found, [decision.tensor])
+        names = names_to_match(found, [decision.tensor])
         if self.only and not any(matches(p.strip(), names) for p in self.only.split("|")):
             return "not among those to be grouped"
         if decision.tensor in images:

@@ -19,11 +19,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import movers_before
-from qcompile.ir.graph import Graph, Node, is_constant, is_op, shape_of
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import Array, qparams
+from qcompile.ir import Graph, Node, is_constant, is_op, shape_of
+from qcompile.ir.analysis.data_path import movers_before
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import Array, qparams
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _ROWS = 256  # positions to look at: 65,536 scores a head
 

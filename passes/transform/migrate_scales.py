@@ -27,11 +27,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.linear_groups import Site, sites
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array, QSpec, Range, qparams
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op
+from qcompile.planning import Context, LinearGroup, linear_groups
+from qcompile.quant import Array, ChannelStats, QSpec, Range, qparams
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class MigrateScales(Pass):
     most_channels: int = 1023
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        for site in sites(graph, ctx):
+        for site in linear_groups(graph, ctx):
             yield site.data
             total = _sum_behind(graph, site)
             if total is not None:
@@ -68,7 +67,7 @@ class MigrateScales(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
-        for site in sites(graph, ctx):
+        for site in linear_groups(graph, ctx):
             stats = ctx.channels.get(site.data)
             reason = _obstacle(site, stats)
             if reason is not None or stats is None or site.spec is None:
@@ -86,7 +85,7 @@ class MigrateScales(Pass):
         return changed
 
     def _search(
-        self, graph: Graph, ctx: Context, site: Site, stats: ChannelStats, spec: QSpec
+        self, graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, spec: QSpec
     ) -> Array | str:
         """The best factors (channels,), or why there are none."""
         weight = np.concatenate([array(linear.weight) for linear in site.linears], axis=1)
@@ -156,7 +155,9 @@ def _lengths(rows: Array) -> Array:
     return lengths
 
 
-def _signal(graph: Graph, ctx: Context, site: Site, stats: ChannelStats, weight: Array) -> float:
+def _signal(
+    graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, weight: Array
+) -> float:
     """Mean energy that the error is to be compared with, per energy of a row of the data."""
     total = _sum_behind(graph, site)
     sums = ctx.channels.get(total.name) if total is not None else None
@@ -164,7 +165,7 @@ def _signal(graph: Graph, ctx: Context, site: Site, stats: ChannelStats, weight:
     return float(_lengths(rows).mean() / _lengths(stats.rows).mean())
 
 
-def _sum_behind(graph: Graph, site: Site) -> Tensor | None:
+def _sum_behind(graph: Graph, site: LinearGroup) -> Tensor | None:
     """The residual sum that a single linear layer goes into, None where there is none."""
     tensor, linears = site.linears[0].node.outputs[0], site.linears
     for _ in range(2):  # past the bias
@@ -186,7 +187,7 @@ def _equal_groups(width: Array, groups: int) -> Array:
     return factors / np.float32(max(float(np.median(factors)), 1e-12))
 
 
-def _obstacle(site: Site, stats: ChannelStats | None) -> str | None:
+def _obstacle(site: LinearGroup, stats: ChannelStats | None) -> str | None:
     if stats is None:
         return "its channels were not sampled"
     if site.spec is None or site.spec.granularity != "tensor":
@@ -197,7 +198,12 @@ def _obstacle(site: Site, stats: ChannelStats | None) -> str | None:
 
 
 def _apply(
-    graph: Graph, ctx: Context, site: Site, stats: ChannelStats, factors: Array, doublings: float
+    graph: Graph,
+    ctx: Context,
+    site: LinearGroup,
+    stats: ChannelStats,
+    factors: Array,
+    doublings: float,
 ) -> None:
     inverse = (1 / factors).astype(np.float32)
     maker = _foldable(graph, site)
@@ -224,7 +230,7 @@ def _apply(
     ctx.ranges.set(scaled.name, Range(span.lo.min(), span.hi.max()))
 
 
-def _foldable(graph: Graph, site: Site) -> Node | None:
+def _foldable(graph: Graph, site: LinearGroup) -> Node | None:
     """The LayerNormalization whose gamma and beta can carry the factors: nothing else reads it."""
     maker = graph.producer(site.tensor)
     if maker is None or not is_op(maker, "LayerNormalization"):

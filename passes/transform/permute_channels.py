@@ -26,10 +26,11 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from qcompile.analysis.channel_classes import ChannelClass, Member, channel_classes
-from qcompile.ir.graph import Graph, Tensor, array, rank
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import Array, Range
+from qcompile.ir import Graph, Tensor, array, rank
+from qcompile.ir.analysis.channel_classes import ChannelClass, Member, channel_classes
+from qcompile.planning import Context
+from qcompile.quant import Array, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 # Tensor -> axis, counted from the back -> the order of its entries.
 Orders: TypeAlias = dict[str, dict[int, Array]]

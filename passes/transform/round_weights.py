@@ -15,13 +15,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import Graph, array
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.linear_groups import Linear, Site, sites
-from qcompile.planning.plan import Rounded
-from qcompile.quant.affine import Array, QParams
-from qcompile.quant.weight_rounding import compensated
-from qcompile.system.parallel import in_threads
+from qcompile.ir import Graph, array
+from qcompile.planning import Context, LinearGroup, QuantizedLinear, linear_groups
+from qcompile.quant import Array, QParams, Rounded, compensated
+from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.system.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class RoundWeights(Pass):
     max_inputs: int = 4096
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        return (site.data for site in sites(graph, ctx))
+        return (site.data for site in linear_groups(graph, ctx))
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         tasks = [
             (site.data, linears)
-            for site in sites(graph, ctx)
+            for site in linear_groups(graph, ctx)
             if self._is_sampled(ctx, site) and (linears := _unrounded(ctx, site))
         ]
         taken: set[str] = set()  # a weight that several sites share is rounded for the first
@@ -57,7 +55,7 @@ class RoundWeights(Pass):
             ctx.rounded |= found
         return False
 
-    def _is_sampled(self, ctx: Context, site: Site) -> bool:
+    def _is_sampled(self, ctx: Context, site: LinearGroup) -> bool:
         stats = ctx.channels.get(site.data)
         if stats is None:
             ctx.skip(site.data, "its rows were not sampled: weights are rounded to nearest")
@@ -67,7 +65,9 @@ class RoundWeights(Pass):
             return True
         return False
 
-    def _rounded(self, ctx: Context, data: str, linears: list[Linear]) -> dict[str, Rounded]:
+    def _rounded(
+        self, ctx: Context, data: str, linears: list[QuantizedLinear]
+    ) -> dict[str, Rounded]:
         """Weights of layers that read one tensor, by name."""
         if not linears:
             return {}
@@ -78,7 +78,7 @@ class RoundWeights(Pass):
                 made[linear.weight.name] = rounded
         return made
 
-    def _together(self, linears: list[Linear], gram: Array) -> list[Rounded]:
+    def _together(self, linears: list[QuantizedLinear], gram: Array) -> list[Rounded]:
         """Layers that read one tensor side by side: its moments are factored once."""
         values = [array(linear.weight) for linear in linears]
         spec = linears[0].spec
@@ -97,7 +97,7 @@ class RoundWeights(Pass):
         ]
 
 
-def _unrounded(ctx: Context, site: Site) -> list[Linear]:
+def _unrounded(ctx: Context, site: LinearGroup) -> list[QuantizedLinear]:
     """Layers of a site that are to be rounded here."""
     found = []
     for linear in site.linears:

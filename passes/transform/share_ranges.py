@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import is_layout
-from qcompile.ir.graph import Graph, Node, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import QSpec, Range
+from qcompile.ir import Graph, Node, is_layout, is_op
+from qcompile.planning import Context
+from qcompile.quant import QSpec, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

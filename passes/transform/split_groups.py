@@ -18,11 +18,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import Graph, Tensor, array
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.linear_groups import Linear, Site, sites
-from qcompile.planning.plan import ChannelStats, Decision, Use
-from qcompile.quant.affine import Range
+from qcompile.ir import Graph, Tensor, array
+from qcompile.planning import Context, Decision, LinearGroup, QuantizedLinear, Use, linear_groups
+from qcompile.quant import ChannelStats, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class SplitGroups(Pass):
     doublings: float = 4.0
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        return (site.data for site in sites(graph, ctx))
+        return (site.data for site in linear_groups(graph, ctx))
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
-        for site in sites(graph, ctx):
+        for site in linear_groups(graph, ctx):
             stats = ctx.channels.get(site.data)
             cuts = _cuts(len(stats.lo), self.groups, self.align) if stats is not None else []
             reason = _obstacle(site, stats, cuts)
@@ -65,7 +64,7 @@ def _cuts(channels: int, groups: int, align: int) -> list[int]:
     return sorted({e for e in ends if 0 < e < channels} | {channels})
 
 
-def _obstacle(site: Site, stats: ChannelStats | None, cuts: list[int]) -> str | None:
+def _obstacle(site: LinearGroup, stats: ChannelStats | None, cuts: list[int]) -> str | None:
     if stats is None:
         return "its channels were not sampled"
     if site.spec is None or site.spec.granularity != "tensor":
@@ -77,7 +76,9 @@ def _obstacle(site: Site, stats: ChannelStats | None, cuts: list[int]) -> str | 
     return None
 
 
-def _split(graph: Graph, ctx: Context, site: Site, stats: ChannelStats, cuts: list[int]) -> None:
+def _split(
+    graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, cuts: list[int]
+) -> None:
     starts = [0, *cuts[:-1]]
     parts = [_slice(graph, site, a, b) for a, b in zip(starts, cuts, strict=True)]
     for part, a, b in zip(parts, starts, cuts, strict=True):
@@ -86,7 +87,7 @@ def _split(graph: Graph, ctx: Context, site: Site, stats: ChannelStats, cuts: li
         _sum_of_products(graph, ctx, site, linear, list(zip(parts, starts, cuts, strict=True)))
 
 
-def _slice(graph: Graph, site: Site, start: int, stop: int) -> Tensor:
+def _slice(graph: Graph, site: LinearGroup, start: int, stop: int) -> Tensor:
     bounds = [graph.constant(f"{site.data}/{n}", np.array([v], np.int64)) for n, v in
               (("start", start), ("stop", stop), ("axis", -1))]  # fmt: skip
     name = f"{site.data}/channels_{start}_{stop}"
@@ -96,7 +97,11 @@ def _slice(graph: Graph, site: Site, start: int, stop: int) -> Tensor:
 
 
 def _sum_of_products(
-    graph: Graph, ctx: Context, site: Site, linear: Linear, parts: list[tuple[Tensor, int, int]]
+    graph: Graph,
+    ctx: Context,
+    site: LinearGroup,
+    linear: QuantizedLinear,
+    parts: list[tuple[Tensor, int, int]],
 ) -> None:
     """Replace one product; every part gets the decisions of the whole."""
     out, weight = linear.node.outputs[0], array(linear.weight)
@@ -124,8 +129,8 @@ def _decide(
     node: str,
     part: Tensor,
     rows: Tensor,
-    site: Site,
-    linear: Linear,
+    site: LinearGroup,
+    linear: QuantizedLinear,
     why: dict[str, str],
 ) -> None:
     reason = why.get("activation", "")

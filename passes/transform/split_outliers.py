@@ -30,12 +30,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_op, rank
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.linear_groups import Linear, Site, add_to_bias, sites
-from qcompile.planning.plan import ChannelStats, Rounded, Use
-from qcompile.quant.affine import Array, QParams, QSpec, Range, dequantize, qparams
-from qcompile.quant.weight_rounding import PAIR_SUM, nearest, worst_sums
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.planning import Context, LinearGroup, QuantizedLinear, Use, add_to_bias, linear_groups
+from qcompile.quant import (
+    PAIR_SUM,
+    Array,
+    ChannelStats,
+    QParams,
+    QSpec,
+    Range,
+    Rounded,
+    dequantize,
+    nearest,
+    qparams,
+    worst_sums,
+)
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _FEWEST = 4  # columns to offer narrow layers: one step of ONNX Runtime's integer kernels
 _HALVINGS = 30
@@ -94,11 +104,11 @@ class SplitOutliers(Pass):
     least_channels: int = 1024
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        return (site.data for site in sites(graph, ctx))
+        return (site.data for site in linear_groups(graph, ctx))
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
-        for site in sites(graph, ctx):
+        for site in linear_groups(graph, ctx):
             maker = _maker(graph, site)
             found = self._split(ctx, site, steady=maker is not None)
             if isinstance(found, str):
@@ -108,7 +118,7 @@ class SplitOutliers(Pass):
                 changed = True
         return changed
 
-    def _split(self, ctx: Context, site: Site, *, steady: bool) -> Split | str:
+    def _split(self, ctx: Context, site: LinearGroup, *, steady: bool) -> Split | str:
         """What to append, or why nothing."""
         stats, spec = ctx.channels.get(site.data), site.spec
         if stats is None:
@@ -145,7 +155,7 @@ class SplitOutliers(Pass):
         return best
 
 
-def _rounded(ctx: Context, linear: Linear) -> Rounded:
+def _rounded(ctx: Context, linear: QuantizedLinear) -> Rounded:
     name = linear.weight.name
     return ctx.rounded_as(name, linear.spec) or nearest(array(linear.weight), linear.spec)
 
@@ -197,7 +207,7 @@ class _Maker:
     function: Node
 
 
-def _maker(graph: Graph, site: Site) -> _Maker | None:
+def _maker(graph: Graph, site: LinearGroup) -> _Maker | None:
     """The layer whose outputs become the site's channels one by one, None where that is not so."""
     function = graph.producer(site.tensor)
     readers = {id(n) for n in graph.consumers(site.tensor)}
@@ -221,7 +231,7 @@ def _maker(graph: Graph, site: Site) -> _Maker | None:
     return _Maker(linear, bias if bias is not linear else None, function)
 
 
-def _appended_rows(ctx: Context, linear: Linear, split: Split) -> Array:
+def _appended_rows(ctx: Context, linear: QuantizedLinear, split: Split) -> Array:
     """Integers of the appended columns' weights, (n, outputs): their channels', or finer."""
     rounded, weight = _rounded(ctx, linear), array(linear.weight)
     limit, scaled = rounded.params.spec.limits[1], split.factors != 1
@@ -233,7 +243,7 @@ def _appended_rows(ctx: Context, linear: Linear, split: Split) -> Array:
     return rows
 
 
-def _paired_up(ctx: Context, site: Site, split: Split) -> Split:
+def _paired_up(ctx: Context, site: LinearGroup, split: Split) -> Split:
     """The same columns in an order in which rows side by side keep the bound on pairs.
 
     Columns whose rows fit no other's get a blank one beside them, but for the last column; so does
@@ -286,7 +296,9 @@ def _matched(rows: Array) -> list[tuple[int, int | None]]:
     return found
 
 
-def _apply(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker | None) -> None:
+def _apply(
+    graph: Graph, ctx: Context, site: LinearGroup, split: Split, maker: _Maker | None
+) -> None:
     """Put the columns, their weights and the saturation's constants in place."""
     whole = _made(graph, ctx, site, split, maker) if maker else _gathered(graph, site, split)
     low = graph.constant(f"{site.data}/low", np.array(split.low, np.float32))
@@ -301,7 +313,7 @@ def _apply(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker |
     ctx.plan.move(site.uses, clipped.name)
 
 
-def _made(graph: Graph, ctx: Context, site: Site, split: Split, maker: _Maker) -> Tensor:
+def _made(graph: Graph, ctx: Context, site: LinearGroup, split: Split, maker: _Maker) -> Tensor:
     """The columns from the layer before: its outputs for the outliers, once more."""
     weight = maker.linear.inputs[1]
     wider = np.concatenate([array(weight), array(weight)[:, split.channels]], axis=1)
@@ -348,7 +360,7 @@ def _repeated(rounded: Rounded, channels: Array) -> Rounded:
     return Rounded(values, QParams(scale, zero, old.spec))
 
 
-def _gathered(graph: Graph, site: Site, split: Split) -> Tensor:
+def _gathered(graph: Graph, site: LinearGroup, split: Split) -> Tensor:
     """The columns by a Gather from the tensor itself."""
     x, base = site.tensor, site.data
     picked = graph.constant(f"{base}/outliers", split.channels)
@@ -365,7 +377,7 @@ def _gathered(graph: Graph, site: Site, split: Split) -> Tensor:
     return whole
 
 
-def _extend_weight(graph: Graph, ctx: Context, linear: Linear, split: Split) -> None:
+def _extend_weight(graph: Graph, ctx: Context, linear: QuantizedLinear, split: Split) -> None:
     """Rows of the appended columns, and the bias that undoes their saturation."""
     rounded, rows = _rounded(ctx, linear), _appended_rows(ctx, linear, split)
     params, body = rounded.params, rounded.values.copy()

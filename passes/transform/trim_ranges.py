@@ -18,10 +18,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.conv_activation import bounds
-from qcompile.ir.graph import Graph, Node, Tensor, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import QSpec, Range
+from qcompile.ir import Graph, Node, Tensor, is_op
+from qcompile.ir.analysis.conv_activation import bounds
+from qcompile.planning import Context
+from qcompile.quant import QSpec, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 Bounds = tuple[float, float]
 

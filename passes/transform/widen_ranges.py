@@ -15,11 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.graph import Graph
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.linear_groups import sites
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Range
+from qcompile.ir import Graph
+from qcompile.planning import Context, linear_groups
+from qcompile.quant import ChannelStats, Range
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class WidenRanges(Pass):
     doublings: float = 3.0
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        return (site.data for site in sites(graph, ctx))
+        return (site.data for site in linear_groups(graph, ctx))
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        for site in sites(graph, ctx):
+        for site in linear_groups(graph, ctx):
             stats, span = ctx.channels.get(site.data), ctx.ranges.get(site.data)
             if stats is None or span is None:
                 ctx.skip(site.data, "its channels were not sampled: the range stays as it is")

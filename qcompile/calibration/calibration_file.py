@@ -15,8 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from qcompile.errors import DataError
-from qcompile.planning.plan import ChannelStats, Ranges
-from qcompile.quant.affine import Array, Range
+from qcompile.quant import Array, ChannelStats, Range, Ranges
 from qcompile.system import npz_archive
 
 FORMAT, VERSION = "qcompile calibration", 1
@@ -41,7 +40,7 @@ class Calibration:
         return Calibration(ranges, dict(self.channels), dict(self.account))
 
 
-def write(file: IO[bytes], made: Calibration) -> None:
+def write_calibration(file: IO[bytes], made: Calibration) -> None:
     """Write to a binary stream; equal calibrations are equal bytes."""
     arrays: dict[str, Array] = {}
     ranges, channels = sorted(made.ranges.found.items()), sorted(made.channels.items())
@@ -59,12 +58,12 @@ def write(file: IO[bytes], made: Calibration) -> None:
         "missing": made.ranges.missing,
         "channels": [name for name, _ in channels],
     }
-    npz_archive.write(file, manifest, arrays)
+    npz_archive.write_archive(file, manifest, arrays)
 
 
-def read(path: Path) -> Calibration:
+def read_calibration(path: Path) -> Calibration:
     """Read a file. Raises DataError where it is missing, damaged, or no calibration."""
-    manifest, arrays = npz_archive.read(path, FORMAT, VERSION)
+    manifest, arrays = npz_archive.read_archive(path, FORMAT, VERSION)
     try:
         return _calibration(manifest, arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as e:

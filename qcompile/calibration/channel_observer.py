@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qcompile.planning.context import Observer
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array, Range
+from qcompile.quant import Array, ChannelStats, Observer, Range
 
 ROWS = 1024
 # Odd multipliers of Knuth's multiplicative hashing; any fixed values do.

@@ -16,17 +16,25 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from qcompile.analysis.constant_evaluation import Evaluator
-from qcompile.analysis.data_path import MASK
-from qcompile.analysis.shape_probing import probed_shapes
 from qcompile.calibration.channel_observer import ChannelObserver
 from qcompile.data.feeds import Feed, common_batch, growth, padding_mask
 from qcompile.errors import DataError
-from qcompile.ir.graph import Graph, Shape, rank, shape_of
-from qcompile.model_io.write_model import apart, save
-from qcompile.planning.context import Calibrator, Observer
-from qcompile.planning.plan import ChannelStats, Ranges, StatRequest
-from qcompile.quant.affine import Array, QSpec, Range, out_of_scale
+from qcompile.ir import Graph, Shape, rank, shape_of
+from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.analysis.data_path import MASK
+from qcompile.ir.analysis.shape_probing import probed_shapes
+from qcompile.ir.model_io.write_model import save, with_external_weights
+from qcompile.quant import (
+    Array,
+    Calibrator,
+    ChannelStats,
+    Observer,
+    QSpec,
+    Range,
+    Ranges,
+    StatRequest,
+    out_of_scale,
+)
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
 
 _FLOAT_BYTES = 4
@@ -37,7 +45,7 @@ _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
 
 
 @dataclass(frozen=True)
-class Options:
+class CollectorOptions:
     """``max_memory``: bytes of activations fetched at a time. ``mask``: leave padding out.
 
     parts: cuts a feed into such as the model can run. keep: where samples of channels are put.
@@ -75,7 +83,7 @@ class Collector:
 
     session: Session
     taps: list[Tap]
-    options: Options
+    options: CollectorOptions
     divisible: bool = True  # the model takes batches of any size
     feeds_seen: int = 0
     counted: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = field(
@@ -224,19 +232,19 @@ def collector(
     requests: Sequence[StatRequest],
     calibrator: Calibrator,
     evaluate: Evaluator,
-    options: Options | None = None,
+    options: CollectorOptions | None = None,
     watched: Sequence[str] = (),
 ) -> Collector:
     """A collector over the float graph; the session with its taps is made once.
 
     ``watched`` are tensors whose channels are to be sampled, beside the ranges of ``requests``.
     """
-    options = options or Options()
+    options = options or CollectorOptions()
     requests = [*requests, *_by_channel(graph, watched, evaluate)]
     axes = _token_axes(graph, requests, evaluate) if options.mask else {}
     reduced = calibrator.needs == "extrema"
     tensors = graph.tensors()
-    model, folder = apart(graph)
+    model, folder = with_external_weights(graph)
     taps = []
     first_watched = len(requests) - len(watched)
     for i, request in enumerate(requests):

@@ -10,16 +10,21 @@ from typing import Any
 import click
 
 from qcompile.commands import _summary
-from qcompile.commands._options import console, print_json, progress_bar
+from qcompile.commands._console import console, print_json, progress_bar
 from qcompile.commands._report_files import report_files
-from qcompile.config import lockfile
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.model_folder import atomic_folder, layout
+from qcompile.compiler.model_folder.compile_folder import (
+    Settings,
+    compile_models,
+    with_models,
+)
+from qcompile.compiler.model_folder.layout import Folder
+from qcompile.compiler.report.report import Report
+from qcompile.compiler.stages.options import Progress
+from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError
-from qcompile.model_folder import atomic_folder, layout
-from qcompile.model_folder.compile_folder import Settings, compile_models, with_models
-from qcompile.model_folder.layout import Folder
-from qcompile.model_io import to_proto
-from qcompile.report.report import Report
-from qcompile.stages.job import Progress, RejectedError
+from qcompile.system import atomic_write
 
 _SHOWN = 5
 
@@ -51,7 +56,7 @@ def _build(given: dict[str, Any], settings: Settings) -> tuple[dict[str, Report]
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=stage.parent) as scratch,
         progress_bar(given["quiet"] or given["as_json"]) as bar,
     ):
-        found = layout.read(source)
+        found = layout.read_folder(source)
         _check_extras(given, found)
         folder, exported = with_models(found, Path(scratch), bar)
         atomic_folder.copy_companions(folder, stage)
@@ -77,7 +82,7 @@ def _check_extras(given: dict[str, Any], folder: Folder) -> None:
         for place in (given["model"], given["output"]):
             if path.resolve().is_relative_to(place.resolve()):
                 raise OutputError(f"{option} {str(path)!r} lies in folder {str(place)!r}")
-        to_proto.check_writable(path)
+        atomic_write.check_writable(path)
 
 
 def _compile_all(
@@ -89,7 +94,7 @@ def _compile_all(
         path.parent.mkdir(parents=True, exist_ok=True)
         report_files(given, path).write(result.report)
         inside = path.with_name(f"{path.stem}.report.json")
-        to_proto.write_atomic(inside, result.report.to_json().encode())
+        atomic_write.write_atomic(inside, result.report.to_json().encode())
         result.save_lock(path.with_name(f"{path.stem}.lock.yaml"), light=True)
         if given["lock_file"] is not None:
             result.save_lock(given["lock_file"])

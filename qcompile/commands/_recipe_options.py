@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from qcompile.commands._options import PATH, F, Ranged, Size
-from qcompile.config import lockfile
-from qcompile.config.lockfile import Lock
-from qcompile.config.recipe import Recipe, merged, names
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.config.lockfile import Lock
+from qcompile.compiler.config.recipe import Recipe, merged, names
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
 from qcompile.system.resume_cache import Cache, default_folder
@@ -81,6 +81,6 @@ def lock_from(given: dict[str, Any], recipe: Recipe) -> Lock | None:
     source = given["recipe"]
     if source is None or not lockfile.is_lock(source):
         return None
-    found = lockfile.read(Path(source))
+    found = lockfile.read_lockfile(Path(source))
     lockfile.check_recipe(found, recipe, "command line")
     return found

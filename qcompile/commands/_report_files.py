@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from qcompile.commands._options import PATH
+from qcompile.compiler.report.report import Report
 from qcompile.errors import OutputError
-from qcompile.model_io import to_proto
-from qcompile.report.report import Report
+from qcompile.system import atomic_write
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,9 +31,9 @@ class ReportFiles:
 
     def write(self, report: Report) -> None:
         """Write both, each whole or not at all. Raises OutputError."""
-        to_proto.write_atomic(self.data, report.to_json().encode())
+        atomic_write.write_atomic(self.data, report.to_json().encode())
         if self.page is not None:
-            to_proto.write_atomic(self.page, report.to_html().encode())
+            atomic_write.write_atomic(self.page, report.to_html().encode())
 
 
 def report_option(command: F) -> F:

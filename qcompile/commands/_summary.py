@@ -9,14 +9,14 @@ from typing import Any
 import click
 from rich.console import Console
 
-from qcompile.commands._options import megabytes, print_json, safe, table
+from qcompile.commands._console import megabytes, print_json, safe, table
 from qcompile.commands._report_files import ReportFiles
-from qcompile.config import lockfile
-from qcompile.evaluation.closeness import Closeness
-from qcompile.model_io import to_proto
-from qcompile.report.report import Report
-from qcompile.search import lowering_tuner
-from qcompile.stages.job import Result
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.report.report import Report
+from qcompile.compiler.search import lowering_tuner
+from qcompile.compiler.stages.result import Result
+from qcompile.runtime.evaluation.closeness import Closeness
+from qcompile.system import atomic_write
 
 
 def deliver(
@@ -51,7 +51,7 @@ def tuned_file(out: Path) -> Path:
 
 def save_tuned(result: Result, out: Path) -> None:
     """Write the recipe with the forms that were fastest. Raises OutputError."""
-    to_proto.write_atomic(tuned_file(out), lowering_tuner.to_yaml(result.report).encode())
+    atomic_write.write_atomic(tuned_file(out), lowering_tuner.to_yaml(result.report).encode())
 
 
 def _beside(lock_file: Path, result: Result) -> str:

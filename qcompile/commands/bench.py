@@ -10,30 +10,24 @@ from typing import Any
 
 import click
 
-from qcompile.analysis import shape_inference
-from qcompile.commands._options import (
-    PATH,
-    Ranged,
-    console,
-    data_options,
-    print_json,
-    progress_bar,
-    table,
-)
+from qcompile.commands._console import console, print_json, progress_bar, table
+from qcompile.commands._options import PATH, Ranged, data_options
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import OutputError
-from qcompile.ir.graph import Graph
-from qcompile.model_io import from_proto, to_proto
+from qcompile.ir import Graph
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import read_model
 from qcompile.rewriting import registry
 from qcompile.runtime import latency
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
+from qcompile.system import atomic_write
 from qcompile.system.json_values import finite
 from qcompile.system.processor import instruction_sets
 
-_DEFAULTS = latency.Options()
+_DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
 _MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
 
@@ -62,16 +56,16 @@ def bench(**given: Any) -> None:
     """
     models: Sequence[Path] = given["models"]
     provider = registry.target(given["target"]).provider
-    options = latency.Options(
+    options = latency.TimingOptions(
         given["threads"], given["rounds"], given["seconds"], provider=provider
     )
-    graph = from_proto.load(models[0])
+    graph = read_model.load(models[0])
     for other in models[1:]:
-        shape_inference.infer(from_proto.load(other))
+        shape_inference.infer(read_model.load(other))
     if given["json_file"] is not None and str(given["json_file"]) != "-":
         if given["json_file"].suffix != ".json":
             raise OutputError(f"--json {str(given['json_file'])!r}: expected a .json file or -")
-        to_proto.check_writable(given["json_file"])
+        atomic_write.check_writable(given["json_file"])
     feeds = list(_feeds(graph, given))
     found: list[Comparison] = []
     profiles: list[list[Profile]] = []
@@ -79,7 +73,7 @@ def bench(**given: Any) -> None:
         for feed in feeds:
             bar.step("bench", options.rounds)
             labelled = list(zip(_labels(models), models, strict=True))
-            found.append(latency.compare(labelled, feed, options, bar.advance))
+            found.append(latency.compare_latency(labelled, feed, options, bar.advance))
             if given["profile"]:
                 profiles.append(profile(labelled, feed, options.threads, provider=provider))
     _write(given, found, profiles)
@@ -120,7 +114,7 @@ def _write(given: dict[str, Any], found: list[Comparison], profiles: list[list[P
         print_json(rows)
         return
     if path is not None:
-        to_proto.write_atomic(
+        atomic_write.write_atomic(
             path, (json.dumps(finite(rows), indent=1, allow_nan=False) + "\n").encode()
         )
     if not given["quiet"]:

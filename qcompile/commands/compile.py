@@ -10,26 +10,26 @@ import click
 from click.core import ParameterSource
 
 from qcompile.commands import _compile_folder, _summary
+from qcompile.commands._console import console, progress_bar
 from qcompile.commands._options import (
     ACCURACY_GATES,
     PATH,
-    console,
     data_options,
     gate_options,
     gates_from,
     output_options,
-    progress_bar,
 )
 from qcompile.commands._recipe_options import cache_from, lock_from, recipe_from, recipe_options
 from qcompile.commands._report_files import report_files, report_option
 from qcompile.commands._summary import tuned_file
-from qcompile.compiler import compile_job
-from qcompile.config import lockfile
-from qcompile.config.lockfile import Lock
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.config.lockfile import Lock
+from qcompile.compiler.driver import compile_job
+from qcompile.compiler.model_folder.compile_folder import Settings
+from qcompile.compiler.stages.options import CompileOptions
+from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError, RecipeError
-from qcompile.model_folder.compile_folder import Settings
-from qcompile.model_io import to_proto
-from qcompile.stages.job import Options, RejectedError
+from qcompile.system import atomic_write
 
 
 @click.command("compile")
@@ -81,7 +81,7 @@ def compile(**given: Any) -> None:
     _check_distinct(files)
     for what, path in files.items():
         if what != "input model":
-            to_proto.check_writable(path)
+            atomic_write.check_writable(path)
     try:
         with progress_bar(given["quiet"] or given["as_json"]) as bar:
             result = compile_job(given["model"], given["data"], recipe, gates, options, bar)
@@ -95,11 +95,11 @@ def compile(**given: Any) -> None:
         click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
 
 
-def options_from(given: dict[str, Any], locked: Lock | None) -> Options:
+def options_from(given: dict[str, Any], locked: Lock | None) -> CompileOptions:
     """What is no part of the recipe."""
     out: Path = given["output"]
     seconds = given["search_time"] if _is_searched(given) and locked is None else 0.0
-    return Options(
+    return CompileOptions(
         tokenizer=given["tokenizer"],
         samples=given["samples"],
         batch_size=given["batch_size"],

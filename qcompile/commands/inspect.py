@@ -7,18 +7,12 @@ from typing import Any
 
 import click
 
-from qcompile.analysis import shape_inference
-from qcompile.commands._options import (
-    PATH,
-    console,
-    megabytes,
-    output_options,
-    print_json,
-    table,
-)
-from qcompile.model_io import from_proto
-from qcompile.report import ledger, sidecar_files
-from qcompile.report.ledger import Row
+from qcompile.commands._console import console, megabytes, print_json, table
+from qcompile.commands._options import PATH, output_options
+from qcompile.compiler.report import ledger, sidecar_files
+from qcompile.compiler.report.ledger import LedgerRow
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import external_data, read_model
 from qcompile.runtime import session
 from qcompile.system import digests
 
@@ -35,13 +29,13 @@ def inspect(**given: Any) -> None:
     """
     path: Path = given["model"]
     shape_inference.infer(
-        from_proto.load(path)
+        read_model.load(path)
     )  # refuses what would harm: the runtime is to load it
-    proto, _storage = from_proto.read(path)
+    proto, _storage = read_model.read_model(path)
     wanted = given["report_file"] or sidecar_files.report_path(path)
     report = sidecar_files.find_report(wanted, digests.of_file(path))
     known = sidecar_files.rows_of(report)
-    size = path.stat().st_size + ledger.external_bytes(proto)
+    size = path.stat().st_size + external_data.external_bytes(proto)
     rows = known if known is not None else ledger.rows(proto, size)
     operators = dict(sorted(session.optimized_ops(path).items()))
     if given["as_json"]:
@@ -60,7 +54,7 @@ def inspect(**given: Any) -> None:
         click.echo(f"next:    qcompile inspect {path} --all")
 
 
-def _show_summary(path: Path, rows: list[Row], size: int) -> None:
+def _show_summary(path: Path, rows: list[LedgerRow], size: int) -> None:
     made = table(f"{path.name}: {megabytes(size)}", "what", "type", "tensors", "bytes", "share")
     for s in ledger.summary(rows):
         share = f"{s.bytes / size:.1%}" if s.bytes else "-"
@@ -70,7 +64,7 @@ def _show_summary(path: Path, rows: list[Row], size: int) -> None:
     console().print(made)
 
 
-def _show_float(rows: list[Row]) -> None:
+def _show_float(rows: list[LedgerRow]) -> None:
     """Float weights and activations by reason."""
     reasons: dict[tuple[str, str], tuple[int, int]] = {}
     for row in rows:
@@ -85,7 +79,7 @@ def _show_float(rows: list[Row]) -> None:
     console().print(made)
 
 
-def _show_rows(rows: list[Row]) -> None:
+def _show_rows(rows: list[LedgerRow]) -> None:
     made = table(
         "tensors", "tensor", "what", "type", "shape", "bytes", "SQNR dB", "range", "reason"
     )

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from qcompile.commands._options import console, print_json, table
-from qcompile.compiler import default_pipeline
-from qcompile.planning.context import Pass
-from qcompile.rewriting import registry
+from qcompile.commands._console import console, print_json, table
+from qcompile.compiler.driver import default_pipeline
+from qcompile.rewriting import Pass, registry
 
 
 @click.command()

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from qcompile.commands._options import PATH
+from qcompile.compiler.report import html
 from qcompile.errors import OutputError, ReportError
-from qcompile.model_io import to_proto
-from qcompile.report import html
+from qcompile.system import atomic_write
 
 
 @click.command()
@@ -33,8 +33,8 @@ def report(**given: Any) -> None:
     out: Path = given["output"] or source.with_suffix(".html")
     if out.suffix != ".html":
         raise OutputError(f"page {str(out)!r}: expected a .html file")
-    to_proto.check_writable(out)
-    to_proto.write_atomic(out, _page(source, piped).encode())
+    atomic_write.check_writable(out)
+    atomic_write.write_atomic(out, _page(source, piped).encode())
     if not given["quiet"]:
         click.echo(f"written: {shlex.quote(str(out))}")
 

@@ -9,27 +9,18 @@ from typing import Any
 
 import click
 
-from qcompile.commands._options import (
-    PATH,
-    console,
-    data_options,
-    gate_options,
-    gates_from,
-    output_options,
-    print_json,
-    progress_bar,
-    table,
-)
+from qcompile.commands._console import console, print_json, progress_bar, table
+from qcompile.commands._options import PATH, data_options, gate_options, gates_from, output_options
 from qcompile.commands._recipe_options import cache_from, recipe_from, recipe_options
 from qcompile.commands._report_files import by_form
+from qcompile.compiler.python_api import sensitivity as measure
+from qcompile.compiler.report import html
+from qcompile.compiler.search.lift_items import BY
+from qcompile.compiler.search.policy import Policy, Sensitivity
+from qcompile.compiler.search.sensitivity import MEASURES, Score, SensitivityRow
+from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import OutputError
-from qcompile.model_io import to_proto
-from qcompile.python_api import sensitivity as measure
-from qcompile.report import html
-from qcompile.search.lift_items import BY
-from qcompile.search.policy import Policy, Sensitivity
-from qcompile.search.sensitivity import MEASURES, Row, Score
-from qcompile.stages.job import Options
+from qcompile.system import atomic_write
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -62,7 +53,7 @@ def sensitivity(**given: Any) -> None:
     if out is not None:
         _check(out, given["model"])
     for path in reports.values():
-        to_proto.check_writable(path)
+        atomic_write.check_writable(path)
     options = _options(given)
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         found = measure(
@@ -79,14 +70,14 @@ def sensitivity(**given: Any) -> None:
     plain = {**found.to_dict(), "policy": None if policy is None else _plain(policy)}
     for form, path in reports.items():
         made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
-        to_proto.write_atomic(path, made.encode())
+        atomic_write.write_atomic(path, made.encode())
     if given["as_json"]:
         print_json(plain)
     elif not given["quiet"]:
         show(found, given["top"])
     if out is not None and policy is not None:
         heading = f"qcompile sensitivity {found.source} --by {found.by}"
-        to_proto.write_atomic(out, policy.to_yaml(heading).encode())
+        atomic_write.write_atomic(out, policy.to_yaml(heading).encode())
         if not (given["quiet"] or given["as_json"]):
             _announce(out, given["model"], policy)
     if not (given["quiet"] or given["as_json"]):
@@ -101,12 +92,12 @@ def _check(out: Path, model: Path) -> None:
         raise OutputError(f"policy {str(out)!r}: expected a .yaml file")
     if out.resolve() == model.resolve():
         raise OutputError(f"output {str(out)!r} is the input model itself")
-    to_proto.check_writable(out)
+    atomic_write.check_writable(out)
 
 
-def _options(given: dict[str, Any]) -> Options:
+def _options(given: dict[str, Any]) -> CompileOptions:
     names = ("tokenizer", "samples", "batch_size", "max_memory", "threads")
-    return Options(**{name: given[name] for name in names}, cache=cache_from(given))
+    return CompileOptions(**{name: given[name] for name in names}, cache=cache_from(given))
 
 
 def _plain(policy: Policy) -> dict[str, Any]:
@@ -141,7 +132,7 @@ def show(found: Sensitivity, top: int) -> None:
         click.echo(f"{len(found.rows) - top} more: --top shows them")
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SensitivityRow) -> list[str]:
     sqnr = "-" if row.alone is None else f"{row.alone.sqnr_db:.1f}"
     layer = "-" if row.item.layer is None else str(row.item.layer)
     return [row.item.roles, layer, row.item.kinds, _error(row.alone), sqnr, _error(row.lifted)]

@@ -6,22 +6,14 @@ from typing import Any
 
 import click
 
-from qcompile.commands._options import (
-    PATH,
-    console,
-    data_options,
-    gate_options,
-    gates_from,
-    output_options,
-    print_json,
-    table,
-)
+from qcompile.commands._console import console, print_json, table
+from qcompile.commands._options import PATH, data_options, gate_options, gates_from, output_options
 from qcompile.commands._recipe_options import isa_option
+from qcompile.compiler.python_api import verify as compare_models
+from qcompile.compiler.stages import saturation_check
 from qcompile.errors import GateError
-from qcompile.evaluation.batch_invariance import Invariance
-from qcompile.evaluation.closeness import Verdict
-from qcompile.python_api import verify as compare_models
-from qcompile.stages import saturation_check
+from qcompile.runtime.evaluation.batch_invariance import Invariance
+from qcompile.runtime.evaluation.closeness import Verdict
 
 # What a row says of the sums that it is of, where they are not all the same.
 _SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86 without VNNI"}

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from qcompile.analysis.data_path import MASK
 from qcompile.errors import DataError, ModelError
-from qcompile.ir.graph import Graph, Variable, is_constant, shape_of
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph, Variable, is_constant, shape_of
+from qcompile.ir.analysis.data_path import MASK
+from qcompile.quant import Array
 
 Feed: TypeAlias = dict[str, Array]
 Dim: TypeAlias = int | str | None
@@ -240,7 +240,7 @@ class Feeds:
             raise DataError(f"{self.what} failed after {given} feeds: {said}") from e
 
 
-class HoldBack:
+class HoldOut:
     """Splits feeds as they stream by: most to calibrate with, a few to verify with.
 
     The second feed and every ``every``-th after it are held back, as long as they hold at most

@@ -19,7 +19,7 @@ import numpy as np
 
 from qcompile.data.feeds import Feed, InputSpec
 from qcompile.errors import DataError
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
 
 DEFAULT_BATCH = 8
 _MOST = 1 << 30  # bytes of one array of one feed: a few of deflated zeros make as many

@@ -18,14 +18,8 @@ from typing import TypeAlias
 import numpy as np
 
 from qcompile.data.feeds import (
-    Feed,
     Feeds,
-    HoldBack,
     InputSpec,
-    check_feed,
-    input_specs,
-    padding_mask,
-    sample_count,
 )
 from qcompile.data.npz import batch_of, check_npz, list_folder, read_batches, read_folder
 from qcompile.data.text import (
@@ -41,21 +35,6 @@ from qcompile.data.text import (
 )
 from qcompile.errors import DataError
 from qcompile.system import user_function
-
-__all__ = [
-    "Data",
-    "Feed",
-    "Feeds",
-    "HoldBack",
-    "InputSpec",
-    "check_feed",
-    "general_text",
-    "input_specs",
-    "open_data",
-    "padding_mask",
-    "sample_count",
-    "sample_feeds",
-]
 
 Data: TypeAlias = str | Path | Mapping[str, object] | Iterable[object] | Callable[[], object]
 

@@ -25,8 +25,8 @@ import numpy as np
 
 from qcompile.data.feeds import Feed, InputSpec, input_specs, is_floating
 from qcompile.errors import DataError
-from qcompile.ir.graph import Graph, Node, Tensor, is_constant, is_op
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_op
+from qcompile.quant import Array
 
 DEFAULT_LENGTH = 128
 _MOST = 1 << 30

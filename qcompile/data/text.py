@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from qcompile.analysis.data_path import MASK
 from qcompile.data.feeds import Feed, InputSpec
 from qcompile.data.npz import batch_of
 from qcompile.errors import DataError
-from qcompile.quant.affine import Array
+from qcompile.ir.analysis.data_path import MASK
+from qcompile.quant import Array
 
 IDS, TYPES = "input_ids", "token_type_ids"
 FORMATS = (".csv", ".jsonl", ".txt")

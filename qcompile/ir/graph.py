@@ -10,91 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
+from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.operators import ONNX
+from qcompile.ir.subgraph import Subgraph, subgraphs
+from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
 from qcompile.ir.topological_sort import Makers, in_order
-from qcompile.model_io.node_proto import Subgraph, subgraphs
-from qcompile.quant.affine import Array
-from qcompile.system.memory_map import FileValues
+from qcompile.quant import Array
 
-Node: TypeAlias = gs.Node
-Tensor: TypeAlias = gs.Tensor
-Variable: TypeAlias = gs.Variable
-Constant: TypeAlias = gs.Constant
-# One entry a dimension: a size, the name of a symbolic dimension, or None where nothing is known.
-Shape: TypeAlias = tuple[int | str | None, ...]
-
-ONNX = ""
-MICROSOFT = "com.microsoft"
-_TENSOR = "tensor_type"
 _LARGE = 1 << 20  # bytes of a constant that ``Graph.keep`` is asked to keep
-
-
-def is_constant(tensor: Tensor) -> bool:
-    """True for an initializer, or a Constant node that loading turned into one."""
-    return isinstance(tensor, gs.Constant)
-
-
-def is_float(tensor: Tensor, dtype: type[np.floating[Any]] = np.float32) -> bool:
-    """True where the tensor's type is known to be float32, or ``dtype``; no sequence of such."""
-    known = tensor.dtype is not None and getattr(tensor, "type", _TENSOR) == _TENSOR
-    return known and _np_dtype(tensor.dtype) == dtype
-
-
-def rank(tensor: Tensor) -> int | None:
-    """Number of dimensions, None where unknown."""
-    return None if tensor.shape is None else len(tensor.shape)
-
-
-def is_op(node: Node, *ops: str) -> bool:
-    """True where the node is one of ``ops``; ``com.microsoft.X`` names that domain's operators."""
-    name = node.op if not node.domain or node.domain == "ai.onnx" else f"{node.domain}.{node.op}"
-    return name in ops
-
-
-def array(tensor: Tensor) -> Array:
-    """The values of a constant. Read only: callers never write into it.
-
-    Weights that are still in the loaded file are viewed there, not copied and not kept.
-    """
-    values = tensor._values
-    if isinstance(values, FileValues):
-        values = values.load()
-    elif isinstance(values, gs.ir.tensor.LazyValues):
-        values = onnx.numpy_helper.to_array(values.tensor)
-    result: Array = np.asarray(values)
-    return result
-
-
-def scalar(tensor: Tensor) -> float | None:
-    """The value of a one-element numeric constant, else None."""
-    if not is_constant(tensor) or int(np.prod(tensor.shape, dtype=np.int64)) != 1:
-        return None
-    values = array(tensor)
-    return float(values.reshape(-1)[0]) if values.dtype.kind in "fiu" else None
-
-
-def is_zero(tensor: Tensor) -> bool:
-    """True for an omitted input, and for a constant that holds nothing but zeros."""
-    return not tensor.name or (is_constant(tensor) and not array(tensor).any())
-
-
-def _np_dtype(dtype: Any) -> np.dtype[Any] | None:
-    try:
-        found: np.dtype[Any] = np.dtype(dtype)
-        return found
-    except TypeError:  # an ONNX enum for a type numpy lacks
-        return None
-
-
-def shape_of(tensor: Tensor) -> Shape | None:
-    """Dimensions as far as known: an int, or the name of a symbolic dimension."""
-    return None if tensor.shape is None else tuple(tensor.shape)
 
 
 @dataclass

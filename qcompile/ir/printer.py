@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, shape_of
-from qcompile.model_io.node_proto import Subgraph, digest
+from qcompile.ir.graph import Graph
+from qcompile.ir.subgraph import Subgraph, digest
+from qcompile.ir.tensor import Node, Tensor, array, is_constant, shape_of
 
 _SHORT = {"float": "f", "int": "i", "uint": "u", "bool": "bool", "complex": "c"}
 

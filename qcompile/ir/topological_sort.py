@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import ModelError
-from qcompile.model_io.node_proto import subgraphs
+from qcompile.ir.subgraph import subgraphs
 
 
 def in_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:

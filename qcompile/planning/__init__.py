@@ -1,0 +1,25 @@
+"""What becomes of each tensor: what a pass imports."""
+
+from qcompile.planning.context import Context, PassSettings, Skip
+from qcompile.planning.linear_groups import LinearGroup, QuantizedLinear, add_to_bias, linear_groups
+from qcompile.planning.plan import Decision, Kind, Plan, Use
+from qcompile.planning.precision import PrecisionChoice
+from qcompile.planning.quantizer_nodes import activation, lift_without_range, weight
+
+__all__ = [
+    "Context",
+    "Decision",
+    "Kind",
+    "LinearGroup",
+    "PassSettings",
+    "Plan",
+    "PrecisionChoice",
+    "QuantizedLinear",
+    "Skip",
+    "Use",
+    "activation",
+    "add_to_bias",
+    "lift_without_range",
+    "linear_groups",
+    "weight",
+]

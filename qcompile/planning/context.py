@@ -5,19 +5,16 @@ Passes and calibrators import this module and those below it, never each other, 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
-from typing import ClassVar, Literal
+from typing import Literal, TypeAlias
 
-from qcompile.analysis.constant_evaluation import Evaluator
-from qcompile.analysis.transformer_roles import matches
-from qcompile.ir.graph import Graph, Node
-from qcompile.planning.plan import ChannelStats, Plan, Ranges, Rounded, StatRequest
-from qcompile.quant.affine import Array, QSpec, Range
-from qcompile.targets.target import Mode as Mode
-from qcompile.targets.target import Target
+from qcompile.ir import Node
+from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.analysis.name_patterns import matches
+from qcompile.planning.plan import Plan
+from qcompile.quant import ChannelStats, QSpec, Ranges, Rounded, StatRequest
+from qcompile.targets.target import Mode, Target
 
 MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
 # Bits of the integers that a tensor becomes, or float.
@@ -26,24 +23,6 @@ PRECISIONS: tuple[Precision, ...] = (8, 16, "float")
 # Which products of attention run in integers.
 Attention = Literal["float", "scores", "all"]
 ATTENTIONS: tuple[Attention, ...] = ("float", "scores", "all")
-
-
-class Stage(IntEnum):
-    """The order in which data flows; a pipeline never goes back."""
-
-    SIMPLIFY = 0
-    PLAN = 1
-    TRANSFORM = 2
-    INSERT = 3
-    LOWER = 4
-
-
-class Numerics(Enum):
-    """What a pass may do to the model's answers."""
-
-    EXACT = "bit-equal"
-    ROUNDING = "equal up to float rounding"
-    LOSSY = "quantizing"
 
 
 @dataclass(frozen=True)
@@ -56,7 +35,7 @@ class Skip:
 
 
 @dataclass(frozen=True)
-class Choices:
+class PassSettings:
     """What the user asked for, as far as passes look at it.
 
     Patterns are globs over names of nodes and tensors, or over roles: ``role:NAME[@LAYER]``.
@@ -94,7 +73,7 @@ class Context:
 
     target: Target
     evaluate: Evaluator
-    choices: Choices = field(default_factory=Choices)
+    choices: PassSettings = field(default_factory=PassSettings)
     plan: Plan = field(default_factory=Plan)
     ranges: Ranges = field(default_factory=Ranges)
     requests: list[StatRequest] = field(default_factory=list)
@@ -131,69 +110,5 @@ class Context:
             self.requests.append(wanted)
 
 
-class Pass(ABC):
-    """One rewrite. Subclasses are frozen dataclasses; their fields are the options.
-
-    The graph is valid before and after ``run``, not necessarily during it. ``run`` returns True
-    exactly where it changed the graph: the manager checks that claim. A pass that cannot handle a
-    node says so through ``ctx.skip`` and leaves it as it is.
-    """
-
-    name: ClassVar[str]
-    stage: ClassVar[Stage]
-    numerics: ClassVar[Numerics]
-    after: ClassVar[tuple[str, ...]] = ()
-
-    def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        """Tensors whose channels the pass will look at in ``ctx.channels``; asked once planned."""
-        return ()
-
-    @abstractmethod
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        """Rewrite ``graph`` in place; True where anything changed."""
-
-
-class Observer(ABC):
-    """Running statistics of one tensor: ``update`` and ``merge`` form a monoid.
-
-    Batches may be split over processes: merging two observers, in order, gives the same range as
-    one observer that saw all batches. Memory does not grow with the number of batches.
-    """
-
-    @abstractmethod
-    def update(self, values: Array) -> None:
-        """See one batch of finite float values: any shape, or (n, channels) where per channel."""
-
-    @abstractmethod
-    def merge(self, later: Observer) -> None:
-        """Take in what another observer of the same kind saw after this one."""
-
-    @abstractmethod
-    def range(self) -> Range:
-        """The range to quantize; raises ValueError where nothing was seen."""
-
-    def state(self) -> dict[str, Array] | None:
-        """All that was seen, for a checkpoint; None, the default, where it cannot be kept."""
-        return None
-
-    def restore(self, state: Mapping[str, Array]) -> None:
-        """Have seen what the observer had that gave ``state``; this one is fresh and of its kind.
-
-        Raises ValueError or KeyError where that is no such state.
-        """
-        raise ValueError(f"{type(self).__name__} keeps no state")
-
-
-class Calibrator(ABC):
-    """Makes observers. Subclasses are frozen dataclasses; their fields are the options.
-
-    ``needs`` is "extrema" where an observer's state depends on each batch only through its minimum
-    and maximum: then these are reduced inside the graph and activations never leave the runtime.
-    """
-
-    name: ClassVar[str]
-    needs: ClassVar[Literal["extrema", "values"]]
-
-    @abstractmethod
-    def observer(self, spec: QSpec) -> Observer:
-        """A fresh observer for a tensor that will be quantized as ``spec``."""
+# Pattern of ``precision`` -> why it is there.
+Reasons: TypeAlias = tuple[tuple[str, str], ...]

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompile.ir.graph import Constant, Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.ir import Constant, Graph, Node, Tensor, array, is_constant, is_op, rank
 from qcompile.planning.context import Context
 from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import Array, QSpec
+from qcompile.quant import Array, QSpec
 
 
 @dataclass(frozen=True)
-class Linear:
+class QuantizedLinear:
     """A MatMul or Gemm with a weight that becomes integers as ``spec``.
 
     ``transposed``: the weight is (outputs, inputs), a Gemm's transB.
@@ -38,7 +38,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Site:
+class LinearGroup:
     """All integer linear layers that read one tensor; ``spec``: its quantizer's at these uses.
 
     ``spec`` is None where the values are quantized elsewhere, as where a layout operator lies
@@ -47,7 +47,7 @@ class Site:
 
     tensor: Tensor
     spec: QSpec | None
-    linears: tuple[Linear, ...]
+    linears: tuple[QuantizedLinear, ...]
 
     @property
     def data(self) -> str:
@@ -58,29 +58,29 @@ class Site:
         return tuple(linear.data_use for linear in self.linears)
 
 
-def sites(graph: Graph, ctx: Context) -> list[Site]:
+def linear_groups(graph: Graph, ctx: Context) -> list[LinearGroup]:
     """Sites of the plan, in the order of the graph."""
     weights = {u: d for d in ctx.plan.quantized("weight") for u in d.uses}
     data = {u: d.spec for d in ctx.plan.quantized("activation") for u in d.uses}
-    grouped: dict[tuple[str, QSpec | None], list[Linear]] = {}
+    grouped: dict[tuple[str, QSpec | None], list[QuantizedLinear]] = {}
     for node in graph.nodes:
         linear = _linear(node, weights.get(Use(node.name, 1)))
         if linear is not None:
             key = (node.inputs[0].name, data.get(linear.data_use))
             grouped.setdefault(key, []).append(linear)
-    return [Site(ls[0].node.inputs[0], spec, tuple(ls)) for (_, spec), ls in grouped.items()]
+    return [LinearGroup(ls[0].node.inputs[0], spec, tuple(ls)) for (_, spec), ls in grouped.items()]
 
 
-def _linear(node: Node, decision: Decision | None) -> Linear | None:
+def _linear(node: Node, decision: Decision | None) -> QuantizedLinear | None:
     if decision is None or decision.spec is None or not is_op(node, "MatMul", "Gemm"):
         return None
     weight = node.inputs[1]
     if not is_constant(weight) or rank(weight) != 2 or is_constant(node.inputs[0]):
         return None
-    return Linear(node, weight, decision.spec, bool(node.attrs.get("transB")))
+    return QuantizedLinear(node, weight, decision.spec, bool(node.attrs.get("transB")))
 
 
-def add_to_bias(graph: Graph, linear: Linear, values: Array) -> None:
+def add_to_bias(graph: Graph, linear: QuantizedLinear, values: Array) -> None:
     """Add a vector (outputs,) to what a layer adds to its product.
 
     It goes into the constant that is there already, a Gemm's third operand or the Add behind a

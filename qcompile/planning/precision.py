@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.planning.context import Context
-from qcompile.quant.affine import QSpec
+from qcompile.quant import QSpec
 from qcompile.targets.target import WIDE_SINCE
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """What a tensor becomes, None for float; ``reason`` is "" where the user said nothing."""
 
     spec: QSpec | None
     reason: str = ""
 
 
-def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> Choice:
+def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:
     """For data that goes by these names, where the rule says ``spec``."""
     return _choice(graph, ctx, names, spec, ctx.target.wide, ranged=True)
 
 
-def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> Choice:
+def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:
     """For a constant that goes by these names; 16 bits keep the rule's granularity."""
     dtype = ctx.target.wide_weight
     wide = None if dtype is None else replace(spec, dtype=dtype, reduced=False, paired=False)
@@ -43,21 +43,25 @@ def _choice(
     wide: QSpec | None,
     *,
     ranged: bool,
-) -> Choice:
+) -> PrecisionChoice:
     said = ctx.choices.precision_of(names)
     if said is None or said[1] == 8:
-        return Choice(spec)
+        return PrecisionChoice(spec)
     pattern, bits = said
     why = dict(ctx.choices.reasons).get(pattern)
     if bits == "float":
-        return Choice(None, why or f"kept float by precision pattern {pattern!r}")
+        return PrecisionChoice(None, why or f"kept float by precision pattern {pattern!r}")
     if wide is None:
-        return Choice(
+        return PrecisionChoice(
             None, f"16-bit integers have no kernel on target {ctx.target.name!r}: left float"
         )
     if ranged and ctx.choices.mode == "dynamic":
-        return Choice(None, "16-bit integers need calibrated ranges, mode dynamic: left float")
+        return PrecisionChoice(
+            None, "16-bit integers need calibrated ranges, mode dynamic: left float"
+        )
     if graph.opset < WIDE_SINCE:
         found = f"the model stays at {graph.opset}"
-        return Choice(None, f"16-bit integers need opset {WIDE_SINCE}, {found}: left float")
-    return Choice(wide, why or f"16 bits by precision pattern {pattern!r}")
+        return PrecisionChoice(
+            None, f"16-bit integers need opset {WIDE_SINCE}, {found}: left float"
+        )
+    return PrecisionChoice(wide, why or f"16 bits by precision pattern {pattern!r}")

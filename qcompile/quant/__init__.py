@@ -1,0 +1,34 @@
+"""Arithmetic of quantization: what passes and calibrators import."""
+
+from qcompile.quant.affine import dequantize, out_of_scale, qparams, quantize, sqnr_db
+from qcompile.quant.channel_statistics import FEWEST_ROWS, ChannelStats
+from qcompile.quant.gptq import compensated
+from qcompile.quant.observer import Calibrator, Observer
+from qcompile.quant.ranges import Ranges, StatRequest
+from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
+from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, nearest, real, worst_sums
+
+__all__ = [
+    "FEWEST_ROWS",
+    "PAIR_SUM",
+    "Array",
+    "Calibrator",
+    "ChannelStats",
+    "Floats",
+    "Observer",
+    "QParams",
+    "QSpec",
+    "Range",
+    "Ranges",
+    "Rounded",
+    "StatRequest",
+    "compensated",
+    "dequantize",
+    "nearest",
+    "out_of_scale",
+    "qparams",
+    "quantize",
+    "real",
+    "sqnr_db",
+    "worst_sums",
+]

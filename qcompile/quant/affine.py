@@ -8,25 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
-DType = Literal["int8", "uint8", "int16", "uint16"]
-Granularity = Literal["tensor", "channel"]
+from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 
-_LIMITS: dict[str, tuple[int, int]] = {
-    "int8": (-128, 127),
-    "uint8": (0, 255),
-    "int16": (-32768, 32767),
-    "uint16": (0, 65535),
-}
-# 255 · 64 · 2 fits into int16.
-_REDUCED = (-64, 64)
 # The smallest normal float32: below it a scale would be denormal, and is taken for that of zeros.
 _SMALLEST_SCALE = np.float32(2.0**-126)
 # Beyond, products of squares, by which errors are predicted, leave float32.
@@ -42,96 +29,6 @@ def out_of_scale(lo: float, hi: float) -> str | None:
     if 0 < top < 256 * _SMALLEST_SCALE:
         return f"values up to {top:.3g} only: too small for a scale"
     return None
-
-
-@dataclass(frozen=True)
-class QSpec:
-    """What one tensor should become.
-
-    ``axis`` counts from the front for weights and from the back (negative) for activations, whose
-    leading dimensions vary. ``narrow`` gives up the most negative integer, so that symmetric
-    ranges stay symmetric. ``reduced``: int8 that uses 7 bits, -64 to 64 (a constant by its scale;
-    data is clipped, since QuantizeLinear saturates at 8 bits). ``paired``: int8 weights
-    of which no two values of one sign add up to more than 128 where a matrix multiplication or a
-    convolution sums them side by side (rows 2i and 2i + 1): every such pair with uint8 data fits
-    into int16.
-    """
-
-    dtype: DType
-    symmetric: bool
-    granularity: Granularity = "tensor"
-    axis: int | None = None
-    narrow: bool = False
-    reduced: bool = False
-    paired: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in _LIMITS:
-            raise ValueError(
-                f"unknown integer type {self.dtype!r}, expected one of {list(_LIMITS)}"
-            )
-        if self.reduced and self.dtype != "int8":
-            raise ValueError(f"reduced range is for int8, not {self.dtype}")
-        if self.paired and (self.dtype != "int8" or not self.symmetric or self.axis is None):
-            raise ValueError(f"a bound on pairs is for symmetric int8 by channel, not {self}")
-        if (self.granularity == "tensor") != (self.axis is None):
-            raise ValueError(f"granularity {self.granularity!r} does not go with axis {self.axis}")
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """Smallest and largest integer in use."""
-        if self.reduced:
-            return _REDUCED
-        low, high = _LIMITS[self.dtype]
-        return (low + 1, high) if self.narrow and low < 0 else (low, high)
-
-    @property
-    def bits(self) -> int:
-        """Width of one value."""
-        return np.dtype(self.dtype).itemsize * 8
-
-    def __str__(self) -> str:
-        sign = "sym" if self.symmetric else "asym"
-        where = self.granularity if self.axis is None else f"{self.granularity}[{self.axis}]"
-        bound = ":7-bit" if self.reduced else ":pairs" if self.paired else ""
-        return f"{self.dtype}:{sign}:{where}{bound}"
-
-
-@dataclass(frozen=True)
-class Range:
-    """The interval of values to represent; vectors along ``axis`` where it is set.
-
-    Shapes: scalars (``()``) without axis, else ``(channels,)``. Raises ValueError on NaN, infinite
-    or inverted bounds.
-    """
-
-    lo: Array
-    hi: Array
-    axis: int | None = None
-
-    def __post_init__(self) -> None:
-        lo, hi = np.asarray(self.lo, np.float64), np.asarray(self.hi, np.float64)
-        object.__setattr__(self, "lo", lo)
-        object.__setattr__(self, "hi", hi)
-        if lo.shape != hi.shape or lo.ndim != (0 if self.axis is None else 1):
-            raise ValueError(f"range shapes {lo.shape} and {hi.shape} do not fit axis {self.axis}")
-        if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
-            raise ValueError("range holds NaN or infinity")
-        if (lo > hi).any():
-            raise ValueError("range is inverted")
-
-
-@dataclass(frozen=True)
-class QParams:
-    """Scale (float32) and zero point (integer) of one tensor, and the spec they belong to."""
-
-    scale: Floats
-    zero_point: Array
-    spec: QSpec
-
-    @property
-    def per_axis(self) -> bool:
-        return self.scale.ndim > 0
 
 
 def qparams(span: Range, spec: QSpec) -> QParams:

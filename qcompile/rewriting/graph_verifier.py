@@ -12,15 +12,16 @@ import numpy as np
 import onnx
 
 from qcompile.errors import InvariantError
-from qcompile.ir.graph import Graph, Node, Tensor, array, is_constant, is_op, is_zero, reads
-from qcompile.planning.context import Context
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, is_zero
+from qcompile.ir.graph import reads
+from qcompile.planning import Context
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Operators that ONNX Runtime knew in ONNX's own domain before ONNX did, with the same meaning.
 _OLDER = ("LayerNormalization",)
 
 
-def check(graph: Graph, ctx: Context | None = None) -> None:
+def verify_graph(graph: Graph, ctx: Context | None = None) -> None:
     """Run every check. Raises InvariantError naming check, node and tensor."""
     for rule in GRAPH_CHECKS:
         rule(graph)

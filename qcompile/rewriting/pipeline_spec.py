@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from qcompile.errors import RecipeError
-from qcompile.planning.context import Pass
+from qcompile.rewriting.pass_base import Pass
 from qcompile.rewriting.registry import build, passes
 from qcompile.system import safe_yaml
 

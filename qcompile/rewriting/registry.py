@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from qcompile.errors import RecipeError, TargetError
-from qcompile.planning.context import Calibrator, Pass
+from qcompile.quant import Calibrator
+from qcompile.rewriting.pass_base import Pass
 from qcompile.targets.target import Target
 
 T = TypeVar("T")

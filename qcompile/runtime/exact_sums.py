@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile.model_io.element_types import element_types
-from qcompile.model_io.external_data import Storage, values_of
-from qcompile.model_io.node_proto import bodies
-from qcompile.quant.affine import Array
+from qcompile.ir.model_io.element_types import element_types
+from qcompile.ir.model_io.external_data import Storage, values_of
+from qcompile.ir.subgraph import bodies
+from qcompile.quant import Array
 
 # Operators by the slots of their left operand, their right operand and that one's zero point.
 SLOTS = {

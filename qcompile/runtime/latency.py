@@ -17,7 +17,7 @@ import numpy as np
 
 from qcompile.runtime import session as runtime
 from qcompile.runtime.session import Feed, Session, SessionOptions
-from qcompile.system import processor
+from qcompile.system import memory, processor
 
 _NOISY = 1.25  # spread of one model's round medians over which the machine counts as noisy
 _RESAMPLES = 2000
@@ -30,7 +30,7 @@ Runnable = bytes | Path | Callable[[int], Callable[[Feed], Any]]
 
 
 @dataclass(frozen=True)
-class Options:
+class TimingOptions:
     """``seconds``: timed per model and round, in at least ``min_runs`` runs; one, of slow models.
 
     Before, as many seconds or ``warmup`` runs are not timed, whichever is less.
@@ -141,28 +141,28 @@ class Comparison:
         }
 
 
-def compare(
+def compare_latency(
     models: Sequence[tuple[str, Runnable]],
     feed: Feed,
-    options: Options | None = None,
+    options: TimingOptions | None = None,
     on_round: Callable[[], None] | None = None,
 ) -> Comparison:
     """Time labelled models on one feed. Raises ModelError where one does not run."""
-    options = options or Options()
+    options = options or TimingOptions()
     threads = options.threads or runtime.threads()
     timings = [Timing(label) for label, _ in models]
     for number in range(options.rounds):
         order = range(len(models)) if number % 2 == 0 else reversed(range(len(models)))
         for i in order:
             timings[i].rounds.append(_round(models[i][1], feed, options, threads))
-            processor.release_memory()  # or the next model's weights come on top
+            memory.release_memory()  # or the next model's weights come on top
         if on_round is not None:
             on_round()
     shapes = {name: list(v.shape) for name, v in feed.items()}
     return Comparison(timings, shapes, threads)
 
 
-def _round(model: Runnable, feed: Feed, options: Options, threads: int) -> list[float]:
+def _round(model: Runnable, feed: Feed, options: TimingOptions, threads: int) -> list[float]:
     """Milliseconds of each run of a fresh session, which is gone when this returns.
 
     Of a model whose first run takes longer than a round is to, one more is timed, and that is all.

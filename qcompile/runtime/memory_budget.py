@@ -13,12 +13,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from qcompile.analysis.activation_memory import Footprint, footprint
-from qcompile.analysis.constant_evaluation import Evaluator
 from qcompile.data.feeds import Feed, common_batch, growth
 from qcompile.errors import DataError
-from qcompile.ir.graph import Graph
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph
+from qcompile.ir.analysis.activation_memory import Footprint, footprint
+from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.quant import Array
 from qcompile.runtime.spilled_arrays import Store
 
 LIBRARIES = 300 * 10**6  # what Python, numpy and ONNX Runtime take by themselves, at most

@@ -16,11 +16,11 @@ import onnx
 import onnx.parser
 
 from qcompile.errors import ModelError
-from qcompile.ir.graph import Graph, Node, is_constant
-from qcompile.model_io import from_proto
-from qcompile.model_io.external_data import embed
-from qcompile.model_io.node_proto import fill_tensor, node_proto
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph, Node, is_constant
+from qcompile.ir.model_io import read_model
+from qcompile.ir.model_io.external_data import embed
+from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
+from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.system.interrupts import held_back
 
@@ -133,12 +133,12 @@ def _native(options: SessionOptions) -> ort.SessionOptions:
 def _exact(model: bytes | Path, native: ort.SessionOptions, *, optimize: bool) -> bytes | Path:
     """The model with what the option does not shift in its exact form; itself where that is all."""
     try:
-        proto, storage = from_proto.read(model)
+        proto, storage = read_model.read_model(model)
     except ModelError:
         return model  # ONNX Runtime's message says more
     if not exact_form(proto, storage, optimized=optimize):
         return model
-    from_proto.embed_inner(proto, storage)
+    read_model.embed_inner(proto, storage)
     for tensor in proto.graph.initializer:
         if tensor.name in storage.spans and storage.own is not None:
             embed(tensor, storage.own, storage.spans[tensor.name])

@@ -16,17 +16,16 @@ import numpy as np
 import onnx
 
 from qcompile.errors import OutputError
-from qcompile.model_io.node_proto import element_type
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array
-from qcompile.system.memory_map import FileValues
-from qcompile.system.temporary_folder import Scratch
+from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.model_io.node_proto import element_type
+from qcompile.quant import Array, ChannelStats
+from qcompile.system.temporary_folder import TemporaryFolder
 
 
-class Kept:
+class SpilledArray:
     """One array in a file of its own."""
 
-    def __init__(self, folder: Scratch, path: Path, values: Array) -> None:
+    def __init__(self, folder: TemporaryFolder, path: Path, values: Array) -> None:
         self._folder = folder  # lives as long as its files
         self.path, self.dtype, self.shape = path, values.dtype, values.shape
         self._gone = weakref.finalize(self, path.unlink, missing_ok=True)
@@ -47,7 +46,7 @@ class Kept:
 class KeptValues(FileValues):
     """The values of a constant, kept."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: SpilledArray) -> None:
         kind = element_type(kept.dtype)
         super(FileValues, self).__init__(onnx.TensorProto(data_type=kind, dims=kept.shape))
         self._kept = kept
@@ -61,12 +60,12 @@ class Store:
     """A temporary folder for arrays. Raises OutputError where there is no room."""
 
     def __init__(self) -> None:
-        self._folder, self._numbers = Scratch(), count()
+        self._folder, self._numbers = TemporaryFolder(), count()
 
-    def keep(self, values: Array) -> Kept:
+    def keep(self, values: Array) -> SpilledArray:
         """Write an array."""
         path = self._folder.path / str(next(self._numbers))
-        return Kept(self._folder, path, values)
+        return SpilledArray(self._folder, path, values)
 
     def constant(self, values: Array) -> KeptValues:
         """Write the values of a constant."""
@@ -85,7 +84,7 @@ class KeptChannels(MutableMapping[str, ChannelStats]):
 
     def __init__(self, store: Store, found: Mapping[str, ChannelStats]) -> None:
         self._store = store
-        self._found: dict[str, tuple[ChannelStats, Kept]] = {}
+        self._found: dict[str, tuple[ChannelStats, SpilledArray]] = {}
         self.update(found)
 
     def __getitem__(self, name: str) -> ChannelStats:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from qcompile.data.feeds import Feed
 from qcompile.errors import DataError, ModelError
 
 _CHUNK = 1 << 20
@@ -39,33 +36,3 @@ def of_model(model: bytes | Path, external: Sequence[Path] = ()) -> str:
     except DataError as e:
         raise ModelError(f"model {e}") from e
     return hashlib.sha256("".join([own, *rest]).encode()).hexdigest() if rest else own
-
-
-def of_feeds(feeds: Iterable[Feed]) -> str:
-    """Hex digest of feeds that nothing else needs."""
-    made = FeedDigest()
-    for feed in feeds:
-        made.update(feed)
-    return made.hexdigest()
-
-
-class FeedDigest:
-    """Digest of all feeds that have passed, in their order: names, types, shapes and values."""
-
-    def __init__(self) -> None:
-        self._found = hashlib.sha256()
-
-    def passing(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """The same feeds."""
-        for feed in feeds:
-            self.update(feed)
-            yield feed
-
-    def update(self, feed: Feed) -> None:
-        """Take in one feed."""
-        for name, array in sorted(feed.items()):
-            self._found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            self._found.update(np.ascontiguousarray(array).tobytes())
-
-    def hexdigest(self) -> str:
-        return self._found.hexdigest()

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from qcompile.errors import DataError
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
 
 _MANIFEST = "manifest.json"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can hold
@@ -29,7 +29,9 @@ _FAULTS = (
 )  # fmt: skip
 
 
-def write(file: IO[bytes], manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def write_archive(
+    file: IO[bytes], manifest: Mapping[str, Any], arrays: Mapping[str, Array]
+) -> None:
     """Write to a binary stream; keys of the manifest are sorted, arrays keep their order."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         text = json.dumps(manifest, sort_keys=True, indent=1)
@@ -46,7 +48,7 @@ def _member(name: str) -> zipfile.ZipInfo:
     return made
 
 
-def read(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Array]]:
+def read_archive(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Array]]:
     """Manifest and arrays of a file whose manifest names this format and version.
 
     Raises DataError: not there, not such a file, truncated, damaged, of another version.

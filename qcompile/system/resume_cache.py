@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from qcompile.errors import QCompileError
-from qcompile.model_io.to_proto import replacing
+from qcompile.system.atomic_write import replacing
 
 T = TypeVar("T")
 LIMIT = 4 << 30

@@ -10,7 +10,7 @@ from pathlib import Path
 from qcompile.errors import OutputError
 
 
-class Scratch:
+class TemporaryFolder:
     """A temporary folder in ``TMPDIR`` that is gone when nothing holds it any more.
 
     Raises OutputError where there is no room for one.

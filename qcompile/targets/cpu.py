@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompile.quant.affine import QSpec
-from qcompile.targets.target import Choice, Form, OpRule, Target
+from qcompile.quant import QSpec
+from qcompile.targets.target import LoweringChoice, LoweringOption, OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 # Weights beside float data have nothing to overflow.
@@ -33,18 +33,18 @@ _EMBEDDING = OpRule(
 )
 _FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm", "remove-padding")
 _FORMS = (
-    Form(
+    LoweringOption(
         "padding",
         own="removed",
-        others={"kept": Choice({"remove-padding": ""})},
+        others={"kept": LoweringChoice({"remove-padding": ""})},
         why="batches without padding, or of one, pay for copies that save nothing",
     ),
-    Form(
+    LoweringOption(
         "attention",
         own="apart",
         others={
-            "float-scores": Choice(attention="float", modes=("static",)),
-            "fused": Choice(
+            "float-scores": LoweringChoice(attention="float", modes=("static",)),
+            "fused": LoweringChoice(
                 {  # once biases are in the products, before quantizers move in front of transposes
                     "lower-embeddings": "fuse-attention,lower-embeddings",
                     "fuse-key-transpose": "fuse-attention",  # where there is nothing to lower
@@ -54,16 +54,16 @@ _FORMS = (
         },
         why="depends on length and processor; MultiHeadAttention computes in float",
     ),
-    Form(
+    LoweringOption(
         "key",
         own="transposed-inside",
-        others={"transposed-before": Choice({"fuse-key-transpose": ""})},
+        others={"transposed-before": LoweringChoice({"fuse-key-transpose": ""})},
         why="a copy of the key once, or strided reads inside each product",
     ),
-    Form(
+    LoweringOption(
         "residual-norm",
         own="apart",
-        others={"fused": Choice({"unfuse-skip-layernorm": "fuse-skip-layernorm"})},
+        others={"fused": LoweringChoice({"unfuse-skip-layernorm": "fuse-skip-layernorm"})},
         why="SkipLayerNormalization is scalar code in ONNX Runtime 1.31 and 1.32; later may differ",
     ),
 )

@@ -10,7 +10,7 @@ kernel list (``cuda_kernels.tsv``) and sources of ONNX Runtime 1.30.
 
 from __future__ import annotations
 
-from qcompile.quant.affine import QSpec
+from qcompile.quant import QSpec
 from qcompile.targets.kernel_table import HasKernels, KernelTable, Limit
 from qcompile.targets.target import OpRule, Target
 

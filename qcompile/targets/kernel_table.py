@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir.graph import Graph, Node, Tensor, is_constant, is_op
-from qcompile.model_io.node_proto import bodies, subgraphs
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_op
+from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
 _NUMPY = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompile.quant.affine import QSpec
+from qcompile.quant import QSpec
 from qcompile.targets.target import OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import is_layout
-from qcompile.ir.graph import (
+from qcompile.ir import (
     Graph,
     Node,
     Tensor,
     array,
     is_constant,
+    is_layout,
     is_op,
     is_zero,
     rank,

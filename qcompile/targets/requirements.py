@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from qcompile.errors import TargetError
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 
 _SHOWN = 3
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qcompile.quant.affine import DType, QSpec
+from qcompile.quant import QSpec
+from qcompile.quant.types import DType
 from qcompile.targets.requirements import Requirement
 
 Mode = Literal["static", "dynamic", "weight-only", "float"]
@@ -42,7 +43,7 @@ class OpRule:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LoweringChoice:
     """One way to lower something: passes of ``lower`` by what stands in their place, a pipeline.
 
     ``attention``: which of its products run in integers then; "" leaves that alone. ``modes``:
@@ -55,7 +56,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Form:
+class LoweringOption:
     """Something that can be run in several ways with the same answers, up to rounding.
 
     ``own`` names the target's own way, ``others`` the rest; ``why`` says when they can be faster.
@@ -63,7 +64,7 @@ class Form:
 
     name: str
     own: str
-    others: dict[str, Choice]
+    others: dict[str, LoweringChoice]
     why: str
 
 
@@ -110,7 +111,7 @@ class Target:
     without_data: Mode | None = "dynamic"
     no_modes: dict[Mode, str] = field(default_factory=dict)
     requires: tuple[Requirement, ...] = ()
-    forms: tuple[Form, ...] = ()
+    forms: tuple[LoweringOption, ...] = ()
 
     def rule(self, op: str, mode: str) -> OpRule | None:
         """The rule for an operator in a mode, None where the target has none."""

@@ -10,7 +10,7 @@ list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 
 
 from __future__ import annotations
 
-from qcompile.quant.affine import QSpec
+from qcompile.quant import QSpec
 from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,

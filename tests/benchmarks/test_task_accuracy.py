@@ -17,7 +17,8 @@ import pytest
 from benchmarks import task_accuracy as accuracy_script
 from models import _labelled_text as tasks
 from models import finetune_tasks as training
-from qcompile.data.open_data import InputSpec, open_data
+from qcompile.data.feeds import InputSpec
+from qcompile.data.open_data import open_data
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "maybe", "so")
 I64 = np.dtype(np.int64)

@@ -14,10 +14,9 @@ import pytest
 from qcompile.calibration import calibration_file
 from qcompile.calibration.calibration_file import FORMAT, Calibration
 from qcompile.errors import DataError
-from qcompile.planning.plan import ChannelStats, Ranges
-from qcompile.quant.affine import Array, Range
+from qcompile.quant import Array, ChannelStats, Range, Ranges
+from qcompile.rewriting.testing import normal
 from qcompile.system import npz_archive
-from qcompile.testing import normal
 
 
 def stats(channels: int = 3, rows: int = 5) -> ChannelStats:
@@ -40,14 +39,14 @@ def made() -> Calibration:
 
 def packed(value: Calibration) -> bytes:
     stream = io.BytesIO()
-    calibration_file.write(stream, value)
+    calibration_file.write_calibration(stream, value)
     return stream.getvalue()
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
     path = tmp_path / "c.npz"
     path.write_bytes(packed(made()))
-    found = calibration_file.read(path)
+    found = calibration_file.read_calibration(path)
     assert packed(found) == packed(made())
     assert found.account == {"feeds": 3} and found.ranges.missing == made().ranges.missing
     for name, span in made().ranges.found.items():
@@ -106,10 +105,10 @@ def test_unsound_contents_are_one_error(
 ) -> None:
     path = tmp_path / "c.npz"
     path.write_bytes(packed(made()))
-    manifest, arrays = npz_archive.read(path, FORMAT, calibration_file.VERSION)
+    manifest, arrays = npz_archive.read_archive(path, FORMAT, calibration_file.VERSION)
     change(manifest, arrays)
     with path.open("wb") as file:
-        npz_archive.write(file, manifest, arrays)
+        npz_archive.write_archive(file, manifest, arrays)
     with pytest.raises(DataError, match=f"cannot be read as a {FORMAT}") as caught:
-        calibration_file.read(path)
+        calibration_file.read_calibration(path)
     assert said in str(caught.value)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.calibration.channel_observer import ChannelObserver
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array
+from qcompile.quant import Array, ChannelStats
 
 
 def rows(n: int, channels: int, seed: int = 0) -> Array:

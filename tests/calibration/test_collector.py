@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 
 from qcompile.calibration import collector as collect_module
-from qcompile.calibration.collector import Collector, Options, collect, collector
+from qcompile.calibration.collector import Collector, CollectorOptions, collect, collector
 from qcompile.calibrators.entropy import Entropy
 from qcompile.calibrators.minmax import MinMax
 from qcompile.calibrators.percentile import Percentile
 from qcompile.errors import DataError
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import to_proto
-from qcompile.planning.context import Calibrator
-from qcompile.planning.plan import Ranges, StatRequest
-from qcompile.quant.affine import Array, QSpec
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.quant import Array, Calibrator, QSpec, Ranges, StatRequest
+from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
-from qcompile.testing import normal, parse
 
 UINT8 = QSpec("uint8", symmetric=False)
 CHANNELS = QSpec("int8", symmetric=True, granularity="channel", axis=-1)
@@ -87,7 +85,7 @@ def made(
     max_memory: int = 1 << 30,
     mask: bool = True,
 ) -> Collector:
-    chosen = Options(max_memory, mask, threads=1)
+    chosen = CollectorOptions(max_memory, mask, threads=1)
     return collector(graph, requests(*names, spec=spec), calibrator or MinMax(), evaluate, chosen)
 
 
@@ -368,7 +366,7 @@ def test_channels_are_the_last_axis_of_fixed_size() -> None:
     """Two channels of a transposed key; scores have none, and say nothing."""
     graph = encoder()
     ready = collector(
-        graph, [], MinMax(), evaluate, Options(mask=False), watched=["h", "keys", "scores"]
+        graph, [], MinMax(), evaluate, CollectorOptions(mask=False), watched=["h", "keys", "scores"]
     )
     data = feeds(*SHAPES)
     collect(ready, data)
@@ -384,7 +382,7 @@ def test_channels_of_another_number_beside_the_data_are_a_fault() -> None:
     """The last axis of scores is as long as the text: no channels, whatever the data's lengths."""
     graph, (first, second, _) = encoder(), feeds(*SHAPES)
     for seen_first in (True, False):
-        chosen = Options(1 << 30, threads=1)
+        chosen = CollectorOptions(1 << 30, threads=1)
         found = collector(graph, [], MinMax(), evaluate, chosen, watched=("scores", "h"))
         if seen_first:
             found.update(first)

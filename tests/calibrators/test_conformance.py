@@ -22,8 +22,7 @@ from qcompile.calibrators._extrema import ExtremaObserver
 from qcompile.calibrators.minmax import MinMax
 from qcompile.calibrators.moving_average import MovingAverage, MovingAverageObserver
 from qcompile.calibrators.percentile import Percentile
-from qcompile.planning.context import Calibrator, Observer
-from qcompile.quant.affine import Array, Floats, QSpec, Range
+from qcompile.quant import Array, Calibrator, Floats, Observer, QSpec, Range
 
 SPECS = [
     QSpec("uint8", symmetric=False),

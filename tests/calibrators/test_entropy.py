@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.calibrators._histogram import Bins
 from qcompile.calibrators.entropy import Entropy, _magnitudes, divergences
-from qcompile.quant.affine import Array, QSpec
+from qcompile.quant import Array, QSpec
 from tests.calibrators.work import calls
 
 INT8 = QSpec("int8", symmetric=True)

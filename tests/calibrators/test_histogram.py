@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qcompile.calibrators._histogram import Bins, HistogramObserver
 from qcompile.calibrators.percentile import Percentile
-from qcompile.quant.affine import Array, QSpec
+from qcompile.quant import Array, QSpec
 
 TENSOR = QSpec("uint8", symmetric=False)
 CHANNEL = QSpec("uint8", symmetric=False, granularity="channel", axis=-1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.calibrators.minmax import MinMax
-from qcompile.quant.affine import QSpec
+from qcompile.quant import QSpec
 
 TENSOR = QSpec("uint8", symmetric=False)
 CHANNEL = QSpec("int8", symmetric=True, granularity="channel", axis=-1)

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.calibrators.moving_average import MovingAverage
-from qcompile.planning.context import Observer
-from qcompile.quant.affine import Array, QSpec
+from qcompile.quant import Array, Observer, QSpec
 
 TENSOR = QSpec("uint8", symmetric=False)
 

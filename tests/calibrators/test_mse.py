@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.calibrators.mse import Mse, expected_error
-from qcompile.quant.affine import Array, QSpec, Range, dequantize, qparams, quantize
+from qcompile.quant import Array, QSpec, Range, dequantize, qparams, quantize
 from tests.calibrators.work import calls
 
 INT8 = QSpec("int8", symmetric=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.calibrators.percentile import Percentile
-from qcompile.quant.affine import Array, QSpec
+from qcompile.quant import Array, QSpec
 
 TENSOR = QSpec("uint8", symmetric=False)
 

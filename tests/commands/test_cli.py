@@ -16,7 +16,7 @@ import onnx.parser
 import pytest
 from click.testing import CliRunner, Result
 
-from qcompile.cli import main
+from qcompile.commands.cli import main
 
 ROWS, INNER, COLUMNS = 64, 256, 64
 
@@ -344,7 +344,7 @@ def test_without_data_the_mode_is_dynamic_and_the_note_says_made_up(model: Path)
 
 
 def test_traceback_only_with_v(model: Path, data: Path) -> None:
-    args = [sys.executable, "-m", "qcompile.cli", "compile", "nope.onnx", "-o", "x.onnx"]
+    args = [sys.executable, "-m", "qcompile.commands.cli", "compile", "nope.onnx", "-o", "x.onnx"]
     plain = subprocess.run(args, capture_output=True, text=True, check=False)
     detailed = subprocess.run([*args, "-v"], capture_output=True, text=True, check=False)
     assert plain.returncode == detailed.returncode == 2
@@ -375,7 +375,7 @@ def test_signals_leave_an_existing_output_and_no_debris(
         "        time.sleep(0.05)\n"
         f"        yield {{'x': numpy.ones((1, {ROWS}), numpy.float32)}}\n"
     )
-    args = [sys.executable, "-m", "qcompile.cli", "compile", str(model), "-o", str(out)]
+    args = [sys.executable, "-m", "qcompile.commands.cli", "compile", str(model), "-o", str(out)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(scratch)}
     process = subprocess.Popen(
         [*args, "--data", "slow_feeds:feeds"],
@@ -433,7 +433,7 @@ def test_the_cache_is_kept_until_the_output_is_written(
 
 def test_help_does_not_import_the_runtime_and_nothing_imports_torch() -> None:
     code = (
-        "import sys, qcompile.cli\n"
+        "import sys, qcompile.commands.cli\n"
         "assert 'onnxruntime' not in sys.modules\n"
         "import qcompile; qcompile.compile\n"
         "bad = {'torch', 'transformers', 'optimum'} & set(sys.modules)\n"

@@ -12,15 +12,15 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from tests.model_folder.written_folder import (
+
+from qcompile.commands.cli import main
+from qcompile.compiler.model_folder.layout import MANIFEST
+from tests.compiler.model_folder.written_folder import (
     decoder,
     encoder,
     write_folder,
     write_text,
 )
-
-from qcompile.cli import main
-from qcompile.model_folder.layout import MANIFEST
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from tests.model_folder.written_folder import write_folder
 
 import qcompile
-from qcompile.cli import main
-from qcompile.model_folder import layout
-from qcompile.model_folder.tasks import TASKS
-from qcompile.model_folder.torch_export import Exported
-from qcompile.model_folder.torch_parity import Parity
-from qcompile.model_io.to_proto import to_proto
-from qcompile.testing import encoder
+from qcompile.commands.cli import main
+from qcompile.compiler.model_folder import layout
+from qcompile.compiler.model_folder.tasks import TASKS
+from qcompile.compiler.model_folder.torch_export import Exported
+from qcompile.compiler.model_folder.torch_parity import Parity
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.rewriting.testing import encoder
+from tests.compiler.model_folder.written_folder import write_folder
 
-SCHEMA = Path(qcompile.__file__).parent / "report/schemas/output.json"
+SCHEMA = Path(qcompile.__file__).parent / "compiler/report/schemas/output.json"
 PLAIN = ("--recipe", "per-tensor", "--target", "qdq", "--threads", 1)
 
 
@@ -123,7 +123,7 @@ def exported(folder: Path) -> dict[str, Any]:
     """What export tells, which here has no torch to run with."""
     found = Parity(1e-6, "logits", ((2, 16),))
     made = Exported(("model.onnx",), TASKS[0], "optimum-onnx 0.1.0", 18, found, ("a note",))
-    return {**layout.read(folder).account(), "export": made.to_dict()}
+    return {**layout.read_folder(folder).account(), "export": made.to_dict()}
 
 
 def test_every_output_fits_its_schema(folder: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qcompile.cli import main
+from qcompile.commands.cli import main
 from tests.commands.test_cli import assert_one_line, compile_args, data, model, run  # noqa: F401
-from tests.report.html.reports import compiled
+from tests.compiler.report.html.reports import compiled
 
 
 @pytest.fixture

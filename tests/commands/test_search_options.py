@@ -13,10 +13,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from qcompile.cli import main
-from qcompile.model_io.to_proto import to_proto
-from qcompile.search.sensitivity import Meter, Score
-from qcompile.testing import encoder
+from qcompile.commands.cli import main
+from qcompile.compiler.search.sensitivity import Meter, Score
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.rewriting.testing import encoder
 
 PLAIN = "--recipe", "per-tensor", "--threads", "1"
 

@@ -11,17 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.data.open_data import (
-    Feed,
-    HoldBack,
-    InputSpec,
-    input_specs,
-    open_data,
-    padding_mask,
-    sample_count,
-)
+from qcompile.data.feeds import Feed, HoldOut, InputSpec, input_specs, padding_mask, sample_count
+from qcompile.data.open_data import open_data
 from qcompile.errors import DataError, ModelError
-from qcompile.model_io.from_proto import load
+from qcompile.ir.model_io.read_model import load
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 X = InputSpec("x", F32, ("batch", 3))
@@ -123,9 +116,9 @@ def test_strings_fit_inputs_of_strings() -> None:
     assert len(list(open_data([{"x": np.asarray(["a", "bc"])}], [spec]))) == 1
 
 
-def split(count: int, batch: int = 8, **options: int) -> tuple[list[Feed], HoldBack]:
+def split(count: int, batch: int = 8, **options: int) -> tuple[list[Feed], HoldOut]:
     source = [{"x": rows(batch, start=i * batch)} for i in range(count)]
-    holder = HoldBack(source, **options)
+    holder = HoldOut(source, **options)
     return list(holder.calibration()), holder
 
 
@@ -150,14 +143,14 @@ def test_held_feeds_survive_a_source_that_reuses_its_array() -> None:
             buffer[:] = value
             yield {"x": buffer}
 
-    holder = HoldBack(source())
+    holder = HoldOut(source())
     list(holder.calibration())
     assert [f["x"][0, 0] for f in holder.held_back] == [1, 9]
 
 
 def test_hold_back_needs_something_left() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        HoldBack([], every=1)
+        HoldOut([], every=1)
 
 
 @settings(max_examples=60, deadline=None)

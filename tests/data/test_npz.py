@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.data.open_data import InputSpec, open_data
+from qcompile.data.feeds import InputSpec
+from qcompile.data.open_data import open_data
 from qcompile.errors import DataError
 
 F32 = np.dtype(np.float32)

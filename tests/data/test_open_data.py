@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.data.open_data import SAMPLES, Feed, InputSpec, open_data, sample_count, sample_feeds
+from qcompile.data.feeds import Feed, InputSpec, sample_count
+from qcompile.data.open_data import SAMPLES, open_data, sample_feeds
 from qcompile.errors import DataError
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)

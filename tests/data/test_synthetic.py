@@ -11,8 +11,8 @@ import pytest
 from qcompile.data.feeds import Feed
 from qcompile.data.synthetic import synthetic_feeds, table_rows
 from qcompile.errors import DataError
-from qcompile.ir.graph import Graph
-from qcompile.model_io.from_proto import load
+from qcompile.ir import Graph
+from qcompile.ir.model_io.read_model import load
 
 
 def graph(text: str) -> Graph:

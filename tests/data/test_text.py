@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompile.data.open_data import InputSpec, general_text, open_data, sample_count, sample_feeds
+from qcompile.data.feeds import InputSpec, sample_count
+from qcompile.data.open_data import general_text, open_data, sample_feeds
 from qcompile.errors import DataError
 
 F32, I32, I64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)

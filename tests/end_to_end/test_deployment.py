@@ -26,9 +26,9 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from tests.model_folder.written_folder import WIDTH, write_folder, write_text
 
-from qcompile.cli import main
+from qcompile.commands.cli import main
+from tests.compiler.model_folder.written_folder import WIDTH, write_folder, write_text
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deployment.md").read_text()

@@ -13,10 +13,10 @@ import pytest
 import qcompile
 from qcompile import Gates, Options, Recipe, RejectedError
 from qcompile.commands.demo import model_path
-from qcompile.compiler import SIMPLIFY
+from qcompile.compiler.driver import SIMPLIFY
 from qcompile.data.feeds import Feeds, input_specs
 from qcompile.data.open_data import sample_feeds
-from qcompile.model_io.from_proto import load
+from qcompile.ir.model_io.read_model import load
 from qcompile.runtime.session import Session, SessionOptions, optimized_ops
 
 LINEARS = 18  # three layers of six
@@ -188,7 +188,7 @@ def test_verify_and_bench_from_python(
     static.save(tmp_path / "int8.onnx")
     verdict = qcompile.verify(model, tmp_path / "int8.onnx", list(feeds)[:2])
     assert verdict.passed and verdict.samples == 16
-    from qcompile.runtime.latency import Options as Timing
+    from qcompile.runtime.latency import TimingOptions as Timing
 
     quick = Timing(threads=2, rounds=2, seconds=0.01, min_runs=2, warmup=1)
     found = qcompile.bench(

@@ -7,10 +7,10 @@ import pytest
 
 import qcompile
 from qcompile import Options
-from qcompile.model_io.to_proto import serialize
-from qcompile.planning.context import Mode
-from qcompile.quant.affine import Array
-from qcompile.testing import normal, parse
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.quant import Array
+from qcompile.rewriting.testing import normal, parse
+from qcompile.targets.target import Mode
 
 HALF = np.float16
 OPTIONS = Options(bench=False, threads=1)

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.model_io.to_proto import to_proto
-from qcompile.testing import encoder
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.rewriting.testing import encoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def compiled(
     if scratch is not None:
         env["TMPDIR"] = str(scratch)
     options = ("-o", out, "--data", data, "--threads", 1, "--no-bench", "--no-verify", *more)
-    args = [sys.executable, "-m", "qcompile.cli", "compile", model, *options]
+    args = [sys.executable, "-m", "qcompile.commands.cli", "compile", model, *options]
     given = list(map(str, args))
     return subprocess.run(
         given, env=env, capture_output=True, text=True, check=False, preexec_fn=limited

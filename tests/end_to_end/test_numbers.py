@@ -9,11 +9,11 @@ import onnx.parser
 import pytest
 
 import qcompile
+from qcompile.compiler.report.report import Report
+from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import DataError
-from qcompile.planning.context import Mode
-from qcompile.quant.affine import Array
-from qcompile.report.report import Report
-from qcompile.stages.job import Options
+from qcompile.quant import Array
+from qcompile.targets.target import Mode
 
 ROWS, COLUMNS = 8, 6
 FORMS: list[tuple[str, Mode]] = [
@@ -53,7 +53,7 @@ def compiled(
     for name, values in constants.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
     rng = np.random.default_rng(0)
-    options = Options(bench=False, force=True)
+    options = CompileOptions(bench=False, force=True)
     data = [feeds(rng) for _ in range(8)]
     return qcompile.compile(model, data, target=target, mode=mode, options=options).report
 

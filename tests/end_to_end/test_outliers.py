@@ -13,10 +13,10 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import serialize
-from qcompile.quant.affine import Array
-from qcompile.testing import encoder, normal
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.quant import Array
+from qcompile.rewriting.testing import encoder, normal
 from tests.passes.corpus import outliers
 
 UNTIMED = Options(bench=False, threads=1, force=True)

@@ -8,10 +8,10 @@ import pytest
 
 import qcompile
 from qcompile import Options
-from qcompile.model_io.to_proto import to_proto
-from qcompile.quant.affine import Array
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.quant import Array
+from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
-from qcompile.testing import normal, parse
 
 WIDTH, SPAN, NEAR = 32, 8, 4
 SIZES = ((2, 3), (1, 1), (2, 17), (3, 40))

@@ -18,11 +18,11 @@ from onnx import numpy_helper
 
 import qcompile
 from qcompile import Options
-from qcompile.cli import main
+from qcompile.commands.cli import main
 from qcompile.errors import OutputError
-from qcompile.model_io import write_model
-from qcompile.model_io.from_proto import load
-from qcompile.quant.affine import Array
+from qcompile.ir.model_io import write_model
+from qcompile.ir.model_io.read_model import load
+from qcompile.quant import Array
 from qcompile.runtime.session import Session
 
 ROWS = 64
@@ -145,8 +145,8 @@ def test_the_runtime_maps_the_float_model(tmp_path: Path, model: Path) -> None:
     """A file with its weights inside is written apart for the runtime, for as long as is needed."""
     whole = tmp_path / "whole.onnx"
     onnx.save(onnx.load(model), whole)
-    made = write_model.apart_from(whole)
+    made = write_model.externalize_weights(whole)
     assert made is not None and made.path.stat().st_size < 2000
     x = {"x": np.ones((2, ROWS), np.float32)}
     assert np.array_equal(Session(made.path).run(x)["y"], Session(whole).run(x)["y"])
-    assert write_model.apart_from(model) is None
+    assert write_model.externalize_weights(model) is None

@@ -9,11 +9,11 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
+from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.printer import dump, fingerprint
-from qcompile.model_io.from_proto import from_proto
-from qcompile.quant.affine import Array
-from qcompile.testing import check
+from qcompile.quant import Array
+from qcompile.rewriting.testing import check
 
 
 def graph(producer: str = "") -> Graph:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import serialize
-from qcompile.planning.context import Context, Pass
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array, Range
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.planning import Context
+from qcompile.quant import Array, ChannelStats, Range
+from qcompile.rewriting import Pass
+from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
-from qcompile.testing import normal, parse
 
 Feed = dict[str, Array]
 F32 = np.float32

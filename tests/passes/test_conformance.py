@@ -22,13 +22,14 @@ import numpy as np
 import pytest
 
 from qcompile.errors import PassError
-from qcompile.ir.graph import Graph, array, is_constant
+from qcompile.ir import Graph, array, is_constant
 from qcompile.ir.printer import dump
 from qcompile.passes.lower.insert_qdq import InsertQdq
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.quant.affine import Array, sqnr_db
+from qcompile.planning import Context
+from qcompile.quant import Array, sqnr_db
+from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.registry import passes
-from qcompile.testing import context, outputs, plan_text, run_pass
+from qcompile.rewriting.testing import context, outputs, plan_text, run_pass
 from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,9 +163,9 @@ def noise(declared: Numerics, old: Array, new: Array) -> str:
 
 
 def untested(code: Path, tests: Path) -> list[str]:
-    """Modules of a folder that have no test file."""
-    names = sorted(p.stem for p in code.rglob("*.py") if not p.stem.startswith("_"))
-    return [name for name in names if not (tests / f"test_{name}.py").is_file()]
+    """Modules of a folder that have no test file in the same place."""
+    modules = sorted(p.relative_to(code) for p in code.rglob("*.py") if p.stem[0] != "_")
+    return [m.stem for m in modules if not (tests / m.with_name(f"test_{m.name}")).is_file()]
 
 
 def states(items: Sequence[Pass]) -> str:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.plan.plan_operands import PlanOperands
-from qcompile.planning.context import Context
-from qcompile.planning.linear_groups import add_to_bias, sites
-from qcompile.quant.affine import Array
+from qcompile.planning import Context, add_to_bias, linear_groups
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
+    assert_equivalent,
+    check,
+    context,
+    normal,
+    outputs,
+    parse,
+    run_pass,
+)
 from qcompile.targets.cpu import ACTIVATION
-from qcompile.testing import assert_equivalent, check, context, normal, outputs, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 # Four products below 16 and two shifts are summed in another order.
@@ -35,7 +42,7 @@ def linear(body: str, results: str = "float[N,4] y", **weights: Array) -> Graph:
 def test_query_key_and_value_are_one_site() -> None:
     body = "q = MatMul(x, w) k = MatMul(x, v) s = Add(q, k) r = Relu(s) y = MatMul(r, u)"
     graph = linear(body, v=normal(4, 4), u=normal(4, 4))
-    first, second = sites(graph, planned(graph))
+    first, second = linear_groups(graph, planned(graph))
     assert (first.data, second.data) == ("x", "r")
     assert [linear.weight.name for linear in first.linears] == ["w", "v"]
     assert first.spec == second.spec == ACTIVATION
@@ -49,18 +56,18 @@ def test_readers_with_other_quantizers_are_other_sites() -> None:
     graph = linear("q = MatMul(x, w) k = MatMul(x, v) y = Add(q, k)", v=normal(4, 4))
     ctx = planned(graph)
     ctx.plan.release("MatMul:k", "by hand")
-    assert [[n.node.name for n in s.linears] for s in sites(graph, ctx)] == [["MatMul:q"]]
+    assert [[n.node.name for n in s.linears] for s in linear_groups(graph, ctx)] == [["MatMul:q"]]
 
 
 def test_a_gemm_may_hold_its_weight_transposed() -> None:
     graph = linear("h = Gemm<transB = 1>(x, w, b) y = Gemm(h, w, )", b=normal(4))
-    found = [s.linears[0] for s in sites(graph, planned(graph))]
+    found = [s.linears[0] for s in linear_groups(graph, planned(graph))]
     assert [(linear.transposed, linear.spec.axis) for linear in found] == [(True, 0), (False, 1)]
 
 
 def test_without_a_quantizer_of_its_own_the_site_has_no_spec() -> None:
     graph = linear("y = MatMul(x, w)")
-    (site,) = sites(graph, planned(graph, "weight-only"))
+    (site,) = linear_groups(graph, planned(graph, "weight-only"))
     assert (site.data, site.spec) == ("x", None)
 
 
@@ -75,14 +82,14 @@ def test_without_a_quantizer_of_its_own_the_site_has_no_spec() -> None:
 )
 def test_other_products_are_no_site(body: str) -> None:
     graph = linear(body, v=normal(4, 4))
-    assert sites(graph, planned(graph)) == []
+    assert linear_groups(graph, planned(graph)) == []
 
 
 def test_a_weight_that_stays_float_is_no_site() -> None:
     graph = linear("y = MatMul(x, w)")
     ctx = planned(graph)
     ctx.plan.release("MatMul:y", "by hand")
-    assert sites(graph, ctx) == []
+    assert linear_groups(graph, ctx) == []
 
 
 # Into the bias --------------------------------------------------------------------------------
@@ -109,7 +116,7 @@ CASES = {
 
 
 def shifted(graph: Graph) -> Graph:
-    (site,) = sites(graph, planned(graph))
+    (site,) = linear_groups(graph, planned(graph))
     add_to_bias(graph, site.linears[0], SHIFT.astype(np.float64))
     graph.sort()
     return graph

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompile.planning.plan import Decision, Plan, Ranges, StatRequest, Use
-from qcompile.quant.affine import QSpec, Range
+from qcompile.planning import Decision, Plan, Use
+from qcompile.quant import QSpec, Range, Ranges, StatRequest
 
 UINT8 = QSpec("uint8", symmetric=False)
 INT8 = QSpec("int8", symmetric=True, granularity="channel", axis=1)

@@ -13,20 +13,20 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
-from qcompile.config.recipe import read
+from qcompile.compiler.config.recipe import read_recipe
+from qcompile.compiler.report import ledger
 from qcompile.errors import RecipeError
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.plan.plan_interior import PlanInterior
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.simplify.raise_opset import RaiseOpset
-from qcompile.planning.context import Choices, Precision
-from qcompile.planning.plan import Decision
-from qcompile.quant.affine import Array, sqnr_db
-from qcompile.report import ledger
+from qcompile.planning import Decision, PassSettings
+from qcompile.planning.context import Precision
+from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting.registry import target
+from qcompile.rewriting.testing import context, encoder, normal, parse, run_pass
 from qcompile.runtime.session import Session, SessionOptions
-from qcompile.testing import context, encoder, normal, parse, run_pass
 
 UNTIMED = Options(bench=False, threads=1)
 OFF = Gates(min_cosine=None, min_worst_cosine=None)
@@ -57,12 +57,12 @@ def types(found: dict[str, list[Decision]], *names: str) -> str:
 
 
 def test_the_first_pattern_that_matches_counts() -> None:
-    choices = Choices(precision=(("a*", 8), ("role:x", 16), ("*", "float")))
+    choices = PassSettings(precision=(("a*", 8), ("role:x", 16), ("*", "float")))
     assert choices.precision_of(["ab", "role:x"]) == ("a*", 8)
     assert choices.precision_of(["b", "role:x"]) == ("role:x", 16)
     assert choices.precision_of(["b", "role:y"]) == ("*", "float")
-    assert Choices().precision_of(["a"]) is None
-    assert choices.asks_wide and not Choices(precision=(("a", "float"),)).asks_wide
+    assert PassSettings().precision_of(["a"]) is None
+    assert choices.asks_wide and not PassSettings(precision=(("a", "float"),)).asks_wide
 
 
 # ---- target qdq: every tensor by itself
@@ -256,7 +256,7 @@ def feeds(count: int = 8) -> list[dict[str, Array]]:
 
 def named() -> Recipe:
     """The named recipe as a value."""
-    return read("mixed-precision")
+    return read_recipe("mixed-precision")
 
 
 def compiled(recipe: Recipe | str, outlier: float = 1.0) -> tuple[qcompile.Result, float]:
@@ -309,7 +309,7 @@ def test_the_smallest_file_has_every_table_in_8_bits() -> None:
 
 
 def test_accuracy_first_keeps_attention_float() -> None:
-    assert read("accurate").attention == "float"
+    assert read_recipe("accurate").attention == "float"
     assert compiled("accurate")[0].report.int8_products == 0
 
 

@@ -12,19 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from qcompile.quant.affine import (
-    DType,
-    Floats,
-    QParams,
-    QSpec,
-    Range,
-    dequantize,
-    qparams,
-    quantize,
-    quantized_sqnr_db,
-    sqnr_db,
-    weight_range,
-)
+from qcompile.quant import Floats, QParams, QSpec, Range, dequantize, qparams, quantize, sqnr_db
+from qcompile.quant.affine import quantized_sqnr_db, weight_range
+from qcompile.quant.types import DType
 from qcompile.runtime.session import Session
 
 DTYPES: tuple[DType, ...] = ("int8", "uint8", "int16", "uint16")

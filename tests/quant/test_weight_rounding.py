@@ -8,19 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qcompile.quant.affine import Array, QSpec, dequantize, qparams, quantize, weight_range
-from qcompile.quant.weight_rounding import (
+from qcompile.quant import (
     PAIR_SUM,
+    Array,
+    QSpec,
     compensated,
+    dequantize,
     nearest,
-    pairs,
+    qparams,
+    quantize,
     real,
-    weight_params,
     worst_sums,
 )
+from qcompile.quant.affine import weight_range
+from qcompile.quant.weight_rounding import pairs, weight_params
+from qcompile.rewriting.testing import normal
 from qcompile.targets.cpu import ALONE as WEIGHT
 from qcompile.targets.cpu import WEIGHT as PAIRED
-from qcompile.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
 floats = st.floats(-(2.0**20), 2.0**20, width=32)

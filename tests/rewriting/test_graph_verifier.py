@@ -10,13 +10,12 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompile.errors import InvariantError
-from qcompile.ir.graph import Graph
-from qcompile.model_io.from_proto import from_proto
-from qcompile.planning.context import Context
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import QSpec
+from qcompile.ir import Graph
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import QSpec
 from qcompile.rewriting import graph_verifier
-from qcompile.testing import context
+from qcompile.rewriting.testing import context
 
 HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\n'
 TEXT = """g (float[2] x, bool c) => (float[2] y)
@@ -38,7 +37,7 @@ def graph_of(text: str = TEXT, head: str = HEAD) -> Graph:
 
 def holds(graph: Graph, ctx: Context | None = None) -> bool:
     try:
-        graph_verifier.check(graph, ctx)
+        graph_verifier.verify_graph(graph, ctx)
     except InvariantError:
         return False
     return True
@@ -196,4 +195,4 @@ def test_plans_refer_to_live_tensors() -> None:
 )
 def test_plans_of_what_is_gone_fail(use: Use, tensor: str, said: str) -> None:
     with pytest.raises(InvariantError, match=f"plan: .*{said}"):
-        graph_verifier.check(graph_of(), planned(use, tensor))
+        graph_verifier.verify_graph(graph_of(), planned(use, tensor))

@@ -11,13 +11,14 @@ import onnx.parser
 import pytest
 
 from qcompile.errors import InvariantError, ModelError, PassError, RecipeError
-from qcompile.ir.graph import Graph, shape_of
-from qcompile.model_io.from_proto import from_proto
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import QSpec
-from qcompile.rewriting.pass_manager import Dump, PassManager, Time, Verify
-from qcompile.testing import context
+from qcompile.ir import Graph, shape_of
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import QSpec
+from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting.instruments import Dump, Time, Verify
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.rewriting.testing import context
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[2] x) => (float[2] y) { [neg] a = Neg(x) [abs] y = Abs(a) }"""

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qcompile.errors import RecipeError, TargetError
-from qcompile.planning.context import Calibrator, Pass, Stage
-from qcompile.rewriting import registry
+from qcompile.quant import Calibrator
+from qcompile.rewriting import Pass, Stage, registry
 from qcompile.rewriting.registry import build, calibrators, nearest, passes, target, targets
 from qcompile.targets.cpu import CPU
 

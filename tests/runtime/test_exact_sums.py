@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.model_io.from_proto import read
-from qcompile.quant.affine import Array
+from qcompile.ir.model_io.read_model import read_model
+from qcompile.quant import Array
 from qcompile.runtime import session as runtime
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.runtime.session import Session, SessionOptions
@@ -137,7 +137,7 @@ def test_sessions_say_which_options_they_were_given(monkeypatch: pytest.MonkeyPa
 def test_external_data_is_not_copied(tmp_path: Path) -> None:
     """Copies of a shared weight are references to the same place in its file."""
     save(tmp_path / "m.onnx", apart=True)
-    made, storage = read(tmp_path / "m.onnx")
+    made, storage = read_model(tmp_path / "m.onnx")
     assert exact_form(made, storage)
     weights = [t for t in made.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert len(weights) == 2 and not any(t.raw_data for t in weights)

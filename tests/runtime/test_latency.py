@@ -10,11 +10,11 @@ import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
 from qcompile.runtime import latency
-from qcompile.runtime.latency import Comparison, Options, Timing, compare
+from qcompile.runtime.latency import Comparison, Timing, TimingOptions, compare_latency
 
-QUICK = Options(threads=1, rounds=4, seconds=0, min_runs=3, warmup=1)
+QUICK = TimingOptions(threads=1, rounds=4, seconds=0, min_runs=3, warmup=1)
 
 
 def times(label: str, *medians: float) -> Timing:
@@ -80,7 +80,7 @@ def test_a_run_has_all_rounds_and_reports_each() -> None:
     seen: list[int] = []
     models = [("abs", model("Abs")), ("neg", model("Neg"))]
     feed: dict[str, Array] = {"x": np.ones((3, 2), np.float32), "unused": np.ones(1)}
-    found = compare(models, feed, QUICK, lambda: seen.append(1))
+    found = compare_latency(models, feed, QUICK, lambda: seen.append(1))
     assert [t.label for t in found.timings] == ["abs", "neg"]
     assert all([len(r) for r in t.rounds] == [3] * 4 for t in found.timings)
     assert all(t > 0 for timed in found.timings for t in timed.all)
@@ -95,7 +95,7 @@ def test_models_take_turns_with_one_live_at_a_time(monkeypatch: pytest.MonkeyPat
         return [1.0]
 
     monkeypatch.setattr(latency, "_round", fake)
-    compare([("a", b"a"), ("b", b"b"), ("c", b"c")], {}, QUICK)
+    compare_latency([("a", b"a"), ("b", b"b"), ("c", b"c")], {}, QUICK)
     assert order == [*"abc", *"cba", *"abc", *"cba"]
 
 
@@ -108,17 +108,19 @@ def test_runs_go_on_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
     ticks = clock()
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    options = Options(threads=1, rounds=1, seconds=3.05, min_runs=1, warmup=0)
-    (found,) = compare([("abs", model("Abs"))], {"x": np.ones((1, 2), np.float32)}, options).timings
+    options = TimingOptions(threads=1, rounds=1, seconds=3.05, min_runs=1, warmup=0)
+    (found,) = compare_latency(
+        [("abs", model("Abs"))], {"x": np.ones((1, 2), np.float32)}, options
+    ).timings
     assert len(found.all) == 11  # three readings of the clock a run, one less for the first
     assert found.best == pytest.approx(100)
 
 
 def test_what_does_not_run_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="no value was fed for input 'x'"):
-        compare([("abs", model("Abs"))], {"z": np.ones(1, np.float32)}, QUICK)
+        compare_latency([("abs", model("Abs"))], {"z": np.ones(1, np.float32)}, QUICK)
     with pytest.raises(ModelError, match="cannot load the model"):
-        compare([("bad", b"bad")], {}, QUICK)
+        compare_latency([("bad", b"bad")], {}, QUICK)
 
 
 @pytest.mark.parametrize(("slow", "runs"), [(0.0, 1), (60.0, 3)])
@@ -126,5 +128,7 @@ def test_a_slow_model_is_run_but_twice_a_round(
     slow: float, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "_SLOW", slow)
-    (found,) = compare([("one", model("Abs"))], {"x": np.ones((1, 2), np.float32)}, QUICK).timings
+    (found,) = compare_latency(
+        [("one", model("Abs"))], {"x": np.ones((1, 2), np.float32)}, QUICK
+    ).timings
     assert [len(r) for r in found.rounds] == [runs] * QUICK.rounds

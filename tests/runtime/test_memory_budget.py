@@ -12,16 +12,15 @@ from onnx import numpy_helper
 
 import qcompile
 from qcompile import Gates, Options
-from qcompile.analysis.activation_memory import footprint
+from qcompile.compiler.stages import verify
 from qcompile.errors import DataError
-from qcompile.ir.graph import Graph
-from qcompile.model_io.from_proto import from_proto
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph
+from qcompile.ir.analysis.activation_memory import footprint
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.quant import Array, ChannelStats
 from qcompile.runtime.memory_budget import FETCHED, LIBRARIES, Budget
 from qcompile.runtime.session import evaluate
 from qcompile.runtime.spilled_arrays import KeptChannels, KeptValues, Store
-from qcompile.stages import verify
 
 WIDE = 1024
 TEXT = """<ir_version: 8, opset_import: ["": 17]> mlp (float[batch,1024] x) => (float[batch,8] y)

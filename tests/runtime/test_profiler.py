@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.profiler import _summed, profile
-from qcompile.testing import normal, parse
 
 
 def event(name: str, op: str, duration: float) -> dict[str, object]:

@@ -10,8 +10,8 @@ import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.model_io.from_proto import from_proto
-from qcompile.quant.affine import Array
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.quant import Array
 from qcompile.runtime.session import (
     Session,
     SessionOptions,

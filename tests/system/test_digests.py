@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qcompile.data.feed_digest import FeedDigest
 from qcompile.data.feeds import Feed
 from qcompile.errors import DataError, ModelError
-from qcompile.system.digests import FeedDigest, of_file, of_model
+from qcompile.system.digests import of_file, of_model
 
 
 def digest(*feeds: Feed) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qcompile.errors import DataError
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
 from qcompile.system import npz_archive
 
 KIND = "test archive"
@@ -26,7 +26,7 @@ ARRAYS: dict[str, Array] = {
 
 def packed() -> bytes:
     stream = io.BytesIO()
-    npz_archive.write(stream, MANIFEST, ARRAYS)
+    npz_archive.write_archive(stream, MANIFEST, ARRAYS)
     return stream.getvalue()
 
 
@@ -34,7 +34,7 @@ def test_what_is_written_is_read_and_equal_contents_are_equal_bytes(tmp_path: Pa
     path = tmp_path / "x.npz"
     path.write_bytes(packed())
     assert packed() == path.read_bytes()
-    manifest, arrays = npz_archive.read(path, KIND, 1)
+    manifest, arrays = npz_archive.read_archive(path, KIND, 1)
     assert manifest == MANIFEST and list(arrays) == list(ARRAYS)
     for name, values in ARRAYS.items():
         assert arrays[name].dtype == values.dtype
@@ -98,13 +98,13 @@ def test_hostile_files_are_one_error(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(make())
     with pytest.raises(DataError, match="cannot be read as a test archive") as caught:
-        npz_archive.read(path, KIND, 1)
+        npz_archive.read_archive(path, KIND, 1)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_the_same_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        npz_archive.read(tmp_path / "none.npz", KIND, 1)
+        npz_archive.read_archive(tmp_path / "none.npz", KIND, 1)
 
 
 def test_every_truncation_and_most_flipped_bits_are_seen(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_every_truncation_and_most_flipped_bits_are_seen(tmp_path: Path) -> None
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
         with pytest.raises(DataError):
-            npz_archive.read(path, KIND, 1)
+            npz_archive.read_archive(path, KIND, 1)
     for at in range(0, len(whole), 5):
         flipped = bytearray(whole)
         flipped[at] ^= 0x10
         path.write_bytes(bytes(flipped))
         try:
-            found, arrays = npz_archive.read(path, KIND, 1)
+            found, arrays = npz_archive.read_archive(path, KIND, 1)
         except DataError:
             continue
         assert found == MANIFEST
@@ -142,4 +142,4 @@ def test_members_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path)
     path = tmp_path / "x.npz"
     path.write_bytes(stream.getvalue())
     with pytest.raises(DataError, match="claim more bytes"):
-        npz_archive.read(path, KIND, 1)
+        npz_archive.read_archive(path, KIND, 1)

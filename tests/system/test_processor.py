@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompile.system import processor
-from qcompile.system.processor import describe, instruction_sets, release_memory
+from qcompile.system import memory, processor
+from qcompile.system.memory import release_memory
+from qcompile.system.processor import describe, instruction_sets
 
 
 @pytest.mark.parametrize(
@@ -62,10 +63,10 @@ def test_freed_memory_goes_back() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qcompile.system.processor.ctypes.CDLL", lambda _: object())
-    processor._malloc_trim.cache_clear()
+    memory._malloc_trim.cache_clear()
     release_memory()
-    assert processor._malloc_trim() is None
-    processor._malloc_trim.cache_clear()
+    assert memory._malloc_trim() is None
+    memory._malloc_trim.cache_clear()
 
 
 def _resident() -> int:

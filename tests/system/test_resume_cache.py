@@ -14,15 +14,14 @@ import pytest
 import qcompile
 from qcompile import Gates, Options, Recipe
 from qcompile.calibration.collector import Collector
+from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.data.feeds import Feed
 from qcompile.data.open_data import Data
 from qcompile.errors import DataError
-from qcompile.model_io.to_proto import serialize
-from qcompile.planning.context import Calibrator, Observer
-from qcompile.quant.affine import Array, QSpec, Range
-from qcompile.search.sensitivity import Meter, Score
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.quant import Array, Calibrator, Observer, QSpec, Range
+from qcompile.rewriting.testing import encoder
 from qcompile.system.resume_cache import Cache, default_folder, key_of
-from qcompile.testing import encoder
 
 OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
 CALIBRATORS = ["minmax", "moving-average", "percentile", "entropy", "mse"]
@@ -165,7 +164,9 @@ def test_versions_are_in_the_key(
     model: bytes, tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled(model, Cache(tmp_path))
-    monkeypatch.setattr("qcompile.stages.calibrate.environment", lambda: {"onnxruntime": "0"})
+    monkeypatch.setattr(
+        "qcompile.compiler.stages.calibrate.environment", lambda: {"onnxruntime": "0"}
+    )
     compiled(model, Cache(tmp_path))
     assert len(runs) == 14
 
@@ -197,7 +198,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
         interrupt_after(patched, 3)
         with pytest.raises(KeyboardInterrupt):
             compiled(model, Cache(tmp_path, every=0))
-    monkeypatch.setattr("qcompile.calibration.resume.checkpoint.restore", foreign)
+    monkeypatch.setattr("qcompile.calibration.resume.restore", foreign)
     made = compiled(model, Cache(tmp_path))
     assert made.model == whole and made.report.calibration["feeds"] == 7
     assert any("ignored: a checkpoint" in note for note in made.report.notes)

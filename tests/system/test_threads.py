@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,12 +12,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import qcompile
 from qcompile import Options
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import to_proto
-from qcompile.planning.context import Context, Numerics, Pass, Stage
-from qcompile.rewriting import registry
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage, registry
+from qcompile.rewriting.testing import encoder
 from qcompile.system import threads as blas
-from qcompile.testing import encoder
+from qcompile.system.threads import in_threads
 
 
 def threads() -> set[int]:
@@ -51,3 +53,20 @@ def test_passes_run_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with threadpool_limits(2, "blas"):
         qcompile.compile(to_proto(encoder(1)), mode="float", pipeline="spy", options=options)
     assert seen == {1}
+
+
+def test_results_come_in_order() -> None:
+    gate = threading.Event()
+
+    def work(i: int) -> int:
+        if i == 1:
+            gate.set()
+        return i * i
+
+    assert in_threads(work, range(5)) == [0, 1, 4, 9, 16]
+    assert gate.is_set() and in_threads(work, []) == []
+
+
+def test_errors_are_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda i: 1 // i, [1, 0])

@@ -11,10 +11,10 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, QCompileError
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.rewriting.testing import encoder, normal, parse
 from qcompile.runtime.session import provider_or_cpu
 from qcompile.targets.cuda import CUDA
-from qcompile.testing import encoder, normal, parse
 
 LAYERS = 2
 HERE = provider_or_cpu(CUDA.provider)

@@ -10,18 +10,20 @@ import pytest
 from click.testing import CliRunner
 
 import qcompile
-from qcompile.cli import main
-from qcompile.config.recipe import Recipe
+from qcompile.commands.cli import main
+from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.stages.options import CompileOptions
+from qcompile.compiler.stages.result import Result
 from qcompile.errors import RecipeError
-from qcompile.evaluation.closeness import Gates
-from qcompile.model_io import write_model
-from qcompile.quant.affine import QSpec, qparams, quantize, weight_range
+from qcompile.ir.model_io import write_model
+from qcompile.quant import QSpec, qparams, quantize
+from qcompile.quant.affine import weight_range
 from qcompile.rewriting.registry import targets
-from qcompile.stages.job import Options, Result
+from qcompile.rewriting.testing import normal
+from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.targets import instruction_sets
 from qcompile.targets.instruction_sets import TABLE, fitted
 from qcompile.targets.target import OpRule, Target
-from qcompile.testing import normal
 
 INNER = 64
 PLAIN = Recipe(isa="avx512-vnni")  # all 8 bits
@@ -46,7 +48,7 @@ def feeds(low: float) -> list[dict[str, np.ndarray]]:
 
 
 def compiled(recipe: Recipe, verify: bool = True) -> Result:
-    options = Options(bench=False, verify=verify, force=True)
+    options = CompileOptions(bench=False, verify=verify, force=True)
     return qcompile.compile(model(), feeds(0.9), recipe=recipe, gates=Gates(), options=options)
 
 
@@ -164,7 +166,7 @@ def test_operands_that_are_no_result_of_a_node(right: str) -> None:
           y = MatMulInteger(a, {right}, z) }}"""
     )
     feed = {"x": np.full((2, 4), 2.55, np.float32), "k": np.full((2, 4, 2), 127, np.int8)}
-    options = Options(bench=False, force=True)
+    options = CompileOptions(bench=False, force=True)
     report = qcompile.compile(made, [feed], mode="static", options=options).report
     (row,) = report.saturation["rows"]
     assert (row["can"], row["did"]) == ((1, 16) if right == "k" else (1, None))

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.ir.graph import Graph
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph
+from qcompile.quant import Array
+from qcompile.rewriting.testing import normal, parse
 from qcompile.targets.cuda import KERNELS
 from qcompile.targets.kernel_table import HasKernels, host_nodes
 from qcompile.targets.requirements import Findings, examine
-from qcompile.testing import normal, parse
 from tools import cuda_kernel_table
 
 HALF = np.float16

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
-from qcompile.quant.affine import Array
+from qcompile.ir import Graph
+from qcompile.quant import Array
+from qcompile.rewriting.testing import normal, parse
 from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,
@@ -21,7 +22,6 @@ from qcompile.targets.qdq_requirements import (
 )
 from qcompile.targets.requirements import Requirement, examine
 from qcompile.targets.tensorrt import TENSORRT
-from qcompile.testing import normal, parse
 
 F32 = np.float32
 QX = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"

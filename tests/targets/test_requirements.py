@@ -9,9 +9,9 @@ from typing import ClassVar
 import pytest
 
 from qcompile.errors import TargetError
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
+from qcompile.rewriting.testing import parse
 from qcompile.targets.requirements import Fault, Findings, Requirement, examine, require
-from qcompile.testing import parse
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, QCompileError, Recipe
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.rewriting.testing import encoder, normal, parse
 from qcompile.runtime.session import provider_or_cpu
 from qcompile.targets.qdq_requirements import Integers, ZeroPoints
 from qcompile.targets.tensorrt import TENSORRT
-from qcompile.testing import encoder, normal, parse
 
 LAYERS = 2
 LINEARS = 6 * LAYERS
@@ -120,7 +120,7 @@ def test_a_rule_that_is_missed_is_an_error_that_names_the_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     strange = replace(TENSORRT, requires=(ZeroPoints(), Integers(("int16",))))
-    monkeypatch.setattr("qcompile.compiler.find_target", {"tensorrt": strange}.get)
+    monkeypatch.setattr("qcompile.compiler.driver.find_target", {"tensorrt": strange}.get)
     with pytest.raises(QCompileError, match=r"integer-types: node .*of int8, expected int16"):
         build()
 

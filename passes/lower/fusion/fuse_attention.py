@@ -21,9 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.analysis.data_path import is_layout
-from qcompile.analysis.token_axes import axes, by_position
-from qcompile.ir.graph import (
+from qcompile.ir import (
     MICROSOFT,
     Graph,
     Node,
@@ -31,12 +29,15 @@ from qcompile.ir.graph import (
     array,
     is_constant,
     is_float,
+    is_layout,
     is_op,
     rank,
     scalar,
     shape_of,
 )
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir.analysis.token_axes import axes, by_position
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _HEADS = [0, 2, 1, 3]
 _KEY = [0, 2, 3, 1]

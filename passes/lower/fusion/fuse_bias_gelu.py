@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.graph import MICROSOFT, Graph, Node, Tensor, is_constant, is_op, shape_of
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import MICROSOFT, Graph, Node, Tensor, is_constant, is_op, shape_of
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 _EXACT = ("Gelu", "com.microsoft.Gelu")
 _TANH = "com.microsoft.FastGelu"

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir.graph import MICROSOFT, Graph, Node, is_constant, is_float, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import MICROSOFT, Graph, Node, is_constant, is_float, is_op
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.analysis.token_axes import Axes, axes, by_position
-from qcompile.ir.graph import MICROSOFT, Graph, Node, Tensor, is_constant, is_float, is_op, shape_of
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import MICROSOFT, Graph, Node, Tensor, is_constant, is_float, is_op, shape_of
+from qcompile.ir.analysis.token_axes import Axes, axes, by_position
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.analysis.data_path import movers_before
-from qcompile.ir.graph import Graph, Node, is_constant, is_op
-from qcompile.planning.context import Context, Numerics, Pass, Stage
+from qcompile.ir import Graph, Node, is_constant, is_op
+from qcompile.ir.analysis.data_path import movers_before
+from qcompile.planning import Context
+from qcompile.rewriting import Numerics, Pass, Stage
 
 
 @dataclass(frozen=True)

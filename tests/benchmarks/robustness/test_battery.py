@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks.robustness import _battery_case as case
 from benchmarks.robustness import battery
-from qcompile import cli
-from qcompile.model_io.to_proto import serialize
-from qcompile.testing import normal, parse
+from qcompile.commands import cli
+from qcompile.ir.model_io.to_proto import serialize
+from qcompile.rewriting.testing import normal, parse
 
 
 def write(path: Path, text: str, size: int = 8) -> Path:
@@ -54,8 +54,8 @@ def test_refused(tmp_path: Path) -> None:
 
 
 def test_below_the_gate(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.evaluation.closeness.cosine", lambda a, b: 0.5)
-    monkeypatch.setattr("qcompile.stages.verify._repeats", lambda *_: True)
+    monkeypatch.setattr("qcompile.runtime.evaluation.closeness.cosine", lambda a, b: 0.5)
+    monkeypatch.setattr("qcompile.compiler.stages.verify._repeats", lambda *_: True)
     found = case.outcome(linear, "static", case.Limits())
     assert (found.verdict, found.detail[:26]) == ("gate", "output 'y': mean cosine 0.")
 

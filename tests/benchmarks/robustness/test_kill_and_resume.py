@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.model_io.to_proto import to_proto
-from qcompile.testing import encoder
+from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.rewriting.testing import encoder
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = "benchmarks.robustness.kill_and_resume"

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.evaluation.float16_emulation import rounding_form
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.halve_floats import HalveFloats
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, context, normal, parse, run_pass
+from qcompile.runtime.evaluation.float16_emulation import rounding_form
 from qcompile.runtime.session import Session
-from qcompile.testing import assert_refused, check, context, normal, parse, run_pass
 
 F32 = np.float32
 # A result of size 1 to 4 is rounded to 11 bits a few times on its way: 8 half units of 2^-9.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
+from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_operands import PlanOperands
-from qcompile.planning.context import Context
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import Array, QSpec, Range
-from qcompile.quant.weight_rounding import pairs, worst_sums
-from qcompile.testing import (
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import Array, QSpec, Range, worst_sums
+from qcompile.quant.weight_rounding import pairs
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,

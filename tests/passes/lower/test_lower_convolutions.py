@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph, array
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.lower_convolutions import LowerConvolutions
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 from qcompile.runtime.session import optimized_ops
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
 
 F32 = np.float32
 # The same integers go in, so only what lies half way between two of the output's may differ: a step

@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph, array
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.lower_linears import LowerLinears
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    differential,
+    normal,
+    parse,
+    run_pass,
+)
 from qcompile.runtime.session import optimized_ops
-from qcompile.testing import assert_refused, check, context, differential, normal, parse, run_pass
 
 # Quantized values are the same before and after: only the sums of K = 8 products differ, exact
 # integers against floats that round K + 3 times, with |x| <= 3 and |w| <= 3 in these tests.

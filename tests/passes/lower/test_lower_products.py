@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.evaluation.int16_saturation import bound, linears
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import serialize, to_proto
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize, to_proto
 from qcompile.passes.lower.lower_products import LowerProducts
-from qcompile.quant.affine import Array
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, parse, run_pass
+from qcompile.runtime.evaluation.int16_saturation import bound, linears
 from qcompile.runtime.session import optimized_ops
-from qcompile.testing import assert_refused, check, differential, parse, run_pass
 
 # Integers are the same before and after: sums of K = 4 products are exact on one side and rounded
 # K + 3 times on the other, with |a|, |b| <= 8 (a step of 0.05 and 255 steps are 12.75 at most).

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.lower_sums import LowerSums
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, parse, run_pass
 
 F32 = np.float32
 STEP = 0.05  # of the result: values half way between two integers may fall to either

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph, array
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.lower_weight_only import LowerWeightOnly
-from qcompile.quant.affine import Array
-from qcompile.runtime.session import optimized_ops
-from qcompile.testing import (
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,
@@ -21,6 +20,7 @@ from qcompile.testing import (
     parse,
     run_pass,
 )
+from qcompile.runtime.session import optimized_ops
 
 SCALES = np.array([1, 2, 3, 0.5], np.float32) / 127
 WEIGHT = "w = DequantizeLinear<axis = 1>(wq, s) "

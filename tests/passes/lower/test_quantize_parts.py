@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.quantize_parts import QuantizeParts
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, context, differential, normal, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    differential,
+    normal,
+    parse,
+    run_pass,
+)
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 STEP, ZERO = np.float32(0.05), np.uint8(100)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, Node
+from qcompile.ir import Graph, Node
 from qcompile.passes.lower.fusion.unfuse_skip_layernorm import UnfuseSkipLayerNorm
 from qcompile.passes.lower.remove_padding import RemovePadding
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, encoder, normal, outputs, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    encoder,
+    normal,
+    outputs,
+    parse,
+    run_pass,
+)
 from tests.passes.corpus import pooled
 
 # A row's sums do not depend on the rows beside it, but kernels may add in another order for another
@@ -71,7 +79,7 @@ def rows(graph: Graph, feed: dict[str, Array]) -> list[int]:
     """How many rows each product with a weight works on."""
     import onnx
 
-    from qcompile.model_io.to_proto import serialize
+    from qcompile.ir.model_io.to_proto import serialize
     from qcompile.runtime.session import Session, with_outputs
 
     products = [n for n in graph.nodes if n.op == "MatMul" and not _is_attention(graph, n)]

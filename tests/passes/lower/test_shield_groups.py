@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.ir.graph import Graph, array
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph, array
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.shield_groups import ShieldGroups
+from qcompile.rewriting.testing import check, normal, outputs, parse, run_pass
 from qcompile.runtime.session import Session, optimized_ops
-from qcompile.testing import check, normal, outputs, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 GROUPED = """g (float[N,4] x, float[4] s, uint8[4] z, int8[4,3] w, float t, int8 v)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.plan.plan_convolutions import PlanConvolutions
 from qcompile.passes.plan.plan_interior import PlanInterior
 from qcompile.passes.plan.plan_operands import PlanOperands
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Array
-from qcompile.testing import context, filecheck, normal, parse, plan_text, run_pass
+from qcompile.planning import Context
+from qcompile.quant import Array
+from qcompile.rewriting.testing import context, filecheck, normal, parse, plan_text, run_pass
 
 
 def network(body: str, out: str = "float[1,C,H,W] y", opset: int = 17, **changed: Array) -> Graph:

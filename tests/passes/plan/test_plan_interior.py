@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.ir.printer import dump
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_interior import PlanInterior
 from qcompile.passes.plan.plan_operands import PlanOperands
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Range
+from qcompile.planning import Context
+from qcompile.quant import Range
 from qcompile.rewriting.registry import target
-from qcompile.testing import (
+from qcompile.rewriting.testing import (
     check,
     context,
     differential,

@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 
 from qcompile.errors import RecipeError
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.ir.printer import dump
 from qcompile.passes.plan.plan_operands import PlanOperands
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, context, filecheck, normal, parse, plan_text, run_pass
+from qcompile.planning import Context
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
+    assert_refused,
+    context,
+    filecheck,
+    normal,
+    parse,
+    plan_text,
+    run_pass,
+)
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 INT = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.ir.printer import dump
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.plan.plan_products import PlanProducts
-from qcompile.planning.context import Context
-from qcompile.testing import context, filecheck, normal, parse, plan_text, run_pass
+from qcompile.planning import Context
+from qcompile.rewriting.testing import context, filecheck, normal, parse, plan_text, run_pass
 
 HEADS = "Reshape({0}, heads) {0}t = Transpose<perm = [0, 2, 1, 3]>({0}r)"
 MOVED = "qr = Reshape(q, heads) qt = Transpose<perm = [0, 2, 1, 3]>(qr)"

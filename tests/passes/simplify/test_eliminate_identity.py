@@ -7,7 +7,7 @@ import pytest
 
 from qcompile.ir.printer import dump
 from qcompile.passes.simplify.eliminate_identity import EliminateIdentity
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.passes.simplify.fold_attention_scale import FoldAttentionScale
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 SCALARS = {"half": np.array(0.5, np.float32), "third": np.array(3, np.float32)}

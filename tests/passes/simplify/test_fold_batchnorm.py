@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.simplify.fold_batchnorm import FoldBatchnorm
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 F32 = np.float32
 # Both forms sum at most 36 products and scale them: about 40 roundings by 2^-24 of values below 64.

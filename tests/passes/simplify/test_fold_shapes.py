@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompile.passes.simplify.fold_shapes import FoldShapes
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 ZERO, ONE = np.array(0), np.array(1)

@@ -7,9 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.simplify.fuse_gelu import FuseGelu
-from qcompile.testing import assert_refused, check, context, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    differential,
+    normal,
+    parse,
+    run_pass,
+)
 
 # Both forms evaluate erf or tanh to a few units of 2^-23 and multiply by |x| < 5.
 ATOL = 4 * 2.0**-23 * 5

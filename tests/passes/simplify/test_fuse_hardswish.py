@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.ir.printer import dump
 from qcompile.passes.simplify.fuse_hardswish import FuseHardswish
-from qcompile.testing import assert_refused, check, differential, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, parse, run_pass
 
 # Both forms: at most five operations on values below 5 + 3, each rounded by 2^-24 of them, and a
 # sixth that differs by 2^-24 where it is written as a factor.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.simplify.fold_constants import FoldConstants
 from qcompile.passes.simplify.fuse_layernorm import FuseLayerNorm
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 FUSED = "CHECK: %y = LayerNormalization(%x, @g:f32[8]{{.*}}, @b:f32[8]{{.*}}) {axis=-1, epsilon="
 # Both forms round about H + 8 = 16 times, by 2^-24 relative to values below 8 in these feeds.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.passes.simplify.merge_duplicates import MergeDuplicates
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 

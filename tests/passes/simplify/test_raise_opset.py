@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.simplify import raise_opset
 from qcompile.passes.simplify.raise_opset import RaiseOpset
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 
 def head(opset: int) -> str:

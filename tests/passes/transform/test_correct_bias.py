@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.correct_bias import CorrectBias
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, context, normal, outputs, parse, run_pass
+from qcompile.planning import Context
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    normal,
+    outputs,
+    parse,
+    run_pass,
+)
 from tests.passes.corpus import calibrate
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

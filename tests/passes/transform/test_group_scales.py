@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
+from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.lower.shield_groups import ShieldGroups
 from qcompile.passes.plan.plan_interior import PlanInterior
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.group_scales import GroupScales
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Array, sqnr_db
-from qcompile.testing import assert_refused, context, normal, outputs, parse, run_pass
+from qcompile.planning import Context
+from qcompile.quant import Array, sqnr_db
+from qcompile.rewriting.testing import assert_refused, context, normal, outputs, parse, run_pass
 from tests.passes.corpus import calibrate
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

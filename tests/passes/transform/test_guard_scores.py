@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.plan.plan_products import PlanProducts
 from qcompile.passes.transform.guard_scores import GuardScores
-from qcompile.planning.context import Context
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array, Range
-from qcompile.testing import context, filecheck, normal, plan_text, run_pass
+from qcompile.planning import Context
+from qcompile.quant import Array, ChannelStats, Range
+from qcompile.rewriting.testing import context, filecheck, normal, plan_text, run_pass
 from tests.passes.corpus import attention
 
 WIDTH = 8  # two heads of four

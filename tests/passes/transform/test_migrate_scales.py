@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
+from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.migrate_scales import MigrateScales
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Array, QSpec
-from qcompile.testing import (
+from qcompile.planning import Context
+from qcompile.quant import Array, QSpec
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,

@@ -9,16 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.analysis.channel_classes import ChannelClass, channel_classes
-from qcompile.ir.graph import Graph, array
+from qcompile.ir import Graph, array
+from qcompile.ir.analysis.channel_classes import ChannelClass, channel_classes
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.printer import dump
-from qcompile.model_io.to_proto import serialize
 from qcompile.passes.transform.permute_channels import PermuteChannels, permute
-from qcompile.planning.context import Context
-from qcompile.planning.plan import ChannelStats, Decision, Use
-from qcompile.quant.affine import Array, QSpec, Range
-from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
-from qcompile.testing import (
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import Array, ChannelStats, QSpec, Range
+from qcompile.rewriting.testing import (
     assert_equivalent,
     assert_refused,
     check,
@@ -29,6 +27,7 @@ from qcompile.testing import (
     parse,
     run_pass,
 )
+from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32

@@ -5,18 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.evaluation.int16_saturation import bound, linears
-from qcompile.ir.graph import Graph, array
-from qcompile.model_io.to_proto import to_proto
+from qcompile.ir import Graph, array
+from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.lower.lower_linears import LowerLinears
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.round_weights import RoundWeights
-from qcompile.planning.context import Context
-from qcompile.quant.affine import Array
-from qcompile.quant.weight_rounding import nearest, real
-from qcompile.targets.cpu import WEIGHT
-from qcompile.testing import (
+from qcompile.planning import Context
+from qcompile.quant import Array, nearest, real
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,
@@ -26,6 +23,8 @@ from qcompile.testing import (
     parse,
     run_pass,
 )
+from qcompile.runtime.evaluation.int16_saturation import bound, linears
+from qcompile.targets.cpu import WEIGHT
 from tests.passes.corpus import calibrate, stats
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

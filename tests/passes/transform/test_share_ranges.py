@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.transform.share_ranges import ShareRanges
-from qcompile.planning.context import Context
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import QSpec, Range
-from qcompile.testing import context, parse, run_pass
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import QSpec, Range
+from qcompile.rewriting.testing import context, parse, run_pass
 
 U8 = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)

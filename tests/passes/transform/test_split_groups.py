@@ -5,14 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.lower.lower_linears import LowerLinears
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.split_groups import SplitGroups
-from qcompile.planning.context import Context
-from qcompile.quant.affine import sqnr_db
-from qcompile.testing import assert_refused, check, context, normal, outputs, parse, run_pass
+from qcompile.planning import Context
+from qcompile.quant import sqnr_db
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    normal,
+    outputs,
+    parse,
+    run_pass,
+)
 from tests.passes.corpus import calibrate
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

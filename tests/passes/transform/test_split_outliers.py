@@ -7,18 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.evaluation.int16_saturation import saturated_product
-from qcompile.ir.graph import Graph, array
+from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.lower.quantize_parts import QuantizeParts
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.round_weights import RoundWeights
 from qcompile.passes.transform.split_outliers import SplitOutliers, _matched
-from qcompile.planning.context import Context
-from qcompile.planning.plan import Decision
-from qcompile.quant.affine import Array, QSpec
-from qcompile.quant.weight_rounding import PAIR_SUM, pairs, real, worst_sums
-from qcompile.testing import (
+from qcompile.planning import Context, Decision
+from qcompile.quant import PAIR_SUM, Array, QSpec, real, worst_sums
+from qcompile.quant.weight_rounding import pairs
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,
@@ -28,6 +26,7 @@ from qcompile.testing import (
     parse,
     run_pass,
 )
+from qcompile.runtime.evaluation.int16_saturation import saturated_product
 from tests.passes.corpus import calibrate, observed
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.printer import dump
-from qcompile.model_io.to_proto import serialize
 from qcompile.passes.transform.trim_ranges import TrimRanges
-from qcompile.planning.context import Context
-from qcompile.planning.plan import Decision, Use
-from qcompile.quant.affine import QSpec, Range, dequantize, qparams, quantize
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import QSpec, Range, dequantize, qparams, quantize
+from qcompile.rewriting.testing import context, parse, run_pass
 from qcompile.runtime.session import Session
-from qcompile.testing import context, parse, run_pass
 
 U8 = QSpec("uint8", symmetric=False)
 S8 = QSpec("int8", symmetric=True)

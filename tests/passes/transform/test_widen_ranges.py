@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph, array
+from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.widen_ranges import WidenRanges
-from qcompile.planning.context import Context, Pass
-from qcompile.planning.plan import ChannelStats
-from qcompile.quant.affine import Array, Range
-from qcompile.testing import (
+from qcompile.planning import Context
+from qcompile.quant import Array, ChannelStats, Range
+from qcompile.rewriting import Pass
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,

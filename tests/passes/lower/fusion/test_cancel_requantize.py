@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.cancel_requantize import CancelRequantize
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, outputs, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, outputs, parse, run_pass
 
 F32 = np.float32
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.fuse_attention import FuseAttention
-from qcompile.quant.affine import Array
-from qcompile.testing import (
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,

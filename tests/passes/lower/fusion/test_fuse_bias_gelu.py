@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.fuse_bias_gelu import FuseBiasGelu
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 ATOL = 2e-6  # a dozen roundings of values up to 4
 

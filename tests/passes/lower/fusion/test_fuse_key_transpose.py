@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.fuse_key_transpose import FuseKeyTranspose
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 # The same K = 4 products of values below 5, summed in another order.
 ATOL = 2 * 4 * 2.0**-24 * (4 * 5 * 5)

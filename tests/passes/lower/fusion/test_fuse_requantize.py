@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.fuse_requantize import FuseRequantize
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, parse
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, parse
 
 STEP = 0.1  # of the output: a value half way between two integers may fall to either
 PRODUCT = "m = com.microsoft.MatMulIntegerToFloat(aq, bq, sa, sb, za, zb)"

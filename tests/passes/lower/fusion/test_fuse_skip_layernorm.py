@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.fuse_skip_layernorm import FuseSkipLayerNorm
-from qcompile.quant.affine import Array
-from qcompile.testing import (
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     differential,

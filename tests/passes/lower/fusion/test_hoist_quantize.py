@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
+from qcompile.ir import Graph
 from qcompile.passes.lower.fusion.hoist_quantize import HoistQuantize
-from qcompile.quant.affine import Array
-from qcompile.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.quant import Array
+from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 STATIC = "q = QuantizeLinear({}, s, z) y = DequantizeLinear(q, s, z)"
 DYNAMIC = "q, s1, z1 = DynamicQuantizeLinear({}) y = DequantizeLinear(q, s1, z1)"

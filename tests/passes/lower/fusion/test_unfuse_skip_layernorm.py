@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.graph import Graph
-from qcompile.model_io.to_proto import serialize
+from qcompile.ir import Graph
+from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.fusion.unfuse_skip_layernorm import UnfuseSkipLayerNorm
-from qcompile.quant.affine import Array
-from qcompile.runtime.session import optimized_ops
-from qcompile.testing import (
+from qcompile.quant import Array
+from qcompile.rewriting.testing import (
     assert_refused,
     check,
     context,
@@ -19,6 +18,7 @@ from qcompile.testing import (
     parse,
     run_pass,
 )
+from qcompile.runtime.session import optimized_ops
 
 NORM = "y = LayerNormalization<axis = -1, epsilon = 0.00001>(a, g, b)"
 

@@ -1,0 +1,119 @@
+"""The command line: one file a command in ``qcompile/commands``, one line for every error."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from qcompile import __version__
+from qcompile.commands._printable import printable
+from qcompile.errors import QCompileError
+
+# Command -> module, imported when the command runs: --help must not wait for onnxruntime.
+_COMMANDS = {
+    "demo": "demo",
+    "compile": "compile",
+    "verify": "verify",
+    "bench": "bench",
+    "sensitivity": "sensitivity",
+    "inspect": "inspect",
+    "report": "report",
+    "diff": "diff",
+    "export": "export",
+    "passes": "plugins",
+    "calibrators": "plugins",
+    "targets": "plugins",
+}
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal, as shells have it
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: leaves as Ctrl-C does, so that temporary files go, with an exit code of its own."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises, instead of ending the process where it stands."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Commands(click.Group):
+    """Loads commands late, and turns errors into one line and the documented exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"qcompile.commands.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 terminated."""
+        try:
+            with _terminable():
+                code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as e:
+            e.show()
+            code = e.exit_code
+        except click.ClickException as e:
+            _explain(e.format_message())
+            code = e.exit_code
+        except (KeyboardInterrupt, click.Abort) as e:
+            cause = e.__cause__ if isinstance(e, click.Abort) else e
+            is_term = isinstance(cause, TerminatedError)
+            what, code = ("terminated", _TERMINATED) if is_term else ("interrupted", _INTERRUPTED)
+            click.echo(f"{what}: {str(cause or '') or 'nothing was written'}", err=True)
+        except QCompileError as e:
+            _explain(str(e))
+            code = e.exit_code
+        except BrokenPipeError:  # the reader of a pipe has gone; there is no one to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        except MemoryError:
+            _explain("out of memory: a smaller --max-memory, --batch-size or --samples needs less")
+            code = 2
+        except Exception as e:
+            _explain(f"internal error, please report it: {type(e).__name__}: {e}")
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(message: str) -> None:
+    """One line; the traceback too where -v asks for it."""
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        traceback.print_exc()
+    click.echo("error: " + printable(" ".join(message.split())), err=True)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qcompile")
+def main() -> None:
+    """Compile ONNX models into quantized ones, then verify, time and explain the result."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""A build as a file: enough to make the same bytes again without data, and readable.
+
+``NAME.yaml`` holds versions, digests of what went in and came out, the whole recipe, and each
+decision with its scale. ``NAME.npz`` beside it holds what calibration found
+(``calibration_file.py``); it is a file of its own because it is large. A light lock does without
+it: a build from one calibrates anew, with the data that it was made with. Decisions are there to be
+read and compared: they follow again from the recipe and the calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qcompile import __version__
+from qcompile.calibration import calibration_file
+from qcompile.calibration.calibration_file import Calibration
+from qcompile.compiler.config import recipe
+from qcompile.compiler.config.recipe import LOCK, Recipe, load_yaml, merged
+from qcompile.errors import DataError, OutputError, RecipeError
+from qcompile.planning.context import MODES
+from qcompile.rewriting.registry import nearest
+from qcompile.system import atomic_write, digests
+from qcompile.system.processor import describe
+from qcompile.targets.target import Mode
+
+VERSION = 1
+_SUFFIXES = (".yaml", ".yml")
+_HEADING = "# The same bytes again{}: qcompile compile MODEL{} --recipe THIS.yaml -o OUT\n"
+_WITHOUT, _WITH = (", without data", ""), (", from the same data", " --data DATA")
+NOT_KEPT = (
+    "too large to be kept here: a build calibrates anew, from the same data; for a build without "
+    "data: qcompile compile MODEL -o OUT --data DATA --lock FILE.yaml"
+)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """One build. ``folder`` is where the file lies, and what ``calibration`` names beside it.
+
+    model: name, bytes, sha256. data: sha256 of the feeds, their numbers, options that chose them,
+    sha256 of the general text run beside them or None; None where there were none. output: bytes,
+    sha256. verified: how close the output was, None where it was not compared. calibration: file,
+    sha256, or why they were not kept; how it was made. None in modes without ranges.
+    """
+
+    recipe: Recipe
+    recipe_digest: str
+    mode: Mode
+    pipeline: str
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any] | None
+    output: dict[str, Any]
+    verified: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    decisions: tuple[dict[str, Any], ...] = ()
+    folder: Path = field(default=Path())
+
+    @property
+    def is_light(self) -> bool:
+        """True where a build needs the data, since the calibration was not kept."""
+        return self.calibration is not None and "not_kept" in self.calibration
+
+    def to_yaml(self) -> str:
+        """The file's text: a decision is a line."""
+        plain = {"format": LOCK, "version": VERSION}
+        plain |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OTHERS}
+        own = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()}
+        own |= {"dims": dict(self.recipe.dims), "forms": dict(self.recipe.forms)}
+        own["precision"] = [list(pair) for pair in self.recipe.precision]
+        heading = _HEADING.format(*(_WITH if self.is_light else _WITHOUT))
+        text = heading + yaml.safe_dump({**plain, "recipe": own}, sort_keys=False)
+        rows = (yaml.safe_dump(d, **_LINE) for d in self.decisions)
+        return text + "decisions:\n" + "".join(f"- {row}" for row in rows)
+
+    def changes(self) -> list[str]:
+        """What differs here from where the lock was made: versions, processor, the recipe."""
+        here = environment()
+        found = [
+            f"{name} {then} there, {here.get(name)} here"
+            for name, then in self.environment.items()
+            if here.get(name) != then
+        ]
+        if self.recipe.digest() != self.recipe_digest:
+            found.append(
+                "the recipe in the lock was edited, or means something else to this version"
+            )
+        return found
+
+    def read_calibration(self) -> Calibration | None:
+        """What calibration found, None in modes without ranges. Not for a light lock.
+
+        Raises RecipeError where the file is missing, changed or damaged.
+        """
+        if self.calibration is None:
+            return None
+        path = self.folder / str(self.calibration["file"])
+        try:
+            found = digests.of_file(path)
+            if found != self.calibration["sha256"]:
+                expected = str(self.calibration["sha256"])[:12]
+                raise DataError(f"{str(path)!r} has sha256 {found[:12]}…, expected {expected}…")
+            return calibration_file.read_calibration(path)
+        except DataError as e:
+            raise RecipeError(f"the lock's calibration changed or is missing: {e}") from e
+
+    def check_model(self, digest: str, name: str) -> None:
+        """Raises RecipeError where another model was locked."""
+        if digest != self.model["sha256"]:
+            raise RecipeError(
+                f"model {name!r} is not the one that was locked: sha256 {digest[:12]}…, expected "
+                f"{str(self.model['sha256'])[:12]}… ({self.model['name']!r})"
+            )
+
+
+_OTHERS = ("recipe", "decisions", "folder")
+_LINE: dict[str, Any] = {
+    "default_flow_style": True, "sort_keys": False, "width": float("inf"), "allow_unicode": True,
+}  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What the bytes of a build may depend on beside its inputs."""
+    return {"qcompile": __version__, **describe()}
+
+
+def is_lock(source: str | Path) -> bool:
+    """True for a file that says it is a lock, whatever else is in it."""
+    path = Path(source)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return path.suffix in _SUFFIXES and f"\nformat: {LOCK}\n".encode() in b"\n" + head
+
+
+def sidecar(path: Path) -> Path:
+    """Where a lock keeps its calibration. Raises OutputError for a name that is no YAML file's."""
+    if path.suffix not in _SUFFIXES:
+        raise OutputError(f"lock {str(path)!r}: expected a .yaml file")
+    return path.with_suffix(".npz")
+
+
+def save(path: Path, made: Lock, found: Calibration | None) -> None:
+    """Write a lock and, before it, its calibration: None leaves a light lock as it is.
+
+    Raises OutputError.
+    """
+    if found is not None:
+        beside = sidecar(path)
+        with atomic_write.replacing(beside) as file:
+            calibration_file.write_calibration(file, found)
+        named = {"file": beside.name, "sha256": digests.of_file(beside)}
+        made = replace(made, calibration={**named, **found.account})
+    atomic_write.write_atomic(path, made.to_yaml().encode())
+
+
+def recipe_of(source: str | Path) -> Recipe:
+    """A recipe by its name, from a file, or out of a lock. Raises RecipeError."""
+    return read_lockfile(Path(source)).recipe if is_lock(source) else recipe.read_recipe(source)
+
+
+def check_recipe(made: Lock, wanted: Recipe, where: str) -> None:
+    """Raises RecipeError where settings on top of a lock ask for another build."""
+    for key in (f.name for f in fields(Recipe)):
+        found, locked = getattr(wanted, key), getattr(made.recipe, key)
+        if found != locked:
+            raise RecipeError(f"{where}: {key} is {found!r}, but the lock says {locked!r}")
+
+
+def read_lockfile(path: Path) -> Lock:
+    """Read and check a lock. Raises RecipeError: unreadable, unknown key, wrong type or version."""
+    where = f"lock {str(path)!r}"
+    plain = load_yaml(path, "lock")
+    if plain.get("version") != VERSION:
+        raise RecipeError(f"{where} is of version {plain.get('version')!r}, expected {VERSION}")
+    known = [f.name for f in fields(Lock) if f.name != "folder"]
+    for key in plain:
+        if key not in (*known, "format", "version"):
+            raise RecipeError(f"{where} has unknown key {str(key)!r}{nearest(str(key), known)}")
+    for key, kinds in _KINDS.items():
+        if not isinstance(plain.get(key), kinds):
+            expected = " or ".join(_KIND_NAMES[k] for k in kinds)
+            raise RecipeError(f"{where}: {key} is {plain.get(key)!r}, expected {expected}")
+    _check(plain, where)
+    settings = {k: plain[k] for k in known if k in plain}
+    settings["recipe"] = _recipe(plain["recipe"], where)
+    settings["decisions"] = tuple(plain["decisions"])
+    return Lock(**settings, folder=path.parent)
+
+
+_KIND_NAMES = {dict: "a mapping", str: "text", list: "a list", type(None): "nothing"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "recipe": (dict,),
+    "recipe_digest": (str,),
+    "mode": (str,),
+    "pipeline": (str,),
+    "environment": (dict,),
+    "model": (dict,),
+    "data": (dict, type(None)),
+    "output": (dict,),
+    "verified": (dict, type(None)),
+    "calibration": (dict, type(None)),
+    "decisions": (list,),
+}
+
+
+def _check(plain: Mapping[str, Any], where: str) -> None:
+    """The values that a build relies on."""
+    if plain["mode"] not in MODES:
+        raise RecipeError(f"{where}: unknown mode {plain['mode']!r}{nearest(plain['mode'], MODES)}")
+    needed = [("model", "sha256"), ("model", "name"), ("output", "sha256")]
+    kept = plain["calibration"]
+    if kept is not None and "not_kept" in kept:
+        needed += [("data", "sha256")]
+    elif kept is not None:
+        needed += [("calibration", "file"), ("calibration", "sha256")]
+    for part, key in needed:
+        if not isinstance((plain[part] or {}).get(key), str):
+            raise RecipeError(f"{where}: {part} has no {key}")
+    name = (kept or {}).get("file")
+    if name and Path(name).name != name:
+        raise RecipeError(f"{where}: calibration file {name!r} is not beside it")
+
+
+def _recipe(plain: dict[str, Any], where: str) -> Recipe:
+    """Patterns of ``precision`` may come twice, so they are pairs here and no mapping."""
+    made = merged(Recipe(), {k: v for k, v in plain.items() if k != "precision"}, where)
+    pairs = plain.get("precision") or []
+    if not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise RecipeError(f"{where}: precision is {pairs!r}, expected pairs of pattern and bits")
+    try:
+        return replace(made, precision=tuple((str(k), v) for k, v in pairs))
+    except RecipeError as e:
+        raise RecipeError(f"{where}: {e}") from e

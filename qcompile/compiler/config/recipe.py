@@ -1,0 +1,205 @@
+"""What to build, as a frozen, checked value: from a named or own YAML file, options, or both.
+
+Unknown keys are an error with the nearest known one; the digest identifies the recipe in reports
+and in the compiled model's metadata. A file in ``qcompile/config/recipes`` is a named recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from qcompile.errors import RecipeError
+from qcompile.planning.context import ATTENTIONS, MODES, PRECISIONS, Attention, Precision
+from qcompile.quant import Calibrator
+from qcompile.rewriting.pipeline_spec import parse_items
+from qcompile.rewriting.registry import build, calibrators, nearest
+from qcompile.system import safe_yaml
+from qcompile.targets import instruction_sets
+from qcompile.targets.target import Mode
+
+_NAMED = Path(__file__).parent / "recipes"
+_SUFFIXES = (".yaml", ".yml")
+# What a lock says that it is; its recipe is one of its parts.
+LOCK = "qcompile lock"
+_MOST_OF_RECIPE = 1 << 20
+_MOST_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what the compiled model will be, apart from model and data.
+
+    mode: None is static with data, dynamic without. pipeline: "" is the target's own.
+    transforms: passes between calibration and insertion, "" is the target's own, "none" is none.
+    precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match counts.
+    attention: which of its products run in integers, "float", "scores" or "all"; "" is the target's
+    own choice, made for its own transforms, and "float" where others are asked for.
+    calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
+    attention_mask marks as padding do not count. general_text: where the data is text, sentences
+    that ship with qcompile tell beside it how far channels reach. isa: instruction set that the
+    model will run on, a name of ``instruction_sets.TABLE``; "" is any. "any" and "native", this
+    machine's, may be given and become one of these. dims: symbolic dimensions of the inputs that
+    get a size for good. forms: ways of lowering other than the target's own, as ``--tune`` finds
+    them, by a name of ``Target.forms``.
+    """
+
+    target: str = "cpu"
+    mode: Mode | None = None
+    calibrator: str = "minmax"
+    pipeline: str = ""
+    transforms: str = ""
+    keep_float: tuple[str, ...] = ()
+    mask_padding: bool = True
+    seed: int = 0
+    precision: tuple[tuple[str, Precision], ...] = ()
+    attention: Attention | Literal[""] = ""
+    general_text: bool = True
+    isa: str = ""
+    dims: tuple[tuple[str, int], ...] = ()
+    forms: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode is not None and self.mode not in MODES:
+            raise RecipeError(f"unknown mode {self.mode!r}{nearest(self.mode, MODES)}")
+        if self.attention and self.attention not in ATTENTIONS:
+            known = ", ".join(ATTENTIONS)
+            raise RecipeError(f"attention is {self.attention!r}, expected one of {known}")
+        object.__setattr__(self, "isa", instruction_sets.resolved(self.isa))
+        if self.isa and self.isa not in instruction_sets.TABLE:
+            names = (*instruction_sets.TABLE, instruction_sets.ANY, instruction_sets.NATIVE)
+            raise RecipeError(f"unknown isa {self.isa!r}{nearest(self.isa, names)}")
+        if self.seed < 0:
+            raise RecipeError(f"seed is {self.seed}, expected 0 or more")
+        for pattern, bits in self.precision:
+            if isinstance(bits, bool | float) or bits not in PRECISIONS:
+                raise RecipeError(f"precision of {pattern!r} is {bits!r}, expected 8, 16 or float")
+        for name, size in self.dims:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise RecipeError(f"size of dimension {name!r} is {size!r}, expected 1 or more")
+        for name, choice in self.forms:
+            if not isinstance(choice, str):
+                raise RecipeError(f"form {name!r} is {choice!r}, expected a name")
+
+    def digest(self) -> str:
+        """Short hash over all settings."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def make_calibrator(self) -> Calibrator:
+        """The calibrator with its options. Raises RecipeError on unknown names or options."""
+        items = parse_items(self.calibrator, "calibrator")
+        if len(items) != 1:
+            raise RecipeError(f"one calibrator expected, found {self.calibrator!r}")
+        return build("calibrator", calibrators(), *items[0])
+
+
+_TYPES: dict[str, tuple[type, str]] = {
+    "target": (str, "a name"),
+    "mode": (str, "a name"),
+    "calibrator": (str, "a name"),
+    "pipeline": (str, "a pipeline string"),
+    "transforms": (str, "a pipeline string"),
+    "keep_float": (list, "a list of patterns"),
+    "mask_padding": (bool, "true or false"),
+    "seed": (int, "a whole number"),
+    "attention": (str, "a name"),
+    "general_text": (bool, "true or false"),
+    "isa": (str, "a name"),
+    "precision": (dict, "a mapping of patterns to 8, 16 or float"),
+    "dims": (dict, "a mapping of dimensions to sizes"),
+    "forms": (dict, "a mapping of forms to choices"),
+}
+
+
+MAPPINGS = tuple(name for name, (kind, _) in _TYPES.items() if kind is dict)
+
+
+def names() -> tuple[str, ...]:
+    """Named recipes, sorted."""
+    return tuple(sorted(p.stem for p in _NAMED.glob("*.yaml")))
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """A recipe by its name, or from a file; a Path is always a file.
+
+    Raises RecipeError: unknown name, not there, not YAML, unknown key, wrong type.
+    """
+    path = Path(source)
+    if isinstance(source, str) and source in names():
+        path = _NAMED / f"{source}.yaml"
+    elif source == path.name and path.suffix not in _SUFFIXES and not path.exists():
+        close = get_close_matches(path.name, names(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        known = ", ".join(names())
+        raise RecipeError(f"unknown recipe {source!r}, expected a .yaml file or: {known}{hint}")
+    return merged(Recipe(), load_yaml(path, "recipe", _MOST_OF_RECIPE), f"recipe {str(path)!r}")
+
+
+def to_yaml(recipe: Recipe, heading: Sequence[str], notes: Mapping[str, str]) -> str:
+    """A recipe as a file: what differs from the default, and the target.
+
+    ``heading``: lines of comment. ``notes``: a comment for a pattern of ``precision``, a dimension
+    or a form. JSON strings and lists are YAML too.
+    """
+    lines = [f"# {line}" for line in heading]
+    default = Recipe()
+    for name in (f.name for f in fields(Recipe)):
+        value = getattr(recipe, name)
+        if name != "target" and value == getattr(default, name):
+            continue
+        if name not in MAPPINGS:
+            lines.append(f"{name}: {json.dumps(value)}")
+            continue
+        lines.append(f"{name}:")
+        for key, item in value:
+            note = f"  # {notes[key]}" if key in notes else ""
+            lines.append(f"  {json.dumps(key)}: {item}{note}")
+    return "\n".join(lines) + "\n"
+
+
+def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:
+    """A file that holds a mapping. Raises RecipeError: not there, too large, not YAML."""
+    try:
+        if path.stat().st_size > most:
+            raise RecipeError(f"{what} {str(path)!r} has over {most} bytes")
+        loaded = safe_yaml.load(path.read_text())
+    except OSError as e:
+        raise RecipeError(f"{what} {str(path)!r} cannot be read: {e.strerror}") from e
+    except ValueError as e:
+        first = str(e).splitlines()[0]
+        raise RecipeError(f"{what} {str(path)!r} is not YAML: {first}") from e
+    if not isinstance(loaded, dict):
+        raise RecipeError(f"{what} {str(path)!r} holds no mapping of keys to values")
+    return loaded
+
+
+def merged(base: Recipe, settings: Mapping[str, Any], where: str) -> Recipe:
+    """``base`` with some settings replaced; None leaves one as it is."""
+    known = [f.name for f in fields(Recipe)]
+    changes: dict[str, Any] = {}
+    for raw, value in settings.items():
+        key = str(raw).replace("-", "_")
+        if key not in known:
+            raise RecipeError(f"{where} has unknown key {str(raw)!r}{nearest(key, known)}")
+        if value is None:
+            continue
+        kind, expected = _TYPES[key]
+        if isinstance(value, tuple):
+            value = list(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise RecipeError(f"{where}: {key} is {value!r}, expected {expected}")
+        changes[key] = _frozen(value)
+    return replace(base, **changes)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of patterns, and mappings from patterns, as tuples."""
+    if isinstance(value, Mapping):
+        return tuple((str(k), v) for k, v in value.items())
+    return tuple(map(str, value)) if isinstance(value, list) else value

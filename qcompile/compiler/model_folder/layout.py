@@ -1,0 +1,173 @@
+"""Model folders in transformers/optimum layout: what is in one, and what of it is used.
+
+A folder may come from anywhere, so nothing in it is trusted. Only files of known kinds are used;
+pickles, which run code when opened, and Python files are neither opened nor copied. A link that
+leads out of the folder is refused where it stands for a file that would be used. What is passed
+over is told, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import ModelError
+
+MANIFEST = "qcompile.json"
+TOKENIZER = "tokenizer.json"
+_DEPTH = 3  # folders in folders: deeper than any layout in use
+_MOST = 10_000
+_COMPANIONS = frozenset(
+    (".bpe", ".codes", ".jinja", ".json", ".md", ".model", ".spm", ".tiktoken", ".txt", ".vocab")
+)
+_COMPANION_NAMES = ("LICENSE", "NOTICE")
+_PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+_CODE = (".dll", ".dylib", ".py", ".pyc", ".sh", ".so")
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_MADE_ANEW = (".lock.npz", ".lock.yaml", ".report.json", ".search.json", ".index.json")
+# Files that optimum, sentence-transformers and transformers.js keep beside the model they are from.
+_VARIANT = re.compile(r"(.+)_(O[1-4]|bnb4|fp16|(q|u|qu)?int8(_.*)?|q4(f16)?|quantized)$")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is passed over, by its name in the folder, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds, as names relative to it with ``/``, sorted.
+
+    models: ONNX files to compile. companions: configuration, tokenizer, documents, copied as they
+    are. weights: safetensors at the top, from which a model can be exported.
+    """
+
+    path: Path
+    models: tuple[str, ...]
+    companions: tuple[str, ...]
+    weights: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Where text data finds a tokenizer, None where the folder has none."""
+        return self.path if TOKENIZER in self.companions else None
+
+    def account(self) -> dict[str, Any]:
+        """What was taken and what not, plain values for a manifest."""
+        return {
+            "copied": list(self.companions),
+            "passed_over": {s.name: s.reason for s in self.skipped},
+        }
+
+
+def read_folder(path: Path, within: Path | None = None) -> Folder:
+    """What is in a folder; its links must lead to places ``within``, by default the folder itself.
+
+    Raises ModelError: unreadable, far too large, a link that leads out.
+    """
+    root = path.resolve()
+    within = root if within is None else within.resolve()
+    used: dict[str, list[str]] = {"model": [], "companion": [], "weights": []}
+    skipped = []
+    for file in _files(root):
+        name = file.relative_to(root).as_posix()
+        kind, reason = _kind(name, file)
+        if reason is None:
+            _check_link(name, file, root, within)
+            used[kind].append(name)
+        else:
+            skipped.append(Skipped(ascii(name)[1:-1], reason))
+    models, variants = _without_variants(used["model"])
+    return Folder(
+        path,
+        tuple(models),
+        tuple(used["companion"]),
+        tuple(used["weights"]),
+        tuple(sorted([*skipped, *variants], key=lambda s: s.name)),
+    )
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Everything in a folder that is no folder, in order; linked folders count as files."""
+    count = 0
+    for place, folders, files in os.walk(root, onerror=_unreadable):
+        here = Path(place)
+        depth = len(here.relative_to(root).parts)
+        linked = [f for f in folders if (here / f).is_symlink()]
+        kept = [f for f in folders if f not in linked and not f.startswith(".")]
+        folders[:] = sorted(kept) if depth < _DEPTH else []
+        for name in sorted([*files, *linked]):
+            count += 1
+            if count > _MOST:
+                raise ModelError(
+                    f"folder {str(root)!r} holds over {_MOST} files: no model's folder"
+                )
+            yield here / name
+
+
+def _unreadable(e: OSError) -> None:
+    raise ModelError(f"folder {str(e.filename)!r} cannot be read: {e.strerror}") from e
+
+
+def _kind(name: str, file: Path) -> tuple[str, str | None]:
+    """What a file is for, or why it is passed over."""
+    base, suffix = file.name, file.suffix.lower()
+    if base.startswith("."):
+        return "", "hidden"
+    if not name.isprintable():
+        return "", "its name cannot be printed"
+    if suffix in _PICKLES:
+        return "", "may be a pickle, which runs code when opened"
+    if suffix in _CODE:
+        return "", "code"
+    if base.endswith(_WEIGHTS) and "/" not in name:
+        return "weights", _irregular(file)
+    if base == MANIFEST or base.endswith(_MADE_ANEW):
+        return "", "describes files that are made anew"
+    if suffix == ".onnx":
+        return "model", _irregular(file)
+    # Below the top they are modules of sentence-transformers, which run after the ONNX model.
+    if suffix in (*_COMPANIONS, ".safetensors") or base.startswith(_COMPANION_NAMES):
+        return "companion", _irregular(file)
+    return "", "no file of a model in ONNX form"
+
+
+def _irregular(file: Path) -> str | None:
+    if file.is_file() or file.is_symlink():
+        return None
+    return "a device, socket or pipe"
+
+
+def _check_link(name: str, file: Path, root: Path, within: Path) -> None:
+    """Raises ModelError where a file that would be used is not really in the folder."""
+    try:
+        found = file.resolve(strict=True)
+    except (OSError, RuntimeError) as e:
+        raise ModelError(f"{name!r} in folder {str(root)!r} is a link that leads nowhere") from e
+    if not found.is_relative_to(within):
+        raise ModelError(
+            f"{name!r} in folder {str(root)!r} is a link that leads out of it, which is not "
+            "followed; copy the folder with its files: cp -rL"
+        )
+    if not found.is_file():
+        raise ModelError(f"{name!r} in folder {str(root)!r} is a link to no file")
+
+
+def _without_variants(names: list[str]) -> tuple[list[str], list[Skipped]]:
+    """``model_quantized.onnx`` beside ``model.onnx`` is the same model once more."""
+    kept, skipped = [], []
+    for name in names:
+        match = _VARIANT.match(name.removesuffix(".onnx"))
+        if match and (original := f"{match[1]}.onnx") in names:
+            skipped.append(Skipped(name, f"a converted form of {original}"))
+        else:
+            kept.append(name)
+    return kept, skipped

@@ -1,0 +1,341 @@
+"""A transformers model as an ONNX folder: by optimum, else by ``torch.onnx.export``.
+
+The only module that knows torch, transformers and optimum; they are imported when a model is
+exported, and need the extra ``export``. optimum-onnx holds transformers below 4.58, so with a newer
+one, or where optimum does not know an architecture, torch exports alone. Either way the file is
+compared with the model before it counts.
+
+transformers sees a view of the folder: links to the files that ``folders`` lets through. Pickles
+and Python files are not in it, so nothing can open them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompile.compiler.model_folder import layout, tasks, torch_parity
+from qcompile.compiler.model_folder.layout import Folder
+from qcompile.compiler.model_folder.tasks import Task
+from qcompile.compiler.model_folder.torch_parity import Parity, Vocabulary
+from qcompile.errors import GateError, ModelError, QCompileError
+from qcompile.ir.model_io import read_model
+from qcompile.quant import Array
+
+MODEL = "model.onnx"
+OPSET = 18
+INSTALL = "pip install -e '.[export]' in a checkout"
+# What the extra takes: versions that go together, for optimum-onnx holds transformers below 4.58.
+TOGETHER = ("optimum-onnx 0.1.0", "transformers 4.57.6", "torch 2.13.0")
+OLDEST = (4, 56)  # of transformers: from_pretrained knows dtype from here on
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_AXES = {0: "batch_size", 1: "sequence_length"}
+_INDEX = "model.safetensors.index.json"
+_TOKENS = ("last_hidden_state",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was made: ``files`` by name, by which route, and how close to the model."""
+
+    files: tuple[str, ...]
+    task: Task
+    route: str
+    opset: int
+    parity: Parity
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.task.name} by {self.route}, opset {self.opset}; {self.parity}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "summary": str(self),
+            "task": self.task.name,
+            "route": self.route,
+            "opset": self.opset,
+            "parity": self.parity.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded torch model, where it came from, and what it is asked for."""
+
+    model: Any
+    view: Path
+    task: Task
+    opset: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model is fed: segments only where it has several kinds of them."""
+        import inspect
+
+        known = inspect.signature(self.model.forward).parameters
+        several = getattr(self.model.config, "type_vocab_size", 0) > 1
+        return tuple(n for n in _INPUTS if n in known and (several or n != _INPUTS[2]))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What may be fed."""
+        config = self.model.config
+        longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+        return Vocabulary(
+            int(config.vocab_size),
+            int(getattr(config, "pad_token_id", None) or 0),
+            int(getattr(config, "type_vocab_size", 0)),
+            max(1, longest - 2),  # RoBERTa counts positions from two
+        )
+
+
+Route = Callable[[Source, Path], str]
+
+
+def export(
+    folder: Folder,
+    dest: Path,
+    task: Task | None = None,
+    opset: int = OPSET,
+    routes: tuple[Route, ...] | None = None,
+) -> Exported:
+    """Write ``model.onnx`` and what goes with it into ``dest``, an empty folder.
+
+    ``task`` None is read from config.json. Raises ModelError: no weights but pickled ones, unknown
+    architecture, weights that do not fit the task, extras that are missing; GateError where the
+    file does not compute what the model does.
+    """
+    chosen = task or tasks.task_of(folder.path)
+    check_weights(folder)
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        view, made = Path(scratch, "view"), Path(scratch, "made")
+        _make_view(folder, view)
+        source = Source(_load(view, chosen), view, chosen, opset)
+        route = _by_first_route(source, made, routes or (by_optimum, by_torch))
+        found = _compared(source, made / MODEL, route)
+        files = sorted(p.name for p in made.iterdir() if p.name.startswith(MODEL))
+        for name in files:
+            shutil.move(made / name, dest / name)
+        _add_tokenizer(folder, source, dest)
+    return Exported(tuple(files), chosen, route, opset, found, tuple(source.notes))
+
+
+def check_weights(folder: Folder) -> None:
+    """Raises ModelError where a folder has no safetensors, or its index names others."""
+    if not any(name.endswith(".safetensors") for name in folder.weights):
+        pickled = next((s.name for s in folder.skipped if "pickle" in s.reason), None)
+        raise ModelError(
+            f"folder {str(folder.path)!r} holds no .safetensors weights"
+            if pickled is None
+            else f"folder {str(folder.path)!r} holds weights as a pickle only ({pickled}), which "
+            "runs code when opened: where you trust it, load it in transformers and save it "
+            "again with save_pretrained"
+        )
+    if _INDEX not in folder.weights:
+        return
+    shards = tasks.read_json(folder.path / _INDEX).get("weight_map")
+    named = set(shards.values()) if isinstance(shards, dict) else set()
+    foreign = sorted(str(name) for name in named - set(folder.weights))
+    if foreign or not named:
+        raise ModelError(
+            f"{_INDEX} names weights {foreign[0]!r}, which the folder does not hold"
+            if foreign
+            else f"{_INDEX} has no weight_map of file names"
+        )
+
+
+def _make_view(folder: Folder, view: Path) -> None:
+    """Links to the files that may be opened, and to no others."""
+    for name in (*folder.companions, *folder.weights):
+        link = view / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((folder.path / name).resolve())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and logs of the exporters: what matters is in ``Exported``."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _load(view: Path, task: Task) -> Any:
+    """The model in float32, all of its weights from the folder. Raises ModelError."""
+    try:
+        import torch
+        import transformers
+    except ImportError as e:
+        raise ModelError(f"export needs torch and transformers ({e}): {INSTALL}") from e
+    numbers = re.findall(r"\d+", transformers.__version__)
+    if tuple(map(int, numbers[:2])) < OLDEST:
+        raise ModelError(
+            f"transformers {transformers.__version__} is too old, expected "
+            f"{'.'.join(map(str, OLDEST))} or newer: {INSTALL}"
+        )
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, info = getattr(transformers, task.auto).from_pretrained(
+            view,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as e:  # transformers raises whatever it meets
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load the model: {_first_line(e)}"
+        ) from e
+    # A pooler is made up where a checkpoint has none; what the encoder puts out does not read it.
+    made_up = sorted(
+        n for n in info["missing_keys"] if "pooler" not in n or task.outputs != _TOKENS
+    )
+    if made_up:
+        raise ModelError(
+            f"the weights hold no {made_up[0]!r}, so they are not those of a model for "
+            f"{task.name}: give another --task"
+        )
+    return model.eval()
+
+
+def _first_line(e: BaseException) -> str:
+    """An error in short, led by its type unless it is one of ours."""
+    said = str(e) if isinstance(e, QCompileError) else f"{type(e).__name__}: {e}"
+    return said.strip().splitlines()[0][:300]
+
+
+def _by_first_route(source: Source, made: Path, routes: tuple[Route, ...]) -> str:
+    """The first route that works; the others' refusals become notes. Raises ModelError."""
+    for route in routes:
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        name = route.__name__.removeprefix("by_")
+        try:
+            said = route(source, made)
+            _check_inputs(made / MODEL)
+            return said
+        except ImportError as e:
+            source.notes.append(f"{name}: {_first_line(e)} ({INSTALL} takes {', '.join(TOGETHER)})")
+        except Exception as e:  # exporters raise whatever they meet
+            source.notes.append(f"{name}: {_first_line(e)}")
+    raise ModelError(f"the model cannot be exported: {'; '.join(source.notes)}")
+
+
+def _check_inputs(path: Path) -> None:
+    """Raises ModelError where a file asks for more than a tokenizer gives."""
+    model, _storage = read_model.read_model(path)
+    for tensor in model.graph.input:
+        if tensor.name not in _INPUTS:
+            raise ModelError(f"made a file with input {tensor.name!r}, expected tokens only")
+
+
+def _compared(source: Source, path: Path, route: str) -> Parity:
+    """How far the file is from the model. Raises what ``parity.compare`` does, naming the route."""
+    try:
+        return torch_parity.compare_with_torch(path, _reference(source), source.vocabulary)
+    except (GateError, ModelError) as e:
+        tried = "".join(f"; {note}" for note in source.notes)
+        raise type(e)(f"{_first_line(e)}; exported by {route}{tried}") from e
+
+
+def by_optimum(source: Source, made: Path) -> str:
+    """What optimum-cli does once it has loaded the model."""
+    from importlib.metadata import version
+
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    onnx_export_from_model(
+        source.model, made, opset=source.opset, task=source.task.name, do_validation=False
+    )
+    return f"optimum-onnx {version('optimum-onnx')}"
+
+
+def by_torch(source: Source, made: Path) -> str:
+    """torch's own exporter that traces, with the axes of batch and sequence dynamic."""
+    import torch
+
+    names, model, outputs = source.inputs, source.model, source.task.outputs
+
+    class Narrow(torch.nn.Module):  # type: ignore[misc]
+        """Only these inputs by position, only these outputs: the others confuse the tracer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> tuple[Any, ...]:
+            found = self.model(**dict(zip(names, values, strict=True)), return_dict=True)
+            return tuple(found[name] for name in outputs)
+
+    feed = torch_parity.example(names, source.vocabulary, *torch_parity.SHAPES[0])
+    tensors = tuple(torch.from_numpy(feed[name]) for name in names)
+    narrow = Narrow().eval()  # the exporter puts the model back into the mode of its wrapper
+    axes = dict.fromkeys(names, _AXES)
+    axes |= dict.fromkeys(outputs, _AXES if source.task.by_token else {0: _AXES[0]})
+    torch.onnx.export(
+        narrow,
+        tensors,
+        str(made / MODEL),
+        dynamo=False,
+        opset_version=source.opset,
+        input_names=list(names),
+        output_names=list(outputs),
+        dynamic_axes=axes,
+    )
+    return f"torch.onnx.export, torch {torch.__version__}"
+
+
+def _reference(source: Source) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """The torch model as a function of arrays."""
+    import torch
+
+    def run(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+            found = source.model(**tensors, return_dict=True)
+        return {name: found[name].numpy() for name in source.task.outputs}
+
+    return run
+
+
+def _add_tokenizer(folder: Folder, source: Source, dest: Path) -> None:
+    """tokenizer.json, where the folder has an older form of the tokenizer only."""
+    if folder.tokenizer is not None:
+        return
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.view, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+        _check_vocabulary(tokenizer, folder)
+        tokenizer.backend_tokenizer.save(str(dest / layout.TOKENIZER))
+    except Exception as e:
+        source.notes.append(f"no {layout.TOKENIZER} could be made: {_first_line(e)}")
+
+
+def _check_vocabulary(tokenizer: Any, folder: Folder) -> None:
+    """Raises ModelError where a file is missing: transformers 5 then makes up a vocabulary."""
+    names = {k: n for k, n in tokenizer.vocab_files_names.items() if k != "tokenizer_file"}
+    missing = [name for name in names.values() if name not in folder.companions]
+    if missing or not names:
+        expected = missing[0] if missing else layout.TOKENIZER
+        raise ModelError(f"the folder holds no {expected}")

@@ -1,0 +1,105 @@
+"""Whether an exported model computes what the model it came from does: several shapes, padding.
+
+The measure is the largest difference of an output over its largest value. Both sides compute in
+float32: sums of n terms in another order differ by about sqrt(n) 2^-24 of their size, 4e-6 for the
+4096 terms of a large feed-forward layer, and by 2e-5 after 24 such layers. The limit is five times
+that; constants baked in by tracing, a lost mask or dropout left on are off by far more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.errors import GateError
+from qcompile.quant import Array
+from qcompile.runtime.session import Session, SessionOptions
+
+TOLERANCE = 1e-4
+SHAPES = ((2, 16), (1, 7), (3, 33), (2, 1))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What example inputs may hold: token ids below ``size``, ``segments`` kinds of segments."""
+
+    size: int
+    padding: int
+    segments: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest relative difference, where it was, and on which (batch, length) it was sought."""
+
+    worst: float
+    output: str
+    shapes: tuple[tuple[int, int], ...]
+    tolerance: float = TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{batch}x{length}" for batch, length in self.shapes)
+        return (
+            f"differs from torch by {self.worst:.1e} of the largest value at most, on {shapes} "
+            f"with padding (limit {self.tolerance:.0e})"
+        )
+
+
+def example(
+    names: Sequence[str], vocabulary: Vocabulary, batch: int, length: int
+) -> dict[str, Array]:
+    """Random tokens, int64 [batch, length] each; every row but the first is padded at its end."""
+    rng = np.random.default_rng((batch, length))
+    ids = rng.integers(0, vocabulary.size, (batch, length))
+    ids[ids == vocabulary.padding] = (vocabulary.padding + 1) % vocabulary.size
+    mask = np.ones_like(ids)
+    for row in range(1, batch):
+        mask[row, max(1, length - 2 * row) :] = 0
+    ids[mask == 0] = vocabulary.padding
+    types = np.zeros_like(ids)
+    types[:, (length + 1) // 2 :] = vocabulary.segments > 1
+    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return {name: made[name] for name in names}
+
+
+def compare_with_torch(
+    path: Path,
+    reference: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    vocabulary: Vocabulary,
+) -> Parity:
+    """Run an ONNX file beside its reference, both from arrays by name to arrays by name.
+
+    Raises ModelError where the file does not run, GateError where the answers differ.
+    """
+    session = Session(path, SessionOptions(threads=1))
+    shapes = tuple(dict.fromkeys((b, min(n, vocabulary.longest)) for b, n in SHAPES))
+    worst, output = 0.0, session.outputs[0]
+    for batch, length in shapes:
+        feed = example(session.inputs, vocabulary, batch, length)
+        expected, found = reference(feed), session.run(feed)
+        for name, value in found.items():
+            error = _difference(expected[name], value)
+            if not error <= worst:  # also where it is not a number
+                worst, output = error, name
+        if not worst <= TOLERANCE:
+            raise GateError(
+                f"the exported model differs from torch: {output!r} by {worst:.1e} of its largest "
+                f"value at shape {batch}x{length}, expected {TOLERANCE:.0e} at most"
+            )
+    return Parity(worst, output, shapes)
+
+
+def _difference(expected: Array, found: Array) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    largest = float(np.abs(expected).max(initial=0.0))
+    return float(np.abs(found - expected).max(initial=0.0)) / max(largest, 1e-30)

@@ -1,0 +1,168 @@
+"""The Python entry points: what the command line does, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.config.recipe import Recipe, merged
+from qcompile.compiler.driver import compile_job, measurable
+from qcompile.compiler.search.lift_items import By
+from qcompile.compiler.search.policy import Sensitivity
+from qcompile.compiler.search.policy import sensitivity as rank_by
+from qcompile.compiler.search.sensitivity import Measure
+from qcompile.compiler.stages import saturation_check
+from qcompile.compiler.stages.options import CompileOptions, Progress
+from qcompile.compiler.stages.result import Result
+from qcompile.data.feeds import input_specs
+from qcompile.data.open_data import Data, open_data
+from qcompile.data.synthetic import synthetic_feeds
+from qcompile.errors import DataError
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import read_model
+from qcompile.ir.model_io.read_model import Source
+from qcompile.runtime import latency
+from qcompile.runtime.evaluation import closeness
+from qcompile.runtime.evaluation.batch_invariance import invariance
+from qcompile.runtime.evaluation.closeness import Gates, Verdict
+from qcompile.runtime.latency import Comparison
+from qcompile.runtime.session import Session, SessionOptions
+from qcompile.targets.target import Mode
+
+
+def compile(
+    model: Source,
+    data: Data | None = None,
+    *,
+    target: str | None = None,
+    mode: Mode | None = None,
+    calibrator: str | None = None,
+    pipeline: str | None = None,
+    keep_float: Sequence[str] | None = None,
+    seed: int | None = None,
+    recipe: Recipe | str | Path | None = None,
+    gates: Gates | None = None,
+    options: CompileOptions | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
+
+    ``recipe`` is a Recipe, the name of one, a YAML file, which the named settings override, or a
+    lock, which they may not: then the same bytes are built again and no data is needed. Raises
+    ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
+    is worse or slower than ``gates`` allow and ``options.force`` is off.
+    """
+    settings = {
+        "target": target,
+        "mode": mode,
+        "calibrator": calibrator,
+        "pipeline": pipeline,
+        "keep_float": None if keep_float is None else tuple(keep_float),
+        "seed": seed,
+    }
+    chosen, options = merged(_base(recipe), settings, "compile()"), options or CompileOptions()
+    if isinstance(recipe, str | Path) and lockfile.is_lock(recipe):
+        locked = lockfile.read_lockfile(Path(recipe))
+        lockfile.check_recipe(locked, chosen, "compile()")
+        options = replace(options, lock=locked)
+    return compile_job(model, data, chosen, gates or Gates(), options, progress=progress)
+
+
+def sensitivity(
+    model: Source,
+    data: Data,
+    *,
+    by: By = "tensor",
+    measure: Measure = "both",
+    target: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    gates: Gates | None = None,
+    options: CompileOptions | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank what is quantized by the output error that it causes, on held-out feeds.
+
+    ``by``: tensor, role, layer or kind. ``measure``: quantize each alone, lift each alone, or both.
+    The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
+    RecipeError or TargetError on bad input.
+    """
+    chosen = merged(_base(recipe), {"target": target}, "sensitivity()")
+    settings = gates or Gates(), options or CompileOptions()
+    return rank_by(measurable(model, data, chosen, *settings, progress), by, measure)
+
+
+def _base(recipe: Recipe | str | Path | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe() if recipe is None else lockfile.recipe_of(recipe)
+
+
+def verify(
+    reference: Source,
+    candidate: Source,
+    data: Data,
+    *,
+    gates: Gates | None = None,
+    tokenizer: str | Path | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    isa: str = "",
+) -> Verdict:
+    """Compare the outputs of two models on data.
+
+    ``isa``: instruction set that the candidate is to run on, as in a recipe; by default any, so
+    that where x86 without VNNI computes something else, the worse of both counts. Raises
+    ModelError, DataError or RecipeError on bad input.
+    """
+    isa = Recipe(isa=isa).isa
+    # Messages that name what is wrong with a file, before the runtime loads it.
+    shape_inference.infer(read_model.load(candidate))
+    graph = read_model.load(reference)
+    shape_inference.infer(graph)
+    feeds = open_data(
+        data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
+    )
+    sums = saturation_check.Sums(candidate, isa)
+    # Data that can be read once only is kept where the candidate runs more than once.
+    kept = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
+    options, old = SessionOptions(), Session(read_model.runnable(reference))
+
+    def judge(kind: str) -> Verdict:
+        new = sums.runner(kind, options)
+        pairs = ((old.run(feed), new.run(feed), feed) for feed in kept)
+        verdict = new.on(closeness.judge(pairs, gates or Gates()))
+        return invariance(new.run, feeds).on(verdict) if feeds.reusable else verdict
+
+    return saturation_check.judged(sums, judge)
+
+
+def bench(
+    models: Sequence[Source],
+    *,
+    dims: Mapping[str, int] | None = None,
+    shapes_of: Mapping[str, Sequence[int]] | None = None,
+    data: Data | None = None,
+    options: latency.TimingOptions | None = None,
+) -> Comparison:
+    """Time models side by side on made-up inputs, or on the first feed of ``data``.
+
+    The first model is the reference. Raises ModelError or DataError on bad input.
+    """
+    if not models:
+        raise DataError("nothing to time: give at least one model")
+    for other in models[1:]:
+        shape_inference.infer(read_model.load(other))
+    graph = read_model.load(models[0])
+    shape_inference.infer(graph)
+    if data is not None:
+        feed = next(iter(open_data(data, input_specs(graph))))
+    else:
+        feed = synthetic_feeds(graph, dims or {}, 1, 0, shapes=shapes_of)[0]
+    labelled = [(_label(m, i), read_model.runnable(m)) for i, m in enumerate(models)]
+    return latency.compare_latency(labelled, feed, options)
+
+
+def _label(model: Source, index: int) -> str:
+    return str(model) if isinstance(model, str | Path) else f"model {index}"

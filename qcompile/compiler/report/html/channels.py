@@ -1,0 +1,238 @@
+"""How the channels of each integer layer's input lie in the steps of its quantizer.
+
+Every channel is a bar from its smallest to its largest value, in steps; channels are sorted, the
+widest first, on a square-root scale, so that a single outlier is seen beside hundreds of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import sqrt
+from typing import Any, TypeAlias
+
+from qcompile.compiler.report.html import units
+from qcompile.compiler.report.html.charts import Scale, axis, dumbbell, swatch
+from qcompile.compiler.report.html.markup import Markup, join, tag
+
+Plain: TypeAlias = dict[str, Any]
+_SHOWN = 6
+_OUTLIER = 4  # times the median width
+_WIDTH, _HEIGHT = 1000, 255
+_WHAT_PASSES_DID = {
+    "widen-ranges": "headroom left for unseen data",
+    "permute-channels": "channels sorted by width",
+    "migrate-scales": "scales moved from wide channels into the weights",
+    "split-outliers": "what lies outside goes on in further columns",
+    "group-scales": "a scale for each group of channels",
+    "split-groups": "a product for each group of channels",
+}
+
+
+def channels(report: Plain) -> Markup | None:
+    """The overview of all layers' inputs, and pictures of each; None where nothing was watched."""
+    sites = report.get("channels", [])
+    if not sites:
+        return None
+    worst = sorted(sites, key=lambda s: s["before"]["median_steps"] / s["before"]["steps"])
+    first = {id(s) for s in worst[:_SHOWN]}
+    shown = [_picture(s) for s in sites if id(s) in first]
+    rest = [_picture(s) for s in sites if id(s) not in first]
+    more = tag(
+        "details",
+        tag("summary", f"The other {units.count(len(rest), 'input')}"),
+        tag("div", rest, class_="pictures"),
+    )
+    return join(
+        [
+            tag("p", _INTRODUCTION, class_="lead"),
+            _overview(sites),
+            tag(
+                "h3", f"The {units.count(len(shown), 'input')} whose channels use the fewest steps"
+            ),
+            tag("p", _HOW_TO_READ, class_="lead"),
+            _legend(),
+            tag("div", shown, class_="pictures"),
+            more if rest else None,
+        ]
+    )
+
+
+_INTRODUCTION = (
+    "A quantizer has one step size, or one a group, for all channels that it covers. A few wide "
+    "channels stretch it, and the others are left with few steps: that is what costs accuracy. "
+    "Below, how many steps the median channel of each integer layer's input uses: straight from "
+    "calibration, and as compiled."
+)
+
+
+_HOW_TO_READ = (
+    "Each channel is a bar from its smallest to its largest value, in steps of its quantizer. From "
+    "left to right their rank, the widest first, on a square-root scale. Thin bars in a tall "
+    "picture are steps that nobody uses."
+)
+
+
+def name(site: Plain) -> str:
+    """What the layers that read it make, and where: layer 3 · ffn-out."""
+    where = "" if site["layer"] is None else f"layer {site['layer']} · "
+    return f"{where}{site['role'] or 'linear'}"
+
+
+# ---- overview
+
+
+def _overview(sites: Sequence[Plain]) -> Markup:
+    rows, layer = [], sites[0]["layer"]
+    for site in sites:
+        old, new = _used(site["before"]), _used(site["after"])
+        kind, layer = ("first" if site["layer"] != layer else None), site["layer"]
+        figures = f"{site['before']['median_steps']:.0f} → {site['after']['median_steps']:.0f}"
+        said = f"{name(site)}: median channel {figures} steps"
+        rows.append(
+            tag(
+                "li",
+                tag("span", name(site), class_="label", title=site["tensor"]),
+                dumbbell(100 * old, 100 * new, said),
+                tag("span", figures, class_="number"),
+                class_=kind,
+            )
+        )
+    steps = {view["steps"] for s in sites for view in (s["before"], s["after"])}
+    scale = Scale(0, max(steps) if len(steps) == 1 else 100)
+    title = (
+        f"steps that the median channel uses, of {max(steps)}"
+        if len(steps) == 1
+        else "steps that the median channel uses, in percent of all"
+    )
+    legend = tag(
+        "ul",
+        tag("li", swatch("dot float"), " as calibrated"),
+        tag("li", swatch("dot compiled"), " as compiled"),
+        class_="legend",
+    )
+    foot = tag("li", tag("span"), axis(scale, lambda v: f"{v:g}", title), tag("span"))
+    return join([legend, tag("ul", rows, foot, class_="overview")])
+
+
+def _used(view: Plain) -> float:
+    """Share of the steps that the median channel spans."""
+    return float(view["median_steps"]) / float(view["steps"])
+
+
+def _legend() -> Markup:
+    return tag(
+        "ul",
+        tag("li", swatch("float"), " as calibrated"),
+        tag("li", swatch("compiled"), " as compiled"),
+        tag("li", swatch("outlier"), f" over {_OUTLIER} times as wide as the median"),
+        tag("li", swatch("group"), " channels that share a scale, where there are several"),
+        class_="legend",
+    )
+
+
+# ---- pictures
+
+
+def _picture(site: Plain) -> Markup:
+    head = tag("h4", name(site))
+    facts = [units.count(site["channels"], "channel")]
+    if site["readers"] > 1:
+        facts.append(f"read by {site['readers']} layers")
+    return tag(
+        "figure",
+        tag("figcaption", head, tag("code", site["tensor"]), tag("p", ", ".join(facts))),
+        tag(
+            "div",
+            _panel("as calibrated", site["before"], site["ends"], "float"),
+            _panel("as compiled", site["after"], site["ends"], "compiled"),
+            class_="panels",
+        ),
+        tag("p", _done(site), class_="done"),
+        class_="picture",
+    )
+
+
+def _done(site: Plain) -> str:
+    said = [_WHAT_PASSES_DID.get(p, f"changed by {p}") for p in site["passes"]]
+    more = site["columns"] - site["channels"]
+    if more > 0:
+        said.append(f"{units.count(more, 'column')} more to compute with")
+    return "; ".join(said).capitalize() or "Left as it is"
+
+
+def _panel(title: str, view: Plain, ends: Sequence[int], kind: str) -> Markup:
+    steps, groups = view["steps"], view["groups"]
+    span = f"{units.value(view['low'])} … {units.value(view['high'])}"
+    widths = (
+        f"step {units.value(groups[0]['step'])}"
+        if len(groups) == 1
+        else f"{len(groups)} groups, steps {units.value(groups[0]['step'])} to "
+        f"{units.value(groups[-1]['step'])}"
+    )
+    used = f"median uses {view['median_steps']:.0f} of {steps} steps"
+    label = f"{title}: {used}; range {span}; {widths}"
+    return tag(
+        "div",
+        tag("p", tag("b", title), " ", used),
+        tag("div", _steps(steps), _plot(view, ends, kind, label), class_="plot"),
+        _ranks(ends[-1]),
+        tag("p", f"{span}, {widths}", class_="axis-title"),
+        class_="panel",
+    )
+
+
+def _steps(steps: int) -> Markup:
+    """The axis on the left: the highest and the lowest step."""
+    return tag("div", tag("span", str(steps)), tag("span", "0"), class_="steps", aria_hidden="true")
+
+
+def _plot(view: Plain, ends: Sequence[int], kind: str, label: str) -> Markup:
+    """Bars of all bins, and bands of the groups, in a box that stretches."""
+    total, steps = ends[-1], view["steps"]
+    places = [_place(e, total) for e in (0, *ends)]
+    limit = _OUTLIER * max(view["median_steps"], steps / 1000)
+    bars: dict[str, list[str]] = {kind: [], "outlier": []}
+    for (left, right), low, high in zip(pairwise(places), view["from"], view["to"], strict=True):
+        top, bottom = _HEIGHT * (1 - high / steps), _HEIGHT * (1 - low / steps)
+        wide = high - low > limit and len(view["groups"]) == 1
+        shape = f"M{left:g} {top:.4g}H{right:g}V{max(bottom, top + 1):.4g}H{left:g}z"
+        bars["outlier" if wide else kind].append(shape)
+    return tag(
+        "svg",
+        _bands(view["groups"], total),
+        [tag("path", d="".join(shapes), class_=k) for k, shapes in bars.items() if shapes],
+        class_="channels",
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=label,
+    )
+
+
+def _place(rank: int, total: int) -> float:
+    return round(_WIDTH * sqrt(rank / total), 1)
+
+
+def _bands(groups: Sequence[Plain], total: int) -> list[Markup]:
+    """Every other group lies on a band, where there are several."""
+    ends = list(accumulate((g["channels"] for g in groups), initial=0))
+    made = []
+    for i, (start, end) in enumerate(pairwise(ends)):
+        if i % 2 == 0 and len(groups) > 1:
+            left, right = _place(start, total), _place(end, total)
+            made.append(
+                tag("rect", class_="group", x=left, width=round(right - left, 1), height=_HEIGHT)
+            )
+    return made
+
+
+def _ranks(total: int) -> Markup:
+    """The axis below: ranks, on a square-root scale."""
+    marks = [1, *(round(total * s**2) for s in (0.25, 0.5, 0.75)), total]
+    texts = []
+    for rank in dict.fromkeys(marks):
+        at = 100 * sqrt((rank - 0.5) / total) if rank == 1 else 100 * sqrt(rank / total)
+        anchor = "start" if at < 5 else "end" if at > 95 else "middle"
+        texts.append(tag("text", str(rank), x=f"{at:.4g}%", y=11, text_anchor=anchor))
+    return tag("svg", texts, class_="chart axis ranks", height=14, width="100%", aria_hidden="true")

@@ -1,0 +1,118 @@
+"""The gates that were set, what was reached, and the closeness of each output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from qcompile.compiler.report.html import units
+from qcompile.compiler.report.html.markup import Markup, join, tag
+from qcompile.compiler.report.html.tables import plain
+
+Plain: TypeAlias = dict[str, Any]
+
+
+def gates(report: Plain) -> Markup:
+    """Every gate that is set, with what was reached, and all outputs."""
+    rows = [_gate(name, limit, found, key, report["failures"]) for key, name, limit, found in
+            _reached(report)]  # fmt: skip
+    heads = [tag("th", h, scope="col", class_=c) for h, c in
+             (("gate", ""), ("limit", "number"), ("reached", "number"), ("", ""))]  # fmt: skip
+    table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
+    shown = table if rows else tag("p", "No gate was set.")
+    return join([shown, _outputs(report["verify"]), _requirements(report.get("requirements"))])
+
+
+def _requirements(checked: dict[str, int] | None) -> Markup | None:
+    """What the target demands of the graph; one that is missed is an error, so all are held."""
+    if not checked:
+        return None
+    rows = [[rule, f"{nodes:,}"] for rule, nodes in checked.items()]
+    return plain(("the target's requirements, all met", "nodes held to it"), rows, "Requirements")
+
+
+def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:
+    """Key, name, limit and the worst figure of each gate that is set."""
+    limits, verdict, bench = report["gates"], report["verify"], report["bench"]
+    outputs = verdict["outputs"] if verdict is not None else []
+
+    def worst(key: str, pick: Callable[[list[float]], float]) -> float | None:
+        found = [o[key] for o in outputs if o[key] is not None]
+        return pick(found) if found else None
+
+    metric = verdict.get("metric") if verdict is not None else None
+    rows = {
+        "min_cosine": ("mean cosine", worst("mean_cosine", min)),
+        "min_worst_cosine": ("worst cosine", worst("worst_cosine", min)),
+        "min_sqnr": ("SQNR, dB", worst("sqnr_db", min)),
+        "max_flips": ("share of argmax flips", worst("flip_share", max)),
+        "max_abs": ("largest difference", worst("max_abs", max)),
+        "min_metric": ("metric", metric["compiled"] if metric else None),
+        "max_latency_ratio": (
+            "latency, compiled over float",
+            bench["models"][1]["ratio"] if bench is not None else None,
+        ),
+    }
+    return [(k, name, limits[k], found) for k, (name, found) in rows.items()
+            if limits.get(k) is not None]  # fmt: skip
+
+
+def _gate(
+    name: str, limit: float, found: float | None, key: str, failures: Sequence[str]
+) -> Markup:
+    """One row. What failed is what a failure names: latency fails by its interval alone."""
+    option = "--" + key.replace("_", "-")
+    bound = f"{'≤' if key.startswith('max') else '≥'} {limit:g}"
+    state, kind = ("passed", "good")
+    if found is None:
+        state, kind = ("not measured", "unknown")
+    if any(f"({option})" in f for f in failures):
+        state, kind = ("failed", "bad")
+    shown = units.NONE if found is None else _figure(found, key)
+    cells = [
+        tag("th", name, tag("code", option, class_="option"), scope="row"),
+        tag("td", bound, class_="number"),
+        tag("td", shown, class_="number"),
+        tag("td", tag("span", state, class_=f"badge small {kind}")),
+    ]
+    return tag("tr", cells)
+
+
+def _figure(found: float, key: str) -> str:
+    return units.cosine(found) if "cosine" in key else f"{found:.4g}"
+
+
+def _outputs(verdict: Plain | None) -> Markup | None:
+    if verdict is None or not verdict["outputs"]:
+        return None
+    heads = ("output", "mean cosine", "worst cosine", "worst sample", "SQNR", "largest difference",
+             "argmax flips")  # fmt: skip
+    rows = [
+        tag(
+            "tr",
+            tag("th", tag("code", o["output"]), scope="row"),
+            [tag("td", cell, class_="number") for cell in _output(o)],
+        )
+        for o in verdict["outputs"]
+    ]
+    head = [tag("th", h, scope="col", class_="number" if i else "") for i, h in enumerate(heads)]
+    return tag(
+        "div",
+        tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="plain"),
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label="Closeness by output",
+    )
+
+
+def _output(row: Plain) -> list[str]:
+    noise, flips, worst = row["sqnr_db"], row["flip_share"], row["worst_sample"]
+    return [
+        units.cosine(row["mean_cosine"]),
+        units.cosine(row["worst_cosine"]),
+        units.NONE if worst is None else f"#{worst}",
+        "∞" if noise is None else f"{noise:.1f} dB",
+        units.value(row["max_abs"]),
+        units.NONE if flips is None else units.percent(flips),
+    ]

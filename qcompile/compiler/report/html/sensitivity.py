@@ -1,0 +1,201 @@
+"""Which tensors cost the most accuracy: the error of each one quantized alone, logarithmic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from qcompile.compiler.report.html import units
+from qcompile.compiler.report.html.charts import Scale, axis, point, swatch
+from qcompile.compiler.report.html.headline import card, cards
+from qcompile.compiler.report.html.markup import Markup, join, tag
+from qcompile.compiler.report.html.tables import Cell, Column, table
+
+Plain: TypeAlias = dict[str, Any]
+_SHOWN = 40
+_DECADES = 4  # below the largest error
+
+
+@dataclass(frozen=True)
+class Item:
+    """``error`` is 1 - cosine, None where there was no time to measure."""
+
+    name: str
+    where: str
+    error: float | None
+    lifted: bool
+
+
+def of_search(report: Plain) -> Markup | None:
+    """What the search measured and lifted; None where none ran."""
+    search = report["search"]
+    if not search:
+        return None
+    lifted = {x["item"]: x["error_alone"] for x in search["lifted"]}
+    ranking = search.get("ranking") or [
+        {"item": name, "role": "", "layer": None, "error_alone": error}
+        for name, error in lifted.items()
+    ]
+    items = [
+        Item(r["item"], place(r["role"], r["layer"]), r["error_alone"], r["item"] in lifted)
+        for r in ranking
+    ]
+    said = (
+        f"A gate was missed, so {search['items']} items were ranked by the output error that each "
+        "causes when it alone is quantized, in "
+        f"{units.count(search['measurements'], 'measurement')}; {len(lifted)} of them have more "
+        "bits now."
+    )
+    return join([tag("p", said, class_="lead"), chart(items)])
+
+
+def place(roles: str, layer: int | None) -> str:
+    """layer 3 · ffn-out"""
+    return roles if layer is None else f"layer {layer} · {roles}"
+
+
+def chart(items: Sequence[Item]) -> Markup:
+    """Bars, the largest first; the tail in a fold."""
+    known = [i.error for i in items if i.error]
+    if not known:
+        return tag("p", "No item has an error that could be measured.")
+    most = max(known)
+    scale = Scale(max(min(known), most * 10.0**-_DECADES), most * 1.05, logarithmic=True)
+    foot = tag(
+        "li",
+        tag("span"),
+        axis(scale, _power, "1 − cosine of the outputs, logarithmic"),
+        tag("span"),
+    )
+    rows = [_row(i, scale) for i in items]
+    legend = None
+    if any(i.lifted for i in items):
+        legend = tag(
+            "ul",
+            tag("li", swatch("dot compiled"), " as planned"),
+            tag("li", swatch("dot worst"), " lifted to more bits"),
+            class_="legend",
+        )
+    more = tag(
+        "details",
+        tag("summary", f"{len(rows) - _SHOWN} more"),
+        tag("ul", rows[_SHOWN:], foot, class_="ranking"),
+    )
+    head = tag("ul", rows[:_SHOWN], foot, class_="ranking")
+    return join([legend, head, more if len(rows) > _SHOWN else None])
+
+
+def _power(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e−").replace("e-", "e−")
+
+
+def _row(item: Item, scale: Scale) -> Markup:
+    shown = "not measured" if item.error is None else units.error(item.error)
+    label = tag("span", item.where, tag("code", item.name), class_="label", title=item.name)
+    kind = "worst" if item.lifted else "compiled"
+    said = f"{item.name}: {shown}{', lifted' if item.lifted else ''}"
+    drawn = point(scale(item.error), kind, said) if item.error else tag("span")
+    return tag("li", label, drawn, tag("span", shown, class_="number"))
+
+
+# ---- the page of a ranking
+
+
+_COLUMNS = (
+    Column("rank", "number"),
+    Column("item"),
+    Column("role", choice=True),
+    Column("layer", "number"),
+    Column("kind", choice=True),
+    Column("tensors", "number"),
+    Column("alone: error", "number"),
+    Column("SQNR, dB", "number"),
+    Column("lifted: error left", "number"),
+)
+
+
+def summary(report: Plain) -> Markup:
+    """What quantizing costs as a whole, and who costs the most."""
+    whole, rows = report["quantized"], report["rows"]
+    facts = [f"target {report['target']}", report["mode"], f"by {report['by']}"]
+    shown = [
+        card(
+            "All quantized",
+            units.cosine(whole["mean_cosine"]),
+            f"mean cosine to float, worst {units.cosine(whole['worst_cosine'])}; error "
+            f"{units.error(whole['error'])}",
+        )
+    ]
+    measured = [r for r in rows if r["alone"] is not None]
+    if measured:
+        first = measured[0]
+        where = place(first["roles"], first["layer"])
+        error = units.error(first["alone"]["error"])
+        shown.append(card("Most sensitive", error, f"error alone: {first['item']}, {where}"))
+    policy = report.get("policy")
+    if policy is not None:
+        found = policy["predicted"]
+        lifted = units.count(len(policy["lifted"]), "item")
+        said = f"predicted mean cosine with {lifted} lifted"
+        shown.append(card("Policy", units.cosine(found["mean_cosine"]), said))
+    head = tag(
+        "div",
+        tag("h1", report["source"]),
+        tag("p", " · ".join(facts), class_="facts"),
+        class_="masthead",
+    )
+    return tag("section", head, cards(*shown), id="summary", aria_label="Summary")
+
+
+def ranked(report: Plain) -> Markup:
+    """Each item quantized alone; where only the converse was measured, the error left."""
+    policy = report.get("policy") or {"lifted": []}
+    which = "alone" if any(r["alone"] for r in report["rows"]) else "lifted"
+    items = [
+        Item(
+            r["item"],
+            place(r["roles"], r["layer"]),
+            None if r[which] is None else r[which]["error"],
+            r["item"] in policy["lifted"],
+        )
+        for r in report["rows"]
+    ]
+    said = {
+        "alone": "The error of the outputs where each item alone is quantized.",
+        "lifted": "The error of the outputs that is left where each item alone is float.",
+    }
+    return join([tag("p", said[which], class_="lead"), chart(items)])
+
+
+def measurements(report: Plain) -> Markup:
+    """All that was measured, to search and sort."""
+    return table(_COLUMNS, (_cells(i, r) for i, r in enumerate(report["rows"], 1)), "Items")
+
+
+def _cells(rank: int, row: Plain) -> list[Cell]:
+    alone, lifted = row["alone"], row["lifted"]
+    layer = row["layer"]
+    return [
+        Cell(rank, rank),
+        Cell(tag("code", row["item"]), row["item"]),
+        Cell(row["roles"]),
+        Cell(units.NONE if layer is None else layer, layer),
+        Cell(row["kind"]),
+        Cell(row["tensors"], row["tensors"]),
+        _error(alone),
+        _noise(alone),
+        _error(lifted),
+    ]
+
+
+def _error(score: Plain | None) -> Cell:
+    if score is None:
+        return Cell(units.NONE)
+    return Cell(units.error(score["error"]), score["error"])
+
+
+def _noise(score: Plain | None) -> Cell:
+    if score is None or score["sqnr_db"] is None:
+        return Cell(units.NONE)
+    return Cell(f"{score['sqnr_db']:.1f}", score["sqnr_db"])

@@ -1,0 +1,178 @@
+"""The account of every tensor: what it became, why, how many bytes, how much noise.
+
+One row for each constant of the written file and one for the rest of the file, so that the bytes
+add up to the file's size; and one row without bytes for each activation that was decided on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from qcompile.ir.model_io.external_data import stored_bytes
+from qcompile.planning import Context, Decision
+from qcompile.quant import qparams
+
+Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
+
+_REASONS: dict[Kind, str] = {
+    "parameter": "biases and normalization parameters stay float32",
+    "quantization": "scale, zero point, bias in their steps",
+    "shape": "indices, shapes and flags are never quantized",
+    "structure": "nodes, names and types",
+}
+_KINDS: dict[int, str] = {
+    int(v): k.lower() for k, v in onnx.TensorProto.DataType.items() if k != "UNDEFINED"
+}
+# Input slots that hold scales and zero points, and biases in steps of the product of two scales.
+_SCALES = {
+    "DequantizeLinear": (1, 2),
+    "DynamicQuantizeMatMul": (2, 3),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "MatMulNBits": (2, 3),
+    "QLinearAdd": (1, 2, 4, 5, 6, 7),
+    "QLinearConv": (1, 2, 4, 5, 6, 7, 8),
+    "QuantizeLinear": (1, 2),
+}
+_INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One line of the ledger. ``tensor`` is the name in the model that came in.
+
+    ``scale`` and ``zero_point`` of an activation that has one of each.
+    """
+
+    name: str
+    tensor: str
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    reason: str
+    sqnr_db: float | None = None
+    low: float | None = None
+    high: float | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+def rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
+    """Rows whose bytes add up to ``size``, the length of the written file."""
+    scales = {n.input[i] for n in model.graph.node for i in _slots(n)}
+    weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
+    rest = size - sum(r.bytes for r in weights)
+    structure = LedgerRow("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
+    return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
+
+
+def _slots(node: onnx.NodeProto) -> Iterable[int]:
+    return (i for i in _SCALES.get(node.op_type, ()) if i < len(node.input))
+
+
+def _weight_row(tensor: onnx.TensorProto, ctx: Context | None, scale: bool) -> LedgerRow:
+    dtype, shape = _KINDS.get(tensor.data_type, "?"), tuple(tensor.dims)
+    origin, noise = tensor.name, None
+    if ctx is not None and tensor.name in ctx.origins:
+        origin, noise = ctx.origins[tensor.name]
+    decision = _decision(origin, ctx, dtype in _INTEGERS)
+    derived = origin != tensor.name and dtype == "float"
+    kind = "quantization" if scale or derived else _kind(tensor, dtype)
+    reason = _REASONS.get(kind, "")
+    if kind == "weight":
+        reason = decision.reason if decision is not None else _no_decision(dtype, ctx)
+    return LedgerRow(tensor.name, origin, kind, dtype, shape, stored_bytes(tensor), reason, noise)
+
+
+def _decision(name: str, ctx: Context | None, integer: bool) -> Decision | None:
+    """The decision on a tensor; where uses differ, the one that made it what it is here."""
+    found = [d for d in ctx.plan.decisions if d.tensor == name] if ctx is not None else []
+    fitting = [d for d in found if (d.spec is not None) == integer]
+    return next(iter([*fitting, *found]), None)
+
+
+def _kind(tensor: onnx.TensorProto, dtype: str) -> Kind:
+    elements = int(np.prod(tensor.dims, dtype=np.int64))
+    if dtype in _INTEGERS:
+        return "weight" if elements > 1 else "quantization"
+    if dtype not in ("float", "float16", "bfloat16", "double"):
+        return "shape"
+    matrix = len([d for d in tensor.dims if d > 1]) >= 2
+    return "weight" if matrix else "parameter"
+
+
+def _no_decision(dtype: str, ctx: Context | None) -> str:
+    if dtype in _INTEGERS:
+        return "integer in the model that came in"
+    if ctx is None:
+        return "float in the model as it is"
+    if dtype == "float16":
+        return f"stored and computed in float16, as target {ctx.target.name!r} does"
+    if ctx.choices.mode == "float":
+        return "mode float quantizes nothing"
+    return f"target {ctx.target.name!r} has no rule for the operator that reads it"
+
+
+def _activation_rows(ctx: Context) -> list[LedgerRow]:
+    return [_activation_row(d, ctx) for d in ctx.plan.decisions if d.kind == "activation"]
+
+
+def _activation_row(decision: Decision, ctx: Context) -> LedgerRow:
+    name, spec = decision.tensor, decision.spec
+    dtype = "float" if spec is None else spec.dtype
+    made = LedgerRow(name, name, "activation", dtype, (), 0, decision.reason)
+    span = ctx.ranges.get(name)
+    if spec is None or span is None:
+        return made
+    made = replace(made, low=float(span.lo.min()), high=float(span.hi.max()))
+    if span.axis is not None:
+        return made
+    params = qparams(span, spec)
+    return replace(made, scale=params.scale.item(), zero_point=params.zero_point.item())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Bytes and counts by kind and type."""
+
+    kind: str
+    dtype: str
+    count: int
+    bytes: int
+
+
+def summary(found: list[LedgerRow]) -> list[Summary]:
+    """Rows grouped by kind and type, largest first; the bytes still add up."""
+    groups: dict[tuple[str, str], tuple[int, int]] = {}
+    for row in found:
+        count, size = groups.get((row.kind, row.dtype), (0, 0))
+        groups[row.kind, row.dtype] = (count + 1, size + row.bytes)
+    made = [Summary(k, d, c, b) for (k, d), (c, b) in groups.items()]
+    return sorted(made, key=lambda s: (-s.bytes, s.kind, s.dtype))
+
+
+def to_dicts(found: list[LedgerRow]) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return [asdict(r) for r in found]
+
+
+def from_dicts(found: Sequence[Mapping[str, Any]]) -> list[LedgerRow]:
+    """Rows as read from a report. Raises KeyError, TypeError or ValueError for what are none."""
+    made = [LedgerRow(**{**r, "shape": tuple(map(int, r["shape"]))}) for r in found]
+    for row in made:
+        sum((row.bytes, row.sqnr_db or 0, row.low or 0, row.high or 0))  # numbers, all of them
+        "".join((row.name, row.tensor, row.kind, row.dtype, row.reason))
+    return made
+
+
+def products_of_data(model: onnx.ModelProto) -> int:
+    """Integer products with no constant operand, as attention has them."""
+    constants = {t.name for t in model.graph.initializer}
+    right = {"MatMulIntegerToFloat": 1, "QLinearMatMul": 3}
+    operands = (n.input[right[n.op_type]] for n in model.graph.node if n.op_type in right)
+    return sum(name not in constants for name in operands)

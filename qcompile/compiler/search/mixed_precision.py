@@ -1,0 +1,295 @@
+"""Finds the smallest set of tensors to lift, so that a model passes the gates that it missed.
+
+Rank the items by the error of each quantized alone; find the shortest prefix of the ranking that
+passes, by bisection; drop what is not needed; all that with switches, nothing is compiled. Then
+compile with these lifted and verify; where that misses, lift the next ones and compile again.
+The best result so far is kept. Measurements go into a state file: the same command goes on after
+an interrupt, and after the time is up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.search import measurements
+from qcompile.compiler.search.lift_items import PrecisionCandidate
+from qcompile.compiler.search.sensitivity import Measurable, Score, score
+from qcompile.compiler.stages.job import Job
+from qcompile.data.feeds import Feed, sample_count
+from qcompile.ir.model_io.write_model import ModelFiles
+from qcompile.planning.context import Reasons
+
+Raised: TypeAlias = frozenset[int]
+# Shares of the time at which ranking, and all measuring, must have come to an end.
+_RANKED, _MEASURED = 0.6, 0.85
+_MOST_REPORTED = 400  # items, the most sensitive first
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled and verified model, not yet timed; ``feeds`` it was verified on."""
+
+    job: Job
+    model: ModelFiles
+    feeds: list[Feed]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """How to compile and verify, how to get switches, and what time it is."""
+
+    build: Callable[[Recipe, Reasons], Built]
+    measure: Callable[[Recipe], Measurable]
+    clock: Callable[[], float] = time.monotonic
+
+
+def is_wanted(job: Job) -> bool:
+    """True where a search was asked for, is needed and is possible; notes say why it is not."""
+    verdict = job.report.verdict
+    if job.options.search_time <= 0 or verdict is None or verdict.passed or job.mode == "float":
+        return False
+    if not job.held_back:
+        job.report.notes.append("no search for tensors to lift: it needs data")
+    elif job.feeds is not None and not job.feeds.reusable:
+        job.report.notes.append(
+            "no search for tensors to lift: the data can be read once only, give a list or a file"
+        )
+    elif (excess := job.budget.excess_of(job.budget.switched, "it")) is not None:
+        job.report.notes.append(f"no search for tensors to lift: {excess}")
+    else:
+        return True
+    return False
+
+
+def search(first: Built, tools: Tools) -> Built:
+    """The result that passes with fewest lifted, or the best there is, whose failures say so."""
+    return _Search(first, tools).run()
+
+
+def forget(job: Job) -> None:
+    """Drop the state of a search that has reached its goal."""
+    if job.report.search and not job.report.failures:
+        measurements.State(job.options.search_state, "").remove()
+
+
+class _Search:
+    def __init__(self, first: Built, tools: Tools) -> None:
+        self.first, self.tools = first, tools
+        self.options = first.job.options
+        self.start = self.saved = tools.clock()
+        self.built: dict[Raised, Built] = {frozenset(): first}
+        self.measured = 0
+
+    def run(self) -> Built:
+        """Search; whatever happens, what was measured is kept."""
+        found = self.tools.measure(self.first.job.recipe)
+        self.items: list[PrecisionCandidate] = found.items()
+        self.meter, self.progress = found.meter, found.job.progress
+        digest = measurements.digest(found.job, (i.name for i in self.items))
+        self.state = measurements.load(self.options.search_state, digest)
+        self.samples = sum(map(sample_count, self.meter.feeds))
+        self.order: list[int] = []
+        self.alone: dict[int, float] = {}
+        try:
+            return self._search()
+        except KeyboardInterrupt as e:
+            self.state.save()
+            if self.state.path is None or not self.state.scores:
+                raise
+            kept = f"{len(self.state.scores)} measurements are kept in {self.state.path.name}"
+            raise type(e)(f"{kept}, the same command goes on from there") from None
+        finally:
+            self.state.save()
+
+    def _search(self) -> Built:
+        everything = frozenset(range(len(self.items)))
+        self.progress.step("search: measure", len(self.items))
+        whole = self._score(everything)
+        if whole.failures:
+            return self._missed(f"with all lifted it would be {whole.failures[0]}")
+        self._rank()
+        self.progress.step("search: choose")
+        chosen = self._drop(self._prefix())
+        step = 1
+        while not self._is_float(chosen):
+            made = self._build(chosen)
+            if made is not None:
+                return self._passed(made, chosen)
+            rest = [i for i in self.order if i not in chosen]
+            if not rest or self._late(1.0):
+                break
+            chosen |= frozenset(rest[:step])
+            step *= 2
+        if self._is_float(chosen) and not self._late(_MEASURED):
+            return self._missed("it takes all of them, which leaves nothing quantized")
+        return self._missed("")
+
+    # ---- measuring
+    def _late(self, share: float) -> bool:
+        return self.tools.clock() - self.start >= share * self.options.search_time
+
+    def _score(self, lifted: Raised) -> Score:
+        """Of the model with these items lifted, on all samples."""
+        off = {s for i in lifted for s in self.items[i].switches}
+        return self._measure(self.meter.everything - off, 0)
+
+    def _measure(self, on: frozenset[int], samples: int) -> Score:
+        key = measurements.mask(on, samples)
+        if key not in self.state.scores:
+            self.state.scores[key] = self.meter(on, samples)
+            self.measured += 1
+            if self.tools.clock() - self.saved > measurements.SAVE_EVERY:
+                self.state.save()
+                self.saved = self.tools.clock()
+        return self.state.scores[key]
+
+    def _passes(self, lifted: Raised) -> bool:
+        return not self._score(lifted).failures
+
+    def _rank(self) -> None:
+        """Order by the error of each alone; what there was no time for comes last."""
+        samples = self._ranking_samples()
+        for i, item in enumerate(self.items):
+            if self._late(_RANKED):
+                break
+            self.alone[i] = self._measure(frozenset(item.switches), samples).error
+            self.progress.advance()
+        self.order = sorted(range(len(self.items)), key=lambda i: -self.alone.get(i, 0.0))
+
+    def _ranking_samples(self) -> int:
+        """0 for all, or as many as there is time for: an order needs fewer than a verdict."""
+        if self._must_choose_samples():
+            begun = self.tools.clock()
+            self.meter(self.meter.everything)
+            took = (self.tools.clock() - begun) * len(self.items)
+            room = _RANKED * self.options.search_time - (self.tools.clock() - self.start)
+            fits = took <= room
+            self.state.samples = 0 if fits else max(1, int(self.samples * max(room, 0) / took))
+        return self.state.samples or 0
+
+    def _must_choose_samples(self) -> bool:
+        """False where an earlier run has ranked on all samples, or half of the items on fewer."""
+        samples = self.state.samples
+        done = sum(key.startswith(f"{samples}:") for key in self.state.scores)
+        return samples is None or (samples > 0 and done < len(self.items) / 2)
+
+    # ---- choosing
+    def _prefix(self) -> Raised:
+        """The shortest prefix of the order that passes, as far as there is time to bisect."""
+        misses, passes = 0, len(self.order)
+        while passes - misses > 1 and not self._late(_MEASURED):
+            middle = (misses + passes) // 2
+            if self._passes(frozenset(self.order[:middle])):
+                passes = middle
+            else:
+                misses = middle
+        return frozenset(self.order[:passes])
+
+    def _drop(self, chosen: Raised) -> Raised:
+        """Without those that are not needed, the least sensitive tried first."""
+        for i in reversed([i for i in self.order if i in chosen]):
+            if self._late(_MEASURED) or len(chosen) == 1:
+                break
+            if self._passes(chosen - {i}):
+                chosen -= {i}
+        return chosen
+
+    def _is_float(self, lifted: Raised) -> bool:
+        """True where nothing would be left in integers."""
+        floats = all(bits == "float" for item in self.items for _, bits in item.lifts)
+        return floats and len(lifted) == len(self.items)
+
+    # ---- compiling
+    def _build(self, lifted: Raised) -> Built | None:
+        """Compile with these lifted; None where the gates are missed, now or in an earlier run."""
+        key = f"{sum(1 << i for i in lifted):x}"
+        if key in self.state.tried and self.state.tried[key].failures:
+            return None
+        made = self._compiled(lifted)
+        verdict = made.job.report.verdict
+        if verdict is None:
+            return None
+        self.state.tried[key] = score(verdict)
+        return made if verdict.passed else None
+
+    def _compiled(self, lifted: Raised) -> Built:
+        if lifted not in self.built:
+            chosen = [i for i in self.order if i in lifted]
+            lifts = [(lift, i) for i in chosen for lift in self.items[i].lifts]
+            old = self.first.job.recipe
+            recipe = replace(old, precision=(*(lift for lift, _ in lifts), *old.precision))
+            reasons = tuple((pattern, self._reason(i)) for (pattern, _), i in lifts)
+            self.built[lifted] = self.tools.build(recipe, reasons)
+        return self.built[lifted]
+
+    def _reason(self, item: int) -> str:
+        error = self.alone.get(item)
+        said = "not measured alone" if error is None else f"error {error:.1e} alone"
+        return f"lifted by the search: {said}"
+
+    # ---- telling
+    def _passed(self, made: Built, lifted: Raised) -> Built:
+        self._account(made.job, lifted)
+        cut = "; with more --search-time it may be fewer" if self._late(_MEASURED) else ""
+        made.job.report.notes.append(f"by the search {self._count(lifted)}{cut}")
+        return made
+
+    def _missed(self, why: str) -> Built:
+        """The best result there is; its failures say what was reached and what to do next."""
+        tried = {int(k, 16): s for k, s in self.state.tried.items()}
+        verdict = self.first.job.report.verdict
+        assert verdict is not None  # or no search were wanted
+        tried[0] = score(verdict)
+        mask = min(tried, key=lambda m: (len(tried[m].failures), tried[m].error))
+        lifted = frozenset(i for i in range(len(self.items)) if mask >> i & 1)
+        made = self._compiled(lifted)
+        self._account(made.job, lifted)
+        reached = f"the search reached this with {self._count(lifted)}"
+        made.job.report.failures.append(f"{reached}: {why or self._advice()}")
+        if why:
+            self.state.scores.clear()  # nothing is left to go on with
+            self.state.remove()
+        return made
+
+    def _advice(self) -> str:
+        if not self._late(_MEASURED):
+            return "lower the gate, or try another --calibrator or --recipe"
+        again = "the same command goes on from there, " if self.state.path else ""
+        return f"the time was up ({again}--search-time gives it more)"
+
+    def _count(self, lifted: Raised) -> str:
+        words = {16: "16 bits", 8: "8 bits", "float": "float"}
+        bits = sorted({words[b] for i in lifted for _, b in self.items[i].lifts})
+        names = [self.items[i].name for i in self.order if i in lifted]
+        shown = f" ({', '.join([*names[:3], '…'] if len(names) > 3 else names)})" if names else ""
+        to = f" to {' or '.join(bits)}" if bits else ""
+        return f"{len(lifted)} of {len(self.items)} {self._noun()} lifted{to}{shown}"
+
+    def _noun(self) -> str:
+        return "tensors" if self.first.job.target.quantize_interior else "operators"
+
+    def _account(self, job: Job, lifted: Raised) -> None:
+        took = round(self.tools.clock() - self.start, 3)
+        chosen: Sequence[int] = [i for i in self.order if i in lifted]
+        job.report.seconds["search"] = took
+        job.report.search = {
+            "items": len(self.items),
+            "measurements": self.measured,
+            "compilations": len(self.built) - 1,
+            "ranking": [
+                {
+                    "item": self.items[i].name,
+                    "role": self.items[i].roles,
+                    "layer": self.items[i].layer,
+                    "error_alone": self.alone.get(i),
+                }
+                for i in self.order[:_MOST_REPORTED]
+            ],
+            "lifted": [
+                {"item": self.items[i].name, "error_alone": self.alone.get(i)} for i in chosen
+            ],
+        }

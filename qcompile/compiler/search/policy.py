@@ -1,0 +1,124 @@
+"""A ranking of items as a recipe: the most sensitive lifted, so that the gates are passed.
+
+The file is a plain recipe for ``compile --recipe``; beside each pattern stands the error that was
+measured. How many are lifted is found by bisection over the ranking, on the switched model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from qcompile.compiler.config.recipe import Recipe, to_yaml
+from qcompile.compiler.search import measurements
+from qcompile.compiler.search.lift_items import By
+from qcompile.compiler.search.sensitivity import (
+    Measurable,
+    Measure,
+    Measures,
+    Score,
+    SensitivityRow,
+    rank,
+)
+from qcompile.errors import GateError
+from qcompile.system.json_values import finite
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A recipe that lifts these rows, and what the switched model says of it."""
+
+    recipe: Recipe
+    lifted: tuple[SensitivityRow, ...]
+    predicted: Score
+
+    def to_yaml(self, heading: str) -> str:
+        """The recipe as a file, with what was measured beside each pattern."""
+        found = self.predicted
+        cosine = f"cosine mean {found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}"
+        notes = {pattern: _note(row) for row in self.lifted for pattern, _ in row.item.lifts}
+        return to_yaml(self.recipe, (heading, f"predicted: {cosine}"), notes)
+
+
+def _note(row: SensitivityRow) -> str:
+    where = row.item.roles if row.item.layer is None else f"{row.item.roles}@{row.item.layer}"
+    said = []
+    if row.alone is not None:
+        said.append(f"error {row.alone.error:.1e} alone")
+    if row.lifted is not None:
+        said.append(f"{row.lifted.error:.1e} left when it alone is lifted")
+    return f"{where}: {', '.join(said)}"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Rows, the most sensitive first, between ``quantized``, all on, and ``plain``, all off."""
+
+    source: str
+    found: Measurable
+    meter: Measures
+    by: By
+    rows: tuple[SensitivityRow, ...]
+    quantized: Score
+    plain: Score
+
+    def policy(self, lift: int | None = None) -> Policy:
+        """Lift the first ``lift`` rows, or as many as the gates need.
+
+        Raises GateError where even all of them are not enough.
+        """
+        count = self._needed() if lift is None else min(lift, len(self.rows))
+        chosen = self.rows[:count]
+        old = self.found.job.recipe
+        lifts = dict(lift for row in chosen for lift in row.item.lifts)
+        recipe = replace(old, precision=(*lifts.items(), *old.precision))
+        return Policy(recipe, chosen, self._with(count))
+
+    def _with(self, count: int) -> Score:
+        off = {s for row in self.rows[:count] for s in row.item.switches}
+        return self.meter(self.meter.everything - off)
+
+    def _needed(self) -> int:
+        if not self.quantized.failures:
+            return 0
+        if self.plain.failures:
+            raise GateError(f"no policy is enough: with all lifted {self.plain.failures[0]}")
+        misses, passes = 0, len(self.rows)
+        while passes - misses > 1:
+            middle = (misses + passes) // 2
+            if self._with(middle).failures:
+                misses = middle
+            else:
+                passes = middle
+        return passes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: what is infinite is None."""
+        job = self.found.job
+        plain: dict[str, Any] = finite(
+            {
+                "source": self.source,
+                "target": job.target.name,
+                "mode": job.mode,
+                "recipe": asdict(job.recipe),
+                "by": self.by,
+                "quantized": self.quantized.to_dict(),
+                "float": self.plain.to_dict(),
+                "rows": [row.to_dict() for row in self.rows],
+            }
+        )
+        return plain
+
+
+def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
+    """Measure all items of a model that is ready for it."""
+    items, job = found.items(by), found.job
+    job.progress.step("measure", len(items))
+    meter = measurements.recorder(found, (i.name for i in items))
+    try:
+        quantized, plain = meter(meter.everything), meter(())
+        rows = rank(meter, items, what, job.progress.advance)
+    finally:
+        if isinstance(meter, measurements.Recorder):
+            meter.save()
+    return Sensitivity(job.report.source, found, meter, by, tuple(rows), quantized, plain)

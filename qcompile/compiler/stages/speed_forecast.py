@@ -1,0 +1,77 @@
+"""How fast the compiled model should be, before any work: what integers can gain is known then.
+
+    time of compiled / time of float   ≈   1 - s + s / g
+
+s is the share of the float model's time that goes into products, by ONNX Runtime's own profile of
+a run or two; g how many times as many products the machine's instruction set does in integers at
+best (``instruction_sets.TABLE``). What is around the products is taken to cost the same (Amdahl
+1967). What came of it is measured at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qcompile.compiler.stages.job import Job
+from qcompile.data.feeds import Feed
+from qcompile.data.synthetic import synthetic_feeds
+from qcompile.errors import QCompileError
+from qcompile.runtime.profiler import Profile, profile
+from qcompile.system import processor
+from qcompile.targets import instruction_sets
+
+_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "Attention")
+_RUNS = 2
+_MODES = ("static", "dynamic")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """``speedup``: of compiled over float; ``share``: of float's time in products; ``gain``: of
+    integers over float in those, with the instruction set ``isa``."""
+
+    isa: str
+    gain: float
+    share: float
+    speedup: float
+
+    def __str__(self) -> str:
+        share, gain = f"{self.share:.0%} of float's time", f"up to {self.gain:.2g} times as fast"
+        return f"about {self.speedup:.1f}x: products take {share}, {self.isa} does them {gain}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "summary": str(self)}
+
+
+def expected(job: Job) -> Forecast | None:
+    """None where nothing is timed, the target is away, or a run fails: later stages say why."""
+    if not job.options.bench or job.is_away or not job.target.gate_latency:
+        return None
+    found = instruction_sets.of_machine(processor.instruction_sets())
+    if found is None or job.mode not in _MODES:
+        return None
+    job.progress.step("expect")
+    try:
+        [seen] = profile([("", job.running)], _feed(job), job.options.threads, _RUNS, job.provider)
+    except QCompileError:
+        return None
+    return of_share(found, _share(seen))
+
+
+def of_share(found: instruction_sets.Isa, share: float) -> Forecast:
+    """The forecast for a model of which products take this share of the time."""
+    return Forecast(found.name, found.gain, share, 1 / (1 - share + share / found.gain))
+
+
+def _share(seen: Profile) -> float:
+    products = sum(o.ms for o in seen.ops if o.op.rsplit(".", 1)[-1] in _PRODUCTS)
+    return products / seen.total if seen.total else 0.0
+
+
+def _feed(job: Job) -> Feed:
+    """The first of the data, or a made-up one where there is none that can be read twice."""
+    if job.feeds is not None and job.feeds.reusable:
+        return next(iter(job.feeds))
+    return synthetic_feeds(job.graph, {}, 1, job.recipe.seed)[0]

@@ -1,0 +1,262 @@
+"""Which axes must share the order of their channels, and what keeps an order from changing.
+
+A linear's output, what is added to it, the normalization behind it and the rows of the weights
+that read it are one class: permute them all alike, and the model computes the same. Edits nothing.
+
+Classes are found by following axes through all operators (axis_propagation.py), as products of
+factors (axis_factors.py): of an axis of 12 heads by 32, the 32 are a class and each head may have
+an order of its own, as long as everything that carries these channels also carries the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcompile.ir import MICROSOFT, Graph, Node, Tensor, has_subgraph, is_constant, op_name
+from qcompile.ir.analysis.axis_factors import Axis, Factor, leaves, pin
+from qcompile.ir.analysis.axis_propagation import ELEMENTWISE, RULES, Axes, Flow, Result, reason
+from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.analysis.shape_probing import probed_shapes
+from qcompile.ir.graph import reads
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.ir.model_io.to_proto import skeleton
+from qcompile.quant import Array
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor, counted from the back.
+
+    ``sizes``: the factors of the axis, major first. ``place``: which of them the channels are.
+    ``heads``: which of them the class's heads are, () where a head is not on this axis.
+    """
+
+    tensor: str
+    axis: int
+    sizes: tuple[int, ...]
+    place: int
+    heads: tuple[int, ...] = ()
+
+    def spread(self, order: Array) -> Array:
+        """The order of the whole axis, for an order of the channels, (*heads, channels)."""
+        places = (*self.heads, self.place)
+        sizes = [n if i in places else 1 for i, n in enumerate(self.sizes)]
+        index = order.transpose(np.argsort(places)).reshape(sizes)
+        grid = np.arange(int(np.prod(self.sizes))).reshape(self.sizes)
+        index = np.broadcast_to(index, grid.shape)
+        spread: Array = np.take_along_axis(grid, index, self.place).reshape(-1)
+        return spread
+
+    def largest(self, values: Array) -> Array:
+        """The largest of the axis's values for each channel, (*heads, channels)."""
+        places = (*self.heads, self.place)
+        rest = tuple(i for i in range(len(self.sizes)) if i not in places)
+        kept = values.reshape(self.sizes).max(axis=rest)
+        ordered: Array = kept.transpose(np.argsort(np.argsort(places)))
+        return ordered
+
+
+@dataclass(frozen=True)
+class ChannelClass:
+    """Axes that must share one order of ``size`` channels, in each block of ``heads``.
+
+    ``pinned``: why that order must stay, "" where it may change. ``outputs``: those of the
+    activations that are graph outputs.
+    """
+
+    size: int
+    heads: tuple[int, ...]
+    constants: tuple[Member, ...]
+    activations: tuple[Member, ...]
+    outputs: tuple[Member, ...] = ()
+    pinned: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its first tensor that survives a permutation by name, for messages."""
+        return (*self.activations, *self.constants)[0].tensor
+
+    @property
+    def reaches_output(self) -> bool:
+        return bool(self.outputs)
+
+    def alike(self) -> ChannelClass:
+        """The class where all heads have one order."""
+        parts = (self.constants, self.activations, self.outputs)
+        constants, activations, outputs = (
+            tuple(replace(m, heads=()) for m in part) for part in parts
+        )
+        return replace(
+            self, heads=(), constants=constants, activations=activations, outputs=outputs
+        )
+
+
+def channel_classes(graph: Graph, evaluate: Evaluator) -> list[ChannelClass]:
+    """The classes of all channels that a linear or a table of the model makes or reads.
+
+    An index over blocks of channels, as that of heads, keeps its order and is no class.
+    """
+    flow = _followed(graph, evaluate)
+    found = {name: [leaves(axis) for axis in axes] for name, axes in flow.axes.items()}
+    _pin_outputs(graph, found)
+    hidden = [[leaves(axis) for axis in axes] for axes in flow.hidden]
+    tensors = graph.tensors()
+    majors = {
+        id(factor)
+        for name, axes in found.items()
+        if is_constant(tensors[name])
+        for axis in axes
+        for factor in axis[:-1]
+        if factor is not axis[-1]
+    }
+    views = _Views(graph, tensors, found, hidden)
+    classes = [views.channel_class(f) for f in _weighted(found) if id(f) not in majors]
+    return [c for c in classes if c.constants]  # a table that Expand makes is none
+
+
+def _weighted(found: Mapping[str, Axes]) -> Iterator[Factor]:
+    factors = {id(f): f for axes in found.values() for axis in axes for f in axis}
+    return (f for f in factors.values() if f.weighted and f.fixed is not None)
+
+
+# ---- following axes
+
+
+def _followed(graph: Graph, evaluate: Evaluator) -> Flow:
+    """The axes of all tensors of a graph."""
+    flow = Flow(graph, probed_shapes(_in_standard_operators(graph), evaluate))
+    for tensor in graph.inputs:
+        axes = flow.fresh(tensor, f"graph input {tensor.name!r} comes in it")
+        flow.axes |= {} if axes is None else {tensor.name: axes}
+    tensors = graph.tensors()
+    for node in graph.nodes:
+        _follow(flow, node, tensors)
+    return flow
+
+
+def _in_standard_operators(graph: Graph) -> Graph:
+    """A copy without weights, of the same shapes: inference knows no contrib operators."""
+    model = skeleton(graph)
+    for node in model.graph.node:
+        if node.domain == MICROSOFT and f"{MICROSOFT}.{node.op_type}" in ELEMENTWISE:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:], node.attribute[:]
+    del model.graph.value_info[:]
+    return from_proto(model)
+
+
+def _follow(flow: Flow, node: Node, tensors: Mapping[str, Tensor]) -> None:
+    result = _apply_rule(flow, node)
+    if isinstance(result, str):
+        made = _pin_all(flow, node, reason(node, result), tensors)
+    else:
+        made = {t.name: axes for t, axes in zip(node.outputs, result, strict=True) if t.name}
+        if all(t.name in flow.fixed for t in node.inputs if t.name):
+            flow.fixed |= made.keys()
+    flow.axes |= made
+
+
+def _apply_rule(flow: Flow, node: Node) -> Result:
+    rule = None if has_subgraph(node) else RULES.get(op_name(node))
+    given = [flow.of(t) for t in node.inputs]
+    known = [axes for axes in given if axes is not None]
+    if rule is None:
+        return "is not known to keep its entries apart"
+    if len(known) < len(given):
+        return "reads a tensor of unknown shape"
+    return rule(flow, node, known)
+
+
+def _pin_all(flow: Flow, node: Node, why: str, tensors: Mapping[str, Tensor]) -> dict[str, Axes]:
+    """All that a node reads keeps its order, and what it makes has to do with nothing else."""
+    for tensor in (tensors[name] for name in reads(node) if name in tensors):
+        for axis in flow.of(tensor) or []:
+            pin(axis, why)
+    made = {t.name: flow.fresh(t, why) for t in node.outputs if t.name}
+    return {name: axes for name, axes in made.items() if axes is not None}
+
+
+def _pin_outputs(graph: Graph, found: Mapping[str, Axes]) -> None:
+    """Outputs to which no order can be given back: a Gather stands behind the node that makes it.
+
+    A tensor that a subgraph reads is pinned by the node that holds the subgraph.
+    """
+    for tensor in graph.outputs:
+        maker = graph.producer(tensor)
+        first = maker is not None and maker.outputs[0] is tensor
+        for axis in found.get(tensor.name, []):
+            if not first:
+                pin(axis, f"graph output {tensor.name!r} is not the first result of a node")
+            elif any(f.fixed is None for f in axis):
+                pin(axis, f"graph output {tensor.name!r} has it in an axis of varying size")
+
+
+# ---- classes of what was found
+
+
+@dataclass(frozen=True)
+class _Views:
+    """All tensors by the factors of their axes; ``hidden`` ones have no names."""
+
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+    found: Mapping[str, Axes]
+    hidden: Sequence[Axes]
+
+    def channel_class(self, factor: Factor) -> ChannelClass:
+        heads = self._heads(factor)
+        constants: list[Member] = []
+        activations: list[Member] = []
+        pinned = factor.pinned
+        for name, axes in self.found.items():
+            for i, axis in enumerate(axes):
+                count = sum(f is factor for f in axis)
+                if count > 1:
+                    pinned = pinned or f"{name!r} has it twice in one axis"
+                if count == 0 or any(f.fixed is None for f in axis):
+                    continue
+                part = constants if is_constant(self.tensors[name]) else activations
+                part.append(_member(name, i - len(axes), axis, factor, heads))
+        ends = {t.name for t in self.graph.outputs}
+        outputs = tuple(m for m in activations if m.tensor in ends)
+        sizes = tuple(f.size[0] for f in heads)
+        return ChannelClass(
+            factor.size[0], sizes, tuple(constants), tuple(activations), outputs, pinned
+        )
+
+    def _heads(self, factor: Factor) -> list[Factor]:
+        """Factors that choose the order: everything that carries the channels carries them once.
+
+        Constants and outputs must have them on the same axis, major to the channels: one order of
+        that axis is all that can be written into them.
+        """
+        common: list[Factor] | None = None
+        for axes in self._carriers(factor):
+            flat = [f for axis in axes for f in axis]
+            once = [f for f in flat if flat.count(f) == 1 and f is not factor]
+            common = once if common is None else [f for f in common if f in once]
+        return [f for f in common or [] if f.fixed is not None]
+
+    def _carriers(self, factor: Factor) -> Iterator[Axes]:
+        ends = {t.name for t in self.graph.outputs}
+        for name, axes in self.found.items():
+            for axis in axes:
+                if factor in axis and (name in ends or is_constant(self.tensors[name])):
+                    yield [axis[: axis.index(factor) + 1]]
+        for axes in (*self.found.values(), *self.hidden):
+            if any(factor in axis for axis in axes):
+                yield axes
+
+
+def _member(name: str, place: int, axis: Axis, factor: Factor, heads: Sequence[Factor]) -> Member:
+    on_axis = tuple(axis.index(h) for h in heads if h in axis)
+    return Member(
+        name,
+        place,
+        tuple(f.size[0] for f in axis),
+        axis.index(factor),
+        on_axis if len(on_axis) == len(heads) else (),
+    )

@@ -1,0 +1,89 @@
+"""Replacing what is known at compile time by constants: evaluated nodes, fixed dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qcompile.ir import Graph, Node, Shape, Tensor, array, has_subgraph, is_constant, is_op
+from qcompile.ir.analysis.prequantized import keeps_integers
+from qcompile.quant import Array
+
+# Runs nodes that depend on constants alone: their outputs by name, or why there are none. The
+# compiler hands it in, since passes and this module do not know the runtime.
+Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | str]
+
+# Random and stateful operators; quantizers, because a weight's DequantizeLinear must stay (so must
+# the Cast of integer weights).
+_KEPT = {
+    "Bernoulli", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial",
+    "QuantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}  # fmt: skip
+
+
+def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
+    """Nodes that depend on constants alone and that ``accept`` admits, in order."""
+    known: set[str] = set()
+    found = []
+    for node in graph.nodes:
+        if node.op in _KEPT or not node.inputs or has_subgraph(node) or keeps_integers(node):
+            continue
+        given = [t for t in node.inputs if t.name]
+        if all(is_constant(t) or t.name in known for t in given) and accept(node):
+            known |= {t.name for t in node.outputs}
+            found.append(node)
+    return found
+
+
+def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) -> bool:
+    """Let constants stand for the outputs of ``nodes``; graph outputs keep their node."""
+    changed = False
+    for tensor in (t for n in nodes for t in n.outputs):
+        if tensor.name in values and tensor.outputs and not graph.is_output(tensor):
+            graph.replace_uses(tensor, graph.constant(f"{tensor.name}/folded", values[tensor.name]))
+            changed = True
+    return changed
+
+
+def fold_shape(graph: Graph, node: Node, shape: Shape | None) -> bool:
+    """Readers of a Shape node that ask only for fixed dimensions get them as constants."""
+    out = node.outputs[0]
+    if shape is None or graph.is_output(out) or not out.outputs:
+        return False
+    dims = shape[slice(node.attrs.get("start", 0), node.attrs.get("end", len(shape)))]
+    if all(isinstance(d, int) for d in dims):
+        graph.replace_uses(out, graph.constant(f"{out.name}/dims", np.array(dims, np.int64)))
+        return True
+    changed = False
+    for reader in graph.consumers(out):
+        picked = _picked(reader, out, dims)
+        if picked is not None and not graph.is_output(reader.outputs[0]):
+            result = reader.outputs[0]
+            graph.replace_uses(result, graph.constant(f"{result.name}/dims", picked))
+            changed = True
+    return changed
+
+
+def _picked(reader: Node, dims_tensor: Tensor, dims: Shape) -> Array | None:
+    """What a Gather or Slice reads out of ``dims``, None unless all of it is fixed."""
+    if not is_op(reader, "Gather", "Slice") or reader.inputs[0] is not dims_tensor:
+        return None
+    operands = [t for t in reader.inputs[1:] if t.name]
+    if not operands or not all(is_constant(t) for t in operands):
+        return None
+    places = np.arange(len(dims))
+    if is_op(reader, "Gather"):
+        indices = array(operands[0])
+        if not ((-len(dims) <= indices) & (indices < len(dims))).all():
+            return None
+        places = places[indices]
+    elif len(reader.inputs) < 3 or any(t.name for t in reader.inputs[4:]):
+        return None  # attributes of opset 9, or a step
+    else:
+        start, end = (array(t) for t in operands[:2])
+        places = places[int(start.flat[0]) : int(end.flat[0])]
+    values = [dims[i] for i in np.atleast_1d(places)]
+    if not values or not all(isinstance(v, int) for v in values):
+        return None
+    return np.array(values, np.int64).reshape(np.shape(places))

@@ -1,0 +1,104 @@
+"""Which tensors carry the model's data, and which only shapes, indices or masks.
+
+The data path starts at float graph inputs, embedding lookups and products with float weights, and
+follows every operator. A mask made from integers by Cast, Sub and Mul is not on it: quantizing
+that arithmetic gave other tools Gather indices out of range and NaN zero points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_layout, is_op, rank
+from qcompile.ir.operators import _LAYOUT, MOVERS
+
+MASK = "attention_mask"  # the input that tells text from padding, by transformers' convention
+_WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
+# Masking constants: float32's and float16's lowest, and the round numbers exporters choose.
+_MASK_VALUE = 1e4
+
+
+def data_path(graph: Graph) -> set[str]:
+    """Names of float tensors that carry data."""
+    found = {t.name for t in graph.inputs if is_float(t) and "mask" not in t.name.lower()}
+    for node in graph.nodes:
+        starts = is_op(node, *_WEIGHTED) and any(_is_weight(t) for t in node.inputs)
+        if starts or any(t.name in found for t in node.inputs):
+            found |= {t.name for t in node.outputs if is_float(t)}
+    return found
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return is_constant(tensor) and is_float(tensor) and (rank(tensor) or 0) >= 2
+
+
+def is_masking(node: Node, path: set[str]) -> bool:
+    """True where a node mixes data with a mask: a computed operand off the path, or a huge one."""
+    if not is_op(node, "Add", "Sub", "Mul", "Where", "Max", "Min"):
+        return False
+    for tensor in node.inputs:
+        if is_constant(tensor):
+            values = array(tensor) if is_float(tensor) else np.zeros(1)
+            if values.size and float(np.abs(values).max()) >= _MASK_VALUE:
+                return True
+        elif tensor.name and tensor.name not in path:
+            return True
+    return False
+
+
+def layout_root(graph: Graph, tensor: Tensor) -> Tensor:
+    """The tensor whose values these are, before layout operators moved them."""
+    while (node := graph.producer(tensor)) is not None and is_op(node, *_LAYOUT):
+        if is_constant(node.inputs[0]):
+            break
+        tensor = node.inputs[0]
+    return tensor
+
+
+def aliases(graph: Graph, tensor: Tensor) -> tuple[list[str], list[str]]:
+    """Names that stand for a tensor's values: of tensors, and of nodes.
+
+    Its own and what layout operators make of it; the node that makes it and all that read it.
+    """
+    maker = graph.producer(tensor)
+    nodes = [] if maker is None else [maker.name]
+    tensors: list[str] = []
+    waiting = [tensor]
+    while waiting:
+        current = waiting.pop()
+        tensors.append(current.name)
+        for node in graph.consumers(current):
+            nodes.append(node.name)
+            if is_layout(node):
+                waiting += node.outputs
+    return tensors, nodes
+
+
+def movers_before(graph: Graph, tensor: Tensor, also: tuple[str, ...] = ()) -> list[Node]:
+    """Operators that move values in front of a tensor, nearest first, that nothing else reads.
+
+    Only those that take 8-bit tensors and have no operand whose meaning depends on the type;
+    ``also`` names more of them.
+    """
+    chain: list[Node] = []
+    while graph.only_consumer(tensor) is not None:
+        node = graph.producer(tensor)
+        if node is None or not is_op(node, *MOVERS, *also) or is_constant(node.inputs[0]):
+            break
+        if any(t.name for t in node.outputs[1:]):
+            break
+        chain.append(node)
+        tensor = node.inputs[0]
+    return chain
+
+
+def derived_from(graph: Graph, name: str) -> set[str]:
+    """Tensors computed from one graph input, constants and shapes alone, itself too."""
+    found, shapes = {name}, set[str]()
+    for node in graph.nodes:
+        data = [t.name for t in node.inputs if t.name and not is_constant(t)]
+        if is_op(node, "Shape", "Size") or all(n in shapes for n in data):
+            shapes |= {t.name for t in node.outputs}
+        elif all(n in shapes or n in found for n in data):
+            found |= {t.name for t in node.outputs}
+    return found

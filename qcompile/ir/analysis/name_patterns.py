@@ -1,0 +1,19 @@
+"""Patterns over names of nodes and tensors, and over roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+_PREFIX = "role:"
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """True where a glob fits a name; one that begins with ``role:`` is held to labels, no other."""
+    asks_role = is_role(pattern)
+    return any(fnmatchcase(n, pattern) for n in names if is_role(n) == asks_role)
+
+
+def is_role(text: str) -> bool:
+    """True for labels, and for patterns of labels."""
+    return text.startswith(_PREFIX)

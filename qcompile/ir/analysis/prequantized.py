@@ -1,0 +1,90 @@
+"""What a model has been quantized with when it comes in, and which of its weights are integers.
+
+Three forms: Q/DQ pairs; operators that compute in integers (MatMulInteger, QLinear*, those of
+com.microsoft); and integer constants that Cast, Sub and Mul turn to float. All stay as they are: to
+quantize them again would round twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
+
+_STANDARD = (
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv",
+    "QLinearMatMul", "QuantizeLinear",
+)  # fmt: skip
+_MICROSOFT = (
+    "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
+    "MatMulBnb4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits", "QAttention",
+    "QEmbedLayerNormalization", "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
+    "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul",
+    "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QMoE",
+    "QuantizeLinear",
+)  # fmt: skip
+_OPERATORS = (*_STANDARD, *(f"com.microsoft.{op}" for op in _MICROSOFT))
+# What stands between an integer constant and the operator that reads it as a float weight.
+_PASS_WEIGHT = (
+    "Cast", "DequantizeLinear", "Mul", "Reshape", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    "com.microsoft.DequantizeLinear",
+)  # fmt: skip
+_INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
+
+
+def is_quantized_weight(graph: Graph, tensor: Tensor) -> bool:
+    """True where float values are computed from an integer constant of rank 2 or more."""
+    node = graph.producer(tensor)
+    while node is not None and is_op(node, *_PASS_WEIGHT):
+        if any(_is_integer_constant(t) for t in node.inputs):
+            return True
+        made = [m for t in node.inputs if (m := graph.producer(t)) is not None]
+        node = made[0] if len(made) == 1 else None
+    return False
+
+
+def keeps_integers(node: Node) -> bool:
+    """True for a Cast of quantized weights to float: folded, it would take four times the bytes."""
+    return is_op(node, "Cast") and _is_integer_constant(node.inputs[0])
+
+
+def _is_integer_constant(tensor: Tensor) -> bool:
+    if not is_constant(tensor) or (rank(tensor) or 0) < 2:
+        return False
+    try:
+        return np.dtype(tensor.dtype) in _INTEGERS
+    except TypeError:  # an ONNX enum for a type numpy lacks: four bits
+        return True
+
+
+def inventory(graph: Graph) -> str:
+    """Quantized operators and weights in words, such as ``12 MatMulInteger``; "" for none."""
+    names = [n.op for n in graph.nodes if is_op(n, *_OPERATORS)]
+    names += ["integer weights with Cast" for n in graph.nodes if keeps_integers(n)]
+    return ", ".join(f"{count} {name}" for name, count in sorted(Counter(names).items()))
+
+
+def scale_arithmetic(graph: Graph) -> set[str]:
+    """Names of tensors that a dynamic quantizer's scale is multiplied into, up to the product.
+
+    ``Mul(Cast(MatMulInteger), Mul(a_scale, b_scale))``: scales and integers as floats, no data.
+    """
+    found = {n.outputs[1].name for n in graph.nodes if is_op(n, "DynamicQuantizeLinear")}
+    for node in graph.nodes:
+        if not is_op(node, "Mul") or not any(t.name in found for t in node.inputs):
+            continue
+        makers = [graph.producer(t) for t in node.inputs]
+        found |= {t.name for t in node.inputs}
+        if not any(m is not None and is_op(m, "Cast") for m in makers):
+            found.add(node.outputs[0].name)
+    return found
+
+
+def compiled_before(graph: Graph) -> str:
+    """Which qcompile made the model, for a message; "" where another tool did."""
+    version, target = (
+        graph.header.metadata.get(f"qcompile.{key}") for key in ("version", "target")
+    )
+    return "" if version is None else f" by qcompile {version} for target {target}"

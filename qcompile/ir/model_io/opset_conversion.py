@@ -1,0 +1,49 @@
+"""Rewrites a graph for a newer opset with ONNX's own version converter.
+
+The converter sees the weightless skeleton, so that it is quick and holds no second copy of the
+weights; the constants are put back by name afterwards.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import version_converter
+
+from qcompile.errors import ModelError
+from qcompile.ir import Graph, has_subgraph, is_constant
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.ir.model_io.to_proto import skeleton
+
+
+def convert(graph: Graph, opset: int) -> str | None:
+    """Bring ``graph`` to ``opset`` in place; returns why not where the converter cannot."""
+    if graph.functions:
+        return "the model has functions of its own"
+    if any(node.domain not in (None, "", "ai.onnx") for node in graph.nodes):
+        return "the model has operators outside ONNX"
+    if any(has_subgraph(node) for node in graph.nodes):
+        return "subgraphs cannot be brought along"
+    small = skeleton(graph)
+    try:
+        converted = version_converter.convert_version(small, opset)
+    except (RuntimeError, onnx.checker.ValidationError) as e:
+        return f"ONNX's version converter fails: {str(e).strip().splitlines()[0][:120]}"
+    try:
+        new = from_proto(converted)
+    except ModelError as e:
+        return f"ONNX's version converter made an invalid graph: {e}"
+    _restore(graph, new)
+    graph.adopt(new)
+    return None
+
+
+def _restore(old: Graph, new: Graph) -> None:
+    """Weights, and the declared types of inputs and outputs, which the skeleton lacks."""
+    constants, tensors = old.constants(), new.tensors()
+    for name, constant in constants.items():
+        tensor = tensors.get(name)
+        if tensor is not None and not is_constant(tensor):
+            new.make_constant(tensor, constant)
+    declared = {t.name: t for t in (*old.inputs, *old.outputs)}
+    for tensor in (*new.inputs, *new.outputs):
+        tensor.dtype, tensor.shape = declared[tensor.name].dtype, declared[tensor.name].shape

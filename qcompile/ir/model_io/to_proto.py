@@ -1,0 +1,144 @@
+"""Graph back to ModelProto and file; a weightless skeleton for shape inference.
+
+Files are written whole or not at all: to a temporary name in the same folder, then renamed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from google.protobuf.message import EncodeError
+
+from qcompile.errors import OutputError
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, shape_of
+from qcompile.ir.model_io.node_proto import element_type, fill_tensor, node_proto
+
+# Constants up to this many elements can be shapes, axes or indices, which inference reads.
+_SHAPE_ELEMENTS = 64
+_PROTOBUF_LIMIT = 2**31 - 2**20
+_STANDARD = (None, "", "ai.onnx")
+
+
+def to_proto(graph: Graph) -> onnx.ModelProto:
+    """The model as it stands, with the header it came with."""
+    model = shell(graph)
+    for constant in graph.constants().values():
+        fill_tensor(model.graph.initializer.add(), constant)
+    return model
+
+
+def shell(graph: Graph) -> onnx.ModelProto:
+    """The model without its constants."""
+    head = graph.header
+    model = onnx.ModelProto(
+        ir_version=max(head.ir_version, 4),
+        producer_name=head.producer_name,
+        producer_version=head.producer_version,
+        domain=head.domain,
+        model_version=head.model_version,
+        doc_string=head.doc_string,
+        opset_import=_imports(graph),
+        functions=graph.functions,
+    )
+    onnx.helper.set_model_props(model, head.metadata)
+    proto = model.graph
+    proto.name, proto.doc_string = graph.name, graph.surgeon.doc_string
+    proto.node.extend(_node(graph, n) for n in graph.nodes)
+    proto.input.extend(_declared(graph, t) for t in graph.inputs)
+    proto.output.extend(_declared(graph, t) for t in graph.outputs)
+    proto.value_info.extend(_value_info(graph))
+    return model
+
+
+def _imports(graph: Graph) -> list[onnx.OperatorSetIdProto]:
+    return [onnx.helper.make_opsetid(d, v) for d, v in graph.domains().items()]
+
+
+def _node(graph: Graph, node: Node) -> onnx.NodeProto:
+    made = node_proto(node)
+    if node.name in graph.header.extras:
+        made.MergeFrom(graph.header.extras[node.name])
+    return made
+
+
+def _declared(graph: Graph, tensor: Tensor) -> onnx.ValueInfoProto:
+    """An input or output as the model declared it; its inferred type where it declared none."""
+    declared = graph.header.interface.get(tensor.name)
+    if declared is not None and declared.HasField("type"):
+        return declared
+    return _typed(tensor, _symbols(graph))
+
+
+def _symbols(graph: Graph) -> set[str]:
+    """Names of the inputs' dimensions.
+
+    Those of an inference are never written: a new one may use them for other sizes.
+    """
+    return {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
+
+
+def _typed(tensor: Tensor, symbols: set[str]) -> onnx.ValueInfoProto:
+    """Name, type and shape of a tensor as far as known."""
+    if tensor.dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
+        return onnx.ValueInfoProto(name=tensor.name)
+    shape = shape_of(tensor)
+    dims = shape and [d if isinstance(d, int) or d in symbols else None for d in shape]
+    return onnx.helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype), dims)
+
+
+def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
+    """Types of the surviving float tensors: nothing else is asked of them later."""
+    skip = {t.name for t in (*graph.inputs, *graph.outputs)}
+    symbols = _symbols(graph)
+    return [
+        _typed(t, symbols)
+        for name, t in graph.tensors().items()
+        if name not in skip
+        and not is_constant(t)
+        and (is_float(t, np.float16) or (is_float(t) and t.shape is not None))
+    ]
+
+
+def skeleton(graph: Graph) -> onnx.ModelProto:
+    """The model without its weights: large constants stand as typed graph inputs.
+
+    Equivalent for type and shape inference, and small enough to copy freely. The shapes that
+    exporters wrote beside intermediate tensors and outputs are left out: they are often wrong.
+    """
+    model = onnx.ModelProto(ir_version=10, opset_import=_imports(graph), functions=graph.functions)
+    proto = model.graph
+    proto.name = graph.name
+    proto.node.extend(_node(graph, n) for n in graph.nodes)
+    proto.input.extend(_declared(graph, t) for t in graph.inputs)
+    for dim in (d for i in proto.input for d in i.type.tensor_type.shape.dim):
+        if dim.dim_value < 0:  # how some exporters write a dimension that they do not know
+            dim.Clear()
+    for constant in graph.constants().values():
+        if int(np.prod(constant.shape, dtype=np.int64)) <= _SHAPE_ELEMENTS:
+            fill_tensor(proto.initializer.add(), constant)
+        else:
+            proto.input.append(_typed(constant, set()))
+    proto.output.extend(onnx.ValueInfoProto(name=t.name) for t in graph.outputs)
+    proto.value_info.extend(_contrib_types(graph))
+    return model
+
+
+def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
+    """Types of tensors that contrib operators make, which inference cannot find by itself."""
+    symbols = _symbols(graph)
+    made = (t for n in graph.nodes if n.domain not in _STANDARD for t in n.outputs)
+    return [
+        _typed(t, symbols) for t in made if t.name and t.dtype is not None and t.shape is not None
+    ]
+
+
+def serialize(graph: Graph) -> bytes:
+    """The model's bytes, deterministic. Raises OutputError over protobuf's 2 GiB."""
+    try:
+        data: bytes = to_proto(graph).SerializeToString(deterministic=True)
+    except (ValueError, EncodeError) as e:
+        limit = "is it over protobuf's 2 GiB limit?"
+        raise OutputError(f"the compiled model cannot be serialized, {limit} {e}") from e
+    if len(data) > _PROTOBUF_LIMIT:
+        raise OutputError(f"the compiled model has {len(data)} bytes, over protobuf's 2 GiB limit")
+    return data

@@ -1,0 +1,259 @@
+"""A graph becomes files, constant by constant: weights are never in memory together.
+
+In one file, as protobuf; in two where protobuf's limit of 2 GiB does not allow that, or where the
+runtime is to map the weights. The second then holds the data of large constants, as ONNX's external
+data, at offsets that can be mapped.
+Source: https://protobuf.dev/programming-guides/encoding, and onnx/onnx docs/ExternalData.md
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+
+from qcompile.errors import ModelError, OutputError
+from qcompile.ir import Constant, Graph, array
+from qcompile.ir.model_io import read_model
+from qcompile.ir.model_io.external_data import Storage, external_file, is_external, is_whole, mapped
+from qcompile.ir.model_io.node_proto import element_type, fill_tensor
+from qcompile.ir.model_io.to_proto import shell
+from qcompile.ir.model_io.weightless_parse import varint
+from qcompile.quant import Array
+from qcompile.system import atomic_write, digests
+from qcompile.system.temporary_folder import TemporaryFolder
+
+LIMIT = 2**31 - 2**20  # protobuf's, and some room
+_LEAST = 1 << 10  # bytes of a constant whose data is streamed
+_PAGE = 1 << 12
+_GRAPH, _INITIALIZER, _RAW_DATA, _DELIMITED = 7, 5, 9, 2  # field numbers, and a wire type
+_DATA = "data"
+_DIGITS = 12
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk, in a folder that lives as long as this: its file, and that of its data."""
+
+    path: Path
+    data: Path | None
+    folder: TemporaryFolder
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(p.stat().st_size for p in (self.path, self.data) if p is not None)
+
+    def save(self, path: Path) -> None:
+        """Copy to a place where it stays, whole or not at all; what was there is replaced.
+
+        Data goes beside the model under its own name, before the model that names it; the data of
+        the model that was there goes after. Raises OutputError.
+        """
+        place = atomic_write.destination(path)
+        old = data_of(place)
+        if self.data is None:
+            _copy(self.path, place)
+        else:
+            beside = place.with_name(self.data.name)
+            is_new = not beside.exists()
+            try:
+                _copy(self.data, beside)
+                _copy(self.path, place)
+            except BaseException:
+                if is_new:
+                    beside.unlink(missing_ok=True)
+                raise
+        if old is not None and (self.data is None or old.name != self.data.name):
+            old.unlink(missing_ok=True)
+
+
+def data_of(path: Path) -> Path | None:
+    """The data file that ``write`` made for the model at a place, None where there is none."""
+    try:
+        model, storage = read_model.read_model(path)
+    except ModelError:
+        return None
+    tensors = (t for t in model.graph.initializer if is_external(t))
+    found = {external_file(t, storage) for t in tensors}
+    ours = re.compile(rf"{re.escape(path.stem)}-[0-9a-f]{{{_DIGITS}}}\.data")
+    return next((f for f in found if f is not None and ours.fullmatch(f.name)), None)
+
+
+def _copy(source: Path, path: Path) -> None:
+    with source.open("rb") as file, atomic_write.replacing(path) as target:
+        shutil.copyfileobj(file, target, _CHUNK)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A constant: its message, and what gives the data that the message does not hold."""
+
+    message: onnx.TensorProto
+    values: Callable[[], Array] | None = None
+    size: int = 0
+
+    @property
+    def head(self) -> bytes:
+        """The message up to the data."""
+        made: bytes = self.message.SerializeToString(deterministic=True)
+        return made + (_head(_RAW_DATA, self.size) if self.values else b"")
+
+
+def write_model(graph: Graph, stem: str = "model", limit: int | None = None) -> ModelFiles:
+    """The model as files of a temporary folder, deterministic.
+
+    One file, ``<stem>.onnx``; where that would be larger than ``limit``, by default protobuf's,
+    also a data file, named after its contents, so that a model never meets the data of another.
+    Raises OutputError where there is no room.
+    """
+    folder = TemporaryFolder()
+    path, model = folder.path / f"{stem}.onnx", shell(graph)
+    pieces = [_piece(c) for c in graph.constants().values()]
+    with _room(folder):
+        if model.ByteSize() + sum(len(p.head) + p.size for p in pieces) <= (limit or LIMIT):
+            with path.open("wb") as file:
+                _write_whole(file, model, pieces)
+            return ModelFiles(path, None, folder)
+        spare = folder.path / _DATA
+        write_data(spare, model, pieces)
+        data = spare.rename(folder.path / f"{stem}-{digests.of_file(spare)[:_DIGITS]}.data")
+        for entry in (e for t in model.graph.initializer for e in t.external_data):
+            if entry.key == "location":
+                entry.value = data.name
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    return ModelFiles(path, data, folder)
+
+
+def with_external_weights(graph: Graph) -> tuple[onnx.ModelProto, TemporaryFolder]:
+    """The model with its data in a file of a temporary folder, in which it is to be saved.
+
+    The runtime maps that file when it loads the model, so the weights are in memory once, as it
+    packs them. Raises OutputError where there is no room.
+    """
+    folder, model = TemporaryFolder(), shell(graph)
+    with _room(folder):
+        write_data(folder.path / _DATA, model, map(_piece, graph.constants().values()))
+    return model, folder
+
+
+def externalize_weights(source: Path) -> ModelFiles | None:
+    """A model's file as ``apart`` has it, None where its weights are not in it to begin with.
+
+    Raises OutputError where there is no room.
+    """
+    model, storage = read_model.read_model(source)
+    if not storage.spans:
+        return None
+    read_model.embed_inner(model, storage)
+    tensors = [onnx.TensorProto.FromString(t.SerializeToString()) for t in model.graph.initializer]
+    del model.graph.initializer[:]
+    folder = TemporaryFolder()
+    with _room(folder):
+        pieces = (_stored(t, storage) for t in tensors)
+        write_data(folder.path / _DATA, model, pieces)
+    return ModelFiles(save(model, folder), folder.path / _DATA, folder)
+
+
+def _stored(tensor: onnx.TensorProto, storage: Storage) -> Piece:
+    """A constant as it is in a model's file."""
+    if not is_external(tensor) and tensor.name not in storage.spans:
+        return Piece(tensor)
+    values = mapped(tensor.name, tensor, storage)
+    if values is None:  # it was read into the tensor
+        return Piece(tensor)
+    return Piece(values.tensor, values.load, values.nbytes)
+
+
+def save(model: onnx.ModelProto, folder: TemporaryFolder) -> Path:
+    """Write a model beside its data. Raises OutputError where there is no room."""
+    path = folder.path / "model.onnx"
+    with _room(folder):
+        path.write_bytes(model.SerializeToString())
+    return path
+
+
+def write_data(path: Path, model: onnx.ModelProto, pieces: Iterable[Piece]) -> None:
+    """Write the data of constants, and add them to the model's initializers."""
+    with path.open("wb") as file:
+        for piece in pieces:
+            target = model.graph.initializer.add()
+            target.CopyFrom(piece.message)
+            if piece.values is None:
+                continue
+            file.write(bytes(-file.tell() % _PAGE))
+            target.data_location = onnx.TensorProto.EXTERNAL
+            where = {"location": path.name, "offset": file.tell(), "length": piece.size}
+            for key, value in where.items():
+                target.external_data.add(key=key, value=str(value))
+            file.write(_raw(piece.values()))
+
+
+def _piece(constant: Constant) -> Piece:
+    values = constant._values
+    lazy = not isinstance(values, np.ndarray)
+    kind = values.tensor.data_type if lazy else element_type(values.dtype)
+    message = onnx.TensorProto()
+    if values.nbytes < _LEAST or not is_whole(kind):
+        fill_tensor(message, constant)
+        return Piece(message)
+    if lazy:
+        message.metadata_props.extend(values.tensor.metadata_props)
+        if values.tensor.doc_string:
+            message.doc_string = values.tensor.doc_string
+    message.name, message.data_type = constant.name, kind
+    message.dims.extend(values.shape)
+    return Piece(message, lambda: array(constant), values.nbytes)
+
+
+def _write_whole(file: IO[bytes], model: onnx.ModelProto, pieces: list[Piece]) -> None:
+    """Protobuf's own serialization, initializer by initializer."""
+    before, behind = _around(model, _GRAPH)
+    first, last = _around(model.graph, _INITIALIZER)
+    sizes = [len(p.head) + p.size for p in pieces]
+    inner = sum(len(_head(_INITIALIZER, size)) + size for size in sizes)
+    file.write(before + _head(_GRAPH, len(first) + inner + len(last)) + first)
+    for piece, size in zip(pieces, sizes, strict=True):
+        file.write(_head(_INITIALIZER, size) + piece.head)
+        if piece.values is not None:
+            file.write(_raw(piece.values()))
+    file.write(last + behind)
+
+
+def _around(message: Any, number: int) -> tuple[bytes, bytes]:
+    """A message's fields below a number, and those above."""
+    parts = type(message)(), type(message)()
+    for part in parts:
+        part.CopyFrom(message)
+    for found, _ in message.ListFields():
+        for part, drop in zip(parts, (found.number >= number, found.number <= number), strict=True):
+            if drop:
+                part.ClearField(found.name)
+    before, behind = (p.SerializeToString(deterministic=True) for p in parts)
+    return before, behind
+
+
+def _head(number: int, size: int) -> bytes:
+    return varint(number << 3 | _DELIMITED) + varint(size)
+
+
+def _raw(values: Array) -> memoryview:
+    """The bytes of an array; a view where it can be."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+@contextmanager
+def _room(folder: TemporaryFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        where = str(folder.path.parent)
+        raise OutputError(f"temporary folder {where!r} (TMPDIR): {e.strerror}") from e

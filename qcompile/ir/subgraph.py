@@ -1,0 +1,71 @@
+"""The bodies of If, Loop and Scan: what they read from outside, and a digest of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto
+
+
+class Subgraph(gs.Graph):  # type: ignore[misc]  # graphsurgeon has no types
+    """The body of an If, Loop or Scan as it was read; to graphsurgeon an empty graph.
+
+    ``reads``: outer tensors that it reads or returns, in order. ``names``: every name inside it.
+    """
+
+    def __init__(self, proto: onnx.GraphProto) -> None:
+        super().__init__()
+        self.proto = proto
+        self.reads = tuple(dict.fromkeys(outer_reads(proto)))
+        self.names = frozenset(_names(proto))
+
+    @cached_property
+    def digest(self) -> str:
+        """Short content hash: a subgraph never changes."""
+        return digest(self.proto)
+
+
+def subgraphs(node: gs.Node) -> Iterator[Subgraph]:
+    """The bodies of an If, Loop or Scan, none for other nodes."""
+    yield from (v for v in node.attrs.values() if isinstance(v, Subgraph))
+
+
+def digest(message: onnx.GraphProto | AttributeProto) -> str:
+    """Short content hash of a message."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:6]
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The subgraphs of a node."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _made_in(proto: onnx.GraphProto) -> set[str]:
+    """Names that a graph gives to tensors of its own."""
+    own = {t.name for t in proto.input} | {t.name for t in proto.initializer}
+    own |= {t.values.name for t in proto.sparse_initializer}
+    return own | {name for n in proto.node for name in n.output}
+
+
+def outer_reads(proto: onnx.GraphProto) -> Iterator[str]:
+    """Names of outer tensors that a subgraph reads or returns."""
+    own = _made_in(proto)
+    for node in proto.node:
+        inner = (name for body in bodies(node) for name in outer_reads(body))
+        yield from (name for name in (*node.input, *inner) if name and name not in own)
+    yield from (t.name for t in proto.output if t.name not in own)
+
+
+def _names(proto: onnx.GraphProto) -> Iterator[str]:
+    yield from _made_in(proto)
+    for node in proto.node:
+        yield node.name
+        for body in bodies(node):
+            yield from _names(body)

@@ -1,0 +1,55 @@
+"""What a calibrator is: it makes observers, which see batches and give ranges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from qcompile.quant.types import Array, QSpec, Range
+
+
+class Observer(ABC):
+    """Running statistics of one tensor: ``update`` and ``merge`` form a monoid.
+
+    Batches may be split over processes: merging two observers, in order, gives the same range as
+    one observer that saw all batches. Memory does not grow with the number of batches.
+    """
+
+    @abstractmethod
+    def update(self, values: Array) -> None:
+        """See one batch of finite float values: any shape, or (n, channels) where per channel."""
+
+    @abstractmethod
+    def merge(self, later: Observer) -> None:
+        """Take in what another observer of the same kind saw after this one."""
+
+    @abstractmethod
+    def range(self) -> Range:
+        """The range to quantize; raises ValueError where nothing was seen."""
+
+    def state(self) -> dict[str, Array] | None:
+        """All that was seen, for a checkpoint; None, the default, where it cannot be kept."""
+        return None
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Have seen what the observer had that gave ``state``; this one is fresh and of its kind.
+
+        Raises ValueError or KeyError where that is no such state.
+        """
+        raise ValueError(f"{type(self).__name__} keeps no state")
+
+
+class Calibrator(ABC):
+    """Makes observers. Subclasses are frozen dataclasses; their fields are the options.
+
+    ``needs`` is "extrema" where an observer's state depends on each batch only through its minimum
+    and maximum: then these are reduced inside the graph and activations never leave the runtime.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Literal["extrema", "values"]]
+
+    @abstractmethod
+    def observer(self, spec: QSpec) -> Observer:
+        """A fresh observer for a tensor that will be quantized as ``spec``."""

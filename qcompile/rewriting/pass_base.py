@@ -1,0 +1,51 @@
+"""What a pass is: a name, a stage, a promise about numerics, and a run over the graph."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from enum import Enum, IntEnum
+from typing import ClassVar
+
+from qcompile.ir import Graph
+from qcompile.planning import Context
+
+
+class Stage(IntEnum):
+    """The order in which data flows; a pipeline never goes back."""
+
+    SIMPLIFY = 0
+    PLAN = 1
+    TRANSFORM = 2
+    INSERT = 3
+    LOWER = 4
+
+
+class Numerics(Enum):
+    """What a pass may do to the model's answers."""
+
+    EXACT = "bit-equal"
+    ROUNDING = "equal up to float rounding"
+    LOSSY = "quantizing"
+
+
+class Pass(ABC):
+    """One rewrite. Subclasses are frozen dataclasses; their fields are the options.
+
+    The graph is valid before and after ``run``, not necessarily during it. ``run`` returns True
+    exactly where it changed the graph: the manager checks that claim. A pass that cannot handle a
+    node says so through ``ctx.skip`` and leaves it as it is.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    numerics: ClassVar[Numerics]
+    after: ClassVar[tuple[str, ...]] = ()
+
+    def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
+        """Tensors whose channels the pass will look at in ``ctx.channels``; asked once planned."""
+        return ()
+
+    @abstractmethod
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        """Rewrite ``graph`` in place; True where anything changed."""

@@ -1,0 +1,281 @@
+"""How close two models' outputs are, sample by sample, padding left out.
+
+Cosine is taken over each sample's whole output (all tokens that are no padding), so that it can be
+averaged and its worst sample named. Of one number it says the sign and no more: an output with one
+value a sample (a regression's) counts as one vector over all samples. SQNR is over all values.
+Flips are samples (rows of a rank-2 output, tokens of a rank-3 output called logits) whose largest
+entry is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qcompile.data.feeds import padding_mask
+from qcompile.errors import DataError
+from qcompile.quant import Array
+from qcompile.runtime.session import Feed, Session
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Smallest closeness and largest slowness that count as good. None switches a gate off.
+
+    ``min_metric`` is for the user's own measure, ``Options.metric``.
+    """
+
+    min_cosine: float | None = 0.98
+    min_worst_cosine: float | None = 0.90
+    min_sqnr: float | None = None
+    max_flips: float | None = None
+    max_abs: float | None = None
+    max_latency_ratio: float | None = 1.0
+    min_metric: float | None = None
+
+
+@dataclass
+class Closeness:
+    """Closeness of one output. ``cosine`` holds one value for each sample, in order; one for all
+    where each sample has one number, which are ``single``."""
+
+    name: str
+    exact: bool = False  # integers or text, which should be equal
+    cosine: list[float] = field(default_factory=list)
+    single: list[tuple[float, float]] = field(default_factory=list)
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    decisions: int = 0
+    flips: int = 0
+
+    @property
+    def mean_cosine(self) -> float:
+        return float(np.mean(self.cosine)) if self.cosine else 1.0
+
+    @property
+    def worst_cosine(self) -> float:
+        return float(np.min(self.cosine)) if self.cosine else 1.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10 of signal over noise: infinite for equal outputs, -infinite for NaN in one."""
+        if self.noise in (0, np.inf):
+            return float("-inf" if self.noise else "inf")
+        return 10 * float(np.log10(self.signal / self.noise)) if self.signal else 0.0
+
+    @property
+    def flip_share(self) -> float:
+        return self.flips / self.decisions if self.decisions else 0.0
+
+    def update(self, reference: Array, candidate: Array, mask: Array | None) -> None:
+        """Take in one batch of equal shapes."""
+        x, y = np.asarray(reference), np.asarray(candidate)
+        rows = [(x, y)] if x.ndim == 0 else zip(x, y, strict=True)
+        # Only [batch, tokens, …]: a pooled output may have as many features as there are tokens.
+        by_token = mask is not None and x.ndim >= 3 and x.shape[:2] == mask.shape
+        for i, (a, b) in enumerate(rows):
+            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            if by_token and mask is not None:
+                a, b = a[mask[i]], b[mask[i]]
+            if a.size:
+                self._sample(a, b)
+                self._decide(a, b, x.ndim)
+
+    def close(self) -> None:
+        """All samples were seen."""
+        if self.single and len(self.single) == len(self.cosine):
+            a, b = np.array(self.single).T
+            self.cosine = [cosine(a, b)]
+
+    def _sample(self, a: Array, b: Array) -> None:
+        self.cosine.append(cosine(a, b))
+        if a.size == 1:
+            self.single.append((a.item(), b.item()))
+        self.signal += float(np.square(a[np.isfinite(a)]).sum())
+        if a.size == 0 or np.array_equal(a, b, equal_nan=True):
+            return
+        finite = np.isfinite(a).all() and np.isfinite(b).all()
+        difference = np.abs(a - b) if finite else np.array(np.inf)
+        self.noise += float(np.square(difference).sum())
+        self.max_abs = max(self.max_abs, float(difference.max()))
+
+    def _decide(self, a: Array, b: Array, ndim: int) -> None:
+        if a.size == 0 or a.ndim == 0 or a.shape[-1] < 2:
+            return
+        if ndim == 2 or (ndim == 3 and "logits" in self.name):
+            best = np.atleast_1d(a.argmax(-1) != b.argmax(-1))
+            self.decisions += best.size
+            self.flips += int(best.sum())
+
+
+def cosine(a: Array, b: Array) -> float:
+    """Cosine of two arrays read as vectors; 1 where both are zero, 0 where one is or has NaN."""
+    a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return 1.0 if np.array_equal(a, b, equal_nan=True) else 0.0
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norm == 0:
+        return 1.0 if not a.any() and not b.any() else 0.0
+    return float(np.clip(np.dot(a, b) / norm, -1.0, 1.0))
+
+
+@dataclass
+class Verdict:
+    """Closeness by output, and the gates that failed, in words.
+
+    ``metric``: the user's own measure, of the float model and of the candidate. ``alone`` and
+    ``padded``: worst cosine of the candidate's samples alone against in their batch, and padded
+    further against not; None where not tried. ``sums``: whether the candidate's integer sums were
+    exact, or saturated as on x86 without VNNI; ``by_sums``: the verdicts by both where they are not
+    the same, of which this is the worse. ``not_emulated``: nodes whose saturation is not in it, and
+    why. ``session_options``: those of ONNX Runtime that these figures were measured with.
+    """
+
+    outputs: list[Closeness]
+    failures: list[str]
+    samples: int
+    metric: tuple[float, float] | None = None
+    alone: float | None = None
+    padded: float | None = None
+    sums: str = "exact"
+    by_sums: dict[str, Verdict] = field(default_factory=dict)
+    not_emulated: tuple[tuple[str, str], ...] = ()
+    session_options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        rows = [
+            {
+                "output": o.name,
+                "mean_cosine": o.mean_cosine,
+                "worst_cosine": o.worst_cosine,
+                "worst_sample": int(np.argmin(o.cosine)) if o.cosine else None,
+                "sqnr_db": o.sqnr_db if np.isfinite(o.sqnr_db) else None,
+                "max_abs": o.max_abs,
+                "flip_share": o.flip_share if o.decisions else None,
+            }
+            for o in self.outputs
+        ]
+        found = {"samples": self.samples, "outputs": rows, "failures": self.failures}
+        found |= {"alone_cosine": self.alone, "padded_cosine": self.padded}
+        found |= {"sums": self.sums, "session_options": self.session_options}
+        found["not_emulated"] = [{"node": n, "reason": r} for n, r in self.not_emulated]
+        found["by_sums"] = {kind: v.to_dict() for kind, v in self.by_sums.items()}
+        if self.metric is not None:
+            found["metric"] = dict(zip(("float", "compiled"), self.metric, strict=True))
+        return found
+
+    @property
+    def error(self) -> float:
+        """1 - cosine, the mean over outputs and their samples."""
+        cosines = [c for o in self.outputs for c in o.cosine]
+        return 1 - float(np.mean(cosines)) if cosines else 0.0
+
+    @property
+    def worst_cosine(self) -> float:
+        """That of the worst sample of any output."""
+        return min((o.worst_cosine for o in self.outputs), default=1.0)
+
+    @property
+    def sqnr_db(self) -> float:
+        """That of the worst output; infinite where all are equal."""
+        return min((o.sqnr_db for o in self.outputs), default=float("inf"))
+
+    def measured(self, old: float, new: float, gates: Gates) -> None:
+        """Take in the user's own measure, of float and candidate, and judge it."""
+        self.metric = old, new
+        if gates.min_metric is not None and not new >= gates.min_metric:
+            limit = f"{gates.min_metric:g} (--min-metric)"
+            self.failures.append(f"metric {new:.5g} is below {limit}, float has {old:.5g}")
+
+
+def compare_outputs(
+    reference: Session, candidate: Session, feeds: Iterable[Feed], gates: Gates
+) -> Verdict:
+    """Run both models on all feeds. Raises DataError on no feed or outputs that do not match."""
+    pairs = ((reference.run(feed), candidate.run(feed), feed) for feed in feeds)
+    return judge(pairs, gates)
+
+
+def judge(
+    pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array], Feed]], gates: Gates
+) -> Verdict:
+    """Verdict over (reference outputs, candidate outputs, feed)."""
+    found: dict[str, Closeness] = {}
+    samples = 0
+    for old, new, feed in pairs:
+        mask = padding_mask(dict(feed))
+        samples += max((v.shape[0] for v in feed.values() if v.ndim), default=1)
+        old, new = tensors(old), tensors(new)
+        for name, a in old.items():
+            _check_match(name, a, new.get(name))
+            b = new[name]
+            if a.dtype.kind in "OUS":  # text is equal or not
+                a, b = np.ones(a.shape), np.equal(a, b)
+            found.setdefault(name, Closeness(name, exact=a.dtype.kind != "f")).update(a, b, mask)
+    for output in found.values():
+        output.close()
+    if not any(o.cosine for o in found.values()):
+        why = "the data holds no feed or nothing but padding, or the outputs hold no values"
+        raise DataError(f"nothing to compare: {why}")
+    # Integers and text that are all equal have nothing to report.
+    outputs = [o for o in found.values() if o.cosine and not (o.exact and o.noise == 0)]
+    return Verdict(outputs, [f for o in outputs for f in _failures(o, gates)], samples)
+
+
+def tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Outputs by name, sequences and maps taken apart: ``y[0]``, ``y[0].values`` by sorted keys.
+
+    An optional that holds nothing, and what is no tensor, is left out.
+    """
+    found: dict[str, Array] = {}
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            found |= tensors({f"{name}[{i}]": v for i, v in enumerate(value)})
+        elif isinstance(value, dict):
+            keys = sorted(value)
+            found[f"{name}.keys"] = np.array([keys])
+            found[f"{name}.values"] = np.array([[value[k] for k in keys]])  # one sample
+        elif isinstance(value, np.ndarray):
+            found[name] = value
+    return found
+
+
+def _check_match(name: str, a: Array, b: Array | None) -> None:
+    if not isinstance(b, np.ndarray):
+        raise DataError(f"output {name!r} of the reference is missing in the candidate")
+    if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
+        raise DataError(
+            f"output {name!r} is {b.dtype}{list(b.shape)}, expected {a.dtype}{list(a.shape)}"
+        )
+
+
+def _failures(output: Closeness, gates: Gates) -> list[str]:
+    lower = (
+        ("mean cosine", output.mean_cosine, gates.min_cosine, "--min-cosine"),
+        ("worst cosine", output.worst_cosine, gates.min_worst_cosine, "--min-worst-cosine"),
+        ("SQNR in dB", output.sqnr_db, gates.min_sqnr, "--min-sqnr"),
+    )
+    upper = (
+        ("share of argmax flips", output.flip_share, gates.max_flips, "--max-flips"),
+        ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
+    )
+    found = [
+        f"output {output.name!r}: {what} {value:.5g} is below {limit:g} ({flag})"
+        for what, value, limit, flag in lower
+        if limit is not None and not value >= limit
+    ]
+    found += [
+        f"output {output.name!r}: {what} {value:.5g} is above {limit:g} ({flag})"
+        for what, value, limit, flag in upper
+        if limit is not None and not value <= limit
+    ]
+    return found

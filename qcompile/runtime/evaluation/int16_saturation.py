@@ -1,0 +1,238 @@
+"""Whether a compiled model answers alike with and without VNNI: its sums of products, emulated.
+
+x86 without VNNI adds neighbouring products a[2i] w[2i] + a[2i+1] w[2i+1] of u8 by s8 in int16,
+which saturates (vpmaddubsw); everything else adds in int32. So for each integer linear: how many
+pairs of its weights can leave int16 whatever comes in (255 is the largest activation), and how many
+sums did on real inputs. Source: MLAS, QgemmU8S8KernelAvx2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from qcompile.ir.model_io.element_types import element_types
+from qcompile.ir.model_io.external_data import Storage, values_of
+from qcompile.ir.subgraph import bodies
+from qcompile.quant import PAIR_SUM, Array, worst_sums
+from qcompile.quant.weight_rounding import pairs, summed_first
+
+INT8, UINT8 = int(onnx.TensorProto.INT8), int(onnx.TensorProto.UINT8)
+LOW, HIGH = -(1 << 15), (1 << 15) - 1
+_LARGEST = 255
+_ROWS = 256  # looked at of each linear, evenly spread
+_BATCHES = 16
+_CHUNK = 1 << 14  # pairs at a time: int32 sums of all rows are 16 MB
+# Operators by the slots of their data and their weight.
+_SLOTS: dict[str, tuple[int | None, int]] = {
+    "DynamicQuantizeLSTM": (None, 1),
+    "DynamicQuantizeMatMul": (None, 1),
+    "MatMulInteger": (0, 1),
+    "MatMulIntegerToFloat": (0, 1),
+    "QAttention": (0, 1),
+    "QGemm": (0, 3),
+    "QLinearMatMul": (0, 3),
+}
+# Operators that move values and make none.
+_MOVERS = ("Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_CONVOLUTION = "QLinearConv"  # its weight is in slot 3
+
+
+@dataclass(frozen=True)
+class IntegerProduct:
+    """An integer product. ``weight``: int8 [inputs, outputs], None where ``right`` is data too.
+
+    ``left`` and ``right`` name the tensors that hold the operands, ``left`` "" where it is not to
+    be had. ``largest``: magnitude that data on the right cannot exceed.
+    """
+
+    node: str
+    left: str
+    right: str
+    weight: Array | None
+    largest: int = 128
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Of one linear: weight pairs that can saturate, of how many; sums that did, of how many."""
+
+    node: str
+    can: int
+    pairs: int
+    did: int | None = None
+    sums: int = 0
+
+
+def exact_on_all(found: list[Saturation]) -> bool:
+    """True where no sum can saturate: the model then answers alike on all machines."""
+    return not any(s.can for s in found)
+
+
+def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[IntegerProduct]:
+    """The integer products of a model as ONNX Runtime runs it (``write_optimized``).
+
+    Those in bodies of control flow come after the node that holds them. ``storage`` as
+    ``from_proto.read`` has it; weights in files are views.
+    """
+    yield from _of_graph(model.graph, _Facts(model.graph, storage or Storage()))
+    for function in model.functions:
+        inner = onnx.GraphProto(node=function.node)
+        yield from _of_graph(inner, _Facts(inner, Storage()), seen=False)
+
+
+def _of_graph(graph: onnx.GraphProto, facts: _Facts, seen: bool = True) -> Iterator[IntegerProduct]:
+    """``seen`` False: no run of the model shows the operands."""
+    for node in graph.node:
+        found = _of_node(node, facts)
+        yield from found if seen else (replace(linear, left="") for linear in found)
+        for body in bodies(node):
+            yield from _of_graph(body, _Facts(body, facts.storage, facts), seen=False)
+
+
+def _of_node(node: onnx.NodeProto, facts: _Facts) -> Iterator[IntegerProduct]:
+    if node.op_type == _CONVOLUTION:
+        if facts.type(node.input[0]) != INT8:  # s8 by s8 is added in int32
+            yield from _kernel(node, node.input[3], facts)
+    elif node.op_type in _SLOTS:
+        at, weight = _SLOTS[node.op_type]
+        left, right = "" if at is None else node.input[at], node.input[weight]
+        if facts.type(left) != INT8 and facts.type(right) != UINT8:
+            yield from _linear(node, left, right, facts)
+
+
+class _Facts:
+    """What is known of a graph's tensors without running it; ``outer``: of the graph around it."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, storage: Storage, outer: _Facts | None = None
+    ) -> None:
+        given = {value.name for value in graph.input}  # a feed may replace an initializer
+        self._constants = {t.name: t for t in graph.initializer if t.name not in given}
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._types = element_types(graph)
+        self.storage, self._outer = storage, outer
+
+    def type(self, name: str) -> int:
+        """The element type, 0 where unknown."""
+        return self._types.get(name) or (self._outer.type(name) if self._outer else 0)
+
+    def values(self, name: str) -> Array | None:
+        """Those of a constant, None of other tensors."""
+        if name in self._constants:
+            return values_of(self._constants[name], self.storage)
+        return self._outer.values(name) if self._outer else None
+
+    def source(self, name: str) -> onnx.NodeProto | None:
+        """What makes the values of a tensor, before operators that move them."""
+        node = self._makers.get(name)
+        while node is not None and node.op_type in _MOVERS:
+            node = self._makers.get(node.input[0])
+        return node
+
+
+def _kernel(node: onnx.NodeProto, weight: str, facts: _Facts) -> Iterator[IntegerProduct]:
+    """A convolution with int8 filters; a depthwise one adds in int32 everywhere."""
+    kernel = facts.values(weight)
+    if kernel is None:
+        if facts.type(weight) != UINT8:
+            yield IntegerProduct(node.name, "", weight, None)
+        return
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    if kernel.dtype == np.int8 and kernel.shape[:2] != (groups, 1):
+        yield IntegerProduct(node.name, "", weight, summed_first(kernel))
+
+
+def _linear(node: onnx.NodeProto, left: str, right: str, facts: _Facts) -> Iterator[IntegerProduct]:
+    values = facts.values(right)
+    if values is None:
+        yield IntegerProduct(node.name, left, right, None, _largest(right, facts))
+        return
+    if values.dtype != np.int8 or not values.ndim:
+        return
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    if values.ndim == 2:
+        yield IntegerProduct(node.name, left, right, values.T if transposed else values)
+        return
+    # A stack of matrices, or a vector: bounded, but no run says which rows meet which of them.
+    tall = values[:, None] if values.ndim == 1 else np.moveaxis(values, -2, 0)
+    yield IntegerProduct(node.name, "", right, tall.reshape(len(tall), -1))
+
+
+def _largest(name: str, facts: _Facts) -> int:
+    """The magnitude to which int8 data is clipped, 128 where it is not."""
+    node = facts.source(name)
+    if node is None or node.op_type != "Clip":
+        return 128
+    ends = [v for n in node.input[1:] if (v := facts.values(n)) is not None]
+    return max(abs(int(e)) for e in ends) if len(ends) == 2 else 128
+
+
+def bound(linear: IntegerProduct) -> Saturation:
+    """What can happen, whatever comes in."""
+    if linear.weight is None:
+        return Saturation(linear.node, int(2 * _LARGEST * linear.largest > HIGH), 1)
+    found = can_leave(*pairs(linear.weight))
+    return Saturation(linear.node, int(found.sum()), found.size)
+
+
+def can_leave(first: Array, second: Array) -> Array:
+    """Where ``a · first + b · second`` leaves int16 for some uint8 a, b; int8, elementwise."""
+    found: Array = worst_sums(first.astype(np.int16), second.astype(np.int16)) > PAIR_SUM
+    return found
+
+
+def _leaves(sums: Array) -> Array:
+    return (sums > HIGH) | (sums < LOW)
+
+
+def observe(linear: IntegerProduct, left: Array, right: Array | None = None) -> Saturation:
+    """What happened with these operands: uint8 [..., rows, inputs], int8 [..., inputs, outputs]."""
+    found = bound(linear)
+    if left.dtype != np.uint8 or (right is not None and right.dtype != np.int8):
+        return Saturation(found.node, 0, found.pairs)
+    if linear.weight is None and right is not None:
+        counted = [_count(a, b) for a, b in _batches(left, right)]
+        did, sums = (sum(column[i] for column in counted) for i in (0, 1))
+    else:
+        assert linear.weight is not None
+        did, sums = _count(left.reshape(-1, left.shape[-1]), linear.weight)
+    return Saturation(found.node, found.can, found.pairs, did, sums)
+
+
+def _batches(left: Array, right: Array) -> Iterator[tuple[Array, Array]]:
+    """The first matrices of two stacks that broadcast, as MatMul pairs them."""
+    left = left[None] if left.ndim == 1 else left
+    right = right[:, None] if right.ndim == 1 else right
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    lefts = np.broadcast_to(left, (*lead, *left.shape[-2:])).reshape(-1, *left.shape[-2:])
+    rights = np.broadcast_to(right, (*lead, *right.shape[-2:])).reshape(-1, *right.shape[-2:])
+    return zip(lefts[:_BATCHES], rights[:_BATCHES], strict=True)
+
+
+def _count(left: Array, weight: Array) -> tuple[int, int]:
+    """(sums that leave int16, sums looked at) for uint8 [rows, inputs]; only pairs that can."""
+    rows = left[:: max(1, len(left) // _ROWS)].astype(np.int32)
+    places, columns = np.nonzero(can_leave(*pairs(weight)))
+    first, second = pairs(weight.astype(np.int32))
+    did = 0
+    for start in range(0, len(places), _CHUNK):
+        at, to = places[start : start + _CHUNK], columns[start : start + _CHUNK]
+        sums = rows[:, 2 * at] * first[at, to] + rows[:, 2 * at + 1] * second[at, to]
+        did += int(_leaves(sums).sum())
+    return did, len(rows) * first.size
+
+
+def saturated_product(left: Array, weight: Array) -> Array:
+    """The product as x86 without VNNI computes it: uint8 [rows, inputs] by int8, in int32."""
+    first, second = pairs(weight.astype(np.int32))
+    a = left.astype(np.int32)
+    even = a[:, : 2 * len(first)]
+    sums = even[:, 0::2, None] * first + even[:, 1::2, None] * second
+    total: Array = np.clip(sums, LOW, HIGH).sum(1, dtype=np.int32)
+    if len(weight) % 2:
+        total = total + a[:, -1:] * weight[-1].astype(np.int32)
+    return total

@@ -1,0 +1,59 @@
+"""The task is what config.json's architectures say, or an error that lists the tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qcompile.compiler.model_folder.tasks import TASKS, named, read_json, task_of
+from qcompile.errors import ModelError
+
+
+def config(folder: Path, **keys: object) -> Path:
+    (folder / "config.json").write_text(json.dumps(keys))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("BertModel", "feature-extraction"),
+        ("DebertaV2ForSequenceClassification", "text-classification"),
+        ("MPNetForTokenClassification", "token-classification"),
+        ("RobertaForQuestionAnswering", "question-answering"),
+        ("DistilBertForMaskedLM", "fill-mask"),
+    ],
+)
+def test_architectures(tmp_path: Path, architecture: str, task: str) -> None:
+    assert task_of(config(tmp_path, architectures=[architecture])).name == task
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"architectures": []}, {"architectures": "x"}, {"architectures": [3]},
+             {"architectures": ["T5ForConditionalGeneration"]}],
+)  # fmt: skip
+def test_unknown_architectures(tmp_path: Path, keys: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=r"tells no task: give --task, one of feature-extraction"):
+        task_of(config(tmp_path, **keys))
+
+
+def test_names() -> None:
+    assert [named(task.name) for task in TASKS] == list(TASKS)
+    with pytest.raises(ModelError, match="unknown task 'translation', expected one of feature-"):
+        named("translation")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "is not JSON"), ("[]", "holds list"), ("[" * 9**5, "is not JSON")]
+)
+def test_damaged_json(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=said):
+        task_of(tmp_path)
+
+
+def test_missing_json(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"gone\.json cannot be read"):
+        read_json(tmp_path / "gone.json")

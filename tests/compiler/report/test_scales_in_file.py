@@ -1,0 +1,50 @@
+"""Scales as they stand in a graph: of data, of constants, in standard and in contrib operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from qcompile.compiler.report.scales_in_file import Quantizer, quantizers
+from qcompile.errors import ModelError
+
+TEXT = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+g (float[N,2] x, float dyn) => (float[N,2] y, float[N,2] z)
+<float s = {0.5}, uint8 zp = {3}, int8[2,2] w = {1,2,3,4}, float[2] ws = {0.25, 0.125},
+ int8[2] wz = {0,0}, int8[2,2] v = {5,6,7,8}, float vs = {2.0}>
+{
+    q = QuantizeLinear(x, s, zp)
+    y = com.microsoft.MatMulIntegerToFloat(q, w, s, ws, zp, wz)
+    d = DequantizeLinear(v, vs)
+    p = QuantizeLinear(x, dyn)
+    r = DequantizeLinear(p, dyn)
+    z = MatMul(r, d)
+}"""
+
+
+def test_each_tensor_once_with_its_own_scale() -> None:
+    found = quantizers(onnx.parser.parse_model(TEXT))
+    assert set(found) == {"x", "w", "v"}  # not q: x is what it stands for; not what is computed
+    assert found["x"].to_dict() == {"scale": 0.5, "zero_point": 3}
+    assert found["v"].to_dict() == {"scale": 2.0, "zero_point": 0}
+    many = found["w"].to_dict()
+    assert (many["scales"], many["lowest"], many["highest"]) == (2, 0.125, 0.25)
+
+
+def test_the_digest_sees_scales_and_zero_points() -> None:
+    scale, zero = np.array([1.0, 2.0], np.float32), np.zeros(2, np.int8)
+    base = Quantizer("w", scale, zero).digest()
+    assert base == Quantizer("w", scale.copy(), zero).digest()
+    assert base != Quantizer("w", scale, zero + np.int8(1)).digest()
+    assert base != Quantizer("w", scale * 2, zero).digest()
+
+
+def test_a_damaged_scale_is_named() -> None:
+    model = onnx.parser.parse_model(TEXT)
+    broken = next(t for t in model.graph.initializer if t.name == "ws")
+    broken.ClearField("float_data")
+    broken.raw_data = b"\0" * 5
+    with pytest.raises(ModelError, match="tensor 'ws' of shape"):
+        quantizers(model)

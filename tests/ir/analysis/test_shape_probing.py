@@ -1,0 +1,93 @@
+"""Shapes by numbers: what symbols cannot say, and what stays unknown because values decide it."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from qcompile.ir import Graph, Shape
+from qcompile.ir.analysis.shape_probing import _PROBES, probed_shapes
+from qcompile.ir.model_io.from_proto import from_proto
+from qcompile.rewriting.testing import parse
+from qcompile.runtime.session import evaluate
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
+
+
+def seen(graph: Graph, name: str) -> list[tuple[Shape | None, Shape | None]]:
+    """The shape of x and of a tensor, in each probe."""
+    return [(p.get("x"), p.get(name)) for p in probed_shapes(graph, evaluate)]
+
+
+def test_a_reshape_that_merges_and_splits_heads() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,S,8] x) => (float[B,S,8] y)
+        <int64 i0 = {0}, int64 i1 = {1}, int64[1] two = {2}, int64[1] four = {4},
+         int64[1] z = {0}> {
+            s = Shape(x) b = Gather(s, i0) t = Gather(s, i1)
+            bu = Unsqueeze(b, z) tu = Unsqueeze(t, z)
+            heads = Concat<axis = 0>(bu, tu, two, four) r = Reshape(x, heads)
+            p = Transpose<perm = [0, 2, 1, 3]>(r) back = Transpose<perm = [0, 2, 1, 3]>(p)
+            flat = Shape(x) y = Reshape(back, flat)
+        }"""
+    )
+    for x, r in seen(graph, "r"):
+        assert x is not None and r == (*x[:2], 2, 4)
+    for x, y in seen(graph, "y"):
+        assert x == y
+
+
+def test_slices_of_tables_by_length() -> None:
+    """A table of positions cut to the sequence: symbols cannot say its length, numbers can."""
+    table = ", ".join("0" for _ in range(64))
+    graph = parse(
+        HEAD
+        + f"""g (float[B,S,2] x) => (float[B,S,2] y)
+        <float[1,32,2] table = {{{table}}}, int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
+            n = Shape<start = 1, end = 2>(x) cut = Slice(table, zero, n, one) y = Add(x, cut)
+        }}"""
+    )
+    for x, cut in seen(graph, "cut"):
+        assert x is not None and cut == (1, x[1], 2)
+
+
+def test_sizes_that_values_decide_stay_symbolic() -> None:
+    graph = parse(
+        HEAD
+        + """g (float[B,S] x, int64[2] k) => (float[C,D] y) {
+            n = NonZero(x) m = Cast<to = 1>(n) y = Reshape(m, k)
+        }"""
+    )
+    for _, n in seen(graph, "n"):
+        assert n is not None and not isinstance(n[1], int)
+    for _, y in seen(graph, "y"):
+        assert y is None or not any(isinstance(d, int) for d in y)
+
+
+def test_the_graph_is_left_alone() -> None:
+    graph = parse(f"{HEAD} g (float[B,4] x) => (int64[2] y) {{ s = Shape(x) y = Abs(s) }}")
+    probed_shapes(graph, evaluate)
+    assert [n.op for n in graph.nodes] == ["Shape", "Abs"]
+    assert list(graph.inputs[0].shape) == ["B", 4]
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_no_two_dimensions_get_the_same_number(count: int) -> None:
+    """A decoder has dozens of unnamed dimensions, for past keys and values."""
+    ends = [onnx.helper.make_tensor_value_info(f"x{i}", 1, [None]) for i in range(count)]
+    result = onnx.helper.make_tensor_value_info("y", 1, [None])
+    node = onnx.helper.make_node("Concat", [e.name for e in ends], ["y"], axis=0)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", ends, [result]), ir_version=8
+    )
+    for probe in probed_shapes(from_proto(model), evaluate)[:2]:
+        assert len({probe[e.name] for e in ends}) == count
+
+
+def test_probes_are_primes_but_for_the_round_of_ones() -> None:
+    *primes, ones = _PROBES
+    assert ones == (1,)
+    for sizes in primes:
+        assert len(set(sizes)) == len(sizes) > 100
+        assert all(n % d for n in sizes for d in range(2, n))

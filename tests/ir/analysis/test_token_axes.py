@@ -1,0 +1,70 @@
+"""Axes of batch and sequence are followed from the mask, and unknown where they are not sure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.ir.analysis.token_axes import axes, by_position
+from qcompile.quant import Array
+from qcompile.rewriting.testing import encoder, normal, parse
+
+B, S = "batch", "sequence"
+HEAD = (
+    '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'
+    "g (float[B,S,8] x, float[B,S,S] z, int64[B,S] attention_mask, float[8,8] w, int64[4] heads, "
+    "int64[3] flat, int64[1] one, float[64,4] table) => (float y) { "
+)
+VALUES: dict[str, Array] = {
+    "w": normal(8, 8),
+    "heads": np.array([0, 0, 2, 4]),
+    "flat": np.array([-1, 0, 8]),
+    "one": np.array([1]),
+    "table": normal(64, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("y = MatMul(x, w)", (B, S, None)),
+        ("y = MatMul(z, x)", (B, S, None)),
+        ("y = com.microsoft.FusedMatMul<transB = 1>(x, x)", (B, S, S)),
+        ("y = com.microsoft.FusedMatMul<transA = 1>(x, x)", None),
+        ("y = Reshape(x, heads)", (B, S, None, None)),
+        ("y = Reshape(x, flat)", (None, S, None)),
+        ("y = Reshape<allowzero = 1>(x, heads)", None),
+        ("r = Reshape(x, heads) y = Transpose<perm = [0, 2, 1, 3]>(r)", (B, None, S, None)),
+        ("y = Gather(table, attention_mask)", (B, S, None)),
+        ("y = Gather<axis = 2>(x, one)", (B, S, None)),
+        ("y = Gather<axis = 1>(x, one)", None),
+        ("y = Add(x, w)", (B, S, None)),
+        ("y = Softmax(z)", (B, S, S)),
+        ("y = Concat<axis = -1>(x, x)", (B, S, None)),
+        ("y = Concat<axis = 1>(x, x)", None),
+        ("y = ReduceMax(x)", None),
+    ],
+)
+def test_axes_of_results(text: str, expected: tuple[str | None, ...] | None) -> None:
+    found = axes(parse(HEAD + text + " }", **VALUES))
+    assert found.get("y") == expected
+    assert by_position(found["x"])
+
+
+def test_without_a_mask_nothing_is_known() -> None:
+    graph = parse(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[B,S,8] x) => (float y) { y = Relu(x) }'
+    )
+    assert axes(graph) == {}
+
+
+def test_only_three_axes_with_both_known_are_positions() -> None:
+    assert not by_position(None)
+    assert not by_position((B, S))
+    assert not by_position((B, None, S))
+
+
+def test_everything_in_an_encoder_that_has_a_row_a_token() -> None:
+    found = {name for name, known in axes(encoder(1)).items() if by_position(known)}
+    assert {"t", "e", "a", "qb0", "kb0", "vb0", "cr0", "g0", "u0", "x0", "r0", "y0", "z0"} <= found
+    assert not {"q0", "k0", "s0", "p0", "c0", "bias"} & found

@@ -1,0 +1,32 @@
+"""Element types of inner tensors, found by the rules of operators."""
+
+from __future__ import annotations
+
+import onnx.parser
+from onnx import TensorProto
+
+from qcompile.ir.model_io.element_types import element_types
+
+
+def test_types_follow_zero_points_and_movers() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (float[2,4] x, uint8[2,4] u) => (float[2,2] y)
+        <float s = {0.1}, int8 z = {0}, uint8 o = {3}, int8[4,2] w = {1,2,3,4,5,6,7,8}>
+        { a = QuantizeLinear(x, s, z)
+          b = QuantizeLinear(x, s)
+          c = Transpose(a)
+          d, e, f = DynamicQuantizeLinear(x)
+          m = QLinearMatMul(u, s, o, w, s, z, s, z)
+          g1 = com.microsoft.QGemm(u, s, o, w, s, z)
+          g2 = com.microsoft.QGemm(u, s, o, w, s, z, , s, o)
+          r = QuantizeLinear<output_dtype = 3>(x, s)
+          h = Relu(x)
+          y = Cast<to = 1>(m) }"""
+    )
+    found = element_types(model.graph)
+    int8, uint8 = int(TensorProto.INT8), int(TensorProto.UINT8)
+    expected = {"a": int8, "b": uint8, "c": int8, "d": uint8, "m": int8, "g2": uint8, "r": int8}
+    assert expected.items() <= found.items()
+    assert not {"g1", "h"} & set(found)  # nothing is known of these
+    assert found["y"] == TensorProto.FLOAT == found["x"]
