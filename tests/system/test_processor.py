@@ -62,7 +62,7 @@ def test_freed_memory_goes_back() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.system.processor.ctypes.CDLL", lambda _: object())
+    monkeypatch.setattr("qcompile.system.memory.ctypes.CDLL", lambda _: object())
     memory._malloc_trim.cache_clear()
     release_memory()
     assert memory._malloc_trim() is None
