@@ -20,7 +20,7 @@ from pathlib import Path
 
 from qcompile import Recipe
 from qcompile.calibration.collector import CollectorOptions, collect, collector
-from qcompile.compiler.driver import SIMPLIFY
+from qcompile.compiler.stages.pipelines import SIMPLIFY
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.ir import Graph

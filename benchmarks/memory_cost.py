@@ -28,11 +28,10 @@ from onnx import TensorProto, helper
 
 from qcompile.commands._options import Size
 from qcompile.compiler.config.recipe import Recipe
-from qcompile.compiler.driver import compile_job
-from qcompile.compiler.stages.options import CompileOptions
+from qcompile.compiler.driver import compile_model
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.ir.model_io.external_data import external_bytes
 from qcompile.ir.model_io.read_model import read_model
-from qcompile.runtime.evaluation.closeness import Gates
 
 WIDTH = 2048
 _EVERY = 0.003  # seconds between readings
@@ -77,12 +76,12 @@ def child(args: argparse.Namespace) -> None:
         force=True,
     )
     recipe = Recipe(calibrator=args.calibrator, mode=args.mode)
-    result = compile_job(args.model, args.data, recipe, Gates(), options, watch)
+    result = compile_model(Request(args.model, args.data, recipe, options=options, progress=watch))
     watch.step("write")
     with TemporaryDirectory() as folder:
         result.save(Path(folder) / "model.onnx")
     watch.step("end")
-    notes = [note for note in result.report.notes if "memory" in note]
+    notes = [note for note in result.report.note_texts if "memory" in note]
     print(json.dumps({"peaks": watch.peaks, "seconds": watch.seconds, "notes": notes}))
 
 

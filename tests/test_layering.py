@@ -219,7 +219,7 @@ def test_imports_have_no_cycle() -> None:
         ("qcompile.passes.new", "from qcompile.ir.model_io.from_proto import from_proto"),
         ("qcompile.passes.new", "from qcompile.rewriting.registry import passes"),
         ("qcompile.ir.graph", "from qcompile.ir.model_io.from_proto import from_proto"),
-        ("qcompile.runtime.session", "from qcompile.compiler.driver import compile_job"),
+        ("qcompile.runtime.session", "from qcompile.compiler.driver import compile_model"),
         ("qcompile.passes.new", "from qcompile.passes.simplify.fuse_gelu import FuseGelu"),
         ("qcompile.passes.new", "from qcompile.calibrators._histogram import Histogram"),
         ("qcompile.passes.new", "def late():\n    from qcompile.compiler.driver import compile"),

@@ -107,7 +107,7 @@ def show(console: Console, report: Report) -> None:
     console.print(made)
     for failure in report.failures:
         console.print(f"[red]gate failed[/]: {safe(failure)}")
-    for note in (n for n in report.notes if n != differing):
+    for note in (n for n in report.note_texts if n != differing):
         console.print(f"[yellow]note[/]: {safe(note)}")
     kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
     if kept and report.mode != "float":

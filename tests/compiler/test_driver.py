@@ -46,7 +46,7 @@ def test_types_that_inference_cannot_find_come_from_a_run() -> None:
     """ONNX knows no FastGelu: without the recorded run the second product would stay float."""
     result = qcompile.compile(model(CONTRIB), feeds(), options=UNTIMED)
     assert result.report.int8_linears == 2
-    assert not any("no known type" in note for note in result.report.notes)
+    assert not any("no known type" in note for note in result.report.note_texts)
 
 
 def test_a_one_pass_source_still_gets_types_from_made_up_inputs() -> None:
@@ -67,20 +67,20 @@ def test_an_opset_that_cannot_be_raised_leaves_the_model_float_and_says_so() -> 
     """Contrib operators keep ONNX's version converter out, and opset 12 has no Q/DQ by channel."""
     result = qcompile.compile(model(CONTRIB, opset=12), feeds(), options=UNTIMED)
     assert result.report.int8_linears == 0
-    assert any("nothing was quantized" in note for note in result.report.notes)
+    assert any("nothing was quantized" in note for note in result.report.note_texts)
     assert any("needs 13" in skip.reason for skip in result.report.skips)
 
 
 def test_a_model_without_linears_is_returned_with_the_reason() -> None:
     result = qcompile.compile(model("y = Relu(x)", weights=0), feeds(), options=UNTIMED)
-    assert any("nothing was quantized" in note for note in result.report.notes)
+    assert any("nothing was quantized" in note for note in result.report.note_texts)
     x = feeds(1)[0]
     np.testing.assert_array_equal(Session(result.model).run(x)["y"], np.maximum(x["x"], 0))
 
 
 def test_one_feed_serves_for_both_and_the_note_says_so() -> None:
     result = qcompile.compile(model("y = MatMul(x, w0)", weights=1), feeds(1), options=UNTIMED)
-    assert any("one batch of data only" in note for note in result.report.notes)
+    assert any("one batch of data only" in note for note in result.report.note_texts)
 
 
 def test_a_dead_activation_gets_a_reason_not_a_scale() -> None:
@@ -102,7 +102,7 @@ def test_inputs_that_cannot_be_made_up_leave_a_note() -> None:
     body = f"s = Constant<value = int64[2] {{-1, {2 * N}}}>() r = Reshape(x, s)"
     text = body + f" t = Constant<value = int64[2] {{-1, {N}}}>() q = Reshape(r, t) y = Relu(q)"
     result = qcompile.compile(model(text, weights=0), options=UNTIMED)
-    assert any("made-up inputs do not do" in note for note in result.report.notes)
+    assert any("made-up inputs do not do" in note for note in result.report.note_texts)
     assert result.report.verdict is None
 
 
@@ -135,7 +135,7 @@ def test_outputs_without_values_are_an_error_with_data_and_a_note_without() -> N
     with pytest.raises(QCompileError, match="--no-verify"):
         qcompile.compile(model(body, weights=1), feeds(), options=UNTIMED)
     result = qcompile.compile(model(body, weights=1), options=UNTIMED)
-    assert any("nothing to compare" in note for note in result.report.notes)
+    assert any("nothing to compare" in note for note in result.report.note_texts)
 
 
 def test_a_model_that_draws_random_numbers_is_held_to_no_gate() -> None:
@@ -148,7 +148,7 @@ def test_a_model_that_draws_random_numbers_is_held_to_no_gate() -> None:
     )
     feeds = [{"x": normal(4, 8, seed=i)} for i in range(4)]
     result = qcompile.compile(serialize(graph), feeds, options=Options(bench=False))
-    assert any("own answers differ from run to run" in note for note in result.report.notes)
+    assert any("own answers differ from run to run" in note for note in result.report.note_texts)
 
 
 def test_where_nothing_was_quantized_any_difference_is_the_models_own(

@@ -13,7 +13,7 @@ import pytest
 import qcompile
 from qcompile import Gates, Options, Recipe, RejectedError
 from qcompile.commands.demo import model_path
-from qcompile.compiler.driver import SIMPLIFY
+from qcompile.compiler.stages.pipelines import SIMPLIFY
 from qcompile.data.feeds import Feeds, input_specs
 from qcompile.data.open_data import sample_feeds
 from qcompile.ir.model_io.read_model import load

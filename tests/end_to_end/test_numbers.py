@@ -179,7 +179,7 @@ def test_empty_outputs_are_no_verdict(target: str, mode: Mode) -> None:
     """Nothing was quantized, so a note will do; test_compiler has the error where something was."""
     text = LINEAR.replace(f"[N,{COLUMNS}]", "[N,0]")
     report = compiled(target, mode, text, {"w": np.zeros((ROWS, 0), np.float32)}, normal)
-    assert any("or the outputs hold no values" in note for note in report.notes)
+    assert any("or the outputs hold no values" in note for note in report.note_texts)
     assert report.verdict is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.compiler.driver import default_pipeline
+from qcompile.compiler.stages.pipelines import default_pipeline
 from qcompile.errors import RecipeError
 from qcompile.rewriting import Pass, Stage
 from qcompile.rewriting.pipeline_spec import check_order, parse, parse_items, spell

@@ -109,16 +109,16 @@ def test_calibration_goes_on_at_the_checkpoint(
     later = Cache(tmp_path, every=0)
     made = compiled(model, later, recipe)
     assert made.model == whole
-    assert any("went on after 3 feeds" in note for note in made.report.notes)
+    assert any("went on after 3 feeds" in note for note in made.report.note_texts)
     assert made.report.calibration["feeds"] == 7 and kinds(later) == ["calibration"]
 
 
 def test_finished_calibration_is_taken_over(model: bytes, tmp_path: Path, runs: list[int]) -> None:
     whole = compiled(model, Cache(tmp_path))
-    assert len(runs) == 7 and not any("earlier run" in n for n in whole.report.notes)
+    assert len(runs) == 7 and not any("earlier run" in n for n in whole.report.note_texts)
     again = compiled(model, Cache(tmp_path), keep_calibration=True)
     assert len(runs) == 7 and again.model == whole.model
-    assert any("taken over from an earlier run" in note for note in again.report.notes)
+    assert any("taken over from an earlier run" in note for note in again.report.note_texts)
     assert again.report.calibration == whole.report.calibration
     assert again.lock is not None and again.lock.data is not None
 
@@ -183,7 +183,7 @@ def test_damaged_entries_are_ignored_with_a_note(
     entry.write_bytes(flipped if damage is None else damage)
     made = compiled(model, Cache(tmp_path))
     assert made.model == whole and len(runs) == 14
-    assert any("damaged entry of the cache is ignored" in note for note in made.report.notes)
+    assert any("damaged entry of the cache is ignored" in note for note in made.report.note_texts)
     assert compiled(model, Cache(tmp_path)).model == whole and len(runs) == 14  # it was replaced
 
 
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
     monkeypatch.setattr("qcompile.calibration.resume.restore", foreign)
     made = compiled(model, Cache(tmp_path))
     assert made.model == whole and made.report.calibration["feeds"] == 7
-    assert any("ignored: a checkpoint" in note for note in made.report.notes)
+    assert any("ignored: a checkpoint" in note for note in made.report.note_texts)
 
 
 def test_data_that_can_be_read_once_is_not_kept(model: bytes, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_folder_that_cannot_be_written_is_a_note(model: bytes, tmp_path: Path)
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" / "cache")
     made = compiled(model, cache)
-    assert any("nothing is kept for a run after" in note for note in made.report.notes)
+    assert any("nothing is kept for a run after" in note for note in made.report.note_texts)
     assert len(cache.notes) == 1
 
 

@@ -58,7 +58,7 @@ def test_it_is_close_half_the_size_and_fused(compiled: qcompile.Result) -> None:
 
 def test_every_compute_node_has_a_kernel_and_the_rest_is_told(compiled: qcompile.Result) -> None:
     report = compiled.report
-    remark = next(n for n in report.notes if "CUDA kernel" in n)
+    remark = next(n for n in report.note_texts if "CUDA kernel" in n)
     assert f"all {report.requirements['kernels']} others have a CUDA kernel" in remark
     host = int(remark.split()[0])
     nodes = onnx.load_from_string(compiled.model).graph.node
@@ -68,7 +68,7 @@ def test_every_compute_node_has_a_kernel_and_the_rest_is_told(compiled: qcompile
 @pytest.mark.skipif(CUDA.provider == HERE, reason="CUDA is here: nothing is emulated")
 def test_the_report_says_that_cuda_was_not_here(compiled: qcompile.Result) -> None:
     assert compiled.report.away == "CPUExecutionProvider"
-    notes = " ".join(compiled.report.notes)
+    notes = " ".join(compiled.report.note_texts)
     assert "CUDAExecutionProvider is not installed here" in notes
     assert "latency was measured on CPUExecutionProvider, not on the target's" in notes
 

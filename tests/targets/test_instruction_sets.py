@@ -108,7 +108,7 @@ def test_by_default_no_sum_can_saturate(name: str) -> None:
     found = report.saturation
     assert found["isa"] == (name or "any")
     assert (found["same_without_vnni"], found["linears"], found["can_saturate"]) == (True, 1, 0)
-    assert found["advice"] == "" and not any("VNNI" in n for n in report.notes)
+    assert found["advice"] == "" and not any("VNNI" in n for n in report.note_texts)
     assert report.verdict is not None and report.verdict.by_sums == {}
 
 

@@ -68,7 +68,7 @@ def test_the_report_says_that_tensorrt_was_not_here(compiled: qcompile.Result) -
     report = compiled.report
     assert report.away == "CPUExecutionProvider"
     assert report.operators["QuantizeLinear"] == QUANTIZERS
-    notes = " ".join(report.notes)
+    notes = " ".join(report.note_texts)
     assert "TensorrtExecutionProvider is not installed here" in notes
     assert "latency was measured on CPUExecutionProvider, not on the target's" in notes
     assert not report.failures

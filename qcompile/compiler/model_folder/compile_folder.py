@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcompile.compiler.config.recipe import Recipe
-from qcompile.compiler.driver import compile_job
+from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder import layout, torch_export
 from qcompile.compiler.model_folder.atomic_folder import copy_companions
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.torch_export import Exported
-from qcompile.compiler.stages.options import CompileOptions, Progress
+from qcompile.compiler.report.notes import Note
+from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data, open_data
@@ -57,8 +58,8 @@ def compile_models(
     """(name, result) of each ONNX file of a folder, one at a time.
 
     A file that the data does not fit is compiled without, where another one does fit and no mode
-    is asked for; its report says so. Raises what ``compile_job`` does, naming the file where there
-    are several.
+    is asked for; its report says so. Raises what ``compile_model`` does, naming the file where
+    there are several.
     """
     settings = _for_folder(settings, folder)
     unfit = _unfit(folder, settings)
@@ -109,17 +110,23 @@ def _compile(
 ) -> Result:
     data = settings.data if unfit is None else None
     where = f"{name}: " if len(folder.models) > 1 else ""
-    chosen = settings.recipe, settings.gates, _options(folder, name, settings.options)
+    text = f"the data cannot feed it, compiled without: {unfit}"
+    request = Request(
+        folder.path / name,
+        data,
+        settings.recipe,
+        settings.gates,
+        _options(folder, name, settings.options),
+        progress,
+        name=name,
+        notes=() if unfit is None else (Note("data-unfit", text),),
+    )
     try:
-        result = compile_job(folder.path / name, data, *chosen, progress)
+        return compile_model(request)
     except RejectedError as e:
         raise RejectedError(e.result, where) from e
     except QCompileError as e:
         raise type(e)(f"{where}{e}") from e
-    result.report.source = name
-    if unfit is not None:
-        result.report.notes.append(f"the data cannot feed it, compiled without: {unfit}")
-    return result
 
 
 def _options(folder: Folder, name: str, options: CompileOptions) -> CompileOptions:

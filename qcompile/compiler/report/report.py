@@ -11,6 +11,7 @@ from typing import Any
 from qcompile import __version__
 from qcompile.compiler.report import html
 from qcompile.compiler.report.ledger import LedgerRow, Summary, to_dicts
+from qcompile.compiler.report.notes import Note
 from qcompile.planning import Skip
 from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
@@ -55,10 +56,15 @@ class Report:
     speed: Comparison | None = None
     profile: list[Profile] = field(default_factory=list)
     channels: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)  # most bytes until the end of each stage
+
+    @property
+    def note_texts(self) -> list[str]:
+        """The notes as people read them."""
+        return [note.text for note in self.notes]
 
     @property
     def size_ratio(self) -> float:
@@ -87,7 +93,7 @@ class Report:
             "gates": asdict(self.gates),
             "passed": not self.failures,
             "failures": self.failures,
-            "notes": self.notes,
+            "notes": self.note_texts,
             "float_bytes": self.float_bytes,
             "float_content": [asdict(s) for s in self.float_content],
             "bytes": self.bytes,

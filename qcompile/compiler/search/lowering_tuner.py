@@ -8,18 +8,18 @@ nothing. The recipe with the winners builds the same model again without timing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qcompile.compiler.config import lowering_forms
 from qcompile.compiler.config import recipe as recipes
 from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.report import Report
-from qcompile.compiler.search.mixed_precision import Built
-from qcompile.compiler.stages.job import Job
-from qcompile.compiler.stages.verify import largest
+from qcompile.compiler.stages.bench import largest
+from qcompile.compiler.stages.rewrite import Rewritten
+from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import Feed
-from qcompile.ir.model_io.write_model import ModelFiles
 from qcompile.ir.printer import dump
 from qcompile.runtime import latency
 from qcompile.targets.target import LoweringOption
@@ -28,7 +28,7 @@ from qcompile.targets.target import LoweringOption
 _BELOW = 0.99
 _TIMING = latency.TimingOptions(rounds=8, seconds=0.25)
 
-Assemble = Callable[[Recipe], tuple[Job, ModelFiles]]
+Rewrite = Callable[[Recipe], Rewritten]
 
 
 @dataclass(frozen=True)
@@ -44,60 +44,80 @@ class Trial:
     kept: bool
 
 
-def refusal(first: Built) -> str | None:
+@dataclass(frozen=True)
+class Tuned:
+    """The build with the fastest forms; ``account`` for the report, empty where none were tried."""
+
+    verified: Verified
+    account: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+
+
+def tune(first: Verified, rewrite: Rewrite, build: Callable[[Recipe], Verified]) -> Tuned:
+    """Try each other way of lowering; ``first`` where none is faster, or the gates refuse it.
+
+    ``rewrite`` compiles a recipe, ``build`` also verifies. Raises what compiling does.
+    """
+    obstacle = _obstacle(first)
+    if obstacle is not None:
+        return Tuned(first, notes=(Note("not-tuned", f"not tuned: {obstacle}"),))
+    best, trials = _fastest(first, rewrite)
+    made = first if best == first.prepared.recipe else build(best)
+    tried = "forms tried: " + "; ".join(map(told, trials))
+    notes = [Note("tuned", tried)] if trials else []
+    if made.failures and not first.failures:
+        text = f"the faster forms are not taken: {made.failures[0]}"
+        made, notes = first, [*notes, Note("faster-refused", text)]
+    shapes = {name: list(value.shape) for name, value in largest(first.feeds).items()}
+    account = {"shapes": shapes, "trials": [asdict(t) for t in trials]}
+    return Tuned(made, account, tuple(notes))
+
+
+def _obstacle(first: Verified) -> str | None:
     """Why nothing can be tuned, None where it can."""
-    job = first.job
-    if not job.target.forms:
-        return f"target {job.target.name!r} has one form of everything"
-    if job.is_away:
-        return f"{job.target.provider} is not installed here"
-    if job.recipe.pipeline:
+    prepared = first.prepared
+    if not prepared.target.forms:
+        return f"target {prepared.target.name!r} has one form of everything"
+    if prepared.provider_missing:
+        return f"{prepared.target.provider} is not installed here"
+    if prepared.recipe.pipeline:
         return "a pipeline is all there is"
     if not first.feeds:
         return "there are no inputs to time with, give --data"
-    if job.feeds is not None and not job.feeds.reusable:
+    if prepared.feeds is not None and prepared.reusable_feeds is None:
         return "the data can be read once only, give a list or a file"
     return None
 
 
-def tune(first: Built, assemble: Assemble) -> tuple[Recipe, list[Trial]]:
-    """The recipe with the fastest forms, and what was tried. ``assemble`` compiles a recipe.
-
-    Raises what compiling does.
-    """
-    job, feed = first.job, largest(first.feeds)
-    tried: list[Trial] = []
-    best = job, first.model
-    for form in job.target.forms:
-        for name, recipe in lowering_forms.others(job.target, job.mode, form, best[0].recipe):
-            job.progress.step(f"tune: {form.name} {name}", _TIMING.rounds)
-            made = assemble(recipe)
+def _fastest(first: Verified, rewrite: Rewrite) -> tuple[Recipe, list[Trial]]:
+    """The recipe with the fastest forms, and what was tried."""
+    prepared, feed = first.prepared, largest(first.feeds)
+    trials: list[Trial] = []
+    best = first.rewritten
+    for form in prepared.target.forms:
+        recipe = best.prepared.recipe
+        for name, other in lowering_forms.others(prepared.target, prepared.mode, form, recipe):
+            prepared.progress.step(f"tune: {form.name} {name}", _TIMING.rounds)
+            made = rewrite(other)
             # The files differ in any case: each has the digest of its recipe.
-            if dump(made[0].graph) == dump(best[0].graph):
-                tried.append(Trial(form.name, name, None, None, None, kept=False))
+            if dump(made.prepared.graph) == dump(best.prepared.graph):
+                trials.append(Trial(form.name, name, None, None, None, kept=False))
                 continue
-            tried.append(_trial(job, form, name, (best[1], made[1]), feed))
-            if tried[-1].kept:
+            trials.append(_trial(form, name, best, made, feed))
+            if trials[-1].kept:
                 best = made
-    return best[0].recipe, tried
+    return best.prepared.recipe, trials
 
 
-def _trial(
-    job: Job, form: LoweringOption, name: str, models: tuple[ModelFiles, ModelFiles], feed: Feed
-) -> Trial:
+def _trial(form: LoweringOption, name: str, best: Rewritten, made: Rewritten, feed: Feed) -> Trial:
+    prepared = made.prepared
     options = latency.TimingOptions(
-        job.options.threads, _TIMING.rounds, _TIMING.seconds, provider=job.provider
+        prepared.options.threads, _TIMING.rounds, _TIMING.seconds, provider=prepared.provider
     )
-    labelled = [("best so far", models[0].path), (name, models[1].path)]
-    ratio = latency.compare_latency(labelled, feed, options, job.progress.advance).ratio(1)
+    labelled = [("best so far", best.compiled.path), (name, made.compiled.path)]
+    ratio = latency.compare_latency(labelled, feed, options, prepared.progress.advance).ratio(1)
     kept = ratio.high < _BELOW
     return Trial(form.name, name, ratio.median, ratio.low, ratio.high, kept)
-
-
-def account(tried: list[Trial], feed: Feed) -> dict[str, Any]:
-    """Plain values, ready for the report."""
-    shapes = {name: list(value.shape) for name, value in feed.items()}
-    return {"shapes": shapes, "trials": [asdict(t) for t in tried]}
 
 
 def to_yaml(report: Report) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from qcompile.compiler.config.lockfile import environment
-from qcompile.compiler.search.sensitivity import Measurable, Meter, Score
-from qcompile.compiler.stages.job import Job
+from qcompile.compiler.report.notes import Note
+from qcompile.compiler.search.measurable import Measurable
+from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.errors import OutputError
 from qcompile.runtime import session
 from qcompile.runtime.evaluation.user_metric import named
@@ -91,12 +92,14 @@ def _score(plain: dict[str, Any]) -> Score:
     return Score(**{**plain, "failures": tuple(plain["failures"])})
 
 
-def digest(job: Job, names: Iterable[str]) -> str:
+def digest(found: Measurable, names: Iterable[str]) -> str:
     """Identity of what is measured: model, all data, recipe, gates, items, versions."""
-    metric = None if job.options.metric is None else named(job.options.metric)[0]
-    threads = job.options.threads or session.threads()
-    settings = [environment(), threads, job.model_digest, job.data_digest, job.recipe.digest()]
-    return key_of([*settings, job.mode, metric, asdict(job.report.gates), *names])
+    prepared, data = found.prepared, found.calibrated.held_out.digest
+    metric = None if prepared.options.metric is None else named(prepared.options.metric)[0]
+    threads = prepared.options.threads or session.threads()
+    model, recipe = prepared.float_model.digest, prepared.recipe.digest()
+    settings = [environment(), threads, model, data, recipe, prepared.mode, metric]
+    return key_of([*settings, asdict(prepared.gates), *names])
 
 
 def mask(on: Collection[int], samples: int) -> str:
@@ -133,17 +136,17 @@ class Recorder:
         self.saved = time.monotonic()
 
 
-def recorder(found: Measurable, names: Iterable[str]) -> Recorder | Meter:
-    """The meter, with the memory of earlier runs where the job has a cache."""
-    job = found.job
-    if job.options.cache is None:
-        return found.meter
-    key = digest(job, names)
-    known = job.options.cache.load(_KIND, key, lambda path: load(path, key))
+def recorder(found: Measurable, names: Iterable[str]) -> tuple[Recorder | Meter, list[Note]]:
+    """The meter, with the memory of earlier runs where there is a cache."""
+    cache = found.prepared.options.cache
+    if cache is None:
+        return found.meter, []
+    key, notes = digest(found, names), []
+    known = cache.load(_KIND, key, lambda path: load(path, key))
     if known is not None and known.scores:
         kept = f"{len(known.scores)} measurements were taken over from an earlier run"
-        job.report.notes.append(f"{kept} (--no-cache: anew)")
-    return Recorder(found.meter, job.options.cache, known or State(None, key))
+        notes.append(Note("measurements-resumed", f"{kept} (--no-cache: anew)"))
+    return Recorder(found.meter, cache, known or State(None, key)), notes
 
 
 def _write(file: IO[bytes], state: State) -> None:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.report.notes import Note
 from qcompile.compiler.search import measurements
 from qcompile.compiler.search.lift_items import PrecisionCandidate
-from qcompile.compiler.search.sensitivity import Measurable, Score, score
-from qcompile.compiler.stages.job import Job
-from qcompile.data.feeds import Feed, sample_count
-from qcompile.ir.model_io.write_model import ModelFiles
+from qcompile.compiler.search.measurable import Measurable
+from qcompile.compiler.search.sensitivity import Score, score
+from qcompile.compiler.stages.verify import Verified
+from qcompile.data.feeds import sample_count
 from qcompile.planning.context import Reasons
 
 Raised: TypeAlias = frozenset[int]
@@ -30,66 +32,62 @@ _MOST_REPORTED = 400  # items, the most sensitive first
 
 
 @dataclass(frozen=True)
-class Built:
-    """A compiled and verified model, not yet timed; ``feeds`` it was verified on."""
+class Searched:
+    """The result that passes with fewest raised, or the best there is; ``account`` is the report's,
+    empty where nothing was searched."""
 
-    job: Job
-    model: ModelFiles
-    feeds: list[Feed]
+    verified: Verified
+    account: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tools:
     """How to compile and verify, how to get switches, and what time it is."""
 
-    build: Callable[[Recipe, Reasons], Built]
+    build: Callable[[Recipe, Reasons], Verified]
     measure: Callable[[Recipe], Measurable]
     clock: Callable[[], float] = time.monotonic
 
 
-def is_wanted(job: Job) -> bool:
-    """True where a search was asked for, is needed and is possible; notes say why it is not."""
-    verdict = job.report.verdict
-    if job.options.search_time <= 0 or verdict is None or verdict.passed or job.mode == "float":
-        return False
-    if not job.held_back:
-        job.report.notes.append("no search for tensors to lift: it needs data")
-    elif job.feeds is not None and not job.feeds.reusable:
-        job.report.notes.append(
-            "no search for tensors to lift: the data can be read once only, give a list or a file"
-        )
-    elif (excess := job.budget.excess_of(job.budget.switched, "it")) is not None:
-        job.report.notes.append(f"no search for tensors to lift: {excess}")
-    else:
-        return True
-    return False
-
-
-def search(first: Built, tools: Tools) -> Built:
-    """The result that passes with fewest lifted, or the best there is, whose failures say so."""
+def search(first: Verified, tools: Tools) -> Searched:
+    """Search where it was asked for, is needed and is possible; a note says why it is not."""
+    prepared, verdict = first.prepared, first.verdict
+    asked = prepared.options.search_time > 0 and prepared.mode != "float"
+    if not asked or verdict is None or verdict.passed:
+        return Searched(first)
+    excess = prepared.budget.excess_of(prepared.budget.switched, "it")
+    obstacle = excess
+    if not first.held_out:
+        obstacle = "it needs data"
+    elif prepared.reusable_feeds is None:
+        obstacle = "the data can be read once only, give a list or a file"
+    if obstacle is not None:
+        note = Note("no-search", f"no search for tensors to lift: {obstacle}")
+        return Searched(first, notes=(note,))
     return _Search(first, tools).run()
 
 
-def forget(job: Job) -> None:
+def forget(state: Path | None) -> None:
     """Drop the state of a search that has reached its goal."""
-    if job.report.search and not job.report.failures:
-        measurements.State(job.options.search_state, "").remove()
+    measurements.State(state, "").remove()
 
 
 class _Search:
-    def __init__(self, first: Built, tools: Tools) -> None:
+    def __init__(self, first: Verified, tools: Tools) -> None:
         self.first, self.tools = first, tools
-        self.options = first.job.options
+        self.options = first.prepared.options
         self.start = self.saved = tools.clock()
-        self.built: dict[Raised, Built] = {frozenset(): first}
+        self.built: dict[Raised, Verified] = {frozenset(): first}
         self.measured = 0
 
-    def run(self) -> Built:
+    def run(self) -> Searched:
         """Search; whatever happens, what was measured is kept."""
-        found = self.tools.measure(self.first.job.recipe)
+        found = self.tools.measure(self.first.prepared.recipe)
         self.items: list[PrecisionCandidate] = found.items()
-        self.meter, self.progress = found.meter, found.job.progress
-        digest = measurements.digest(found.job, (i.name for i in self.items))
+        self.meter, self.progress = found.meter, found.prepared.progress
+        digest = measurements.digest(found, (i.name for i in self.items))
         self.state = measurements.load(self.options.search_state, digest)
         self.samples = sum(map(sample_count, self.meter.feeds))
         self.order: list[int] = []
@@ -105,7 +103,7 @@ class _Search:
         finally:
             self.state.save()
 
-    def _search(self) -> Built:
+    def _search(self) -> Searched:
         everything = frozenset(range(len(self.items)))
         self.progress.step("search: measure", len(self.items))
         whole = self._score(everything)
@@ -204,23 +202,23 @@ class _Search:
         return floats and len(lifted) == len(self.items)
 
     # ---- compiling
-    def _build(self, lifted: Raised) -> Built | None:
+    def _build(self, lifted: Raised) -> Verified | None:
         """Compile with these lifted; None where the gates are missed, now or in an earlier run."""
         key = f"{sum(1 << i for i in lifted):x}"
         if key in self.state.tried and self.state.tried[key].failures:
             return None
         made = self._compiled(lifted)
-        verdict = made.job.report.verdict
+        verdict = made.verdict
         if verdict is None:
             return None
         self.state.tried[key] = score(verdict)
         return made if verdict.passed else None
 
-    def _compiled(self, lifted: Raised) -> Built:
+    def _compiled(self, lifted: Raised) -> Verified:
         if lifted not in self.built:
             chosen = [i for i in self.order if i in lifted]
             lifts = [(lift, i) for i in chosen for lift in self.items[i].lifts]
-            old = self.first.job.recipe
+            old = self.first.prepared.recipe
             recipe = replace(old, precision=(*(lift for lift, _ in lifts), *old.precision))
             reasons = tuple((pattern, self._reason(i)) for (pattern, _), i in lifts)
             self.built[lifted] = self.tools.build(recipe, reasons)
@@ -232,28 +230,26 @@ class _Search:
         return f"lifted by the search: {said}"
 
     # ---- telling
-    def _passed(self, made: Built, lifted: Raised) -> Built:
-        self._account(made.job, lifted)
+    def _passed(self, made: Verified, lifted: Raised) -> Searched:
         cut = "; with more --search-time it may be fewer" if self._late(_MEASURED) else ""
-        made.job.report.notes.append(f"by the search {self._count(lifted)}{cut}")
-        return made
+        note = Note("searched", f"by the search {self._count(lifted)}{cut}")
+        return Searched(made, self._account(made, lifted), notes=(note,))
 
-    def _missed(self, why: str) -> Built:
-        """The best result there is; its failures say what was reached and what to do next."""
+    def _missed(self, why: str) -> Searched:
+        """The best result there is; its failure says what was reached and what to do next."""
         tried = {int(k, 16): s for k, s in self.state.tried.items()}
-        verdict = self.first.job.report.verdict
+        verdict = self.first.verdict
         assert verdict is not None  # or no search were wanted
         tried[0] = score(verdict)
         mask = min(tried, key=lambda m: (len(tried[m].failures), tried[m].error))
         lifted = frozenset(i for i in range(len(self.items)) if mask >> i & 1)
         made = self._compiled(lifted)
-        self._account(made.job, lifted)
         reached = f"the search reached this with {self._count(lifted)}"
-        made.job.report.failures.append(f"{reached}: {why or self._advice()}")
+        failure = f"{reached}: {why or self._advice()}"
         if why:
             self.state.scores.clear()  # nothing is left to go on with
             self.state.remove()
-        return made
+        return Searched(made, self._account(made, lifted), failures=(failure,))
 
     def _advice(self) -> str:
         if not self._late(_MEASURED):
@@ -270,13 +266,13 @@ class _Search:
         return f"{len(lifted)} of {len(self.items)} {self._noun()} lifted{to}{shown}"
 
     def _noun(self) -> str:
-        return "tensors" if self.first.job.target.quantize_interior else "operators"
+        return "tensors" if self.first.prepared.target.quantize_interior else "operators"
 
-    def _account(self, job: Job, lifted: Raised) -> None:
+    def _account(self, made: Verified, lifted: Raised) -> dict[str, Any]:
         took = round(self.tools.clock() - self.start, 3)
         chosen: Sequence[int] = [i for i in self.order if i in lifted]
-        job.report.seconds["search"] = took
-        job.report.search = {
+        made.prepared.stopwatch.seconds["search"] = took
+        return {
             "items": len(self.items),
             "measurements": self.measured,
             "compilations": len(self.built) - 1,

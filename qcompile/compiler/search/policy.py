@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qcompile.compiler.config.recipe import Recipe, to_yaml
+from qcompile.compiler.report.notes import Note
 from qcompile.compiler.search import measurements
 from qcompile.compiler.search.lift_items import By
+from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.sensitivity import (
-    Measurable,
     Measure,
     Measures,
     Score,
@@ -61,6 +62,7 @@ class Sensitivity:
     rows: tuple[SensitivityRow, ...]
     quantized: Score
     plain: Score
+    notes: tuple[Note, ...] = ()
 
     def policy(self, lift: int | None = None) -> Policy:
         """Lift the first ``lift`` rows, or as many as the gates need.
@@ -69,7 +71,7 @@ class Sensitivity:
         """
         count = self._needed() if lift is None else min(lift, len(self.rows))
         chosen = self.rows[:count]
-        old = self.found.job.recipe
+        old = self.found.prepared.recipe
         lifts = dict(lift for row in chosen for lift in row.item.lifts)
         recipe = replace(old, precision=(*lifts.items(), *old.precision))
         return Policy(recipe, chosen, self._with(count))
@@ -94,13 +96,13 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: what is infinite is None."""
-        job = self.found.job
+        prepared = self.found.prepared
         plain: dict[str, Any] = finite(
             {
                 "source": self.source,
-                "target": job.target.name,
-                "mode": job.mode,
-                "recipe": asdict(job.recipe),
+                "target": prepared.target.name,
+                "mode": prepared.mode,
+                "recipe": asdict(prepared.recipe),
                 "by": self.by,
                 "quantized": self.quantized.to_dict(),
                 "float": self.plain.to_dict(),
@@ -112,13 +114,14 @@ class Sensitivity:
 
 def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
     """Measure all items of a model that is ready for it."""
-    items, job = found.items(by), found.job
-    job.progress.step("measure", len(items))
-    meter = measurements.recorder(found, (i.name for i in items))
+    items, progress = found.items(by), found.prepared.progress
+    progress.step("measure", len(items))
+    meter, notes = measurements.recorder(found, (i.name for i in items))
     try:
         quantized, plain = meter(meter.everything), meter(())
-        rows = rank(meter, items, what, job.progress.advance)
+        rows = rank(meter, items, what, progress.advance)
     finally:
         if isinstance(meter, measurements.Recorder):
             meter.save()
-    return Sensitivity(job.report.source, found, meter, by, tuple(rows), quantized, plain)
+    source, all_notes = found.prepared.request.source, (*found.notes, *notes)
+    return Sensitivity(source, found, meter, by, tuple(rows), quantized, plain, all_notes)

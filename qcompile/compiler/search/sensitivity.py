@@ -8,17 +8,14 @@ small errors do not drown in the large error of all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qcompile.compiler.search.fake_quantized import FakeQuantizedModel
-from qcompile.compiler.search.lift_items import By, Origin, PrecisionCandidate
-from qcompile.compiler.search.lift_items import items as group
-from qcompile.compiler.stages.job import Job
+from qcompile.compiler.search.lift_items import PrecisionCandidate
 from qcompile.data.feeds import Feed, sample_count
-from qcompile.planning import Context, Use
 from qcompile.quant import Array
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
@@ -85,23 +82,6 @@ class SensitivityRow:
             "alone": None if self.alone is None else self.alone.to_dict(),
             "lifted": None if self.lifted is None else self.lifted.to_dict(),
         }
-
-
-@dataclass
-class Measurable:
-    """A job that was stopped before insertion; its graph is spent, its switches are in ``meter``.
-
-    ``known``: names and roles of planned uses.
-    """
-
-    job: Job
-    ctx: Context
-    meter: Meter
-    known: Mapping[Use, Origin]
-
-    def items(self, by: By = "tensor") -> list[PrecisionCandidate]:
-        """What to measure, grouped. Raises RecipeError where the target allows no such groups."""
-        return group(self.ctx, self.meter.switched.switches, self.known, by)
 
 
 @dataclass

@@ -2,182 +2,217 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import Any
 
 from qcompile.calibration import collector
 from qcompile.calibration.calibration_file import Calibration
 from qcompile.calibration.resume import ResumableCalibration
 from qcompile.compiler.config.lockfile import environment
+from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
-from qcompile.compiler.stages.job import Job
+from qcompile.compiler.stages.pipelines import Pipeline
+from qcompile.compiler.stages.prepare import Prepared
 from qcompile.data.feed_digest import FeedDigest, of_feeds
 from qcompile.data.feeds import Feed, HoldOut
 from qcompile.errors import RecipeError
 from qcompile.ir import printer
 from qcompile.planning import Context
-from qcompile.rewriting import Pass, Stage
+from qcompile.rewriting import Stage
 from qcompile.runtime import session
 from qcompile.runtime.spilled_arrays import KeptChannels
 from qcompile.system.resume_cache import key_of
 
+_LONE = "one batch of data only: it served to calibrate and to verify"
 
-def calibrate(job: Job, ctx: Context, late: Sequence[Pass]) -> None:
-    """Collect what the plan and later passes ask for; hold feeds back to verify with."""
-    if not any(p.stage == Stage.INSERT for p in late):
+
+@dataclass(frozen=True)
+class HeldOut:
+    """feeds: to verify with, not calibrated on. digest: SHA-256 of all data, None without data.
+    lone: there is one feed only, for both."""
+
+    feeds: list[Feed] = field(default_factory=list)
+    digest: str | None = None
+    lone: bool = False
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """account: what the report says of it, empty in modes without ranges. calibration: all that was
+    found, None where the options do not ask to keep it."""
+
+    held_out: HeldOut
+    account: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    notes: tuple[Note, ...] = ()
+
+
+def calibrate(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Calibrated:
+    """Collect what the plan and later passes ask for, into ``ctx``; hold feeds out to verify with.
+
+    Raises RecipeError where a lock does not fit, or ranges are asked for without data.
+    """
+    if not any(p.stage is Stage.INSERT for p in pipeline.passes):
         for use in [u for d in ctx.plan.quantized() for u in d.uses]:
             ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
         ctx.requests.clear()
+    locked = prepared.options.lock
     if not ctx.requests:
-        if job.feeds is not None:
-            _check_memory(job)
-            _hold_back(job)
-        return
-    locked = job.options.lock
-    if locked is None or locked.is_light:
-        watched = dict.fromkeys(tensor for p in late for tensor in p.wants(job.graph, ctx))
-        found = _collected(job, ctx, list(watched))
-    else:
-        found = _locked(job, ctx, locked.read_calibration())
-    _use(job, ctx, found)
+        return Calibrated(_checked_and_held_out(prepared))
+    if locked is not None and not locked.is_light:
+        found = _locked(prepared, ctx, locked.read_calibration())
+        return _used(prepared, ctx, found, _checked_and_held_out(prepared))
+    late = pipeline.after_calibration
+    watched = dict.fromkeys(tensor for p in late for tensor in p.wants(prepared.graph, ctx))
+    return _collected(prepared, ctx, list(watched))
 
 
-def why_float(ctx: Context) -> str:
-    """The commonest reason among the weights, for the note on a model that stayed float."""
-    reasons = Counter(d.reason for d in ctx.plan.decisions if d.kind == "weight")
-    reasons.update(s.reason for s in ctx.skips if s.pass_name == "plan-operands")
-    if not reasons:
-        return f"target {ctx.target.name!r} has no rule that fits this model"
-    return reasons.most_common(1)[0][0]
-
-
-def _use(job: Job, ctx: Context, found: Calibration) -> None:
-    if job.options.keep_calibration:
-        job.calibration = found.copy()
-    known = ctx.ranges.found  # what the plan knows without data
-    ctx.ranges, store = found.ranges, job.budget.store
-    ctx.channels = found.channels if store is None else KeptChannels(store, found.channels)
+def _used(
+    prepared: Prepared,
+    ctx: Context,
+    found: Calibration,
+    held_out: HeldOut,
+    notes: Sequence[Note] = (),
+) -> Calibrated:
+    """Enter ranges and channels into ``ctx``; what the plan knows without data stands."""
+    keep, store = prepared.options.keep_calibration, prepared.budget.store
+    kept = found.copy() if keep else None
+    known = ctx.ranges.found
+    ctx.ranges = found.ranges
     ctx.ranges.found |= known
-    job.report.calibration = found.account
+    ctx.channels = found.channels if store is None else KeptChannels(store, found.channels)
+    return Calibrated(held_out, found.account, kept, tuple(notes))
 
 
-def _collected(job: Job, ctx: Context, watched: list[str]) -> Calibration:
-    if job.feeds is None:
+def _collected(prepared: Prepared, ctx: Context, watched: list[str]) -> Calibrated:
+    feeds = prepared.feeds
+    if feeds is None:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
-    if job.options.lock is not None and job.feeds.reusable:
-        _hold_back(job)  # other data than was locked is told before the work
-    _check_memory(job, _beside(job, watched))
-    job.progress.step("calibrate")
-    with job.timed("calibrate"):
-        kept = _kept(job, ctx, watched)
+    if prepared.options.lock is not None and feeds.reusable:
+        _held_out(prepared)  # other data than was locked is refused before the work
+    _check_memory(prepared, _general_text(prepared, watched))
+    prepared.progress.step("calibrate")
+    with prepared.stopwatch.stage("calibrate"):
+        kept, held_out = _kept(prepared, ctx, watched)
         found = kept.finished({r.tensor for r in ctx.requests}) if kept is not None else None
         if found is None:
-            found = _run(job, ctx, watched, kept)
-    if job.lone_feed:
-        job.report.notes.append("one batch of data only: it served to calibrate and to verify")
-    return found
+            found, held_out = _run(prepared, ctx, watched, kept)
+    notes = [] if kept is None else [Note("calibration-resumed", text) for text in kept.notes]
+    notes += [Note("one-batch", _LONE)] if held_out.lone else []
+    return _used(prepared, ctx, found, held_out, notes)
 
 
-def _kept(job: Job, ctx: Context, watched: list[str]) -> ResumableCalibration | None:
+def _kept(
+    prepared: Prepared, ctx: Context, watched: list[str]
+) -> tuple[ResumableCalibration | None, HeldOut]:
     """The place of this calibration in the cache; None without one, or for one-pass data.
 
     All feeds are looked at for it, without the model.
     """
-    cache = job.options.cache
-    if cache is None or job.feeds is None or not job.feeds.reusable:
-        return None
-    _hold_back(job)
-    threads = job.options.threads or session.threads()
+    cache, graph, recipe = prepared.options.cache, prepared.graph, prepared.recipe
+    if cache is None or prepared.reusable_feeds is None:
+        return None, HeldOut()
+    held_out = _held_out(prepared)
+    threads = prepared.options.threads or session.threads()
     parts = [
-        environment(), threads, job.model_digest, printer.structure(job.graph), job.data_digest,
-        job.recipe.calibrator, job.recipe.mask_padding, job.options.max_memory,
-        [repr(r) for r in ctx.requests], watched, of_feeds(_beside(job, watched)),
+        environment(), threads, prepared.float_model.digest, printer.structure(graph),
+        held_out.digest, recipe.calibrator, recipe.mask_padding, prepared.options.max_memory,
+        [repr(r) for r in ctx.requests], watched, of_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
-    return ResumableCalibration(cache, key_of(parts), job.report.notes)
+    return ResumableCalibration(cache, key_of(parts), []), held_out
 
 
-def _beside(job: Job, watched: list[str]) -> Iterable[Feed]:
-    """General text to run beside the data, where channels are watched."""
-    return job.general_text if watched and job.general_text is not None else ()
+def _general_text(prepared: Prepared, watched: list[str]) -> Iterable[Feed]:
+    """To run in addition to the data, where channels are watched."""
+    text = prepared.general_text
+    return text if watched and text is not None else ()
 
 
 def _run(
-    job: Job, ctx: Context, watched: list[str], kept: ResumableCalibration | None
-) -> Calibration:
-    options = _options(job)
-    calibrator = job.recipe.make_calibrator()
+    prepared: Prepared, ctx: Context, watched: list[str], kept: ResumableCalibration | None
+) -> tuple[Calibration, HeldOut]:
+    options, graph = _options(prepared), prepared.graph
+    calibrator = prepared.recipe.make_calibrator()
 
     def fresh() -> collector.Collector:
         requests = ctx.requests
-        return collector.collector(job.graph, requests, calibrator, ctx.evaluate, options, watched)
+        return collector.collector(graph, requests, calibrator, ctx.evaluate, options, watched)
 
     made = fresh() if kept is None else kept.resumed(fresh)
 
     def seen(_number: int) -> None:
-        job.progress.advance()
+        prepared.progress.advance()
         if kept is not None:
             kept.checkpoint(made)
 
     digest = FeedDigest()
-    split = HoldOut(digest.passing(job.feeds or ()))
+    split = HoldOut(digest.passing(prepared.feeds or ()))
     ranges = collector.collect(made, islice(split.calibration(), made.feeds_seen, None), seen)
-    _held_back(job, split, digest)
-    beside = _beside(job, watched)
-    for feed in beside:
+    held_out = _checked(prepared, split, digest)
+    text = _general_text(prepared, watched)
+    for feed in text:
         made.foresee(feed)
     account = {
-        "calibrator": job.recipe.calibrator,
+        "calibrator": prepared.recipe.calibrator,
         "feeds": made.feeds_seen,
         "held_back": len(split.held_back),
         "tensors": len(ctx.requests),
-        "general_text": bool(beside),
+        "general_text": bool(text),
         "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
     }
     found = Calibration(ranges, made.channels(), account)
     if kept is not None:
         kept.finish(found)
-    return found
+    return found, held_out
 
 
-def _options(job: Job) -> collector.CollectorOptions:
-    budget = job.budget
+def _options(prepared: Prepared) -> collector.CollectorOptions:
+    budget = prepared.budget
     keep = None if budget.store is None else budget.store.array
-    settings = job.recipe.mask_padding, job.options.threads
+    settings = prepared.recipe.mask_padding, prepared.options.threads
     return collector.CollectorOptions(budget.fetched, *settings, budget.parts, keep)
 
 
-def _locked(job: Job, ctx: Context, found: Calibration | None) -> Calibration:
-    """From the lock; data, where it is given all the same, serves to verify."""
+def _locked(prepared: Prepared, ctx: Context, found: Calibration | None) -> Calibration:
     if found is None or not found.covers({r.tensor for r in ctx.requests}):
-        changed = "; ".join(job.options.lock.changes()) if job.options.lock else ""
+        lock = prepared.options.lock
+        changed = "; ".join(lock.changes()) if lock else ""
         raise RecipeError(
             "the lock's calibration does not fit the plan that this version makes"
             + (f": {changed}" if changed else "")
         )
-    if job.feeds is not None:
-        _check_memory(job)
-        _hold_back(job)
     return found
 
 
-def _check_memory(job: Job, beside: Iterable[Feed] = ()) -> None:
-    """Raise DataError where some sample will not fit; data that is read once tells as it comes."""
-    if job.budget.limit is not None and job.feeds is not None and job.feeds.reusable:
-        job.budget.check(chain(job.feeds, beside))
+def _check_memory(prepared: Prepared, text: Iterable[Feed] = ()) -> None:
+    """Raise DataError where some sample will not fit; of one-pass data, each as it comes."""
+    feeds = prepared.reusable_feeds
+    if prepared.budget.limit is not None and feeds is not None:
+        prepared.budget.check(chain(feeds, text))
 
 
-def _hold_back(job: Job) -> None:
-    """Modes that need no ranges use the data to verify with."""
+def _checked_and_held_out(prepared: Prepared) -> HeldOut:
+    """Where nothing is calibrated, data serves to verify."""
+    if prepared.feeds is None:
+        return HeldOut()
+    _check_memory(prepared)
+    return _held_out(prepared)
+
+
+def _held_out(prepared: Prepared) -> HeldOut:
+    """Read all data without running it."""
     digest = FeedDigest()
-    split = HoldOut(digest.passing(job.feeds or ()))
+    split = HoldOut(digest.passing(prepared.feeds or ()))
     for _ in split.calibration():
         pass
-    _held_back(job, split, digest)
+    return _checked(prepared, split, digest)
 
 
-def _held_back(job: Job, split: HoldOut, digest: FeedDigest) -> None:
-    job.held_back = [part for feed in split.held_back for part in job.budget.parts(feed)]
-    job.data_digest = digest.hexdigest()
-    job.lone_feed = split.reused
-    lock_check.check_data(job)
+def _checked(prepared: Prepared, split: HoldOut, digest: FeedDigest) -> HeldOut:
+    """What was held out. Raises RecipeError where a lock was made with other data."""
+    feeds = [part for feed in split.held_back for part in prepared.budget.parts(feed)]
+    found = HeldOut(feeds, digest.hexdigest(), split.reused)
+    lock_check.check_data(prepared.options.lock, found.digest, prepared.general_text)
+    return found

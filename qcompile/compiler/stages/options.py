@@ -1,12 +1,17 @@
-"""What the caller of a compilation chooses, and how it hears of progress."""
+"""What the caller of a compilation asks for, and how it hears of progress."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from qcompile.compiler.config.lockfile import Lock
+from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.report.notes import Note
+from qcompile.data.open_data import Data
+from qcompile.ir.model_io.read_model import Source
+from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.user_metric import Metric
 from qcompile.system.resume_cache import Cache
 
@@ -68,3 +73,27 @@ class CompileOptions:
     keep_lock: bool = False
     keep_calibration: bool = False
     cache: Cache | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that one compilation is asked.
+
+    data: None where there is none. name: of the model in the report; by default that of its file.
+    notes: what the caller knows of the compilation, for the report.
+    """
+
+    model: Source
+    data: Data | None
+    recipe: Recipe = field(default_factory=Recipe)
+    gates: Gates = field(default_factory=Gates)
+    options: CompileOptions = field(default_factory=CompileOptions)
+    progress: Progress = field(default_factory=Silent)
+    name: str | None = None
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The name of the model's file."""
+        model = self.model
+        return Path(model).name if isinstance(model, str | Path) else "model in memory"

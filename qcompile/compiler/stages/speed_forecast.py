@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qcompile.compiler.stages.job import Job
+from qcompile.compiler.stages.prepare import Prepared
 from qcompile.data.feeds import Feed
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import QCompileError
@@ -45,16 +45,16 @@ class Forecast:
         return {**asdict(self), "summary": str(self)}
 
 
-def expected(job: Job) -> Forecast | None:
-    """None where nothing is timed, the target is away, or a run fails: later stages say why."""
-    if not job.options.bench or job.is_away or not job.target.gate_latency:
-        return None
+def expected(prepared: Prepared) -> Forecast | None:
+    """None where nothing is timed, no provider is here, or a run fails: later stages say why."""
+    timed = prepared.options.bench and prepared.target.gate_latency
     found = instruction_sets.of_machine(processor.instruction_sets())
-    if found is None or job.mode not in _MODES:
+    if not timed or prepared.provider_missing or found is None or prepared.mode not in _MODES:
         return None
-    job.progress.step("expect")
+    prepared.progress.step("expect")
+    models, threads = [("", prepared.float_model.running)], prepared.options.threads
     try:
-        [seen] = profile([("", job.running)], _feed(job), job.options.threads, _RUNS, job.provider)
+        [seen] = profile(models, _feed(prepared), threads, _RUNS, prepared.provider)
     except QCompileError:
         return None
     return of_share(found, _share(seen))
@@ -70,8 +70,8 @@ def _share(seen: Profile) -> float:
     return products / seen.total if seen.total else 0.0
 
 
-def _feed(job: Job) -> Feed:
+def _feed(prepared: Prepared) -> Feed:
     """The first of the data, or a made-up one where there is none that can be read twice."""
-    if job.feeds is not None and job.feeds.reusable:
-        return next(iter(job.feeds))
-    return synthetic_feeds(job.graph, {}, 1, job.recipe.seed)[0]
+    if prepared.reusable_feeds is not None:
+        return next(iter(prepared.reusable_feeds))
+    return synthetic_feeds(prepared.graph, {}, 1, prepared.recipe.seed)[0]

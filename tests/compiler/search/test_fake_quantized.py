@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from qcompile.calibration.collector import collect, collector
-from qcompile.compiler.driver import PLAN
 from qcompile.compiler.search.fake_quantized import (
     FakeQuantizedModel,
     FakeQuantSwitch,
@@ -17,6 +16,7 @@ from qcompile.compiler.search.fake_quantized import (
     plain_forms,
     switches,
 )
+from qcompile.compiler.stages.pipelines import PLAN
 from qcompile.ir import Graph
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.insert_qdq import InsertQdq

@@ -6,6 +6,7 @@ Times are made up: a machine's own would decide differently from run to run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import qcompile
 from qcompile import Options
 from qcompile.commands import _options
 from qcompile.commands.cli import main
+from qcompile.compiler import driver
+from qcompile.compiler.stages import verify
 from qcompile.compiler.config.recipe import Recipe
-from qcompile.compiler.stages import verify as checking
 from qcompile.errors import RecipeError
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.rewriting import registry
@@ -137,7 +139,7 @@ def test_what_is_faster_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = made.report.tuning["trials"]
     assert [t["choice"] for t in tried if t["kept"]] == ["kept"]
     assert {"kept", "fused", "float-scores", "transposed-before"} >= set(timed) >= {"kept", "fused"}
-    note = next(n for n in made.report.notes if n.startswith("forms tried"))
+    note = next(n for n in made.report.note_texts if n.startswith("forms tried"))
     assert "attention float-scores: the same graph" in note  # too few channels for integers
     assert "padding kept: 1.11 times as fast, kept" in note
     again = qcompile.compile(
@@ -165,18 +167,17 @@ def test_a_recipe_may_come_with_a_choice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, {"kept": 0.5})
-    verify, calls = checking.verify, []
+    calls: list[Any] = []
 
-    def second_fails(job: Any, compiled: Any) -> Any:
-        calls.append(job)
-        if len(calls) == 2:
-            job.report.failures.append("cosine is low")
-        return verify(job, compiled)
+    def second_fails(rewritten: Any) -> Any:
+        calls.append(rewritten)
+        failures = ("cosine is low",) if len(calls) == 2 else ()
+        return replace(verify.verify(rewritten), failures=failures)
 
-    monkeypatch.setattr(checking, "verify", second_fails)
+    monkeypatch.setattr(driver, "verify", second_fails)
     made = tuned()
     assert made.report.recipe["forms"] == () and not made.report.failures
-    assert "the faster forms are not taken: cosine is low" in made.report.notes
+    assert "the faster forms are not taken: cosine is low" in made.report.note_texts
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,9 @@ def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
 def test_why_nothing_is_tuned(data: Any, more: dict[str, Any], reason: str) -> None:
     options = Options(bench=False, threads=1, tune=True)
     made = qcompile.compile(MODEL, data, options=options, **more)
-    assert any(n.startswith(f"not tuned: {reason}") for n in made.report.notes), made.report.notes
+    assert any(n.startswith(f"not tuned: {reason}") for n in made.report.note_texts), (
+        made.report.note_texts
+    )
     assert not made.report.tuning
 
 

@@ -82,7 +82,7 @@ def test_few_tensors_are_lifted_and_the_gate_is_met(model: bytes) -> None:
         assert rows[name].dtype == "uint16"
         assert rows[name].reason == f"lifted by the search: error {error:.1e} alone"
     said = f"by the search {len(lifted)} of {report.search['items']} tensors lifted to 16 bits"
-    assert any(said in note for note in report.notes)
+    assert any(said in note for note in report.note_texts)
 
 
 def test_no_subset_of_what_was_lifted_is_predicted_to_do(model: bytes) -> None:
@@ -99,7 +99,7 @@ def test_on_cpu_linears_stay_float_as_a_whole(model: bytes) -> None:
     lifted = [row["item"] for row in report.search["lifted"]]
     assert lifted in (["MatMul:fm0"], ["MatMul:fm0", "MatMul:fm1"])
     kept = {r.tensor for r in report.ledger if r.kind == "weight" and r.dtype == "float"}
-    assert {"wf0"} <= kept and "operators lifted to float" in " ".join(report.notes)
+    assert {"wf0"} <= kept and "operators lifted to float" in " ".join(report.note_texts)
 
 
 def test_a_recipe_with_precision_is_kept_behind_what_is_lifted(model: bytes) -> None:
@@ -163,13 +163,13 @@ def test_when_the_time_is_up_the_same_command_goes_on(model: bytes, tmp_path: Pa
 def test_one_pass_data_cannot_be_searched(model: bytes) -> None:
     with pytest.raises(RejectedError) as caught:
         qcompile.compile(model, iter(feeds()), recipe=QDQ, gates=CLOSE, options=options())
-    assert any("read once only" in n for n in caught.value.result.report.notes)
+    assert any("read once only" in n for n in caught.value.result.report.note_texts)
 
 
 def test_made_up_inputs_are_not_searched(model: bytes) -> None:
     with pytest.raises(RejectedError) as caught:
         qcompile.compile(model, recipe=CPU, gates=replace(CLOSE, min_sqnr=100.0), options=options())
-    assert any("it needs data" in n for n in caught.value.result.report.notes)
+    assert any("it needs data" in n for n in caught.value.result.report.note_texts)
 
 
 def test_where_compiling_misses_more_is_lifted(

@@ -62,7 +62,7 @@ def test_both_results_are_reported_and_the_worse_counts() -> None:
 def test_the_advice_names_both_figures_and_the_remedy() -> None:
     report = again()
     advice = report.saturation["advice"]
-    assert advice in report.notes
+    assert advice in report.note_texts
     assert advice.startswith("answers may differ on x86 without VNNI: 1 of 2 integer products can")
     there = report.verdict.by_sums["saturating"].worst_cosine
     assert (
@@ -113,7 +113,9 @@ def test_a_model_that_cannot_be_emulated_is_judged_by_exact_sums(
         report = again(recipe=recipe)
         assert report.verdict.sums == "exact"
         assert report.to_dict()["verify"]["not_emulated"][0]["node"] == "the model"
-        assert any(n.startswith("what the model computes on x86 without") for n in report.notes)
+        assert any(
+            n.startswith("what the model computes on x86 without") for n in report.note_texts
+        )
 
 
 def test_verify_shows_a_row_for_both(tmp_path: Path) -> None:

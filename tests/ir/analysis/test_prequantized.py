@@ -71,14 +71,14 @@ def test_integer_weights_stay_and_float_ones_are_completed(target: str, body: st
     assert [s.reason for s in result.report.skips if s.pass_name == "plan-operands"] == [
         "its weight came in quantized"
     ]
-    assert result.report.notes[0].startswith("the model came in quantized: 1 ")
+    assert result.report.note_texts[0].startswith("the model came in quantized: 1 ")
 
 
 def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
     graph = stored(f"{BY_CAST} y = Relu(m)")
     result = qcompile.compile(serialize(graph), options=UNTIMED)
     assert dump(load(result.model)) == dump(graph)
-    assert result.report.notes[1] == (
+    assert result.report.note_texts[1] == (
         "nothing was quantized: beside what came in quantized, its weight came in quantized"
     )
 
@@ -125,7 +125,7 @@ def test_compiling_again_changes_nothing(target: str, mode: Mode) -> None:
     once = qcompile.compile(source, feeds, target=target, mode=mode, options=UNTIMED)
     again = qcompile.compile(once.model, feeds, target=target, mode=mode, options=UNTIMED)
     assert dump(load(again.model)) == dump(load(once.model))
-    assert f"by qcompile {qcompile.__version__} for target {target}" in again.report.notes[0]
+    assert f"by qcompile {qcompile.__version__} for target {target}" in again.report.note_texts[0]
 
 
 def test_scales_per_channel_stay_shielded_on_another_target() -> None:
@@ -170,6 +170,6 @@ def test_outputs_of_onnxruntimes_quantizers(
         )
     result = qcompile.compile(out, sentences(), target=target, mode="static", options=UNTIMED)
     assert result.report.failures == []
-    assert result.report.notes[0].startswith("the model came in quantized: ")
+    assert result.report.note_texts[0].startswith("the model came in quantized: ")
     completed = [r.tensor for r in result.report.ledger if r.kind == "weight" and r.sqnr_db]
     assert ("wf0" in completed) == (form == "dynamic in part")

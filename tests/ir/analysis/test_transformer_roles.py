@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qcompile.commands.demo import model_path
-from qcompile.compiler.driver import SIMPLIFY
+from qcompile.compiler.stages.pipelines import SIMPLIFY
 from qcompile.ir import Graph
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.ir.analysis.shape_inference import infer

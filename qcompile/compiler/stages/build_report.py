@@ -1,0 +1,84 @@
+"""The report of a compilation, from the outcomes of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from qcompile.compiler.report import ledger
+from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.report import Report
+from qcompile.compiler.stages.bench import Timed
+from qcompile.compiler.stages.speed_forecast import Forecast
+from qcompile.compiler.stages.verify import Verified
+from qcompile.runtime.memory_budget import LIBRARIES
+
+
+def build_report(
+    verified: Verified,
+    timed: Timed,
+    forecast: Forecast | None,
+    *,
+    search: dict[str, Any],
+    tuning: dict[str, Any],
+    notes: Sequence[Note],
+    failures: Sequence[str],
+) -> Report:
+    """``notes`` and ``failures`` are those of searching and tuning."""
+    prepared, rewritten = verified.prepared, verified.rewritten
+    model, compiled, watch = prepared.float_model, rewritten.compiled, prepared.stopwatch
+    all_notes = (
+        *prepared.notes,
+        *rewritten.calibrated.notes,
+        *rewritten.notes,
+        *verified.notes,
+        *notes,
+        *timed.notes,
+        *over_budget(prepared.budget.limit, watch.memory),
+    )
+    return Report(
+        source=prepared.request.name or prepared.request.source,
+        target=prepared.target.name,
+        mode=prepared.mode,
+        recipe=asdict(prepared.recipe),
+        digest=prepared.recipe.digest(),
+        pipeline=rewritten.pipeline.text,
+        gates=prepared.gates,
+        passes=rewritten.passes,
+        skips=rewritten.skips,
+        ledger=rewritten.ledger,
+        calibration=rewritten.calibrated.account,
+        search=search,
+        tuning=tuning,
+        float_bytes=model.size,
+        float_content=model.content,
+        bytes=compiled.size,
+        model_sha256=compiled.sha256,
+        operators=verified.operators,
+        int8_products=ledger.products_of_data(compiled.parsed[0]),
+        away=prepared.provider if prepared.provider_missing else "",
+        requirements=rewritten.requirements,
+        saturation=verified.saturation,
+        verdict=verified.verdict,
+        forecast={} if forecast is None else forecast.to_dict(),
+        speed=timed.speed,
+        profile=list(timed.profile),
+        channels=rewritten.channels,
+        notes=list(all_notes),
+        failures=[*verified.failures, *failures, *timed.failures],
+        seconds=watch.seconds,
+        memory=watch.memory,
+    )
+
+
+def over_budget(limit: int | None, memory: dict[str, int]) -> list[Note]:
+    """A note where a stage took more than the budget and the libraries: the estimate was wrong."""
+    stage = next((n for n, m in memory.items() if limit and m > limit + LIBRARIES), None)
+    if stage is None:
+        return []
+    text = (
+        f"{stage} took {memory[stage]} bytes of memory, over --max-memory {limit} and the "
+        f"{LIBRARIES} of the libraries"
+    )
+    return [Note("over-memory", text)]

@@ -1,0 +1,80 @@
+"""The two models of a compilation, each read once: float as it came in, and compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+
+from qcompile.compiler.report import ledger
+from qcompile.compiler.report.ledger import Summary
+from qcompile.ir import Graph
+from qcompile.ir.model_io import external_data, from_proto, read_model
+from qcompile.ir.model_io.external_data import Storage
+from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
+from qcompile.system import digests
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """stored: its file or bytes. external: files of its weights, apart from its own. size: bytes of
+    all. content: what they consist of."""
+
+    stored: bytes | Path
+    external: tuple[Path, ...]
+    size: int
+    content: list[Summary]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, with its external data."""
+        return digests.of_model(self.stored, self.external)
+
+    @cached_property
+    def _externalized(self) -> ModelFiles | None:
+        return externalize_weights(self.stored) if isinstance(self.stored, Path) else None
+
+    @property
+    def running(self) -> bytes | Path:
+        """The model as the runtime is to load it: its weights in a file, which it maps."""
+        return self.stored if self._externalized is None else self._externalized.path
+
+
+def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
+    """The model, and its graph. Raises ModelError where it cannot be read."""
+    stored = read_model.runnable(model)
+    proto, storage = read_model.read_model(model)
+    size = len(stored) if isinstance(stored, bytes) else stored.stat().st_size
+    size += external_data.external_bytes(proto)
+    external = read_model.external_files(proto, storage)
+    graph = from_proto.from_proto(proto, storage)
+    content = ledger.summary(ledger.rows(proto, size))
+    return FloatModel(stored, external, size, content), graph
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """What was written, in a folder that lives as long as this."""
+
+    files: ModelFiles
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return self.files.size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the model's own file, which names its data file by contents."""
+        return digests.of_file(self.path)
+
+    @cached_property
+    def parsed(self) -> tuple[onnx.ModelProto, Storage]:
+        """The model without its large weights, and where those lie."""
+        return read_model.read_model(self.path)

@@ -1,0 +1,82 @@
+"""Which passes run: a recipe's own pipeline, or that of a target and mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from qcompile.compiler.config import lowering_forms
+from qcompile.compiler.stages.prepare import Prepared
+from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting.pipeline_spec import parse, spell
+from qcompile.targets.target import LoweringChoice, Mode, Target
+
+# The order matters: shapes fold once identities are gone, fusions need the raised opset, and the
+# attention scale folds once only matrix multiplications read the tensors on its way.
+SIMPLIFY = (
+    "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
+    "eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,fuse-hardswish,"
+    "fold-attention-scale,merge-duplicates"
+)
+PLAN = "plan-operands,plan-convolutions,plan-products,plan-interior"
+INSERT = "insert-qdq"
+NO_TRANSFORMS = "none"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The passes of one compilation, by what happens between them."""
+
+    passes: tuple[Pass, ...]
+
+    @property
+    def text(self) -> str:
+        """As ``--pipeline`` takes it."""
+        return spell(self.passes)
+
+    @property
+    def planning(self) -> list[Pass]:
+        """Up to the plan; calibration comes next."""
+        return [p for p in self.passes if p.stage <= Stage.PLAN]
+
+    @property
+    def after_calibration(self) -> list[Pass]:
+        return [p for p in self.passes if p.stage > Stage.PLAN]
+
+    @property
+    def transforms(self) -> list[Pass]:
+        return [p for p in self.passes if p.stage is Stage.TRANSFORM]
+
+    @property
+    def exact_transforms(self) -> list[Pass]:
+        """The first transforms, as long as they change the float model by rounding alone."""
+        return [*takewhile(lambda p: p.numerics is not Numerics.LOSSY, self.transforms)]
+
+    @property
+    def lowering(self) -> list[Pass]:
+        """Insertion and lowering."""
+        return [p for p in self.passes if p.stage > Stage.TRANSFORM]
+
+
+def pipeline_of(prepared: Prepared) -> Pipeline:
+    """Raises RecipeError where the recipe's own pipeline is wrong."""
+    recipe, target = prepared.recipe, prepared.target
+    own = default_pipeline(target, prepared.mode, recipe.transforms, prepared.choices)
+    return Pipeline(tuple(parse(recipe.pipeline or own)))
+
+
+def default_pipeline(
+    target: Target, mode: Mode, transforms: str = "", choices: Sequence[LoweringChoice] = ()
+) -> str:
+    """The pipeline string of a target and mode.
+
+    ``transforms``: passes that rewrite by calibrated ranges, ``""`` for the target's own, ``none``
+    for none. ``choices``: other ways of lowering than the target's own.
+    """
+    quantize: list[str] = []
+    if mode != "float":
+        own = target.transform.get(mode, ())
+        chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
+        quantize = [PLAN, *chosen, INSERT]
+    return ",".join([SIMPLIFY, *quantize, *lowering_forms.lowered(target, mode, choices)])

@@ -1,0 +1,188 @@
+"""The first stage: the model as a graph, its data opened, and what it is to become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qcompile.compiler.config import lowering_forms
+from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.report.notes import Note
+from qcompile.compiler.stages import lock_check
+from qcompile.compiler.stages.models import FloatModel, read_float_model
+from qcompile.compiler.stages.options import CompileOptions, Progress, Request
+from qcompile.compiler.stages.stopwatch import Stopwatch
+from qcompile.data.feeds import Feeds, input_specs
+from qcompile.data.open_data import general_text, open_data
+from qcompile.data.synthetic import synthetic_feeds
+from qcompile.errors import DataError, ModelError, RecipeError, TargetError
+from qcompile.ir import Graph
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import write_model
+from qcompile.rewriting.registry import nearest
+from qcompile.rewriting.registry import target as find_target
+from qcompile.runtime import session
+from qcompile.runtime.evaluation.closeness import Gates
+from qcompile.runtime.memory_budget import Budget
+from qcompile.targets import instruction_sets
+from qcompile.targets.target import LoweringChoice, Mode, Target
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``graph`` is what the next stages rewrite. ``choices`` are ways of lowering other than the
+    target's own, ``general_text`` feeds to run in addition to the data, to extrapolate how far
+    channels reach."""
+
+    request: Request
+    float_model: FloatModel
+    graph: Graph
+    target: Target
+    mode: Mode
+    choices: list[LoweringChoice]
+    feeds: Feeds | None
+    general_text: Feeds | None
+    budget: Budget
+    notes: tuple[Note, ...] = ()
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.request.recipe
+
+    @property
+    def gates(self) -> Gates:
+        return self.request.gates
+
+    @property
+    def options(self) -> CompileOptions:
+        return self.request.options
+
+    @property
+    def progress(self) -> Progress:
+        return self.request.progress
+
+    @property
+    def provider(self) -> str:
+        """What runs models here: the target's provider, or the CPU's where there is none."""
+        return session.provider_or_cpu(self.target.provider)
+
+    @property
+    def provider_missing(self) -> bool:
+        """True where answers of the target's provider are emulated here, and its speed unknown."""
+        return self.provider != self.target.provider
+
+    @property
+    def reusable_feeds(self) -> Feeds | None:
+        """The data where it can be read again and again, else None."""
+        return self.feeds if self.feeds is not None and self.feeds.reusable else None
+
+
+def prepare(request: Request) -> Prepared:
+    """Load the model and open the data.
+
+    Raises ModelError, DataError, RecipeError or TargetError on bad input.
+    """
+    recipe, options, locked = request.recipe, request.options, request.options.lock
+    target = instruction_sets.fitted(find_target(recipe.target), recipe.isa)
+    has_data = request.data is not None
+    mode = locked.mode if locked is not None else _mode(recipe, target, has_data=has_data)
+    recipe.make_calibrator()  # fail on wrong names before any work
+    choices = lowering_forms.chosen(target, mode, recipe)
+    request.progress.step("load")
+    model, graph = read_float_model(request.model)
+    notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
+    fix_dims(graph, dict(recipe.dims))
+    unknown = shape_inference.infer(graph)
+    feeds, text = _open(request, graph)
+    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
+    budget = Budget(options.max_memory, graph, session.evaluate, divisible)
+    if budget.store is not None:
+        graph.keep = budget.store.constant
+    if unknown:
+        notes += _record_types(graph, unknown, feeds, recipe.seed)
+    return Prepared(
+        request,
+        model,
+        graph,
+        target,
+        mode,
+        choices=choices,
+        feeds=feeds,
+        general_text=text,
+        budget=budget,
+        notes=tuple(notes),
+    )
+
+
+def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:
+    mode = recipe.mode or (target.with_data if has_data else target.without_data)
+    if mode is None:
+        others = " or ".join(m for m in target.modes if m != "static")
+        raise DataError(
+            f"target {target.name!r} needs calibration data: give --data, or --mode {others}"
+        )
+    if mode not in target.modes:
+        known, why = ", ".join(target.modes), target.no_modes.get(mode)
+        reason = f" ({why})" if why else ""
+        raise TargetError(
+            f"target {target.name!r} has no mode {mode!r}, expected one of {known}{reason}"
+        )
+    if mode == "static" and not has_data:
+        raise DataError("mode static needs calibration data: give --data, or --mode dynamic")
+    return mode
+
+
+def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:
+    """Give symbolic dimensions a size for good, in inputs and outputs as declared.
+
+    Raises RecipeError for a name that no input has.
+    """
+    known = {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
+    for name in dims:
+        if name not in known:
+            hint = nearest(name, sorted(known)) if known else ": none has a name"
+            raise RecipeError(f"no dimension of the model's inputs is named {name!r}{hint}")
+    for tensor in (*graph.inputs, *graph.outputs):
+        if tensor.shape is not None:
+            tensor.shape = [dims.get(d, d) if isinstance(d, str) else d for d in tensor.shape]
+    for info in graph.header.interface.values():
+        for dim in info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ():
+            if dim.dim_param in dims:
+                dim.dim_value = dims[dim.dim_param]
+
+
+def _open(request: Request, graph: Graph) -> tuple[Feeds | None, Feeds | None]:
+    """The data, and the general text that goes with it."""
+    if request.data is None:
+        return None, None
+    options, inputs = request.options, input_specs(graph)
+    feeds = open_data(
+        request.data,
+        inputs,
+        tokenizer=options.tokenizer,
+        samples=options.samples,
+        batch_size=options.batch_size,
+    )
+    if not request.recipe.general_text:
+        return feeds, None
+    return feeds, general_text(request.data, inputs, options.tokenizer, options.batch_size)
+
+
+def _record_types(graph: Graph, unknown: list[str], feeds: Feeds | None, seed: int) -> list[Note]:
+    """Types and ranks that inference could not find, from one run of the float model."""
+    try:
+        reusable = feeds is not None and feeds.reusable
+        feed = next(iter(feeds or ())) if reusable else synthetic_feeds(graph, {}, 1, seed)[0]
+        model, folder = write_model.with_external_weights(graph)
+        tapped = write_model.save(session.with_outputs(model, unknown), folder)
+        seen = session.record_types(tapped, feed)
+    except (DataError, ModelError) as e:
+        return [Note("types-unknown", f"{len(unknown)} tensors have no known type: {e}")]
+    tensors = graph.tensors()
+    for name, (dtype, rank) in seen.items():
+        tensors[name].dtype = np.dtype(dtype)
+        tensors[name].shape = tensors[name].shape or [None] * rank
+    return []

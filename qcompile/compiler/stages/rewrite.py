@@ -1,0 +1,159 @@
+"""The stages that change the graph: simplify, plan, calibrate, transform, insert, lower, write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qcompile import __version__
+from qcompile.compiler.config import lowering_forms
+from qcompile.compiler.report import ledger
+from qcompile.compiler.report.channel_views import ChannelWatch
+from qcompile.compiler.report.ledger import LedgerRow
+from qcompile.compiler.report.notes import Note
+from qcompile.compiler.stages.calibrate import Calibrated, calibrate
+from qcompile.compiler.stages.models import CompiledModel
+from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
+from qcompile.compiler.stages.prepare import Prepared
+from qcompile.ir.analysis import prequantized
+from qcompile.ir.model_io import write_model
+from qcompile.planning import Context, PassSettings, Skip
+from qcompile.planning.context import Reasons
+from qcompile.rewriting import Pass
+from qcompile.rewriting.instruments import Dump, Instrument, PassRecord, Time, Verify
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.runtime import session
+from qcompile.system import threads
+from qcompile.targets import requirements
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A model that is compiled and written, not yet verified.
+
+    quantized: some tensor was. requirements: nodes held to each rule of the target. channels: what
+    became of the channels that transforms looked at.
+    """
+
+    prepared: Prepared
+    calibrated: Calibrated
+    pipeline: Pipeline
+    compiled: CompiledModel
+    ledger: list[LedgerRow]
+    passes: list[PassRecord]
+    skips: list[Skip]
+    requirements: dict[str, int]
+    channels: list[dict[str, object]]
+    quantized: bool
+    notes: tuple[Note, ...] = ()
+
+
+def rewrite(prepared: Prepared, reasons: Reasons = ()) -> Rewritten:
+    """Run the pipeline, collecting ranges between the plan and what needs it; write the result.
+
+    ``reasons``: why the recipe has patterns of ``precision`` that no user wrote.
+    """
+    ctx, pipeline = context_of(prepared, reasons), pipeline_of(prepared)
+    timer, watch, graph = Time(), ChannelWatch(), prepared.graph
+    instruments: list[Instrument] = [Verify(), timer]
+    if prepared.options.dump_dir is not None:
+        instruments.insert(0, Dump(prepared.options.dump_dir))  # before a check can stop the run
+    came_quantized = _came_quantized(prepared)
+    run(prepared, ctx, pipeline.planning, instruments, "simplify and plan")
+    calibrated = calibrate(prepared, ctx, pipeline)
+    run(prepared, ctx, pipeline.transforms, [*instruments, watch], "transform")
+    ctx.channels.clear()  # nothing looks at samples from here on, and they are large
+    run(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
+    ctx.rounded.clear()  # they are constants of the graph now
+    quantized = any(ctx.plan.quantized())
+    stayed_float = (
+        [] if quantized or prepared.mode == "float" else [_stayed_float(ctx, came_quantized)]
+    )
+    held = requirements.require(graph, prepared.target.name, prepared.target.requires)
+    compiled = _written(prepared)
+    return Rewritten(
+        prepared,
+        calibrated,
+        pipeline,
+        compiled,
+        ledger=ledger.rows(compiled.parsed[0], compiled.size, ctx),
+        passes=timer.records,
+        skips=ctx.skips,
+        requirements=held.checked,
+        channels=watch.to_dicts(),
+        quantized=quantized,
+        notes=(
+            *came_quantized,
+            *stayed_float,
+            *(Note("requirement", text) for text in held.remarks),
+        ),
+    )
+
+
+def context_of(prepared: Prepared, reasons: Reasons = (), *, may_widen: bool = False) -> Context:
+    """What passes share; ``may_widen``: 16 bits may yet be asked for."""
+    recipe, graph = prepared.recipe, prepared.graph
+    own = not (recipe.transforms or recipe.pipeline)  # the target's guard against outliers too
+    attention = lowering_forms.attention(prepared.choices) or recipe.attention
+    settings = PassSettings(
+        mode=prepared.mode,
+        keep_float=recipe.keep_float,
+        seed=recipe.seed,
+        precision=recipe.precision,
+        reasons=reasons,
+        may_widen=may_widen,
+        attention=attention or (prepared.target.attention if own else "float"),
+    )
+    ctx = Context(prepared.target, session.evaluate, settings)
+    ctx.original_names = frozenset([*(n.name for n in graph.nodes), *graph.tensors()])
+    return ctx
+
+
+def run(
+    prepared: Prepared,
+    ctx: Context,
+    passes: Sequence[Pass],
+    instruments: Sequence[Instrument],
+    what: str,
+) -> None:
+    """Run passes over the graph as the stage ``what``."""
+    prepared.progress.step(what, len(passes))
+    with prepared.stopwatch.stage(what), threads.one_thread():
+        manager = PassManager(tuple(passes), instruments)
+        manager.run(prepared.graph, ctx, lambda _name: prepared.progress.advance())
+
+
+def why_float(ctx: Context) -> str:
+    """The commonest reason among the weights, of a model that stayed float."""
+    reasons = Counter(d.reason for d in ctx.plan.decisions if d.kind == "weight")
+    reasons.update(s.reason for s in ctx.skips if s.pass_name == "plan-operands")
+    if not reasons:
+        return f"target {ctx.target.name!r} has no rule that fits this model"
+    return reasons.most_common(1)[0][0]
+
+
+def _came_quantized(prepared: Prepared) -> list[Note]:
+    came = prequantized.inventory(prepared.graph)
+    if not came:
+        return []
+    before = prequantized.compiled_before(prepared.graph)
+    text = f"the model came in quantized{before}: {came} stay as they are"
+    return [Note("came-quantized", text)]
+
+
+def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> Note:
+    besides = "beside what came in quantized, " if came_quantized else ""
+    return Note("nothing-quantized", f"nothing was quantized: {besides}{why_float(ctx)}")
+
+
+def _written(prepared: Prepared) -> CompiledModel:
+    """The graph in files, with where it comes from in its metadata."""
+    prepared.graph.header.metadata.update(
+        {
+            "qcompile.version": __version__,
+            "qcompile.recipe": prepared.recipe.digest(),
+            "qcompile.target": prepared.target.name,
+        }
+    )
+    return CompiledModel(write_model.write_model(prepared.graph, prepared.options.stem))
