@@ -18,97 +18,80 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, is_zero, rank
-from qcompile.ir.analysis.conv_activation import Quantized, is_plain, quantized_result
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_zero, rank
+from qcompile.ir.analysis.conv_activation import is_plain, quantized_result
 from qcompile.planning import Context
 from qcompile.quant import Array
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _LARGEST_BIAS = 2.0**30  # half of int32: the sum of products is added to it
 
 
 @dataclass(frozen=True)
-class LowerConvolutions(Pass):
+class _Match:
+    """A Conv, what dequantizes its operands, and what quantizes its result."""
+
+    node: Node
+    data: Node
+    weight: Node
+    quantizer: Node
+
+
+@dataclass(frozen=True)
+class LowerConvolutions(NodeRewrite[_Match]):
     """Lower Q/DQ convolutions to QLinearConv."""
 
     name: ClassVar[str] = "lower-convolutions"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     after: ClassVar[tuple[str, ...]] = ("insert-qdq", "hoist-quantize", "cancel-requantize")
+    ops: ClassVar[tuple[str, ...]] = ("Conv",)
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            found = _find(graph, node) if is_op(node, "Conv") else None
-            if found is None:
-                continue
-            reason = _obstacle(found)
-            if reason is None:
-                _lower(graph, ctx, found)
-                changed = True
-            else:
-                ctx.skip(node, reason)
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
+        data, weight = (graph.producer(t, "DequantizeLinear") for t in node.inputs[:2])
+        if data is None or weight is None:
+            return None  # nothing was planned
+        obstacle = _obstacle(node, data, weight)
+        if obstacle is not None:
+            return obstacle
+        found = quantized_result(graph, node)
+        return found if isinstance(found, Refusal) else _Match(node, data, weight, found)
 
-
-@dataclass(frozen=True)
-class _Convolution:
-    """A Conv and what dequantizes its operands; ``result``: its quantizer, or why there is none."""
-
-    node: Node
-    data: Node
-    weight: Node
-    result: Quantized | str
-
-
-def _find(graph: Graph, node: Node) -> _Convolution | None:
-    """None where data or weight is float: nothing was planned."""
-    data, weight = (graph.producer(t) for t in node.inputs[:2])
-    if data is None or weight is None:
-        return None
-    if not all(is_op(n, "DequantizeLinear") for n in (data, weight)):
-        return None
-    return _Convolution(node, data, weight, quantized_result(graph, node))
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        x, s, z = match.data.inputs[:3]
+        u, v = match.quantizer.inputs[1:3]
+        w, t = match.weight.inputs[:2]
+        bias = next((b for b in match.node.inputs[2:] if b.name), None)
+        extra: list[Tensor] = []
+        if bias is not None:
+            w, t, whole = _with_bias(graph, ctx, w, t, array(s).reshape(()), bias)
+            extra = [whole]
+        zero = graph.constant(f"{w.name}/zero_point", np.zeros(array(t).shape, np.int8))
+        ctx.origins[zero.name] = ctx.origins.get(w.name, (w.name, None))
+        graph.substitute(
+            match.quantizer.outputs[0],
+            "QLinearConv",
+            [x, s, z, w, t, zero, u, v, *extra],
+            "convolution",
+            match.node.attrs,
+            name=f"{match.node.name}/int8",
+        )
 
 
-def _obstacle(found: _Convolution) -> str | None:
-    kernel, scale = found.weight.inputs[:2]
+def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
+    kernel, scale = weight.inputs[:2]
     if not is_constant(kernel) or kernel.dtype != np.int8:
-        return "the weight is no int8 constant"
-    if not all(is_zero(t) for t in found.weight.inputs[2:]):
-        return "the weight is not symmetric"
-    if not is_constant(scale) or rank(scale) != 1 or found.weight.attrs.get("axis", 1) != 0:
-        return "the weight's scales are not along the output channels"
-    if any(t.name and not is_constant(t) for t in found.node.inputs[2:]):
-        return "the bias is not constant"
-    if not is_plain(found.data):
-        return "the data is not uint8 with one constant float32 scale and a zero point"
-    return found.result if isinstance(found.result, str) else None
-
-
-def _lower(graph: Graph, ctx: Context, found: _Convolution) -> None:
-    assert isinstance(found.result, Quantized)
-    quantizer = found.result.quantizer
-    x, s, z = found.data.inputs[:3]
-    u, v = quantizer.inputs[1:3]
-    w, t = found.weight.inputs[:2]
-    bias = next((b for b in found.node.inputs[2:] if b.name), None)
-    extra: list[Tensor] = []
-    if bias is not None:
-        w, t, whole = _with_bias(graph, ctx, w, t, array(s).reshape(()), bias)
-        extra = [whole]
-    zero = graph.constant(f"{w.name}/zero_point", np.zeros(array(t).shape, np.int8))
-    ctx.origins[zero.name] = ctx.origins.get(w.name, (w.name, None))
-    out = quantizer.outputs[0]
-    lowered = graph.add(
-        "QLinearConv",
-        [x, s, z, w, t, zero, u, v, *extra],
-        [f"{out.name}/convolution"],
-        dict(found.node.attrs),
-        name=f"{found.node.name}/int8",
-        like=out,
-    )
-    graph.replace_uses(out, lowered.outputs[0])
+        return Refusal("the weight is no int8 constant")
+    if not all(is_zero(t) for t in weight.inputs[2:]):
+        return Refusal("the weight is not symmetric")
+    if not is_constant(scale) or rank(scale) != 1 or weight.attrs.get("axis", 1) != 0:
+        return Refusal("the weight's scales are not along the output channels")
+    if any(t.name and not is_constant(t) for t in node.inputs[2:]):
+        return Refusal("the bias is not constant")
+    if not is_plain(data):
+        reason = "the data is not uint8 with one constant float32 scale and a zero point"
+        return Refusal(reason)
+    return None
 
 
 def _with_bias(

@@ -15,58 +15,50 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, array, is_constant, is_op, is_zero, rank, shape_of
+from qcompile.ir import Graph, Node, Refusal, array, is_constant, is_zero, rank, shape_of
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class LowerEmbeddings(Pass):
+class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
     """Apply an embedding's scale after the lookup."""
 
     name: ClassVar[str] = "lower-embeddings"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.EXACT
     after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+    ops: ClassVar[tuple[str, ...]] = ("Gather",)
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            table = graph.producer(node.inputs[0]) if is_op(node, "Gather") else None
-            if table is None or not is_op(table, "DequantizeLinear"):
-                continue
-            reason = _obstacle(node, table)
-            if reason is None:
-                _lower(graph, ctx, node, table)
-                changed = True
-            else:
-                ctx.skip(node, reason)
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
+        """(the lookup, what dequantizes its table)."""
+        table = graph.producer(node.inputs[0], "DequantizeLinear")
+        if table is None:
+            return None
+        return _obstacle(node, table) or (node, table)
+
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, Node]) -> None:
+        node, table = match
+        quantized, scale = table.inputs[:2]
+        indices, out = node.inputs[1], node.outputs[0]
+        column = graph.constant(f"{scale.name}/column", array(scale).reshape(-1, 1))
+        ctx.origins[column.name] = ctx.origins.get(scale.name, (scale.name, None))
+        rows = graph.add("Gather", [quantized, indices], [f"{out.name}/rows"], {"axis": 0})
+        kind = onnx.helper.np_dtype_to_tensor_dtype(scale.dtype)  # float16 where the model has that
+        real = graph.add("Cast", [rows.outputs[0]], [f"{out.name}/cast"], {"to": int(kind)})
+        scales = graph.add("Gather", [column, indices], [f"{out.name}/scales"], {"axis": 0})
+        graph.substitute(out, "Mul", [real.outputs[0], scales.outputs[0]], "scaled")
 
 
-def _obstacle(node: Node, table: Node) -> str | None:
+def _obstacle(node: Node, table: Node) -> Refusal | None:
     rows, scale = table.inputs[:2]
     if not is_constant(rows) or rank(rows) != 2:
-        return "the table is no constant matrix"
+        return Refusal("the table is no constant matrix")
     if rows.dtype != np.int8 or not all(is_zero(t) for t in table.inputs[2:]):
-        return "the table is not symmetric int8"
+        return Refusal("the table is not symmetric int8")
     by_row = shape_of(scale) == (rows.shape[0],) and table.attrs.get("axis", 1) in (0, -2)
     if not is_constant(scale) or not by_row:
-        return "the table has no scale by row"
+        return Refusal("the table has no scale by row")
     if node.attrs.get("axis", 0) not in (0, -2):
-        return "the lookup is not along the rows of the table"
+        return Refusal("the lookup is not along the rows of the table")
     return None
-
-
-def _lower(graph: Graph, ctx: Context, node: Node, table: Node) -> None:
-    quantized, scale = table.inputs[:2]
-    indices, out = node.inputs[1], node.outputs[0]
-    column = graph.constant(f"{scale.name}/column", array(scale).reshape(-1, 1))
-    ctx.origins[column.name] = ctx.origins.get(scale.name, (scale.name, None))
-    rows = graph.add("Gather", [quantized, indices], [f"{out.name}/rows"], {"axis": 0})
-    kind = onnx.helper.np_dtype_to_tensor_dtype(scale.dtype)  # float16 where the model has that
-    real = graph.add("Cast", [rows.outputs[0]], [f"{out.name}/cast"], {"to": int(kind)})
-    scales = graph.add("Gather", [column, indices], [f"{out.name}/scales"], {"axis": 0})
-    factors = [real.outputs[0], scales.outputs[0]]
-    product = graph.add("Mul", factors, [f"{out.name}/scaled"], like=out)
-    graph.replace_uses(out, product.outputs[0])

@@ -20,63 +20,83 @@ from qcompile.ir import (
     MICROSOFT,
     Graph,
     Node,
+    Refusal,
     Tensor,
     array,
     is_constant,
     is_op,
+    is_plain_gemm,
     is_zero,
     rank,
     scalar,
 )
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class LowerLinears(Pass):
+class _Match:
+    """A product, and what dequantizes its operands."""
+
+    node: Node
+    data: Node
+    weight: Node
+
+
+@dataclass(frozen=True)
+class LowerLinears(NodeRewrite[_Match]):
     """Lower Q/DQ products to MatMulIntegerToFloat."""
 
     name: ClassVar[str] = "lower-linears"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
     after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+    ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if not is_op(node, "MatMul", "Gemm"):
-                continue
-            data, weight = (_dequantizer(graph, t) for t in node.inputs[:2])
-            if data is None or weight is None:
-                continue
-            reason = _obstacle(node, data, weight)
-            if reason is None:
-                _lower(graph, ctx, node, data, weight)
-                changed = True
-            else:
-                ctx.skip(node, reason)
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
+        data, weight = (graph.producer(t, "DequantizeLinear") for t in node.inputs[:2])
+        if data is None or weight is None:
+            return None
+        return _obstacle(node, data, weight) or _Match(node, data, weight)
+
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        node, weight = match.node, match.weight
+        matrix = weight.inputs[0]
+        if node.attrs.get("transB"):
+            matrix = graph.constant(f"{matrix.name}/transposed", array(matrix).T)
+            ctx.origins[matrix.name] = ctx.origins.get(weight.inputs[0].name, (matrix.name, None))
+        result, inside, outside = _bias(graph, node)
+        xq, scale = match.data.inputs[:2]
+        zero = match.data.inputs[2] if len(match.data.inputs) > 2 else None
+        fused = [] if inside is None else [inside]
+        lowered = graph.add(
+            "MatMulIntegerToFloat",
+            [xq, matrix, scale, weight.inputs[1], zero, None, *fused],
+            [f"{result.name}/int8"],
+            domain=MICROSOFT,
+            name=f"{node.name}/int8",
+            like=result,
+        )
+        product = lowered.outputs[0]
+        if outside is not None:
+            added = graph.add("Add", [product, outside], [f"{result.name}/biased"], like=result)
+            product = added.outputs[0]
+        graph.replace_uses(result, product)
 
 
-def _dequantizer(graph: Graph, tensor: Tensor) -> Node | None:
-    node = graph.producer(tensor)
-    return node if node is not None and is_op(node, "DequantizeLinear") else None
-
-
-def _obstacle(node: Node, data: Node, weight: Node) -> str | None:
-    attrs = node.attrs
-    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
-        return "Gemm with transA, alpha or beta"
+def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
+    if not is_plain_gemm(node):
+        return Refusal("Gemm with transA, alpha or beta")
     if not is_constant(weight.inputs[0]) or rank(weight.inputs[0]) != 2:
-        return "the weight is no constant matrix"
+        return Refusal("the weight is no constant matrix")
     if weight.inputs[0].dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
-        return "the weight is not symmetric int8"
+        return Refusal("the weight is not symmetric int8")
     if data.inputs[0].dtype is not None and data.inputs[0].dtype != np.uint8:
-        return "the activation is not uint8"
+        return Refusal("the activation is not uint8")
     if rank(data.inputs[1]) and scalar(data.inputs[1]) is None:
-        return "the activation has a scale per channel"
+        return Refusal("the activation has a scale per channel")
     if not _fits_outputs(node, weight):
-        return "the weight's scales are not along the output channels"
+        return Refusal("the weight's scales are not along the output channels")
     return None
 
 
@@ -87,30 +107,6 @@ def _fits_outputs(node: Node, weight: Node) -> bool:
     return dims == 0 or (dims == 1 and weight.attrs.get("axis", 1) in axes)
 
 
-def _lower(graph: Graph, ctx: Context, node: Node, data: Node, weight: Node) -> None:
-    matrix = weight.inputs[0]
-    if node.attrs.get("transB"):
-        matrix = graph.constant(f"{matrix.name}/transposed", array(matrix).T)
-        ctx.origins[matrix.name] = ctx.origins.get(weight.inputs[0].name, (matrix.name, None))
-    result, inside, outside = _bias(graph, node)
-    xq, scale = data.inputs[:2]
-    zero = data.inputs[2] if len(data.inputs) > 2 else None
-    fused = [] if inside is None else [inside]
-    lowered = graph.add(
-        "MatMulIntegerToFloat",
-        [xq, matrix, scale, weight.inputs[1], zero, None, *fused],
-        [f"{result.name}/int8"],
-        domain=MICROSOFT,
-        name=f"{node.name}/int8",
-        like=result,
-    )
-    product = lowered.outputs[0]
-    if outside is not None:
-        added = graph.add("Add", [product, outside], [f"{result.name}/biased"], like=result)
-        product = added.outputs[0]
-    graph.replace_uses(result, product)
-
-
 def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(the tensor to replace, the vector that goes inside, what is still to be added to it)."""
     out = node.outputs[0]
@@ -118,8 +114,8 @@ def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None, Tensor | Non
         bias = node.inputs[2]
         vector = is_constant(bias) and _is_vector(bias, node)
         return (out, _flat(graph, bias), None) if vector else (out, None, bias)
-    add = graph.only_consumer(out)
-    if add is None or not is_op(add, "Add"):
+    add = graph.only_consumer(out, "Add")
+    if add is None:
         return out, None, None
     other = next((t for t in add.inputs if t is not out), None)
     if other is None or not is_constant(other) or not _is_vector(other, node):

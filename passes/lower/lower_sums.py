@@ -16,49 +16,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import MICROSOFT, Graph, Node, is_op
-from qcompile.ir.analysis.conv_activation import Quantized, is_plain, quantized_result
+from qcompile.ir import MICROSOFT, Graph, Node, Refusal
+from qcompile.ir.analysis.conv_activation import is_plain, quantized_result
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class LowerSums(Pass):
+class _Match:
+    """A sum, what dequantizes its operands, and what quantizes its result."""
+
+    node: Node
+    operands: list[Node]
+    quantizer: Node
+
+
+@dataclass(frozen=True)
+class LowerSums(NodeRewrite[_Match]):
     """Lower Q/DQ sums to QLinearAdd."""
 
     name: ClassVar[str] = "lower-sums"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     after: ClassVar[tuple[str, ...]] = ("insert-qdq", "hoist-quantize", "cancel-requantize")
+    ops: ClassVar[tuple[str, ...]] = ("Add",)
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            makers = [graph.producer(t) for t in node.inputs] if is_op(node, "Add") else []
-            operands = [m for m in makers if m is not None and is_op(m, "DequantizeLinear")]
-            if len(operands) != 2:
-                continue
-            found = quantized_result(graph, node)
-            reason = found if isinstance(found, str) else None
-            if not all(is_plain(operand) for operand in operands):
-                reason = "an operand is not uint8 with one constant float32 scale and a zero point"
-            if reason is None and isinstance(found, Quantized):
-                _lower(graph, node, operands, found)
-                changed = True
-            elif reason is not None:
-                ctx.skip(node, reason)
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
+        made = (graph.producer(t, "DequantizeLinear") for t in node.inputs)
+        operands = [maker for maker in made if maker is not None]
+        if len(operands) != 2:
+            return None
+        if not all(map(is_plain, operands)):
+            reason = "an operand is not uint8 with one constant float32 scale and a zero point"
+            return Refusal(reason)
+        found = quantized_result(graph, node)
+        return found if isinstance(found, Refusal) else _Match(node, operands, found)
 
-
-def _lower(graph: Graph, node: Node, operands: list[Node], found: Quantized) -> None:
-    inputs = [t for operand in operands for t in operand.inputs[:3]]
-    out = found.quantizer.outputs[0]
-    lowered = graph.add(
-        "QLinearAdd",
-        [*inputs, *found.quantizer.inputs[1:3]],
-        [f"{out.name}/sum"],
-        domain=MICROSOFT,
-        name=f"{node.name}/int8",
-        like=out,
-    )
-    graph.replace_uses(out, lowered.outputs[0])
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        inputs = [t for operand in match.operands for t in operand.inputs[:3]]
+        graph.substitute(
+            match.quantizer.outputs[0],
+            "QLinearAdd",
+            [*inputs, *match.quantizer.inputs[1:3]],
+            "sum",
+            domain=MICROSOFT,
+            name=f"{match.node.name}/int8",
+        )

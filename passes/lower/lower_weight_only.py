@@ -16,14 +16,26 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import MICROSOFT, Graph, Node, array, is_constant, is_op, is_zero, rank, shape_of
+from qcompile.ir import (
+    MICROSOFT,
+    Graph,
+    Node,
+    Refusal,
+    array,
+    is_constant,
+    is_op,
+    is_plain_gemm,
+    is_zero,
+    rank,
+    shape_of,
+)
 from qcompile.planning import Context
 from qcompile.quant import Array, sqnr_db
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class LowerWeightOnly(Pass):
+class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
     """Lower dequantized weights to MatMulNBits.
 
     block: weights that share a scale, a power of two from 16 to 256. accuracy: ``accuracy_level``
@@ -38,6 +50,7 @@ class LowerWeightOnly(Pass):
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+    ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
 
     def __post_init__(self) -> None:
         if self.block not in (16, 32, 64, 128, 256):
@@ -47,21 +60,15 @@ class LowerWeightOnly(Pass):
         if self.accuracy not in range(5):
             raise ValueError(f"accuracy is {self.accuracy}, expected 0 to 4")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            weight = graph.producer(node.inputs[1]) if is_op(node, "MatMul", "Gemm") else None
-            if weight is None or not is_op(weight, "DequantizeLinear"):
-                continue
-            reason = _obstacle(node, weight) or _data_obstacle(graph, node)
-            if reason is None:
-                self._lower(graph, ctx, node, weight)
-                changed = True
-            else:
-                ctx.skip(node, reason)
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
+        """(the product, what dequantizes its weight)."""
+        weight = graph.producer(node.inputs[1], "DequantizeLinear")
+        if weight is None:
+            return None
+        return _obstacle(graph, node, weight) or (node, weight)
 
-    def _lower(self, graph: Graph, ctx: Context, node: Node, weight: Node) -> None:
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, Node]) -> None:
+        node, weight = match
         values = array(weight.inputs[0])
         rows = values if node.attrs.get("transB") else values.T  # one row an output channel
         if self.bits == 8:
@@ -97,27 +104,22 @@ class LowerWeightOnly(Pass):
         graph.replace_uses(out, result)
 
 
-def _obstacle(node: Node, weight: Node) -> str | None:
+def _obstacle(graph: Graph, node: Node, weight: Node) -> Refusal | None:
     matrix, scale = weight.inputs[:2]
-    attrs = node.attrs
     if not is_constant(matrix) or rank(matrix) != 2:
-        return "the weight is no constant matrix"
+        return Refusal("the weight is no constant matrix")
     if matrix.dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
-        return "the weight is not symmetric int8"
-    axes = (0, -2) if attrs.get("transB") else (1, -1)
+        return Refusal("the weight is not symmetric int8")
+    axes = (0, -2) if node.attrs.get("transB") else (1, -1)
     channels = (matrix.shape[axes[0]],)
     by_output = shape_of(scale) == channels and weight.attrs.get("axis", 1) in axes
     if not is_constant(scale) or not by_output:
-        return "the weight's scales are not along the output channels"
-    if attrs.get("transA") or attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0:
-        return "Gemm with transA, alpha or beta"
+        return Refusal("the weight's scales are not along the output channels")
+    if not is_plain_gemm(node):
+        return Refusal("Gemm with transA, alpha or beta")
+    if graph.producer(node.inputs[0], "DequantizeLinear") is not None:
+        return Refusal("its data came in quantized: it runs in integers as a whole")
     return None
-
-
-def _data_obstacle(graph: Graph, node: Node) -> str | None:
-    maker = graph.producer(node.inputs[0])
-    quantized = maker is not None and is_op(maker, "DequantizeLinear")
-    return "its data came in quantized: it runs in integers as a whole" if quantized else None
 
 
 def _packed(rows: Array, block: int) -> Array:

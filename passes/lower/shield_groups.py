@@ -15,49 +15,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, is_constant, is_op, rank
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class ShieldGroups(Pass):
+class _Match:
+    """A tensor to put a Sum behind, and the inputs that are to read the Sum, by node and slot."""
+
+    tensor: Tensor
+    suffix: str
+    uses: list[tuple[Node, int]]
+
+
+@dataclass(frozen=True)
+class ShieldGroups(NodeRewrite[_Match]):
     """Put a Sum between operators and the Q/DQ of activations with scales per channel."""
 
     name: ClassVar[str] = "shield-groups"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.EXACT
     after: ClassVar[tuple[str, ...]] = ("insert-qdq",)
+    ops: ClassVar[tuple[str, ...]] = ("QuantizeLinear", "DequantizeLinear")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if not is_op(node, "QuantizeLinear", "DequantizeLinear") or not rank(node.inputs[1]):
-                continue
-            if is_op(node, "DequantizeLinear") and not is_constant(node.inputs[0]):
-                changed |= _shield_readers(graph, node)
-            elif is_op(node, "QuantizeLinear"):
-                changed |= _shield_maker(graph, node)
-        return changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | None:
+        if not rank(node.inputs[1]):
+            return None
+        if is_op(node, "QuantizeLinear"):  # a Sum of its own: other readers keep what they read
+            maker = graph.producer(node.inputs[0])
+            shielded = maker is None or is_op(maker, "Sum")
+            return None if shielded else _Match(node.inputs[0], "summed", [(node, 0)])
+        out = node.outputs[0]
+        readers = [(n, i) for n in graph.consumers(out) for i, t in enumerate(n.inputs) if t is out]
+        shielded = all(is_op(n, "Sum") and len(n.inputs) == 1 for n, _ in readers)
+        return None if shielded or is_constant(node.inputs[0]) else _Match(out, "shielded", readers)
 
-
-def _shield_readers(graph: Graph, node: Node) -> bool:
-    out = node.outputs[0]
-    readers = [(n, i) for n in graph.consumers(out) for i, t in enumerate(n.inputs) if t is out]
-    if not readers or all(is_op(n, "Sum") and len(n.inputs) == 1 for n, _ in readers):
-        return False
-    shielded = graph.add("Sum", [out], [f"{out.name}/shielded"], like=out).outputs[0]
-    for reader, i in readers:
-        graph.set_input(reader, i, shielded)
-    return True
-
-
-def _shield_maker(graph: Graph, node: Node) -> bool:
-    """A Sum in front of a quantizer, of its own: other readers keep what they read."""
-    tensor = node.inputs[0]
-    maker = graph.producer(tensor)
-    if maker is None or is_op(maker, "Sum"):
-        return False
-    summed = graph.add("Sum", [tensor], [f"{tensor.name}/summed"], like=tensor)
-    graph.set_input(node, 0, summed.outputs[0])
-    return True
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        tensor = match.tensor
+        made = graph.add("Sum", [tensor], [f"{tensor.name}/{match.suffix}"], like=tensor)
+        for reader, i in match.uses:
+            graph.set_input(reader, i, made.outputs[0])

@@ -15,44 +15,45 @@ from typing import ClassVar
 
 import onnx
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op, rank
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class EliminateIdentity(Pass):
+class EliminateIdentity(NodeRewrite[tuple[Tensor, Tensor]]):
     """Drop nodes without effect."""
 
     name: ClassVar[str] = "eliminate-identity"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    ops: ClassVar[tuple[str, ...]] = ("Identity", "Concat", "Sum", "Dropout", "Cast", "Transpose")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            source = _same_as(graph, node)
-            if source is None:
-                continue
-            out = node.outputs[0]
-            if _shields(graph, node):
-                ctx.skip(node, "it keeps fusions away from scales per channel")
-                continue
-            if graph.is_output(out) and not _can_be_renamed(graph, source):
-                ctx.skip(node, "it carries the name of a graph output")
-                continue
-            graph.replace_uses(out, source)
-            changed = True
-        return bool(graph.remove_dead()) or changed
+    def match(
+        self, graph: Graph, ctx: Context, node: Node
+    ) -> tuple[Tensor, Tensor] | Refusal | None:
+        """(result, the tensor that it is the same as)."""
+        source = _same_as(graph, node)
+        if source is None:
+            return None
+        out = node.outputs[0]
+        if _shields(graph, node):
+            return Refusal("it keeps fusions away from scales per channel")
+        if graph.is_output(out) and not _can_be_renamed(graph, source):
+            return Refusal("it carries the name of a graph output")
+        return out, source
+
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Tensor, Tensor]) -> None:
+        graph.replace_uses(*match)
 
 
 def _shields(graph: Graph, node: Node) -> bool:
     """True for a Sum beside a quantizer of data with scales per axis: without it models fail."""
     if not is_op(node, "Sum"):
         return False
-    maker = graph.producer(node.inputs[0])
+    maker = graph.producer(node.inputs[0], "DequantizeLinear")
     beside = [n for n in graph.consumers(node.outputs[0]) if is_op(n, "QuantizeLinear")]
-    if maker is not None and is_op(maker, "DequantizeLinear"):
+    if maker is not None:
         beside.append(maker)
     return any(rank(n.inputs[1]) for n in beside)
 
@@ -100,8 +101,8 @@ def _undone(graph: Graph, node: Node) -> Tensor | None:
         return None
     if list(perm) == sorted(perm):
         return node.inputs[0]
-    maker = graph.producer(node.inputs[0])
-    if maker is None or not is_op(maker, "Transpose") or "perm" not in maker.attrs:
+    maker = graph.producer(node.inputs[0], "Transpose")
+    if maker is None or "perm" not in maker.attrs:
         return None
     inner = maker.attrs["perm"]
     return maker.inputs[0] if [inner[p] for p in perm] == sorted(perm) else None

@@ -16,67 +16,69 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank, scalar
+from qcompile.ir import (
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    array,
+    is_constant,
+    is_float,
+    is_op,
+    rank,
+    scaled_operand,
+)
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 
 
 @dataclass(frozen=True)
-class FoldAttentionScale(Pass):
+class _Scaling:
+    """``result`` is ``source`` times ``factor``; ``constants`` are to be multiplied instead."""
+
+    result: Tensor
+    source: Tensor
+    factor: float
+    constants: list[tuple[Node, int]]
+
+
+@dataclass(frozen=True)
+class FoldAttentionScale(NodeRewrite[_Scaling]):
     """Let weights carry scalar factors."""
 
     name: ClassVar[str] = "fold-attention-scale"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    ops: ClassVar[tuple[str, ...]] = ("Mul", "Div")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = bool(graph.remove_dead())
-        for node in graph.nodes:
-            scales = is_op(node, "Mul", "Div") and _factor(node) is not None
-            if scales and _fold(graph, ctx, node):
-                graph.remove_dead()  # as a second reader it would stop the next factor
-                changed = True
-        return changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Scaling | Refusal | None:
+        found = scaled_operand(node)
+        if found is None or not is_float(found[0]):
+            return None
+        source, factor = found
+        if any((rank(t) or 0) > (rank(source) or 0) for t in node.inputs if t is not source):
+            return None  # a factor of shape [1,1,1] raises the rank of a matrix
+        constants = _linear_behind(graph, source)
+        if constants is None or isinstance(constants, Refusal):
+            return constants  # None is a product like any other
+        user, index = constants[-1]
+        weight = user.inputs[index]
+        if len(graph.consumers(weight)) > 1 or graph.is_output(weight):
+            return Refusal(f"weight {weight.name!r} is shared")
+        return _Scaling(node.outputs[0], source, factor, constants)
 
-
-def _factor(node: Node) -> float | None:
-    """c of ``c · x``, None for other products."""
-    divides = is_op(node, "Div")
-    value = scalar(node.inputs[1])
-    if value is None and not divides:
-        value = scalar(node.inputs[0])
-    if value is None or not np.isfinite(value) or value == 0:
-        return None
-    return 1 / value if divides else value
-
-
-def _fold(graph: Graph, ctx: Context, node: Node) -> bool:
-    factor = _factor(node)
-    source = next(t for t in node.inputs if scalar(t) is None)
-    if factor is None or not is_float(source):
-        return False
-    if any((rank(t) or 0) > (rank(source) or 0) for t in node.inputs if t is not source):
-        return False  # a factor of shape [1,1,1] raises the rank of a matrix
-    linear = _linear_behind(graph, source)
-    if linear is None:
-        return False  # a product like any other, not a refusal
-    if isinstance(linear, str):
-        ctx.skip(node, linear)
-        return False
-    weight = linear[-1][0].inputs[linear[-1][1]]
-    if len(graph.consumers(weight)) > 1 or graph.is_output(weight):
-        ctx.skip(node, f"weight {weight.name!r} is shared")
-        return False
-    for user, index in linear:
-        old = user.inputs[index]
-        graph.set_constant(user, index, (array(old) * np.float32(factor)), f"{old.name}/scaled")
-    graph.replace_uses(node.outputs[0], source)
-    return True
+    def rewrite(self, graph: Graph, ctx: Context, match: _Scaling) -> None:
+        for user, index in match.constants:
+            old = user.inputs[index]
+            scaled = array(old) * np.float32(match.factor)
+            graph.set_constant(user, index, scaled, f"{old.name}/scaled")
+        graph.replace_uses(match.result, match.source)
+        graph.remove_dead()  # as a second reader it would stop the next factor
 
 
-def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | str | None:
+def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | Refusal | None:
     """Constant operands to multiply so that ``tensor`` is multiplied, or why not."""
     constants: list[tuple[Node, int]] = []
     crossed_product = False
@@ -85,7 +87,8 @@ def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | str
         if node is None:
             return None
         if graph.only_consumer(tensor) is None:
-            return f"{tensor.name!r} has another reader" if crossed_product else None
+            reason = f"{tensor.name!r} has another reader"
+            return Refusal(reason) if crossed_product else None
         if is_op(node, *_LAYOUT):
             tensor = node.inputs[0]
         elif is_op(node, "Add") and not constants and (place := _constant_input(node)) is not None:
@@ -102,10 +105,10 @@ def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | str
             return None
 
 
-def _gemm(node: Node, constants: list[tuple[Node, int]]) -> list[tuple[Node, int]] | str:
+def _gemm(node: Node, constants: list[tuple[Node, int]]) -> list[tuple[Node, int]] | Refusal:
     if len(node.inputs) > 2 and node.inputs[2].name:
         if not is_constant(node.inputs[2]):
-            return f"the bias of {node.name!r} is not constant"
+            return Refusal(f"the bias of {node.name!r} is not constant")
         constants = [*constants, (node, 2)]
     return [*constants, (node, 1)]
 

@@ -17,91 +17,88 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, array, is_constant, is_float, is_op, rank
+from qcompile.ir import (
+    Graph,
+    Node,
+    Refusal,
+    array,
+    is_constant,
+    is_float,
+    is_op,
+    is_plain_gemm,
+    rank,
+)
 from qcompile.planning import Context
 from qcompile.quant import Array
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _EPSILON = 1e-5  # BatchNormalization's default
 
 
 @dataclass(frozen=True)
-class FoldBatchnorm(Pass):
+class FoldBatchnorm(NodeRewrite[tuple[Node, Node]]):
     """Let convolutions and Gemm carry BatchNormalization, and constant factors and sums."""
 
     name: ClassVar[str] = "fold-batchnorm"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    ops: ClassVar[tuple[str, ...]] = ("BatchNormalization", "Mul", "Add")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = bool(graph.remove_dead())
-        for node in graph.nodes:
-            linear = _linear_before(graph, node)
-            if linear is None:
-                continue
-            reason = _obstacle(graph, node, linear)
-            if reason is None:
-                _fold(graph, node, linear)
-                graph.remove_dead()  # what is gone reads no constant any more
-                changed = True
-            else:
-                ctx.skip(node, reason)
-        return changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
+        """(what scales and shifts, the operator before it that is to do so)."""
+        linear = _linear_before(graph, node)
+        if linear is None:
+            return None
+        return _obstacle(graph, node, linear) or (node, linear)
+
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, Node]) -> None:
+        _fold(graph, *match)
+        graph.remove_dead()  # what is gone reads no constant any more
 
 
 def _linear_before(graph: Graph, node: Node) -> Node | None:
     """The operator with a weight whose result the node scales or shifts by constants."""
-    kinds = ["Conv", "ConvTranspose"]
     if is_op(node, "BatchNormalization"):
-        source, kinds = node.inputs[0], [*kinds, "Gemm"]
-    elif is_op(node, "Mul", "Add") and sum(is_constant(t) for t in node.inputs) == 1:
-        source = next(t for t in node.inputs if not is_constant(t))
-    else:
+        return graph.producer(node.inputs[0], "Conv", "ConvTranspose", "Gemm")
+    if sum(is_constant(t) for t in node.inputs) != 1:
         return None
-    maker = graph.producer(source)
-    return maker if maker is not None and is_op(maker, *kinds) else None
+    source = next(t for t in node.inputs if not is_constant(t))
+    return graph.producer(source, "Conv", "ConvTranspose")
 
 
-def _obstacle(graph: Graph, node: Node, linear: Node) -> str | None:
+def _obstacle(graph: Graph, node: Node, linear: Node) -> Refusal | None:
     if graph.only_consumer(linear.outputs[0]) is None:
-        return "what it scales or shifts has other readers"
+        return Refusal("what it scales or shifts has other readers")
     own = [t for t in linear.inputs[1:] if t.name]
     if not all(is_constant(t) and is_float(t) for t in own):
-        return "the weight or the bias before it is no float32 constant"
+        return Refusal("the weight or the bias before it is no float32 constant")
     shared = next((t for t in own if len(graph.consumers(t)) > 1 or graph.is_output(t)), None)
     if shared is not None:
-        return f"{shared.name!r} is shared"
-    return _linear_obstacle(linear) or _form_obstacle(node, linear)
+        return Refusal(f"{shared.name!r} is shared")
+    if is_op(linear, "ConvTranspose") and linear.attrs.get("group", 1) != 1:
+        return Refusal("the ConvTranspose before it has groups")
+    has_vector = all(rank(t) == 1 for t in linear.inputs[2:] if t.name)
+    if is_op(linear, "Gemm") and not (is_plain_gemm(linear) and has_vector):
+        return Refusal("the Gemm before it has transA, alpha, beta or a bias that is no vector")
+    return _form_obstacle(node, linear)
 
 
-def _linear_obstacle(linear: Node) -> str | None:
-    attrs = linear.attrs
-    if is_op(linear, "ConvTranspose") and attrs.get("group", 1) != 1:
-        return "the ConvTranspose before it has groups"
-    if not is_op(linear, "Gemm"):
-        return None
-    scaled = attrs.get("alpha", 1.0) != 1.0 or attrs.get("beta", 1.0) != 1.0
-    if scaled or attrs.get("transA", 0) or any(t.name and rank(t) != 1 for t in linear.inputs[2:]):
-        return "the Gemm before it has transA, alpha, beta or a bias that is no vector"
-    return None
-
-
-def _form_obstacle(node: Node, linear: Node) -> str | None:
+def _form_obstacle(node: Node, linear: Node) -> Refusal | None:
     """Why the node is no scale and shift of channels, None where it is."""
     parameters = [t for t in node.inputs[1:5] if t.name]
     if is_op(node, "BatchNormalization"):
         if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
-            return "it normalizes by the batch, as in training"
+            return Refusal("it normalizes by the batch, as in training")
         if node.attrs.get("spatial", 1) != 1:
-            return "it normalizes each position by itself"
+            return Refusal("it normalizes each position by itself")
     else:
         parameters = [t for t in node.inputs if is_constant(t)]
         if node.attrs or not _by_channel(tuple(parameters[0].shape), linear):
-            return "its constant has not one value for each channel"
+            return Refusal("its constant has not one value for each channel")
     if not all(is_constant(t) and is_float(t) for t in parameters):
-        return "its parameters are no float32 constants"
+        return Refusal("its parameters are no float32 constants")
     if not all(np.isfinite(v).all() for v in _affine(node)):
-        return "its factors are not finite"
+        return Refusal("its factors are not finite")
     return None
 
 

@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import ONNX, Graph, Node, Tensor, is_op, scalar
+from qcompile.ir import ONNX, Graph, Node, Refusal, Tensor, is_op, scalar
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 # Exporters write these constants in float32, some rounded to 4 digits (0.7979 for √(2/π)).
 _TOLERANCE = 1e-3
@@ -24,55 +24,57 @@ _CUBIC = 0.044715
 
 
 @dataclass(frozen=True)
-class FuseGelu(Pass):
+class _Match:
+    """``result`` is the GELU of ``x``; ``form``: domain, operator and opset of what is emitted."""
+
+    x: Tensor
+    result: Tensor
+    form: tuple[str, str, int]
+    attrs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FuseGelu(NodeRewrite[_Match]):
     """Fuse both forms of GELU."""
 
     name: ClassVar[str] = "fuse-gelu"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
     after: ClassVar[tuple[str, ...]] = ("raise-opset",)
+    ops: ClassVar[tuple[str, ...]] = ("Erf", "Tanh")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if is_op(node, "Erf", "Tanh"):
-                changed |= _fuse(graph, ctx, node)
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
+        tanh = is_op(node, "Tanh")
+        x = _tanh_argument(graph, node) if tanh else _erf_argument(graph, node)
+        if x is None:  # a Tanh alone is an activation of its own, nothing to explain
+            reason = "no Gelu: the argument of Erf is not x / sqrt(2)"
+            return None if tanh else Refusal(reason)
+        result = _product(graph, node, x)
+        if result is None:
+            return Refusal(
+                "no Gelu: not multiplied by 0.5 and x, or an inner tensor is used elsewhere"
+            )
+        forms = ctx.target.tanh_gelu if tanh else ctx.target.gelu
+        form = next((f for f in forms if f[0] != ONNX or graph.opset >= f[2]), None)
+        if form is None:
+            return Refusal(f"target {ctx.target.name!r} has no Gelu at opset {graph.opset}")
+        return _Match(x, result, form, {"approximate": "tanh"} if tanh and form[0] == ONNX else {})
 
-
-def _fuse(graph: Graph, ctx: Context, node: Node) -> bool:
-    tanh = is_op(node, "Tanh")
-    x = _tanh_argument(graph, node) if tanh else _erf_argument(graph, node)
-    if x is None:
-        if not tanh:  # a Tanh alone is an activation of its own, nothing to explain
-            ctx.skip(node, "no Gelu: the argument of Erf is not x / sqrt(2)")
-        return False
-    result = _product(graph, node, x)
-    if result is None:
-        ctx.skip(node, "no Gelu: not multiplied by 0.5 and x, or an inner tensor is used elsewhere")
-        return False
-    forms = ctx.target.tanh_gelu if tanh else ctx.target.gelu
-    form = next((f for f in forms if f[0] != ONNX or graph.opset >= f[2]), None)
-    if form is None:
-        ctx.skip(node, f"target {ctx.target.name!r} has no Gelu at opset {graph.opset}")
-        return False
-    attrs = {"approximate": "tanh"} if tanh and form[0] == ONNX else {}
-    name = f"{result.name}/gelu"
-    gelu = graph.add(form[1], [x], [name], attrs, domain=form[0], like=result)
-    graph.replace_uses(result, gelu.outputs[0])
-    return True
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        domain, op, _ = match.form
+        graph.substitute(match.result, op, [match.x], "gelu", match.attrs, domain=domain)
 
 
 def _product(graph: Graph, node: Node, x: Tensor) -> Tensor | None:
     """The tensor ``0.5 · x · (1 + f)``, where ``f`` is the output of ``node``."""
-    add = graph.only_consumer(node.outputs[0])
-    if add is None or not is_op(add, "Add") or _constant_operand(add) != 1.0:
+    add = graph.only_consumer(node.outputs[0], "Add")
+    if add is None or _constant_operand(add) != 1.0:
         return None
     missing_half, missing_x = True, True
     current = add.outputs[0]
     while missing_half or missing_x:
-        mul = graph.only_consumer(current)
-        if mul is None or not is_op(mul, "Mul", "Div"):
+        mul = graph.only_consumer(current, "Mul", "Div")
+        if mul is None:
             return None
         other = _other(mul, current)
         if other is None:
@@ -101,8 +103,8 @@ def _is_half(node: Node, other: Tensor) -> bool:
 
 
 def _is_half_x(graph: Graph, tensor: Tensor, x: Tensor) -> bool:
-    node = graph.producer(tensor)
-    if node is None or not is_op(node, "Mul", "Div") or not any(t is x for t in node.inputs):
+    node = graph.producer(tensor, "Mul", "Div")
+    if node is None or not any(t is x for t in node.inputs):
         return False
     other = _other(node, x)
     return other is not None and _is_half(node, other)
@@ -118,8 +120,8 @@ def _near(value: float | None, wanted: float) -> bool:
 
 def _erf_argument(graph: Graph, node: Node) -> Tensor | None:
     """x of ``Erf(x / √2)``."""
-    inner = graph.producer(node.inputs[0])
-    if inner is None or not is_op(inner, "Div", "Mul"):
+    inner = graph.producer(node.inputs[0], "Div", "Mul")
+    if inner is None:
         return None
     wanted = math.sqrt(2) if is_op(inner, "Div") else math.sqrt(0.5)
     if is_op(inner, "Div") and scalar(inner.inputs[0]) is not None:
@@ -133,14 +135,12 @@ def _variable_operand(node: Node) -> Tensor | None:
 
 def _tanh_argument(graph: Graph, node: Node) -> Tensor | None:
     """x of ``Tanh(√(2/π) · (x + 0.044715 · x³))``."""
-    outer = graph.producer(node.inputs[0])
-    if outer is None or not is_op(outer, "Mul"):
+    outer = graph.producer(node.inputs[0], "Mul")
+    if outer is None:
         return None
     inner = _variable_operand(outer)
-    add = graph.producer(inner) if inner is not None else None
+    add = graph.producer(inner, "Add") if inner is not None else None
     if not _near(_constant_operand(outer), math.sqrt(2 / math.pi)) or add is None:
-        return None
-    if not is_op(add, "Add"):
         return None
     for x, cubic in (add.inputs, reversed(add.inputs)):
         if _is_cubic(graph, cubic, x):

@@ -14,10 +14,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, Tensor, is_op, scalar
+from qcompile.ir import Graph, Node, Refusal, Tensor, is_op, scalar
 from qcompile.ir.analysis.conv_activation import bounds
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _SINCE = 14
 _ALPHA, _BETA = 1 / 6, 0.5  # of the HardSigmoid inside; ONNX's defaults are 0.2 and 0.5
@@ -25,30 +25,32 @@ _TOLERANCE = 1e-3  # exporters round 1/6
 
 
 @dataclass(frozen=True)
-class FuseHardswish(Pass):
+class FuseHardswish(NodeRewrite[tuple[Tensor, Tensor]]):
     """Fuse both forms of HardSwish."""
 
     name: ClassVar[str] = "fuse-hardswish"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
     after: ClassVar[tuple[str, ...]] = ("raise-opset",)
+    ops: ClassVar[tuple[str, ...]] = ("Clip", "HardSigmoid")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            found = _gate(graph, node)
-            if found is None:
-                continue
-            result = _product(graph, node.outputs[0], *found)
-            if result is None:
-                ctx.skip(node, "no HardSwish: not multiplied by x and 1/6, or used elsewhere")
-            elif graph.opset < _SINCE:
-                ctx.skip(node, f"ONNX has no HardSwish at opset {graph.opset}, needs {_SINCE}")
-            else:
-                fused = graph.add("HardSwish", [found[0]], [f"{result.name}/hs"], like=result)
-                graph.replace_uses(result, fused.outputs[0])
-                changed = True
-        return bool(graph.remove_dead()) or changed
+    def match(
+        self, graph: Graph, ctx: Context, node: Node
+    ) -> tuple[Tensor, Tensor] | Refusal | None:
+        """(x, the tensor that is its HardSwish)."""
+        found = _gate(graph, node)
+        if found is None:
+            return None
+        result = _product(graph, node.outputs[0], *found)
+        if result is None:
+            return Refusal("no HardSwish: not multiplied by x and 1/6, or used elsewhere")
+        if graph.opset < _SINCE:
+            return Refusal(f"ONNX has no HardSwish at opset {graph.opset}, needs {_SINCE}")
+        return found[0], result
+
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Tensor, Tensor]) -> None:
+        x, result = match
+        graph.substitute(result, "HardSwish", [x], "hs")
 
 
 def _gate(graph: Graph, node: Node) -> tuple[Tensor, float] | None:
@@ -57,8 +59,8 @@ def _gate(graph: Graph, node: Node) -> tuple[Tensor, float] | None:
         alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
         fits = math.isclose(alpha, _ALPHA, rel_tol=_TOLERANCE) and beta == _BETA
         return (node.inputs[0], 1.0) if fits else None
-    add = graph.producer(node.inputs[0]) if bounds(node) == (0.0, 6.0) else None
-    if add is None or not is_op(add, "Add"):
+    add = graph.producer(node.inputs[0], "Add") if bounds(node) == (0.0, 6.0) else None
+    if add is None:
         return None
     constants = [s for t in add.inputs if (s := scalar(t)) is not None]
     moved = [t for t in add.inputs if scalar(t) is None]
@@ -69,8 +71,8 @@ def _product(graph: Graph, tensor: Tensor, x: Tensor, factor: float) -> Tensor |
     """The tensor that is ``tensor`` times x and times ``factor``, in either order."""
     missing_x = True
     while missing_x or factor != 1.0:
-        node = graph.only_consumer(tensor)
-        if node is None or not is_op(node, "Mul", "Div"):
+        node = graph.only_consumer(tensor, "Mul", "Div")
+        if node is None:
             return None
         other = next((t for t in node.inputs if t is not tensor), None)
         on_top = is_op(node, "Mul") or node.inputs[0] is tensor

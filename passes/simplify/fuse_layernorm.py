@@ -13,9 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank, scalar, shape_of
+from qcompile.ir import (
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    array,
+    is_constant,
+    is_op,
+    rank,
+    scalar,
+    shape_of,
+)
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _SINCE = 17
 
@@ -32,85 +43,73 @@ class _Match:
 
 
 @dataclass(frozen=True)
-class FuseLayerNorm(Pass):
+class FuseLayerNorm(NodeRewrite[_Match]):
     """Fuse decomposed layer normalization."""
 
     name: ClassVar[str] = "fuse-layernorm"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
     after: ClassVar[tuple[str, ...]] = ("raise-opset",)
+    ops: ClassVar[tuple[str, ...]] = ("Sqrt",)
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if not is_op(node, "Sqrt"):
-                continue
-            match = _match(graph, node)
-            if isinstance(match, str):
-                ctx.skip(node, f"no LayerNormalization: {match}")
-            elif graph.opset < _SINCE:
-                ctx.skip(node, f"LayerNormalization needs opset {_SINCE}, this is {graph.opset}")
-            else:
-                _rewrite(graph, match)
-                changed = True
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal:
+        found = _match(graph, node)
+        if isinstance(found, Refusal):
+            return found.about("no LayerNormalization")
+        if graph.opset < _SINCE:
+            return Refusal(f"LayerNormalization needs opset {_SINCE}, this is {graph.opset}")
+        return found
 
-
-def _rewrite(graph: Graph, match: _Match) -> None:
-    node = graph.add(
-        "LayerNormalization",
-        [match.x, match.gamma, match.beta],
-        [f"{match.result.name}/layernorm"],
-        {"axis": -1, "epsilon": match.epsilon},
-        like=match.result,
-    )
-    graph.replace_uses(match.result, node.outputs[0])
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        inputs = [match.x, match.gamma, match.beta]
+        attrs = {"axis": -1, "epsilon": match.epsilon}
+        graph.substitute(match.result, "LayerNormalization", inputs, "layernorm", attrs)
 
 
-def _match(graph: Graph, sqrt: Node) -> _Match | str:
+def _match(graph: Graph, sqrt: Node) -> _Match | Refusal:
     """Match around the square root, backwards to x and forwards to the result."""
     backwards = _variance(graph, sqrt)
-    if isinstance(backwards, str):
+    if isinstance(backwards, Refusal):
         return backwards
     x, centred, epsilon = backwards
-    divide = graph.only_consumer(sqrt.outputs[0])
-    if divide is None or not is_op(divide, "Div") or divide.inputs[0] is not centred:
-        return "the root does not divide the centred values"
+    divide = graph.only_consumer(sqrt.outputs[0], "Div")
+    if divide is None or divide.inputs[0] is not centred:
+        return Refusal("the root does not divide the centred values")
     scaled = _affine(graph, divide.outputs[0], "Mul")
-    if isinstance(scaled, str):
+    if isinstance(scaled, Refusal):
         return scaled
     shifted = _affine(graph, scaled[0], "Add")
-    if isinstance(shifted, str):
+    if isinstance(shifted, Refusal):
         return shifted
     scale, shift, data = (shape_of(t) for t in (scaled[1], shifted[1], x))
     if scale != shift:
-        return f"scale {scale} and shift {shift} differ in shape"
+        return Refusal(f"scale {scale} and shift {shift} differ in shape")
     if data and isinstance(data[-1], int) and scale not in ((data[-1],), (1,)):
-        return f"scale {scale} does not fit values of shape {data}"
+        return Refusal(f"scale {scale} does not fit values of shape {data}")
     return _Match(x, scaled[1], shifted[1], epsilon, shifted[0])
 
 
-def _variance(graph: Graph, sqrt: Node) -> tuple[Tensor, Tensor, float] | str:
+def _variance(graph: Graph, sqrt: Node) -> tuple[Tensor, Tensor, float] | Refusal:
     """(x, x - mean, epsilon) of ``Sqrt(ReduceMean((x - mean)²) + epsilon)``."""
-    add = graph.producer(sqrt.inputs[0])
-    if add is None or not is_op(add, "Add"):
-        return "no epsilon is added under the root"
+    add = graph.producer(sqrt.inputs[0], "Add")
+    if add is None:
+        return Refusal("no epsilon is added under the root")
     epsilon = next((s for t in add.inputs if (s := scalar(t)) is not None), None)
     mean = next((p for t in add.inputs if (p := graph.producer(t)) is not None), None)
     if epsilon is None or mean is None or not is_op(mean, "ReduceMean"):
-        return "no mean of squares under the root"
+        return Refusal("no mean of squares under the root")
     square = graph.producer(mean.inputs[0])
     if square is None or not _is_square(square):
-        return "no square under the mean"
+        return Refusal("no square under the mean")
     centred = square.inputs[0]
-    minus = graph.producer(centred)
-    if minus is None or not is_op(minus, "Sub"):
-        return "the squared values are not centred"
-    x, first_mean = minus.inputs[0], graph.producer(minus.inputs[1])
-    if first_mean is None or not is_op(first_mean, "ReduceMean") or first_mean.inputs[0] is not x:
-        return "the mean that is subtracted is not the mean of the same values"
+    minus = graph.producer(centred, "Sub")
+    if minus is None:
+        return Refusal("the squared values are not centred")
+    x, first_mean = minus.inputs[0], graph.producer(minus.inputs[1], "ReduceMean")
+    if first_mean is None or first_mean.inputs[0] is not x:
+        return Refusal("the mean that is subtracted is not the mean of the same values")
     if not (_over_last_axis(mean, x) and _over_last_axis(first_mean, x)):
-        return "the mean is not over the last axis"
+        return Refusal("the mean is not over the last axis")
     return x, centred, epsilon
 
 
@@ -130,12 +129,12 @@ def _over_last_axis(node: Node, x: Tensor) -> bool:
     return axes is not None and list(axes) in ([-1], [None if last is None else last - 1])
 
 
-def _affine(graph: Graph, tensor: Tensor, op: str) -> tuple[Tensor, Tensor] | str:
+def _affine(graph: Graph, tensor: Tensor, op: str) -> tuple[Tensor, Tensor] | Refusal:
     """(result, vector) of the Mul by γ or Add of β that alone reads ``tensor``."""
-    node = graph.only_consumer(tensor)
-    if node is None or not is_op(node, op):
-        return f"no {op} alone reads {tensor.name!r}"
+    node = graph.only_consumer(tensor, op)
+    if node is None:
+        return Refusal(f"no {op} alone reads {tensor.name!r}")
     vector = next((t for t in node.inputs if t is not tensor), None)
     if vector is None or not is_constant(vector) or rank(vector) != 1:
-        return f"the operand of {op} is no constant vector"
+        return Refusal(f"the operand of {op} is no constant vector")
     return node.outputs[0], vector

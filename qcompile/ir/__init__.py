@@ -1,7 +1,17 @@
 """The graph, its tensors and its operators: what a pass imports."""
 
 from qcompile.ir.graph import Graph, has_subgraph
-from qcompile.ir.operators import MICROSOFT, ONNX, is_layout, is_op, op_name
+from qcompile.ir.operators import (
+    MICROSOFT,
+    ONNX,
+    domain_of,
+    is_layout,
+    is_op,
+    is_plain_gemm,
+    op_name,
+    scaled_operand,
+)
+from qcompile.ir.refusal import Refusal
 from qcompile.ir.tensor import (
     Constant,
     Node,
@@ -23,18 +33,22 @@ __all__ = [
     "Constant",
     "Graph",
     "Node",
+    "Refusal",
     "Shape",
     "Tensor",
     "Variable",
     "array",
+    "domain_of",
     "has_subgraph",
     "is_constant",
     "is_float",
     "is_layout",
     "is_op",
+    "is_plain_gemm",
     "is_zero",
     "op_name",
     "rank",
     "scalar",
+    "scaled_operand",
     "shape_of",
 ]

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
 from qcompile.ir.lazy_values import FileValues
-from qcompile.ir.operators import ONNX
+from qcompile.ir.operators import ONNX, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
 from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
 from qcompile.ir.topological_sort import Makers, in_order
@@ -129,19 +129,27 @@ class Graph:
         fed = any(has_subgraph(node) for node in tensor.outputs)
         return fed or any(tensor.name in sub.reads for sub in self._all_subgraphs())
 
-    def producer(self, tensor: Tensor) -> Node | None:
-        """The node that computes a tensor; None for graph inputs and constants."""
-        return tensor.inputs[0] if tensor.inputs else None
+    def producer(self, tensor: Tensor, *ops: str) -> Node | None:
+        """The node that computes a tensor, if it is one of ``ops`` where any are given.
+
+        None for graph inputs and constants.
+        """
+        node = tensor.inputs[0] if tensor.inputs else None
+        return node if node is None or not ops or is_op(node, *ops) else None
 
     def consumers(self, tensor: Tensor) -> list[Node]:
         """Nodes that read a tensor, one entry for each use; what subgraphs read ``is_output``."""
         return list(tensor.outputs)
 
-    def only_consumer(self, tensor: Tensor) -> Node | None:
-        """The single reader of a tensor that nothing needs by its name, else None."""
+    def only_consumer(self, tensor: Tensor, *ops: str) -> Node | None:
+        """The single reader of a tensor that nothing needs by its name, else None.
+
+        With ``ops``, None too where it is none of these.
+        """
         if len(tensor.outputs) != 1 or self.is_output(tensor):
             return None
-        return tensor.outputs[0]
+        node: Node = tensor.outputs[0]
+        return node if not ops or is_op(node, *ops) else None
 
     # ---- editing
     def fresh(self, base: str) -> str:
@@ -243,6 +251,26 @@ class Graph:
         maker.outputs[slot] = old
         self._redirect(new, old)
         return old
+
+    def substitute(
+        self,
+        old: Tensor,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        suffix: str,
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        domain: str = ONNX,
+        name: str = "",
+    ) -> Node:
+        """Let a new node make what readers of ``old`` read, of its type; returns the node.
+
+        Its first output is called after ``old``, with the suffix.
+        """
+        made = [f"{old.name}/{suffix}"]
+        node = self.add(op, inputs, made, attrs, domain=domain, name=name, like=old)
+        self.replace_uses(old, node.outputs[0])
+        return node
 
     @staticmethod
     def _redirect(old: Tensor, new: Tensor) -> None:

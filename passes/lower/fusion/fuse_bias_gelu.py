@@ -12,53 +12,54 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import MICROSOFT, Graph, Node, Tensor, is_constant, is_op, shape_of
+from qcompile.ir import MICROSOFT, Graph, Node, Refusal, Tensor, is_constant, is_op, shape_of
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
-_EXACT = ("Gelu", "com.microsoft.Gelu")
 _TANH = "com.microsoft.FastGelu"
 
 
 @dataclass(frozen=True)
-class FuseBiasGelu(Pass):
+class _Match:
+    """A GELU of ``data`` + ``bias``."""
+
+    node: Node
+    data: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class FuseBiasGelu(NodeRewrite[_Match]):
     """Fuse a constant bias with the GELU that reads it."""
 
     name: ClassVar[str] = "fuse-bias-gelu"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    ops: ClassVar[tuple[str, ...]] = ("Gelu", "com.microsoft.Gelu", _TANH)
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if not is_op(node, *_EXACT, _TANH) or len([t for t in node.inputs if t.name]) > 1:
-                continue
-            found = _bias(graph, node.inputs[0])
-            if found is None:
-                continue
-            if graph.only_consumer(node.inputs[0]) is None:
-                ctx.skip(node, "no bias inside: something else reads the sum")
-                continue
-            _fuse(graph, node, *found)
-            changed = True
-        return bool(graph.remove_dead()) or changed
+    def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
+        single = len([t for t in node.inputs if t.name]) == 1
+        found = _bias(graph, node.inputs[0]) if single else None
+        if found is None:
+            return None
+        if graph.only_consumer(node.inputs[0]) is None:
+            return Refusal("no bias inside: something else reads the sum")
+        return _Match(node, *found)
+
+    def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
+        node = match.node
+        tanh = is_op(node, _TANH) or node.attrs.get("approximate") == "tanh"
+        op, inputs = "FastGelu" if tanh else "BiasGelu", [match.data, match.bias]
+        graph.substitute(node.outputs[0], op, inputs, "bias", domain=MICROSOFT)
 
 
 def _bias(graph: Graph, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     """(x, b) of a sum with a constant vector of x's width."""
-    add = graph.producer(tensor)
-    if add is None or not is_op(add, "Add"):
+    add = graph.producer(tensor, "Add")
+    if add is None:
         return None
     for bias, data in (add.inputs, reversed(add.inputs)):
         width = (shape_of(data) or ())[-1:]
         if is_constant(bias) and width and shape_of(bias) == width:
             return data, bias
     return None
-
-
-def _fuse(graph: Graph, node: Node, data: Tensor, bias: Tensor) -> None:
-    out = node.outputs[0]
-    tanh = is_op(node, _TANH) or node.attrs.get("approximate") == "tanh"
-    op = "FastGelu" if tanh else "BiasGelu"
-    made = graph.add(op, [data, bias], [f"{out.name}/bias"], domain=MICROSOFT, like=out)
-    graph.replace_uses(out, made.outputs[0])

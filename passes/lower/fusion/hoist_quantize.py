@@ -13,46 +13,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, is_constant, is_op
 from qcompile.ir.analysis.data_path import movers_before
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class HoistQuantize(Pass):
+class HoistQuantize(NodeRewrite[tuple[Node, list[Node]]]):
     """Move quantizers in front of layout operators."""
 
     name: ClassVar[str] = "hoist-quantize"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.EXACT
     after: ClassVar[tuple[str, ...]] = ("insert-qdq", "lower-linears")
+    ops: ClassVar[tuple[str, ...]] = ("QuantizeLinear", "DynamicQuantizeLinear")
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if is_op(node, "QuantizeLinear", "DynamicQuantizeLinear"):
-                changed |= _hoist(graph, ctx, node)
-        return changed
+    def match(
+        self, graph: Graph, ctx: Context, node: Node
+    ) -> tuple[Node, list[Node]] | Refusal | None:
+        """(the quantizer, the layout operators before it, nearest first)."""
+        picks = ("MaxPool",) if is_op(node, "QuantizeLinear") else ()
+        chain = movers_before(graph, node.inputs[0], picks)
+        if not chain:
+            return None
+        if "axis" in node.attrs or any(t.shape for t in node.inputs[1:] if is_constant(t)):
+            return Refusal("its scales are per axis, which layout operators would move")
+        if graph.is_output(node.outputs[0]):
+            return Refusal("it carries the name of a graph output")
+        return node, chain
 
-
-def _hoist(graph: Graph, ctx: Context, quantizer: Node) -> bool:
-    picks = ("MaxPool",) if is_op(quantizer, "QuantizeLinear") else ()
-    chain = movers_before(graph, quantizer.inputs[0], picks)
-    if not chain:
-        return False
-    if "axis" in quantizer.attrs or any(t.shape for t in quantizer.inputs[1:] if is_constant(t)):
-        ctx.skip(quantizer, "its scales are per axis, which layout operators would move")
-        return False
-    first, last = chain[-1], chain[0]
-    source, result = first.inputs[0], quantizer.outputs[0]
-    if graph.is_output(result):
-        ctx.skip(quantizer, "it carries the name of a graph output")
-        return False
-    for node in chain:  # what they make is another tensor now, and another name says so
-        graph.renew_output(node, "quantized", result.dtype)
-    graph.replace_uses(result, last.outputs[0])  # readers take the moved integers
-    graph.set_input(quantizer, 0, source)
-    graph.set_input(first, 0, result)
-    result.shape = source.shape
-    return True
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, list[Node]]) -> None:
+        quantizer, chain = match
+        first, last = chain[-1], chain[0]
+        source, result = first.inputs[0], quantizer.outputs[0]
+        for node in chain:  # what they make is another tensor now, and another name says so
+            graph.renew_output(node, "quantized", result.dtype)
+        graph.replace_uses(result, last.outputs[0])  # readers take the moved integers
+        graph.set_input(quantizer, 0, source)
+        graph.set_input(first, 0, result)
+        result.shape = source.shape

@@ -12,34 +12,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, array, is_constant, is_op, rank
+from qcompile.ir import Graph, Node, Refusal, array, is_constant, rank
 from qcompile.planning import Context
-from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 
 @dataclass(frozen=True)
-class UnfuseSkipLayerNorm(Pass):
+class UnfuseSkipLayerNorm(NodeRewrite[tuple[Node, list[int]]]):
     """Give LayerNormalization parameters of shape [1,H]."""
 
     name: ClassVar[str] = "unfuse-skip-layernorm"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    ops: ClassVar[tuple[str, ...]] = ("LayerNormalization",)
 
-    def run(self, graph: Graph, ctx: Context) -> bool:
-        changed = False
-        for node in graph.nodes:
-            if not is_op(node, "LayerNormalization"):
-                continue
-            params = [t for t in node.inputs[1:] if t.name]
-            if not all(is_constant(t) for t in params):
-                ctx.skip(node, "scale or bias is not constant")
-                continue
-            if (rank(node.inputs[0]) or 2) < 2:
-                ctx.skip(node, "the data is a vector")
-                continue
-            for i, tensor in enumerate(node.inputs[1:], 1):
-                if tensor.name and rank(tensor) == 1:
-                    row = array(tensor).reshape(1, -1)
-                    graph.set_constant(node, i, row, f"{tensor.name}/row")
-                    changed = True
-        return changed
+    def match(
+        self, graph: Graph, ctx: Context, node: Node
+    ) -> tuple[Node, list[int]] | Refusal | None:
+        """(the normalization, which of its inputs are vectors)."""
+        if not all(is_constant(t) for t in node.inputs[1:] if t.name):
+            return Refusal("scale or bias is not constant")
+        if (rank(node.inputs[0]) or 2) < 2:
+            return Refusal("the data is a vector")
+        vectors = [i for i, t in enumerate(node.inputs) if i and t.name and rank(t) == 1]
+        return (node, vectors) if vectors else None
+
+    def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, list[int]]) -> None:
+        node, vectors = match
+        for i in vectors:
+            vector = node.inputs[i]
+            graph.set_constant(node, i, array(vector).reshape(1, -1), f"{vector.name}/row")

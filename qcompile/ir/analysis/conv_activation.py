@@ -6,11 +6,9 @@ nothing else, it is part of the quantizer behind it, and the convolution writes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank, scalar
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op, rank, scalar
 
 _IMAGE_OPS = (
     "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GlobalAveragePool",
@@ -57,29 +55,24 @@ def saturates(node: Node, quantizer: Node) -> bool:
     return bool(low >= limits[0] - margin and high <= limits[1] + margin)
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """The quantizer that the result of an operator goes through, cut off by it as by ``cut``."""
+def quantized_result(graph: Graph, node: Node) -> Node | Refusal:
+    """The quantizer of an operator's result, or why it cannot write integers itself.
 
-    quantizer: Node
-    cut: Node | None
-
-
-def quantized_result(graph: Graph, node: Node) -> Quantized | str:
-    """What quantizes the result of an operator, or why it cannot write integers itself."""
+    Of a Relu or Clip in between the quantizer cuts off all that it would.
+    """
     reader = graph.only_consumer(node.outputs[0])
     cut = reader if reader is not None and bounds(reader) is not None else None
     if cut is not None:
         reader = graph.only_consumer(cut.outputs[0])
     if reader is None or not is_op(reader, "QuantizeLinear"):
-        return "its result is not quantized, or has other readers"
+        return Refusal("its result is not quantized, or has other readers")
     if not is_plain(reader):
-        return "its result is not uint8 with one constant float32 scale and a zero point"
+        return Refusal("its result is not uint8 with one constant float32 scale and a zero point")
     if cut is not None and not saturates(cut, reader):
-        return "the activation behind it cuts deeper than the integers end"
+        return Refusal("the activation behind it cuts deeper than the integers end")
     if graph.is_output(reader.outputs[0]):
-        return "its integers are a graph output"
-    return Quantized(reader, cut)
+        return Refusal("its integers are a graph output")
+    return reader
 
 
 def is_plain(node: Node) -> bool:
