@@ -24,7 +24,18 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, Tensor, array, has_subgraph, is_constant, is_float, is_op
+from qcompile.ir import (
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    array,
+    domain_of,
+    has_subgraph,
+    is_constant,
+    is_float,
+    is_op,
+)
 from qcompile.ir.analysis.data_path import data_path
 from qcompile.planning import Context
 from qcompile.quant import Array
@@ -71,11 +82,11 @@ class HalveFloats(Pass):
             return False
         path = data_path(graph)
         kept = _Chooser(graph, tables[0], path).run()
-        for name, reason in kept.items():
-            if reason:
-                ctx.skip(name, f"float32: {reason}")
+        for name, refusal in kept.items():
+            if refusal is not None:
+                ctx.skip(name, refusal.about("float32").reason)
         work = _Rewriter(graph, tables[0], path)
-        changed = work.run({n for n, why in kept.items() if not why})
+        changed = work.run({n for n, refusal in kept.items() if refusal is None})
         for new, old in work.origins.items():
             ctx.origins[new] = ctx.origins.get(old, (old, None))
         return changed
@@ -89,33 +100,33 @@ class _Chooser:
         self.wide: set[str] = set()  # results that are float32
         self.opsets = graph.domains()
 
-    def run(self) -> dict[str, str]:
-        """Reasons by node; "" is none: the node takes float16."""
-        found: dict[str, str] = {}
+    def run(self) -> dict[str, Refusal | None]:
+        """By node; None where it takes float16."""
+        found: dict[str, Refusal | None] = {}
         for node in self.graph.nodes:
             data = [t for t in (*node.inputs, *node.outputs) if t.name in self.path]
             if not data or _takes_anything(node):
                 continue
-            found[node.name] = reason = self._reason(node) or ""
-            if reason:
+            found[node.name] = refusal = self._obstacle(node)
+            if refusal is not None:
                 self.wide |= {t.name for t in node.outputs}
         return found
 
-    def _reason(self, node: Node) -> str | None:
+    def _obstacle(self, node: Node) -> Refusal | None:
         if has_subgraph(node):
-            return "its body reads float32"
+            return Refusal("its body reads float32")
         if is_op(node, *_SENSITIVE):
-            return "a reduction, power or root"
+            return Refusal("a reduction, power or root")
         if is_op(node, *_QUANTIZERS):
-            return "a quantizer"
+            return Refusal("a quantizer")
         if any(t.name in self.wide for t in node.inputs) and not is_op(node, *_RETURNS):
-            return "it reads a float32 result"
-        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+            return Refusal("it reads a float32 result")
+        opset = self.opsets.get(domain_of(node), 1)
         for i, tensor in enumerate(node.inputs):
             if tensor.name in self.path and not self.table.takes(node, opset, i, "f16"):
-                return f"{node.op} has no float16 kernel"
+                return Refusal(f"{node.op} has no float16 kernel")
             if is_constant(tensor) and is_float(tensor) and half_values(node, tensor) is None:
-                return f"float16 cannot hold its constant {tensor.name!r}"
+                return Refusal(f"float16 cannot hold its constant {tensor.name!r}")
         return None
 
 
@@ -166,7 +177,7 @@ class _Rewriter:
 
     def _halve(self, node: Node) -> None:
         graph = self.graph
-        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+        opset = self.opsets.get(domain_of(node), 1)
         for i, tensor in enumerate(node.inputs):
             takes = self.table.takes(node, opset, i, "f16")
             if tensor.name and is_float(tensor) and takes:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, array, is_constant, is_op, scalar
+from qcompile.ir import Graph, Node, Refusal, array, is_constant, is_op, scalar
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -44,38 +44,38 @@ class QuantizeParts(Pass):
 
 
 def _drop_clip(graph: Graph, ctx: Context, quantizer: Node) -> bool:
-    clip = graph.producer(quantizer.inputs[0])
-    if clip is None or not is_op(clip, "Clip") or graph.only_consumer(clip.outputs[0]) is None:
+    clip = graph.producer(quantizer.inputs[0], "Clip")
+    if clip is None or graph.only_consumer(clip.outputs[0]) is None:
         return False
-    reason = _cuts(clip, quantizer)
-    if reason is not None:
-        ctx.skip(clip, reason)
+    refusal = _cuts(clip, quantizer)
+    if refusal is not None:
+        ctx.skip(clip, refusal.reason)
         return False
     graph.set_input(quantizer, 0, clip.inputs[0])
     graph.remove_dead()
     return True
 
 
-def _cuts(clip: Node, quantizer: Node) -> str | None:
+def _cuts(clip: Node, quantizer: Node) -> Refusal | None:
     """Why the Clip is needed, None where saturation does the same."""
     bounds = [scalar(t) for t in clip.inputs[1:3] if t.name]
     step, zero = scalar(quantizer.inputs[1]), quantizer.inputs[2:]
     if len(bounds) != 2 or step is None or not zero or not is_constant(zero[0]):
-        return "its bounds or the scale are not known"
+        return Refusal("its bounds or the scale are not known")
     low, high = bounds
     if low is None or high is None:
-        return "its bounds are computed"
+        return Refusal("its bounds are computed")
     limits, point = np.iinfo(array(zero[0]).dtype), int(array(zero[0]).reshape(-1)[0])
     least, most = (limits.min - point) * step, (limits.max - point) * step
     if low > least + step / 4 or high < most - step / 4:
-        return "it cuts deeper than the quantizer saturates"
+        return Refusal("it cuts deeper than the quantizer saturates")
     return None
 
 
 def _split(graph: Graph, ctx: Context, quantizer: Node) -> list[Node]:
     """The quantizers of the parts, none where nothing was moved."""
-    concat = graph.producer(quantizer.inputs[0])
-    if concat is None or not is_op(concat, "Concat"):
+    concat = graph.producer(quantizer.inputs[0], "Concat")
+    if concat is None:
         return []
     result = quantizer.outputs[0]
     if graph.only_consumer(concat.outputs[0]) is None or graph.is_output(result):
@@ -91,8 +91,7 @@ def _split(graph: Graph, ctx: Context, quantizer: Node) -> list[Node]:
     for part in parts:
         part.outputs[0].dtype = result.dtype
     pieces = [part.outputs[0] for part in parts]
-    graph.replace_uses(
-        result, graph.add("Concat", pieces, [f"{result.name}/parts"], concat.attrs).outputs[0]
-    )
+    made = graph.add("Concat", pieces, [f"{result.name}/parts"], concat.attrs)
+    graph.replace_uses(result, made.outputs[0])
     graph.remove_dead()
     return parts

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank, scalar, shape_of
+from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_op, rank, scalar, shape_of
 from qcompile.ir.analysis.data_path import MASK, derived_from
 from qcompile.ir.analysis.token_axes import ATTENTION, ELEMENTWISE, PRODUCTS, axes, by_position
 from qcompile.planning import Context
@@ -59,9 +59,9 @@ class RemovePadding(Pass):
         if mask is None:
             return False
         region = _Finder(graph).run()
-        reason = _obstacle(graph, mask, region)
-        if reason is not None:
-            ctx.skip(graph.name, reason)
+        refusal = _obstacle(graph, mask, region)
+        if refusal is not None:
+            ctx.skip(graph.name, refusal.reason)
             return False
         if region.nodes:
             _apply(graph, mask, region)
@@ -147,31 +147,31 @@ def _with_linears(nodes: list[Node]) -> list[Node]:
     return [n for n in nodes if group[id(n)] in heavy]
 
 
-def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> str | None:
+def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
     """What might let a real position see a padded one, None where nothing does."""
     if not region.nodes:
         return None
     if graph.opset < _SINCE:
-        return f"opset {graph.opset} has no CumSum, needs {_SINCE}"
+        return Refusal(f"opset {graph.opset} has no CumSum, needs {_SINCE}")
     if np.dtype(mask.dtype).kind not in "biu":
-        return f"{MASK} is {np.dtype(mask.dtype)}: it may be additive"
+        return Refusal(f"{MASK} is {np.dtype(mask.dtype)}: it may be additive")
     masks = derived_from(graph, MASK)
     for tensor in region.exits:
         if graph.in_subgraph(tensor):
-            return f"a subgraph reads {tensor.name!r}"
+            return Refusal(f"a subgraph reads {tensor.name!r}")
         inside = {id(n) for n in region.nodes}
         for reader in graph.consumers(tensor):
             if id(reader) not in inside:
-                reason = _mixes(graph, reader, masks)
-                if reason is not None:
-                    return reason
+                refusal = _mixes(graph, reader, masks)
+                if refusal is not None:
+                    return refusal
     for node in graph.nodes:
         if is_op(node, "Softmax") and _scores_without_mask(graph, node, masks):
-            return f"attention {node.name!r} has no mask"
+            return Refusal(f"attention {node.name!r} has no mask")
     return None
 
 
-def _mixes(graph: Graph, node: Node, masks: set[str]) -> str | None:
+def _mixes(graph: Graph, node: Node, masks: set[str]) -> Refusal | None:
     """Why a reader outside may mix positions; products of attention are judged by their mask."""
     masked = is_op(node, "Mul", "Where", *ATTENTION) and any(t.name in masks for t in node.inputs)
     if masked or is_op(node, *PRODUCTS):
@@ -181,7 +181,7 @@ def _mixes(graph: Graph, node: Node, masks: set[str]) -> str | None:
     if is_op(node, "Shape", "Size"):
         return None  # the same as before
     if not is_op(node, *_MOVERS, *ELEMENTWISE):
-        return f"{node.op} {node.name!r} may read across positions"
+        return Refusal(f"{node.op} {node.name!r} may read across positions")
     readers = (r for t in node.outputs for r in graph.consumers(t))
     return next((why for r in readers if (why := _mixes(graph, r, masks)) is not None), None)
 

@@ -19,16 +19,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_float, is_op, rank
 from qcompile.ir.analysis import conv_activation
 from qcompile.ir.analysis.prequantized import is_quantized_weight
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
-from qcompile.targets.target import OpRule
-
-_QDQ_SINCE = 13  # what plan-operands asks for
+from qcompile.targets.target import QDQ_SINCE, OpRule
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class PlanConvolutions(Pass):
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         rule = ctx.target.rule("Conv", ctx.choices.mode)
-        if rule is None or graph.opset < _QDQ_SINCE:
+        if rule is None or graph.opset < QDQ_SINCE:
             return False  # plan-operands has said so
         chained = {r.op: r for r in ctx.target.chained if ctx.choices.mode in r.modes}
         planner = _Planner(graph, ctx, roles(graph))
@@ -68,7 +66,7 @@ class _Planner:
         data, weight = node.inputs[:2]
         result = conv_activation.result(self.graph, node.outputs[0])
         whole = rule.output is not None and not self.ctx.target.quantize_interior
-        reason = self._obstacle(node, rule) or (self._visible(node, result) if whole else None)
+        refusal = self._obstacle(node, rule) or (self._visible(node, result) if whole else None)
         matrix = self._weight(node, rule.weight)
         row = self._activation(node, [data], rule.activation)
         out = (
@@ -78,10 +76,11 @@ class _Planner:
         )
         if not self.ctx.target.quantize_interior:
             linked = (matrix, row, out) if whole else (matrix, row)
-            reason = reason or next((c.reason for c in linked if c.spec is None), None)
-        if reason is not None:
-            self.ctx.skip(node, reason)
-            matrix = row = out = PrecisionChoice(None, reason)
+            missing = (c.reason for c in linked if c.spec is None)
+            refusal = refusal or next(map(Refusal, missing), None)
+        if refusal is not None:
+            self.ctx.skip(node, refusal.reason)
+            matrix = row = out = PrecisionChoice(None, refusal.reason)
         if is_constant(weight):
             self._decide(weight, "weight", matrix, rule, (Use(node.name, 1),))
         if rule.activation is not None:
@@ -140,32 +139,35 @@ class _Planner:
         names = names_to_match(self.found, [t.name for t in tensors], [node.name])
         return precision.of_activation(self.graph, self.ctx, names, spec)
 
-    def _visible(self, node: Node, result: Tensor) -> str | None:
+    def _visible(self, node: Node, result: Tensor) -> Refusal | None:
         """Why a result cannot become integers, None where it can."""
         if any(self.graph.is_output(t) for t in (result, node.outputs[0])):
-            return "its result is a graph output, or read by a subgraph: it has to be float"
-        return None if result.outputs else "nothing reads its result"
+            return Refusal(
+                "its result is a graph output, or read by a subgraph: it has to be float"
+            )
+        return None if result.outputs else Refusal("nothing reads its result")
 
-    def _obstacle(self, node: Node, rule: OpRule) -> str | None:
+    def _obstacle(self, node: Node, rule: OpRule) -> Refusal | None:
         """Why a convolution cannot run in integers, or is no faster; None where neither holds."""
         data, weight = node.inputs[:2]
         names = (weight.name, data.name, *(t.name for t in node.outputs))
-        pattern = self.ctx.choices.kept_by(names_to_match(self.found, names, [node.name]))
-        if pattern is not None:
-            return f"kept float by pattern {pattern!r}"
+        kept = self.ctx.choices.kept_by(names_to_match(self.found, names, [node.name]))
+        if kept is not None:
+            return kept
         if is_quantized_weight(self.graph, weight):
-            return "its weight came in quantized"
+            return Refusal("its weight came in quantized")
         if not (is_constant(weight) and is_float(weight) and (rank(weight) or 0) >= 3):
-            return "the weight is no float32 constant of rank 3 or more"
+            return Refusal("the weight is no float32 constant of rank 3 or more")
         if is_constant(data) or not is_float(data):
-            return "the data operand is constant, or not float32"
+            return Refusal("the data operand is constant, or not float32")
         if any(t.name and not is_constant(t) for t in node.inputs[2:]):
-            return "the bias is computed"
+            return Refusal("the bias is computed")
         values = array(weight)
         if values.size == 0 or not np.isfinite(values).all():
-            return "the weight is empty, or holds NaN or infinity"
+            return Refusal("the weight is empty, or holds NaN or infinity")
         few = node.attrs.get("group", 1) != 1 or values[0].size < rule.min_summed
-        return rule.small if rule.min_summed and few and data.name not in self.integers else None
+        slower = rule.min_summed and few and data.name not in self.integers
+        return Refusal(rule.small) if slower else None
 
 
 def _is_depthwise(node: Node) -> bool:

@@ -12,7 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_layout, is_op
+from qcompile.ir import (
+    MICROSOFT,
+    ONNX,
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    domain_of,
+    is_constant,
+    is_layout,
+    is_op,
+)
 from qcompile.ir.analysis.conv_activation import channels_first, result
 from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
 from qcompile.ir.analysis.prequantized import scale_arithmetic
@@ -20,8 +31,7 @@ from qcompile.ir.analysis.transformer_roles import names_to_match, roles
 from qcompile.planning import Context, Decision, Use, precision
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
-
-_QDQ_SINCE = 13  # what plan-operands asks for
+from qcompile.targets.target import QDQ_SINCE
 
 
 @dataclass(frozen=True)
@@ -36,23 +46,25 @@ class PlanInterior(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         if not ctx.target.quantize_interior or ctx.choices.mode != "static":
             return False
-        if graph.opset < _QDQ_SINCE:
+        if graph.opset < QDQ_SINCE:
             return False  # plan-operands has said so
         path = data_path(graph)
-        lifted = {d.tensor: d.reason for d in ctx.plan.decisions if d.spec is None}
+        lifted = {d.tensor: Refusal(d.reason) for d in ctx.plan.decisions if d.spec is None}
         wanted, found = _wanted(graph, ctx, path), roles(graph)
         images, scales = channels_first(graph), scale_arithmetic(graph)
         _forget_activations(ctx)
         for name, (tensor, spec) in sorted(wanted.items()):
             names = names_to_match(found, *aliases(graph, tensor))
-            reason = lifted.get(name) or _kept(ctx, names) or _obstacle(graph, tensor, path)
-            if reason is None and name in images and result(graph, tensor) is not tensor:
+            refusal = lifted.get(name) or ctx.choices.kept_by(names)
+            refusal = refusal or _obstacle(graph, tensor, path)
+            if refusal is None and name in images and result(graph, tensor) is not tensor:
                 reason = "the activation behind it cuts it off: what that makes is quantized"
-            if reason is None and name in scales:
-                reason = "a scale of what came in quantized"
+                refusal = Refusal(reason)
+            if refusal is None and name in scales:
+                refusal = Refusal("a scale of what came in quantized")
             chosen = precision.of_activation(graph, ctx, names, spec)
-            kept = None if reason else chosen.spec
-            why = reason or chosen.reason or "quantized where it is made"
+            kept = None if refusal else chosen.spec
+            why = refusal.reason if refusal else chosen.reason or "quantized where it is made"
             ctx.plan.decide(Decision(name, "activation", kept, why, tuple(_uses(tensor))))
             if kept is not None:
                 ctx.request(name, kept)
@@ -70,7 +82,7 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
     found: dict[str, tuple[Tensor, QSpec]] = {}
     for node in graph.nodes:
         rule = ctx.target.rule(node.op, ctx.choices.mode)
-        if rule is None or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+        if rule is None or domain_of(node) not in (ONNX, MICROSOFT):
             continue
         if rule.activation is not None:
             for tensor in (t for t in node.inputs if t.name in path and not is_constant(t)):
@@ -82,27 +94,25 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
     return found
 
 
-def _kept(ctx: Context, names: list[str]) -> str | None:
-    """The user's wish to leave the tensor, its maker or a reader alone."""
-    pattern = ctx.choices.kept_by(names)
-    return f"kept float by pattern {pattern!r}" if pattern is not None else None
-
-
-def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> str | None:
+def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> Refusal | None:
     maker = graph.producer(tensor)
     if maker is not None and is_masking(maker, path):
-        return "a mask is added: its constants would fill the range"
+        return Refusal("a mask is added: its constants would fill the range")
     if maker is not None and is_op(maker, "MatMul") and _awaits_bias(graph, tensor):
-        return "the bias is added first, the sum is quantized"
+        return Refusal("the bias is added first, the sum is quantized")
     if not tensor.outputs:
-        return "graph output"
+        return Refusal("graph output")
     if any(is_op(n, "Div") and n.inputs[1] is tensor for n in graph.consumers(tensor)):
-        return "something is divided by it: what is rounded to zero would make that infinite"
+        return Refusal(
+            "something is divided by it: what is rounded to zero would make that infinite"
+        )
     beside = [*graph.consumers(tensor), *([] if maker is None else [maker])]
     if any(is_op(n, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for n in beside):
-        return "it came in quantized"
+        return Refusal("it came in quantized")
     if _reaches_subgraph(graph, tensor):
-        return "a subgraph reads it: ONNX Runtime crashes on a quantizer that it moves up to one"
+        return Refusal(
+            "a subgraph reads it: ONNX Runtime crashes on a quantizer that it moves up to one"
+        )
     return None
 
 

@@ -15,7 +15,18 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.errors import RecipeError
-from qcompile.ir import Graph, Node, array, has_subgraph, is_constant, is_float, rank
+from qcompile.ir import (
+    Graph,
+    Node,
+    Refusal,
+    array,
+    has_subgraph,
+    is_constant,
+    is_float,
+    is_plain_gemm,
+    op_name,
+    rank,
+)
 from qcompile.ir.analysis.data_path import aliases, layout_root
 from qcompile.ir.analysis.name_patterns import is_role, matches
 from qcompile.ir.analysis.prequantized import is_quantized_weight
@@ -23,9 +34,8 @@ from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
 from qcompile.quant import QSpec, out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
-from qcompile.targets.target import OpRule
+from qcompile.targets.target import QDQ_SINCE, OpRule
 
-_QDQ_SINCE = 13  # DequantizeLinear with an axis
 _ELSEWHERE = ("Conv",)  # what another pass plans, where the target has a rule
 
 
@@ -40,8 +50,8 @@ class PlanOperands(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         found = roles(graph)
         _check_patterns(graph, ctx, found)
-        if graph.opset < _QDQ_SINCE:
-            ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {_QDQ_SINCE}")
+        if graph.opset < QDQ_SINCE:
+            ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {QDQ_SINCE}")
             return False
         for node in graph.nodes:
             rule = ctx.target.rule(op_name(node), ctx.choices.mode)
@@ -63,21 +73,17 @@ def _came_quantized(graph: Graph, node: Node) -> bool:
     return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
 
 
-def op_name(node: Node) -> str:
-    """The operator's name as target tables spell it."""
-    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
-
-
 def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]) -> None:
     slot = _weight_slot(node) or 0
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     matrix, row = _choices(graph, ctx, node, rule, found)
-    reason = _obstacle(ctx, node, rule, slot, found)
-    if reason is None and not ctx.target.quantize_interior:
-        reason = next((c.reason for c in (matrix, row) if c.spec is None and c.reason), None)
-    if reason is not None:
-        ctx.skip(node, reason)
-        matrix = row = PrecisionChoice(None, reason)
+    refusal = _obstacle(ctx, node, rule, slot, found)
+    if refusal is None and not ctx.target.quantize_interior:
+        reasons = (c.reason for c in (matrix, row) if c.spec is None and c.reason)
+        refusal = next(map(Refusal, reasons), None)
+    if refusal is not None:
+        ctx.skip(node, refusal.reason)
+        matrix = row = PrecisionChoice(None, refusal.reason)
     why = matrix.reason or rule.why
     ctx.plan.decide(Decision(weight.name, "weight", matrix.spec, why, (Use(node.name, slot),)))
     if rule.activation is None and (ctx.choices.mode != "weight-only" or not is_float(data)):
@@ -139,42 +145,36 @@ def _weight_spec(node: Node, rule: OpRule) -> QSpec | None:
 
 def _obstacle(
     ctx: Context, node: Node, rule: OpRule, slot: int, found: Mapping[str, Role]
-) -> str | None:
+) -> Refusal | None:
     """Why this operator cannot run in integers, None where it can."""
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     expected = 0 if node.op == "Gather" else 1
     tensors = (weight.name, data.name, *(t.name for t in node.outputs))
-    pattern = ctx.choices.kept_by(names_to_match(found, tensors, [node.name]))
-    if pattern is not None:
-        return f"kept float by pattern {pattern!r}"
+    kept = ctx.choices.kept_by(names_to_match(found, tensors, [node.name]))
+    if kept is not None:
+        return kept
     if slot != expected:
-        return "the weight is the left operand"
+        return Refusal("the weight is the left operand")
     if rank(weight) != 2:
-        return f"the weight has rank {rank(weight)}, a matrix is expected"
+        return Refusal(f"the weight has rank {rank(weight)}, a matrix is expected")
     if node.op == "Gather" and node.attrs.get("axis", 0) != 0:
-        return "the lookup is not along the rows of the table"
+        return Refusal("the lookup is not along the rows of the table")
     if node.op != "Gather" and not is_float(data):
-        return "the data operand is not float32"
-    if node.op == "Gemm" and not _plain_gemm(node):
-        return "Gemm with transA, alpha or beta"
+        return Refusal("the data operand is not float32")
+    if node.op == "Gemm" and not is_plain_gemm(node):
+        return Refusal("Gemm with transA, alpha or beta")
     size = int(np.prod(weight.shape, dtype=np.int64)) * 4
     if size < rule.min_bytes:
-        return rule.small
+        return Refusal(rule.small)
     if size == 0:
-        return "the weight is empty"
+        return Refusal("the weight is empty")
     values = array(weight)
     if not np.isfinite(values).all():
-        return "the weight holds NaN or infinity"
+        return Refusal("the weight holds NaN or infinity")
     if not values.any():
-        return "the weight is zero throughout"
+        return Refusal("the weight is zero throughout")
     unfit = out_of_scale(float(values.min()), float(values.max()))
-    return unfit and f"the weight holds {unfit}"
-
-
-def _plain_gemm(node: Node) -> bool:
-    attrs = node.attrs
-    plain = attrs.get("alpha", 1.0) == 1.0 and attrs.get("beta", 1.0) == 1.0
-    return plain and not attrs.get("transA", 0)
+    return None if unfit is None else Refusal(f"the weight holds {unfit}")
 
 
 def _check_patterns(graph: Graph, ctx: Context, found: Mapping[str, Role]) -> None:

@@ -16,14 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_op
+from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_float, is_op
 from qcompile.ir.analysis.data_path import movers_before
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Use, precision
 from qcompile.quant import QSpec, Range
 from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.targets.target import QDQ_SINCE
 
-_QDQ_SINCE = 13  # what plan-operands asks for
 _OPERANDS = {"scores": ("query", "key"), "context": ("probabilities", "value")}
 _ASKED = {"scores": ("scores",), "all": ("scores", "context")}
 
@@ -50,7 +50,7 @@ class PlanProducts(Pass):
         asked = _ASKED.get(ctx.choices.attention, ())
         if ctx.choices.mode != "static" or not asked:
             return False
-        if graph.opset < _QDQ_SINCE:
+        if graph.opset < QDQ_SINCE:
             return False  # plan-operands has said so
         if ctx.target.product is None:
             ctx.skip(graph.name, f"target {ctx.target.name!r} has no integer products of two data")
@@ -75,18 +75,18 @@ def _plan(graph: Graph, ctx: Context, node: Node, found: Mapping[str, Role]) -> 
     rule = ctx.target.product
     assert rule is not None and rule.activation is not None and rule.right is not None
     operands = [_operand(graph, node, i, s) for i, s in enumerate((rule.activation, rule.right))]
-    reason = _obstacle(graph, ctx, node, operands, found)
+    refusal = _obstacle(graph, ctx, node, operands, found)
+    why = refusal.reason if refusal else rule.why
     planned = {u: d for d in ctx.plan.decisions for u in d.uses}
-    if all(o.use in planned and planned[o.use].reason == (reason or rule.why) for o in operands):
+    if all(o.use in planned and planned[o.use].reason == why for o in operands):
         return
     ctx.plan.forget(node.name)
     for operand in operands:
-        spec, why = (None, reason) if reason else (operand.spec, rule.why)
-        name = operand.tensor.name
+        spec, name = None if refusal else operand.spec, operand.tensor.name
         ctx.plan.decide(Decision(name, "activation", spec, why, (operand.use,)))
-        if reason is None and "probabilities" in found[name].names:
+        if refusal is None and "probabilities" in found[name].names:
             ctx.ranges.set(name, Range(np.array(0.0), np.array(1.0)))
-        elif reason is None:
+        elif refusal is None:
             ctx.request(name, operand.spec)
 
 
@@ -99,18 +99,18 @@ def _operand(graph: Graph, node: Node, index: int, spec: QSpec) -> _Operand:
 
 def _obstacle(
     graph: Graph, ctx: Context, node: Node, operands: list[_Operand], found: Mapping[str, Role]
-) -> str | None:
+) -> Refusal | None:
     """Why the product stays float, None where it need not."""
     outs = [t.name for t in node.outputs]
     for operand, moved in zip(operands, node.inputs, strict=True):
         if is_constant(moved) or not is_float(operand.tensor):
-            return "an operand is constant, or not float32"
+            return Refusal("an operand is constant, or not float32")
         names = names_to_match(found, [operand.tensor.name, moved.name, *outs], [node.name])
-        pattern = ctx.choices.kept_by(names)
-        if pattern is not None:
-            return f"kept float by pattern {pattern!r}"
+        kept = ctx.choices.kept_by(names)
+        if kept is not None:
+            return kept
         own = names_to_match(found, [operand.tensor.name, moved.name], [node.name])
         choice = precision.of_activation(graph, ctx, own, operand.spec)
         if choice.spec != operand.spec:
-            return choice.reason or "no integers of that width"
+            return Refusal(choice.reason or "no integers of that width")
     return None

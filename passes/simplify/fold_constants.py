@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor
+from qcompile.ir import Graph, Node, Refusal, Tensor
 from qcompile.ir.analysis.constant_evaluation import evaluable, put_values
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -37,9 +37,9 @@ class FoldConstants(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         nodes = evaluable(graph, lambda node: self._affordable(node, ctx))
         values = ctx.evaluate(graph, nodes) if nodes else {}
-        if isinstance(values, str):
+        if isinstance(values, Refusal):
             for node in nodes:
-                ctx.skip(node, f"cannot be evaluated: {values}")
+                ctx.skip(node, values.about("cannot be evaluated").reason)
             return False
         changed = put_values(graph, nodes, values)
         return bool(graph.remove_dead()) or changed

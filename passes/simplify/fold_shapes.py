@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Shape, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, Shape, is_constant, is_op
 from qcompile.ir.analysis.constant_evaluation import fold_shape
 from qcompile.ir.analysis.shape_inference import inferred_shapes
 from qcompile.ir.analysis.shape_probing import probed_shapes
@@ -69,8 +69,8 @@ def _fold_reshape(
     source, result = node.inputs[0].name, node.outputs[0].name
     views = [(v.get(source), v.get(result)) for v in (shapes, *probes)]
     target = _target(views[0], views[1:])
-    if isinstance(target, str):
-        ctx.skip(node, target)
+    if isinstance(target, Refusal):
+        ctx.skip(node, target.reason)
         return False
     node.attrs.pop("allowzero", None)  # 0 must mean "as the input has it"
     shape = graph.constant(f"{node.inputs[1].name}/static", np.array(target, np.int64))
@@ -81,14 +81,16 @@ def _fold_reshape(
 View = tuple[Shape | None, Shape | None]
 
 
-def _target(symbols: View, probes: list[View]) -> list[int] | str:
+def _target(symbols: View, probes: list[View]) -> list[int] | Refusal:
     """The constant operand of a Reshape, or why there is none."""
     before, after = symbols
     if after is None or before is None:
-        return "the rank of its input or output is unknown"
+        return Refusal("the rank of its input or output is unknown")
     target = [_target_dim(i, symbols, probes) for i in range(len(after))]
     if target.count(-1) > 1:
-        return f"two or more dimensions of {list(after)} follow neither from the input nor fixed"
+        return Refusal(
+            f"two or more dimensions of {list(after)} follow neither from the input nor fixed"
+        )
     return target
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import ONNX, Graph, Node, has_subgraph, is_op
+from qcompile.ir import ONNX, Graph, Node, Refusal, domain_of, has_subgraph, is_op
 from qcompile.ir.model_io.opset_conversion import convert
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -63,10 +63,10 @@ class RaiseOpset(Pass):
             return False
         obstacle = _first_obstacle(graph, wanted)
         if obstacle is not None:
-            where, reason = obstacle
+            where, refusal = obstacle
             failure = convert(graph, wanted)
             if failure is not None:
-                ctx.skip(where, f"{reason}, and {failure}")
+                ctx.skip(where, f"{refusal.reason}, and {failure.reason}")
             return failure is None
         if wanted >= _AXES_INPUT > graph.opset:
             for node in graph.nodes:
@@ -83,26 +83,26 @@ def _wanted(ctx: Context) -> int:
     return max(target.opset, WIDE_SINCE if wide else 0)
 
 
-def _first_obstacle(graph: Graph, wanted: int) -> tuple[Node | str, str] | None:
+def _first_obstacle(graph: Graph, wanted: int) -> tuple[Node | str, Refusal] | None:
     """Where and why the nodes cannot stay as they are, None where they can."""
     if graph.opset < _OLDEST:
-        return graph.name, f"opset {graph.opset} is older than {_OLDEST}"
-    reasons = ((n, _obstacle(n, graph.opset, wanted)) for n in graph.nodes)
-    return next(((n, reason) for n, reason in reasons if reason is not None), None)
+        return graph.name, Refusal(f"opset {graph.opset} is older than {_OLDEST}")
+    found = ((n, _obstacle(n, graph.opset, wanted)) for n in graph.nodes)
+    return next(((n, refusal) for n, refusal in found if refusal is not None), None)
 
 
-def _obstacle(node: Node, old: int, new: int) -> str | None:
+def _obstacle(node: Node, old: int, new: int) -> Refusal | None:
     """Why a node cannot be brought along as it is, None where it can."""
     if has_subgraph(node):
-        return f"{node.op} holds a subgraph, which is never edited"
-    if node.domain not in (None, "", "ai.onnx") or node.op in _HARMLESS:
+        return Refusal(f"{node.op} holds a subgraph, which is never edited")
+    if domain_of(node) != ONNX or node.op in _HARMLESS:
         return None
     if old < _CHANGED.get(node.op, 0) <= new:
-        return f"{node.op} means something else in opset {new}"
+        return Refusal(f"{node.op} means something else in opset {new}")
     try:
         onnx.defs.get_schema(node.op, new)
     except onnx.defs.SchemaError:
-        return f"{node.op} is unknown to ONNX"
+        return Refusal(f"{node.op} is unknown to ONNX")
     return None
 
 

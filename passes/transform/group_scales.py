@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Tensor
+from qcompile.ir import Graph, Refusal, Tensor
 from qcompile.ir.analysis.conv_activation import channels_first
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
@@ -64,13 +64,10 @@ class GroupScales(Pass):
         tensors, found, images = graph.tensors(), roles(graph), channels_first(graph)
         for decision in list(ctx.plan.quantized("activation")):
             stats = ctx.channels.get(decision.tensor)
-            reason = self._obstacle(decision, tensors.get(decision.tensor), found, images)
-            if reason is None and stats is None:
-                reason = "its channels were not sampled"
-            elif reason is None and stats is not None and len(stats.rows) < FEWEST_ROWS:
-                reason = f"{len(stats.rows)} rows say too little of its channels"
-            if reason is not None or stats is None or decision.spec is None:
-                ctx.skip(decision.tensor, f"{reason}: one scale")
+            refusal = self._obstacle(decision, tensors.get(decision.tensor), found, images)
+            refusal = refusal or _too_little(stats)
+            if refusal is not None or stats is None:
+                ctx.skip(decision.tensor, f"{refusal and refusal.reason}: one scale")
                 continue
             self._group(ctx, decision, stats)
         return False
@@ -81,12 +78,12 @@ class GroupScales(Pass):
         tensor: Tensor | None,
         found: Mapping[str, Role],
         images: set[str],
-    ) -> str | None:
+    ) -> Refusal | None:
         names = names_to_match(found, [decision.tensor])
         if self.only and not any(matches(p.strip(), names) for p in self.only.split("|")):
-            return "not among those to be grouped"
+            return Refusal("not among those to be grouped")
         if decision.tensor in images:
-            return "its channels are not its last axis"
+            return Refusal("its channels are not its last axis")
         return _obstacle(decision, tensor)
 
     def _group(self, ctx: Context, decision: Decision, stats: ChannelStats) -> None:
@@ -118,13 +115,21 @@ class GroupScales(Pass):
         return np.split(order, cuts)
 
 
-def _obstacle(decision: Decision, tensor: Tensor | None) -> str | None:
+def _too_little(stats: ChannelStats | None) -> Refusal | None:
+    if stats is None:
+        return Refusal("its channels were not sampled")
+    if len(stats.rows) < FEWEST_ROWS:
+        return Refusal(f"{len(stats.rows)} rows say too little of its channels")
+    return None
+
+
+def _obstacle(decision: Decision, tensor: Tensor | None) -> Refusal | None:
     if tensor is None or not tensor.shape or not isinstance(tensor.shape[-1], int):
-        return "its last axis has no fixed size"
+        return Refusal("its last axis has no fixed size")
     if len(tensor.shape) < 2 or tensor.shape[-1] < 2:
-        return "it has no channels"
+        return Refusal("it has no channels")
     if decision.spec is None or decision.spec.granularity != "tensor":
-        return "it has scales of its own"
+        return Refusal("it has scales of its own")
     return None
 
 

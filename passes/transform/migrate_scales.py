@@ -27,7 +27,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op
 from qcompile.planning import Context, LinearGroup, linear_groups
 from qcompile.quant import Array, ChannelStats, QSpec, Range, qparams
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -69,38 +69,46 @@ class MigrateScales(Pass):
         changed = False
         for site in linear_groups(graph, ctx):
             stats = ctx.channels.get(site.data)
-            reason = _obstacle(site, stats)
-            if reason is not None or stats is None or site.spec is None:
-                ctx.skip(site.data, str(reason))
-                continue
-            if len(stats.lo) > self.most_channels:
-                ctx.skip(site.data, f"{len(stats.lo)} channels are many: split-outliers costs less")
-                continue
-            factors = self._search(graph, ctx, site, stats, site.spec)
-            if isinstance(factors, str):
-                ctx.skip(site.data, factors)
-                continue
-            _apply(graph, ctx, site, stats, factors, self.doublings)
-            changed = True
+            factors = self._factors(graph, ctx, site, stats)
+            if isinstance(factors, Refusal):
+                ctx.skip(site.data, factors.reason)
+            elif stats is not None:
+                _apply(graph, ctx, site, stats, factors, self.doublings)
+                changed = True
         return changed
+
+    def _factors(
+        self, graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats | None
+    ) -> Array | Refusal:
+        """The best factors (channels,), or why there are none."""
+        if stats is None:
+            return Refusal("its channels were not sampled")
+        if site.spec is None or site.spec.granularity != "tensor":
+            return Refusal("it has no quantizer of its own with one scale")
+        if any(linear.transposed for linear in site.linears):
+            return Refusal("a weight is transposed")
+        if len(stats.lo) > self.most_channels:
+            return Refusal(f"{len(stats.lo)} channels are many: split-outliers costs less")
+        return self._search(graph, ctx, site, stats, site.spec)
 
     def _search(
         self, graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, spec: QSpec
-    ) -> Array | str:
-        """The best factors (channels,), or why there are none."""
+    ) -> Array | Refusal:
         weight = np.concatenate([array(linear.weight) for linear in site.linears], axis=1)
         errors = _Errors(stats, spec, weight, self.doublings, self.weight_penalty)
         plain = errors.of(np.ones(len(stats.lo), np.float32))
         share = plain / max(_signal(graph, ctx, site, stats, weight), 1e-30)
         if share < self.least_error:
-            return f"its error is small: {share:.1e} of what it goes into"
+            return Refusal(f"its error is small: {share:.1e} of what it goes into")
         best, least = None, plain
         for factors in self._candidates(errors.width, errors.loudness):
             error = errors.of(factors)
             if error < least:
                 best, least = factors, error
         if best is None or plain < least * self.least_gain:
-            return f"no scales would help: the predicted error shrinks {plain / least:.2f} times"
+            return Refusal(
+                f"no scales would help: the predicted error shrinks {plain / least:.2f} times"
+            )
         return best
 
     def _candidates(self, width: Array, loudness: Array) -> Iterator[Array]:
@@ -185,16 +193,6 @@ def _equal_groups(width: Array, groups: int) -> Array:
     for part in np.array_split(order, groups):
         factors[part] = width[part].max()
     return factors / np.float32(max(float(np.median(factors)), 1e-12))
-
-
-def _obstacle(site: LinearGroup, stats: ChannelStats | None) -> str | None:
-    if stats is None:
-        return "its channels were not sampled"
-    if site.spec is None or site.spec.granularity != "tensor":
-        return "it has no quantizer of its own with one scale"
-    if any(linear.transposed for linear in site.linears):
-        return "a weight is transposed"
-    return None
 
 
 def _apply(

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Tensor, array
+from qcompile.ir import Graph, Refusal, Tensor, array
 from qcompile.planning import Context, Decision, LinearGroup, QuantizedLinear, Use, linear_groups
 from qcompile.quant import ChannelStats, Range
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -49,12 +49,12 @@ class SplitGroups(Pass):
         for site in linear_groups(graph, ctx):
             stats = ctx.channels.get(site.data)
             cuts = _cuts(len(stats.lo), self.groups, self.align) if stats is not None else []
-            reason = _obstacle(site, stats, cuts)
-            if reason is not None or stats is None:
-                ctx.skip(site.data, str(reason))
-                continue
-            _split(graph, ctx, site, stats.foreseen(self.doublings), cuts)
-            changed = True
+            refusal = _obstacle(site, stats, cuts)
+            if refusal is not None:
+                ctx.skip(site.data, refusal.reason)
+            elif stats is not None:
+                _split(graph, ctx, site, stats.foreseen(self.doublings), cuts)
+                changed = True
         return changed
 
 
@@ -64,15 +64,15 @@ def _cuts(channels: int, groups: int, align: int) -> list[int]:
     return sorted({e for e in ends if 0 < e < channels} | {channels})
 
 
-def _obstacle(site: LinearGroup, stats: ChannelStats | None, cuts: list[int]) -> str | None:
+def _obstacle(site: LinearGroup, stats: ChannelStats | None, cuts: list[int]) -> Refusal | None:
     if stats is None:
-        return "its channels were not sampled"
+        return Refusal("its channels were not sampled")
     if site.spec is None or site.spec.granularity != "tensor":
-        return "it has no quantizer of its own with one scale"
+        return Refusal("it has no quantizer of its own with one scale")
     if any(linear.transposed or linear.node.op != "MatMul" for linear in site.linears):
-        return "a layer is a Gemm: its bias would be added once for each group"
+        return Refusal("a layer is a Gemm: its bias would be added once for each group")
     if len(cuts) < 2:
-        return f"{cuts[0]} channels are too few for groups of this size"
+        return Refusal(f"{cuts[0]} channels are too few for groups of this size")
     return None
 
 

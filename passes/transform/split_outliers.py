@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op, rank
 from qcompile.planning import Context, LinearGroup, QuantizedLinear, Use, add_to_bias, linear_groups
 from qcompile.quant import (
     PAIR_SUM,
@@ -111,29 +111,31 @@ class SplitOutliers(Pass):
         for site in linear_groups(graph, ctx):
             maker = _maker(graph, site)
             found = self._split(ctx, site, steady=maker is not None)
-            if isinstance(found, str):
-                ctx.skip(site.data, found)
+            if isinstance(found, Refusal):
+                ctx.skip(site.data, found.reason)
             else:
                 _apply(graph, ctx, site, _paired_up(ctx, site, found), maker)
                 changed = True
         return changed
 
-    def _split(self, ctx: Context, site: LinearGroup, *, steady: bool) -> Split | str:
+    def _split(self, ctx: Context, site: LinearGroup, *, steady: bool) -> Split | Refusal:
         """What to append, or why nothing."""
         stats, spec = ctx.channels.get(site.data), site.spec
         if stats is None:
-            return "its channels were not sampled"
+            return Refusal("its channels were not sampled")
         if spec is None or spec.granularity != "tensor" or spec.symmetric:
-            return "it has no quantizer of its own with one scale and a zero point"
+            return Refusal("it has no quantizer of its own with one scale and a zero point")
         if any(linear.transposed for linear in site.linears):
-            return "a weight is transposed"
+            return Refusal("a weight is transposed")
         if len(stats.lo) < self.least_channels:
-            return f"{len(stats.lo)} channels are few: more columns would cost too much time"
+            return Refusal(
+                f"{len(stats.lo)} channels are few: more columns would cost too much time"
+            )
         weights = [_rounded(ctx, linear) for linear in site.linears]
         room = np.ones(len(stats.lo)) if steady else _room(weights)
         return self._search(stats, spec, room)
 
-    def _search(self, stats: ChannelStats, spec: QSpec, room: Array) -> Split | str:
+    def _search(self, stats: ChannelStats, spec: QSpec, room: Array) -> Split | Refusal:
         foreseen = stats.foreseen(self.doublings)
         lo = np.minimum(foreseen.lo.astype(np.float64), 0)
         hi = np.maximum(foreseen.hi.astype(np.float64), 0)
@@ -151,7 +153,7 @@ class SplitOutliers(Pass):
                 low = middle
         gain = float(plain.scale) / float(best.params.scale) if best is not None else 1.0
         if best is None or gain < self.least_gain or len(best.channels) == 0:
-            return f"no outliers: {budget} more columns shrink the step {gain:.2f} times"
+            return Refusal(f"no outliers: {budget} more columns shrink the step {gain:.2f} times")
         return best
 
 

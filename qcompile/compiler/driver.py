@@ -85,7 +85,7 @@ def make_measurable(request: Request) -> Measurable:
     budget = prepared.budget
     excess = budget.excess_of(budget.switched, "measuring sensitivity")
     if excess is not None:
-        raise DataError(excess)
+        raise DataError(excess.reason)
     return measurable(prepared)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from qcompile.ir import Node
+from qcompile.ir import Node, Refusal
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.planning.plan import Plan
@@ -51,10 +51,11 @@ class PassSettings:
     may_widen: bool = False
     attention: Attention = "float"
 
-    def kept_by(self, names: Iterable[str]) -> str | None:
-        """The first pattern of ``keep_float`` that matches any of these names."""
+    def kept_by(self, names: Iterable[str]) -> Refusal | None:
+        """That the user wants what goes by these names float; None where no pattern matches any."""
         found = list(names)
-        return next((p for p in self.keep_float if matches(p, found)), None)
+        pattern = next((p for p in self.keep_float if matches(p, found)), None)
+        return None if pattern is None else Refusal(f"kept float by pattern {pattern!r}")
 
     def precision_of(self, names: Iterable[str]) -> tuple[str, Precision] | None:
         """The first entry of ``precision`` whose pattern matches any of these names."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompile.data.feeds import Feed, common_batch, growth
 from qcompile.errors import DataError
-from qcompile.ir import Graph
+from qcompile.ir import Graph, Refusal
 from qcompile.ir.analysis.activation_memory import Footprint, footprint
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.quant import Array
@@ -96,11 +96,11 @@ class Budget:
             return outputs
         return {n: store.array(v) if _is_large(v) else v for n, v in outputs.items()}
 
-    def excess_of(self, needed: int, what: str) -> str | None:
+    def excess_of(self, needed: int, what: str) -> Refusal | None:
         """Why something that takes ``needed`` bytes cannot be done, None where it can."""
         if self.limit is None or needed <= self.limit:
             return None
-        return f"{what} takes {needed} bytes, over --max-memory {self.limit}"
+        return Refusal(f"{what} takes {needed} bytes, over --max-memory {self.limit}")
 
     def _fits(self, feed: Feed) -> bool:
         for shapes, known in self._known:

@@ -16,7 +16,7 @@ import onnx
 import onnx.parser
 
 from qcompile.errors import ModelError
-from qcompile.ir import Graph, Node, is_constant
+from qcompile.ir import Graph, Node, Refusal, is_constant
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
@@ -189,7 +189,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return model
 
 
-def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
+def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | Refusal:
     """Values of all outputs of nodes that depend on constants alone, or why they have none."""
     proto = onnx.GraphProto(name="constants")
     proto.node.extend(map(node_proto, nodes))
@@ -206,9 +206,9 @@ def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | str:
         session = Session(model.SerializeToString(), SessionOptions(threads=1, optimize=False))
         return session.run({})
     except ModelError as e:
-        return str(e)
+        return Refusal(str(e))
     except _FAULTS as e:
-        return _first_line(e)
+        return Refusal(_first_line(e))
 
 
 def record_types(model: bytes | Path, feed: Feed) -> dict[str, tuple[Any, int]]:

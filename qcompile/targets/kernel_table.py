@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, Tensor, domain_of, is_constant, is_op
 from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
@@ -97,18 +97,19 @@ class KernelTable:
                 return True
         return False
 
-    def obstacle(self, node: Node, opset: int) -> str | None:
+    def obstacle(self, node: Node, opset: int) -> Refusal | None:
         """Why a node has no kernel: what was found and what is expected. None where it has one."""
         found = self.find(node.op, node.domain, opset)
         if not found:
-            return self.absent(node.op, node.domain, opset)
+            return Refusal(self.absent(node.op, node.domain, opset))
         for limit in self.limits:
             value = node.attrs.get(limit.attribute)
             if node.op in limit.ops and value is not None and value not in limit.values:
                 wanted = " or ".join(map(str, limit.values)) or "none"
-                return f"{node.op} with {limit.attribute} {value}, expected {wanted}"
-        reasons = [_mismatch(node, kernel) for kernel in found]
-        return None if None in reasons else f"{node.op}: {reasons[0]}"
+                return Refusal(f"{node.op} with {limit.attribute} {value}, expected {wanted}")
+        refusals = [_mismatch(node, kernel) for kernel in found]
+        first = refusals[0]
+        return None if first is None or None in refusals else first.about(node.op)
 
     def absent(self, op: str, domain: str | None, opset: int) -> str:
         """That an operator has no kernel, and in which versions it would have one."""
@@ -172,7 +173,7 @@ def _long(kinds: tuple[str, ...]) -> str:
     return " or ".join(_LONG.get(k, k) for k in kinds)
 
 
-def _mismatch(node: Node, kernel: Kernel) -> str | None:
+def _mismatch(node: Node, kernel: Kernel) -> Refusal | None:
     """The first operand whose type the kernel does not take; one variable is one type."""
     bound: dict[str, tuple[str, str]] = {}
     for side, tensors in ((kernel.inputs, node.inputs), (kernel.outputs, node.outputs)):
@@ -184,11 +185,11 @@ def _mismatch(node: Node, kernel: Kernel) -> str | None:
             name, variable = side[min(i, len(side) - 1)]
             if kind not in allowed:
                 found = _LONG.get(kind, kind)
-                return f"{name} {tensor.name!r} is {found}, expected {_long(allowed)}"
+                return Refusal(f"{name} {tensor.name!r} is {found}, expected {_long(allowed)}")
             other, first = bound.setdefault(variable, (tensor.name, kind))
             if first != kind:
                 found, wanted = _LONG.get(kind, kind), _LONG.get(first, first)
-                return f"{name} {tensor.name!r} is {found}, expected {wanted} as {other!r}"
+                return Refusal(f"{name} {tensor.name!r} is {found}, expected {wanted} as {other!r}")
     return None
 
 
@@ -207,10 +208,10 @@ class HasKernels(Requirement):
             if node.name in host or is_op(node, "Constant"):  # which becomes an initializer
                 continue
             found.checked[self.rule] += 1
-            opset = versions.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
-            reason = self.table.obstacle(node, opset)
-            if reason is not None:
-                yield Fault(self.rule, node.name, reason)
+            opset = versions.get(domain_of(node), 1)
+            refusal = self.table.obstacle(node, opset)
+            if refusal is not None:
+                yield Fault(self.rule, node.name, refusal.reason)
             yield from self._inside(node, versions)
         if host:
             found.remarks.append(

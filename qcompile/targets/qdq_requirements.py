@@ -18,6 +18,7 @@ from qcompile.ir import (
     Node,
     Tensor,
     array,
+    domain_of,
     is_constant,
     is_layout,
     is_op,
@@ -216,7 +217,7 @@ class Opsets(Requirement):
         versions = graph.domains()
         for node in graph.nodes:
             found.checked[self.rule] += 1
-            domain = "" if node.domain in (None, "ai.onnx") else node.domain
+            domain = domain_of(node)
             name = domain or "ai.onnx"
             wanted = ", ".join(f"{d or 'ai.onnx'} to {v}" for d, v in self.newest)
             if domain not in known:

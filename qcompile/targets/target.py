@@ -14,6 +14,7 @@ from qcompile.targets.requirements import Requirement
 
 Mode = Literal["static", "dynamic", "weight-only", "float"]
 # QuantizeLinear and DequantizeLinear take 16-bit integers from this ONNX opset on.
+QDQ_SINCE = 13  # the first opset in which DequantizeLinear has an axis
 WIDE_SINCE = 21
 
 

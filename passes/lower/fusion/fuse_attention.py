@@ -25,6 +25,7 @@ from qcompile.ir import (
     MICROSOFT,
     Graph,
     Node,
+    Refusal,
     Tensor,
     array,
     is_constant,
@@ -32,7 +33,7 @@ from qcompile.ir import (
     is_layout,
     is_op,
     rank,
-    scalar,
+    scaled_operand,
     shape_of,
 )
 from qcompile.ir.analysis.token_axes import axes, by_position
@@ -62,8 +63,8 @@ class FuseAttention(Pass):
             match = _match(graph, node)
             if match is None:
                 continue
-            if isinstance(match, str):
-                ctx.skip(node, f"no MultiHeadAttention: {match}")
+            if isinstance(match, Refusal):
+                ctx.skip(node, match.about("no MultiHeadAttention").reason)
                 continue
             maker.fuse(match)
             changed = True
@@ -93,44 +94,47 @@ class _Match:
     result: Tensor
 
 
-def _match(graph: Graph, softmax: Node) -> _Match | str | None:
+def _match(graph: Graph, softmax: Node) -> _Match | Refusal | None:
     """None for a softmax over no product: a classifier's, or a router's."""
     scores = _scores(graph, softmax)
     if not isinstance(scores, tuple):
         return scores
     product, scale, terms = scores
     if softmax.attrs.get("axis", -1 if graph.opset >= _LAST_SINCE else 1) not in (-1, 3):
-        return "the softmax is not over the last axis"
-    used = graph.only_consumer(softmax.outputs[0])
-    if used is None or not is_op(used, "MatMul") or used.inputs[0] is not softmax.outputs[0]:
-        return "the probabilities are not multiplied with values alone"
+        return Refusal("the softmax is not over the last axis")
+    used = graph.only_consumer(softmax.outputs[0], "MatMul")
+    if used is None or used.inputs[0] is not softmax.outputs[0]:
+        return Refusal("the probabilities are not multiplied with values alone")
     parts = (product.inputs[0], product.inputs[1], used.inputs[1])
     operands = []
     for name, tensor in zip(("query", "key", "value"), parts, strict=True):
         found = _operand(graph, tensor, name)
-        if isinstance(found, str):
-            return f"{name}: {found}"
+        if isinstance(found, Refusal):
+            return found.about(name)
         operands.append(found)
     query, key, value = operands
     if len({o.heads for o in operands}) > 1 or query.size != key.size:
-        return "query, key and value have not the same heads"
+        return Refusal("query, key and value have not the same heads")
     result = _joined(graph, used.outputs[0], value)
-    if isinstance(result, str):
+    if isinstance(result, Refusal):
         return result
     for term in terms:
         if (rank(term) or 5) > 4 or not is_float(term):
-            return f"what is added to the scores, {term.name!r}, has no known type and rank"
+            return Refusal(
+                f"what is added to the scores, {term.name!r}, has no known type and rank"
+            )
     return _Match(query, key, value, scale * query.factor * key.factor, terms, result)
 
 
-def _scores(graph: Graph, softmax: Node) -> tuple[Node, float, list[Tensor]] | str | None:
+def _scores(graph: Graph, softmax: Node) -> tuple[Node, float, list[Tensor]] | Refusal | None:
     """The product, its scale, and what is added to it, back from the softmax."""
     tensor, scale = softmax.inputs[0], 1.0
     terms: list[Tensor] = []
     while True:
         node = graph.producer(tensor)
         if node is None or graph.only_consumer(tensor) is None:
-            return "the scores are read elsewhere" if _leads_to_product(graph, tensor) else None
+            leads = _leads_to_product(graph, tensor)
+            return Refusal("the scores are read elsewhere") if leads else None
         if _is_product(node):
             return node, scale, terms
         if is_op(node, "Add") and scale == 1.0:
@@ -138,15 +142,16 @@ def _scores(graph: Graph, softmax: Node) -> tuple[Node, float, list[Tensor]] | s
             if not ways:
                 return None
             if len(ways) > 1:
-                return "the scores are a sum of several products, as in disentangled attention"
+                return Refusal(
+                    "the scores are a sum of several products, as in disentangled attention"
+                )
             terms += [t for t in node.inputs if t is not ways[0]]
             tensor = ways[0]
-        elif is_op(node, "Mul", "Div") and _factor(node) is not None:
-            scale *= _factor(node) or 1.0
-            tensor = next(t for t in node.inputs if scalar(t) is None)
+        elif (scaled := scaled_operand(node)) is not None:
+            tensor, scale = scaled[0], scale * scaled[1]
         else:
             leads = _leads_to_product(graph, tensor)
-            return f"{node.op} stands between scores and softmax" if leads else None
+            return Refusal(f"{node.op} stands between scores and softmax") if leads else None
 
 
 def _is_product(node: Node | None) -> bool:
@@ -165,25 +170,13 @@ def _leads_to_product(graph: Graph, tensor: Tensor, depth: int = 6) -> bool:
     return near and any(_leads_to_product(graph, t, depth - 1) for t in node.inputs)
 
 
-def _factor(node: Node) -> float | None:
-    divides = is_op(node, "Div")
-    value = (
-        scalar(node.inputs[1])
-        if divides
-        else next((s for t in node.inputs if (s := scalar(t)) is not None), None)
-    )
-    if value is None or not np.isfinite(value) or value == 0:
-        return None
-    return 1 / value if divides else value
-
-
-def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | str:
+def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | Refusal:
     """What a product reads, back through factors, Transpose and Reshape."""
     perms, factor = [], 1.0
     node = _only_maker(graph, tensor)
-    if node is not None and is_op(node, "Mul", "Div") and name != "value" and _factor(node):
-        factor = _factor(node) or 1.0
-        tensor = next(t for t in node.inputs if scalar(t) is None)
+    scaled = None if node is None or name == "value" else scaled_operand(node)
+    if scaled is not None:
+        tensor, factor = scaled
         node = _only_maker(graph, tensor)
     swapped = _swapped(graph, tensor) if name == "key" else None
     if swapped is not None:
@@ -194,17 +187,17 @@ def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | str:
         tensor = node.inputs[0]
         node = _only_maker(graph, tensor)
     if perms not in (([_KEY], [_SWAP, _HEADS]) if name == "key" else ([_HEADS],)):
-        return "its heads are not moved in front of the sequence"
+        return Refusal("its heads are not moved in front of the sequence")
     if node is None or not is_op(node, "Reshape"):
-        return "its heads are not split by one Reshape that nothing else reads"
+        return Refusal("its heads are not split by one Reshape that nothing else reads")
     source, split = node.inputs[0], shape_of(node.outputs[0])
     if split is None or len(split) != 4 or not _keeps_rows(node, 2):
-        return "its heads are not split off the last of three dimensions"
+        return Refusal("its heads are not split off the last of three dimensions")
     heads, size = split[2:]
     if not (isinstance(heads, int) and isinstance(size, int)):
-        return "the number of heads is not constant"
+        return Refusal("the number of heads is not constant")
     if (shape_of(source) or ())[2:] != (heads * size,):
-        return f"it is no [batch, length, {heads * size}]"
+        return Refusal(f"it is no [batch, length, {heads * size}]")
     bias, plain = _bias(graph, source, heads * size)
     return _Operand(plain, bias, heads, size, factor)
 
@@ -216,8 +209,8 @@ def _swapped(graph: Graph, tensor: Tensor) -> Tensor | None:
     """
     nodes = []
     for op in ("Reshape", "Transpose", "Reshape"):
-        node = graph.producer(tensor)
-        if node is None or not is_op(node, op):
+        node = graph.producer(tensor, op)
+        if node is None:
             return None
         nodes.append(node)
         tensor = node.inputs[0]
@@ -252,8 +245,8 @@ def _keeps_rows(node: Node, count: int) -> bool:
 
 def _bias(graph: Graph, tensor: Tensor, width: int) -> tuple[Tensor | None, Tensor]:
     """The constant vector that a linear adds last, and the tensor before."""
-    node = graph.producer(tensor)
-    if node is None or not is_op(node, "Add") or graph.only_consumer(tensor) is None:
+    node = graph.producer(tensor, "Add")
+    if node is None or graph.only_consumer(tensor) is None:
         return None, tensor
     for bias, data in (node.inputs, reversed(node.inputs)):
         if is_constant(bias) and shape_of(bias) == (width,) and is_float(data):
@@ -261,17 +254,17 @@ def _bias(graph: Graph, tensor: Tensor, width: int) -> tuple[Tensor | None, Tens
     return None, tensor
 
 
-def _joined(graph: Graph, context: Tensor, value: _Operand) -> Tensor | str:
+def _joined(graph: Graph, context: Tensor, value: _Operand) -> Tensor | Refusal:
     """The tensor in which heads stand side by side again."""
-    turn = graph.only_consumer(context)
-    if turn is None or not is_op(turn, "Transpose") or list(turn.attrs.get("perm", [])) != _HEADS:
-        return "the heads of the result are not moved back"
-    join = graph.only_consumer(turn.outputs[0])
-    if join is None or not is_op(join, "Reshape") or not _keeps_rows(join, 2):
-        return "the heads of the result are not joined by one Reshape"
+    turn = graph.only_consumer(context, "Transpose")
+    if turn is None or list(turn.attrs.get("perm", [])) != _HEADS:
+        return Refusal("the heads of the result are not moved back")
+    join = graph.only_consumer(turn.outputs[0], "Reshape")
+    if join is None or not _keeps_rows(join, 2):
+        return Refusal("the heads of the result are not joined by one Reshape")
     shape = shape_of(join.outputs[0])
     if shape is None or shape[2:] != (value.heads * value.size,):
-        return "the heads of the result are not joined into one dimension"
+        return Refusal("the heads of the result are not joined into one dimension")
     result: Tensor = join.outputs[0]
     return result
 
@@ -286,19 +279,18 @@ class _Maker:
 
     def fuse(self, match: _Match) -> None:
         """Put the operator in the place of what was matched."""
-        graph, result = self.graph, match.result
+        graph = self.graph
         operands = (match.query, match.key, match.value)
         biases, mask = self._biases(match), self._mask(match)
         rest = [biases, None, mask] if mask is not None else [biases] if biases is not None else []
-        made = graph.add(
+        graph.substitute(
+            match.result,
             "MultiHeadAttention",
             [*(o.tensor for o in operands), *rest],
-            [f"{result.name}/attention"],
+            "attention",
             {"num_heads": match.query.heads, "scale": float(match.scale)},
             domain=MICROSOFT,
-            like=result,
         )
-        graph.replace_uses(result, made.outputs[0])
 
     def _biases(self, match: _Match) -> Tensor | None:
         operands = (match.query, match.key, match.value)

@@ -15,7 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import MICROSOFT, Graph, Node, Tensor, is_constant, is_float, is_op, shape_of
+from qcompile.ir import (
+    MICROSOFT,
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    is_constant,
+    is_float,
+    is_op,
+    shape_of,
+)
 from qcompile.ir.analysis.token_axes import Axes, axes, by_position
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -34,36 +44,37 @@ class FuseSkipLayerNorm(Pass):
         known = axes(graph)
         changed = False
         for node in graph.nodes:
-            total = graph.producer(node.inputs[0]) if is_op(node, "LayerNormalization") else None
-            if total is None or not is_op(total, "Add") or any(map(is_constant, total.inputs)):
+            norm = is_op(node, "LayerNormalization")
+            total = graph.producer(node.inputs[0], "Add") if norm else None
+            if total is None or any(map(is_constant, total.inputs)):
                 continue
-            reason = _obstacle(node, total, known)
-            if reason is None:
+            refusal = _obstacle(node, total, known)
+            if refusal is None:
                 made = _fuse(graph, node, total)
                 for old, new in ((node, made.outputs[0]), (total, made.outputs[-1])):
                     known.setdefault(new.name, known.get(old.outputs[0].name, ()))
                 changed = True
             else:
-                ctx.skip(node, f"no SkipLayerNormalization: {reason}")
+                ctx.skip(node, refusal.about("no SkipLayerNormalization").reason)
         return bool(graph.remove_dead()) or changed
 
 
-def _obstacle(norm: Node, total: Node, known: Mapping[str, Axes]) -> str | None:
+def _obstacle(norm: Node, total: Node, known: Mapping[str, Axes]) -> Refusal | None:
     vectors = [t for t in norm.inputs[1:] if t.name]
     if not all(is_constant(t) and len(t.shape) == 1 for t in vectors):
-        return "scale or shift is no constant vector"
+        return Refusal("scale or shift is no constant vector")
     if len([t for t in norm.outputs if t.name]) > 1:
-        return "its mean or deviation is read"
+        return Refusal("its mean or deviation is read")
     if norm.attrs.get("axis", -1) not in (-1, 2):
-        return "it is not over the last axis"
+        return Refusal("it is not over the last axis")
     if not all(is_float(t) for t in total.inputs):
-        return "the sum is not float32"
+        return Refusal("the sum is not float32")
     shapes = [shape_of(t) for t in total.inputs]
     if any(s is None or len(s) != 3 or s[2] != vectors[0].shape[0] for s in shapes):
-        return "the operands of the sum have not three dimensions of the norm's width"
+        return Refusal("the operands of the sum have not three dimensions of the norm's width")
     same = shapes[0] == shapes[1] and None not in (shapes[0] or ())
     if not (same or all(by_position(known.get(t.name)) for t in total.inputs)):
-        return "the operands of the sum are not known to have one shape"
+        return Refusal("the operands of the sum are not known to have one shape")
     return None
 
 
@@ -91,8 +102,8 @@ def _fuse(graph: Graph, norm: Node, total: Node) -> Node:
 def _biased(graph: Graph, total: Node) -> tuple[Tensor, Tensor, Tensor | None]:
     """(x, y, b) of the sum x + b + y."""
     for data, skip in (total.inputs, reversed(total.inputs)):
-        add = graph.producer(data)
-        if add is None or not is_op(add, "Add") or graph.only_consumer(data) is None:
+        add = graph.producer(data, "Add")
+        if add is None or graph.only_consumer(data) is None:
             continue
         for bias, inner in (add.inputs, reversed(add.inputs)):
             width = (shape_of(data) or ())[-1:]

@@ -18,6 +18,7 @@ from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data, open_data
 from qcompile.errors import DataError, ModelError, QCompileError
+from qcompile.ir import Refusal
 from qcompile.ir.model_io import read_model
 from qcompile.runtime.evaluation.closeness import Gates
 
@@ -76,21 +77,21 @@ def _for_folder(settings: Settings, folder: Folder) -> Settings:
     return replace(settings, options=options)
 
 
-def _unfit(folder: Folder, settings: Settings) -> dict[str, str]:
+def _unfit(folder: Folder, settings: Settings) -> dict[str, Refusal]:
     """Files that the data cannot feed, and why. Raises DataError where it feeds none."""
     if settings.data is None or len(folder.models) == 1:
         return {}
-    found: dict[str, str] = {}
+    found: dict[str, Refusal] = {}
     for name in folder.models:
         try:
             _open(folder.path / name, settings)
         except DataError as e:
-            found[name] = str(e)
+            found[name] = Refusal(str(e))
         except QCompileError as e:
             raise type(e)(f"{name}: {e}") from e
     if found and (len(found) == len(folder.models) or settings.recipe.mode is not None):
-        name, reason = next(iter(found.items()))
-        raise DataError(f"{name}: {reason}")
+        name, refusal = next(iter(found.items()))
+        raise DataError(refusal.about(name).reason)
     return found
 
 
@@ -106,11 +107,14 @@ def _open(path: Path, settings: Settings) -> None:
 
 
 def _compile(
-    folder: Folder, name: str, settings: Settings, unfit: str | None, progress: Progress
+    folder: Folder, name: str, settings: Settings, unfit: Refusal | None, progress: Progress
 ) -> Result:
     data = settings.data if unfit is None else None
     where = f"{name}: " if len(folder.models) > 1 else ""
-    text = f"the data cannot feed it, compiled without: {unfit}"
+    notes = ()
+    if unfit is not None:
+        text = unfit.about("the data cannot feed it, compiled without").reason
+        notes = (Note("data-unfit", text),)
     request = Request(
         folder.path / name,
         data,
@@ -119,7 +123,7 @@ def _compile(
         _options(folder, name, settings.options),
         progress,
         name=name,
-        notes=() if unfit is None else (Note("data-unfit", text),),
+        notes=notes,
     )
     try:
         return compile_model(request)

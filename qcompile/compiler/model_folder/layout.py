@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import ModelError
+from qcompile.ir import Refusal
 
 MANIFEST = "qcompile.json"
 TOKENIZER = "tokenizer.json"
@@ -79,12 +80,12 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
     skipped = []
     for file in _files(root):
         name = file.relative_to(root).as_posix()
-        kind, reason = _kind(name, file)
-        if reason is None:
+        kind = _kind(name, file)
+        if isinstance(kind, Refusal):
+            skipped.append(Skipped(ascii(name)[1:-1], kind.reason))
+        else:
             _check_link(name, file, root, within)
             used[kind].append(name)
-        else:
-            skipped.append(Skipped(ascii(name)[1:-1], reason))
     models, variants = _without_variants(used["model"])
     return Folder(
         path,
@@ -117,33 +118,33 @@ def _unreadable(e: OSError) -> None:
     raise ModelError(f"folder {str(e.filename)!r} cannot be read: {e.strerror}") from e
 
 
-def _kind(name: str, file: Path) -> tuple[str, str | None]:
+def _kind(name: str, file: Path) -> str | Refusal:
     """What a file is for, or why it is passed over."""
     base, suffix = file.name, file.suffix.lower()
     if base.startswith("."):
-        return "", "hidden"
+        return Refusal("hidden")
     if not name.isprintable():
-        return "", "its name cannot be printed"
+        return Refusal("its name cannot be printed")
     if suffix in _PICKLES:
-        return "", "may be a pickle, which runs code when opened"
+        return Refusal("may be a pickle, which runs code when opened")
     if suffix in _CODE:
-        return "", "code"
+        return Refusal("code")
     if base.endswith(_WEIGHTS) and "/" not in name:
-        return "weights", _irregular(file)
+        return _irregular(file) or "weights"
     if base == MANIFEST or base.endswith(_MADE_ANEW):
-        return "", "describes files that are made anew"
+        return Refusal("describes files that are made anew")
     if suffix == ".onnx":
-        return "model", _irregular(file)
+        return _irregular(file) or "model"
     # Below the top they are modules of sentence-transformers, which run after the ONNX model.
     if suffix in (*_COMPANIONS, ".safetensors") or base.startswith(_COMPANION_NAMES):
-        return "companion", _irregular(file)
-    return "", "no file of a model in ONNX form"
+        return _irregular(file) or "companion"
+    return Refusal("no file of a model in ONNX form")
 
 
-def _irregular(file: Path) -> str | None:
+def _irregular(file: Path) -> Refusal | None:
     if file.is_file() or file.is_symlink():
         return None
-    return "a device, socket or pipe"
+    return Refusal("a device, socket or pipe")
 
 
 def _check_link(name: str, file: Path, root: Path, within: Path) -> None:

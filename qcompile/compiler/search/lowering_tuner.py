@@ -20,6 +20,7 @@ from qcompile.compiler.stages.bench import largest
 from qcompile.compiler.stages.rewrite import Rewritten
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import Feed
+from qcompile.ir import Refusal
 from qcompile.ir.printer import dump
 from qcompile.runtime import latency
 from qcompile.targets.target import LoweringOption
@@ -60,7 +61,7 @@ def tune(first: Verified, rewrite: Rewrite, build: Callable[[Recipe], Verified])
     """
     obstacle = _obstacle(first)
     if obstacle is not None:
-        return Tuned(first, notes=(Note("not-tuned", f"not tuned: {obstacle}"),))
+        return Tuned(first, notes=(Note("not-tuned", obstacle.about("not tuned").reason),))
     best, trials = _fastest(first, rewrite)
     made = first if best == first.prepared.recipe else build(best)
     tried = "forms tried: " + "; ".join(map(told, trials))
@@ -73,19 +74,19 @@ def tune(first: Verified, rewrite: Rewrite, build: Callable[[Recipe], Verified])
     return Tuned(made, account, tuple(notes))
 
 
-def _obstacle(first: Verified) -> str | None:
+def _obstacle(first: Verified) -> Refusal | None:
     """Why nothing can be tuned, None where it can."""
     prepared = first.prepared
     if not prepared.target.forms:
-        return f"target {prepared.target.name!r} has one form of everything"
+        return Refusal(f"target {prepared.target.name!r} has one form of everything")
     if prepared.provider_missing:
-        return f"{prepared.target.provider} is not installed here"
+        return Refusal(f"{prepared.target.provider} is not installed here")
     if prepared.recipe.pipeline:
-        return "a pipeline is all there is"
+        return Refusal("a pipeline is all there is")
     if not first.feeds:
-        return "there are no inputs to time with, give --data"
+        return Refusal("there are no inputs to time with, give --data")
     if prepared.feeds is not None and prepared.reusable_feeds is None:
-        return "the data can be read once only, give a list or a file"
+        return Refusal("the data can be read once only, give a list or a file")
     return None
 
 

@@ -23,6 +23,7 @@ from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.sensitivity import Score, score
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import sample_count
+from qcompile.ir import Refusal
 from qcompile.planning.context import Reasons
 
 Raised: TypeAlias = frozenset[int]
@@ -57,16 +58,20 @@ def search(first: Verified, tools: Tools) -> Searched:
     asked = prepared.options.search_time > 0 and prepared.mode != "float"
     if not asked or verdict is None or verdict.passed:
         return Searched(first)
-    excess = prepared.budget.excess_of(prepared.budget.switched, "it")
-    obstacle = excess
-    if not first.held_out:
-        obstacle = "it needs data"
-    elif prepared.reusable_feeds is None:
-        obstacle = "the data can be read once only, give a list or a file"
+    obstacle = _obstacle(first)
     if obstacle is not None:
-        note = Note("no-search", f"no search for tensors to lift: {obstacle}")
+        note = Note("no-search", obstacle.about("no search for tensors to lift").reason)
         return Searched(first, notes=(note,))
     return _Search(first, tools).run()
+
+
+def _obstacle(first: Verified) -> Refusal | None:
+    prepared = first.prepared
+    if not first.held_out:
+        return Refusal("it needs data")
+    if prepared.reusable_feeds is None:
+        return Refusal("the data can be read once only, give a list or a file")
+    return prepared.budget.excess_of(prepared.budget.switched, "it")
 
 
 def forget(state: Path | None) -> None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Shape, Tensor, array, is_constant, op_name, shape_of
+from qcompile.ir import Graph, Node, Refusal, Shape, Tensor, array, is_constant, op_name, shape_of
 from qcompile.ir.analysis.axis_factors import (
     Axis,
     Size,
@@ -94,7 +94,7 @@ class Flow:
 
 
 # What a rule answers: the axes of each output, or why all axes of the inputs must keep their order.
-Result: TypeAlias = list[Axes] | str
+Result: TypeAlias = list[Axes] | Refusal
 Rule: TypeAlias = Callable[[Flow, Node, list[Axes]], Result]
 
 
@@ -108,13 +108,13 @@ def reason(node: Node, why: str) -> str:
 
 def _elementwise(flow: Flow, node: Node, given: list[Axes]) -> Result:
     axes = _in_place(node, given)
-    return axes if isinstance(axes, str) else [axes for _ in node.outputs]
+    return axes if isinstance(axes, Refusal) else [axes for _ in node.outputs]
 
 
 def _normalize(flow: Flow, node: Node, given: list[Axes]) -> Result:
     """Mean and variance do not depend on the order of what they are taken over."""
     axes = _in_place(node, given)
-    if isinstance(axes, str):
+    if isinstance(axes, Refusal):
         return axes
     start = int(node.attrs.get("axis", -1)) % len(axes)
     rest = [axis if i < start else [] for i, axis in enumerate(axes)]
@@ -125,7 +125,7 @@ def _normalize(flow: Flow, node: Node, given: list[Axes]) -> Result:
 def _softmax(flow: Flow, node: Node, given: list[Axes]) -> Result:
     axes = given[0]
     if flow.graph.opset < 13:  # older ones take all axes from there on for one
-        return "flattens its input"
+        return Refusal("flattens its input")
     axis = int(node.attrs.get("axis", -1)) % len(axes)
     flow.hidden.append([a for i, a in enumerate(axes) if i != axis])
     return [axes]
@@ -135,7 +135,7 @@ def _reduce(flow: Flow, node: Node, given: list[Axes]) -> Result:
     """Sums, products and extrema do not depend on the order either."""
     axes = given[0]
     chosen = _integers(node, 1, "axes")
-    if isinstance(chosen, str):
+    if isinstance(chosen, Refusal):
         return chosen
     if not chosen and not node.attrs.get("noop_with_empty_axes", 0):
         chosen = list(range(len(axes)))
@@ -145,14 +145,14 @@ def _reduce(flow: Flow, node: Node, given: list[Axes]) -> Result:
     return [[axis for i, axis in enumerate(axes) if i not in gone]]
 
 
-def _in_place(node: Node, given: list[Axes]) -> Axes | str:
+def _in_place(node: Node, given: list[Axes]) -> Axes | Refusal:
     """Axes of what comes of operands value by value.
 
     A constant that is the same all along an axis fits any order: it relates no axes. Exporters
     share one vector of zeros between biases that have nothing to do with each other.
     """
     made = _broadcast([_varying(t, a) for t, a in zip(node.inputs, given, strict=True)])
-    if isinstance(made, str):
+    if isinstance(made, Refusal):
         return made
     for axes in given:
         for i, axis in enumerate(axes, len(made) - len(axes)):
@@ -170,14 +170,14 @@ def _varying(tensor: Tensor, axes: Axes) -> Axes:
     return [[] if s else axis for s, axis in zip(same, axes, strict=True)]
 
 
-def _broadcast(operands: Sequence[Axes]) -> Axes | str:
+def _broadcast(operands: Sequence[Axes]) -> Axes | Refusal:
     """Axes of what comes of operands aligned at their last axis."""
     wide = max((len(axes) for axes in operands), default=0)
     made: Axes = [[] for _ in range(wide)]
     for axes in operands:
         for i, axis in enumerate(axes, wide - len(axes)):
             if made[i] and axis and not unify(made[i], axis):
-                return "splits it in a way that does not fit another"
+                return Refusal("splits it in a way that does not fit another")
             made[i] = made[i] or axis
     return made
 
@@ -190,9 +190,9 @@ def _matmul(flow: Flow, node: Node, given: list[Axes]) -> Result:
     for tensor, axes in zip(node.inputs[:2], given, strict=True):
         flow.weigh(tensor, axes)
     if not unify(left[-1], right[-2:][0]):
-        return "splits it in a way that does not fit another"
+        return Refusal("splits it in a way that does not fit another")
     batch = _broadcast([left[:-2], right[:-2]])
-    if isinstance(batch, str):
+    if isinstance(batch, Refusal):
         return batch
     columns = right[-1:] if len(right) > 1 else []
     flow.hidden.append([*batch, *left[-2:], *columns])  # products before they are summed
@@ -203,10 +203,10 @@ def _gemm(flow: Flow, node: Node, given: list[Axes]) -> Result:
     left = given[0][::-1] if node.attrs.get("transA", 0) else given[0]
     right = given[1][::-1] if node.attrs.get("transB", 0) else given[1]
     result = _matmul(flow, node, [left, right])
-    if isinstance(result, str) or len(given) < 3:
+    if isinstance(result, Refusal) or len(given) < 3:
         return result
     axes = _broadcast([result[0], _varying(node.inputs[2], given[2])])
-    return axes if isinstance(axes, str) else [axes]
+    return axes if isinstance(axes, Refusal) else [axes]
 
 
 def _attention(flow: Flow, node: Node, given: list[Axes]) -> Result:
@@ -214,12 +214,12 @@ def _attention(flow: Flow, node: Node, given: list[Axes]) -> Result:
     more = [t for t in (*node.inputs[4:], *node.outputs[1:]) if t.name]
     query, key, value = given[:3]
     if more or any(len(axes) != 4 for axes in (query, key, value)):
-        return "is followed for four axes and without past keys alone"
+        return Refusal("is followed for four axes and without past keys alone")
     if not unify(query[3], key[3]):
-        return "splits it in a way that does not fit another"
+        return Refusal("splits it in a way that does not fit another")
     for other in (key, value):
         if not unify(query[1], other[1]):
-            return "shares keys between heads"
+            return Refusal("shares keys between heads")
     for axis in (*query[:3], *key[:3], *value[:3], *(a for axes in given[3:] for a in axes)):
         pin(axis, reason(node, "pairs heads and tokens"))
     return [[*query[:3], value[3]]]
@@ -244,7 +244,7 @@ def _transpose(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 def _unsqueeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
     added = _integers(node, 1, "axes")
-    if isinstance(added, str):
+    if isinstance(added, Refusal):
         return added
     wide = len(given[0]) + len(added or ())
     new = {i % wide for i in added or ()}
@@ -254,7 +254,7 @@ def _unsqueeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 def _squeeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
     chosen = _integers(node, 1, "axes")
-    if isinstance(chosen, str):
+    if isinstance(chosen, Refusal):
         return chosen
     if chosen is None:
         return [[axis for axis in given[0] if axis]]
@@ -265,9 +265,9 @@ def _squeeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
 def _reshape(flow: Flow, node: Node, given: list[Axes]) -> Result:
     sizes = _target_sizes(flow, node, given[0]) or flow.sizes(node.outputs[0])
     if sizes is None:
-        return "makes a tensor of unknown shape"
+        return Refusal("makes a tensor of unknown shape")
     axes = regroup(given[0], sizes)
-    return "splits it in a way that cannot be followed" if axes is None else [axes]
+    return Refusal("splits it in a way that cannot be followed") if axes is None else [axes]
 
 
 def _flatten(flow: Flow, node: Node, given: list[Axes]) -> Result:
@@ -296,7 +296,7 @@ def _expand(flow: Flow, node: Node, given: list[Axes]) -> Result:
     """Copies along an axis are all alike: they fit any order."""
     wide = flow.fresh(node.outputs[0])
     if wide is None:
-        return "makes a tensor of unknown shape"
+        return Refusal("makes a tensor of unknown shape")
     kept: Axes = [*([] for _ in range(len(wide) - len(given[0]))), *given[0]]
     return [[axis or new for axis, new in zip(kept, wide, strict=True)]]
 
@@ -306,7 +306,7 @@ def _expand(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 def _slice(flow: Flow, node: Node, given: list[Axes]) -> Result:
     chosen = _integers(node, 3, "axes")
-    if isinstance(chosen, str):
+    if isinstance(chosen, Refusal):
         return chosen
     if chosen is None:
         starts = flow.size(given[1][0])[0] if len(given) > 1 else len(node.attrs["starts"])
@@ -322,7 +322,7 @@ def _cut(flow: Flow, node: Node, axes: Axes, chosen: Sequence[int]) -> Result:
     made = [flow.fresh(t, reason(node, "cuts it out")) for t in node.outputs]
     known = [m for m in made if m is not None]
     if len(known) < len(made):
-        return "makes a tensor of unknown shape"
+        return Refusal("makes a tensor of unknown shape")
     cut = {i % len(axes) for i in chosen}
     for i in cut:
         pin(axes[i], reason(node, "cuts it"))
@@ -332,7 +332,7 @@ def _cut(flow: Flow, node: Node, axes: Axes, chosen: Sequence[int]) -> Result:
 def _concat(flow: Flow, node: Node, given: list[Axes]) -> Result:
     axis = int(node.attrs["axis"]) % len(given[0])
     rest = _broadcast([[[] if i == axis else a for i, a in enumerate(axes)] for axes in given])
-    if isinstance(rest, str):
+    if isinstance(rest, Refusal):
         return rest
     for axes in given:
         pin(axes[axis], reason(node, "joins it with another"))
@@ -344,17 +344,19 @@ def _concat(flow: Flow, node: Node, given: list[Axes]) -> Result:
 def _shape(flow: Flow, node: Node, given: list[Axes]) -> Result:
     """Only sizes are read."""
     made = flow.fresh(node.outputs[0], reason(node, "makes it"))
-    return "makes a tensor of unknown shape" if made is None else [made]
+    return Refusal("makes a tensor of unknown shape") if made is None else [made]
 
 
-def _integers(node: Node, index: int, attribute: str) -> list[int] | str | None:
+def _integers(node: Node, index: int, attribute: str) -> list[int] | Refusal | None:
     """An operand that became an input in a later opset; None where there is none."""
     if attribute in node.attrs:
         return [int(i) for i in node.attrs[attribute]]
     if len(node.inputs) <= index or not node.inputs[index].name:
         return None
     tensor = node.inputs[index]
-    return [int(i) for i in array(tensor).flat] if is_constant(tensor) else "computes its axes"
+    if not is_constant(tensor):
+        return Refusal("computes its axes")
+    return [int(i) for i in array(tensor).flat]
 
 
 RULES: dict[str, Rule] = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompile.ir import MICROSOFT, Graph, Node, Tensor, has_subgraph, is_constant, op_name
+from qcompile.ir import MICROSOFT, Graph, Node, Refusal, Tensor, has_subgraph, is_constant, op_name
 from qcompile.ir.analysis.axis_factors import Axis, Factor, leaves, pin
 from qcompile.ir.analysis.axis_propagation import ELEMENTWISE, RULES, Axes, Flow, Result, reason
 from qcompile.ir.analysis.constant_evaluation import Evaluator
@@ -150,8 +150,8 @@ def _in_standard_operators(graph: Graph) -> Graph:
 
 def _follow(flow: Flow, node: Node, tensors: Mapping[str, Tensor]) -> None:
     result = _apply_rule(flow, node)
-    if isinstance(result, str):
-        made = _pin_all(flow, node, reason(node, result), tensors)
+    if isinstance(result, Refusal):
+        made = _pin_all(flow, node, reason(node, result.reason), tensors)
     else:
         made = {t.name: axes for t, axes in zip(node.outputs, result, strict=True) if t.name}
         if all(t.name in flow.fixed for t in node.inputs if t.name):
@@ -164,9 +164,9 @@ def _apply_rule(flow: Flow, node: Node) -> Result:
     given = [flow.of(t) for t in node.inputs]
     known = [axes for axes in given if axes is not None]
     if rule is None:
-        return "is not known to keep its entries apart"
+        return Refusal("is not known to keep its entries apart")
     if len(known) < len(given):
-        return "reads a tensor of unknown shape"
+        return Refusal("reads a tensor of unknown shape")
     return rule(flow, node, known)
 
 

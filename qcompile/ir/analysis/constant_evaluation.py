@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Shape, Tensor, array, has_subgraph, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, Shape, Tensor, array, has_subgraph, is_constant, is_op
 from qcompile.ir.analysis.prequantized import keeps_integers
 from qcompile.quant import Array
 
 # Runs nodes that depend on constants alone: their outputs by name, or why there are none. The
 # compiler hands it in, since passes and this module do not know the runtime.
-Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | str]
+Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
 # Random and stateful operators; quantizers, because a weight's DequantizeLinear must stay (so must
 # the Cast of integer weights).

@@ -10,28 +10,29 @@ import onnx
 from onnx import version_converter
 
 from qcompile.errors import ModelError
-from qcompile.ir import Graph, has_subgraph, is_constant
+from qcompile.ir import ONNX, Graph, Refusal, domain_of, has_subgraph, is_constant
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import skeleton
 
 
-def convert(graph: Graph, opset: int) -> str | None:
+def convert(graph: Graph, opset: int) -> Refusal | None:
     """Bring ``graph`` to ``opset`` in place; returns why not where the converter cannot."""
     if graph.functions:
-        return "the model has functions of its own"
-    if any(node.domain not in (None, "", "ai.onnx") for node in graph.nodes):
-        return "the model has operators outside ONNX"
+        return Refusal("the model has functions of its own")
+    if any(domain_of(node) != ONNX for node in graph.nodes):
+        return Refusal("the model has operators outside ONNX")
     if any(has_subgraph(node) for node in graph.nodes):
-        return "subgraphs cannot be brought along"
+        return Refusal("subgraphs cannot be brought along")
     small = skeleton(graph)
     try:
         converted = version_converter.convert_version(small, opset)
     except (RuntimeError, onnx.checker.ValidationError) as e:
-        return f"ONNX's version converter fails: {str(e).strip().splitlines()[0][:120]}"
+        reason = str(e).strip().splitlines()[0][:120]
+        return Refusal(f"ONNX's version converter fails: {reason}")
     try:
         new = from_proto(converted)
     except ModelError as e:
-        return f"ONNX's version converter made an invalid graph: {e}"
+        return Refusal(f"ONNX's version converter made an invalid graph: {e}")
     _restore(graph, new)
     graph.adopt(new)
     return None
