@@ -30,7 +30,6 @@ from qcompile.ir import (
     Refusal,
     Tensor,
     array,
-    domain_of,
     has_subgraph,
     is_constant,
     is_float,
@@ -101,7 +100,7 @@ class _Chooser:
         self.opsets = graph.domains()
 
     def run(self) -> dict[str, Refusal | None]:
-        """By node; None where it takes float16."""
+        """Why nodes stay float32, by name; None for those that take float16."""
         found: dict[str, Refusal | None] = {}
         for node in self.graph.nodes:
             data = [t for t in (*node.inputs, *node.outputs) if t.name in self.path]
@@ -121,7 +120,7 @@ class _Chooser:
             return Refusal("a quantizer")
         if any(t.name in self.wide for t in node.inputs) and not is_op(node, *_RETURNS):
             return Refusal("it reads a float32 result")
-        opset = self.opsets.get(domain_of(node), 1)
+        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
         for i, tensor in enumerate(node.inputs):
             if tensor.name in self.path and not self.table.takes(node, opset, i, "f16"):
                 return Refusal(f"{node.op} has no float16 kernel")
@@ -177,7 +176,7 @@ class _Rewriter:
 
     def _halve(self, node: Node) -> None:
         graph = self.graph
-        opset = self.opsets.get(domain_of(node), 1)
+        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
         for i, tensor in enumerate(node.inputs):
             takes = self.table.takes(node, opset, i, "f16")
             if tensor.name and is_float(tensor) and takes:

@@ -12,18 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import (
-    MICROSOFT,
-    ONNX,
-    Graph,
-    Node,
-    Refusal,
-    Tensor,
-    domain_of,
-    is_constant,
-    is_layout,
-    is_op,
-)
+from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_layout, is_op
 from qcompile.ir.analysis.conv_activation import channels_first, result
 from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
 from qcompile.ir.analysis.prequantized import scale_arithmetic
@@ -82,7 +71,7 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
     found: dict[str, tuple[Tensor, QSpec]] = {}
     for node in graph.nodes:
         rule = ctx.target.rule(node.op, ctx.choices.mode)
-        if rule is None or domain_of(node) not in (ONNX, MICROSOFT):
+        if rule is None or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
             continue
         if rule.activation is not None:
             for tensor in (t for t in node.inputs if t.name in path and not is_constant(t)):

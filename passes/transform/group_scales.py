@@ -66,10 +66,10 @@ class GroupScales(Pass):
             stats = ctx.channels.get(decision.tensor)
             refusal = self._obstacle(decision, tensors.get(decision.tensor), found, images)
             refusal = refusal or _too_little(stats)
-            if refusal is not None or stats is None:
-                ctx.skip(decision.tensor, f"{refusal and refusal.reason}: one scale")
-                continue
-            self._group(ctx, decision, stats)
+            if refusal is not None:
+                ctx.skip(decision.tensor, f"{refusal.reason}: one scale")
+            elif stats is not None:
+                self._group(ctx, decision, stats)
         return False
 
     def _obstacle(

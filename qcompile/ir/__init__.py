@@ -1,17 +1,9 @@
 """The graph, its tensors and its operators: what a pass imports."""
 
 from qcompile.ir.graph import Graph, has_subgraph
-from qcompile.ir.operators import (
-    MICROSOFT,
-    ONNX,
-    domain_of,
-    is_layout,
-    is_op,
-    is_plain_gemm,
-    op_name,
-    scaled_operand,
-)
+from qcompile.ir.operators import MICROSOFT, ONNX, is_layout, is_op, op_name
 from qcompile.ir.refusal import Refusal
+from qcompile.ir.scalar_factors import is_plain_gemm, scaled_operand
 from qcompile.ir.tensor import (
     Constant,
     Node,
@@ -38,7 +30,6 @@ __all__ = [
     "Tensor",
     "Variable",
     "array",
-    "domain_of",
     "has_subgraph",
     "is_constant",
     "is_float",

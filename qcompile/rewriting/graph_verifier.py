@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from qcompile.errors import InvariantError
-from qcompile.ir import Graph, Node, Tensor, array, domain_of, is_constant, is_op, is_zero
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, is_zero
 from qcompile.ir.graph import reads
 from qcompile.planning import Context
 
@@ -72,7 +72,7 @@ def operators_exist(graph: Graph) -> None:
     domains = graph.domains()
     local = {(f.domain or "", f.name) for f in graph.functions}
     for node in graph.nodes:
-        domain = domain_of(node)
+        domain = "" if node.domain in (None, "ai.onnx") else node.domain
         if domain not in domains:
             raise InvariantError(
                 f"operators-exist: node {node.name!r} needs domain {domain!r}, not imported"

@@ -30,7 +30,8 @@ class Numerics(Enum):
 
 
 class Pass(ABC):
-    """One rewrite. Subclasses are frozen dataclasses; their fields are the options.
+    """One rewrite. Subclasses are frozen dataclasses; their fields are the options. Those that work
+    on one node at a time derive from ``NodeRewrite``.
 
     The graph is valid before and after ``run``, not necessarily during it. ``run`` returns True
     exactly where it changed the graph: the manager checks that claim. A pass that cannot handle a

@@ -18,7 +18,6 @@ from qcompile.ir import (
     Node,
     Tensor,
     array,
-    domain_of,
     is_constant,
     is_layout,
     is_op,
@@ -217,7 +216,7 @@ class Opsets(Requirement):
         versions = graph.domains()
         for node in graph.nodes:
             found.checked[self.rule] += 1
-            domain = domain_of(node)
+            domain = "" if node.domain in (None, "ai.onnx") else node.domain
             name = domain or "ai.onnx"
             wanted = ", ".join(f"{d or 'ai.onnx'} to {v}" for d, v in self.newest)
             if domain not in known:

@@ -49,6 +49,29 @@ def test_replace_uses_inside() -> None:
     assert run(graph) == pytest.approx([np.e, np.exp(-2)])
 
 
+def test_substitute_names_a_node_s_result_after_what_it_stands_for() -> None:
+    graph = graph_of("g (float[2] x) => (float[2] y) { h = Neg(x) y = Relu(h) }")
+    h = graph.tensors()["h"]
+    made = graph.substitute(h, "Abs", [graph.inputs[0]], "abs", name="node")
+    assert [n.op for n in graph.consumers(made.outputs[0])] == ["Relu"]
+    found = made.name, made.outputs[0].name, made.outputs[0].dtype, made.outputs[0].shape
+    assert found == ("node", "h/abs", h.dtype, h.shape)
+
+
+@pytest.mark.parametrize(
+    ("ops", "maker", "reader"),
+    [((), "Neg", "Relu"), (("Neg", "Abs"), "Neg", None), (("Abs", "Relu"), None, "Relu")],
+)
+def test_neighbours_of_certain_operators(
+    ops: tuple[str, ...], maker: str | None, reader: str | None
+) -> None:
+    graph = graph_of("g (float[2] x) => (float[2] y) { h = Neg(x) y = Relu(h) }")
+    h = graph.tensors()["h"]
+    found = graph.producer(h, *ops), graph.only_consumer(h, *ops)
+    assert [n and n.op for n in found] == [maker, reader]
+    assert graph.producer(graph.inputs[0], *ops) is None
+
+
 def test_replace_uses_of_a_graph_output_keeps_its_name() -> None:
     graph = graph_of("g (float[2] x) => (float[2] y) { a = Neg(x) b = Abs(a) y = Identity(b) }")
     tensors = graph.tensors()

@@ -111,7 +111,7 @@ def _compile(
 ) -> Result:
     data = settings.data if unfit is None else None
     where = f"{name}: " if len(folder.models) > 1 else ""
-    notes = ()
+    notes: tuple[Note, ...] = ()
     if unfit is not None:
         text = unfit.about("the data cannot feed it, compiled without").reason
         notes = (Note("data-unfit", text),)

@@ -17,7 +17,6 @@ import onnx
 from onnx import TensorProto
 from onnx.helper import get_attribute_value
 
-from qcompile.ir import Refusal
 from qcompile.ir.model_io.element_types import element_types
 from qcompile.ir.model_io.external_data import Storage, values_of
 from qcompile.ir.subgraph import bodies
@@ -78,7 +77,7 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
             form.graph.initializer.extend(made.constants)
             continue
         form.graph.node.append(node)
-        left += [] if made is None else [(_label(node), made.reason)]
+        left += [] if made is None else [(_label(node), made)]
         left += _inside(node, facts)
     for function in form.functions:
         inner = _Facts(onnx.GraphProto(node=function.node), Storage())
@@ -162,7 +161,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
     return float(next(found, default))
 
 
-def _rewritten(node: onnx.NodeProto, facts: _Facts) -> Fragment | Refusal | None:
+def _rewritten(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
     """What takes a node's place; why it is left as it is; None where its sums are exact."""
     if node.domain not in ("", MICROSOFT):
         return None
@@ -174,9 +173,9 @@ def _rewritten(node: onnx.NodeProto, facts: _Facts) -> Fragment | Refusal | None
         # The runtime has the filters left and the data right.
         kinds = facts.kind(node.input[0]), facts.kind(node.input[1])
         mixed = kinds[0] != TensorProto.UINT8 and kinds[1] != TensorProto.INT8
-        return Refusal("int8 data by uint8 filters is not rebuilt") if mixed else None
+        return "int8 data by uint8 filters is not rebuilt" if mixed else None
     if any(_may_saturate(_input(node, slot), facts) for slot in _OTHERS.get(node.op_type, ())):
-        return Refusal(f"{node.op_type} is not rebuilt")
+        return f"{node.op_type} is not rebuilt"
     return None
 
 
@@ -209,14 +208,14 @@ class _Product:
     right_scale: str
 
 
-def _product(node: onnx.NodeProto, facts: _Facts) -> Fragment | Refusal | None:
+def _product(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
     it = _Product(*(_input(node, slot) for slot in _SLOTS[node.op_type]))
     left, right = (facts.kind(z) or facts.kind(x) for x, z in _typed(it))
     left = int(TensorProto.UINT8) if node.op_type == _DYNAMIC else left
     if left == TensorProto.INT8 or right == TensorProto.UINT8:
         return None
     if not (left and right):
-        return Refusal(_UNKNOWN)
+        return _UNKNOWN
     across = bool(_attribute(node, "transB", 0))
     weight = _weight(it.right, across, facts)
     if not isinstance(weight, _Weight):
@@ -252,18 +251,18 @@ class _Weight:
     outputs: int = 0
 
 
-def _weight(right: str, across: bool, facts: _Facts) -> _Weight | Refusal | None:
+def _weight(right: str, across: bool, facts: _Facts) -> _Weight | str | None:
     """``across``: the constant is [outputs, inputs]. None where no pair can saturate."""
     values = facts.values(right)
     if values is None:
         is_vector = len(facts.shape(right) or (0, 0)) == 1
-        return Refusal("its right operand is a vector") if is_vector else _Weight()
+        return "its right operand is a vector" if is_vector else _Weight()
     values = values.T if across else values
     pairs = saturable(_tall(values))
     if not len(pairs.columns):
         return None
     if values.ndim == 1:
-        return Refusal("its right operand is a vector")
+        return "its right operand is a vector"
     return _Weight(_few(pairs, values.size // 2) if values.ndim == 2 else None, *values.shape[-2:])
 
 
@@ -349,7 +348,7 @@ def _gemm(f: Fragment, node: onnx.NodeProto, it: _Product, sums: str) -> str:
     return f.add("Mul", f.cast(sums, TensorProto.FLOAT), multiplier)
 
 
-def _convolution(node: onnx.NodeProto, facts: _Facts) -> Fragment | Refusal | None:
+def _convolution(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
     """A QLinearConv: uint8 data by int8 filters; its inputs are x, its scale and zero, w, and so
     on, the output's scale and zero, and an int32 bias."""
     x, x_scale, x_zero, w, w_scale, w_zero, scale, zero, bias = (_input(node, i) for i in range(9))
@@ -357,10 +356,10 @@ def _convolution(node: onnx.NodeProto, facts: _Facts) -> Fragment | Refusal | No
     if left == TensorProto.INT8 or right == TensorProto.UINT8:
         return None
     if not (left and right):
-        return Refusal(_UNKNOWN)
+        return _UNKNOWN
     values = facts.values(w)
     if values is None:
-        return Refusal("its filters are not constant")
+        return "its filters are not constant"
     filters = Filters(values, int(_attribute(node, "group", 1)))
     pairs = filters.pairs()
     if filters.depthwise or not len(pairs.columns):

@@ -74,7 +74,7 @@ def test_a_cut_is_done_by_saturation(operator: str, zero: int, expected: bool) -
     )
     cut, quantizer = graph.nodes[1:3]
     assert saturates(cut, quantizer) is expected
-    assert isinstance(quantized_result(graph, graph.nodes[0]), str) is not expected
+    assert (quantized_result(graph, graph.nodes[0]) is quantizer) is expected
 
 
 def test_axes_are_followed_from_a_convolution_both_ways() -> None:
