@@ -23,7 +23,7 @@ from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_flo
 from qcompile.ir.analysis import conv_activation
 from qcompile.ir.analysis.prequantized import is_quantized_weight
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
-from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
+from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision, uses_of
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
@@ -107,8 +107,8 @@ class _Planner:
 
     def _result(self, node: Node, result: Tensor, choice: PrecisionChoice, rule: OpRule) -> None:
         """Integers for all that read a result; the node runs in integers only with them."""
-        self.ctx.plan.claim(_uses(result))  # an Add that reads it was to be float
-        self._decide(result, "activation", choice, rule, _uses(result), node.name)
+        self.ctx.plan.claim(uses_of(result))  # an Add that reads it was to be float
+        self._decide(result, "activation", choice, rule, uses_of(result), node.name)
         self.integers.add(result.name)
 
     def _decide(
@@ -173,9 +173,3 @@ class _Planner:
 def _is_depthwise(node: Node) -> bool:
     shape = tuple(node.inputs[1].shape or ())
     return shape[:2] == (node.attrs.get("group", 1), 1)
-
-
-def _uses(tensor: Tensor) -> tuple[Use, ...]:
-    """Every input slot that reads a tensor, each once."""
-    slots = (Use(n.name, i) for n in tensor.outputs for i, t in enumerate(n.inputs) if t is tensor)
-    return tuple(dict.fromkeys(slots))

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_layout, is_op
+from qcompile.ir import Graph, Refusal, Tensor, is_constant, is_layout, is_op
 from qcompile.ir.analysis.conv_activation import channels_first, result
 from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
 from qcompile.ir.analysis.prequantized import scale_arithmetic
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
-from qcompile.planning import Context, Decision, Use, precision
+from qcompile.planning import Context, Decision, precision, uses_of
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE
@@ -54,7 +54,7 @@ class PlanInterior(Pass):
             chosen = precision.of_activation(graph, ctx, names, spec)
             kept = None if refusal else chosen.spec
             why = refusal.reason if refusal else chosen.reason or "quantized where it is made"
-            ctx.plan.decide(Decision(name, "activation", kept, why, tuple(_uses(tensor))))
+            ctx.plan.decide(Decision(name, "activation", kept, why, uses_of(tensor)))
             if kept is not None:
                 ctx.request(name, kept)
         return False
@@ -114,15 +114,5 @@ def _reaches_subgraph(graph: Graph, tensor: Tensor) -> bool:
 
 
 def _awaits_bias(graph: Graph, tensor: Tensor) -> bool:
-    add = graph.only_consumer(tensor)
-    return add is not None and is_op(add, "Add") and any(is_constant(t) for t in add.inputs)
-
-
-def _uses(tensor: Tensor) -> list[Use]:
-    seen: list[Use] = []
-    readers: list[Node] = tensor.outputs
-    for node in readers:
-        for i, t in enumerate(node.inputs):
-            if t is tensor and Use(node.name, i) not in seen:
-                seen.append(Use(node.name, i))
-    return seen
+    add = graph.only_consumer(tensor, "Add")
+    return add is not None and any(is_constant(t) for t in add.inputs)

@@ -27,7 +27,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant
 from qcompile.planning import Context, LinearGroup, linear_groups
 from qcompile.quant import Array, ChannelStats, QSpec, Range, qparams
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -177,8 +177,8 @@ def _sum_behind(graph: Graph, site: LinearGroup) -> Tensor | None:
     """The residual sum that a single linear layer goes into, None where there is none."""
     tensor, linears = site.linears[0].node.outputs[0], site.linears
     for _ in range(2):  # past the bias
-        add = graph.only_consumer(tensor)
-        if len(linears) > 1 or add is None or not is_op(add, "Add"):
+        add = graph.only_consumer(tensor, "Add")
+        if len(linears) > 1 or add is None:
             return None
         tensor = add.outputs[0]
         if not any(is_constant(t) for t in add.inputs):
@@ -230,8 +230,8 @@ def _apply(
 
 def _foldable(graph: Graph, site: LinearGroup) -> Node | None:
     """The LayerNormalization whose gamma and beta can carry the factors: nothing else reads it."""
-    maker = graph.producer(site.tensor)
-    if maker is None or not is_op(maker, "LayerNormalization"):
+    maker = graph.producer(site.tensor, "LayerNormalization")
+    if maker is None:
         return None
     readers = {id(n) for n in graph.consumers(site.tensor)}
     alone = readers == {id(linear.node) for linear in site.linears}

@@ -2,7 +2,7 @@
 
 from qcompile.planning.context import Context, PassSettings, Skip
 from qcompile.planning.linear_groups import LinearGroup, QuantizedLinear, add_to_bias, linear_groups
-from qcompile.planning.plan import Decision, Kind, Plan, Use
+from qcompile.planning.plan import Decision, Kind, Plan, Use, uses_of
 from qcompile.planning.precision import PrecisionChoice
 from qcompile.planning.quantizer_nodes import activation, lift_without_range, weight
 
@@ -21,5 +21,6 @@ __all__ = [
     "add_to_bias",
     "lift_without_range",
     "linear_groups",
+    "uses_of",
     "weight",
 ]

@@ -91,8 +91,8 @@ def add_to_bias(graph: Graph, linear: QuantizedLinear, values: Array) -> None:
         _extend(graph, node, 2, shift)
         return
     out = node.outputs[0]
-    add = graph.only_consumer(out)
-    if is_op(node, "MatMul") and add is not None and is_op(add, "Add"):
+    add = graph.only_consumer(out, "Add")
+    if is_op(node, "MatMul") and add is not None:
         slot = next((i for i, t in enumerate(add.inputs) if is_constant(t)), None)
         if slot is not None and tuple(add.inputs[slot].shape[-1:]) in ((shift.size,), (1,)):
             _extend(graph, add, slot, shift)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from qcompile.ir import Tensor
 from qcompile.quant import QSpec
 
 Kind = Literal["weight", "activation"]
@@ -22,6 +23,12 @@ class Use:
 
     node: str
     index: int
+
+
+def uses_of(tensor: Tensor) -> tuple[Use, ...]:
+    """Every input slot that reads a tensor, each once."""
+    slots = (Use(n.name, i) for n in tensor.outputs for i, t in enumerate(n.inputs) if t is tensor)
+    return tuple(dict.fromkeys(slots))
 
 
 @dataclass(frozen=True)

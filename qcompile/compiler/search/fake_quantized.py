@@ -142,9 +142,9 @@ class _Maker:
         Where its data was split over more columns: the same, before they saturate. The columns
         appended meet rows of zeros then.
         """
-        before, maker = self.plain.get(node.name), self.graph.producer(now)
+        before, maker = self.plain.get(node.name), self.graph.producer(now, "Clip")
         moved = before is not None and before.data is not now
-        return maker.inputs[0] if moved and maker is not None and is_op(maker, "Clip") else now
+        return maker.inputs[0] if moved and maker is not None else now
 
     def weight(self, switch: int, part: Decision) -> None:
         """Make the weight an input, fed with one array or the other; its bias where it changed."""
@@ -180,8 +180,8 @@ def _bias(graph: Graph, node: Node) -> tuple[Node, int] | None:
     """The node and slot of the constant that a linear adds to its product."""
     if is_op(node, "Gemm"):
         return (node, 2) if len(node.inputs) > 2 and is_constant(node.inputs[2]) else None
-    add = graph.only_consumer(node.outputs[0])
-    if add is None or not is_op(add, "Add"):
+    add = graph.only_consumer(node.outputs[0], "Add")
+    if add is None:
         return None
     return next(((add, i) for i, t in enumerate(add.inputs) if is_constant(t)), None)
 
