@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.errors import RecipeError
-from qcompile.ir import Graph, Node, array, has_subgraph, is_constant, is_float, rank
+from qcompile.ir import Graph, Node, array, has_subgraph, is_constant, is_float, op_name, rank
 from qcompile.ir.analysis.data_path import aliases, layout_root
 from qcompile.ir.analysis.name_patterns import is_role, matches
 from qcompile.ir.analysis.prequantized import is_quantized_weight
@@ -61,11 +61,6 @@ class PlanOperands(Pass):
 
 def _came_quantized(graph: Graph, node: Node) -> bool:
     return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
-
-
-def op_name(node: Node) -> str:
-    """The operator's name as target tables spell it."""
-    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
 
 
 def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]) -> None:

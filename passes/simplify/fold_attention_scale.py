@@ -17,10 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank, scalar
+from qcompile.ir.operators import MOVERS
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
-
-_LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | str
             return None
         if graph.only_consumer(tensor) is None:
             return f"{tensor.name!r} has another reader" if crossed_product else None
-        if is_op(node, *_LAYOUT):
+        if is_op(node, *MOVERS, "Identity"):
             tensor = node.inputs[0]
         elif is_op(node, "Add") and not constants and (place := _constant_input(node)) is not None:
             constants.append((node, place))

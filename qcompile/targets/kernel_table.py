@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_op
+from qcompile.ir import Graph, Node, Tensor, domain_of, is_constant, is_op
 from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
@@ -207,7 +207,7 @@ class HasKernels(Requirement):
             if node.name in host or is_op(node, "Constant"):  # which becomes an initializer
                 continue
             found.checked[self.rule] += 1
-            opset = versions.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+            opset = versions.get(domain_of(node), 1)
             reason = self.table.obstacle(node, opset)
             if reason is not None:
                 yield Fault(self.rule, node.name, reason)
