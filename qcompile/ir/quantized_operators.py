@@ -92,9 +92,10 @@ _CONVOLUTION = QuantizedOperator("convolution", _TWO, Operand(None, 6, 7), bias=
 _QUANTIZE = QuantizedOperator("quantizer", (Operand(0, 1, 2, is_float=True),), Operand(None, 1, 2))
 _DEQUANTIZE = QuantizedOperator("quantizer", _ONE)
 _INTEGER_FACTORS = (Operand(0, None, 2), Operand(1, None, 3))
+_CONV_INTEGER = QuantizedOperator("convolution", _INTEGER_FACTORS)
 
 _STANDARD: dict[str, QuantizedOperator] = {
-    "ConvInteger": QuantizedOperator("convolution", _INTEGER_FACTORS),
+    "ConvInteger": _CONV_INTEGER,
     "DequantizeLinear": _DEQUANTIZE,
     "DynamicQuantizeLinear": QuantizedOperator("quantizer", (_FLOAT,)),
     "MatMulInteger": QuantizedOperator("matmul", _INTEGER_FACTORS),
@@ -134,12 +135,7 @@ _MICROSOFT: dict[str, QuantizedOperator] = {
         "other", (Operand(1, 2, 3), Operand(4, 5, 6)), Operand(None, 7, 8)
     ),
     "QMoE": QuantizedOperator(
-        "other",
-        (
-            _FLOAT,
-            *(Operand(2 + 3 * i, 3 + 3 * i, 11 + i) for i in range(3)),
-            *(Operand(None, scale) for scale in range(15, 21)),
-        ),
+        "other", (_FLOAT, *(Operand(2 + 3 * i, 3 + 3 * i, 11 + i) for i in range(3)))
     ),
     "QuantizeLinear": _QUANTIZE,
 }
@@ -156,14 +152,25 @@ def quantized_operator(node: Node | onnx.NodeProto) -> QuantizedOperator | None:
     return QUANTIZED.get(op_name(node))
 
 
+def byte_products(node: onnx.NodeProto) -> Iterator[tuple[Operand, Operand]]:
+    """The products of 8-bit integers that an operator computes: its left and right operands, as
+    ONNX Runtime's kernels have them.
+
+    x86 without VNNI adds uint8 on the left by int8 on the right in int16, all others in int32.
+    """
+    row = quantized_operator(node)
+    if row is None or row.kind in ("wide", "blocks", "quantizer", "other"):
+        return
+    for weight in row.weights:  # ConvInteger has its filters on the left
+        yield (weight, row.operands[0]) if row is _CONV_INTEGER else (row.operands[0], weight)
+
+
 def _of_kinds(*kinds: Kind) -> tuple[str, ...]:
     return tuple(op for op, row in QUANTIZED.items() if row.kind in kinds)
 
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 QUANTIZERS = (*QDQ, "DynamicQuantizeLinear")
-# Of bytes by bytes, which x86 without VNNI adds in int16 where they are uint8 by int8.
-BYTE_PRODUCTS = _of_kinds("matmul", "gemm", "attention", "recurrent", "convolution")
 QUANTIZED_MATMULS = _of_kinds("matmul", "wide", "blocks")
 # Of data by a matrix, or by filters: what a model spends its time in.
 QUANTIZED_LINEARS = _of_kinds("matmul", "wide", "blocks", "gemm", "attention", "convolution")

@@ -16,10 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile.ir import is_op
 from qcompile.ir.model_io.element_types import element_types
 from qcompile.ir.model_io.external_data import Storage, values_of
-from qcompile.ir.quantized_operators import BYTE_PRODUCTS, Operand, quantized_operator
+from qcompile.ir.quantized_operators import Operand, byte_products
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
 
@@ -130,12 +129,10 @@ class _Edit:
 
     def rewritten(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """What the operator's right operands need before it, and the operator."""
-        row = quantized_operator(node)
-        if row is not None and is_op(node, *BYTE_PRODUCTS):
-            for operand in row.weights:
-                if self._is_wanted(node, row.operands[0], operand):
-                    self.changed = True
-                    yield from self._shifted(node, operand)
+        for left, right in byte_products(node):
+            if self._is_wanted(node, left, right):
+                self.changed = True
+                yield from self._shifted(node, right)
         yield node
 
     def _is_wanted(self, node: onnx.NodeProto, left: Operand, right: Operand) -> bool:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from qcompile.ir import is_op
+from qcompile.ir import MICROSOFT, is_op
 from qcompile.ir.model_io.external_data import Storage
-from qcompile.ir.quantized_operators import BYTE_PRODUCTS, quantized_operator
+from qcompile.ir.quantized_operators import byte_products
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import PAIR_SUM, Array, worst_sums
 from qcompile.quant.weight_rounding import pairs, summed_first
@@ -28,6 +28,7 @@ _LARGEST = 255
 _ROWS = 256  # looked at of each linear, evenly spread
 _BATCHES = 16
 _CHUNK = 1 << 14  # pairs at a time: int32 sums of all rows are 16 MB
+_CONVOLUTIONS = ("ConvInteger", "QLinearConv", f"{MICROSOFT}.QLinearConv")
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,12 @@ def _of_graph(
 
 
 def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduct]:
-    row = quantized_operator(node)
-    if row is None or not is_op(node, *BYTE_PRODUCTS) or is_op(node, "ConvInteger"):
-        return  # ConvInteger has its filters on the left: s8 by u8
-    data, _, _ = row.operands[0].names(node)
-    left = "" if row.operands[0].is_float else data
-    for operand in row.weights:
-        right, _, _ = operand.names(node)
+    for a, b in byte_products(node):
+        (left, _, _), (right, _, _) = a.names(node), b.names(node)
+        left = "" if a.is_float else left
         if facts.type(left) == INT8 or facts.type(right) == UINT8:
             continue  # s8 by s8 and u8 by u8 are added in int32
-        if row.kind == "convolution":
+        if is_op(node, *_CONVOLUTIONS):
             yield from _kernel(node, right, facts)
         else:
             yield from _linear(node, left, right, facts)

@@ -20,8 +20,8 @@ from onnx.helper import get_attribute_value
 from qcompile.ir import MICROSOFT, is_op
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.quantized_operators import (
-    BYTE_PRODUCTS,
     QuantizedOperator,
+    byte_products,
     input_name,
     quantized_operator,
 )
@@ -106,18 +106,18 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
 def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | str | None:
     """What takes a node's place; why it is left as it is; None where its sums are exact."""
     row = quantized_operator(node)
-    if row is None or not is_op(node, *BYTE_PRODUCTS):
+    products = [(a.names(node)[0], b.names(node)[0]) for a, b in byte_products(node)]
+    if row is None or not products:
         return None
     if is_op(node, "ConvInteger"):
-        # The runtime has the filters left and the data right.
-        kinds = facts.type(node.input[0]), facts.type(node.input[1])
-        mixed = kinds[0] != TensorProto.UINT8 and kinds[1] != TensorProto.INT8
+        [(filters, data)] = products
+        mixed = facts.type(filters) != TensorProto.INT8 and facts.type(data) != TensorProto.UINT8
         return "int8 data by uint8 filters is not rebuilt" if mixed else None
     if row.kind == "convolution":
         return _convolution(node, row, facts)
     if row.kind in ("matmul", "gemm"):
         return _product(node, row, facts)
-    risky = any(_may_saturate(o.names(node)[0], facts) for o in row.weights)
+    risky = any(_may_saturate(weight, facts) for _, weight in products)
     return f"{node.op_type} is not rebuilt" if risky else None
 
 
