@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 import onnx
 
@@ -27,11 +26,12 @@ class TensorFacts:
     ) -> None:
         given = {value.name for value in graph.input}
         typed = (*graph.value_info, *graph.input, *graph.output)
-        self.storage, self._graph, self._outer = storage, graph, outer
+        self.storage, self._outer = storage, outer
         self._constants = {t.name: t for t in graph.initializer if t.name not in given}
         self._makers = {name: node for node in graph.node for name in node.output if name}
         self._types = element_types(graph)
         self._declared = {v.name: v.type.tensor_type for v in typed}
+        self.names = set(_names(graph))  # of all that is in it, bodies too
 
     def type(self, name: str) -> int:
         """The element type, 0 where unknown."""
@@ -65,11 +65,6 @@ class TensorFacts:
         while node is not None and is_op(node, *LAYOUT, "Gather"):
             node = self._makers.get(node.input[0])
         return node
-
-    @cached_property
-    def names(self) -> set[str]:
-        """Every name in the graph and in the bodies of its nodes."""
-        return set(_names(self._graph))
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
