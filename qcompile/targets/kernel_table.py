@@ -225,7 +225,7 @@ class HasKernels(Requirement):
         for graph in waiting:
             for inner in graph.node:
                 waiting += bodies(inner)
-                opset = versions.get(inner.domain, 1)
+                opset = versions.get(domain_of(inner), 1)
                 if inner.op_type == "Constant":
                     continue
                 if not self.table.find(inner.op_type, inner.domain, opset):
