@@ -7,19 +7,14 @@ from collections.abc import Iterator
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-INTEGER_OPS = (
-    "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention", "QGemm",
-    "QLinearMatMul",
-)  # fmt: skip
+from qcompile.ir import is_op
+from qcompile.ir.operators import LAYOUT
+from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, QUANTIZERS
+
 OTHER, WIDE = "other operator", "tensor in 16 bits"
 KINDS = ("linear", "product", "table", OTHER, WIDE)
-_PRODUCTS = ("MatMul", "Gemm", *INTEGER_OPS)
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 # They move values about: neither integer arithmetic nor float.
-_MOVERS = (
-    "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
-    "Transpose", "Unsqueeze",
-)  # fmt: skip
+_MOVERS = (*LAYOUT, "Concat", "Gather")
 _TRANSPARENT = ("Identity", "Sum", "Transpose")  # a Sum of one operand
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
 _WORDS = (TensorProto.INT16, TensorProto.UINT16)
@@ -57,7 +52,7 @@ class _Graph:
         """True where all that a node makes is quantized: a float operator in quantized form."""
         readers = [reader for name in node.output for reader in self.readers.get(name, [])]
         quantized = bool(readers) and all(r.op_type == "QuantizeLinear" for r in readers)
-        return quantized and any(self.dequantized(node)) and node.op_type not in _MOVERS
+        return quantized and any(self.dequantized(node)) and not is_op(node, *_MOVERS)
 
     def is_wide(self, node: NodeProto) -> bool:
         """True for a quantizer with 16 bits."""
@@ -74,10 +69,11 @@ def what_is_integer(model: ModelProto) -> str:
 
 def _kind(graph: _Graph, node: NodeProto) -> str:
     """What a node counts as, "" for nothing."""
-    if node.op_type in _QUANTIZERS:
+    if is_op(node, *QUANTIZERS):
         return WIDE if node.op_type == "QuantizeLinear" and graph.is_wide(node) else ""
     has_weight = bool(graph.weights(node))
-    if node.op_type in INTEGER_OPS or (node.op_type in _PRODUCTS and any(graph.dequantized(node))):
+    dequantizes = is_op(node, "MatMul", "Gemm") and any(graph.dequantized(node))
+    if dequantizes or is_op(node, *QUANTIZED_LINEARS):
         return "linear" if has_weight else "product"
     if node.op_type == "Gather" and has_weight:
         return "table"

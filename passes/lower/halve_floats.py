@@ -30,12 +30,14 @@ from qcompile.ir import (
     Refusal,
     Tensor,
     array,
+    domain_of,
     has_subgraph,
     is_constant,
     is_float,
     is_op,
 )
 from qcompile.ir.analysis.data_path import data_path
+from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -47,7 +49,6 @@ _SENSITIVE = (
     "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
     "Sqrt",
 )  # fmt: skip
-_QUANTIZERS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 # From a float32 result back to float16: operators that are worth it, and safe by themselves.
 _RETURNS = (
     "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul",
@@ -116,11 +117,11 @@ class _Chooser:
             return Refusal("its body reads float32")
         if is_op(node, *_SENSITIVE):
             return Refusal("a reduction, power or root")
-        if is_op(node, *_QUANTIZERS):
+        if is_op(node, *QUANTIZERS):
             return Refusal("a quantizer")
         if any(t.name in self.wide for t in node.inputs) and not is_op(node, *_RETURNS):
             return Refusal("it reads a float32 result")
-        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+        opset = self.opsets.get(domain_of(node), 1)
         for i, tensor in enumerate(node.inputs):
             if tensor.name in self.path and not self.table.takes(node, opset, i, "f16"):
                 return Refusal(f"{node.op} has no float16 kernel")
@@ -176,7 +177,7 @@ class _Rewriter:
 
     def _halve(self, node: Node) -> None:
         graph = self.graph
-        opset = self.opsets.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+        opset = self.opsets.get(domain_of(node), 1)
         for i, tensor in enumerate(node.inputs):
             takes = self.table.takes(node, opset, i, "f16")
             if tensor.name and is_float(tensor) and takes:

@@ -25,7 +25,8 @@ import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_op, rank, scalar, shape_of
 from qcompile.ir.analysis.data_path import MASK, derived_from
-from qcompile.ir.analysis.token_axes import ATTENTION, ELEMENTWISE, PRODUCTS, axes, by_position
+from qcompile.ir.analysis.token_axes import POINTWISE, PRODUCTS, axes, by_position
+from qcompile.ir.operators import ATTENTION, MASKING, NORMALIZATIONS
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -34,11 +35,7 @@ _LINEAR = (
     "MatMul", "com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat",
     "com.microsoft.MatMulNBits",
 )  # fmt: skip
-_LAST_AXIS = (
-    "Concat", "Gather", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
-    "com.microsoft.SimplifiedLayerNormalization",
-)  # fmt: skip
-_MASKING = ("Add", "Max", "Min", "Mul", "Sub", "Where")
+_LAST_AXIS = (*NORMALIZATIONS, "Concat", "Gather")
 _MOVERS = ("Reshape", "Transpose")
 
 
@@ -125,7 +122,7 @@ class _Finder:
             (rank(t) or 0) > 0 and scalar(t) is None for t in others
         )
         small = all(rank(t) == 0 or (is_constant(t) and (rank(t) or 0) <= 1) for t in others)
-        return is_op(node, *ELEMENTWISE) and small and not per_axis
+        return is_op(node, *POINTWISE) and small and not per_axis
 
 
 def _with_linears(nodes: list[Node]) -> list[Node]:
@@ -180,7 +177,7 @@ def _mixes(graph: Graph, node: Node, masks: set[str]) -> Refusal | None:
         return None  # picks positions
     if is_op(node, "Shape", "Size"):
         return None  # the same as before
-    if not is_op(node, *_MOVERS, *ELEMENTWISE):
+    if not is_op(node, *_MOVERS, *POINTWISE):
         return Refusal(f"{node.op} {node.name!r} may read across positions")
     readers = (r for t in node.outputs for r in graph.consumers(t))
     return next((why for r in readers if (why := _mixes(graph, r, masks)) is not None), None)
@@ -194,10 +191,10 @@ def _scores_without_mask(graph: Graph, softmax: Node, masks: set[str]) -> bool:
         node = graph.producer(waiting.pop())
         if node is None:
             continue
-        masked |= is_op(node, *_MASKING) and any(t.name in masks for t in node.inputs)
+        masked |= is_op(node, *MASKING) and any(t.name in masks for t in node.inputs)
         if is_op(node, *PRODUCTS):
             product |= not any(is_constant(t) and (rank(t) or 0) >= 2 for t in node.inputs)
-        elif is_op(node, *ELEMENTWISE, *_MOVERS):
+        elif is_op(node, *POINTWISE, *_MOVERS):
             waiting += [t for t in node.inputs if t.name not in masks]
     return product and not masked
 

@@ -12,11 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Refusal, Tensor, is_constant, is_layout, is_op
+from qcompile.ir import (
+    MICROSOFT,
+    ONNX,
+    Graph,
+    Refusal,
+    Tensor,
+    domain_of,
+    is_constant,
+    is_layout,
+    is_op,
+)
 from qcompile.ir.analysis.conv_activation import channels_first, result
 from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
 from qcompile.ir.analysis.prequantized import scale_arithmetic
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
+from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.planning import Context, Decision, precision, uses_of
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -71,7 +82,7 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
     found: dict[str, tuple[Tensor, QSpec]] = {}
     for node in graph.nodes:
         rule = ctx.target.rule(node.op, ctx.choices.mode)
-        if rule is None or node.domain not in (None, "", "ai.onnx", "com.microsoft"):
+        if rule is None or domain_of(node) not in (ONNX, MICROSOFT):
             continue
         if rule.activation is not None:
             for tensor in (t for t in node.inputs if t.name in path and not is_constant(t)):
@@ -96,7 +107,7 @@ def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> Refusal | None:
             "something is divided by it: what is rounded to zero would make that infinite"
         )
     beside = [*graph.consumers(tensor), *([] if maker is None else [maker])]
-    if any(is_op(n, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") for n in beside):
+    if any(is_op(n, *QUANTIZERS) for n in beside):
         return Refusal("it came in quantized")
     if _reaches_subgraph(graph, tensor):
         return Refusal(

@@ -24,6 +24,7 @@ from qcompile.ir import (
     is_constant,
     is_float,
     is_plain_gemm,
+    op_name,
     rank,
 )
 from qcompile.ir.analysis.data_path import aliases, layout_root
@@ -70,11 +71,6 @@ class PlanOperands(Pass):
 
 def _came_quantized(graph: Graph, node: Node) -> bool:
     return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
-
-
-def op_name(node: Node) -> str:
-    """The operator's name as target tables spell it."""
-    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
 
 
 def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]) -> None:

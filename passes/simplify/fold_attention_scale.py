@@ -28,10 +28,9 @@ from qcompile.ir import (
     rank,
     scaled_operand,
 )
+from qcompile.ir.operators import MOVERS
 from qcompile.planning import Context
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
-
-_LAYOUT = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | Ref
         if graph.only_consumer(tensor) is None:
             reason = f"{tensor.name!r} has another reader"
             return Refusal(reason) if crossed_product else None
-        if is_op(node, *_LAYOUT):
+        if is_op(node, *MOVERS, "Identity"):
             tensor = node.inputs[0]
         elif is_op(node, "Add") and not constants and (place := _constant_input(node)) is not None:
             constants.append((node, place))

@@ -16,13 +16,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompile.ir import Graph, Node, Tensor, array, has_subgraph, is_constant
+from qcompile.ir.operators import RANDOM
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
-_RANDOM = {
-    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-    "RandomUniformLike",
-}  # fmt: skip
+_RANDOM = {*RANDOM, "Dropout"}
 _SMALL = 64
 
 

@@ -18,8 +18,9 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import ONNX, Graph, Node, Refusal, has_subgraph, is_op
+from qcompile.ir import ONNX, Graph, Node, Refusal, has_subgraph, is_onnx_domain, is_op
 from qcompile.ir.model_io.opset_conversion import convert
+from qcompile.ir.operators import REDUCTIONS
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import WIDE_SINCE
@@ -36,10 +37,6 @@ _CHANGED = {
 _HARMLESS = {
     "AveragePool", "Cast", "CumSum", "DequantizeLinear", "Pad", "QuantizeLinear",
     "ScatterElements", "ScatterND",
-}  # fmt: skip
-_REDUCTIONS = {
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSumSquare",
 }  # fmt: skip
 _AXES_INPUT = 18
 
@@ -95,7 +92,7 @@ def _obstacle(node: Node, old: int, new: int) -> Refusal | None:
     """Why a node cannot be brought along as it is, None where it can."""
     if has_subgraph(node):
         return Refusal(f"{node.op} holds a subgraph, which is never edited")
-    if node.domain not in (None, "", "ai.onnx") or node.op in _HARMLESS:
+    if not is_onnx_domain(node) or node.op in _HARMLESS:
         return None
     if old < _CHANGED.get(node.op, 0) <= new:
         return Refusal(f"{node.op} means something else in opset {new}")
@@ -108,7 +105,7 @@ def _obstacle(node: Node, old: int, new: int) -> Refusal | None:
 
 def _move_axes(graph: Graph, node: Node) -> None:
     """Attributes that opset 18 made inputs or required."""
-    if is_op(node, *_REDUCTIONS) and "axes" in node.attrs:
+    if is_op(node, *REDUCTIONS) and "axes" in node.attrs:
         axes = np.array(node.attrs.pop("axes"), np.int64)
         node.inputs.append(graph.constant(f"{node.name}/axes", axes))
     if is_op(node, "Split") and len(node.inputs) < 2 and "num_outputs" not in node.attrs:

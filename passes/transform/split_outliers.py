@@ -31,6 +31,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op, rank
+from qcompile.ir.operators import ACTIVATIONS
 from qcompile.planning import Context, LinearGroup, QuantizedLinear, Use, add_to_bias, linear_groups
 from qcompile.quant import (
     PAIR_SUM,
@@ -49,12 +50,6 @@ from qcompile.rewriting import Numerics, Pass, Stage
 
 _FEWEST = 4  # columns to offer narrow layers: one step of ONNX Runtime's integer kernels
 _HALVINGS = 30
-# Functions of one operand that treat all channels alike.
-_FUNCTIONS = (
-    "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Selu", "Sigmoid",
-    "Softplus", "Softsign", "Tanh", "com.microsoft.FastGelu", "com.microsoft.Gelu",
-    "com.microsoft.QuickGelu",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -216,7 +211,7 @@ def _maker(graph: Graph, site: LinearGroup) -> _Maker | None:
     alone = readers == {id(linear.node) for linear in site.linears}
     if function is None or not alone or graph.is_output(site.tensor):
         return None
-    if not is_op(function, *_FUNCTIONS) or len(function.inputs) != 1:
+    if not is_op(function, *ACTIVATIONS) or len(function.inputs) != 1:
         return None
     bias = graph.producer(function.inputs[0])
     linear = bias

@@ -26,6 +26,7 @@ import numpy as np
 from qcompile.data.feeds import Feed, InputSpec, input_specs, is_floating
 from qcompile.errors import DataError
 from qcompile.ir import Graph, Node, Tensor, is_constant, is_op
+from qcompile.ir.operators import MOVERS
 from qcompile.quant import Array
 
 DEFAULT_LENGTH = 128
@@ -37,7 +38,7 @@ _BY_NAME = (
     ("height", 224),
     ("width", 224),
 )
-_PASS_INDICES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_PASS_INDICES = (*MOVERS, "Cast", "Identity")
 _PASS_TABLE = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear")
 # Operators that look up rows: the input slots of (indices, table).
 _LOOKUPS = {

@@ -1,7 +1,15 @@
 """The graph, its tensors and its operators: what a pass imports."""
 
 from qcompile.ir.graph import Graph, has_subgraph
-from qcompile.ir.operators import MICROSOFT, ONNX, is_layout, is_op, op_name
+from qcompile.ir.operators import (
+    MICROSOFT,
+    ONNX,
+    domain_of,
+    is_layout,
+    is_onnx_domain,
+    is_op,
+    op_name,
+)
 from qcompile.ir.refusal import Refusal
 from qcompile.ir.scalar_factors import is_plain_gemm, scaled_operand
 from qcompile.ir.tensor import (
@@ -30,10 +38,12 @@ __all__ = [
     "Tensor",
     "Variable",
     "array",
+    "domain_of",
     "has_subgraph",
     "is_constant",
     "is_float",
     "is_layout",
+    "is_onnx_domain",
     "is_op",
     "is_plain_gemm",
     "is_zero",

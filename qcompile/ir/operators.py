@@ -1,33 +1,88 @@
-"""What is known of operators: domains, and the families to which they belong."""
+"""What is known of operators: domains, and the families to which they belong.
+
+A family is stated here once; whoever needs a longer list adds to it. Operators of ONNX Runtime
+have their domain in front: ``com.microsoft.FastGelu``. Quantized ones are in
+``quantized_operators``.
+"""
 
 from __future__ import annotations
+
+import onnx
 
 from qcompile.ir.tensor import Node
 
 ONNX = ""
 MICROSOFT = "com.microsoft"
 
+# ---- value by value: results have the axes of their operands, broadcast
 
-def is_op(node: Node, *ops: str) -> bool:
-    """True where the node is one of ``ops``; ``com.microsoft.X`` names that domain's operators."""
-    name = node.op if not node.domain or node.domain == "ai.onnx" else f"{node.domain}.{node.op}"
-    return name in ops
+ACTIVATIONS = (
+    "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu",
+    "Selu", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+    "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu",
+    "com.microsoft.QuickGelu",
+)  # fmt: skip
+ARITHMETIC = (
+    "Add", "Cast", "Clip", "Div", "Max", "Mean", "Min", "Mul", "Neg", "Pow", "Sqrt", "Sub", "Sum",
+    "Where",
+)  # fmt: skip
+COMPARISONS = (
+    "And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not",
+    "Or", "Xor",
+)  # fmt: skip
+FUNCTIONS = (
+    "Abs", "Ceil", "Cos", "Exp", "Floor", "Log", "Mod", "Reciprocal", "Round", "Sign", "Sin",
+)  # fmt: skip
+ELEMENTWISE = (*ACTIVATIONS, *ARITHMETIC, *COMPARISONS, *FUNCTIONS, "Identity")
+# Arithmetic by which data and a mask meet.
+MASKING = ("Add", "Max", "Min", "Mul", "Sub", "Where")
 
+# ---- layout: values are moved, none is changed
 
-def op_name(node: Node) -> str:
-    """The operator's name as the table of rules spells it."""
-    return node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
+RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+MOVERS = (*RESHAPES, "Transpose")  # every value once
+LAYOUT = (*MOVERS, "Expand", "Identity", "Slice", "Split")
 
+# ---- over an axis, and products
 
-_LAYOUT = (
-    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Slice", "Split",
-    "Expand",
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+REDUCTIONS = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
+MATMULS = ("MatMul", "com.microsoft.FusedMatMul")  # stacks of matrices, as numpy.matmul pairs them
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+QKV_ATTENTION = ("Attention", "com.microsoft.MultiHeadAttention")  # of query, key and value
+ATTENTION = (*QKV_ATTENTION, "com.microsoft.Attention")
+
+RANDOM = (
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
 )  # fmt: skip
 
 
-MOVERS = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def domain_of(node: Node | onnx.NodeProto) -> str:
+    """The domain of a node's operator; that of ONNX is ``""``, however it is spelled."""
+    return "" if node.domain in (None, "ai.onnx") else str(node.domain)
+
+
+def is_onnx_domain(node: Node | onnx.NodeProto) -> bool:
+    """True for operators of ONNX itself."""
+    return domain_of(node) == ONNX
+
+
+def op_name(node: Node | onnx.NodeProto) -> str:
+    """The operator's name as tables spell it: ``MatMul``, ``com.microsoft.MatMulNBits``."""
+    op = node.op_type if isinstance(node, onnx.NodeProto) else node.op
+    domain = domain_of(node)
+    return f"{domain}.{op}" if domain else str(op)
+
+
+def is_op(node: Node | onnx.NodeProto, *ops: str) -> bool:
+    """True where the node is one of ``ops``; ``com.microsoft.X`` names that domain's operators."""
+    return op_name(node) in ops
 
 
 def is_layout(node: Node) -> bool:
     """True for operators that move values and change none."""
-    return is_op(node, *_LAYOUT)
+    return is_op(node, *LAYOUT)

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from qcompile.errors import InvariantError
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, is_zero
+from qcompile.ir import Graph, Node, Tensor, array, domain_of, is_constant, is_op, is_zero
 from qcompile.ir.graph import reads
+from qcompile.ir.quantized_operators import QDQ
 from qcompile.planning import Context
 
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Operators that ONNX Runtime knew in ONNX's own domain before ONNX did, with the same meaning.
 _OLDER = ("LayerNormalization",)
 
@@ -72,7 +72,7 @@ def operators_exist(graph: Graph) -> None:
     domains = graph.domains()
     local = {(f.domain or "", f.name) for f in graph.functions}
     for node in graph.nodes:
-        domain = "" if node.domain in (None, "ai.onnx") else node.domain
+        domain = domain_of(node)
         if domain not in domains:
             raise InvariantError(
                 f"operators-exist: node {node.name!r} needs domain {domain!r}, not imported"
@@ -105,7 +105,7 @@ def _check_schema(node: Node, opset: int) -> None:
 def quantizers_are_sound(graph: Graph) -> None:
     """Scales are positive and finite; scale and zero point have one shape."""
     for node in graph.nodes:
-        if not is_op(node, *_QDQ) or not is_constant(node.inputs[1]):
+        if not is_op(node, *QDQ) or not is_constant(node.inputs[1]):
             continue
         scale = array(node.inputs[1])
         if not (np.isfinite(scale).all() and (scale > 0).all()):

@@ -18,19 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.ir.model_io.element_types import element_types
 from qcompile.ir.model_io.external_data import Storage, values_of
+from qcompile.ir.quantized_operators import Operand, byte_products
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
 
-# Operators by the slots of their left operand, their right operand and that one's zero point.
-SLOTS = {
-    "ConvInteger": (0, 1, 3),
-    "DynamicQuantizeMatMul": (None, 1, 3),
-    "MatMulInteger": (0, 1, 3),
-    "MatMulIntegerToFloat": (0, 1, 5),
-    "QGemm": (0, 3, 5),
-    "QLinearConv": (0, 3, 5),
-    "QLinearMatMul": (0, 3, 5),
-}
 _SHIFT = 128
 
 
@@ -137,24 +128,24 @@ class _Edit:
         self.changed = False
 
     def rewritten(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """What the operator's right operand needs before it, and the operator."""
-        slots = SLOTS.get(node.op_type)
-        if slots is not None and self._is_wanted(node, slots[0], slots[1]):
-            self.changed = True
-            yield from self._shifted(node, *slots[1:])
+        """What the operator's right operands need before it, and the operator."""
+        for left, right in byte_products(node):
+            if self._is_wanted(node, left, right):
+                self.changed = True
+                yield from self._shifted(node, right)
         yield node
 
-    def _is_wanted(self, node: onnx.NodeProto, left: int | None, right: int) -> bool:
-        if left is not None and self.types.get(node.input[left]) == TensorProto.INT8:
+    def _is_wanted(self, node: onnx.NodeProto, left: Operand, right: Operand) -> bool:
+        if not left.is_float and self.types.get(left.names(node)[0]) == TensorProto.INT8:
             return False
-        name = node.input[right]
+        name, _, _ = right.names(node)
         if name in self.constants and not self.shifts_constants:
             return False
         return self.types.get(name) == TensorProto.INT8
 
-    def _shifted(self, node: onnx.NodeProto, right: int, zero: int) -> Iterator[onnx.NodeProto]:
-        node.input.extend([""] * (zero + 1 - len(node.input)))
-        for slot in (right, zero):
+    def _shifted(self, node: onnx.NodeProto, right: Operand) -> Iterator[onnx.NodeProto]:
+        for slot in (s for s in (right.value, right.zero_point) if s is not None):
+            node.input.extend([""] * (slot + 1 - len(node.input)))
             name = node.input[slot]
             if not name:  # no zero point is one of 0
                 self.made[name] = self._constant("zero/uint8", np.array(_SHIFT, np.uint8))

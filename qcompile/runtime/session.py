@@ -16,7 +16,7 @@ import onnx
 import onnx.parser
 
 from qcompile.errors import ModelError
-from qcompile.ir import Graph, Node, Refusal, is_constant
+from qcompile.ir import Graph, Node, Refusal, is_constant, op_name
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
@@ -273,4 +273,4 @@ def saturates() -> bool:
 
 
 def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
-    return Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes)
+    return Counter(map(op_name, nodes))

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_op
+from qcompile.ir import Graph, Node, Refusal, Tensor, domain_of, is_constant, is_op
 from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
@@ -208,7 +208,7 @@ class HasKernels(Requirement):
             if node.name in host or is_op(node, "Constant"):  # which becomes an initializer
                 continue
             found.checked[self.rule] += 1
-            opset = versions.get("" if node.domain in (None, "ai.onnx") else node.domain, 1)
+            opset = versions.get(domain_of(node), 1)
             refusal = self.table.obstacle(node, opset)
             if refusal is not None:
                 yield Fault(self.rule, node.name, refusal.reason)
@@ -226,7 +226,7 @@ class HasKernels(Requirement):
         for graph in waiting:
             for inner in graph.node:
                 waiting += bodies(inner)
-                opset = versions.get(inner.domain, 1)
+                opset = versions.get(domain_of(inner), 1)
                 if inner.op_type == "Constant":
                     continue
                 if not self.table.find(inner.op_type, inner.domain, opset):

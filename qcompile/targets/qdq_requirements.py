@@ -18,6 +18,7 @@ from qcompile.ir import (
     Node,
     Tensor,
     array,
+    domain_of,
     is_constant,
     is_layout,
     is_op,
@@ -25,9 +26,9 @@ from qcompile.ir import (
     rank,
     shape_of,
 )
+from qcompile.ir.quantized_operators import QDQ
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _BIAS = 2  # input slot of Gemm and Conv
 
 
@@ -59,7 +60,7 @@ class Integers(Requirement):
     rule: ClassVar[str] = "integer-types"
 
     def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
-        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+        for node in _all_of(graph, found, self.rule, *QDQ):
             dtype = _integers(node)
             if dtype is not None and dtype not in self.types:
                 wanted = " or ".join(self.types)
@@ -73,7 +74,7 @@ class ZeroPoints(Requirement):
     rule: ClassVar[str] = "zero-points"
 
     def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
-        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+        for node in _all_of(graph, found, self.rule, *QDQ):
             for tensor in node.inputs[2:]:
                 if not is_zero(tensor):
                     what = _values(tensor) if is_constant(tensor) else "computed"
@@ -92,7 +93,7 @@ class DataScales(Requirement):
     rule: ClassVar[str] = "data-scales"
 
     def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
-        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+        for node in _all_of(graph, found, self.rule, *QDQ):
             scale = node.inputs[1]
             if is_constant(node.inputs[0]):
                 continue
@@ -182,7 +183,7 @@ class Pairs(Requirement):
     rule: ClassVar[str] = "pairs"
 
     def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
-        for node in _all_of(graph, found, self.rule, *_QUANTIZERS):
+        for node in _all_of(graph, found, self.rule, *QDQ):
             after = graph.consumers(node.outputs[0])
             if is_op(node, "QuantizeLinear"):
                 strange = [n for n in after if not is_op(n, "DequantizeLinear")]
@@ -216,7 +217,7 @@ class Opsets(Requirement):
         versions = graph.domains()
         for node in graph.nodes:
             found.checked[self.rule] += 1
-            domain = "" if node.domain in (None, "ai.onnx") else node.domain
+            domain = domain_of(node)
             name = domain or "ai.onnx"
             wanted = ", ".join(f"{d or 'ai.onnx'} to {v}" for d, v in self.newest)
             if domain not in known:

@@ -114,6 +114,40 @@ def test_dequantizers_of_one_weight_are_copied_too() -> None:
     assert (after == before).all() != runtime.saturates()
 
 
+OTHERS = {
+    "attention": """g (uint8[1,3,4] x) => (float[1,3,4] y)
+    <float s = {0.02}, uint8 z = {7}, int8 o = {-3}, float[12] b = {0,0,0,0,0,0,0,0,0,0,0,0}>
+    { y = com.microsoft.QAttention<num_heads = 2>(x, w, b, s, s, , z, o) }""",
+    "recurrent": """g (float[3,1,4] f) => (float[3,1,1,3] y) <float[1] s = {0.01}, int8[1] o = {2}>
+    { y = com.microsoft.DynamicQuantizeLSTM<hidden_size = 3>(f, v, r, , , , , , s, o, s, o) }""",
+    "convolution": """g (int8[1,2,3,3] i) => (int32[1,1,3,3] y)
+    <uint8[1,2,1,1] k = {200, 9}, uint8 z = {7}>
+    { y = ConvInteger(i, k, , z) }""",
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_other_operators_with_int8_on_the_right(what: str) -> None:
+    text = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>' + OTHERS[what]
+    made = onnx.parser.parse_model(text)
+    given: dict[str, Array] = {
+        "x": RNG.integers(0, 99, (1, 3, 4)).astype(np.uint8),
+        "f": RNG.uniform(-1, 1, (3, 1, 4)).astype(np.float32),
+        "i": RNG.integers(-40, 40, (1, 2, 3, 3)).astype(np.int8),
+    }
+    shapes = {"w": (4, 12), "v": (1, 4, 12), "r": (1, 3, 12)}  # small enough that nothing saturates
+    read = {name for node in made.graph.node for name in node.input}
+    for name in shapes.keys() & read:
+        weight = RNG.integers(-60, 60, shapes[name]).astype(np.int8)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    feed: dict[str, Array] = {v.name: given[v.name] for v in made.graph.input}
+    options = SessionOptions(threads=1, optimize=False, exact=False)
+    before = Session(made.SerializeToString(), options).run(feed)["y"]
+    assert exact_form(made, optimized=False)
+    after = Session(made.SerializeToString(), options).run(feed)["y"]
+    np.testing.assert_array_equal(after, before)
+
+
 def test_a_model_without_int8_operands_is_left_alone() -> None:
     made = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>

@@ -6,14 +6,16 @@ add up to the file's size; and one row without bytes for each activation that wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 
+from qcompile.ir import is_op
 from qcompile.ir.model_io.external_data import stored_bytes
+from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operator
 from qcompile.planning import Context, Decision
 from qcompile.quant import qparams
 
@@ -27,16 +29,6 @@ _REASONS: dict[Kind, str] = {
 }
 _KINDS: dict[int, str] = {
     int(v): k.lower() for k, v in onnx.TensorProto.DataType.items() if k != "UNDEFINED"
-}
-# Input slots that hold scales and zero points, and biases in steps of the product of two scales.
-_SCALES = {
-    "DequantizeLinear": (1, 2),
-    "DynamicQuantizeMatMul": (2, 3),
-    "MatMulIntegerToFloat": (2, 3, 4, 5),
-    "MatMulNBits": (2, 3),
-    "QLinearAdd": (1, 2, 4, 5, 6, 7),
-    "QLinearConv": (1, 2, 4, 5, 6, 7, 8),
-    "QuantizeLinear": (1, 2),
 }
 _INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
 
@@ -64,15 +56,17 @@ class LedgerRow:
 
 def rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
     """Rows whose bytes add up to ``size``, the length of the written file."""
-    scales = {n.input[i] for n in model.graph.node for i in _slots(n)}
+    scales = {name for node in model.graph.node for name in _parameters(node)}
     weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
     rest = size - sum(r.bytes for r in weights)
     structure = LedgerRow("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
     return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
 
 
-def _slots(node: onnx.NodeProto) -> Iterable[int]:
-    return (i for i in _SCALES.get(node.op_type, ()) if i < len(node.input))
+def _parameters(node: onnx.NodeProto) -> set[str]:
+    """Names of the scales, zero points and biases in their steps that an operator reads."""
+    row = quantized_operator(node)
+    return set() if row is None else row.parameters(node)
 
 
 def _weight_row(tensor: onnx.TensorProto, ctx: Context | None, scale: bool) -> LedgerRow:
@@ -173,6 +167,10 @@ def from_dicts(found: Sequence[Mapping[str, Any]]) -> list[LedgerRow]:
 def products_of_data(model: onnx.ModelProto) -> int:
     """Integer products with no constant operand, as attention has them."""
     constants = {t.name for t in model.graph.initializer}
-    right = {"MatMulIntegerToFloat": 1, "QLinearMatMul": 3}
-    operands = (n.input[right[n.op_type]] for n in model.graph.node if n.op_type in right)
-    return sum(name not in constants for name in operands)
+    linears = (n for n in model.graph.node if is_op(n, *QUANTIZED_LINEARS))
+    return sum(constants.isdisjoint(_operands(node)) for node in linears)
+
+
+def _operands(node: onnx.NodeProto) -> set[str]:
+    row = quantized_operator(node)
+    return set() if row is None else {o.names(node)[0] for o in row.operands}

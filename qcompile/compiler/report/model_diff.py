@@ -19,6 +19,7 @@ from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.scales_in_file import Quantizer, quantizers
+from qcompile.ir import op_name
 from qcompile.ir.model_io import external_data, read_model
 from qcompile.ir.model_io.external_data import Storage, values_of
 from qcompile.quant import Array
@@ -165,7 +166,7 @@ def side(path: Path) -> Side:
         has_lock=lock is not None,
         header=_header(model),
         told=_told_settings(report, lock),
-        operators=Counter(_operator(n) for n in model.graph.node),
+        operators=Counter(map(op_name, model.graph.node)),
         rows=kept,
         scales={origins[name]: q for name, q in found.items() if name in origins},
         constants={t.name: t for t in model.graph.initializer},
@@ -188,10 +189,6 @@ def _key(row: LedgerRow) -> Key:
     name, slash, ending = row.tensor.rpartition("/")
     base = name if slash and ending in _ENDINGS else row.tensor
     return ("activation" if row.kind == "activation" else "constant"), base
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 
 def _header(model: onnx.ModelProto) -> dict[str, Any]:

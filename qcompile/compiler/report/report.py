@@ -12,6 +12,7 @@ from qcompile import __version__
 from qcompile.compiler.report import html
 from qcompile.compiler.report.ledger import LedgerRow, Summary, to_dicts
 from qcompile.compiler.report.notes import Note
+from qcompile.ir.quantized_operators import QUANTIZED_LINEARS
 from qcompile.planning import Skip
 from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
@@ -74,9 +75,7 @@ class Report:
     @property
     def int8_linears(self) -> int:
         """Integer products and convolutions with a weight in the graph that ONNX Runtime runs."""
-        names = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm")
-        kinds = (*names, "MatMulNBits", "QLinearConv")
-        found = sum(n for op, n in self.operators.items() if op.rsplit(".", 1)[-1] in kinds)
+        found = sum(n for op, n in self.operators.items() if op in QUANTIZED_LINEARS)
         return found - self.int8_products
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,20 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from qcompile.ir import is_op
 from qcompile.ir.model_io.external_data import Storage, values_of
+from qcompile.ir.quantized_operators import quantized_operator
 from qcompile.quant import Array
-
-# Operator -> (operand, scale, zero point) slots of each operand that is quantized.
-SLOTS: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "DequantizeLinear": ((0, 1, 2),),
-    "DynamicQuantizeMatMul": ((1, 2, 3),),
-    "MatMulIntegerToFloat": ((0, 2, 4), (1, 3, 5)),
-    "MatMulNBits": ((1, 2, 3),),
-    "QGemm": ((0, 1, 2), (3, 4, 5)),
-    "QLinearConv": ((0, 1, 2), (3, 4, 5)),
-    "QLinearMatMul": ((0, 1, 2), (3, 4, 5)),
-    "QuantizeLinear": ((0, 1, 2),),
-}
 
 
 @dataclass(frozen=True)
@@ -77,10 +67,8 @@ def quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> dict[s
 def _operands(
     node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
 ) -> Iterator[tuple[str, onnx.TensorProto, onnx.TensorProto | None]]:
-    for operand, scale, zero in SLOTS.get(node.op_type, ()):
-        if len(node.input) <= scale or node.input[scale] not in constants:
-            continue
-        name = node.input[operand]
-        if name in constants or node.op_type == "QuantizeLinear":
-            point = node.input[zero] if len(node.input) > zero else ""
-            yield name, constants[node.input[scale]], constants.get(point)
+    row = quantized_operator(node)
+    for operand in () if row is None else row.operands_of(node):
+        name, scale, zero = operand.names(node)
+        if scale in constants and (name in constants or is_op(node, "QuantizeLinear")):
+            yield name, constants[scale], constants.get(zero)

@@ -23,25 +23,11 @@ from qcompile.ir.analysis.axis_factors import (
     size_of,
     unify,
 )
+from qcompile.ir.operators import ELEMENTWISE, NORMALIZATIONS, REDUCTIONS
 
 Axes: TypeAlias = list[Axis]
 # Constants up to this many elements are searched for axes along which they do not vary.
 _SMALL = 1 << 16
-
-ELEMENTWISE = (
-    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Dropout", "Elu", "Equal",
-    "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
-    "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min",
-    "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu",
-    "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
-    "ThresholdedRelu", "Where", "Xor", "com.microsoft.BiasGelu", "com.microsoft.FastGelu",
-    "com.microsoft.Gelu", "com.microsoft.QuickGelu",
-)  # fmt: skip
-_REDUCTIONS = (
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
-)  # fmt: skip
-_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 
 @dataclass
@@ -360,9 +346,9 @@ def _integers(node: Node, index: int, attribute: str) -> list[int] | Refusal | N
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_NORMALIZATIONS, _normalize),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys((*ELEMENTWISE, "Dropout"), _elementwise),
+    **dict.fromkeys(NORMALIZATIONS, _normalize),
+    **dict.fromkeys(REDUCTIONS, _reduce),
     "Attention": _attention,
     "Concat": _concat,
     "Expand": _expand,

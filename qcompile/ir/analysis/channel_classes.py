@@ -15,14 +15,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompile.ir import MICROSOFT, Graph, Node, Refusal, Tensor, has_subgraph, is_constant, op_name
+from qcompile.ir import (
+    MICROSOFT,
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    has_subgraph,
+    is_constant,
+    is_op,
+    op_name,
+)
 from qcompile.ir.analysis.axis_factors import Axis, Factor, leaves, pin
-from qcompile.ir.analysis.axis_propagation import ELEMENTWISE, RULES, Axes, Flow, Result, reason
+from qcompile.ir.analysis.axis_propagation import RULES, Axes, Flow, Result, reason
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.shape_probing import probed_shapes
 from qcompile.ir.graph import reads
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import skeleton
+from qcompile.ir.operators import ELEMENTWISE
 from qcompile.quant import Array
 
 
@@ -141,7 +152,7 @@ def _in_standard_operators(graph: Graph) -> Graph:
     """A copy without weights, of the same shapes: inference knows no contrib operators."""
     model = skeleton(graph)
     for node in model.graph.node:
-        if node.domain == MICROSOFT and f"{MICROSOFT}.{node.op_type}" in ELEMENTWISE:
+        if node.domain == MICROSOFT and is_op(node, *ELEMENTWISE):
             node.op_type, node.domain = "Identity", ""
             del node.input[1:], node.attribute[:]
     del model.graph.value_info[:]

@@ -8,6 +8,8 @@ import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Shape, Tensor, array, has_subgraph, is_constant, is_op
 from qcompile.ir.analysis.prequantized import keeps_integers
+from qcompile.ir.operators import RANDOM
+from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.quant import Array
 
 # Runs nodes that depend on constants alone: their outputs by name, or why there are none. The
@@ -16,10 +18,7 @@ Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
 # Random and stateful operators; quantizers, because a weight's DequantizeLinear must stay (so must
 # the Cast of integer weights).
-_KEPT = {
-    "Bernoulli", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial",
-    "QuantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-}  # fmt: skip
+_KEPT = {*RANDOM, *QUANTIZERS, "Constant"}
 
 
 def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:

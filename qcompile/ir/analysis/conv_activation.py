@@ -9,16 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_op, rank, scalar
+from qcompile.ir.operators import CONVOLUTIONS, ELEMENTWISE
 
 _IMAGE_OPS = (
-    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GlobalAveragePool",
-    "GlobalMaxPool", "InstanceNormalization", "LRN", "MaxPool", "Upsample",
+    *CONVOLUTIONS, "AveragePool", "BatchNormalization", "GlobalAveragePool", "GlobalMaxPool",
+    "InstanceNormalization", "LRN", "MaxPool", "Upsample",
 )  # fmt: skip
-_KEEP_AXES = (
-    "Add", "Clip", "Concat", "Div", "Elu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
-    "Mul", "PRelu", "Pad", "Relu", "Resize", "Selu", "Sigmoid", "Slice", "Softplus", "Sub", "Sum",
-    "Tanh",
-)  # fmt: skip
+_KEEP_AXES = (*ELEMENTWISE, "Concat", "Pad", "Resize", "Slice")
 _HALF_STEP = 0.51  # zero points are rounded: saturation may begin half a step beyond a bound
 
 

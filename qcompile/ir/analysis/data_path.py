@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_layout, is_op, rank
-from qcompile.ir.operators import _LAYOUT, MOVERS
+from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS
 
 MASK = "attention_mask"  # the input that tells text from padding, by transformers' convention
-_WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
+_WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm")
 # Masking constants: float32's and float16's lowest, and the round numbers exporters choose.
 _MASK_VALUE = 1e4
 
@@ -34,7 +34,7 @@ def _is_weight(tensor: Tensor) -> bool:
 
 def is_masking(node: Node, path: set[str]) -> bool:
     """True where a node mixes data with a mask: a computed operand off the path, or a huge one."""
-    if not is_op(node, "Add", "Sub", "Mul", "Where", "Max", "Min"):
+    if not is_op(node, *MASKING):
         return False
     for tensor in node.inputs:
         if is_constant(tensor):
@@ -48,7 +48,7 @@ def is_masking(node: Node, path: set[str]) -> bool:
 
 def layout_root(graph: Graph, tensor: Tensor) -> Tensor:
     """The tensor whose values these are, before layout operators moved them."""
-    while (node := graph.producer(tensor)) is not None and is_op(node, *_LAYOUT):
+    while (node := graph.producer(tensor)) is not None and is_layout(node):
         if is_constant(node.inputs[0]):
             break
         tensor = node.inputs[0]

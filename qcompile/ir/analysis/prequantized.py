@@ -12,24 +12,12 @@ from collections import Counter
 import numpy as np
 
 from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
+from qcompile.ir.operators import MOVERS
+from qcompile.ir.quantized_operators import quantized_operator
 
-_STANDARD = (
-    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv",
-    "QLinearMatMul", "QuantizeLinear",
-)  # fmt: skip
-_MICROSOFT = (
-    "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
-    "MatMulBnb4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits", "QAttention",
-    "QEmbedLayerNormalization", "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
-    "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul",
-    "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QMoE",
-    "QuantizeLinear",
-)  # fmt: skip
-_OPERATORS = (*_STANDARD, *(f"com.microsoft.{op}" for op in _MICROSOFT))
 # What stands between an integer constant and the operator that reads it as a float weight.
 _PASS_WEIGHT = (
-    "Cast", "DequantizeLinear", "Mul", "Reshape", "Squeeze", "Sub", "Transpose", "Unsqueeze",
-    "com.microsoft.DequantizeLinear",
+    *MOVERS, "Cast", "DequantizeLinear", "Mul", "Sub", "com.microsoft.DequantizeLinear",
 )  # fmt: skip
 _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
 
@@ -61,7 +49,7 @@ def _is_integer_constant(tensor: Tensor) -> bool:
 
 def inventory(graph: Graph) -> str:
     """Quantized operators and weights in words, such as ``12 MatMulInteger``; "" for none."""
-    names = [n.op for n in graph.nodes if is_op(n, *_OPERATORS)]
+    names = [n.op for n in graph.nodes if quantized_operator(n) is not None]
     names += ["integer weights with Cast" for n in graph.nodes if keeps_integers(n)]
     return ", ".join(f"{count} {name}" for name, count in sorted(Counter(names).items()))
 

@@ -10,28 +10,17 @@ from __future__ import annotations
 
 from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank, shape_of
 from qcompile.ir.analysis.data_path import MASK
+from qcompile.ir.operators import ATTENTION, ELEMENTWISE, MATMULS, NORMALIZATIONS
+from qcompile.ir.quantized_operators import QUANTIZED_MATMULS, QUANTIZERS, quantized_operator
 
 BATCH, SEQUENCE = "batch", "sequence"
 Axes = tuple[str | None, ...]
 
 # Operators with a second operand that is multiplied, not broadcast.
-PRODUCTS = (
-    "MatMul", "QLinearMatMul", "com.microsoft.DynamicQuantizeMatMul", "com.microsoft.FusedMatMul",
-    "com.microsoft.MatMulIntegerToFloat", "com.microsoft.MatMulNBits",
-)  # fmt: skip
-ATTENTION = ("Attention", "com.microsoft.Attention", "com.microsoft.MultiHeadAttention")
-ELEMENTWISE = (
-    "Abs", "Add", "Cast", "Clip", "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Elu", "Erf",
-    "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg",
-    "Pow", "QuantizeLinear", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Sum", "Tanh",
-    "Where", "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu",
-    "com.microsoft.QuickGelu",
-)  # fmt: skip
+PRODUCTS = (*MATMULS, *QUANTIZED_MATMULS)
+POINTWISE = (*ELEMENTWISE, *QUANTIZERS)
 # Operators whose result has the axes of the first operand, as long as the last alone changes.
-NORMS = (
-    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax",
-    "com.microsoft.SimplifiedLayerNormalization",
-)  # fmt: skip
+_KEEPING = (*NORMALIZATIONS, *ATTENTION, "Softmax")
 
 
 def axes(graph: Graph) -> dict[str, Axes]:
@@ -61,13 +50,13 @@ def _axes(node: Node, found: dict[str, Axes]) -> Axes | None:
     """Axes of a node's first output, None where nothing is known."""
     operands = [found.get(t.name) for t in node.inputs]
     first = operands[0] if operands else None
-    if is_op(node, *ELEMENTWISE):
+    if is_op(node, *POINTWISE):
         return _broadcast([k for k in operands if k is not None])
     if is_op(node, "Gather"):
         return _looked_up(node, operands)
     if first is None:
         return None
-    if is_op(node, *NORMS, *ATTENTION):
+    if is_op(node, *_KEEPING):
         return first
     if is_op(node, *PRODUCTS):
         return _product(node, first, found)
@@ -113,4 +102,5 @@ def _product(node: Node, left: Axes, found: dict[str, Axes]) -> Axes | None:
 
 
 def _right(node: Node) -> Tensor:
-    return node.inputs[3 if is_op(node, "QLinearMatMul") else 1]
+    row = quantized_operator(node)
+    return node.inputs[1 if row is None else row.weights[0].value]

@@ -21,22 +21,11 @@ from dataclasses import dataclass
 from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_layout, is_op, rank
 from qcompile.ir.analysis.data_path import data_path, layout_root
 from qcompile.ir.analysis.name_patterns import _PREFIX
+from qcompile.ir.operators import ACTIVATIONS, ARITHMETIC, NORMALIZATIONS, QKV_ATTENTION
 
 OTHER = "other"
-_NORMS = (
-    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
-    "com.microsoft.SimplifiedLayerNormalization",
-)  # fmt: skip
-_FUSED_ATTENTION = ("Attention", "com.microsoft.MultiHeadAttention")
-_ACTIVATIONS = (
-    "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu",
-    "Selu", "Sigmoid", "Softplus", "Swish", "Tanh", "com.microsoft.BiasGelu",
-    "com.microsoft.FastGelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
-)  # fmt: skip
-_ARITHMETIC = (
-    "Add", "Cast", "Clip", "Concat", "Div", "Dropout", "Max", "Min", "Mul", "Neg", "Pow", "Sqrt",
-    "Sub", "Where",
-)  # fmt: skip
+# Operators that work on each value by itself, or join tensors.
+_VALUE_BY_VALUE = (*ACTIVATIONS, *ARITHMETIC, "Concat", "Dropout")
 
 
 @dataclass(frozen=True)
@@ -123,7 +112,7 @@ class _Finder:
             done = sum(order[id(f.second.node)] < at for f in ffns)
             self._mark_attention(attention, done if ffns else i)
         for node in self.nodes:
-            if is_op(node, *_NORMS):
+            if is_op(node, *NORMALIZATIONS):
                 self._mark_norm(node)
         self._mark_rest()
         return self.found
@@ -178,7 +167,7 @@ class _Finder:
     def _passes(self, node: Node) -> bool:
         """True for operators that work on each value by itself, or only move values."""
         picks = is_op(node, "Gather") and node.inputs[0].name in self.path
-        return picks or is_layout(node) or is_op(node, *_ACTIVATIONS, *_ARITHMETIC)
+        return picks or is_layout(node) or is_op(node, *_VALUE_BY_VALUE)
 
     def _is_product(self, node: Node) -> bool:
         return is_op(node, "MatMul") and all(t.name in self.path for t in node.inputs)
@@ -219,7 +208,7 @@ class _Finder:
 
     # ---- attention
     def _attention(self, node: Node) -> _Attention | None:
-        if is_op(node, *_FUSED_ATTENTION):
+        if is_op(node, *QKV_ATTENTION):
             named = zip(("query", "key", "value"), node.inputs, strict=False)
             return _Attention(node, {n: t for n, t in named if t.name in self.path}, [], [])
         if not is_op(node, "Softmax"):
@@ -274,7 +263,7 @@ class _Finder:
 
     def _is_activation(self, tensor: Tensor) -> bool:
         maker = self.graph.producer(tensor)
-        return maker is not None and is_op(maker, *_ACTIVATIONS)
+        return maker is not None and is_op(maker, *ACTIVATIONS)
 
     def _origins(self, tensor: Tensor) -> set[str]:
         """What the input of a block is made of, through its norm, back to a product or a sum."""

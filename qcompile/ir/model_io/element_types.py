@@ -9,17 +9,14 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
+from qcompile.ir.operators import LAYOUT, is_op
+from qcompile.ir.quantized_operators import quantized_operator
+
 # Operators that pass on the type of their first operand.
 _MOVERS = (
-    "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-    "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
-    "Transpose", "Unsqueeze",
+    *LAYOUT, "Clip", "Concat", "DepthToSpace", "Gather", "GatherElements", "GatherND", "MaxPool",
+    "Pad", "SpaceToDepth", "Tile",
 )  # fmt: skip
-# Operators whose results have the type of the zero point in this slot.
-_BY_ZERO_POINT = {
-    "QGemm": 8, "QLinearAdd": 7, "QLinearConcat": 1, "QLinearConv": 7, "QLinearMatMul": 7,
-    "QLinearMul": 7, "QLinearSigmoid": 4, "QLinearSoftmax": 4, "QuantizeLinear": 2,
-}  # fmt: skip
 
 
 def element_types(graph: onnx.GraphProto) -> dict[str, int]:
@@ -40,17 +37,21 @@ def element_types(graph: onnx.GraphProto) -> dict[str, int]:
 
 def _made(node: onnx.NodeProto, known: dict[str, int]) -> int:
     """The type of an operator's results, 0 where it is not known."""
-    if node.op_type in _MOVERS:
+    if is_op(node, *_MOVERS):
         return known.get(node.input[0], 0)
-    if node.op_type == "Where":
+    if is_op(node, "Where"):
         return known.get(node.input[1], 0)
-    slot = _BY_ZERO_POINT.get(node.op_type)
-    if slot is None:
+    row = quantized_operator(node)
+    if row is None or row.result.zero_point is None:
         return 0
     declared = next((a.i for a in node.attribute if a.name == "output_dtype" and a.i), 0)
     if declared:
         return int(declared)
-    zero = node.input[slot] if len(node.input) > slot else ""
-    if node.op_type == "QGemm" and not zero:  # without an output scale the result is float
+    _, _, zero = row.result.names(node)
+    if zero:
+        return known.get(zero, 0)
+    if row.kind == "gemm":  # without an output scale the result is float
         return 0
-    return known.get(zero, 0) if zero else int(TensorProto.UINT8)
+    if row.kind == "quantizer":
+        return int(TensorProto.UINT8)
+    return known.get(node.input[row.operands[0].value or 0], 0)

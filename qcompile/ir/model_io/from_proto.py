@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import ModelError
-from qcompile.ir import ONNX, Graph, is_constant
+from qcompile.ir import ONNX, Graph, domain_of, is_constant
 from qcompile.ir.graph import Header
 from qcompile.ir.lazy_values import FileValues
 from qcompile.ir.model_io.external_data import (
@@ -101,7 +101,7 @@ def _clean_imports(model: onnx.ModelProto) -> None:
         # ONNX: version 1 where a model of the oldest format says nothing at all.
         versions[ONNX] = _OPSET_WHERE_UNSAID if versions else 1
     for node in _all_nodes(model.graph):
-        versions.setdefault(ONNX if node.domain == "ai.onnx" else node.domain, 1)
+        versions.setdefault(domain_of(node), 1)
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in versions.items())
 

@@ -10,7 +10,7 @@ import onnx
 from onnx import version_converter
 
 from qcompile.errors import ModelError
-from qcompile.ir import Graph, Refusal, has_subgraph, is_constant
+from qcompile.ir import Graph, Refusal, has_subgraph, is_constant, is_onnx_domain
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import skeleton
 
@@ -19,7 +19,7 @@ def convert(graph: Graph, opset: int) -> Refusal | None:
     """Bring ``graph`` to ``opset`` in place; returns why not where the converter cannot."""
     if graph.functions:
         return Refusal("the model has functions of its own")
-    if any(node.domain not in (None, "", "ai.onnx") for node in graph.nodes):
+    if not all(is_onnx_domain(node) for node in graph.nodes):
         return Refusal("the model has operators outside ONNX")
     if any(has_subgraph(node) for node in graph.nodes):
         return Refusal("subgraphs cannot be brought along")

@@ -10,13 +10,12 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from qcompile.errors import OutputError
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, shape_of
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_onnx_domain, shape_of
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor, node_proto
 
 # Constants up to this many elements can be shapes, axes or indices, which inference reads.
 _SHAPE_ELEMENTS = 64
 _PROTOBUF_LIMIT = 2**31 - 2**20
-_STANDARD = (None, "", "ai.onnx")
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
@@ -126,7 +125,7 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
 def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
     """Types of tensors that contrib operators make, which inference cannot find by itself."""
     symbols = _symbols(graph)
-    made = (t for n in graph.nodes if n.domain not in _STANDARD for t in n.outputs)
+    made = (t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs)
     return [
         _typed(t, symbols) for t in made if t.name and t.dtype is not None and t.shape is not None
     ]

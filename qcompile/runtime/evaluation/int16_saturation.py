@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from qcompile.ir.model_io.element_types import element_types
-from qcompile.ir.model_io.external_data import Storage, values_of
+from qcompile.ir import MICROSOFT, is_op
+from qcompile.ir.model_io.external_data import Storage
+from qcompile.ir.quantized_operators import byte_products
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import PAIR_SUM, Array, worst_sums
 from qcompile.quant.weight_rounding import pairs, summed_first
+from qcompile.runtime.evaluation.tensor_facts import TensorFacts
 
 INT8, UINT8 = int(onnx.TensorProto.INT8), int(onnx.TensorProto.UINT8)
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
@@ -26,19 +28,7 @@ _LARGEST = 255
 _ROWS = 256  # looked at of each linear, evenly spread
 _BATCHES = 16
 _CHUNK = 1 << 14  # pairs at a time: int32 sums of all rows are 16 MB
-# Operators by the slots of their data and their weight.
-_SLOTS: dict[str, tuple[int | None, int]] = {
-    "DynamicQuantizeLSTM": (None, 1),
-    "DynamicQuantizeMatMul": (None, 1),
-    "MatMulInteger": (0, 1),
-    "MatMulIntegerToFloat": (0, 1),
-    "QAttention": (0, 1),
-    "QGemm": (0, 3),
-    "QLinearMatMul": (0, 3),
-}
-# Operators that move values and make none.
-_MOVERS = ("Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-_CONVOLUTION = "QLinearConv"  # its weight is in slot 3
+_CONVOLUTIONS = ("ConvInteger", "QLinearConv", f"{MICROSOFT}.QLinearConv")
 
 
 @dataclass(frozen=True)
@@ -78,63 +68,36 @@ def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[
     Those in bodies of control flow come after the node that holds them. ``storage`` as
     ``from_proto.read`` has it; weights in files are views.
     """
-    yield from _of_graph(model.graph, _Facts(model.graph, storage or Storage()))
+    yield from _of_graph(model.graph, TensorFacts(model.graph, storage or Storage()))
     for function in model.functions:
         inner = onnx.GraphProto(node=function.node)
-        yield from _of_graph(inner, _Facts(inner, Storage()), seen=False)
+        yield from _of_graph(inner, TensorFacts(inner, Storage()), seen=False)
 
 
-def _of_graph(graph: onnx.GraphProto, facts: _Facts, seen: bool = True) -> Iterator[IntegerProduct]:
+def _of_graph(
+    graph: onnx.GraphProto, facts: TensorFacts, seen: bool = True
+) -> Iterator[IntegerProduct]:
     """``seen`` False: no run of the model shows the operands."""
     for node in graph.node:
         found = _of_node(node, facts)
         yield from found if seen else (replace(linear, left="") for linear in found)
         for body in bodies(node):
-            yield from _of_graph(body, _Facts(body, facts.storage, facts), seen=False)
+            yield from _of_graph(body, TensorFacts(body, facts.storage, facts), seen=False)
 
 
-def _of_node(node: onnx.NodeProto, facts: _Facts) -> Iterator[IntegerProduct]:
-    if node.op_type == _CONVOLUTION:
-        if facts.type(node.input[0]) != INT8:  # s8 by s8 is added in int32
-            yield from _kernel(node, node.input[3], facts)
-    elif node.op_type in _SLOTS:
-        at, weight = _SLOTS[node.op_type]
-        left, right = "" if at is None else node.input[at], node.input[weight]
-        if facts.type(left) != INT8 and facts.type(right) != UINT8:
+def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduct]:
+    for a, b in byte_products(node):
+        (left, _, _), (right, _, _) = a.names(node), b.names(node)
+        left = "" if a.is_float else left
+        if facts.type(left) == INT8 or facts.type(right) == UINT8:
+            continue  # s8 by s8 and u8 by u8 are added in int32
+        if is_op(node, *_CONVOLUTIONS):
+            yield from _kernel(node, right, facts)
+        else:
             yield from _linear(node, left, right, facts)
 
 
-class _Facts:
-    """What is known of a graph's tensors without running it; ``outer``: of the graph around it."""
-
-    def __init__(
-        self, graph: onnx.GraphProto, storage: Storage, outer: _Facts | None = None
-    ) -> None:
-        given = {value.name for value in graph.input}  # a feed may replace an initializer
-        self._constants = {t.name: t for t in graph.initializer if t.name not in given}
-        self._makers = {name: node for node in graph.node for name in node.output}
-        self._types = element_types(graph)
-        self.storage, self._outer = storage, outer
-
-    def type(self, name: str) -> int:
-        """The element type, 0 where unknown."""
-        return self._types.get(name) or (self._outer.type(name) if self._outer else 0)
-
-    def values(self, name: str) -> Array | None:
-        """Those of a constant, None of other tensors."""
-        if name in self._constants:
-            return values_of(self._constants[name], self.storage)
-        return self._outer.values(name) if self._outer else None
-
-    def source(self, name: str) -> onnx.NodeProto | None:
-        """What makes the values of a tensor, before operators that move them."""
-        node = self._makers.get(name)
-        while node is not None and node.op_type in _MOVERS:
-            node = self._makers.get(node.input[0])
-        return node
-
-
-def _kernel(node: onnx.NodeProto, weight: str, facts: _Facts) -> Iterator[IntegerProduct]:
+def _kernel(node: onnx.NodeProto, weight: str, facts: TensorFacts) -> Iterator[IntegerProduct]:
     """A convolution with int8 filters; a depthwise one adds in int32 everywhere."""
     kernel = facts.values(weight)
     if kernel is None:
@@ -146,7 +109,9 @@ def _kernel(node: onnx.NodeProto, weight: str, facts: _Facts) -> Iterator[Intege
         yield IntegerProduct(node.name, "", weight, summed_first(kernel))
 
 
-def _linear(node: onnx.NodeProto, left: str, right: str, facts: _Facts) -> Iterator[IntegerProduct]:
+def _linear(
+    node: onnx.NodeProto, left: str, right: str, facts: TensorFacts
+) -> Iterator[IntegerProduct]:
     values = facts.values(right)
     if values is None:
         yield IntegerProduct(node.name, left, right, None, _largest(right, facts))
@@ -162,7 +127,7 @@ def _linear(node: onnx.NodeProto, left: str, right: str, facts: _Facts) -> Itera
     yield IntegerProduct(node.name, "", right, tall.reshape(len(tall), -1))
 
 
-def _largest(name: str, facts: _Facts) -> int:
+def _largest(name: str, facts: TensorFacts) -> int:
     """The magnitude to which int8 data is clipped, 128 where it is not."""
     node = facts.source(name)
     if node is None or node.op_type != "Clip":

@@ -17,8 +17,14 @@ import onnx
 from onnx import TensorProto
 from onnx.helper import get_attribute_value
 
-from qcompile.ir.model_io.element_types import element_types
-from qcompile.ir.model_io.external_data import Storage, values_of
+from qcompile.ir import MICROSOFT, is_op
+from qcompile.ir.model_io.external_data import Storage
+from qcompile.ir.quantized_operators import (
+    QuantizedOperator,
+    byte_products,
+    input_name,
+    quantized_operator,
+)
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
 from qcompile.runtime.evaluation.saturating_convolutions import Convolution, Filters, saturated
@@ -30,23 +36,15 @@ from qcompile.runtime.evaluation.saturating_sums import (
     excess,
     saturable,
 )
+from qcompile.runtime.evaluation.tensor_facts import TensorFacts
 
-MICROSOFT = "com.microsoft"
 # Where more of all pairs can saturate, and more than a chunk of them, a loop over every pair is the
 # smaller graph.
 _FEW = 0.05
-_DYNAMIC, _TO_FLOAT = "DynamicQuantizeMatMul", "MatMulIntegerToFloat"
-# Slots of the operands, their zero points and their scales: left, right each.
-_SLOTS: dict[str, tuple[int | None, ...]] = {
-    "MatMulInteger": (0, 1, 2, 3, None, None),
-    _TO_FLOAT: (0, 1, 4, 5, 2, 3),
-    _DYNAMIC: (0, 1, None, 3, None, 2),
-    "QLinearMatMul": (0, 3, 2, 5, 1, 4),
-    "QGemm": (0, 3, 2, 5, 1, 4),
-}
+_DYNAMIC, _TO_FLOAT = (
+    f"{MICROSOFT}.{op}" for op in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+)
 _UNKNOWN = "the types of its operands are not known"
-# Operators whose products are not rebuilt, by the slots of their weights.
-_OTHERS = {"QAttention": (1,), "DynamicQuantizeLSTM": (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
     """The form of a model; ``storage`` as ``from_proto.read`` has it."""
     form = onnx.ModelProto()
     form.CopyFrom(model)
-    facts = _Facts(form.graph, storage or Storage())
+    facts = TensorFacts(form.graph, storage or Storage())
     nodes, emulated, left = list(form.graph.node), [], []
     del form.graph.node[:]
     for node in nodes:
@@ -80,16 +78,16 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
         left += [] if made is None else [(_label(node), made)]
         left += _inside(node, facts)
     for function in form.functions:
-        inner = _Facts(onnx.GraphProto(node=function.node), Storage())
+        inner = TensorFacts(onnx.GraphProto(node=function.node), Storage())
         risky = (n for n in function.node if _rewritten(n, inner) is not None)
         left += [(_label(n), f"it is in the function {function.name}") for n in risky]
     return SaturatingForm(form, tuple(emulated), tuple(left))
 
 
-def _inside(node: onnx.NodeProto, facts: _Facts) -> Iterator[tuple[str, str]]:
+def _inside(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[tuple[str, str]]:
     """Nodes of the bodies of an If, Loop or Scan that may saturate."""
     for body in bodies(node):
-        inner = _Facts(body, facts.storage, facts)
+        inner = TensorFacts(body, facts.storage, facts)
         for one in body.node:
             if _rewritten(one, inner) is not None:
                 yield _label(one), f"it is in a body of {_label(node)}"
@@ -100,88 +98,32 @@ def _label(node: onnx.NodeProto) -> str:
     return str(node.name or next(filter(None, node.output), ""))
 
 
-class _Facts:
-    """What is known of the tensors of a graph before it runs; ``outer``: of the graph around it."""
-
-    def __init__(
-        self, graph: onnx.GraphProto, storage: Storage, outer: _Facts | None = None
-    ) -> None:
-        self.storage, self._outer = storage, outer
-        self._constants = {t.name: t for t in graph.initializer}
-        self._makers = {name: node for node in graph.node for name in node.output if name}
-        typed = (*graph.value_info, *graph.input, *graph.output)
-        self._kinds = element_types(graph)
-        self._types = {v.name: v.type.tensor_type for v in typed}
-        self.taken = set(_names(graph))
-
-    def values(self, name: str) -> Array | None:
-        """Those of a constant, None of other tensors."""
-        if name in self._constants:
-            return values_of(self._constants[name], self.storage)
-        return self._outer.values(name) if self._outer else None
-
-    def kind(self, name: str) -> int:
-        """The element type, 0 where unknown."""
-        return self._kinds.get(name) or (self._outer.kind(name) if self._outer else 0)
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Sizes, 0 where unknown; None where even their number is."""
-        if name in self._constants:
-            return tuple(self._constants[name].dims)
-        known = self._types.get(name)
-        if known is None or not known.HasField("shape"):
-            return self._outer.shape(name) if self._outer else None
-        return tuple(dim.dim_value for dim in known.shape.dim)
-
-    def is_single(self, name: str) -> bool:
-        """True where the tensor is a scalar, or a vector of one element, for sure."""
-        maker = self._makers.get(name)
-        if maker is not None and maker.op_type == "DynamicQuantizeLinear":
-            return True  # the scale, or the zero point
-        return self.shape(name) in ((), (1,))
-
-
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name in a graph and in the bodies of its nodes."""
-    yield from (t.name for t in graph.initializer)
-    yield from (v.name for v in (*graph.input, *graph.output, *graph.value_info))
-    for node in graph.node:
-        yield from (node.name, *node.input, *node.output)
-        for body in bodies(node):
-            yield from _names(body)
-
-
-def _input(node: onnx.NodeProto, slot: int | None) -> str:
-    """The name of an input, "" where it is missing."""
-    return "" if slot is None or slot >= len(node.input) else str(node.input[slot])
-
-
 def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
     found = (get_attribute_value(a) for a in node.attribute if a.name == name)
     return float(next(found, default))
 
 
-def _rewritten(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
+def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | str | None:
     """What takes a node's place; why it is left as it is; None where its sums are exact."""
-    if node.domain not in ("", MICROSOFT):
+    row = quantized_operator(node)
+    products = [(a.names(node)[0], b.names(node)[0]) for a, b in byte_products(node)]
+    if row is None or not products:
         return None
-    if node.op_type in _SLOTS:
-        return _product(node, facts)
-    if node.op_type == "QLinearConv":
-        return _convolution(node, facts)
-    if node.op_type == "ConvInteger":
-        # The runtime has the filters left and the data right.
-        kinds = facts.kind(node.input[0]), facts.kind(node.input[1])
-        mixed = kinds[0] != TensorProto.UINT8 and kinds[1] != TensorProto.INT8
+    if is_op(node, "ConvInteger"):
+        [(filters, data)] = products
+        mixed = facts.type(filters) != TensorProto.INT8 and facts.type(data) != TensorProto.UINT8
         return "int8 data by uint8 filters is not rebuilt" if mixed else None
-    if any(_may_saturate(_input(node, slot), facts) for slot in _OTHERS.get(node.op_type, ())):
-        return f"{node.op_type} is not rebuilt"
-    return None
+    if row.kind == "convolution":
+        return _convolution(node, row, facts)
+    if row.kind in ("matmul", "gemm"):
+        return _product(node, row, facts)
+    risky = any(_may_saturate(weight, facts) for _, weight in products)
+    return f"{node.op_type} is not rebuilt" if risky else None
 
 
-def _may_saturate(weight: str, facts: _Facts) -> bool:
+def _may_saturate(weight: str, facts: TensorFacts) -> bool:
     """True but for constants of which no pair along the last axis but one can leave int16."""
-    if facts.kind(weight) not in (0, TensorProto.INT8):
+    if facts.type(weight) not in (0, TensorProto.INT8):
         return False
     values = facts.values(weight)
     return values is None or len(saturable(_tall(values)).columns) > 0
@@ -208,10 +150,14 @@ class _Product:
     right_scale: str
 
 
-def _product(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
-    it = _Product(*(_input(node, slot) for slot in _SLOTS[node.op_type]))
-    left, right = (facts.kind(z) or facts.kind(x) for x, z in _typed(it))
-    left = int(TensorProto.UINT8) if node.op_type == _DYNAMIC else left
+def _product(
+    node: onnx.NodeProto, row: QuantizedOperator, facts: TensorFacts
+) -> Fragment | str | None:
+    both = zip(*(operand.names(node) for operand in row.operands), strict=True)
+    (a, b), (a_scale, b_scale), (a_zero, b_zero) = both
+    it = _Product(a, b, a_zero, b_zero, a_scale, b_scale)
+    left, right = (facts.type(z) or facts.type(x) for x, z in _typed(it))
+    left = int(TensorProto.UINT8) if row.operands[0].is_float else left
     if left == TensorProto.INT8 or right == TensorProto.UINT8:
         return None
     if not (left and right):
@@ -220,16 +166,17 @@ def _product(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
     weight = _weight(it.right, across, facts)
     if not isinstance(weight, _Weight):
         return weight
-    f = Fragment(f"{_label(node)}/saturating", facts.taken)
+    f = Fragment(f"{_label(node)}/saturating", facts.names)
     it = _plain(f, node, it, across)
     exact = f.add("MatMulInteger", it.left, it.right, *_given(it.left_zero, it.right_zero))
     total = _total(f, it, exact, weight)
-    if node.op_type in (_TO_FLOAT, _DYNAMIC):
-        _to_float(f, node, it, (exact, total), facts.is_single(_input(node, 2)))
-    elif node.op_type == "QLinearMatMul":
-        _requantized(f, total, _multiplier(f, it, _input(node, 6)), _input(node, 7))
-    elif node.op_type == "QGemm":
-        _gemm(f, node, it, total)
+    if is_op(node, _TO_FLOAT, _DYNAMIC):
+        _to_float(f, node, it, (exact, total), facts.is_single(input_name(node, 2)))
+    elif row.kind == "gemm":
+        _gemm(f, node, row, it, total)
+    elif row.result.scale is not None:
+        _, scale, zero = row.result.names(node)
+        _requantized(f, total, _multiplier(f, it, scale), zero)
     f.end(node.output[0])
     return f
 
@@ -251,7 +198,7 @@ class _Weight:
     outputs: int = 0
 
 
-def _weight(right: str, across: bool, facts: _Facts) -> _Weight | str | None:
+def _weight(right: str, across: bool, facts: TensorFacts) -> _Weight | str | None:
     """``across``: the constant is [outputs, inputs]. None where no pair can saturate."""
     values = facts.values(right)
     if values is None:
@@ -273,7 +220,7 @@ def _few(pairs: Pairs, of: int) -> Pairs | None:
 
 def _plain(f: Fragment, node: onnx.NodeProto, it: _Product, across: bool) -> _Product:
     """The operands as MatMulInteger takes them."""
-    if node.op_type == _DYNAMIC:
+    if is_op(node, _DYNAMIC):
         left, scale, zero = f.add_all("DynamicQuantizeLinear", (it.left,), 3)
         return replace(it, left=left, left_scale=scale, left_zero=zero)
     if _attribute(node, "transA", 0):
@@ -306,8 +253,8 @@ def _to_float(
     what saturation adds to the sums is added to what it gives.
     """
     exact, total = sums
-    bias = _input(node, 4 if node.op_type == _DYNAMIC else 6)
-    if single or node.op_type == _DYNAMIC:
+    bias = input_name(node, 4 if is_op(node, _DYNAMIC) else 6)
+    if single or is_op(node, _DYNAMIC):
         scale = f.add("Mul", it.left_scale, it.right_scale)
         scaled = f.add("Mul", f.cast(total, TensorProto.FLOAT), scale)
         return f.add("Add", scaled, bias) if bias else scaled
@@ -330,12 +277,14 @@ def _requantized(f: Fragment, sums: str, multiplier: str, zero: str) -> str:
     return f.cast(f.add("Clip", shifted, low, high), TensorProto.UINT8)
 
 
-def _gemm(f: Fragment, node: onnx.NodeProto, it: _Product, sums: str) -> str:
+def _gemm(
+    f: Fragment, node: onnx.NodeProto, row: QuantizedOperator, it: _Product, sums: str
+) -> str:
     """QGemm after its sums: alpha (A · B + C) in integers, scaled, and uint8 where a zero is given.
 
     Its scales are multiplied as quant_gemm.cc does: alpha · left · right, then / output.
     """
-    bias, scale, zero = (_input(node, slot) for slot in (6, 7, 8))
+    bias, (_, scale, zero) = input_name(node, row.bias), row.result.names(node)
     alpha = _attribute(node, "alpha", 1)
     if alpha != 1:
         first = f.add("Mul", f.constant(np.array(alpha, np.float32)), it.left_scale)
@@ -348,11 +297,13 @@ def _gemm(f: Fragment, node: onnx.NodeProto, it: _Product, sums: str) -> str:
     return f.add("Mul", f.cast(sums, TensorProto.FLOAT), multiplier)
 
 
-def _convolution(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
-    """A QLinearConv: uint8 data by int8 filters; its inputs are x, its scale and zero, w, and so
-    on, the output's scale and zero, and an int32 bias."""
-    x, x_scale, x_zero, w, w_scale, w_zero, scale, zero, bias = (_input(node, i) for i in range(9))
-    left, right = facts.kind(x_zero) or facts.kind(x), facts.kind(w_zero) or facts.kind(w)
+def _convolution(
+    node: onnx.NodeProto, row: QuantizedOperator, facts: TensorFacts
+) -> Fragment | str | None:
+    """A QLinearConv: uint8 data by int8 filters."""
+    (x, x_scale, x_zero), (w, w_scale, w_zero) = (o.names(node) for o in row.operands)
+    bias, (_, scale, zero) = input_name(node, row.bias), row.result.names(node)
+    left, right = facts.type(x_zero) or facts.type(x), facts.type(w_zero) or facts.type(w)
     if left == TensorProto.INT8 or right == TensorProto.UINT8:
         return None
     if not (left and right):
@@ -364,7 +315,7 @@ def _convolution(node: onnx.NodeProto, facts: _Facts) -> Fragment | str | None:
     pairs = filters.pairs()
     if filters.depthwise or not len(pairs.columns):
         return None
-    f = Fragment(f"{_label(node)}/saturating", facts.taken)
+    f = Fragment(f"{_label(node)}/saturating", facts.names)
     space, last = values.ndim - 2, bool(_attribute(node, "channels_last", 0))
     if last:
         x = f.add("Transpose", x, perm=[0, space + 1, *range(1, space + 1)])

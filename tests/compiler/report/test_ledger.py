@@ -8,7 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompile.compiler.report.ledger import LedgerRow, from_dicts, rows, summary, to_dicts
+from qcompile.compiler.report.ledger import (
+    LedgerRow,
+    from_dicts,
+    products_of_data,
+    rows,
+    summary,
+    to_dicts,
+)
 from qcompile.ir import Graph
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.insert_qdq import InsertQdq
@@ -109,3 +116,43 @@ def test_rows_survive_a_report() -> None:
     table = list(found(*compiled()).values())
     assert from_dicts(to_dicts(table)) == table
     assert all(dataclasses.is_dataclass(r) for r in table)
+
+
+def products(body: str) -> Graph:
+    """Integer products of uint8 [2, 4] by int8, a constant one and data."""
+    return parse(
+        f"""<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (uint8[2,4] x, int8[4,4] v, int8[4,4] w, float s, float t, float u, uint8 z, int8 o,
+           uint8 r, int32[4] c) => (float y) {{ {body} }}""",
+        w=np.ones((4, 4), np.int8),
+        **{name: np.array(0.5, np.float32) for name in "stu"},
+        z=np.array(1, np.uint8),
+        o=np.array(0, np.int8),
+        r=np.array(2, np.uint8),
+        c=np.arange(4, dtype=np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "parameters"),
+    [
+        ("y = QLinearMatMul(x, s, z, w, t, o, u, r)", "stuzor"),
+        ("y = com.microsoft.QGemm(x, s, z, w, t, o, c, u, r)", "stuzorc"),
+        ("y = com.microsoft.QLinearMul(x, s, z, x, t, z, u, r)", "stuzr"),
+    ],
+)
+def test_scales_zero_points_and_integer_biases(body: str, parameters: str) -> None:
+    table = found(products(body))
+    kinds = {name: row.kind for name, row in table.items()}
+    assert {name for name, kind in kinds.items() if kind == "quantization"} == set(parameters)
+    assert kinds.get("w", "weight") == "weight"
+
+
+def test_products_of_data_have_no_constant_operand() -> None:
+    made = products(
+        """a = MatMulInteger(x, w, z) b = MatMulInteger(x, v, z)
+        d = com.microsoft.QGemm(x, s, z, v, t, o) e = com.microsoft.QGemm(x, s, z, w, t, o)
+        f = QLinearMatMul(x, s, z, v, t, o, u, r)
+        g = com.microsoft.MatMulIntegerToFloat(x, v, s, t) y = Mul(d, g)"""
+    )
+    assert products_of_data(onnx.ModelProto.FromString(serialize(made))) == 4

@@ -31,3 +31,15 @@ def test_numbers_of_a_list_share_a_line() -> None:
     for line in ('"ends": [1, 2, 300]', '"from": [-0.5, 1e-09, 3e+22]'):
         assert line in text
     assert "[1],\n" in text  # a list of lists is none of numbers
+
+
+def test_integer_linears_are_those_of_all_forms() -> None:
+    report = made()
+    microsoft = ("QGemm", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+    counted = ["MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger"]
+    counted += [f"com.microsoft.{op}" for op in ("QLinearConv", "QAttention", *microsoft)]
+    others = ["MatMul", "com.microsoft.QLinearAdd", "QuantizeLinear", "own.QLinearMatMul"]
+    report.operators = dict.fromkeys((*counted, *others), 1)
+    assert report.int8_linears == len(counted)
+    report.int8_products = 2
+    assert report.int8_linears == len(counted) - 2

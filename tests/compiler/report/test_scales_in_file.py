@@ -48,3 +48,25 @@ def test_a_damaged_scale_is_named() -> None:
     broken.raw_data = b"\0" * 5
     with pytest.raises(ModelError, match="tensor 'ws' of shape"):
         quantizers(model)
+
+
+def test_constants_of_operators_that_are_no_linears() -> None:
+    found = quantizers(
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+            g (uint8[2] x, uint8[1,2,2] y, int64[1] i) => (uint8[2] a, uint8[4] c, float[1,2,2] e)
+            <float s = {0.5}, float t = {0.25}, uint8 z = {3}, uint8[2] v = {1,2},
+             uint8[2] w = {5,6}, int8[2,6] k = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 o = {7},
+             float[6] b = {0,0,0,0,0,0}>
+            {
+                a = com.microsoft.QLinearAdd(x, s, z, v, t, z, s, z)
+                c = com.microsoft.QLinearConcat(s, z, x, s, z, w, s)
+                e = com.microsoft.QAttention<num_heads = 1>(y, k, b, s, t, , z, o)
+            }"""
+        )
+    )
+    assert {name: q.to_dict() for name, q in found.items()} == {
+        "v": {"scale": 0.25, "zero_point": 3},
+        "w": {"scale": 0.5, "zero_point": 0},
+        "k": {"scale": 0.25, "zero_point": 7},
+    }

@@ -79,7 +79,7 @@ def test_a_cut_is_done_by_saturation(operator: str, zero: int, expected: bool) -
 
 def test_axes_are_followed_from_a_convolution_both_ways() -> None:
     graph = activated(
-        """a = Sigmoid(x) c = Conv(a, w) r = Mul(c, c) t = Transpose<perm = [0, 2, 3, 1]>(r)
+        """a = Celu(x) c = Conv(a, w) r = Max(c, c) t = Transpose<perm = [0, 2, 3, 1]>(r)
         y = Relu(t)"""
     )
     assert channels_first(graph) == {"x", "a", "c", "r"}

@@ -13,7 +13,7 @@ B, S = "batch", "sequence"
 HEAD = (
     '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'
     "g (float[B,S,8] x, float[B,S,S] z, int64[B,S] attention_mask, float[8,8] w, int64[4] heads, "
-    "int64[3] flat, int64[1] one, float[64,4] table) => (float y) { "
+    "int64[3] flat, int64[1] one, float[64,4] table, float s, uint8 o) => (float y) { "
 )
 VALUES: dict[str, Array] = {
     "w": normal(8, 8),
@@ -38,7 +38,14 @@ VALUES: dict[str, Array] = {
         ("y = Gather(table, attention_mask)", (B, S, None)),
         ("y = Gather<axis = 2>(x, one)", (B, S, None)),
         ("y = Gather<axis = 1>(x, one)", None),
+        ("y = MatMulInteger(x, w)", (B, S, None)),
+        ("y = QLinearMatMul(x, s, o, w, s, o, s, o)", (B, S, None)),
+        ("y = QLinearMatMul(z, s, o, x, s, o, s, o)", (B, S, None)),
+        ("y = com.microsoft.QGemm(x, s, o, w, s, o)", None),
         ("y = Add(x, w)", (B, S, None)),
+        ("y = Celu(x)", (B, S, None)),
+        ("y = Exp(x)", (B, S, None)),
+        ("y = QuantizeLinear(x, s, o)", (B, S, None)),
         ("y = Softmax(z)", (B, S, S)),
         ("y = Concat<axis = -1>(x, x)", (B, S, None)),
         ("y = Concat<axis = 1>(x, x)", None),

@@ -133,6 +133,19 @@ def test_one_linear_for_query_key_and_value_has_all_three_roles() -> None:
     assert (found["a"], found["y"]) == ("other", "context@0")
 
 
+@pytest.mark.parametrize("activation", ["Relu", "Softsign", "ThresholdedRelu", "Celu"])
+def test_an_ffn_has_any_activation_between(activation: str) -> None:
+    graph = parse(
+        HEAD
+        + f"""g (float[B,S,8] u, float[8,16] w1, float[16,8] w2) => (float[B,S,8] y) {{
+            m = MatMul(u, w1) r = {activation}(m) h = MatMul(r, w2) y = Add(u, h)
+        }}""",
+        w1=normal(8, 16), w2=normal(16, 8),
+    )  # fmt: skip
+    found = named(graph)
+    assert (found["u"], found["r"], found["h"]) == ("ffn-in@0", "ffn-hidden@0", "ffn-out@0")
+
+
 def test_a_gated_ffn_has_two_first_linears() -> None:
     """silu(x w1) * (x w2), in two dimensions, with a Gemm and a bias at the end."""
     graph = parse(

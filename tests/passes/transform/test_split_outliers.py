@@ -250,6 +250,7 @@ def test_what_was_rounded_stays_as_it_was_rounded() -> None:
     ("body", "results", "found"),
     [
         ("m = MatMul(x, w) r = Relu(m) y = MatMul(r, v)", "float[N,4] y", "MatMul(%x, @w/wider"),
+        (LAYER.replace("Relu", "ThresholdedRelu"), "float[N,4] y", "ThresholdedRelu(%a/wider"),
         (LAYER.replace("Add(m, b)", "Add(b, m)"), "float[N,4] y", "Add(@b/wider"),
         (LAYER, "float[N,4] y, float[N,16] r", "%r/picked = Gather(%r"),
         (LAYER, "float[N,4] y, float[N,16] a", "%r/picked = Gather(%r"),
@@ -257,7 +258,16 @@ def test_what_was_rounded_stays_as_it_was_rounded() -> None:
         (LAYER.replace("Relu(a)", "Softmax(a)"), "float[N,4] y", "%r/picked = Gather(%r"),
         ("m = Mul(b, b) a = MatMul(x, w) r = Mul(a, m) y = MatMul(r, v)", "float[N,4] y", "Gather"),
     ],
-    ids=["no bias", "bias first", "an output", "an output inside", "read inside", "mixes", "a Mul"],
+    ids=[
+        "no bias",
+        "another function",
+        "bias first",
+        "an output",
+        "an output inside",
+        "read inside",
+        "mixes",
+        "a Mul",
+    ],
 )
 def test_where_columns_come_from(body: str, results: str, found: str) -> None:
     graph = layered(body, results)

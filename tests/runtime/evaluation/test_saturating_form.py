@@ -239,6 +239,14 @@ def test_what_is_left_is_named() -> None:
     )
 
 
+def test_a_weight_that_a_feed_may_replace_is_data() -> None:
+    x, w = np.full((1, 4), 255, np.uint8), np.ones((4, 1), np.int8)
+    node = make_node("MatMulInteger", ["x", "w"], ["y"], "n")
+    for feeds, emulated in (({"x": x}, ()), ({"x": x, "w": w}, ("n",))):
+        form = saturating_form.saturating_form(model_of(node, feeds, {"w": w}))
+        assert form.emulated == emulated
+
+
 def test_unknown_types_are_left() -> None:
     node = make_node("MatMulInteger", ["x", "w"], ["y"], "n")
     x = np.zeros((2, 4), np.uint8)
