@@ -18,6 +18,7 @@ from qcompile.errors import DataError
 from qcompile.ir import Graph
 from qcompile.ir.analysis.activation_memory import Footprint, footprint
 from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.lazy_values import nbytes
 from qcompile.quant import Array
 from qcompile.runtime.spilled_arrays import Store
 
@@ -46,7 +47,7 @@ class Budget:
     _known: list[tuple[_Shapes, Footprint]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        sizes = {name: int(c._values.nbytes) for name, c in self.graph.constants().items()}
+        sizes = {name: nbytes(c) for name, c in self.graph.constants().items()}
         self.weights = sum(sizes.values())
         self.largest = max(sizes, key=lambda n: sizes[n], default="")
         self.largest_bytes = sizes.get(self.largest, 0)
