@@ -49,15 +49,8 @@ EXPORTING = {"qcompile.compiler.model_folder.torch_export", "qcompile.compiler.m
 VERSION = "qcompile.__version__"  # the package hands on what is above, and this
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}
 STDLIB_OF_PASSES = {
-    "__future__",
-    "abc",
-    "collections",
-    "dataclasses",
-    "fnmatch",
-    "math",
-    "re",
-    "typing",
-}
+    "__future__", "abc", "collections", "dataclasses", "fnmatch", "math", "re", "typing",
+}  # fmt: skip
 
 
 def sources() -> dict[str, str]:
