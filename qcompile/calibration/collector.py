@@ -18,7 +18,15 @@ import numpy as np
 import onnx
 
 from qcompile.calibration.channel_observer import ChannelObserver
-from qcompile.data.feeds import Feed, common_batch, first_sample, growth, padding_mask, split_to_fit
+from qcompile.data.feeds import (
+    Feed,
+    common_batch,
+    first_sample,
+    growth,
+    padding_mask,
+    split_to_fit,
+    takes_any_batch,
+)
 from qcompile.errors import DataError
 from qcompile.ir import Graph, rank, shape_of
 from qcompile.ir.analysis import token_axes
@@ -261,8 +269,7 @@ def collector(
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     path = save(with_outputs(model, wanted), folder)
     session = Session(path, SessionOptions(threads=options.threads))
-    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
-    return Collector(session, taps, options, divisible)
+    return Collector(session, taps, options, takes_any_batch(graph))
 
 
 def _by_channel(graph: Graph, names: Sequence[str], probe: Probe) -> list[StatRequest]:

@@ -151,6 +151,11 @@ def common_batch(feed: Mapping[str, Array]) -> int:
     return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
 
+def takes_any_batch(graph: Graph) -> bool:
+    """True where no input has a fixed size on its first axis."""
+    return all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
+
+
 def first_sample(feed: Feed) -> Feed:
     """A feed of one sample; the feed itself where it cannot be divided."""
     return {name: v[:1] for name, v in feed.items()} if common_batch(feed) > 1 else feed

@@ -144,7 +144,7 @@ class _Search:
         for i, item in enumerate(self.items):
             if self._late(_RANKED):
                 break
-            self.alone[i] = self.state(item.switches, samples).error
+            self.alone[i] = self.state(frozenset(item.switches), samples).error
             self.progress.advance()
         self.order = sorted(range(len(self.items)), key=lambda i: -self.alone.get(i, 0.0))
 

@@ -92,11 +92,3 @@ def test_axes_whose_sizes_agree_with_the_masks(
     graph = parse(HEAD + text + " }", **VALUES, rows=np.array([-1, 8]))
     known = axes(graph, lambda: probed_shapes(graph, evaluate)).get("y")
     assert known == expected and token_axis(known) == axis
-
-
-def test_one_probe_alone_proves_nothing() -> None:
-    """Where all sizes are 1, every axis looks like every other."""
-    graph = parse(HEAD + "y = Neg(x) }", **VALUES)
-    ones = {"x": (1, 1, 8), "attention_mask": (1, 1)}
-    assert axes(graph, lambda: [{}, {}, ones]) == {}
-    assert axes(graph, lambda: [{"attention_mask": (2, 3)}, ones]).keys() == {"attention_mask"}
