@@ -10,14 +10,15 @@ batch sets the bin width, as in PyTorch or ONNX Runtime, the order of batches ma
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompile.calibrators._extrema import ExtremaObserver
-from qcompile.quant import Array, Floats, QSpec
+from qcompile.quant import Array, Calibrator, Floats, QSpec
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,20 +57,32 @@ class Bins:
         return (self.first + np.arange(self.counts.size + 1)) * self.width
 
 
-class Rule(Protocol):
-    """What a histogram observer asks of its calibrator."""
+class HistogramCalibrator(Calibrator):
+    """A rule that finds the range in a histogram: subclasses add ``clip`` and the option ``bins``.
+
+    ``bins`` is a field of each, so that their other options keep their place before it. Raises
+    ValueError unless it is a power of two of sensible size.
+    """
+
+    needs: ClassVar[Literal["extrema", "values"]] = "values"
 
     @property
-    def bins(self) -> int: ...
+    @abstractmethod
+    def bins(self) -> int:
+        """Bins of a tensor with one range, which bound memory and resolution."""
 
-    def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]: ...
+    @abstractmethod
+    def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
+        """The range to quantize as ``spec``, in the tensor's units."""
 
+    def __post_init__(self) -> None:
+        if not (_FEWEST <= self.bins <= _MOST and self.bins & (self.bins - 1) == 0):
+            expected = f"a power of two from {_FEWEST} to {_MOST}"
+            raise ValueError(f"found {self.bins} bins, expected {expected}")
 
-def check_bins(bins: int) -> None:
-    """Raise ValueError unless ``bins`` is a power of two of sensible size."""
-    if not (_FEWEST <= bins <= _MOST and bins & (bins - 1) == 0):
-        expected = f"a power of two from {_FEWEST} to {_MOST}"
-        raise ValueError(f"found {bins} bins, expected {expected}")
+    def observer(self, spec: QSpec) -> HistogramObserver:
+        """A fresh observer of all values."""
+        return HistogramObserver(self, spec)
 
 
 def _exponent(x: Array) -> Ints:
@@ -116,7 +129,7 @@ class HistogramObserver(ExtremaObserver):
 
     kept: ClassVar[tuple[str, ...]] = (*ExtremaObserver.kept, "counts", "exponent", "first")
 
-    def __init__(self, rule: Rule, spec: QSpec) -> None:
+    def __init__(self, rule: HistogramCalibrator, spec: QSpec) -> None:
         super().__init__(rule, spec)
         self._clip = rule.clip
         per_channel = max(_FEWEST, rule.bins // _CHANNEL_SHARE)

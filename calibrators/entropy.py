@@ -18,12 +18,12 @@ With as many integers as bins (16-bit types) no threshold loses anything and not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from qcompile.calibrators._histogram import Bins, HistogramObserver, Ints, check_bins
-from qcompile.quant import Array, Calibrator, QSpec
+from qcompile.calibrators._histogram import Bins, HistogramCalibrator, Ints
+from qcompile.quant import Array, QSpec
 
 _MOST_BINS = 2048
 # A bin that Q leaves empty under mass of P counts as this part of a value, as in ONNX Runtime.
@@ -71,20 +71,12 @@ def divergences(counts: Array, levels: int, cuts: Ints) -> Array:
 
 
 @dataclass(frozen=True)
-class Entropy(Calibrator):
+class Entropy(HistogramCalibrator):
     """Clip symmetrically where KL divergence is least; ``bins`` bounds memory, a power of two."""
 
     bins: int = 8192
 
     name: ClassVar[str] = "entropy"
-    needs: ClassVar[Literal["extrema", "values"]] = "values"
-
-    def __post_init__(self) -> None:
-        check_bins(self.bins)
-
-    def observer(self, spec: QSpec) -> HistogramObserver:
-        """A fresh observer of all values."""
-        return HistogramObserver(self, spec)
 
     def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
         """The range ``[-t, t]``, cut to the values seen, in the tensor's units."""

@@ -20,12 +20,12 @@ and the histogram searches of PyTorch's HistogramObserver and NVIDIA's pytorch-q
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from qcompile.calibrators._histogram import Bins, HistogramObserver, check_bins
-from qcompile.quant import Array, Calibrator, QSpec, Range, qparams
+from qcompile.calibrators._histogram import Bins, HistogramCalibrator
+from qcompile.quant import Array, QSpec, Range, qparams
 
 # Octaves by which an end is moved: first from here down to 1/181, then around the best so far.
 _ROUNDS: tuple[Array, ...] = (
@@ -74,20 +74,12 @@ def _ranges(bins: Bins, spec: QSpec, low: Array, high: Array) -> tuple[Array, Ar
 
 
 @dataclass(frozen=True)
-class Mse(Calibrator):
+class Mse(HistogramCalibrator):
     """Clip where the expected squared error is smallest; ``bins`` bounds memory, a power of two."""
 
     bins: int = 8192
 
     name: ClassVar[str] = "mse"
-    needs: ClassVar[Literal["extrema", "values"]] = "values"
-
-    def __post_init__(self) -> None:
-        check_bins(self.bins)
-
-    def observer(self, spec: QSpec) -> HistogramObserver:
-        """A fresh observer of all values."""
-        return HistogramObserver(self, spec)
 
     def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
         """The best range, in the tensor's units; of equals the widest."""

@@ -13,12 +13,12 @@ Source: McKinstry et al. 2018 (arXiv 1809.04191), Wu et al. 2020 (arXiv 2004.096
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from qcompile.calibrators._histogram import Bins, HistogramObserver, Ints, check_bins
-from qcompile.quant import Calibrator, QSpec
+from qcompile.calibrators._histogram import Bins, HistogramCalibrator, Ints
+from qcompile.quant import QSpec
 
 
 def _depth(counts: Ints, tail: float) -> float:
@@ -32,7 +32,7 @@ def _depth(counts: Ints, tail: float) -> float:
 
 
 @dataclass(frozen=True)
-class Percentile(Calibrator):
+class Percentile(HistogramCalibrator):
     """Clip both tails: ``percentile`` percent of the values, over 50 to 100, stay inside.
 
     ``bins`` bounds memory and resolution: a power of two.
@@ -42,16 +42,11 @@ class Percentile(Calibrator):
     bins: int = 8192
 
     name: ClassVar[str] = "percentile"
-    needs: ClassVar[Literal["extrema", "values"]] = "values"
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
             raise ValueError(f"found percentile {self.percentile}, expected one in (50, 100]")
-        check_bins(self.bins)
-
-    def observer(self, spec: QSpec) -> HistogramObserver:
-        """A fresh observer of all values."""
-        return HistogramObserver(self, spec)
+        super().__post_init__()
 
     def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
         """Both percentiles, in the tensor's units; ``spec`` plays no part."""

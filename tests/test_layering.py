@@ -48,7 +48,9 @@ HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
 EXPORTING = {"qcompile.compiler.model_folder.torch_export", "qcompile.compiler.model_folder.hub"}
 VERSION = "qcompile.__version__"  # the package hands on what is above, and this
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}
-STDLIB_OF_PASSES = {"__future__", "collections", "dataclasses", "fnmatch", "math", "re", "typing"}
+STDLIB_OF_PASSES = {
+    "__future__", "abc", "collections", "dataclasses", "fnmatch", "math", "re", "typing",
+}  # fmt: skip
 
 
 def sources() -> dict[str, str]:

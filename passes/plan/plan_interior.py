@@ -52,7 +52,9 @@ class PlanInterior(Pass):
         lifted = {d.tensor: Refusal(d.reason) for d in ctx.plan.decisions if d.spec is None}
         wanted, found = _wanted(graph, ctx, path), roles(graph)
         images, scales = channels_first(graph), scale_arithmetic(graph)
-        _forget_activations(ctx)
+        # One quantizer for each tensor replaces the one for each operand that was planned before.
+        ctx.plan.drop_activations()
+        ctx.requests.clear()
         for name, (tensor, spec) in sorted(wanted.items()):
             names = names_to_match(found, *aliases(graph, tensor))
             refusal = lifted.get(name) or ctx.choices.kept_by(names)
@@ -69,12 +71,6 @@ class PlanInterior(Pass):
             if kept is not None:
                 ctx.request(name, kept)
         return False
-
-
-def _forget_activations(ctx: Context) -> None:
-    """One quantizer for each tensor replaces the one for each operand that was planned before."""
-    ctx.plan.decisions = [d for d in ctx.plan.decisions if d.kind == "weight"]
-    ctx.requests.clear()
 
 
 def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tensor, QSpec]]:

@@ -101,9 +101,8 @@ class GroupScales(Pass):
             lo[part], hi[part] = lo[part].min(), hi[part].max()
         spec = replace(decision.spec, granularity="channel", axis=-1)
         ctx.ranges.set(decision.tensor, Range(lo, hi, -1))
-        at = ctx.plan.decisions.index(decision)
         why = f"{decision.reason}; {len(parts)} groups of channels"
-        ctx.plan.decisions[at] = replace(decision, spec=spec, reason=why)
+        ctx.plan.replace(decision, spec=spec, reason=why)
 
     def _parts(self, width: Array) -> list[Array]:
         """Channels of each group, widest first."""

@@ -217,12 +217,9 @@ def _apply(
         node = graph.add("Mul", [site.tensor, scale], [f"{site.data}/scaled"], like=site.tensor)
         scaled = node.outputs[0]
     for linear in site.linears:
-        graph.set_input(linear.node, 0, scaled)
-        new = graph.set_constant(
-            linear.node, 1, array(linear.weight) * factors[:, None], f"{linear.weight.name}/scaled"
-        )
-        ctx.plan.move((linear.weight_use,), new.name)
-    ctx.plan.move(site.uses, scaled.name)
+        values = array(linear.weight) * factors[:, None]
+        linear.set_weight(graph, ctx, values, f"{linear.weight.name}/scaled")
+    site.redirect(graph, ctx, scaled)
     ctx.channels[scaled.name] = stats.scaled(inverse)
     span = stats.foreseen(doublings).scaled(inverse)
     ctx.ranges.set(scaled.name, Range(span.lo.min(), span.hi.max()))

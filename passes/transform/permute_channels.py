@@ -84,7 +84,7 @@ def permute(graph: Graph, ctx: Context, chosen: Sequence[tuple[ChannelClass, Arr
     moved = _orders(chosen, "activations")
     for name, axes in _orders(chosen, "outputs").items():
         inner = _restore(graph, tensors[name], axes)
-        _hand_over(ctx, name, inner.name)
+        ctx.rename(name, inner.name)
         moved[inner.name] = moved.pop(name)
         tensors[inner.name] = inner
     _follow(ctx, moved, tensors)
@@ -157,18 +157,6 @@ def _restore(graph: Graph, output: Tensor, axes: Mapping[int, Array]) -> Tensor:
         result = output if i == len(axes) else f"{output.name}/restored"
         made = graph.add("Gather", [made, back], [result], {"axis": axis}, like=output).outputs[0]
     return inner
-
-
-def _hand_over(ctx: Context, old: str, new: str) -> None:
-    """What was decided and seen of an output holds for the tensor that its readers now read."""
-    ctx.plan.rename(old, new)
-    span = ctx.ranges.get(old)
-    if span is not None:
-        ctx.ranges.set(new, span)
-    if old in ctx.ranges.missing:
-        ctx.ranges.missing[new] = ctx.ranges.missing[old]
-    if old in ctx.channels:
-        ctx.channels[new] = ctx.channels[old]
 
 
 def _follow(ctx: Context, moved: Orders, tensors: Mapping[str, Tensor]) -> None:

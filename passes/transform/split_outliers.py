@@ -304,10 +304,9 @@ def _apply(
     clipped = clip.outputs[0]
     clipped.shape = None
     for linear in site.linears:
-        graph.set_input(linear.node, 0, clipped)
         _extend_weight(graph, ctx, linear, split)
+    site.redirect(graph, ctx, clipped)
     ctx.ranges.set(clipped.name, _span(split.low, split.high))
-    ctx.plan.move(site.uses, clipped.name)
 
 
 def _made(graph: Graph, ctx: Context, site: LinearGroup, split: Split, maker: _Maker) -> Tensor:
@@ -329,21 +328,13 @@ def _made(graph: Graph, ctx: Context, site: LinearGroup, split: Split, maker: _M
             old_name = node.outputs[0].name
             graph.renew_output(node, "wider", np.float32)
             node.outputs[0].shape = None
-            _hand_over(ctx, old_name, node.outputs[0].name)
+            ctx.rename(old_name, node.outputs[0].name, same_channels=False)
     offsets = np.zeros(wider.shape[1], np.float32)
     offsets[-len(split.copies) :] = -split.copies * split.span
     moves = graph.constant(f"{site.data}/offsets", offsets)
     moved = graph.add("Add", [maker.function.outputs[0], moves], [f"{site.data}/moved"])
     moved.outputs[0].dtype = site.tensor.dtype
     return moved.outputs[0]
-
-
-def _hand_over(ctx: Context, old: str, new: str) -> None:
-    """What was decided of a tensor holds for it with further columns, and so does its range."""
-    ctx.plan.rename(old, new)
-    span = ctx.ranges.get(old)
-    if span is not None and span.axis is None:
-        ctx.ranges.set(new, span)
 
 
 def _repeated(rounded: Rounded, channels: Array) -> Rounded:
@@ -384,6 +375,5 @@ def _extend_weight(graph: Graph, ctx: Context, linear: QuantizedLinear, split: S
     real = dequantize(values, params)
     idle = np.where(split.copies > 0, split.low, np.where(split.copies < 0, split.high, 0.0))
     add_to_bias(graph, linear, -(idle @ real[len(body) :].astype(np.float64)))
-    new = graph.set_constant(linear.node, 1, real, f"{linear.weight.name}/split")
+    new = linear.set_weight(graph, ctx, real, f"{linear.weight.name}/split")
     ctx.rounded[new.name] = Rounded(values, params)
-    ctx.plan.move((linear.weight_use,), new.name)

@@ -9,20 +9,30 @@ Positions that the attention mask marks as padding do not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import onnx
 
 from qcompile.calibration.channel_observer import ChannelObserver
-from qcompile.data.feeds import Feed, common_batch, growth, padding_mask
+from qcompile.data.feeds import (
+    Feed,
+    common_batch,
+    first_sample,
+    growth,
+    padding_mask,
+    split_to_fit,
+    takes_any_batch,
+)
 from qcompile.errors import DataError
-from qcompile.ir import Graph, Shape, rank, shape_of
+from qcompile.ir import Graph, rank, shape_of
+from qcompile.ir.analysis import token_axes
 from qcompile.ir.analysis.constant_evaluation import Evaluator
-from qcompile.ir.analysis.data_path import MASK
 from qcompile.ir.analysis.shape_probing import probed_shapes
+from qcompile.ir.analysis.token_axes import FLAT, Probe
 from qcompile.ir.model_io.write_model import save, with_external_weights
 from qcompile.quant import (
     Array,
@@ -39,7 +49,6 @@ from qcompile.runtime.session import Session, SessionOptions, with_outputs
 
 _FLOAT_BYTES = 4
 _VARYING = "its channels are not the same in all feeds"
-_FLAT = -1  # batch and tokens are flattened into the first axis
 # Opset from which a reduction takes its axes as an input.
 _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
 
@@ -127,27 +136,25 @@ class Collector:
                     yield tap, kept
 
     def _fitting(self, feed: Feed) -> Iterator[Feed]:
-        """The feed, or halves of its batch until all that is fetched fits the budget at once.
+        """The feed, or parts of its batch of which all that is fetched fits the budget at once.
 
         Where the batch cannot be divided, each single tensor must fit.
         """
+
+        def fits(part: Feed) -> bool:
+            return sum(self._sizes(part).values()) <= self.options.max_memory
+
+        return split_to_fit(feed, fits, self._check_largest, divisible=self.divisible)
+
+    def _check_largest(self, feed: Feed) -> None:
         sizes = self._sizes(feed)
-        if sum(sizes.values()) <= self.options.max_memory:
-            yield feed
-            return
-        batch = common_batch(feed) if self.divisible else 1
-        if batch < 2:
-            tensor = max(sizes, key=lambda name: sizes[name])
-            size = sizes[tensor]
-            if size <= self.options.max_memory:
-                yield feed
-                return
+        tensor = max(sizes, key=lambda name: sizes[name])
+        size = sizes[tensor]
+        if size > self.options.max_memory:
             raise DataError(
                 f"tensor {tensor!r} has {size} bytes in one feed, which cannot be divided, over "
                 f"--max-memory {self.options.max_memory}: give at least {size}, or smaller feeds"
             )
-        for rows in (slice(0, batch // 2), slice(batch // 2, None)):
-            yield from self._fitting({name: v[rows] for name, v in feed.items()})
 
     def ranges(self) -> Ranges:
         """Ranges of all tensors that finite values were seen of, reasons for the others."""
@@ -213,8 +220,7 @@ class Collector:
             if times and sum(known.values()) * times <= self.options.max_memory:
                 return {tensor: size * times for tensor, size in known.items()}
         batch = common_batch(feed) if self.divisible else 1
-        counted = {n: v[:1] for n, v in feed.items()} if batch > 1 else feed
-        counts = self.session.run(counted, list(names.values()))
+        counts = self.session.run(first_sample(feed) if batch > 1 else feed, [*names.values()])
         self.counted[key] = {t: int(counts[s]) * _FLOAT_BYTES * batch for t, s in names.items()}
         return self.counted[key]
 
@@ -240,8 +246,9 @@ def collector(
     ``watched`` are tensors whose channels are to be sampled, beside the ranges of ``requests``.
     """
     options = options or CollectorOptions()
-    requests = [*requests, *_by_channel(graph, watched, evaluate)]
-    axes = _token_axes(graph, requests, evaluate) if options.mask else {}
+    probe = cache(lambda: probed_shapes(graph, evaluate))
+    requests = [*requests, *_by_channel(graph, watched, probe)]
+    axes = token_axes.axes(graph, probe) if options.mask else {}
     reduced = calibrator.needs == "extrema"
     tensors = graph.tensors()
     model, folder = with_external_weights(graph)
@@ -257,15 +264,15 @@ def collector(
             if i < first_watched
             else ChannelObserver(keep=options.keep)
         )
-        taps.append(Tap(request, axes.get(request.tensor), names, observer, size=size))
+        token_axis = token_axes.token_axis(axes.get(request.tensor))
+        taps.append(Tap(request, token_axis, names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     path = save(with_outputs(model, wanted), folder)
     session = Session(path, SessionOptions(threads=options.threads))
-    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
-    return Collector(session, taps, options, divisible)
+    return Collector(session, taps, options, takes_any_batch(graph))
 
 
-def _by_channel(graph: Graph, names: Sequence[str], evaluate: Evaluator) -> list[StatRequest]:
+def _by_channel(graph: Graph, names: Sequence[str], probe: Probe) -> list[StatRequest]:
     """Requests for channels: the last axis, or the one before where only that has a fixed size.
 
     A key is transposed before its product with the query, and may be watched there.
@@ -273,7 +280,7 @@ def _by_channel(graph: Graph, names: Sequence[str], evaluate: Evaluator) -> list
     tensors = graph.tensors()
     shapes = {name: shape_of(tensors[name]) for name in names}
     sure = all(shape and isinstance(shape[-1], int) for shape in shapes.values())
-    probes = [] if sure else probed_shapes(graph, evaluate)
+    probes = [] if sure else probe()
     made = []
     for name in names:
         ends = {shape[-2:] for p in probes if (shape := p.get(name))}
@@ -328,7 +335,7 @@ def _rows(values: Array, axis: int | None, token_axis: int | None, mask: Array |
     if axis is None:
         return _without_padding(values, token_axis, mask).ravel()
     axis %= values.ndim
-    if token_axis is not None and token_axis != _FLAT and axis <= token_axis:
+    if token_axis is not None and token_axis != FLAT and axis <= token_axis:
         token_axis = token_axis - 1 if axis < token_axis else None
     kept = _without_padding(np.moveaxis(values, axis, -1), token_axis, mask)
     return kept.reshape(-1, kept.shape[-1])
@@ -338,45 +345,9 @@ def _without_padding(values: Array, token_axis: int | None, mask: Array | None) 
     """Rows of real tokens; everything where the tensor has no token axis."""
     if mask is None or token_axis is None or mask.all():
         return values
-    if token_axis == _FLAT:
+    if token_axis == FLAT:
         kept: Array = values[mask.reshape(-1)]
         return kept
     rows = np.moveaxis(values, token_axis, 1)
     selected: Array = rows[mask]
     return selected
-
-
-def _token_axes(
-    graph: Graph, requests: Sequence[StatRequest], evaluate: Evaluator
-) -> Mapping[str, int]:
-    """The axis along which each tensor has one entry a token, by probing shapes.
-
-    The first axis must be the batch; the last cannot be the token axis, since it is reduced.
-    """
-    if not any(t.name == MASK for t in graph.inputs):
-        return {}
-    probes = probed_shapes(graph, evaluate)
-    found = {}
-    for request in requests:
-        views = [(t, m) for p in probes if (t := p.get(request.tensor)) and (m := p.get(MASK))]
-        axis = _token_axis(views) if len(views) == len(probes) else None
-        if axis is not None:
-            found[request.tensor] = axis
-    return found
-
-
-def _token_axis(views: Sequence[tuple[Shape, Shape]]) -> int | None:
-    if any(len(m) != 2 for _, m in views):
-        return None
-    if all(t[0] == _product(m) for t, m in views):
-        return _FLAT
-    if not all(t[0] == m[0] for t, m in views):
-        return None
-    for axis in range(1, min(len(t) for t, _ in views) - 1):
-        if all(t[axis] == m[1] for t, m in views):
-            return axis
-    return None
-
-
-def _product(shape: Shape) -> int:
-    return int(np.prod([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64))

@@ -151,6 +151,36 @@ def common_batch(feed: Mapping[str, Array]) -> int:
     return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
 
+def takes_any_batch(graph: Graph) -> bool:
+    """True where no input has a fixed size on its first axis."""
+    return all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
+
+
+def first_sample(feed: Feed) -> Feed:
+    """A feed of one sample; the feed itself where it cannot be divided."""
+    return {name: v[:1] for name, v in feed.items()} if common_batch(feed) > 1 else feed
+
+
+def split_to_fit(
+    feed: Feed, fits: Callable[[Feed], bool], check_last: Callable[[Feed], None], *, divisible: bool
+) -> Iterator[Feed]:
+    """The feed, or its batch in halves, each of them halved again until ``fits`` is true of it.
+
+    divisible: the model takes batches of any size. What does not fit and cannot be divided goes to
+    ``check_last``, which raises DataError, or lets it pass as it is.
+    """
+    batch = common_batch(feed) if divisible else 1
+    if fits(feed):
+        yield feed
+    elif batch < 2:
+        check_last(feed)
+        yield feed
+    else:
+        for rows in (slice(0, batch // 2), slice(batch // 2, None)):
+            half = {name: v[rows] for name, v in feed.items()}
+            yield from split_to_fit(half, fits, check_last, divisible=divisible)
+
+
 def growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:
     """How much larger any tensor can be than for feeds of these shapes, 0 where that is not known.
 

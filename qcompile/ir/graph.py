@@ -17,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
-from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.lazy_values import FileValues, make_constant
 from qcompile.ir.operators import ONNX, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
 from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
@@ -309,7 +309,7 @@ class Graph:
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Let a graph input become the constant, with the values of ``constant``, still lazy."""
         self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
-        variable.to_constant(constant._values)
+        make_constant(variable, constant)
 
     def adopt(self, other: Graph) -> None:
         """Become another graph; the header stays."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from qcompile.ir.lazy_values import FileValues
+from qcompile.ir import lazy_values
 from qcompile.quant import Array
 
 Node: TypeAlias = gs.Node
@@ -41,13 +40,7 @@ def array(tensor: Tensor) -> Array:
 
     Weights that are still in the loaded file are viewed there, not copied and not kept.
     """
-    values = tensor._values
-    if isinstance(values, FileValues):
-        values = values.load()
-    elif isinstance(values, gs.ir.tensor.LazyValues):
-        values = onnx.numpy_helper.to_array(values.tensor)
-    result: Array = np.asarray(values)
-    return result
+    return lazy_values.values_of(tensor)
 
 
 def scalar(tensor: Tensor) -> float | None:

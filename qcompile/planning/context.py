@@ -104,6 +104,21 @@ class Context:
         found = self.rounded.get(weight)
         return found if found is not None and found.params.spec == spec else None
 
+    def rename(self, old: str, new: str, *, same_channels: bool = True) -> None:
+        """What is known of a tensor holds for the one that its readers read in its place now.
+
+        That is decisions, its range and what was seen of its channels. same_channels: False where
+        the new tensor has further ones, so that nothing that is known by channel holds for it.
+        """
+        self.plan.rename(old, new)
+        span = self.ranges.get(old)
+        if span is not None and (same_channels or span.axis is None):
+            self.ranges.set(new, span)
+        if old in self.ranges.missing:
+            self.ranges.missing[new] = self.ranges.missing[old]
+        if same_channels and old in self.channels:
+            self.channels[new] = self.channels[old]
+
     def request(self, tensor: str, spec: QSpec) -> None:
         """Ask for the range of a tensor; equal requests are merged."""
         wanted = StatRequest(tensor, spec)

@@ -36,6 +36,12 @@ class QuantizedLinear:
     def weight_use(self) -> Use:
         return Use(self.node.name, 1)
 
+    def set_weight(self, graph: Graph, ctx: Context, values: Array, name: str) -> Constant:
+        """Give the layer other weights, as a constant of that name; what was decided follows."""
+        new = graph.set_constant(self.node, 1, values, name)
+        ctx.plan.move((self.weight_use,), new.name)
+        return new
+
 
 @dataclass(frozen=True)
 class LinearGroup:
@@ -56,6 +62,12 @@ class LinearGroup:
     @property
     def uses(self) -> tuple[Use, ...]:
         return tuple(linear.data_use for linear in self.linears)
+
+    def redirect(self, graph: Graph, ctx: Context, tensor: Tensor) -> None:
+        """Let all layers read another tensor; what was decided follows."""
+        for linear in self.linears:
+            graph.set_input(linear.node, 0, tensor)
+        ctx.plan.move(self.uses, tensor.name)
 
 
 def linear_groups(graph: Graph, ctx: Context) -> list[LinearGroup]:

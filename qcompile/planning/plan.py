@@ -7,9 +7,10 @@ too, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from qcompile.ir import Tensor
 from qcompile.quant import QSpec
@@ -73,47 +74,57 @@ class Plan:
             if decision.spec is not None and kind in (None, decision.kind):
                 yield decision
 
+    def replace(self, decision: Decision, **changes: Any) -> None:
+        """Put a decision with other fields in the place of one that is here."""
+        self.decisions[self.decisions.index(decision)] = replace(decision, **changes)
+
     def move(self, uses: tuple[Use, ...], tensor: str) -> None:
         """Uses read another tensor now: what was decided for them goes with them."""
-        for decision in list(self.decisions):
-            moved = tuple(u for u in decision.uses if u in uses)
-            if not moved:
-                continue
-            left = tuple(u for u in decision.uses if u not in uses)
-            at = self.decisions.index(decision)
-            self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
-            self.decide(replace(decision, tensor=tensor, uses=moved))
+        for decision in self._take(lambda _, use: use in uses):
+            self.decide(replace(decision, tensor=tensor))
 
     def forget(self, node: str) -> None:
         """Drop what was decided for a node that is gone."""
-        for decision in list(self.decisions):
-            left = tuple(u for u in decision.uses if u.node != node)
-            if len(left) < len(decision.uses):
-                at = self.decisions.index(decision)
-                self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
+        self._take(lambda _, use: use.node == node)
 
     def claim(self, uses: tuple[Use, ...]) -> None:
         """These uses become integers after all: what was decided for them as floats is void."""
-        for decision in [d for d in self.decisions if d.spec is None]:
-            left = tuple(u for u in decision.uses if u not in uses)
-            if len(left) < len(decision.uses):
-                at = self.decisions.index(decision)
-                self.decisions[at : at + 1] = [replace(decision, uses=left)] if left else []
+        self._take(lambda decision, use: decision.spec is None and use in uses)
+
+    def drop_activations(self) -> None:
+        """Decisions for weights alone stay."""
+        self.decisions[:] = [d for d in self.decisions if d.kind == "weight"]
 
     def release(self, node: str, reason: str) -> None:
         """Leave all operands of one node float; other readers keep what was decided for them."""
         for decision in list(self.quantized()):
-            mine = tuple(u for u in decision.uses if u.node == node)
-            if not mine:
+            mine, others = _split(decision, lambda use: use.node == node)
+            if mine is None:
                 continue
-            others = tuple(u for u in decision.uses if u.node != node)
             self.decisions.remove(decision)
-            if others:
-                self.decisions.append(replace(decision, uses=others))
-            self.decide(replace(decision, spec=None, reason=reason, uses=mine))
+            if others is not None:
+                self.decisions.append(others)
+            self.decide(replace(mine, spec=None, reason=reason))
+
+    def _take(self, wanted: Callable[[Decision, Use], bool]) -> list[Decision]:
+        """Take uses out of their decisions, which stay in place for the uses that are left."""
+        parts = [_split(d, partial(wanted, d)) for d in self.decisions]
+        self.decisions[:] = [others for _, others in parts if others is not None]
+        return [mine for mine, _ in parts if mine is not None]
 
     def rename(self, old: str, new: str) -> None:
         """Follow a tensor whose readers read another in its place."""
         self.decisions[:] = [
             replace(d, tensor=new) if d.tensor == old else d for d in self.decisions
         ]
+
+
+def _split(
+    decision: Decision, wanted: Callable[[Use], bool]
+) -> tuple[Decision | None, Decision | None]:
+    """The decision for the uses that are wanted, None where none is; and for the others."""
+    mine = tuple(u for u in decision.uses if wanted(u))
+    if not mine:
+        return None, decision
+    others = tuple(u for u in decision.uses if u not in mine)
+    return replace(decision, uses=mine), replace(decision, uses=others) if others else None

@@ -13,11 +13,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from qcompile.data.feeds import Feed, common_batch, growth
+from qcompile.data.feeds import Feed, first_sample, growth, split_to_fit
 from qcompile.errors import DataError
 from qcompile.ir import Graph, Refusal
 from qcompile.ir.analysis.activation_memory import Footprint, footprint
 from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.lazy_values import nbytes
 from qcompile.quant import Array
 from qcompile.runtime.spilled_arrays import Store
 
@@ -46,7 +47,7 @@ class Budget:
     _known: list[tuple[_Shapes, Footprint]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        sizes = {name: int(c._values.nbytes) for name, c in self.graph.constants().items()}
+        sizes = {name: nbytes(c) for name, c in self.graph.constants().items()}
         self.weights = sum(sizes.values())
         self.largest = max(sizes, key=lambda n: sizes[n], default="")
         self.largest_bytes = sizes.get(self.largest, 0)
@@ -65,14 +66,7 @@ class Budget:
 
     def parts(self, feed: Feed) -> Iterator[Feed]:
         """The feed, or parts of its batch that fit. Raises DataError where a sample does not."""
-        if self.limit is None or self._fits(feed):
-            yield feed
-            return
-        batch = common_batch(feed) if self.divisible else 1
-        if batch < 2:
-            raise DataError(self._excess(feed, self.limit))
-        for rows in (slice(0, batch // 2), slice(batch // 2, None)):
-            yield from self.parts({name: v[rows] for name, v in feed.items()})
+        return split_to_fit(feed, self._fits, self._refuse, divisible=self.divisible)
 
     def check(self, feeds: Iterable[Feed]) -> None:
         """Raise DataError, before anything runs, for the sample of all feeds that needs most."""
@@ -80,14 +74,13 @@ class Budget:
             return
         largest: list[Feed] = []
         for feed in feeds:
-            divided = self.divisible and common_batch(feed) > 1
-            sample = {n: v[:1] for n, v in feed.items()} if divided else feed
+            sample = first_sample(feed) if self.divisible else feed
             if not any(_is_within(sample, other) for other in largest):
                 largest = [other for other in largest if not _is_within(other, sample)]
                 largest.append(sample)
         needed = [self._needed(self._footprint(sample).bytes) for sample in largest]
         if needed and max(needed) > self.limit:
-            raise DataError(self._excess(largest[int(np.argmax(needed))], self.limit))
+            self._refuse(largest[int(np.argmax(needed))])
 
     def kept(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """Outputs that are to wait for others: in files, where there is a limit."""
@@ -103,11 +96,13 @@ class Budget:
         return Refusal(f"{what} takes {needed} bytes, over --max-memory {self.limit}")
 
     def _fits(self, feed: Feed) -> bool:
+        if self.limit is None:
+            return True
         for shapes, known in self._known:
             times = growth(shapes, feed)
-            if times and self._needed(known.bytes * times) <= (self.limit or 0):
+            if times and self._needed(known.bytes * times) <= self.limit:
                 return True
-        return self._needed(self._footprint(feed).bytes) <= (self.limit or 0)
+        return self._needed(self._footprint(feed).bytes) <= self.limit
 
     def _needed(self, activations: int) -> int:
         return self.weights + self.fetched + _ARENA * activations
@@ -121,13 +116,13 @@ class Budget:
         self._known.append((shapes, found))
         return found
 
-    def _excess(self, feed: Feed, limit: int) -> str:
-        """One line: over what, by which tensors, and what would fit."""
+    def _refuse(self, feed: Feed) -> None:
+        """Raise DataError, one line: over what, by which tensors, and what would fit."""
         found = self._footprint(feed)
         rest = self.weights + _ARENA * found.bytes
         least = min(rest + FETCHED, rest * _SHARE // (_SHARE - 1) + _SHARE)
-        return (
-            f"--max-memory {limit} is too little to run the float model: its weights take "
+        raise DataError(
+            f"--max-memory {self.limit} is too little to run the float model: its weights take "
             f"{self.weights} bytes (most: {self.largest!r}, {self.largest_bytes}), activations of "
             f"the smallest part of a feed {_ARENA * found.bytes} (most: {found.tensor!r}, "
             f"{found.largest}); give at least {least}, or shorter samples"

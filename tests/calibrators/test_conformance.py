@@ -44,7 +44,7 @@ def discovered() -> list[type[Calibrator]]:
         module = importlib.import_module(info.name)
         for item in vars(module).values():
             local = inspect.isclass(item) and item.__module__ == module.__name__
-            if local and issubclass(item, Calibrator):
+            if local and issubclass(item, Calibrator) and not inspect.isabstract(item):
                 found.append(item)
     return sorted(found, key=lambda c: c.name)
 

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.data.feeds import Feed, HoldOut, InputSpec, input_specs, padding_mask, sample_count
+from qcompile.data.feeds import (
+    Feed,
+    HoldOut,
+    InputSpec,
+    first_sample,
+    input_specs,
+    padding_mask,
+    sample_count,
+    split_to_fit,
+)
 from qcompile.data.open_data import open_data
 from qcompile.errors import DataError, ModelError
 from qcompile.ir.model_io.read_model import load
@@ -151,6 +160,39 @@ def test_held_feeds_survive_a_source_that_reuses_its_array() -> None:
 def test_hold_back_needs_something_left() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         HoldOut([], every=1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "divisible", "batches"),
+    [(5, True, [5]), (3, True, [2, 3]), (2, True, [2, 1, 2]), (0, True, [1] * 5), (4, False, [5])],
+)
+def test_feeds_are_halved_until_each_fits(limit: int, divisible: bool, batches: list[int]) -> None:
+    """What is left whole although it does not fit was shown to the last check."""
+    seen: list[int] = []
+    feed = {"x": rows(5)}
+    parts = list(
+        split_to_fit(
+            feed,
+            lambda part: len(part["x"]) <= limit,
+            lambda part: seen.append(len(part["x"])),
+            divisible=divisible,
+        )
+    )
+    assert [len(p["x"]) for p in parts] == batches
+    assert seen == [n for n in batches if n > limit]
+    assert np.array_equal(np.concatenate([p["x"] for p in parts]), feed["x"])
+
+
+def test_a_feed_whose_arrays_differ_in_batch_stays_whole() -> None:
+    feed = {"x": rows(4), "bias": rows(1)}
+    assert first_sample(feed) is feed
+    assert [*split_to_fit(feed, lambda _: False, lambda _: None, divisible=True)] == [feed]
+    with pytest.raises(DataError):
+        list(split_to_fit(feed, lambda _: False, refused, divisible=True))
+
+
+def refused(feed: Feed) -> None:
+    raise DataError("too large")
 
 
 @settings(max_examples=60, deadline=None)

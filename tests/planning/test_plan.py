@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from qcompile.planning import Decision, Plan, Use
-from qcompile.quant import QSpec, Range, Ranges, StatRequest
+from qcompile.quant import ChannelStats, QSpec, Range, Ranges, StatRequest
+from qcompile.rewriting.testing import context
 
 UINT8 = QSpec("uint8", symmetric=False)
 INT8 = QSpec("int8", symmetric=True, granularity="channel", axis=1)
@@ -110,3 +112,37 @@ def test_the_maker_of_a_tensor_is_known_whoever_decides_first() -> None:
     plan.decide(decision("x", Use("a", 0)))
     plan.decide(Decision("x", "activation", UINT8, "because", (Use("b", 0),), "conv"))
     assert [d.maker for d in plan.decisions] == ["conv"]
+
+
+def test_a_decision_is_replaced_where_it_stands() -> None:
+    plan = Plan([decision("x", Use("q", 0)), decision("y", Use("k", 0))])
+    plan.replace(decision("x", Use("q", 0)), spec=INT8)
+    assert plan.decisions == [decision("x", Use("q", 0), spec=INT8), decision("y", Use("k", 0))]
+    with pytest.raises(ValueError, match="not in list"):
+        plan.replace(decision("x", Use("q", 0)), spec=None)
+
+
+def test_without_activations_weights_are_left() -> None:
+    weight = Decision("w", "weight", INT8, "because", (Use("q", 1),))
+    plan = Plan([decision("x", Use("q", 0)), weight])
+    plan.drop_activations()
+    assert plan.decisions == [weight]
+
+
+@pytest.mark.parametrize("same_channels", [True, False])
+def test_what_is_known_follows_a_tensor_to_its_new_name(same_channels: bool) -> None:
+    ctx, ends = context(), np.zeros(2, np.float32)
+    stats = ChannelStats(ends, ends, np.zeros((0, 2), np.float32))
+    for name, axis in (("whole", None), ("by channel", -1)):
+        low = np.array(0.0) if axis is None else ends
+        ctx.plan.decide(decision(name, Use(name, 0)))
+        ctx.ranges.set(name, Range(low, low + 1, axis))
+        ctx.channels[name] = stats
+        ctx.rename(name, f"{name}/new", same_channels=same_channels)
+    ctx.ranges.missing["never run"] = "no values seen"
+    ctx.rename("never run", "never run/new", same_channels=same_channels)
+    new = {f"{name}/new" for name in ("whole", "by channel")}
+    assert {d.tensor for d in ctx.plan.decisions} == new
+    assert new & {*ctx.ranges.found} == (new if same_channels else {"whole/new"})
+    assert new & {*ctx.channels} == (new if same_channels else set())
+    assert ctx.ranges.missing["never run/new"] == "no values seen"

@@ -1,54 +1,124 @@
 """What a search has measured so far, in a small file: the same command goes on where it was.
 
-The file is taken only for the same model, data, recipe and gates. Measurements are keyed by the
-samples and by the switches that were on, as a bit mask; a search is a pure function of them.
+One class measures and keeps for both searches, with one form of contents. They differ in where
+users find them: those of ``compile`` in a file next to the output, which survives ``--no-cache``,
+those of ``sensitivity`` in the cache. They are taken over only for the same model, data, recipe and
+gates. Measurements are keyed by the samples and by the switches that were on, as a bit mask; a
+search is a pure function of them.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from qcompile.compiler.config.lockfile import environment
-from qcompile.compiler.report.notes import Note
 from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.errors import OutputError
 from qcompile.runtime import session
 from qcompile.runtime.evaluation.user_metric import named
-from qcompile.system.atomic_write import write_atomic
+from qcompile.system.atomic_write import replacing
 from qcompile.system.resume_cache import Cache, key_of
 
+T = TypeVar("T")
 _FORMAT = "qcompile search"
 _KIND = "search"
-SAVE_EVERY = 5.0  # seconds between writes
+_SAVE_EVERY = 5.0  # seconds between writes
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A file in the place of a cache: one entry, whatever its key. Raises OutputError."""
+
+    path: Path
+
+    def load(self, kind: str, key: str, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of the file, None where there is none."""
+        return read(self.path) if self.path.exists() else None
+
+    def store(self, kind: str, key: str, write: Callable[[IO[bytes]], None]) -> None:
+        """Write the file whole or not at all."""
+        with replacing(self.path) as file:
+            write(file)
+
+    def drop(self, kind: str = _KIND, key: str = "") -> None:
+        """Remove the file, if it is there."""
+        with suppress(FileNotFoundError):
+            self.path.unlink()
 
 
 @dataclass
-class State:
-    """``scores`` of the switched model, ``tried`` of models that were compiled; by mask.
+class Measurements:
+    """Measures, and keeps what was measured: ``scores`` of the switched model, by mask.
 
-    ``samples``: how many the ranking uses, None before that is known. ``path`` None: not kept.
+    ``tried``: scores of models that were compiled. ``samples``: how many the ranking uses, None
+    before that is known. ``measured``: how many scores are of this run. ``kept_in`` None: nowhere.
     """
 
-    path: Path | None
+    meter: Meter
     digest: str
+    kept_in: Cache | StateFile | None
     scores: dict[str, Score] = field(default_factory=dict)
     tried: dict[str, Score] = field(default_factory=dict)
     samples: int | None = None
+    measured: int = 0
+    _saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def everything(self) -> frozenset[int]:
+        """All switches on."""
+        return self.meter.everything
+
+    def __call__(self, on: Collection[int], samples: int = 0) -> Score:
+        """What an earlier run measured, or the meter now."""
+        key = f"{samples}:{mask(on)}"
+        if key not in self.scores:
+            self.scores[key] = self.meter(on, samples)
+            self.measured += 1
+            if time.monotonic() - self._saved > _SAVE_EVERY:
+                self.save()
+        return self.scores[key]
+
+    def take_over(self) -> None:
+        """Go on with what an earlier run has kept of the same.
+
+        Raises OutputError where the file is something else, which would be lost.
+        """
+        if self.kept_in is not None:
+            self.kept_in.load(_KIND, self.digest, self._read)
 
     def save(self) -> None:
-        """Write the file whole, where anything was measured. Raises OutputError."""
-        if self.path is not None and self.scores:
-            write_atomic(self.path, self.to_bytes())
+        """Write all that is known, where anything was measured. Raises what the store does."""
+        if self.kept_in is not None and self.scores:
+            self.kept_in.store(_KIND, self.digest, self._write)
+        self._saved = time.monotonic()
 
-    def to_bytes(self) -> bytes:
-        """The file's contents."""
+    def drop(self) -> None:
+        """Nothing is left to go on with."""
+        self.scores.clear()
+        if self.kept_in is not None:
+            self.kept_in.drop(_KIND, self.digest)
+
+    def _read(self, path: Path) -> None:
+        try:
+            found = json.loads(path.read_text())
+            if found["format"] != _FORMAT:
+                raise ValueError(found["format"])
+            if found["digest"] == self.digest:
+                kept = _scores(found["scores"]), _scores(found["tried"]), found["samples"]
+                self.scores, self.tried, self.samples = kept
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise OutputError(
+                f"search state {str(path)!r} is no state of a search: move it away"
+            ) from e
+
+    def _write(self, file: IO[bytes]) -> None:
         content = {
             "format": _FORMAT,
             "digest": self.digest,
@@ -56,43 +126,26 @@ class State:
             "scores": {k: s.to_dict() for k, s in self.scores.items()},
             "tried": {k: s.to_dict() for k, s in self.tried.items()},
         }
-        return (json.dumps(content) + "\n").encode()
-
-    def remove(self) -> None:
-        """No trace is left."""
-        if self.path is not None:
-            with suppress(FileNotFoundError):
-                self.path.unlink()
+        file.write((json.dumps(content) + "\n").encode())
 
 
-def load(path: Path | None, digest: str) -> State:
-    """The state of that digest, empty where there is none.
+def measurements(
+    found: Measurable, names: Iterable[str], kept_in: Cache | StateFile | None
+) -> Measurements:
+    """The meter, with the memory of earlier runs; ``names`` are those of the items.
 
-    Raises OutputError where the file is something else: it would be lost.
+    Raises OutputError where a file that is to hold them holds something else.
     """
-    made = State(path, digest)
-    if path is None or not path.exists():
-        return made
-    try:
-        found = json.loads(path.read_text())
-        if found["format"] != _FORMAT:
-            raise ValueError(found["format"])
-        if found["digest"] == digest:
-            made.samples = found["samples"]
-            made.scores = {k: _score(s) for k, s in found["scores"].items()}
-            made.tried = {k: _score(s) for k, s in found["tried"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise OutputError(
-            f"search state {str(path)!r} is no state of a search: move it away"
-        ) from e
+    made = Measurements(found.meter, _digest(found, names), kept_in)
+    made.take_over()
     return made
 
 
-def _score(plain: dict[str, Any]) -> Score:
-    return Score(**{**plain, "failures": tuple(plain["failures"])})
+def _scores(plain: dict[str, dict[str, Any]]) -> dict[str, Score]:
+    return {k: Score(**{**s, "failures": tuple(s["failures"])}) for k, s in plain.items()}
 
 
-def digest(found: Measurable, names: Iterable[str]) -> str:
+def _digest(found: Measurable, names: Iterable[str]) -> str:
     """Identity of what is measured: model, all data, recipe, gates, items, versions."""
     prepared, data = found.prepared, found.calibrated.held_out.digest
     metric = None if prepared.options.metric is None else named(prepared.options.metric)[0]
@@ -102,52 +155,6 @@ def digest(found: Measurable, names: Iterable[str]) -> str:
     return key_of([*settings, asdict(prepared.gates), *names])
 
 
-def mask(on: Collection[int], samples: int) -> str:
-    """What a measurement is known by."""
-    return f"{samples}:{sum(1 << s for s in on):x}"
-
-
-@dataclass
-class Recorder:
-    """Measures, and keeps what was measured in a cache: the same command goes on where it was."""
-
-    meter: Meter
-    cache: Cache
-    state: State
-    saved: float = field(default_factory=time.monotonic)
-
-    @property
-    def everything(self) -> frozenset[int]:
-        """All switches on."""
-        return self.meter.everything
-
-    def __call__(self, on: Collection[int], samples: int = 0) -> Score:
-        """What an earlier run measured, or the meter now."""
-        key = mask(on, samples)
-        if key not in self.state.scores:
-            self.state.scores[key] = self.meter(on, samples)
-            if time.monotonic() - self.saved > SAVE_EVERY:
-                self.save()
-        return self.state.scores[key]
-
-    def save(self) -> None:
-        """Write all that is known."""
-        self.cache.store(_KIND, self.state.digest, lambda file: _write(file, self.state))
-        self.saved = time.monotonic()
-
-
-def recorder(found: Measurable, names: Iterable[str]) -> tuple[Recorder | Meter, list[Note]]:
-    """The meter, with the memory of earlier runs where there is a cache."""
-    cache = found.prepared.options.cache
-    if cache is None:
-        return found.meter, []
-    key, notes = digest(found, names), []
-    known = cache.load(_KIND, key, lambda path: load(path, key))
-    if known is not None and known.scores:
-        kept = f"{len(known.scores)} measurements were taken over from an earlier run"
-        notes.append(Note("measurements-resumed", f"{kept} (--no-cache: anew)"))
-    return Recorder(found.meter, cache, known or State(None, key)), notes
-
-
-def _write(file: IO[bytes], state: State) -> None:
-    file.write(state.to_bytes())
+def mask(numbers: Iterable[int]) -> str:
+    """A set of numbers as the hex digits of a bit mask."""
+    return f"{sum(1 << n for n in numbers):x}"

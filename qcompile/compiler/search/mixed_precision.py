@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.search import measurements
 from qcompile.compiler.search.lift_items import PrecisionCandidate
 from qcompile.compiler.search.measurable import Measurable
-from qcompile.compiler.search.sensitivity import Score, score
+from qcompile.compiler.search.measurements import StateFile, mask, measurements
+from qcompile.compiler.search.sensitivity import Score, score, shortest_prefix
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import sample_count
 from qcompile.ir import Refusal
@@ -76,34 +76,34 @@ def _obstacle(first: Verified) -> Refusal | None:
 
 def forget(state: Path | None) -> None:
     """Drop the state of a search that has reached its goal."""
-    measurements.State(state, "").remove()
+    if state is not None:
+        StateFile(state).drop()
 
 
 class _Search:
     def __init__(self, first: Verified, tools: Tools) -> None:
         self.first, self.tools = first, tools
         self.options = first.prepared.options
-        self.start = self.saved = tools.clock()
+        self.start = tools.clock()
         self.built: dict[Raised, Verified] = {frozenset(): first}
-        self.measured = 0
 
     def run(self) -> Searched:
         """Search; whatever happens, what was measured is kept."""
         found = self.tools.measure(self.first.prepared.recipe)
         self.items: list[PrecisionCandidate] = found.items()
         self.meter, self.progress = found.meter, found.prepared.progress
-        digest = measurements.digest(found, (i.name for i in self.items))
-        self.state = measurements.load(self.options.search_state, digest)
+        path = self.options.search_state
+        kept_in = None if path is None else StateFile(path)
+        self.state = measurements(found, (i.name for i in self.items), kept_in)
         self.samples = sum(map(sample_count, self.meter.feeds))
         self.order: list[int] = []
         self.alone: dict[int, float] = {}
         try:
             return self._search()
         except KeyboardInterrupt as e:
-            self.state.save()
-            if self.state.path is None or not self.state.scores:
+            if path is None or not self.state.scores:
                 raise
-            kept = f"{len(self.state.scores)} measurements are kept in {self.state.path.name}"
+            kept = f"{len(self.state.scores)} measurements are kept in {path.name}"
             raise type(e)(f"{kept}, the same command goes on from there") from None
         finally:
             self.state.save()
@@ -138,17 +138,7 @@ class _Search:
     def _score(self, lifted: Raised) -> Score:
         """Of the model with these items lifted, on all samples."""
         off = {s for i in lifted for s in self.items[i].switches}
-        return self._measure(self.meter.everything - off, 0)
-
-    def _measure(self, on: frozenset[int], samples: int) -> Score:
-        key = measurements.mask(on, samples)
-        if key not in self.state.scores:
-            self.state.scores[key] = self.meter(on, samples)
-            self.measured += 1
-            if self.tools.clock() - self.saved > measurements.SAVE_EVERY:
-                self.state.save()
-                self.saved = self.tools.clock()
-        return self.state.scores[key]
+        return self.state(self.state.everything - off)
 
     def _passes(self, lifted: Raised) -> bool:
         return not self._score(lifted).failures
@@ -159,7 +149,7 @@ class _Search:
         for i, item in enumerate(self.items):
             if self._late(_RANKED):
                 break
-            self.alone[i] = self._measure(frozenset(item.switches), samples).error
+            self.alone[i] = self.state(frozenset(item.switches), samples).error
             self.progress.advance()
         self.order = sorted(range(len(self.items)), key=lambda i: -self.alone.get(i, 0.0))
 
@@ -183,14 +173,12 @@ class _Search:
     # ---- choosing
     def _prefix(self) -> Raised:
         """The shortest prefix of the order that passes, as far as there is time to bisect."""
-        misses, passes = 0, len(self.order)
-        while passes - misses > 1 and not self._late(_MEASURED):
-            middle = (misses + passes) // 2
-            if self._passes(frozenset(self.order[:middle])):
-                passes = middle
-            else:
-                misses = middle
-        return frozenset(self.order[:passes])
+        count = shortest_prefix(
+            len(self.order),
+            lambda count: self._passes(frozenset(self.order[:count])),
+            lambda: self._late(_MEASURED),
+        )
+        return frozenset(self.order[:count])
 
     def _drop(self, chosen: Raised) -> Raised:
         """Without those that are not needed, the least sensitive tried first."""
@@ -209,7 +197,7 @@ class _Search:
     # ---- compiling
     def _build(self, lifted: Raised) -> Verified | None:
         """Compile with these lifted; None where the gates are missed, now or in an earlier run."""
-        key = f"{sum(1 << i for i in lifted):x}"
+        key = mask(lifted)
         if key in self.state.tried and self.state.tried[key].failures:
             return None
         made = self._compiled(lifted)
@@ -246,20 +234,19 @@ class _Search:
         verdict = self.first.verdict
         assert verdict is not None  # or no search were wanted
         tried[0] = score(verdict)
-        mask = min(tried, key=lambda m: (len(tried[m].failures), tried[m].error))
-        lifted = frozenset(i for i in range(len(self.items)) if mask >> i & 1)
+        best = min(tried, key=lambda m: (len(tried[m].failures), tried[m].error))
+        lifted = frozenset(i for i in range(len(self.items)) if best >> i & 1)
         made = self._compiled(lifted)
         reached = f"the search reached this with {self._count(lifted)}"
         failure = f"{reached}: {why or self._advice()}"
         if why:
-            self.state.scores.clear()  # nothing is left to go on with
-            self.state.remove()
+            self.state.drop()
         return Searched(made, self._account(made, lifted), failures=(failure,))
 
     def _advice(self) -> str:
         if not self._late(_MEASURED):
             return "lower the gate, or try another --calibrator or --recipe"
-        again = "the same command goes on from there, " if self.state.path else ""
+        again = "the same command goes on from there, " if self.options.search_state else ""
         return f"the time was up ({again}--search-time gives it more)"
 
     def _count(self, lifted: Raised) -> str:
@@ -279,7 +266,7 @@ class _Search:
         made.prepared.stopwatch.seconds["search"] = took
         return {
             "items": len(self.items),
-            "measurements": self.measured,
+            "measurements": self.state.measured,
             "compilations": len(self.built) - 1,
             "ranking": [
                 {

@@ -11,15 +11,16 @@ from typing import Any
 
 from qcompile.compiler.config.recipe import Recipe, to_yaml
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.search import measurements
 from qcompile.compiler.search.lift_items import By
 from qcompile.compiler.search.measurable import Measurable
+from qcompile.compiler.search.measurements import measurements
 from qcompile.compiler.search.sensitivity import (
     Measure,
     Measures,
     Score,
     SensitivityRow,
     rank,
+    shortest_prefix,
 )
 from qcompile.errors import GateError
 from qcompile.system.json_values import finite
@@ -85,14 +86,7 @@ class Sensitivity:
             return 0
         if self.plain.failures:
             raise GateError(f"no policy is enough: with all lifted {self.plain.failures[0]}")
-        misses, passes = 0, len(self.rows)
-        while passes - misses > 1:
-            middle = (misses + passes) // 2
-            if self._with(middle).failures:
-                misses = middle
-            else:
-                passes = middle
-        return passes
+        return shortest_prefix(len(self.rows), lambda count: not self._with(count).failures)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: what is infinite is None."""
@@ -114,14 +108,16 @@ class Sensitivity:
 
 def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
     """Measure all items of a model that is ready for it."""
-    items, progress = found.items(by), found.prepared.progress
+    items, progress, notes = found.items(by), found.prepared.progress, list(found.notes)
     progress.step("measure", len(items))
-    meter, notes = measurements.recorder(found, (i.name for i in items))
+    meter = measurements(found, (i.name for i in items), found.prepared.options.cache)
+    if meter.scores:
+        kept = f"{len(meter.scores)} measurements were taken over from an earlier run"
+        notes.append(Note("measurements-resumed", f"{kept} (--no-cache: anew)"))
     try:
         quantized, plain = meter(meter.everything), meter(())
         rows = rank(meter, items, what, progress.advance)
     finally:
-        if isinstance(meter, measurements.Recorder):
-            meter.save()
-    source, all_notes = found.prepared.request.source, (*found.notes, *notes)
-    return Sensitivity(source, found, meter, by, tuple(rows), quantized, plain, all_notes)
+        meter.save()
+    source = found.prepared.request.source
+    return Sensitivity(source, found, meter, by, tuple(rows), quantized, plain, tuple(notes))

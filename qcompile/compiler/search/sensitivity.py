@@ -158,3 +158,20 @@ def rank(
         rows.append(SensitivityRow(item, alone, lifted))
         advance()
     return sorted(rows, key=lambda row: -row.error)
+
+
+def shortest_prefix(
+    count: int, passes: Callable[[int], bool], late: Callable[[], bool] = lambda: False
+) -> int:
+    """The length of the shortest prefix of a ranking that passes, by bisection.
+
+    All ``count`` of them pass. ``late``: true once there is no time to look any further.
+    """
+    least_passing, most_missing = count, 0
+    while least_passing - most_missing > 1 and not late():
+        middle = (most_missing + least_passing) // 2
+        if passes(middle):
+            least_passing = middle
+        else:
+            most_missing = middle
+    return least_passing

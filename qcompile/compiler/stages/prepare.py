@@ -14,7 +14,7 @@ from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.models import FloatModel, read_float_model
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
-from qcompile.data.feeds import Feeds, input_specs
+from qcompile.data.feeds import Feeds, input_specs, takes_any_batch
 from qcompile.data.open_data import general_text, open_data
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
@@ -97,8 +97,7 @@ def prepare(request: Request) -> Prepared:
     fix_dims(graph, dict(recipe.dims))
     unknown = shape_inference.infer(graph)
     feeds, text = _open(request, graph)
-    divisible = all(t.shape and not isinstance(t.shape[0], int) for t in graph.inputs)
-    budget = Budget(options.max_memory, graph, session.evaluate, divisible)
+    budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
     if budget.store is not None:
         graph.keep = budget.store.constant
     if unknown:

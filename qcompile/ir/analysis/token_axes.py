@@ -1,20 +1,28 @@
 """Which tensors hold one row for each position of each sequence: [batch, sequence, channels].
 
 ONNX inference loses the symbols of these two dimensions in shape arithmetic and knows nothing of
-contrib operators, so here they are followed axis by axis from the attention mask, through the
-operators of an encoder. An axis that comes from elsewhere is unknown, never guessed; where one
-operand of a broadcast is known, so is the result.
+contrib operators, so there are two ways to find them, from the attention mask both: see ``axes``.
+An axis that comes from elsewhere is unknown, never guessed.
 """
 
 from __future__ import annotations
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank, shape_of
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from qcompile.ir import Graph, Node, Shape, Tensor, array, is_constant, is_op, rank, shape_of
 from qcompile.ir.analysis.data_path import MASK
 from qcompile.ir.operators import ATTENTION, ELEMENTWISE, MATMULS, NORMALIZATIONS
 from qcompile.ir.quantized_operators import QUANTIZED_MATMULS, QUANTIZERS, quantized_operator
 
 BATCH, SEQUENCE = "batch", "sequence"
-Axes = tuple[str | None, ...]
+TOKENS = "tokens"  # batch and sequence in one axis
+Axes: TypeAlias = tuple[str | None, ...]
+# Gives shapes by tensor name, one mapping for each of several sizes of the graph's inputs.
+Probe: TypeAlias = Callable[[], Sequence[Mapping[str, Shape]]]
+FLAT = -1  # what ``token_axis`` says where batch and sequence are one axis, the first
 
 # Operators with a second operand that is multiplied, not broadcast.
 PRODUCTS = (*MATMULS, *QUANTIZED_MATMULS)
@@ -23,11 +31,75 @@ POINTWISE = (*ELEMENTWISE, *QUANTIZERS)
 _KEEPING = (*NORMALIZATIONS, *ATTENTION, "Softmax")
 
 
-def axes(graph: Graph) -> dict[str, Axes]:
-    """What is known of each tensor's axes, by name; tensors of which nothing is are left out."""
+def axes(graph: Graph, probe: Probe | None = None) -> dict[str, Axes]:
+    """What is known of each tensor's axes, by name; tensors of which nothing is are left out.
+
+    Without ``probe`` the mask's axes are followed from operator to operator, contrib operators
+    too: the evidence for graphs that are being lowered. With it, axes are known by sizes that agree
+    with the mask's in every probe, whatever arithmetic lies behind a reshape: the evidence for the
+    float model in standard operators, as calibration runs it. There batch and sequence may lie in
+    one axis, ``TOKENS``.
+    """
     mask = next((t for t in graph.inputs if t.name == MASK), None)
     if mask is None or rank(mask) != 2:
         return {}
+    return _followed(graph, mask) if probe is None else _observed(probe())
+
+
+def by_position(known: Axes | None) -> bool:
+    """True for [batch, sequence, channels]."""
+    return known is not None and len(known) == 3 and known[:2] == (BATCH, SEQUENCE)
+
+
+def token_axis(known: Axes | None) -> int | None:
+    """The axis with one entry a token: ``FLAT``, or one between the batch and the channels.
+
+    None where the first axis is neither the batch nor all tokens, or no other is the sequence.
+    """
+    if not known or known[0] not in (BATCH, TOKENS):
+        return None
+    if known[0] == TOKENS:
+        return FLAT
+    return known.index(SEQUENCE, 1, -1) if SEQUENCE in known[1:-1] else None
+
+
+# ---- by sizes
+
+
+def _observed(probes: Sequence[Mapping[str, Shape]]) -> dict[str, Axes]:
+    masks = [p.get(MASK) or () for p in probes]
+    if not all(masks):
+        return {}
+    sizes = [{BATCH: m[0], SEQUENCE: m[1], TOKENS: _product_of(m)} for m in masks]
+    found = {}
+    for name in probes[0]:
+        shapes = [shape for p in probes if (shape := p.get(name))]
+        if len(shapes) == len(probes):
+            found[name] = _agreeing(shapes, sizes)
+    return {name: known for name, known in found.items() if any(known)}
+
+
+def _agreeing(shapes: Sequence[Shape], sizes: Sequence[Mapping[str, object]]) -> Axes:
+    """Axes of one tensor that have the size of batch, sequence or both in all its shapes."""
+
+    def named(axis: int) -> str | None:
+        for name in (TOKENS, BATCH) if axis == 0 else (SEQUENCE,):
+            if all(s[axis] == of[name] for s, of in zip(shapes, sizes, strict=True)):
+                return name
+        return None
+
+    return tuple(named(axis) for axis in range(min(map(len, shapes))))
+
+
+def _product_of(shape: Shape) -> int:
+    return int(np.prod([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64))
+
+
+# ---- by operators
+
+
+def _followed(graph: Graph, mask: Tensor) -> dict[str, Axes]:
+    """Axis by axis; where one operand of a broadcast is known, so is the result."""
     sizes = dict(zip(shape_of(mask) or (), (BATCH, SEQUENCE), strict=False))
     found: dict[str, Axes] = {}
     for tensor in graph.inputs:
@@ -39,11 +111,6 @@ def axes(graph: Graph) -> dict[str, Axes]:
         if made is not None and any(made):
             found[node.outputs[0].name] = made
     return found
-
-
-def by_position(known: Axes | None) -> bool:
-    """True for [batch, sequence, channels]."""
-    return known is not None and len(known) == 3 and known[:2] == (BATCH, SEQUENCE)
 
 
 def _axes(node: Node, found: dict[str, Axes]) -> Axes | None:

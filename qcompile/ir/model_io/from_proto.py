@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from qcompile.errors import ModelError
 from qcompile.ir import ONNX, Graph, domain_of, is_constant
 from qcompile.ir.graph import Header
-from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.lazy_values import is_stored, make_constant, sparse_proto, stored_proto
 from qcompile.ir.model_io.external_data import (
     Storage,
     check_values,
@@ -200,19 +200,13 @@ def _absorb_constant_nodes(inner: gs.Graph, visible: set[str], storage: Storage)
             continue
         out = node.outputs[0]
         if not isinstance(values, np.ndarray) and out.name in storage.spans:
-            values._values = mapped(out.name, values._values.tensor, storage) or values._values
+            _map(out.name, values, storage)
         if out.name in visible:
             kept.append(node)
             continue
         node.outputs.clear()
-        out.to_constant(values) if isinstance(values, np.ndarray) else _adopt(out, values)
+        out.to_constant(values) if isinstance(values, np.ndarray) else make_constant(out, values)
     inner.nodes[:] = kept
-
-
-def _adopt(tensor: gs.Variable, constant: gs.Constant) -> None:
-    """Make ``tensor`` the constant, keeping its values lazy."""
-    tensor.to_constant(constant._values)
-    tensor.data_location = constant.data_location
 
 
 def _constant_value(node: gs.Node) -> Array | gs.Constant | None:
@@ -244,16 +238,23 @@ def _name_nodes(inner: gs.Graph) -> None:
 
 def _open(constant: gs.Constant, storage: Storage) -> None:
     """Values in files are mapped, sparse ones made dense."""
-    values = constant._values
-    if isinstance(values, gs.ir.tensor.SparseValues):
-        constant._values = _dense(values.tensor)
-    elif not isinstance(values, gs.ir.tensor.LazyValues) or isinstance(values, FileValues):
+    sparse, stored = sparse_proto(constant), stored_proto(constant)
+    if sparse is not None:
+        constant.values = _dense(sparse)
+    elif stored is None or is_stored(constant):
         return
-    elif is_external(values.tensor) or constant.name in storage.spans:
-        constant._values = mapped(constant.name, values.tensor, storage) or values
-        constant.data_location = None
+    elif is_external(stored) or constant.name in storage.spans:
+        _map(constant.name, constant, storage)
     else:
-        check_values(values.tensor)
+        check_values(stored)
+
+
+def _map(name: str, constant: gs.Constant, storage: Storage) -> None:
+    """Let the values be those in the file where they lie, under this name, if they can be."""
+    stored = stored_proto(constant)
+    found = None if stored is None else mapped(name, stored, storage)
+    if found is not None:
+        constant.values = found
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:

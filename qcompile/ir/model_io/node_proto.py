@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
-from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.lazy_values import is_stored, stored_proto, values_of
 from qcompile.ir.subgraph import Subgraph
 
 _LISTS = {
@@ -108,14 +108,14 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
 
 def fill_tensor(target: onnx.TensorProto, constant: gs.Constant) -> None:
     """Write a constant; values that are still in the loaded file are copied from there."""
-    values = constant._values
-    if isinstance(values, gs.ir.tensor.LazyValues):
-        target.CopyFrom(values.tensor)
-        target.name = constant.name
-        if isinstance(values, FileValues):
-            target.raw_data = values.load().tobytes()
-    else:
-        target.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values), constant.name))
+    stored = stored_proto(constant)
+    if stored is None:
+        target.CopyFrom(onnx.numpy_helper.from_array(values_of(constant), constant.name))
+        return
+    target.CopyFrom(stored)
+    target.name = constant.name
+    if is_stored(constant):
+        target.raw_data = values_of(constant).tobytes()
 
 
 def element_type(dtype: Any) -> int:

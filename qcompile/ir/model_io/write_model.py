@@ -21,6 +21,7 @@ import onnx
 
 from qcompile.errors import ModelError, OutputError
 from qcompile.ir import Constant, Graph, array
+from qcompile.ir.lazy_values import nbytes, stored_proto
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import Storage, external_file, is_external, is_whole, mapped
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor
@@ -198,20 +199,19 @@ def write_data(path: Path, model: onnx.ModelProto, pieces: Iterable[Piece]) -> N
 
 
 def _piece(constant: Constant) -> Piece:
-    values = constant._values
-    lazy = not isinstance(values, np.ndarray)
-    kind = values.tensor.data_type if lazy else element_type(values.dtype)
+    stored, size = stored_proto(constant), nbytes(constant)
+    kind = element_type(constant.dtype) if stored is None else stored.data_type
     message = onnx.TensorProto()
-    if values.nbytes < _LEAST or not is_whole(kind):
+    if size < _LEAST or not is_whole(kind):
         fill_tensor(message, constant)
         return Piece(message)
-    if lazy:
-        message.metadata_props.extend(values.tensor.metadata_props)
-        if values.tensor.doc_string:
-            message.doc_string = values.tensor.doc_string
+    if stored is not None:
+        message.metadata_props.extend(stored.metadata_props)
+        if stored.doc_string:
+            message.doc_string = stored.doc_string
     message.name, message.data_type = constant.name, kind
-    message.dims.extend(values.shape)
-    return Piece(message, lambda: array(constant), values.nbytes)
+    message.dims.extend(constant.shape)
+    return Piece(message, lambda: array(constant), size)
 
 
 def _write_whole(file: IO[bytes], model: onnx.ModelProto, pieces: list[Piece]) -> None:

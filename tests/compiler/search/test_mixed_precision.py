@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 import qcompile
 from qcompile import Gates, Options, Recipe
 from qcompile.compiler.search import mixed_precision
-from qcompile.compiler.search.measurements import State, load
+from qcompile.compiler.search.measurements import Measurements, StateFile
 from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import DataError, OutputError
@@ -244,9 +245,14 @@ def test_a_file_that_is_no_state_is_left_alone(model: bytes, tmp_path: Path) -> 
 def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     kept = Score(1e-3, float("inf"), 0.9, 0.8, None, ("too low",))
-    State(path, "d", {"0:ff": kept}, {"3": kept}, 7).save()
-    assert load(path, "d") == State(path, "d", {"0:ff": kept}, {"3": kept}, 7)
-    assert load(path, "other") == State(path, "other")
+    meter: Any = None  # never asked
+    Measurements(meter, "d", StateFile(path), {"0:ff": kept}, {"3": kept}, 7).save()
+    for digest, expected in (("d", ({"0:ff": kept}, {"3": kept}, 7)), ("other", ({}, {}, None))):
+        again = Measurements(meter, digest, StateFile(path))
+        again.take_over()
+        assert (again.scores, again.tried, again.samples) == expected
+    StateFile(path).drop()
+    assert not path.exists()
 
 
 # ---- a metric of the user

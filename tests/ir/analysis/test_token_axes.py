@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.analysis.token_axes import axes, by_position
+from qcompile.ir.analysis.shape_probing import probed_shapes
+from qcompile.ir.analysis.token_axes import FLAT, TOKENS, axes, by_position, token_axis
 from qcompile.quant import Array
 from qcompile.rewriting.testing import encoder, normal, parse
+from qcompile.runtime.session import evaluate
 
 B, S = "batch", "sequence"
 HEAD = (
@@ -75,3 +77,25 @@ def test_everything_in_an_encoder_that_has_a_row_a_token() -> None:
     found = {name for name, known in axes(encoder(1)).items() if by_position(known)}
     assert {"t", "e", "a", "qb0", "kb0", "vb0", "cr0", "g0", "u0", "x0", "r0", "y0", "z0"} <= found
     assert not {"q0", "k0", "s0", "p0", "c0", "bias"} & found
+
+
+# By sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "axis"),
+    [
+        ("y = Neg(x)", (B, S, None), 1),
+        ("y = Transpose<perm = [0, 2, 1]>(x)", (B, None, S), None),
+        ("r = Reshape(x, heads) y = Transpose<perm = [0, 2, 1, 3]>(r)", (B, None, S, None), 2),
+        ("y = Transpose<perm = [1, 0, 2]>(x)", None, None),
+        ("y = Reshape(x, rows)", (TOKENS, None), FLAT),
+        ("y = ReduceMax(x)", None, None),
+    ],
+)
+def test_axes_whose_sizes_agree_with_the_masks(
+    text: str, expected: tuple[str | None, ...] | None, axis: int | None
+) -> None:
+    graph = parse(HEAD + text + " }", **VALUES, rows=np.array([-1, 8]))
+    known = axes(graph, lambda: probed_shapes(graph, evaluate)).get("y")
+    assert known == expected and token_axis(known) == axis

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from qcompile.errors import ModelError
 from qcompile.ir import array
-from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.lazy_values import is_stored
 from qcompile.ir.model_io.external_data import check_values
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.read_model import load
@@ -50,7 +50,7 @@ def save(folder: Path, tensor: TensorProto, raw: bytes | None = WEIGHT.tobytes()
 def test_external_data_is_mapped_and_ends_up_inside(tmp_path: Path) -> None:
     graph = load(save(tmp_path, external(WEIGHT)))
     values = array(graph.constants()["w"])
-    assert isinstance(graph.constants()["w"]._values, FileValues)
+    assert is_stored(graph.constants()["w"])
     with pytest.raises(ValueError, match="read-only"):
         values[0, 0] = 1
     data = serialize(graph)

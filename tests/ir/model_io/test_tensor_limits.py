@@ -58,5 +58,5 @@ def test_what_is_made_of_a_large_constant_may_be_as_large() -> None:
     )
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "w"))
     graph = from_proto(model)
-    graph.constants()["w"]._values = np.broadcast_to(np.float32(0), (1 << 29,))  # 2 GiB of nothing
+    graph.constants()["w"].values = np.broadcast_to(np.float32(0), (1 << 29,))  # 2 GiB of nothing
     shape_inference.infer(graph)
