@@ -36,7 +36,7 @@ class Decision:
     spec: QSpec | None
     reason: str
     uses: tuple[Use, ...] = ()
-    maker: str = ""
+    maker: str | None = None
 
 
 @dataclass
