@@ -21,8 +21,8 @@ from qcompile import Options
 from qcompile.commands import _options
 from qcompile.commands.cli import main
 from qcompile.compiler import driver
-from qcompile.compiler.stages import verify
 from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.stages import verify
 from qcompile.errors import RecipeError
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.rewriting import registry
