@@ -118,7 +118,7 @@ class _Planner:
         choice: PrecisionChoice,
         rule: OpRule,
         uses: tuple[Use, ...],
-        maker: str = "",
+        maker: str | None = None,
     ) -> None:
         why = choice.reason or rule.why
         self.ctx.plan.decide(Decision(tensor.name, kind, choice.spec, why, uses, maker))

@@ -182,7 +182,7 @@ def _check_patterns(graph: Graph, ctx: Context, found: Mapping[str, Role]) -> No
     known = ctx.original_names.union(n.name for n in graph.nodes)
     names = names_to_match(found, graph.tensors(), known)
     asked = [("--keep-float", p) for p in ctx.choices.keep_float]
-    asked += [("precision pattern", p) for p, _ in ctx.choices.precision]
+    asked += [("precision pattern", rule.pattern) for rule in ctx.choices.precision]
     for where, pattern in asked:
         if matches(pattern, names):
             continue

@@ -72,14 +72,15 @@ class Tap:
     """One requested tensor: where its tokens lie, the outputs to fetch, and its observer.
 
     ``outputs`` are minimum, maximum and sum, or the tensor itself and then ``size``, its elements.
+    ``fault``: why there is no range of what was seen.
     """
 
     request: StatRequest
     token_axis: int | None
     outputs: tuple[str, ...]
     observer: Observer
-    size: str = ""
-    fault: str = ""
+    size: str | None = None
+    fault: str | None = None
 
     @property
     def tensor(self) -> str:
@@ -163,7 +164,7 @@ class Collector:
             if isinstance(tap.observer, ChannelObserver):
                 continue
             try:
-                if tap.fault:
+                if tap.fault is not None:
                     raise ValueError(tap.fault)
                 found.set(tap.tensor, _scalable(tap.observer.range()))
             except ValueError as e:
@@ -174,7 +175,7 @@ class Collector:
         """Statistics of the watched tensors that finite values were seen of."""
         found = {}
         for tap in self.taps:
-            if isinstance(tap.observer, ChannelObserver) and not tap.fault:
+            if isinstance(tap.observer, ChannelObserver) and tap.fault is None:
                 with suppress(ValueError):  # never run: passes find no statistics
                     _scalable(tap.observer.range())
                     found[tap.tensor] = tap.observer.stats()
@@ -194,8 +195,8 @@ class Collector:
         """Taps to fetch together: all that are reduced, and as many others as the budget holds."""
         sizes = self._sizes(feed)
         budget, used = self.options.max_memory, 0
-        group = [tap for tap in taps if not tap.size]
-        for tap in (t for t in taps if t.size):
+        group = [tap for tap in taps if tap.size is None]
+        for tap in (t for t in taps if t.size is not None):
             size = sizes[tap.tensor]
             if group and used + size > budget:
                 yield group
@@ -211,7 +212,7 @@ class Collector:
         Counted in the runtime, on one sample where the model takes batches of any size; a pass of
         its own, so it is left out for feeds of which an earlier one tells enough.
         """
-        names = {t.tensor: t.size for t in self.taps if t.size}
+        names = {t.tensor: t.size for t in self.taps if t.size is not None}
         key = tuple((name, array.shape) for name, array in sorted(feed.items()))
         if not names or key in self.counted:
             return self.counted.get(key, {})
@@ -258,7 +259,7 @@ def collector(
         # A scalar has no axis to reduce, and of an unknown rank it is not known to have one.
         in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
-        size = "" if in_graph else _add_size(model, request, i)
+        size = None if in_graph else _add_size(model, request, i)
         observer = (
             calibrator.observer(request.spec)
             if i < first_watched

@@ -92,7 +92,7 @@ def write_states(file: IO[bytes], made: Collector, known: list[dict[str, Array]]
         "version": VERSION,
         "feeds": made.feeds_seen,
         "tensors": [tap.tensor for tap in made.taps],
-        "faults": [tap.fault for tap in made.taps],
+        "faults": [tap.fault or "" for tap in made.taps],
         "counted": shapes,  # how feeds are divided depends on it
     }
     arrays = {f"{i}/{name}": a for i, state in enumerate(known) for name, a in state.items()}
@@ -115,7 +115,7 @@ def restore(made: Collector, found: Checkpoint) -> None:
             raise ValueError("it is of other tensors")
         for i, (tap, fault) in enumerate(zip(made.taps, manifest["faults"], strict=True)):
             tap.observer.restore(_own(arrays, f"{i}/"))
-            tap.fault = str(fault)
+            tap.fault = str(fault) or None
         for key, sizes in manifest["counted"]:
             shapes = tuple((str(n), tuple(map(int, s))) for n, s in key)
             made.counted[shapes] = {str(t): int(size) for t, size in sizes.items()}

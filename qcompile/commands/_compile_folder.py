@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qcompile.commands import _summary
-from qcompile.commands._console import console, print_json, progress_bar
-from qcompile.commands._report_files import report_files
+from qcompile.commands._compile_arguments import CompileArguments
+from qcompile.commands._console import print_json, progress_bar
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.model_folder import atomic_folder, layout
-from qcompile.compiler.model_folder.compile_folder import (
-    Settings,
-    compile_models,
-    with_models,
-)
+from qcompile.compiler.model_folder.compile_folder import compile_models, with_models
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.report.report import Report
-from qcompile.compiler.stages.options import Progress
+from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
@@ -29,75 +26,76 @@ from qcompile.system import atomic_write
 _SHOWN = 5
 
 
-def compile_folder(given: dict[str, Any], settings: Settings) -> None:
+def compile_folder(arguments: CompileArguments, request: Request) -> None:
     """Compile every ONNX file of a folder into a folder like it, written whole or not at all.
 
     Where it holds torch weights only, they are exported first.
     """
     try:
-        reports, account = _build(given, settings)
+        reports, account = _build(arguments, request)
     except RejectedError as e:
-        _summary.show_or_print(console(), given, e.result)
+        _summary.show_or_print(e.result, arguments)
         raise
-    if settings.options.cache is not None:
-        settings.options.cache.forget()
-    if given["as_json"]:
+    if request.options.cache is not None:
+        request.options.cache.forget()
+    if arguments.as_json:
         print_json({**account, "files": {name: r.plain() for name, r in reports.items()}})
-    elif not given["quiet"]:
-        _show(given["output"], reports, account)
+    elif not arguments.quiet:
+        _show(arguments.output, reports, account)
 
 
-def _build(given: dict[str, Any], settings: Settings) -> tuple[dict[str, Report], dict[str, Any]]:
+def _build(
+    arguments: CompileArguments, request: Request
+) -> tuple[dict[str, Report], dict[str, Any]]:
     """The reports by name, and the account of what went into the folder."""
-    source, out = given["model"], given["output"]
-    report_files(given, out)  # a name of another form fails before any work
+    source, out = arguments.model, arguments.output
     with (
         atomic_folder.written(out, source) as stage,
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=stage.parent) as scratch,
-        progress_bar(given["quiet"] or given["as_json"]) as bar,
+        progress_bar(shown=arguments.for_people) as bar,
     ):
         found = layout.read_folder(source)
-        _check_extras(given, found)
+        _check_extras(arguments, found)
         folder, exported = with_models(found, Path(scratch), bar)
         atomic_folder.copy_companions(folder, stage)
-        reports = _compile_all(given, folder, settings, stage, bar)
+        reports = _compile_all(arguments, folder, replace(request, progress=bar), stage)
         account = {"source": source.resolve().name, **found.account()}
         account |= {} if exported is None else {"export": exported.to_dict()}
         atomic_folder.write_manifest(stage, account)
     return reports, account
 
 
-def _check_extras(given: dict[str, Any], folder: Folder) -> None:
+def _check_extras(arguments: CompileArguments, folder: Folder) -> None:
     """Files beside the output folder belong to one model, and must outlast it. Raises OutputError.
 
     ``--report`` is written in addition to the report in the folder.
     """
-    files = [("--report", path) for path in given["report_files"]]
-    if given["lock_file"] is not None:
-        files.append(("--lock", given["lock_file"]))
-        files.append(("calibration of --lock", lockfile.sidecar(given["lock_file"])))
+    files = [("--report", path) for path in arguments.report_files]
+    if arguments.lock_file is not None:
+        files.append(("--lock", arguments.lock_file))
+        files.append(("calibration of --lock", lockfile.sidecar(arguments.lock_file)))
     for option, path in files:
         if len(folder.models) > 1:
             raise OutputError(f"{option} is for one model, and the folder holds several")
-        for place in (given["model"], given["output"]):
+        for place in (arguments.model, arguments.output):
             if path.resolve().is_relative_to(place.resolve()):
                 raise OutputError(f"{option} {str(path)!r} lies in folder {str(place)!r}")
         atomic_write.check_writable(path)
 
 
 def _compile_all(
-    given: dict[str, Any], folder: Folder, settings: Settings, stage: Path, bar: Progress
+    arguments: CompileArguments, folder: Folder, request: Request, stage: Path
 ) -> dict[str, Report]:
     reports = {}
-    for name, result in compile_models(folder, settings, bar):
+    for name, result in compile_models(folder, request):
         path = stage / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        report_files(given, path).write(result.report)
+        arguments.reports(path).write(result.report)
         inside = path.with_name(f"{path.stem}.report.json")
         atomic_write.write_atomic(inside, result.report.to_json().encode())
         result.save_lock(path.with_name(f"{path.stem}.lock.yaml"), light=True)
-        if given["lock_file"] is not None:
-            result.save_lock(given["lock_file"])
+        if arguments.lock_file is not None:
+            result.save_lock(arguments.lock_file)
         if result.report.tuning:
             _summary.save_tuned(result, path)
         result.save(path)
@@ -112,7 +110,7 @@ def _show(out: Path, reports: dict[str, Report], account: dict[str, Any]) -> Non
         for note in exported["notes"]:
             click.echo(f"note: {note}")
     for report in reports.values():
-        _summary.show(console(), report)
+        _summary.show(report)
     passed_over = list(account["passed_over"].items())
     for name, reason in passed_over[:_SHOWN]:
         click.echo(f"passed over: {name}: {reason}")

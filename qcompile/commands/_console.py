@@ -43,7 +43,7 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(hidden: bool) -> Iterator[Bar]:
+def progress_bar(*, shown: bool) -> Iterator[Bar]:
     """Bars that appear on a terminal only, and stay there when done."""
     console = Console(stderr=True)
     columns = (
@@ -52,8 +52,7 @@ def progress_bar(hidden: bool) -> Iterator[Bar]:
         BarColumn(bar_width=30),
         TimeElapsedColumn(),
     )
-    shown = not hidden and console.is_terminal
-    with Progress(*columns, console=console, disable=not shown) as inner:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as inner:
         bar = Bar(inner)
         yield bar
         bar.finish()

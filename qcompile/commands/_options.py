@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +57,22 @@ class Ranged(click.ParamType[tuple[str, tuple[int, ...]]]):
         return name, sizes
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutputArguments:
+    """What is shown of the result. ``verbose`` is read where errors are explained."""
+
+    quiet: bool
+    verbose: bool
+    as_json: bool
+
+    @property
+    def for_people(self) -> bool:
+        """True where progress and what to do next are shown."""
+        return not (self.quiet or self.as_json)
+
+
 def output_options(command: F) -> F:
-    """-q, -v and --json."""
+    """-q, -v and --json, for ``OutputArguments``."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(
         command
     )
@@ -68,8 +82,17 @@ def output_options(command: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="Print errors only.")(command)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """How --data is read; None is the data's own default."""
+
+    tokenizer: Path | None
+    samples: int | None
+    batch_size: int | None
+
+
 def data_options(command: F) -> F:
-    """How --data is read."""
+    """How --data is read, for ``DataArguments``."""
     command = click.option(
         "--batch-size", type=click.IntRange(1), help="Samples in a batch, for text and .npz: 8."
     )(command)
@@ -94,8 +117,17 @@ _COMPILING_GATES = ("max_latency_ratio", "min_metric")
 ACCURACY_GATES = tuple(name for name in _GATES if name != "max_latency_ratio")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GateArguments(Gates):
+    """One option a gate; those that a command has no option for keep their defaults."""
+
+    def make_gates(self) -> Gates:
+        """The gates alone."""
+        return Gates(**{field.name: getattr(self, field.name) for field in fields(Gates)})
+
+
 def gate_options(*, compiling: bool) -> Callable[[F], F]:
-    """One option a gate, with its default; some only make sense while compiling."""
+    """For ``GateArguments``, each with its default; some only make sense while compiling."""
 
     def decorate(command: F) -> F:
         defaults = Gates()
@@ -112,9 +144,3 @@ def gate_options(*, compiling: bool) -> Callable[[F], F]:
         return command
 
     return decorate
-
-
-def gates_from(values: Mapping[str, Any]) -> Gates:
-    """Gates out of a command's parameters."""
-    names = {f.name for f in fields(Gates)}
-    return Gates(**{k: v for k, v in values.items() if k in names})

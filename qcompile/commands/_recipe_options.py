@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from qcompile.commands._options import PATH, F, Ranged, Size
+from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe, merged, names
+from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
 from qcompile.system.resume_cache import Cache, default_folder
 from qcompile.targets.instruction_sets import TABLE
+from qcompile.targets.target import Mode
 
-_SETTINGS = ("target", "mode", "isa", "calibrator", "pipeline", "seed")
+COMMAND_LINE = "command line"  # where settings come from, in messages
 isa_option = click.option(
     "--isa", metavar="NAME|native", help=f"Where the model will run: {', '.join(TABLE)}; native: "
     "this machine.  [default: any, the same answers on all]")  # fmt: skip
@@ -46,41 +47,63 @@ _OPTIONS = (
 
 
 def recipe_options(command: F) -> F:
-    """The recipe, option by option, and what its calibration may use."""
+    """For ``RecipeArguments``: the recipe, option by option, and what its calibration may use."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def recipe_from(given: dict[str, Any]) -> Recipe:
-    """The recipe, if any, or a lock's, with the command line's options on top."""
-    source = given["recipe"]
-    recipe = Recipe() if source is None else lockfile.recipe_of(source)
-    settings = {name: given[name] for name in _SETTINGS}
-    settings["keep_float"] = given["keep_float"] or None
-    fixed = {name: size for name, (size,) in given["dims"]}
-    settings["dims"] = {**dict(recipe.dims), **fixed} or None
-    settings["mask_padding"] = False if given["count_padding"] else None
-    return merged(recipe, settings, "command line")
+@dataclass(frozen=True, kw_only=True)
+class RecipeArguments(DataArguments):
+    """``recipe`` names a recipe, its file or a lock; None leaves a setting as that says."""
 
+    target: str | None
+    mode: Mode | None
+    isa: str | None
+    calibrator: str | None
+    recipe: str | None
+    pipeline: str | None
+    keep_float: tuple[str, ...]
+    dims: tuple[tuple[str, tuple[int, ...]], ...]
+    count_padding: bool
+    max_memory: int | None
+    seed: int | None
+    threads: int
+    cache: Path | None
+    no_cache: bool
 
-def cache_from(given: dict[str, Any]) -> Cache | None:
-    """The cache, None where it is switched off. Raises RecipeError where both options are given."""
-    if given["no_cache"]:
-        if given["cache"] is not None:
-            raise RecipeError("--cache and --no-cache contradict each other")
-        return None
-    return Cache(given["cache"] or default_folder())
+    def make_recipe(self) -> Recipe:
+        """The recipe, if any, or a lock's, with the command line's options on top."""
+        base = lockfile.recipe_of(self.recipe)
+        fixed = {name: size for name, (size,) in self.dims}
+        settings = {
+            "target": self.target,
+            "mode": self.mode,
+            "isa": self.isa,
+            "calibrator": self.calibrator,
+            "pipeline": self.pipeline,
+            "seed": self.seed,
+            "keep_float": self.keep_float or None,
+            "dims": {**dict(base.dims), **fixed} or None,
+            "mask_padding": False if self.count_padding else None,
+        }
+        return merged(base, settings, COMMAND_LINE)
 
+    def make_options(self) -> CompileOptions:
+        """What calibration may use. Raises RecipeError where two options contradict each other."""
+        return CompileOptions(
+            tokenizer=self.tokenizer,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            max_memory=self.max_memory,
+            threads=self.threads,
+            cache=self._make_cache(),
+        )
 
-def lock_from(given: dict[str, Any], recipe: Recipe) -> Lock | None:
-    """The lock that --recipe names, None where it names a recipe.
-
-    Raises RecipeError where options of the command line ask for another build than the lock's.
-    """
-    source = given["recipe"]
-    if source is None or not lockfile.is_lock(source):
-        return None
-    found = lockfile.read_lockfile(Path(source))
-    lockfile.check_recipe(found, recipe, "command line")
-    return found
+    def _make_cache(self) -> Cache | None:
+        """None where it is switched off."""
+        if self.no_cache:
+            if self.cache is not None:
+                raise RecipeError("--cache and --no-cache contradict each other")
+            return None
+        return Cache(self.cache or default_folder())

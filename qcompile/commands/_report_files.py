@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from qcompile.commands._options import PATH
+from qcompile.commands._options import PATH, F
 from qcompile.compiler.report.report import Report
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,13 @@ class ReportFiles:
 
     data: Path
     page: Path | None = None
+
+    @classmethod
+    def for_model(cls, out: Path, paths: Iterable[Path]) -> ReportFiles:
+        """As --report says. Raises OutputError on other forms, and on two files of one form."""
+        found = by_form(paths)
+        data = found.get(".json", out.with_name(f"{out.stem}.report.json"))
+        return cls(data, found.get(".html"))
 
     @property
     def named(self) -> dict[str, Path]:
@@ -46,13 +50,6 @@ def report_option(command: F) -> F:
         help="x.html: a page that shows everything. x.json: instead of <stem>.report.json "
         "beside OUT. May be given once for each.",
     )(command)
-
-
-def report_files(given: Mapping[str, Any], out: Path) -> ReportFiles:
-    """What --report says. Raises OutputError on other forms, and on two files of one form."""
-    found = by_form(given["report_files"])
-    data = found.get(".json", out.with_name(f"{out.stem}.report.json"))
-    return ReportFiles(data, found.get(".html"))
 
 
 def by_form(paths: Iterable[Path]) -> dict[str, Path]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Console
 
-from qcompile.commands._console import megabytes, print_json, safe, table
+from qcompile.commands._console import console, megabytes, print_json, safe, table
+from qcompile.commands._options import OutputArguments
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.report.report import Report
@@ -20,22 +18,21 @@ from qcompile.system import atomic_write
 
 
 def deliver(
-    console: Console,
-    given: Mapping[str, Any],
     result: Result,
     out: Path,
     reports: ReportFiles,
+    arguments: OutputArguments,
     lock_file: Path | None = None,
 ) -> None:
     """Show a result and write it. The model is written last: it stands for the whole."""
-    show_or_print(console, given, result)
+    show_or_print(result, arguments)
     if lock_file is not None:
         result.save_lock(lock_file)
     reports.write(result.report)
     if result.report.tuning:
         save_tuned(result, out)
     result.save(out)
-    if not (given["quiet"] or given["as_json"]):
+    if arguments.for_people:
         files = "\n".join(f"report:  {p}" for p in reports.named.values())
         click.echo(f"written: {out}\n{files}")
         if result.report.tuning:
@@ -62,19 +59,20 @@ def _beside(lock_file: Path, result: Result) -> str:
     return f", {path.name} ({megabytes(path.stat().st_size)})"
 
 
-def show_or_print(console: Console, given: Mapping[str, Any], result: Result) -> None:
+def show_or_print(result: Result, arguments: OutputArguments) -> None:
     """The table, or the whole report with --json, or nothing with -q."""
-    if given["as_json"]:
+    if arguments.as_json:
         print_json(result.report.plain())
-    elif not given["quiet"]:
-        show(console, result.report)
+    elif not arguments.quiet:
+        show(result.report)
 
 
-def show(console: Console, report: Report) -> None:
+def show(report: Report) -> None:
     """Print the headline table and the notes of a report; first where answers would differ."""
+    out = console()
     differing = report.saturation.get("advice")
     if differing:
-        console.print(f"[yellow]processors[/]: {safe(differing)}")
+        out.print(f"[yellow]processors[/]: {safe(differing)}")
     made = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
     made.add_row(
         "file size",
@@ -104,17 +102,17 @@ def show(console: Console, report: Report) -> None:
         made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))
     if report.int8_products:
         made.add_row("integer products of attention", "0", str(report.int8_products))
-    console.print(made)
+    out.print(made)
     for failure in report.failures:
-        console.print(f"[red]gate failed[/]: {safe(failure)}")
+        out.print(f"[red]gate failed[/]: {safe(failure)}")
     for note in (n for n in report.note_texts if n != differing):
-        console.print(f"[yellow]note[/]: {safe(note)}")
+        out.print(f"[yellow]note[/]: {safe(note)}")
     kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
     if kept and report.mode != "float":
         size = sum(r.bytes for r in kept)
-        console.print(f"{len(kept)} weights ({megabytes(size)}) stayed float:")
+        out.print(f"{len(kept)} weights ({megabytes(size)}) stayed float:")
         for row in sorted(kept, key=lambda r: -r.bytes)[:5]:
-            console.print(f"  {safe(row.tensor)} ({megabytes(row.bytes)}): {safe(row.reason)}")
+            out.print(f"  {safe(row.tensor)} ({megabytes(row.bytes)}): {safe(row.reason)}")
 
 
 def _float_outputs(report: Report) -> list[Closeness]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
-from qcompile.commands._options import PATH, Ranged, data_options
+from qcompile.commands._options import PATH, DataArguments, Ranged, data_options
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
@@ -30,6 +31,29 @@ from qcompile.system.processor import instruction_sets
 _DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
 _MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArguments(DataArguments):
+    """One field an option; ``fixed`` are shapes of whole inputs by name."""
+
+    models: tuple[Path, ...]
+    dims: tuple[tuple[str, tuple[int, ...]], ...]
+    fixed: tuple[tuple[str, tuple[int, ...]], ...]
+    data: str | None
+    threads: int
+    rounds: int
+    seconds: float
+    profile: bool
+    target: str
+    json_file: Path | None
+    quiet: bool
+    verbose: bool
+
+    @property
+    def to_stdout(self) -> bool:
+        """True where JSON is all that is shown."""
+        return str(self.json_file) == "-"
 
 
 @click.command()
@@ -54,29 +78,30 @@ def bench(**given: Any) -> None:
     One session lives at a time, models take turns in each round, and ratios are taken within
     rounds: the interval is a bootstrap over them.
     """
-    models: Sequence[Path] = given["models"]
-    provider = registry.target(given["target"]).provider
+    arguments = BenchArguments(**given)
+    models, file = arguments.models, arguments.json_file
+    provider = registry.target(arguments.target).provider
     options = latency.TimingOptions(
-        given["threads"], given["rounds"], given["seconds"], provider=provider
+        arguments.threads, arguments.rounds, arguments.seconds, provider=provider
     )
     graph = read_model.load(models[0])
     for other in models[1:]:
         shape_inference.infer(read_model.load(other))
-    if given["json_file"] is not None and str(given["json_file"]) != "-":
-        if given["json_file"].suffix != ".json":
-            raise OutputError(f"--json {str(given['json_file'])!r}: expected a .json file or -")
-        atomic_write.check_writable(given["json_file"])
-    feeds = list(_feeds(graph, given))
+    if file is not None and not arguments.to_stdout:
+        if file.suffix != ".json":
+            raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
+        atomic_write.check_writable(file)
+    feeds = list(_feeds(graph, arguments))
     found: list[Comparison] = []
     profiles: list[list[Profile]] = []
-    with progress_bar(given["quiet"]) as bar:
+    with progress_bar(shown=not arguments.quiet) as bar:
         for feed in feeds:
             bar.step("bench", options.rounds)
             labelled = list(zip(_labels(models), models, strict=True))
             found.append(latency.compare_latency(labelled, feed, options, bar.advance))
-            if given["profile"]:
+            if arguments.profile:
                 profiles.append(profile(labelled, feed, options.threads, provider=provider))
-    _write(given, found, profiles)
+    _write(arguments, found, profiles)
 
 
 def _labels(models: Sequence[Path]) -> list[str]:
@@ -85,39 +110,39 @@ def _labels(models: Sequence[Path]) -> list[str]:
     return [m.name if distinct else str(m) for m in models]
 
 
-def _feeds(graph: Graph, given: dict[str, Any]) -> Iterator[Feed]:
+def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
     """One feed for each combination of dimensions, or the first one of real data."""
     shape_inference.infer(graph)
-    if given["data"] is not None:
+    if arguments.data is not None:
         data = open_data(
-            given["data"],
+            arguments.data,
             input_specs(graph),
-            tokenizer=given["tokenizer"],
-            samples=given["samples"],
-            batch_size=given["batch_size"],
+            tokenizer=arguments.tokenizer,
+            samples=arguments.samples,
+            batch_size=arguments.batch_size,
         )
         yield next(iter(data))
         return
-    names = [name for name, _ in given["dims"]]
-    fixed = dict(given["fixed"])
-    for sizes in product(*(sizes for _, sizes in given["dims"])):
+    names = [name for name, _ in arguments.dims]
+    fixed = dict(arguments.fixed)
+    for sizes in product(*(sizes for _, sizes in arguments.dims)):
         dims = dict(zip(names, sizes, strict=True))
         yield synthetic_feeds(graph, dims, 1, 0, shapes=fixed)[0]
 
 
-def _write(given: dict[str, Any], found: list[Comparison], profiles: list[list[Profile]]) -> None:
+def _write(
+    arguments: BenchArguments, found: list[Comparison], profiles: list[list[Profile]]
+) -> None:
     rows = [c.to_dict() for c in found]
     for row, profiled in zip(rows, profiles, strict=False):
         row["profile"] = [p.to_dict() for p in profiled]
-    path = given["json_file"]
-    if path is not None and str(path) == "-":
+    if arguments.to_stdout:
         print_json(rows)
         return
-    if path is not None:
-        atomic_write.write_atomic(
-            path, (json.dumps(finite(rows), indent=1, allow_nan=False) + "\n").encode()
-        )
-    if not given["quiet"]:
+    if arguments.json_file is not None:
+        text = json.dumps(finite(rows), indent=1, allow_nan=False) + "\n"
+        atomic_write.write_atomic(arguments.json_file, text.encode())
+    if not arguments.quiet:
         for comparison in found:
             show(comparison)
         for profiled in profiles:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from qcompile.commands import _compile_folder, _summary
-from qcompile.commands._console import console, progress_bar
-from qcompile.commands._options import (
-    ACCURACY_GATES,
-    PATH,
-    data_options,
-    gate_options,
-    gates_from,
-    output_options,
-)
-from qcompile.commands._recipe_options import cache_from, lock_from, recipe_from, recipe_options
-from qcompile.commands._report_files import report_files, report_option
+from qcompile.commands._compile_arguments import CompileArguments
+from qcompile.commands._console import progress_bar
+from qcompile.commands._options import PATH, data_options, gate_options, output_options
+from qcompile.commands._recipe_options import recipe_options
+from qcompile.commands._report_files import ReportFiles, report_option
 from qcompile.commands._summary import tuned_file
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.driver import compile_model
-from qcompile.compiler.model_folder.compile_folder import Settings
-from qcompile.compiler.stages.options import CompileOptions, Request
+from qcompile.compiler.stages.options import CompileOptions
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError, RecipeError
 from qcompile.system import atomic_write
@@ -61,72 +53,28 @@ def compile(**given: Any) -> None:
     missed, the fewest tensors are lifted to more bits that pass it. Of a folder each .onnx file is
     compiled; configuration and tokenizer are copied.
     """
-    recipe, gates = recipe_from(given), gates_from(given)
-    options = options_from(given, lock_from(given, recipe))
+    arguments = CompileArguments(**given)
+    request = arguments.make_request()
+    options = request.options
     if options.dump_dir is not None:
         _make_folder(options.dump_dir)
-    if given["model"].is_dir():
-        _compile_folder.compile_folder(given, Settings(given["data"], recipe, gates, options))
+    if arguments.model.is_dir():
+        _compile_folder.compile_folder(arguments, request)
         return
-    out: Path = given["output"]
-    reports = report_files(given, out)
-    files = {"input model": given["model"], "output": out, **reports.named}
-    if options.tune:
-        files["tuned recipe"] = tuned_file(out)
-    if options.search_state is not None:
-        files["search state"] = options.search_state
-    lock_file: Path | None = given["lock_file"]
-    if lock_file is not None:
-        files |= {"lock": lock_file, "lock's calibration": lockfile.sidecar(lock_file)}
-    _check_distinct(files)
-    for what, path in files.items():
-        if what != "input model":
-            atomic_write.check_writable(path)
+    out = arguments.output
+    reports = arguments.reports(out)
+    _check_files(arguments, options, reports)
     try:
-        with progress_bar(given["quiet"] or given["as_json"]) as bar:
-            request = Request(given["model"], given["data"], recipe, gates, options, bar)
-            result = compile_model(request)
+        with progress_bar(shown=arguments.for_people) as bar:
+            result = compile_model(replace(request, progress=bar))
     except RejectedError as e:
-        _summary.show_or_print(console(), given, e.result)
+        _summary.show_or_print(e.result, arguments)
         raise
-    _summary.deliver(console(), given, result, out, reports, lock_file)
+    _summary.deliver(result, out, reports, arguments, arguments.lock_file)
     if options.cache is not None:
         options.cache.forget()
-    if not (given["quiet"] or given["as_json"]):
+    if arguments.for_people:
         click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
-
-
-def options_from(given: dict[str, Any], locked: Lock | None) -> CompileOptions:
-    """What is no part of the recipe."""
-    out: Path = given["output"]
-    seconds = given["search_time"] if _is_searched(given) and locked is None else 0.0
-    return CompileOptions(
-        tokenizer=given["tokenizer"],
-        samples=given["samples"],
-        batch_size=given["batch_size"],
-        max_memory=given["max_memory"],
-        threads=given["threads"],
-        verify=not given["no_verify"],
-        bench=not given["no_bench"],
-        profile=report_files(given, out).page is not None,
-        tune=given["tune"],
-        force=given["force"],
-        dump_dir=given["dump_passes"],
-        metric=given["metric"],
-        search_time=seconds,
-        search_state=out.with_name(f"{out.stem}.search.json") if seconds else None,
-        stem=out.stem,
-        lock=locked,
-        cache=cache_from(given),
-        keep_calibration=given["lock_file"] is not None,
-    )
-
-
-def _is_searched(given: dict[str, Any]) -> bool:
-    """A gate that the user has set, not one by default, is worth a search."""
-    context = click.get_current_context()
-    gates = (n for n in given if n in ACCURACY_GATES)
-    return any(context.get_parameter_source(n) is not ParameterSource.DEFAULT for n in gates)
 
 
 def _make_folder(path: Path) -> None:
@@ -136,10 +84,22 @@ def _make_folder(path: Path) -> None:
         raise RecipeError(f"dump folder {str(path)!r}: {e.strerror}") from e
 
 
-def _check_distinct(files: dict[str, Path]) -> None:
-    """No file may stand for two things. Raises OutputError."""
-    seen: dict[Path, str] = {}
+def _check_files(
+    arguments: CompileArguments, options: CompileOptions, reports: ReportFiles
+) -> None:
+    """Every file can be written, and none stands for two things. Raises OutputError."""
+    files = {"output": arguments.output, **reports.named}
+    if options.tune:
+        files["tuned recipe"] = tuned_file(arguments.output)
+    if options.search_state is not None:
+        files["search state"] = options.search_state
+    lock_file = arguments.lock_file
+    if lock_file is not None:
+        files |= {"lock": lock_file, "lock's calibration": lockfile.sidecar(lock_file)}
+    seen = {arguments.model.resolve(): "input model"}
     for what, path in files.items():
         other = seen.setdefault(path.resolve(), what)
         if other != what:
             raise OutputError(f"{what} {str(path)!r} is the {other} itself")
+    for path in files.values():
+        atomic_write.check_writable(path)

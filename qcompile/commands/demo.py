@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from qcompile.commands import _summary
-from qcompile.commands._console import console, progress_bar
-from qcompile.commands._options import PATH, output_options
-from qcompile.commands._report_files import report_files, report_option
+from qcompile.commands._console import progress_bar
+from qcompile.commands._options import PATH, OutputArguments, output_options
+from qcompile.commands._report_files import ReportFiles, report_option
 from qcompile.compiler.driver import compile_model
 from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.data.feeds import input_specs
@@ -30,24 +30,24 @@ _OUTPUT = "paraphrase-minilm-l3.int8.onnx"
 @click.option("-o", "--output", type=PATH, default=_OUTPUT, show_default=True, help="Where to.")
 @report_option
 @output_options
-def demo(**given: Any) -> None:
+def demo(output: Path, report_files: tuple[Path, ...], **given: Any) -> None:
     """Compile paraphrase-MiniLM-L3-v2 to int8: verify it, time it, show the result.
 
     The model comes with the pip package of the `demo` extra; the 256 sentences to calibrate and
     verify with ship with qcompile.
     """
-    out: Path = given["output"]
-    reports = report_files(given, out)
-    for path in (out, *reports.named.values()):
+    arguments = OutputArguments(**given)
+    reports = ReportFiles.for_model(output, report_files)
+    for path in (output, *reports.named.values()):
         atomic_write.check_writable(path)
     model = model_path()
     feeds = sample_feeds(input_specs(read_model.load(model)))
-    with progress_bar(given["quiet"] or given["as_json"]) as bar:
+    with progress_bar(shown=arguments.for_people) as bar:
         options = CompileOptions(profile=reports.page is not None)
         result = compile_model(Request(model, feeds, options=options, progress=bar))
-    _summary.deliver(console(), given, result, out, reports)
-    if not (given["quiet"] or given["as_json"]):
-        files = f"{shlex.quote(str(model))} {shlex.quote(str(out))}"
+    _summary.deliver(result, output, reports, arguments)
+    if arguments.for_people:
+        files = f"{shlex.quote(str(model))} {shlex.quote(str(output))}"
         click.echo(f"next:    qcompile bench {files} --dim sequence_length=32,128")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, megabytes, print_json, table
-from qcompile.commands._options import PATH, output_options
+from qcompile.commands._options import PATH, OutputArguments, output_options
 from qcompile.compiler.report.model_diff import Difference, TensorChange, diff_models
 
 _WIDEST = 60
@@ -26,10 +26,11 @@ def diff(a: Path, b: Path, top: int, **given: Any) -> None:
     Any two .onnx files can be compared. Where the report or the lock that compile wrote lies beside
     one, its settings and reasons are read too. The exit code is 0 whether they differ or not.
     """
+    arguments = OutputArguments(**given)
     found = diff_models(a, b)
-    if given["as_json"]:
+    if arguments.as_json:
         print_json(found.to_dict())
-    elif not given["quiet"]:
+    elif not arguments.quiet:
         show(found, top)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import megabytes, print_json, progress_bar
-from qcompile.commands._options import PATH, output_options
+from qcompile.commands._options import PATH, OutputArguments, output_options
 from qcompile.compiler.model_folder import atomic_folder, hub, layout, tasks, torch_export
 from qcompile.errors import ModelError
 
@@ -23,38 +23,39 @@ from qcompile.errors import ModelError
               help="Version of ONNX's operators.")  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @output_options
-def export(**given: Any) -> None:
+def export(
+    source: str, output: Path, task: str | None, opset: int, revision: str | None, **given: Any
+) -> None:
     """Export SOURCE, a transformers folder or a model's name on the Hugging Face hub, to ONNX.
 
     optimum exports where it can, torch.onnx.export else. The file is compared with the torch model
     on several shapes with padding; where it differs, nothing is written and the exit code is 1.
     Weights are read from .safetensors only. Needs: pip install -e '.[export]' in a checkout.
     """
-    out, name = given["output"], given["source"]
-    task = None if given["task"] is None else tasks.named(given["task"])
-    with progress_bar(given["quiet"] or given["as_json"]) as bar:
-        if Path(name).is_dir():
-            folder = layout.read_folder(Path(name))
+    arguments = OutputArguments(**given)
+    wanted = None if task is None else tasks.named(task)
+    with progress_bar(shown=arguments.for_people) as bar:
+        if Path(source).is_dir():
+            folder = layout.read_folder(Path(source))
         else:
             bar.step("fetch")
-            folder = hub.fetch(name, given["revision"])
+            folder = hub.fetch(source, revision)
         if not folder.weights and folder.models:
-            raise ModelError(
-                f"{name!r} holds ONNX files already: qcompile compile {shlex.quote(name)} -o OUT"
-            )
-        with atomic_folder.written(out, folder.path) as stage:
+            command = f"qcompile compile {shlex.quote(source)} -o OUT"
+            raise ModelError(f"{source!r} holds ONNX files already: {command}")
+        with atomic_folder.written(output, folder.path) as stage:
             atomic_folder.copy_companions(folder, stage)
             bar.step("export")
-            made = torch_export.export(folder, stage, task, given["opset"])
-            account = {"source": Path(name).name, "export": made.to_dict(), **folder.account()}
+            made = torch_export.export(folder, stage, wanted, opset)
+            account = {"source": Path(source).name, "export": made.to_dict(), **folder.account()}
             atomic_folder.write_manifest(stage, account)
-    if given["as_json"]:
+    if arguments.as_json:
         print_json(account)
-    elif not given["quiet"]:
-        size = sum((out / file).stat().st_size for file in made.files)
+    elif not arguments.quiet:
+        size = sum((output / file).stat().st_size for file in made.files)
         click.echo(f"exported: {made}")
         for note in made.notes:
             click.echo(f"note:    {note}")
-        click.echo(f"written: {out}: {', '.join(made.files)} ({megabytes(size)})")
-        next_out = shlex.quote(f"{out}-int8")
-        click.echo(f"next:    qcompile compile {shlex.quote(str(out))} -o {next_out} --data …")
+        click.echo(f"written: {output}: {', '.join(made.files)} ({megabytes(size)})")
+        next_out = shlex.quote(f"{output}-int8")
+        click.echo(f"next:    qcompile compile {shlex.quote(str(output))} -o {next_out} --data …")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, megabytes, print_json, table
-from qcompile.commands._options import PATH, output_options
+from qcompile.commands._options import PATH, OutputArguments, output_options
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.ir.analysis import shape_inference
@@ -22,36 +22,35 @@ from qcompile.system import digests
 @click.option("--all", "every", is_flag=True, help="One row a tensor, not only the sums.")
 @click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside it.")
 @output_options
-def inspect(**given: Any) -> None:
+def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) -> None:
     """Show what is integer and what float in MODEL, why, and how many bytes.
 
     The rows add up to the file. Reasons come from the report that compile wrote beside the model.
     """
-    path: Path = given["model"]
-    shape_inference.infer(
-        read_model.load(path)
-    )  # refuses what would harm: the runtime is to load it
-    proto, _storage = read_model.read_model(path)
-    wanted = given["report_file"] or sidecar_files.report_path(path)
-    report = sidecar_files.find_report(wanted, digests.of_file(path))
+    arguments = OutputArguments(**given)
+    # Refuses what would harm: the runtime is to load it.
+    shape_inference.infer(read_model.load(model))
+    proto, _storage = read_model.read_model(model)
+    wanted = report_file or sidecar_files.report_path(model)
+    report = sidecar_files.find_report(wanted, digests.of_file(model))
     known = sidecar_files.rows_of(report)
-    size = path.stat().st_size + external_data.external_bytes(proto)
+    size = model.stat().st_size + external_data.external_bytes(proto)
     rows = known if known is not None else ledger.rows(proto, size)
-    operators = dict(sorted(session.optimized_ops(path).items()))
-    if given["as_json"]:
+    operators = dict(sorted(session.optimized_ops(model).items()))
+    if arguments.as_json:
         print_json({"bytes": size, "ledger": ledger.to_dicts(rows), "operators": operators})
         return
-    if given["quiet"]:
+    if arguments.quiet:
         return
-    _show_summary(path, rows, size)
-    if given["every"]:
+    _show_summary(model, rows, size)
+    if every:
         _show_rows(rows)
     else:
         _show_float(rows)
     if known is None:
         click.echo("no report of this file beside it: reasons are what the file alone tells")
-    if not given["every"]:
-        click.echo(f"next:    qcompile inspect {path} --all")
+    if not every:
+        click.echo(f"next:    qcompile inspect {model} --all")
 
 
 def _show_summary(path: Path, rows: list[LedgerRow], size: int) -> None:

@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,21 +20,20 @@ from qcompile.system import atomic_write
 @click.option("-o", "--output", type=PATH, help="Page to write.  [default: FILE with .html]")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
-def report(**given: Any) -> None:
+def report(file: Path, output: Path | None, quiet: bool, verbose: bool) -> None:
     """Show FILE, a .json report of compile or sensitivity, as a page for the browser.
 
     The page is one .html file that needs nothing else. FILE - is stdin: the --json of a command.
     """
-    source: Path = given["file"]
-    piped = str(source) == "-"
-    if piped and given["output"] is None:
+    piped = str(file) == "-"
+    if piped and output is None:
         raise OutputError("-o is needed where the report comes from stdin")
-    out: Path = given["output"] or source.with_suffix(".html")
+    out = output or file.with_suffix(".html")
     if out.suffix != ".html":
         raise OutputError(f"page {str(out)!r}: expected a .html file")
     atomic_write.check_writable(out)
-    atomic_write.write_atomic(out, _page(source, piped).encode())
-    if not given["quiet"]:
+    atomic_write.write_atomic(out, _page(file, piped).encode())
+    if not quiet:
         click.echo(f"written: {shlex.quote(str(out))}")
 
 

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
-from qcompile.commands._options import PATH, data_options, gate_options, gates_from, output_options
-from qcompile.commands._recipe_options import cache_from, recipe_from, recipe_options
+from qcompile.commands._options import (
+    PATH,
+    GateArguments,
+    OutputArguments,
+    data_options,
+    gate_options,
+    output_options,
+)
+from qcompile.commands._recipe_options import RecipeArguments, recipe_options
 from qcompile.commands._report_files import by_form
 from qcompile.compiler.python_api import sensitivity as measure
 from qcompile.compiler.report import html
-from qcompile.compiler.search.lift_items import BY
+from qcompile.compiler.search.lift_items import BY, By
 from qcompile.compiler.search.policy import Policy, Sensitivity
-from qcompile.compiler.search.sensitivity import MEASURES, Score, SensitivityRow
-from qcompile.compiler.stages.options import CompileOptions
+from qcompile.compiler.search.sensitivity import MEASURES, Measure, Score, SensitivityRow
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
 
 _SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
+    """One field an option."""
+
+    model: Path
+    output: Path | None
+    data: str
+    report_files: tuple[Path, ...]
+    by: By
+    what: Measure
+    top: int
+    lift: int | None
 
 
 @click.command()
@@ -48,39 +69,40 @@ def sensitivity(**given: Any) -> None:
     Errors are 1 - cosine, the mean over held-out samples and outputs. -o writes a recipe that
     lifts the most sensitive to 16 bits, or to float where the target has none.
     """
-    out: Path | None = given["output"]
-    reports = by_form(given["report_files"])
+    arguments = SensitivityArguments(**given)
+    out = arguments.output
+    reports = by_form(arguments.report_files)
     if out is not None:
-        _check(out, given["model"])
+        _check(out, arguments.model)
     for path in reports.values():
         atomic_write.check_writable(path)
-    options = _options(given)
-    with progress_bar(given["quiet"] or given["as_json"]) as bar:
+    options = arguments.make_options()
+    with progress_bar(shown=arguments.for_people) as bar:
         found = measure(
-            given["model"],
-            given["data"],
-            by=given["by"],
-            measure=given["what"],
-            recipe=recipe_from(given),
-            gates=gates_from(given),
+            arguments.model,
+            arguments.data,
+            by=arguments.by,
+            measure=arguments.what,
+            recipe=arguments.make_recipe(),
+            gates=arguments.make_gates(),
             options=options,
             progress=bar,
         )
-    policy = None if out is None else found.policy(given["lift"])
+    policy = None if out is None else found.policy(arguments.lift)
     plain = {**found.to_dict(), "policy": None if policy is None else _plain(policy)}
     for form, path in reports.items():
         made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
         atomic_write.write_atomic(path, made.encode())
-    if given["as_json"]:
+    if arguments.as_json:
         print_json(plain)
-    elif not given["quiet"]:
-        show(found, given["top"])
+    elif not arguments.quiet:
+        show(found, arguments.top)
     if out is not None and policy is not None:
         heading = f"qcompile sensitivity {found.source} --by {found.by}"
         atomic_write.write_atomic(out, policy.to_yaml(heading).encode())
-        if not (given["quiet"] or given["as_json"]):
-            _announce(out, given["model"], policy)
-    if not (given["quiet"] or given["as_json"]):
+        if arguments.for_people:
+            _announce(out, arguments.model, policy)
+    if arguments.for_people:
         for path in reports.values():
             click.echo(f"report:  {path}")
     if options.cache is not None:
@@ -93,11 +115,6 @@ def _check(out: Path, model: Path) -> None:
     if out.resolve() == model.resolve():
         raise OutputError(f"output {str(out)!r} is the input model itself")
     atomic_write.check_writable(out)
-
-
-def _options(given: dict[str, Any]) -> CompileOptions:
-    names = ("tokenizer", "samples", "batch_size", "max_memory", "threads")
-    return CompileOptions(**{name: given[name] for name in names}, cache=cache_from(given))
 
 
 def _plain(policy: Policy) -> dict[str, Any]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from qcompile.commands._console import console, print_json, table
-from qcompile.commands._options import PATH, data_options, gate_options, gates_from, output_options
+from qcompile.commands._options import (
+    PATH,
+    DataArguments,
+    GateArguments,
+    OutputArguments,
+    data_options,
+    gate_options,
+    output_options,
+)
 from qcompile.commands._recipe_options import isa_option
 from qcompile.compiler.python_api import verify as compare_models
 from qcompile.compiler.stages import saturation_check
@@ -17,6 +27,16 @@ from qcompile.runtime.evaluation.closeness import Verdict
 
 # What a row says of the sums that it is of, where they are not all the same.
 _SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86 without VNNI"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments(DataArguments, GateArguments, OutputArguments):
+    """One field an option."""
+
+    reference: Path
+    candidate: Path
+    data: str
+    isa: str | None
 
 
 @click.command()
@@ -29,19 +49,20 @@ _SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86
 @output_options
 def verify(**given: Any) -> None:
     """Compare the outputs of CANDIDATE with REFERENCE's; exit 1 where a gate fails."""
+    arguments = VerifyArguments(**given)
     verdict = compare_models(
-        given["reference"],
-        given["candidate"],
-        given["data"],
-        gates=gates_from(given),
-        tokenizer=given["tokenizer"],
-        samples=given["samples"],
-        batch_size=given["batch_size"],
-        isa=given["isa"] or "",
+        arguments.reference,
+        arguments.candidate,
+        arguments.data,
+        gates=arguments.make_gates(),
+        tokenizer=arguments.tokenizer,
+        samples=arguments.samples,
+        batch_size=arguments.batch_size,
+        isa=arguments.isa or "",
     )
-    if given["as_json"]:
+    if arguments.as_json:
         print_json(verdict.to_dict())
-    elif not given["quiet"]:
+    elif not arguments.quiet:
         show(verdict)
     if not verdict.passed:
         raise GateError("; ".join(verdict.failures))

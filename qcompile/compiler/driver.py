@@ -36,10 +36,10 @@ def compile_model(request: Request) -> Result:
     if forecast is not None:
         request.progress.step(f"expect about {forecast.speedup:.1f}x")
 
-    def rewritten(recipe: Recipe, reasons: Reasons = ()) -> Rewritten:
+    def rewritten(recipe: Recipe, reasons: Reasons | None = None) -> Rewritten:
         return rewrite(prepare(replace(request, recipe=recipe)), reasons)
 
-    def built(recipe: Recipe, reasons: Reasons = ()) -> Verified:
+    def built(recipe: Recipe, reasons: Reasons | None = None) -> Verified:
         return verify(rewritten(recipe, reasons))
 
     def measured(recipe: Recipe) -> Measurable:

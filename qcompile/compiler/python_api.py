@@ -62,12 +62,17 @@ def compile(
         "keep_float": None if keep_float is None else tuple(keep_float),
         "seed": seed,
     }
-    chosen, options = merged(_base(recipe), settings, "compile()"), options or CompileOptions()
-    if isinstance(recipe, str | Path) and lockfile.is_lock(recipe):
-        locked = lockfile.read_lockfile(Path(recipe))
-        lockfile.check_recipe(locked, chosen, "compile()")
-        options = replace(options, lock=locked)
-    request = Request(model, data, chosen, gates or Gates(), options, progress or Silent())
+    options = options or CompileOptions()
+    chosen = merged(lockfile.recipe_of(recipe), settings, "compile()")
+    locked = lockfile.lock_in(recipe, chosen, "compile()")
+    request = Request(
+        model,
+        data,
+        recipe=chosen,
+        gates=gates or Gates(),
+        options=options if locked is None else replace(options, lock=locked),
+        progress=progress or Silent(),
+    )
     return compile_model(request)
 
 
@@ -89,15 +94,15 @@ def sensitivity(
     The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
     RecipeError or TargetError on bad input.
     """
-    chosen = merged(_base(recipe), {"target": target}, "sensitivity()")
-    settings = gates or Gates(), options or CompileOptions(), progress or Silent()
-    return rank_by(make_measurable(Request(model, data, chosen, *settings)), by, measure)
-
-
-def _base(recipe: Recipe | str | Path | None) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return Recipe() if recipe is None else lockfile.recipe_of(recipe)
+    request = Request(
+        model,
+        data,
+        recipe=merged(lockfile.recipe_of(recipe), {"target": target}, "sensitivity()"),
+        gates=gates or Gates(),
+        options=options or CompileOptions(),
+        progress=progress or Silent(),
+    )
+    return rank_by(make_measurable(request), by, measure)
 
 
 def verify(

@@ -1,6 +1,6 @@
 """What becomes of each tensor: what a pass imports."""
 
-from qcompile.planning.context import Context, PassSettings, Skip
+from qcompile.planning.context import Context, PassSettings, PrecisionRule, Skip
 from qcompile.planning.linear_groups import LinearGroup, QuantizedLinear, add_to_bias, linear_groups
 from qcompile.planning.plan import Decision, Kind, Plan, Use, uses_of
 from qcompile.planning.precision import PrecisionChoice
@@ -14,6 +14,7 @@ __all__ = [
     "PassSettings",
     "Plan",
     "PrecisionChoice",
+    "PrecisionRule",
     "QuantizedLinear",
     "Skip",
     "Use",

@@ -5,7 +5,7 @@ Passes and calibrators import this module and those below it, never each other, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -23,6 +23,8 @@ PRECISIONS: tuple[Precision, ...] = (8, 16, "float")
 # Which products of attention run in integers.
 Attention = Literal["float", "scores", "all"]
 ATTENTIONS: tuple[Attention, ...] = ("float", "scores", "all")
+# Pattern of a recipe's ``precision`` -> why it is there, where no user wrote it.
+Reasons: TypeAlias = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,26 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class PrecisionRule:
+    """What tensors become whose names match ``pattern``; ``reason`` where no user wrote it."""
+
+    pattern: str
+    precision: Precision
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class PassSettings:
     """What the user asked for, as far as passes look at it.
 
     Patterns are globs over names of nodes and tensors, or over roles: ``role:NAME[@LAYER]``.
-    ``reasons`` says of patterns of ``precision`` why they are there, where no user wrote them;
-    ``may_widen`` that 16 bits may yet be asked for.
+    ``may_widen``: 16 bits may yet be asked for.
     """
 
     mode: Mode = "static"
     keep_float: tuple[str, ...] = ()
     seed: int = 0
-    precision: tuple[tuple[str, Precision], ...] = ()
-    reasons: tuple[tuple[str, str], ...] = ()
+    precision: tuple[PrecisionRule, ...] = ()
     may_widen: bool = False
     attention: Attention = "float"
 
@@ -57,15 +66,15 @@ class PassSettings:
         pattern = next((p for p in self.keep_float if matches(p, found)), None)
         return None if pattern is None else Refusal(f"kept float by pattern {pattern!r}")
 
-    def precision_of(self, names: Iterable[str]) -> tuple[str, Precision] | None:
-        """The first entry of ``precision`` whose pattern matches any of these names."""
+    def precision_of(self, names: Iterable[str]) -> PrecisionRule | None:
+        """The first rule of ``precision`` whose pattern matches any of these names."""
         found = list(names)
-        return next(((p, bits) for p, bits in self.precision if matches(p, found)), None)
+        return next((r for r in self.precision if matches(r.pattern, found)), None)
 
     @property
     def asks_wide(self) -> bool:
         """True where some tensor is to have 16 bits, or may be."""
-        return self.may_widen or any(bits == 16 for _, bits in self.precision)
+        return self.may_widen or any(r.precision == 16 for r in self.precision)
 
 
 @dataclass
@@ -124,7 +133,3 @@ class Context:
         wanted = StatRequest(tensor, spec)
         if wanted not in self.requests:
             self.requests.append(wanted)
-
-
-# Pattern of ``precision`` -> why it is there.
-Reasons: TypeAlias = tuple[tuple[str, str], ...]

@@ -44,7 +44,7 @@ class Decision:
     spec: QSpec | None
     reason: str
     uses: tuple[Use, ...] = ()
-    maker: str = ""
+    maker: str | None = None
 
 
 @dataclass

@@ -17,10 +17,10 @@ from qcompile.targets.target import WIDE_SINCE
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What a tensor becomes, None for float; ``reason`` is "" where the user said nothing."""
+    """What a tensor becomes, None for float; ``reason`` is None where the user said nothing."""
 
     spec: QSpec | None
-    reason: str = ""
+    reason: str | None = None
 
 
 def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:
@@ -44,13 +44,12 @@ def _choice(
     *,
     ranged: bool,
 ) -> PrecisionChoice:
-    said = ctx.choices.precision_of(names)
-    if said is None or said[1] == 8:
+    rule = ctx.choices.precision_of(names)
+    if rule is None or rule.precision == 8:
         return PrecisionChoice(spec)
-    pattern, bits = said
-    why = dict(ctx.choices.reasons).get(pattern)
-    if bits == "float":
-        return PrecisionChoice(None, why or f"kept float by precision pattern {pattern!r}")
+    if rule.precision == "float":
+        by_user = f"kept float by precision pattern {rule.pattern!r}"
+        return PrecisionChoice(None, rule.reason or by_user)
     if wide is None:
         return PrecisionChoice(
             None, f"16-bit integers have no kernel on target {ctx.target.name!r}: left float"
@@ -64,4 +63,4 @@ def _choice(
         return PrecisionChoice(
             None, f"16-bit integers need opset {WIDE_SINCE}, {found}: left float"
         )
-    return PrecisionChoice(wide, why or f"16 bits by precision pattern {pattern!r}")
+    return PrecisionChoice(wide, rule.reason or f"16 bits by precision pattern {rule.pattern!r}")

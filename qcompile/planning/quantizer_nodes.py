@@ -19,8 +19,8 @@ def lift_without_range(ctx: Context) -> None:
         if ctx.ranges.get(decision.tensor) is not None:
             continue
         reason = ctx.ranges.missing.get(decision.tensor, "its range was never asked for")
-        concerned = [u.node for u in decision.uses] + [decision.maker] * bool(decision.maker)
-        for node in dict.fromkeys(concerned):
+        concerned = (*(u.node for u in decision.uses), decision.maker)
+        for node in dict.fromkeys(n for n in concerned if n is not None):
             ctx.plan.release(node, reason)
         ctx.skip(decision.tensor, reason)
 

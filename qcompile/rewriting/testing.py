@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.printer import dump
-from qcompile.planning import Context, PassSettings
+from qcompile.planning import Context, PassSettings, PrecisionRule
+from qcompile.planning.context import Precision
 from qcompile.quant import Array
 from qcompile.rewriting import graph_verifier, registry
 from qcompile.rewriting.instruments import Verify
@@ -53,9 +54,12 @@ def parse(text: str, **weights: Array) -> Graph:
     return graph
 
 
-def context(target: str = "cpu", **choices: Any) -> Context:
-    """A context as the compiler would make it."""
-    return Context(registry.target(target), evaluate, PassSettings(**choices))
+def context(
+    target: str = "cpu", precision: Iterable[tuple[str, Precision]] = (), **choices: Any
+) -> Context:
+    """A context as the compiler would make it, with ``precision`` as a recipe has it."""
+    rules = tuple(PrecisionRule(*pair) for pair in precision)
+    return Context(registry.target(target), evaluate, PassSettings(precision=rules, **choices))
 
 
 def run_pass(graph: Graph, *items: Pass, ctx: Context | None = None) -> Context:

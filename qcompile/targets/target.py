@@ -38,7 +38,7 @@ class OpRule:
     right: QSpec | None = None
     min_bytes: int = 0
     min_summed: int = 0
-    small: str = ""
+    small: str | None = None
     why: str = ""
     modes: tuple[str, ...] = ("static", "dynamic", "weight-only")
 
@@ -47,12 +47,12 @@ class OpRule:
 class LoweringChoice:
     """One way to lower something: passes of ``lower`` by what stands in their place, a pipeline.
 
-    ``attention``: which of its products run in integers then; "" leaves that alone. ``modes``:
+    ``attention``: which of its products run in integers then; None leaves that alone. ``modes``:
     where it is another way than the target's own.
     """
 
     instead: dict[str, str] = field(default_factory=dict)
-    attention: Literal["", "float", "scores", "all"] = ""
+    attention: Literal["float", "scores", "all"] | None = None
     modes: tuple[str, ...] = ("static", "dynamic", "weight-only", "float")
 
 

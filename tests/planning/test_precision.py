@@ -57,12 +57,13 @@ def types(found: dict[str, list[Decision]], *names: str) -> str:
 
 
 def test_the_first_pattern_that_matches_counts() -> None:
-    choices = PassSettings(precision=(("a*", 8), ("role:x", 16), ("*", "float")))
-    assert choices.precision_of(["ab", "role:x"]) == ("a*", 8)
-    assert choices.precision_of(["b", "role:x"]) == ("role:x", 16)
-    assert choices.precision_of(["b", "role:y"]) == ("*", "float")
+    choices = context(precision=(("a*", 8), ("role:x", 16), ("*", "float"))).choices
+    first, second, third = choices.precision
+    assert choices.precision_of(["ab", "role:x"]) is first
+    assert choices.precision_of(["b", "role:x"]) is second
+    assert choices.precision_of(["b", "role:y"]) is third
     assert PassSettings().precision_of(["a"]) is None
-    assert choices.asks_wide and not PassSettings(precision=(("a", "float"),)).asks_wide
+    assert choices.asks_wide and not context(precision=(("a", "float"),)).choices.asks_wide
 
 
 # ---- target qdq: every tensor by itself

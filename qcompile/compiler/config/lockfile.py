@@ -161,17 +161,32 @@ def save(path: Path, made: Lock, found: Calibration | None) -> None:
     atomic_write.write_atomic(path, made.to_yaml().encode())
 
 
-def recipe_of(source: str | Path) -> Recipe:
-    """A recipe by its name, from a file, or out of a lock. Raises RecipeError."""
+def recipe_of(source: Recipe | str | Path | None) -> Recipe:
+    """A recipe by its name, from a file, or out of a lock; None is all defaults.
+
+    Raises RecipeError.
+    """
+    if source is None:
+        return Recipe()
+    if isinstance(source, Recipe):
+        return source
     return read_lockfile(Path(source)).recipe if is_lock(source) else recipe.read_recipe(source)
 
 
-def check_recipe(made: Lock, wanted: Recipe, where: str) -> None:
-    """Raises RecipeError where settings on top of a lock ask for another build."""
+def lock_in(source: Recipe | str | Path | None, wanted: Recipe, where: str) -> Lock | None:
+    """The lock that ``source`` names, None where it names or is a recipe.
+
+    ``wanted`` is the recipe that settings from ``where`` have made of it. Raises RecipeError where
+    they ask for another build than the lock's.
+    """
+    if source is None or isinstance(source, Recipe) or not is_lock(source):
+        return None
+    found = read_lockfile(Path(source))
     for key in (f.name for f in fields(Recipe)):
-        found, locked = getattr(wanted, key), getattr(made.recipe, key)
-        if found != locked:
-            raise RecipeError(f"{where}: {key} is {found!r}, but the lock says {locked!r}")
+        asked, locked = getattr(wanted, key), getattr(found.recipe, key)
+        if asked != locked:
+            raise RecipeError(f"{where}: {key} is {asked!r}, but the lock says {locked!r}")
+    return found
 
 
 def read_lockfile(path: Path) -> Lock:

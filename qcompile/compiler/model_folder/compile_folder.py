@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder import layout, torch_export
 from qcompile.compiler.model_folder.atomic_folder import copy_companions
@@ -18,19 +17,7 @@ from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data, open_data
 from qcompile.errors import DataError, ModelError, QCompileError
-from qcompile.ir import Refusal
 from qcompile.ir.model_io import read_model
-from qcompile.runtime.evaluation.closeness import Gates
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every file of the folder is compiled with."""
-
-    data: Data | None
-    recipe: Recipe
-    gates: Gates
-    options: CompileOptions
 
 
 def with_models(
@@ -53,52 +40,48 @@ def with_models(
     return layout.read_folder(scratch), made
 
 
-def compile_models(
-    folder: Folder, settings: Settings, progress: Progress
-) -> Iterator[tuple[str, Result]]:
-    """(name, result) of each ONNX file of a folder, one at a time.
+def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Result]]:
+    """(name, result) of each ONNX file of a folder, one at a time; ``request`` is for all of them.
 
     A file that the data does not fit is compiled without, where another one does fit and no mode
     is asked for; its report says so. Raises what ``compile_model`` does, naming the file where
     there are several.
     """
-    settings = _for_folder(settings, folder)
-    unfit = _unfit(folder, settings)
+    request = _for_folder(request, folder)
+    unfit = _unfit(folder, request)
     for name in folder.models:
         if len(folder.models) > 1:
-            progress.step(name)
-        yield name, _compile(folder, name, settings, unfit.get(name), progress)
+            request.progress.step(name)
+        yield name, _compile(folder, name, request, unfit.get(name))
 
 
-def _for_folder(settings: Settings, folder: Folder) -> Settings:
+def _for_folder(request: Request, folder: Folder) -> Request:
     """Text is tokenized as the folder says, unless told otherwise; each result has its lock."""
-    tokenizer = settings.options.tokenizer or folder.tokenizer
-    options = replace(settings.options, tokenizer=tokenizer, keep_lock=True)
-    return replace(settings, options=options)
+    tokenizer = request.options.tokenizer or folder.tokenizer
+    return replace(request, options=replace(request.options, tokenizer=tokenizer, keep_lock=True))
 
 
-def _unfit(folder: Folder, settings: Settings) -> dict[str, Refusal]:
+def _unfit(folder: Folder, request: Request) -> dict[str, str]:
     """Files that the data cannot feed, and why. Raises DataError where it feeds none."""
-    if settings.data is None or len(folder.models) == 1:
+    if request.data is None or len(folder.models) == 1:
         return {}
-    found: dict[str, Refusal] = {}
+    found: dict[str, str] = {}
     for name in folder.models:
         try:
-            _open(folder.path / name, settings)
+            _open(folder.path / name, request.data, request.options)
         except DataError as e:
-            found[name] = Refusal(str(e))
+            found[name] = str(e)
         except QCompileError as e:
             raise type(e)(f"{name}: {e}") from e
-    if found and (len(found) == len(folder.models) or settings.recipe.mode is not None):
-        name, refusal = next(iter(found.items()))
-        raise DataError(refusal.about(name).reason)
+    if found and (len(found) == len(folder.models) or request.recipe.mode is not None):
+        name, reason = next(iter(found.items()))
+        raise DataError(f"{name}: {reason}")
     return found
 
 
-def _open(path: Path, settings: Settings) -> None:
-    options = settings.options
+def _open(path: Path, data: Data, options: CompileOptions) -> None:
     open_data(
-        settings.data if settings.data is not None else (),
+        data,
         input_specs(read_model.load(path)),
         tokenizer=options.tokenizer,
         samples=options.samples,
@@ -106,25 +89,13 @@ def _open(path: Path, settings: Settings) -> None:
     )
 
 
-def _compile(
-    folder: Folder, name: str, settings: Settings, unfit: Refusal | None, progress: Progress
-) -> Result:
-    data = settings.data if unfit is None else None
+def _compile(folder: Folder, name: str, request: Request, unfit: str | None) -> Result:
     where = f"{name}: " if len(folder.models) > 1 else ""
-    notes: tuple[Note, ...] = ()
+    options = _options(folder, name, request.options)
+    request = replace(request, model=folder.path / name, name=name, options=options)
     if unfit is not None:
-        text = unfit.about("the data cannot feed it, compiled without").reason
-        notes = (Note("data-unfit", text),)
-    request = Request(
-        folder.path / name,
-        data,
-        settings.recipe,
-        settings.gates,
-        _options(folder, name, settings.options),
-        progress,
-        name=name,
-        notes=notes,
-    )
+        note = Note("data-unfit", f"the data cannot feed it, compiled without: {unfit}")
+        request = replace(request, data=None, notes=(note,))
     try:
         return compile_model(request)
     except RejectedError as e:

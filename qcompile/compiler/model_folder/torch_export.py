@@ -129,7 +129,14 @@ def export(
         for name in files:
             shutil.move(made / name, dest / name)
         _add_tokenizer(folder, source, dest)
-    return Exported(tuple(files), chosen, route, opset, found, tuple(source.notes))
+    return Exported(
+        files=tuple(files),
+        task=chosen,
+        route=route,
+        opset=opset,
+        parity=found,
+        notes=tuple(source.notes),
+    )
 
 
 def check_weights(folder: Folder) -> None:

@@ -213,7 +213,7 @@ class _Search:
             lifts = [(lift, i) for i in chosen for lift in self.items[i].lifts]
             old = self.first.prepared.recipe
             recipe = replace(old, precision=(*(lift for lift, _ in lifts), *old.precision))
-            reasons = tuple((pattern, self._reason(i)) for (pattern, _), i in lifts)
+            reasons = {pattern: self._reason(i) for (pattern, _), i in lifts}
             self.built[lifted] = self.tools.build(recipe, reasons)
         return self.built[lifted]
 

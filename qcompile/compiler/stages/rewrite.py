@@ -18,7 +18,7 @@ from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.ir.analysis import prequantized
 from qcompile.ir.model_io import write_model
-from qcompile.planning import Context, PassSettings, Skip
+from qcompile.planning import Context, PassSettings, PrecisionRule, Skip
 from qcompile.planning.context import Reasons
 from qcompile.rewriting import Pass
 from qcompile.rewriting.instruments import Dump, Instrument, PassRecord, Time, Verify
@@ -49,7 +49,7 @@ class Rewritten:
     notes: tuple[Note, ...] = ()
 
 
-def rewrite(prepared: Prepared, reasons: Reasons = ()) -> Rewritten:
+def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     """Run the pipeline, collecting ranges between the plan and what needs it; write the result.
 
     ``reasons``: why the recipe has patterns of ``precision`` that no user wrote.
@@ -91,17 +91,19 @@ def rewrite(prepared: Prepared, reasons: Reasons = ()) -> Rewritten:
     )
 
 
-def context_of(prepared: Prepared, reasons: Reasons = (), *, may_widen: bool = False) -> Context:
+def context_of(
+    prepared: Prepared, reasons: Reasons | None = None, *, may_widen: bool = False
+) -> Context:
     """What passes share; ``may_widen``: 16 bits may yet be asked for."""
     recipe, graph = prepared.recipe, prepared.graph
     own = not (recipe.transforms or recipe.pipeline)  # the target's guard against outliers too
     attention = lowering_forms.attention(prepared.choices) or recipe.attention
+    known = reasons or {}
     settings = PassSettings(
         mode=prepared.mode,
         keep_float=recipe.keep_float,
         seed=recipe.seed,
-        precision=recipe.precision,
-        reasons=reasons,
+        precision=tuple(PrecisionRule(p, bits, known.get(p)) for p, bits in recipe.precision),
         may_widen=may_widen,
         attention=attention or (prepared.target.attention if own else "float"),
     )

@@ -19,12 +19,12 @@ Size: TypeAlias = tuple[int, ...]
 class Factor:
     """One factor, and what became of it: ``parts`` holds one where merged, two where split.
 
-    ``pinned``: why its order must stay, "" where it is free. ``weighted``: an axis of a linear's
+    ``pinned``: why its order must stay, None where it is free. ``weighted``: an axis of a linear's
     weight or the columns of a table.
     """
 
     size: Size
-    pinned: str = ""
+    pinned: str | None = None
     weighted: bool = False
     parts: tuple[Factor, ...] = ()
     merged: int = 1  # how many it stands for: the larger one survives, so that chains stay short
@@ -39,7 +39,7 @@ class Factor:
 Axis: TypeAlias = list[Factor]
 
 
-def axis_of(size: Size, pinned: str = "") -> Axis:
+def axis_of(size: Size, pinned: str | None = None) -> Axis:
     """A new axis of that size."""
     return [Factor(size, pinned)] if any(n != 1 for n in size) else []
 

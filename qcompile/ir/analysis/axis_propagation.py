@@ -53,7 +53,7 @@ class Flow:
                 return [tuple(int(d or 0) for d in column) for column in zip(*known, strict=True)]
         return None
 
-    def fresh(self, tensor: Tensor, pinned: str = "") -> Axes | None:
+    def fresh(self, tensor: Tensor, pinned: str | None = None) -> Axes | None:
         """Axes that have to do with no others; None where their sizes are unknown."""
         sizes = self.sizes(tensor)
         return None if sizes is None else [axis_of(s, pinned) for s in sizes]

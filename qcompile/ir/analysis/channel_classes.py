@@ -74,7 +74,7 @@ class Member:
 class ChannelClass:
     """Axes that must share one order of ``size`` channels, in each block of ``heads``.
 
-    ``pinned``: why that order must stay, "" where it may change. ``outputs``: those of the
+    ``pinned``: why that order must stay, None where it may change. ``outputs``: those of the
     activations that are graph outputs.
     """
 
@@ -83,7 +83,7 @@ class ChannelClass:
     constants: tuple[Member, ...]
     activations: tuple[Member, ...]
     outputs: tuple[Member, ...] = ()
-    pinned: str = ""
+    pinned: str | None = None
 
     @property
     def name(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def product(opset: int = 17) -> Graph:
     return parse(HEAD.replace("17", str(opset)) + text, w=weight)
 
 
-def planned(graph: Graph, outlier: float, **choices: object) -> Context:
+def planned(graph: Graph, outlier: float, **choices: Any) -> Context:
     ctx = context("qdq", **choices)
     run_pass(graph, PlanOperands(), PlanInterior(), ctx=ctx)
     return calibrate(graph, ctx, GroupScales(), [{"x": data(outlier)}])

@@ -1,0 +1,72 @@
+"""``qcompile compile`` as it was typed, and what it asks of the compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from qcompile.commands._options import ACCURACY_GATES, GateArguments, OutputArguments
+from qcompile.commands._recipe_options import COMMAND_LINE, RecipeArguments
+from qcompile.commands._report_files import ReportFiles
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.stages.options import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
+    """One field an option: a misspelt name is an error of types, not one while running.
+
+    They become a ``Recipe``, which says what to compile, ``CompileOptions``, how, and ``Gates``,
+    when to refuse it: the ``Request`` that the compiler sees.
+    """
+
+    model: Path
+    output: Path
+    data: str | None
+    metric: str | None
+    search_time: float
+    tune: bool
+    report_files: tuple[Path, ...]
+    lock_file: Path | None
+    no_verify: bool
+    no_bench: bool
+    force: bool
+    dump_passes: Path | None
+
+    def reports(self, out: Path) -> ReportFiles:
+        """Where the reports on the model ``out`` go. Raises OutputError."""
+        return ReportFiles.for_model(out, self.report_files)
+
+    def make_request(self) -> Request:
+        """All that a compilation is asked. Raises RecipeError, and OutputError for --report."""
+        recipe = self.make_recipe()
+        lock = lockfile.lock_in(self.recipe, recipe, COMMAND_LINE)
+        seconds = self.search_time if _is_searched() and lock is None else 0.0
+        state = self.output.with_name(f"{self.output.stem}.search.json")
+        options = replace(
+            self.make_options(),
+            verify=not self.no_verify,
+            bench=not self.no_bench,
+            profile=self.reports(self.output).page is not None,
+            tune=self.tune,
+            force=self.force,
+            dump_dir=self.dump_passes,
+            metric=self.metric,
+            search_time=seconds,
+            search_state=state if seconds else None,
+            stem=self.output.stem,
+            lock=lock,
+            keep_calibration=self.lock_file is not None,
+        )
+        return Request(
+            self.model, self.data, recipe=recipe, gates=self.make_gates(), options=options
+        )
+
+
+def _is_searched() -> bool:
+    """A gate that the user has set, not one by default, is worth a search."""
+    source = click.get_current_context().get_parameter_source
+    return any(source(name) is not ParameterSource.DEFAULT for name in ACCURACY_GATES)
