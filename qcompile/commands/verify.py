@@ -22,13 +22,13 @@ _SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86
 @click.command()
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
-@click.option("--data", required=True, help="Feeds to compare on, in any form.")
+@click.option("--data", required=True, help="Data to compare on, as for compile.")
 @data_options
 @isa_option
 @gate_options(compiling=False)
 @output_options
 def verify(**given: Any) -> None:
-    """Compare the outputs of CANDIDATE with REFERENCE's; exit 1 where a gate fails."""
+    """Compare the outputs of CANDIDATE with those of REFERENCE; exit 1 if a gate fails."""
     verdict = compare_models(
         given["reference"],
         given["candidate"],

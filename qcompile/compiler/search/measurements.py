@@ -144,8 +144,8 @@ def recorder(found: Measurable, names: Iterable[str]) -> tuple[Recorder | Meter,
     key, notes = digest(found, names), []
     known = cache.load(_KIND, key, lambda path: load(path, key))
     if known is not None and known.scores:
-        kept = f"{len(known.scores)} measurements were taken over from an earlier run"
-        notes.append(Note("measurements-resumed", f"{kept} (--no-cache: anew)"))
+        kept = f"{len(known.scores)} measurements were taken from an earlier run"
+        notes.append(Note("measurements-resumed", f"{kept} (--no-cache repeats them)"))
     return Recorder(found.meter, cache, known or State(None, key)), notes
 
 

@@ -84,7 +84,7 @@ class Sensitivity:
         if not self.quantized.failures:
             return 0
         if self.plain.failures:
-            raise GateError(f"no policy is enough: with all lifted {self.plain.failures[0]}")
+            raise GateError(f"no policy is enough: with all raised {self.plain.failures[0]}")
         misses, passes = 0, len(self.rows)
         while passes - misses > 1:
             middle = (misses + passes) // 2
