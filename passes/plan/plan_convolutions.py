@@ -76,8 +76,8 @@ class _Planner:
         )
         if not self.ctx.target.quantize_interior:
             linked = (matrix, row, out) if whole else (matrix, row)
-            missing = (c.reason for c in linked if c.spec is None)
-            refusal = refusal or next(map(Refusal, missing), None)
+            missing = (Refusal(c.reason) for c in linked if c.reason is not None)
+            refusal = refusal or next(missing, None)
         if refusal is not None:
             self.ctx.skip(node, refusal.reason)
             matrix = row = out = PrecisionChoice(None, refusal.reason)

@@ -38,7 +38,7 @@ class ResumableCalibration:
         if found is None or not found.covers(tensors):
             return None
         if not self.cache.is_own(_WHOLE, self.key):
-            self.notes.append("calibration was taken over from an earlier run (--no-cache: anew)")
+            self.notes.append("calibration was taken from an earlier run (--no-cache repeats it)")
         return found
 
     def resumed(self, fresh: Callable[[], Collector]) -> Collector:
@@ -53,8 +53,8 @@ class ResumableCalibration:
             self.notes.append(f"ignored: {e}")
             return fresh()
         self.notes.append(
-            f"calibration went on after {made.feeds_seen} feeds that an earlier run had seen "
-            "(--no-cache: anew)"
+            f"calibration continued after {made.feeds_seen} feeds of an earlier run "
+            "(--no-cache starts again)"
         )
         return made
 

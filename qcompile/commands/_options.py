@@ -73,7 +73,7 @@ class OutputArguments:
 
 def output_options(command: F) -> F:
     """-q, -v and --json, for ``OutputArguments``."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(
         command
     )
     command = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and details.")(
@@ -94,23 +94,25 @@ class DataArguments:
 def data_options(command: F) -> F:
     """How --data is read, for ``DataArguments``."""
     command = click.option(
-        "--batch-size", type=click.IntRange(1), help="Samples in a batch, for text and .npz: 8."
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Samples per batch of text or .npz.  [default: 8]",
     )(command)
     command = click.option(
-        "--samples", type=click.IntRange(1), help="Stop after so many samples; text: 256."
+        "--samples", type=click.IntRange(1), help="Most samples to read.  [default: all; text: 256]"
     )(command)
     return click.option(
-        "--tokenizer", type=PATH, help="Folder with tokenizer.json, for text data."
+        "--tokenizer", type=PATH, help="Folder that holds tokenizer.json, for text data."
     )(command)
 
 
 _GATES = {
-    "min_cosine": "Smallest mean cosine of an output to the float model's.",
-    "min_worst_cosine": "Smallest cosine of any single sample.",
-    "min_sqnr": "Smallest signal to quantization noise ratio, in dB.",
-    "max_flips": "Largest share of changed argmax decisions.",
-    "max_abs": "Largest absolute difference of any value.",
-    "max_latency_ratio": "Largest time of compiled over float.",
+    "min_cosine": "Smallest mean cosine similarity of an output to the float model's.",
+    "min_worst_cosine": "Smallest cosine similarity of any sample.",
+    "min_sqnr": "Smallest signal-to-quantization-noise ratio (SQNR) in dB.",
+    "max_flips": "Largest share of decisions (argmax of an output) that may change.",
+    "max_abs": "Largest absolute difference of any output value.",
+    "max_latency_ratio": "Largest ratio of latencies, compiled over float.",
     "min_metric": "Smallest value of --metric.",
 }
 _COMPILING_GATES = ("max_latency_ratio", "min_metric")

@@ -19,30 +19,37 @@ from qcompile.targets.target import Mode
 
 COMMAND_LINE = "command line"  # where settings come from, in messages
 isa_option = click.option(
-    "--isa", metavar="NAME|native", help=f"Where the model will run: {', '.join(TABLE)}; native: "
-    "this machine.  [default: any, the same answers on all]")  # fmt: skip
+    "--isa", metavar="NAME|native",
+    help=f"Processors that the model is for: {', '.join(TABLE)}; native: this machine.  "
+    "[default: any, the same outputs on all]",
+)  # fmt: skip
 _OPTIONS = (
-    click.option("--target", help="cpu, qdq: see `qcompile targets`.  [default: cpu]"),
+    click.option("--target", help="Runtime to compile for: see `qcompile targets`.  "
+                 "[default: cpu]"),
     click.option("--mode", type=click.Choice(MODES),
-                 help="Default: static with data, else dynamic."),
+                 help="How data is quantized.  [default: static with data, else dynamic]"),
     isa_option,
-    click.option("--calibrator", help="See `qcompile calibrators`.  [default: minmax]"),
-    click.option("--recipe", metavar="NAME|FILE",
-                 help=f"{', '.join(names())}, or a .yaml file, also a lock; options override."),
-    click.option("--pipeline", help='Passes: "name,name{option=value}"; see `qcompile passes`.'),
-    click.option("--keep-float", multiple=True,
-                 help="Pattern of node or tensor names to leave alone, or role:NAME."),
+    click.option("--calibrator", help="How ranges are chosen: see `qcompile calibrators`.  "
+                 "[default: minmax]"),
+    click.option("--recipe", metavar="NAME|FILE", help=f"{', '.join(names())}, or a .yaml file "
+                 "(recipe or lock). Other options override it."),
+    click.option("--pipeline", help='Passes to run, as "name,name{option=value}": see '
+                 "`qcompile passes`."),
+    click.option("--keep-float", multiple=True, help="Nodes or tensors to leave float: a pattern "
+                 "of names, or role:NAME. Repeatable."),
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
-                 help="Size that a symbolic dimension of the inputs gets for good."),
+                 help="Fix a symbolic dimension of the inputs at this size. Repeatable."),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
-    click.option("--max-memory", type=Size(), help="Memory to take beside 300 MB for libraries, at "
-                 "least the weights: other arrays go to files in TMPDIR, feeds are divided.  "
-                 "[default: no limit]"),
-    click.option("--seed", type=click.IntRange(0), help="Seed of made-up inputs.  [default: 0]"),
-    click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core."),
-    click.option("--cache", type=PATH, help="Folder that keeps calibration and measurements for a "
-                 "run after an interrupt.  [default: $XDG_CACHE_HOME/qcompile]"),
-    click.option("--no-cache", is_flag=True, help="Keep nothing, and take nothing over."),
+    click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
+                 "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "
+                 "and batches are split.  [default: no limit]"),
+    click.option("--seed", type=click.IntRange(0),
+                 help="Seed of random inputs, used without data.  [default: 0]"),
+    click.option("--threads", type=click.IntRange(0), default=0,
+                 help="Threads of ONNX Runtime; 0 uses one per core."),
+    click.option("--cache", type=PATH, help="Folder of calibration and measurements, from which "
+                 "an interrupted run resumes.  [default: $XDG_CACHE_HOME/qcompile]"),
+    click.option("--no-cache", is_flag=True, help="Keep nothing, and do not resume."),
 )  # fmt: skip
 
 

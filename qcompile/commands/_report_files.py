@@ -47,8 +47,8 @@ def report_option(command: F) -> F:
         "report_files",
         type=PATH,
         multiple=True,
-        help="x.html: a page that shows everything. x.json: instead of <stem>.report.json "
-        "beside OUT. May be given once for each.",
+        help="x.html: also write the report as a page. x.json: name of the JSON report "
+        "instead of <stem>.report.json next to OUT. Give it once for each.",
     )(command)
 
 

@@ -89,7 +89,7 @@ def show(report: Report) -> None:
         speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
         made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
     if report.forecast:
-        made.add_row("speed-up foretold", "", f"about {report.forecast['speedup']:.1f}x")
+        made.add_row("predicted speed-up", "", f"about {report.forecast['speedup']:.1f}x")
     for output in _float_outputs(report):
         name = output.name
         made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
@@ -99,9 +99,9 @@ def show(report: Report) -> None:
     if report.verdict is not None:
         made.add_row("samples compared", "", str(report.verdict.samples))
     if not report.away:  # what another provider makes of the graph says nothing
-        made.add_row("integer linears that ONNX Runtime runs", "0", str(report.int8_linears))
+        made.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
     if report.int8_products:
-        made.add_row("integer products of attention", "0", str(report.int8_products))
+        made.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))
     out.print(made)
     for failure in report.failures:
         out.print(f"[red]gate failed[/]: {safe(failure)}")

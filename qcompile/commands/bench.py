@@ -59,24 +59,26 @@ class BenchArguments(DataArguments):
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--dim", "dims", multiple=True, type=Ranged(), help="Size of a symbolic dimension; "
-              "several sizes make a sweep.")  # fmt: skip
-@click.option("--shape", "fixed", multiple=True, type=Ranged("x"), help="Shape of a whole input.")
-@click.option("--data", help="Time on the first feed of real data instead of made-up inputs.")
+              "several sizes are timed one after another.")  # fmt: skip
+@click.option("--shape", "fixed", multiple=True, type=Ranged("x"), help="Shape of an input.")
+@click.option("--data", help="Time on the first batch of this data instead of random inputs.")
 @data_options
-@click.option("--threads", type=click.IntRange(0), default=0, help="0: one a core.")
-@click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0,
+              help="Threads of ONNX Runtime; 0 uses one per core.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True,
+              help="Rounds; in each, every model is timed once.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.01), default=_DEFAULTS.seconds,
-              show_default=True, help="Timed per model and round.")  # fmt: skip
-@click.option("--profile", is_flag=True, help="Show where the time goes, by operator.")
+              show_default=True, help="Time for each model in each round.")  # fmt: skip
+@click.option("--profile", is_flag=True, help="Show the time of each kind of operator.")
 @click.option("--target", default="cpu", show_default=True, help="Whose provider runs the models.")
-@click.option("--json", "json_file", type=PATH, help="Figures as JSON; - is stdout.")
+@click.option("--json", "json_file", type=PATH, help="Write the figures as JSON; - is stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def bench(**given: Any) -> None:
-    """Time models side by side; the first is the reference.
+    """Time models against the first one, the reference.
 
-    One session lives at a time, models take turns in each round, and ratios are taken within
-    rounds: the interval is a bootstrap over them.
+    Models take turns in each round, one session at a time. Ratios are taken within a round; the
+    interval is a bootstrap over rounds.
     """
     arguments = BenchArguments(**given)
     models, file = arguments.models, arguments.json_file

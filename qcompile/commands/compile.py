@@ -27,31 +27,31 @@ from qcompile.system import atomic_write
 @click.command("compile")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True,
-              help="File to write; a folder where MODEL is one.")  # fmt: skip
+              help="File to write; a folder if MODEL is one.")  # fmt: skip
 @click.option("--data", help="Calibration data: .npz, folder of .npz, text, or module:function.")
 @data_options
 @recipe_options
 @gate_options(compiling=True)
 @click.option("--metric", help="module:function of feeds and outputs, for --min-metric.")
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
-              help="Seconds to find tensors to lift where a gate given is missed.")  # fmt: skip
-@click.option("--tune", is_flag=True, help="Time other forms of the graph here, in the data's "
-              "shapes, and keep the faster; <stem>.recipe.yaml has them.")  # fmt: skip
+              help="Most seconds to search for tensors that need more bits.")  # fmt: skip
+@click.option("--tune", is_flag=True, help="Time other lowering options here, on the data's "
+              "shapes, and keep the fastest; also written to <stem>.recipe.yaml.")  # fmt: skip
 @report_option
 @click.option("--lock", "lock_file", type=PATH, help="Write a lock: --recipe LOCK builds the same "
               "bytes again, without data.")  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not compare with the float model.")
-@click.option("--no-bench", is_flag=True, help="Do not time against the float model.")
+@click.option("--no-bench", is_flag=True, help="Do not time the result.")
 @click.option("--force", is_flag=True, help="Write even if a gate fails.")
 @click.option("--dump-passes", type=PATH, help="Folder for a dump of the graph after each pass.")
 @output_options
 def compile(**given: Any) -> None:
     """Compile MODEL, an .onnx file or a folder that holds some, into a quantized one.
 
-    The result is verified against MODEL and timed beside it; where it is worse or slower than the
-    gates allow, nothing is written and the exit code is 1. Where an accuracy gate is given and
-    missed, the fewest tensors are lifted to more bits that pass it. Of a folder each .onnx file is
-    compiled; configuration and tokenizer are copied.
+    The result is compared with MODEL and timed. If it is less accurate or slower than the gates
+    allow, nothing is written and the exit code is 1. If it fails an accuracy gate that was given,
+    qcompile searches for the fewest tensors whose precision must be raised. In a folder, every
+    .onnx file is compiled, and configuration and tokenizer are copied.
     """
     arguments = CompileArguments(**given)
     request = arguments.make_request()

@@ -27,14 +27,16 @@ _OUTPUT = "paraphrase-minilm-l3.int8.onnx"
 
 
 @click.command()
-@click.option("-o", "--output", type=PATH, default=_OUTPUT, show_default=True, help="Where to.")
+@click.option(
+    "-o", "--output", type=PATH, default=_OUTPUT, show_default=True, help="File to write."
+)
 @report_option
 @output_options
 def demo(output: Path, report_files: tuple[Path, ...], **given: Any) -> None:
-    """Compile paraphrase-MiniLM-L3-v2 to int8: verify it, time it, show the result.
+    """Compile paraphrase-MiniLM-L3-v2 to int8, verify it, time it and show the result.
 
     The model comes with the pip package of the `demo` extra; the 256 sentences to calibrate and
-    verify with ship with qcompile.
+    verify it on are part of qcompile.
     """
     arguments = OutputArguments(**given)
     reports = ReportFiles.for_model(output, report_files)

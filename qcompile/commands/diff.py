@@ -18,13 +18,13 @@ _WIDEST = 60
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True,
-              help="Tensors to show of each kind of change.")  # fmt: skip
+              help="Tensors to show for each kind of change.")  # fmt: skip
 @output_options
 def diff(a: Path, b: Path, top: int, **given: Any) -> None:
     """Show what differs between two models: settings, operators, types, scales, sizes.
 
-    Any two .onnx files can be compared. Where the report or the lock that compile wrote lies beside
-    one, its settings and reasons are read too. The exit code is 0 whether they differ or not.
+    Any two .onnx files can be compared. Settings and reasons are read from the report or lock next
+    to a model, if compile wrote one. The exit code is 0 whether they differ or not.
     """
     arguments = OutputArguments(**given)
     found = diff_models(a, b)

@@ -18,19 +18,20 @@ from qcompile.errors import ModelError
 @click.argument("source")
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @click.option("--task", type=click.Choice([t.name for t in tasks.TASKS]),
-              help="What the model is for.  [default: as config.json says]")  # fmt: skip
+              help="What the model is for.  [default: from config.json]")  # fmt: skip
 @click.option("--opset", type=click.IntRange(14, 20), default=torch_export.OPSET, show_default=True,
-              help="Version of ONNX's operators.")  # fmt: skip
-@click.option("--revision", help="Branch, tag or commit on the hub.")
+              help="ONNX opset of the file.")  # fmt: skip
+@click.option("--revision", help="Branch, tag or commit on the Hugging Face hub.")
 @output_options
 def export(
     source: str, output: Path, task: str | None, opset: int, revision: str | None, **given: Any
 ) -> None:
     """Export SOURCE, a transformers folder or a model's name on the Hugging Face hub, to ONNX.
 
-    optimum exports where it can, torch.onnx.export else. The file is compared with the torch model
-    on several shapes with padding; where it differs, nothing is written and the exit code is 1.
-    Weights are read from .safetensors only. Needs: pip install -e '.[export]' in a checkout.
+    optimum exports the models that it supports, torch.onnx.export the others. The file is compared
+    with the torch model on several shapes with padding; if it differs, nothing is written and the
+    exit code is 1. Weights are read from .safetensors only. Needs pip install -e '.[export]' in a
+    checkout.
     """
     arguments = OutputArguments(**given)
     wanted = None if task is None else tasks.named(task)

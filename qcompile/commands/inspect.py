@@ -19,13 +19,14 @@ from qcompile.system import digests
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--all", "every", is_flag=True, help="One row a tensor, not only the sums.")
-@click.option("--report", "report_file", type=PATH, help="Default: <stem>.report.json beside it.")
+@click.option("--all", "every", is_flag=True, help="Show one row for each tensor, not only sums.")
+@click.option("--report", "report_file", type=PATH,
+              help="Report of MODEL.  [default: <stem>.report.json next to it]")  # fmt: skip
 @output_options
 def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) -> None:
-    """Show what is integer and what float in MODEL, why, and how many bytes.
+    """Show which tensors of MODEL are int8 and which are float, why, and how many bytes they take.
 
-    The rows add up to the file. Reasons come from the report that compile wrote beside the model.
+    Sizes sum to the file size. Reasons come from the report that compile wrote next to the model.
     """
     arguments = OutputArguments(**given)
     # Refuses what would harm: the runtime is to load it.
@@ -48,7 +49,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     else:
         _show_float(rows)
     if known is None:
-        click.echo("no report of this file beside it: reasons are what the file alone tells")
+        click.echo("no report of this file next to it: reasons are derived from the file alone")
     if not every:
         click.echo(f"next:    qcompile inspect {model} --all")
 

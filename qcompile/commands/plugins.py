@@ -13,26 +13,26 @@ from qcompile.rewriting import Pass, registry
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def passes(as_json: bool, verbose: bool) -> None:
-    """List passes in their stages, with options."""
+    """List passes by stage, with their options."""
     found = sorted(registry.passes().values(), key=lambda p: (p.stage, p.name))
     rows = [{**_row(p), "stage": p.stage.name.lower(), "numerics": p.numerics.value} for p in found]
     _show("passes", rows, as_json)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def calibrators(as_json: bool, verbose: bool) -> None:
-    """List calibrators, with options."""
+    """List calibrators, with their options."""
     rows = [{**_row(c), "needs": c.needs} for c in registry.calibrators().values()]
     _show("calibrators", rows, as_json)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def targets(as_json: bool, verbose: bool) -> None:
     """List targets, with their modes and pipelines."""

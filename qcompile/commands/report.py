@@ -17,13 +17,13 @@ from qcompile.system import atomic_write
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Page to write.  [default: FILE with .html]")
+@click.option("-o", "--output", type=PATH, help="Page to write.  [default: FILE with suffix .html]")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def report(file: Path, output: Path | None, quiet: bool, verbose: bool) -> None:
-    """Show FILE, a .json report of compile or sensitivity, as a page for the browser.
+    """Make an HTML page of FILE, the .json report of compile or sensitivity.
 
-    The page is one .html file that needs nothing else. FILE - is stdin: the --json of a command.
+    The page is one .html file that needs no other file. FILE can be -, which reads stdin.
     """
     piped = str(file) == "-"
     if piped and output is None:

@@ -48,26 +48,27 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--data", required=True, help="Calibration data, in any form; a part is held out.")
+@click.option("--data", required=True,
+              help="Calibration data; a part is held out to measure on.")  # fmt: skip
 @data_options
-@click.option("-o", "--output", type=PATH, help="Policy to write, a recipe for `compile`: .yaml.")
+@click.option("-o", "--output", type=PATH, help="Policy to write (.yaml), a recipe for `compile`.")
 @click.option("--report", "report_files", type=PATH, multiple=True,
-              help="x.html: a page with the ranking. x.json: what --json prints.")  # fmt: skip
+              help="x.html: write a page. x.json: write what --json prints.")  # fmt: skip
 @click.option("--by", type=click.Choice(BY), default="tensor", show_default=True,
               help="What is measured together.")  # fmt: skip
 @click.option("--measure", "what", type=click.Choice(MEASURES), default="both", show_default=True,
-              help="Quantize each alone, lift each alone.")  # fmt: skip
+              help="alone: quantize one item. lifted: all others.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows to show.")
 @click.option("--lift", type=click.IntRange(0),
-              help="Items that the policy lifts.  [default: what the gates need]")  # fmt: skip
+              help="Items to raise in the policy.  [default: what the gates need]")  # fmt: skip
 @recipe_options
 @gate_options(compiling=False)
 @output_options
 def sensitivity(**given: Any) -> None:
-    """Rank the tensors of MODEL by the error of its outputs that quantizing them causes.
+    """Rank the tensors of MODEL by the output error that quantizing them causes.
 
-    Errors are 1 - cosine, the mean over held-out samples and outputs. -o writes a recipe that
-    lifts the most sensitive to 16 bits, or to float where the target has none.
+    Errors are 1 - cosine, averaged over held-out samples and outputs. -o writes a recipe that
+    raises the most sensitive items to 16 bits, or to float where the target has no 16 bits.
     """
     arguments = SensitivityArguments(**given)
     out = arguments.output
@@ -162,7 +163,7 @@ def _error(score: Score | None) -> str:
 def _announce(out: Path, model: Path, policy: Policy) -> None:
     found = policy.predicted
     click.echo(
-        f"written: {out}, which lifts {len(policy.lifted)}: predicted cosine "
+        f"written: {out}, which raises {len(policy.lifted)}: predicted cosine "
         f"{found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}"
     )
     click.echo(

@@ -42,13 +42,13 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
 @click.command()
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
-@click.option("--data", required=True, help="Feeds to compare on, in any form.")
+@click.option("--data", required=True, help="Data to compare on, as for compile.")
 @data_options
 @isa_option
 @gate_options(compiling=False)
 @output_options
 def verify(**given: Any) -> None:
-    """Compare the outputs of CANDIDATE with REFERENCE's; exit 1 where a gate fails."""
+    """Compare the outputs of CANDIDATE with those of REFERENCE; exit 1 if a gate fails."""
     arguments = VerifyArguments(**given)
     verdict = compare_models(
         arguments.reference,

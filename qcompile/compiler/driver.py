@@ -34,7 +34,7 @@ def compile_model(request: Request) -> Result:
     first, options = prepare(request), request.options
     forecast = speed_forecast.expected(first)
     if forecast is not None:
-        request.progress.step(f"expect about {forecast.speedup:.1f}x")
+        request.progress.step(f"predicted: {forecast.speedup:.1f}x")
 
     def rewritten(recipe: Recipe, reasons: Reasons | None = None) -> Rewritten:
         return rewrite(prepare(replace(request, recipe=recipe)), reasons)

@@ -50,7 +50,7 @@ CUDA = Target(
             "Gather",
             weight=TABLE,
             min_bytes=1 << 20,
-            small="table under 1 MiB: three more nodes a run cost more than its bytes",
+            small="table under 1 MiB: the three nodes that int8 adds cost more than it saves",
             why="rows are looked up as int8 and scaled after the lookup",
         ),
     ),

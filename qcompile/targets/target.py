@@ -38,7 +38,7 @@ class OpRule:
     right: QSpec | None = None
     min_bytes: int = 0
     min_summed: int = 0
-    small: str | None = None
+    small: str = ""
     why: str = ""
     modes: tuple[str, ...] = ("static", "dynamic", "weight-only")
 

@@ -183,7 +183,7 @@ def test_recipe_file_and_options_on_top(model: Path, data: Path, tmp_path: Path)
 
 def test_help_names_the_recipes() -> None:
     text = " ".join(run("compile", "--help").stdout.split())
-    assert "per-tensor, small, or a .yaml file, also a lock" in text
+    assert "per-tensor, small, or a .yaml file (recipe or lock)" in text
 
 
 def test_precision_of_a_recipe_shows_in_report_and_inspect(
@@ -420,7 +420,7 @@ def test_the_cache_is_kept_until_the_output_is_written(
     failed = run(*compile_args(model, data, "--cache", folder, "--max-abs", 0, "--search-time", 0))
     assert failed.exit_code == 1 and len(list(folder.iterdir())) == 1
     done = run(*compile_args(model, data, "--cache", folder))
-    assert done.exit_code == 0 and "taken over from an earlier run" in done.output
+    assert done.exit_code == 0 and "taken from an earlier run" in done.output
     assert not list(folder.iterdir())
     run(*compile_args(model, data, "--no-cache", "--max-abs", 0))
     both = run(*compile_args(model, data, "--no-cache", "--cache", folder))

@@ -68,7 +68,7 @@ def test_the_table_and_the_policy(model: Path, data: Path, tmp_path: Path) -> No
     result = sensitivity(model, data, "-o", policy, "--lift", 3, "--top", 5)
     assert result.exit_code == 0, result.output
     assert "ffn-in" in result.stdout and "more: --top shows them" in result.stdout
-    assert "which lifts 3" in result.stdout and "next:" in result.stdout
+    assert "which raises 3" in result.stdout and "next:" in result.stdout
     found = yaml.safe_load(policy.read_text())
     assert len(found["precision"]) == 3 and found["transforms"] == "none"
     done = compile_(model, data, "--recipe", policy, "--min-cosine", 0.5, "--min-worst-cosine", 0.5)

@@ -102,7 +102,7 @@ def test_no_room_for_the_output(model: Path, data: Path, small_disk: Path) -> No
     assert not list(small_disk.glob(".*")) and len(list(cache.iterdir())) == 1
     filler.unlink()
     done = compiled(model, data, out, "--cache", cache, "--report", model.with_name("r.json"))
-    assert done.returncode == 0 and "taken over from an earlier run" in done.stdout
+    assert done.returncode == 0 and "taken from an earlier run" in done.stdout
     assert out.read_bytes() == whole(model, data) and not list(cache.iterdir())
 
 

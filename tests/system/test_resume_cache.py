@@ -109,7 +109,7 @@ def test_calibration_goes_on_at_the_checkpoint(
     later = Cache(tmp_path, every=0)
     made = compiled(model, later, recipe)
     assert made.model == whole
-    assert any("went on after 3 feeds" in note for note in made.report.note_texts)
+    assert any("continued after 3 feeds" in note for note in made.report.note_texts)
     assert made.report.calibration["feeds"] == 7 and kinds(later) == ["calibration"]
 
 
@@ -118,7 +118,7 @@ def test_finished_calibration_is_taken_over(model: bytes, tmp_path: Path, runs: 
     assert len(runs) == 7 and not any("earlier run" in n for n in whole.report.note_texts)
     again = compiled(model, Cache(tmp_path), keep_calibration=True)
     assert len(runs) == 7 and again.model == whole.model
-    assert any("taken over from an earlier run" in note for note in again.report.note_texts)
+    assert any("taken from an earlier run" in note for note in again.report.note_texts)
     assert again.report.calibration == whole.report.calibration
     assert again.lock is not None and again.lock.data is not None
 

@@ -35,18 +35,25 @@ _MOST_BYTES = 1 << 26
 class Recipe:
     """Everything that decides what the compiled model will be, apart from model and data.
 
-    mode: None is static with data, dynamic without. pipeline: "" is the target's own.
-    transforms: passes between calibration and insertion, "" is the target's own, "none" is none.
-    precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match counts.
-    attention: which of its products run in integers, "float", "scores" or "all"; "" is the target's
-    own choice, made for its own transforms, and "float" where others are asked for.
-    calibrator: a name with options, ``percentile{percentile=99.9}``. mask_padding: positions that
-    attention_mask marks as padding do not count. general_text: where the data is text, sentences
-    that ship with qcompile tell beside it how far channels reach. isa: instruction set that the
-    model will run on, a name of ``instruction_sets.TABLE``; "" is any. "any" and "native", this
-    machine's, may be given and become one of these. dims: symbolic dimensions of the inputs that
-    get a size for good. forms: ways of lowering other than the target's own, as ``--tune`` finds
-    them, by a name of ``Target.forms``.
+    Attributes:
+        target: name of a target.
+        mode: None is static with data, dynamic without.
+        calibrator: a name with options, ``percentile{percentile=99.9}``.
+        pipeline: all passes; "" is the target's own pipeline.
+        transforms: passes between calibration and insertion; "" is the target's own, "none" none.
+        keep_float: patterns of nodes, tensors or roles that stay float.
+        mask_padding: positions that attention_mask marks as padding are ignored.
+        seed: of random inputs, used without data.
+        precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match wins.
+        attention: which of its matrix multiplications run in int8, "float", "scores" or "all"; ""
+            is the target's choice, made for its own transforms, and "float" with other transforms.
+        general_text: for text data, also run the sentences of qcompile to learn how far channels
+            reach.
+        isa: instruction set that the model will run on, a name of ``instruction_sets.TABLE``; "" is
+            any. "any" and "native", this machine's, may be given and become one of these.
+        dims: sizes at which symbolic dimensions of the inputs are fixed.
+        forms: lowering options other than the target's own, as ``--tune`` finds them, by a name of
+            ``Target.forms``.
     """
 
     target: str = "cpu"

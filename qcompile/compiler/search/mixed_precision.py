@@ -104,7 +104,7 @@ class _Search:
             if path is None or not self.state.scores:
                 raise
             kept = f"{len(self.state.scores)} measurements are kept in {path.name}"
-            raise type(e)(f"{kept}, the same command goes on from there") from None
+            raise type(e)(f"{kept}, the same command continues from there") from None
         finally:
             self.state.save()
 
@@ -113,7 +113,7 @@ class _Search:
         self.progress.step("search: measure", len(self.items))
         whole = self._score(everything)
         if whole.failures:
-            return self._missed(f"with all lifted it would be {whole.failures[0]}")
+            return self._missed(f"with all raised it would be {whole.failures[0]}")
         self._rank()
         self.progress.step("search: choose")
         chosen = self._drop(self._prefix())
@@ -246,8 +246,8 @@ class _Search:
     def _advice(self) -> str:
         if not self._late(_MEASURED):
             return "lower the gate, or try another --calibrator or --recipe"
-        again = "the same command goes on from there, " if self.options.search_state else ""
-        return f"the time was up ({again}--search-time gives it more)"
+        again = "the same command continues, " if self.options.search_state else ""
+        return f"the search time ran out ({again}--search-time allows more)"
 
     def _count(self, lifted: Raised) -> str:
         words = {16: "16 bits", 8: "8 bits", "float": "float"}
@@ -255,7 +255,7 @@ class _Search:
         names = [self.items[i].name for i in self.order if i in lifted]
         shown = f" ({', '.join([*names[:3], '…'] if len(names) > 3 else names)})" if names else ""
         to = f" to {' or '.join(bits)}" if bits else ""
-        return f"{len(lifted)} of {len(self.items)} {self._noun()} lifted{to}{shown}"
+        return f"{len(lifted)} of {len(self.items)} {self._noun()} raised{to}{shown}"
 
     def _noun(self) -> str:
         return "tensors" if self.first.prepared.target.quantize_interior else "operators"

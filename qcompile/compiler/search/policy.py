@@ -85,7 +85,7 @@ class Sensitivity:
         if not self.quantized.failures:
             return 0
         if self.plain.failures:
-            raise GateError(f"no policy is enough: with all lifted {self.plain.failures[0]}")
+            raise GateError(f"no policy is enough: with all raised {self.plain.failures[0]}")
         return shortest_prefix(len(self.rows), lambda count: not self._with(count).failures)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,8 +112,8 @@ def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
     progress.step("measure", len(items))
     meter = measurements(found, (i.name for i in items), found.prepared.options.cache)
     if meter.scores:
-        kept = f"{len(meter.scores)} measurements were taken over from an earlier run"
-        notes.append(Note("measurements-resumed", f"{kept} (--no-cache: anew)"))
+        kept = f"{len(meter.scores)} measurements were taken from an earlier run"
+        notes.append(Note("measurements-resumed", f"{kept} (--no-cache repeats them)"))
     try:
         quantized, plain = meter(meter.everything), meter(())
         rows = rank(meter, items, what, progress.advance)

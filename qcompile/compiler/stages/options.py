@@ -38,19 +38,31 @@ class Silent:
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile, beside the recipe: data handling, checks, limits.
+    """How to compile, in addition to the recipe: data handling, checks, limits.
 
-    max_memory: bytes that the process may take beside its libraries (about 300 MB); None is no
-    limit. threads: 0 is one a core.
-    metric: the user's own measure of feeds and outputs, or its name, for ``Gates.min_metric``.
-    search_time: seconds in which tensors may be lifted to more bits where the result is not close
-    enough; 0 is no search. search_state: file that keeps measurements of a search cut short.
-    stem: of the output's name, for a file of weights beside it. lock: the build to repeat, whose
-    recipe is the job's. keep_lock: the result has a lock, for ``Result.save_lock``, a light one.
-    keep_calibration: it has the calibration too, which a full lock needs. cache: where calibration
-    is kept for a run after an interrupt; whoever has written the result calls its ``forget``.
-    profile: also take the time of each kind of operator, where anything is timed. tune: time the
-    target's forms, and keep the faster ones.
+    Attributes:
+        tokenizer: folder that holds tokenizer.json, for text data.
+        samples: the most samples to read; None is all, of text 256.
+        batch_size: samples per batch of text or .npz; None is 8.
+        max_memory: bytes that the process may use in addition to its libraries (about 300 MB).
+        threads: of ONNX Runtime; 0 is one per core.
+        verify: compare the result with the float model.
+        bench: time both models.
+        bench_rounds: rounds in which each is timed once.
+        profile: where anything is timed, also take the time of each kind of operator.
+        tune: time the target's lowering options and keep the faster ones.
+        force: return the result although a gate failed.
+        dump_dir: folder for the graph after each pass, as text.
+        metric: the user's own measure of feeds and outputs, or its name, for ``Gates.min_metric``.
+        search_time: seconds to search for tensors that need more bits where the result is not close
+            enough; 0 is no search.
+        search_state: file that keeps the measurements of an interrupted search.
+        stem: of the output's name, for a file of weights next to it.
+        lock: the build to repeat; its recipe is the one used.
+        keep_lock: the result has a light lock, for ``Result.save_lock``.
+        keep_calibration: the result has the calibration too, which a full lock needs.
+        cache: where calibration is kept for a run after an interruption; whoever has written the
+            result calls its ``forget``.
     """
 
     tokenizer: Path | None = None

@@ -34,8 +34,8 @@ _SAMPLES = 4
 # What to write where a session is opened in Python.
 OPTION = 'add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
 REMEDY = (
-    f"Serve it there with onnxruntime.SessionOptions().{OPTION}, or compile the float model anew "
-    "without --isa, or with --isa avx2"
+    f"For exact sums there, call onnxruntime.SessionOptions().{OPTION}, or compile the float model "
+    "again without --isa, or with --isa avx2"
 )
 
 
@@ -187,8 +187,8 @@ def advice(sums: Sums, verdict: Verdict | None) -> str:
         return ""
     can = sum(b.can > 0 for b in sums.bounds)
     return (
-        f"answers may differ {_WITHOUT_VNNI}: {can} of {len(sums.bounds)} integer products can "
-        f"saturate{_figures(verdict)}. {REMEDY}"
+        f"outputs may differ {_WITHOUT_VNNI}: {can} of {len(sums.bounds)} int8 operators have sums "
+        f"that can saturate{_figures(verdict)}. {REMEDY}"
     )
 
 
@@ -198,14 +198,14 @@ def _figures(verdict: Verdict | None) -> str:
         return ""
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
     if there.sqnr_db == elsewhere.sqnr_db:
-        return ", though on these inputs the answers are the same"
+        return ", but on these inputs the outputs are the same"
     return f" (worst cosine {there.worst_cosine:.4f} there, {elsewhere.worst_cosine:.4f} elsewhere)"
 
 
 def unemulated(verdict: Verdict) -> list[str]:
     """A note for each operator whose saturation is not in the figures."""
     return [
-        f"what {node} computes {_WITHOUT_VNNI} is not emulated: {reason}"
+        f"the result of {node} {_WITHOUT_VNNI} is not emulated: {reason}"
         for node, reason in verdict.not_emulated
     ]
 
@@ -216,5 +216,5 @@ def difference(verdict: Verdict) -> list[str]:
         return []
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
     if there.sqnr_db == elsewhere.sqnr_db:  # cosines do not see a common factor
-        return [f"sums can saturate {_WITHOUT_VNNI}; on this data the answers are the same"]
-    return [f"answers differ {_WITHOUT_VNNI}. {REMEDY}"]
+        return [f"sums can saturate {_WITHOUT_VNNI}; on this data the outputs are the same"]
+    return [f"outputs differ {_WITHOUT_VNNI}. {REMEDY}"]

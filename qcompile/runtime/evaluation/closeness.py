@@ -193,8 +193,9 @@ class Verdict:
         """Take in the user's own measure, of float and candidate, and judge it."""
         self.metric = old, new
         if gates.min_metric is not None and not new >= gates.min_metric:
-            limit = f"{gates.min_metric:g} (--min-metric)"
-            self.failures.append(f"metric {new:.5g} is below {limit}, float has {old:.5g}")
+            shown = _digits(new, gates.min_metric)
+            limit = f"{gates.min_metric:.15g} (--min-metric)"
+            self.failures.append(f"metric {shown} is below {limit}, float has {old:.5g}")
 
 
 def compare_outputs(
@@ -269,13 +270,23 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
         ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
     )
     found = [
-        f"output {output.name!r}: {what} {value:.5g} is below {limit:g} ({flag})"
+        f"output {output.name!r}: {what} {_digits(value, limit)} is below {limit:.15g} ({flag})"
         for what, value, limit, flag in lower
         if limit is not None and not value >= limit
     ]
     found += [
-        f"output {output.name!r}: {what} {value:.5g} is above {limit:g} ({flag})"
+        f"output {output.name!r}: {what} {_digits(value, limit)} is above {limit:.15g} ({flag})"
         for what, value, limit, flag in upper
         if limit is not None and not value <= limit
     ]
     return found
+
+
+def _digits(value: float, limit: float) -> str:
+    """Five significant digits, or as many more as show on which side of the limit a value is."""
+
+    def side(number: float) -> tuple[bool, bool]:
+        return number < limit, number > limit
+
+    texts = (f"{value:.{digits}g}" for digits in range(5, 17))
+    return next((text for text in texts if side(float(text)) == side(value)), repr(value))

@@ -82,7 +82,7 @@ def test_few_tensors_are_lifted_and_the_gate_is_met(model: bytes) -> None:
     for name, error in lifted.items():
         assert rows[name].dtype == "uint16"
         assert rows[name].reason == f"lifted by the search: error {error:.1e} alone"
-    said = f"by the search {len(lifted)} of {report.search['items']} tensors lifted to 16 bits"
+    said = f"by the search {len(lifted)} of {report.search['items']} tensors raised to 16 bits"
     assert any(said in note for note in report.note_texts)
 
 
@@ -100,7 +100,7 @@ def test_on_cpu_linears_stay_float_as_a_whole(model: bytes) -> None:
     lifted = [row["item"] for row in report.search["lifted"]]
     assert lifted in (["MatMul:fm0"], ["MatMul:fm0", "MatMul:fm1"])
     kept = {r.tensor for r in report.ledger if r.kind == "weight" and r.dtype == "float"}
-    assert {"wf0"} <= kept and "operators lifted to float" in " ".join(report.note_texts)
+    assert {"wf0"} <= kept and "operators raised to float" in " ".join(report.note_texts)
 
 
 def test_a_recipe_with_precision_is_kept_behind_what_is_lifted(model: bytes) -> None:
@@ -131,7 +131,7 @@ def test_a_gate_out_of_reach(model: bytes, tmp_path: Path) -> None:
     with pytest.raises(RejectedError) as caught:
         compile(model, gates=replace(CLOSE, max_abs=-1.0), given=options(state))
     text = str(caught.value)
-    assert "--max-abs" in text and "with all lifted it would be" in text
+    assert "--max-abs" in text and "with all raised it would be" in text
     assert "0 of" in text and not state.exists()
 
 
@@ -152,9 +152,9 @@ def test_time_is_kept_and_the_best_so_far_is_judged(model: bytes, tmp_path: Path
 
 def test_when_the_time_is_up_the_same_command_goes_on(model: bytes, tmp_path: Path) -> None:
     state = tmp_path / "m.search.json"
-    with pytest.raises(RejectedError, match=r"the time was up .*--search-time") as caught:
+    with pytest.raises(RejectedError, match=r"the search time ran out .*--search-time") as caught:
         compile(model, CPU, given=options(state, seconds=1e-6))
-    assert "0 of 12 operators lifted" in str(caught.value)
+    assert "0 of 12 operators raised" in str(caught.value)
     assert caught.value.result.report.verdict is not None
     assert state.exists()
     found = compile(model, CPU, given=options(state)).report

@@ -63,7 +63,7 @@ def test_the_advice_names_both_figures_and_the_remedy() -> None:
     report = again()
     advice = report.saturation["advice"]
     assert advice in report.note_texts
-    assert advice.startswith("answers may differ on x86 without VNNI: 1 of 2 integer products can")
+    assert advice.startswith("outputs may differ on x86 without VNNI: 1 of 2 int8 operators have")
     there = report.verdict.by_sums["saturating"].worst_cosine
     assert (
         f"worst cosine {there:.4f} there" in advice and OPTION in advice and "--isa avx2" in advice
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_emulated_is_judged_by_exact_sums(
         assert report.verdict.sums == "exact"
         assert report.to_dict()["verify"]["not_emulated"][0]["node"] == "the model"
         assert any(
-            n.startswith("what the model computes on x86 without") for n in report.note_texts
+            n.startswith("the result of the model on x86 without") for n in report.note_texts
         )
 
 
@@ -137,8 +137,8 @@ def test_the_line_about_processors_comes_first(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.concatenate([f["x"] for f in feeds(0.9)]))
     given = ["compile", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "--no-bench"]
     found = CliRunner().invoke(main, [*given, "--data", str(tmp_path / "x.npz"), "--force"])
-    assert found.output.startswith("processors: answers may differ on x86 without VNNI")
-    assert found.output.count("answers may differ") == 1
+    assert found.output.startswith("processors: outputs may differ on x86 without VNNI")
+    assert found.output.count("outputs may differ") == 1
 
 
 @pytest.mark.parametrize("target", ["cpu", "qdq"])

@@ -176,6 +176,12 @@ def test_every_gate_passes_and_fails(gate: str, passes: float, fails: float, sai
         raise AssertionError(failure)
 
 
+def test_a_failure_shows_digits_that_differ_from_the_limit() -> None:
+    close = np.array([[1.0, 1.0 + 2e-4]])
+    found = verdict(close[:, ::-1], close, replace(OPEN, min_cosine=0.99999999)).failures
+    assert found == ["output 'y': mean cosine 0.99999998 is below 0.99999999 (--min-cosine)"]
+
+
 def test_every_gate_was_tested() -> None:
     (mark,) = test_every_gate_passes_and_fails.pytestmark  # type: ignore[attr-defined]
     tested = {case[0] for case in mark.args[1]}

@@ -74,7 +74,7 @@ def chart(items: Sequence[Item]) -> Markup:
         legend = tag(
             "ul",
             tag("li", swatch("dot compiled"), " as planned"),
-            tag("li", swatch("dot worst"), " lifted to more bits"),
+            tag("li", swatch("dot worst"), " raised to more bits"),
             class_="legend",
         )
     more = tag(
