@@ -76,7 +76,7 @@ class _Planner:
         )
         if not self.ctx.target.quantize_interior:
             linked = (matrix, row, out) if whole else (matrix, row)
-            missing = (Refusal(c.reason) for c in linked if c.reason is not None)
+            missing = (Refusal(c.reason) for c in linked if c.spec is None and c.reason)
             refusal = refusal or next(missing, None)
         if refusal is not None:
             self.ctx.skip(node, refusal.reason)
