@@ -54,10 +54,13 @@ class Graph:
         self, inner: gs.Graph, header: Header | None = None, hidden: Sequence[Constant] = ()
     ) -> None:
         """``hidden``: constants that subgraphs alone read."""
-        self._gs = inner
         self.header = header or Header()
-        self._hidden = list(hidden)
         self.keep: Callable[[Array], FileValues] | None = None  # where large new constants go
+        self._bind(inner, hidden)
+
+    def _bind(self, inner: gs.Graph, hidden: Sequence[Constant]) -> None:
+        self._gs = inner
+        self._hidden = list(hidden)
         self._names = set(self.tensors()) | {n.name for n in inner.nodes}
         self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
         self._captured = self._read_inside()
@@ -313,9 +316,7 @@ class Graph:
 
     def adopt(self, other: Graph) -> None:
         """Become another graph; the header stays."""
-        keep = self.keep
-        self.__init__(other._gs, self.header, other._hidden)  # type: ignore[misc]
-        self.keep = keep
+        self._bind(other._gs, other._hidden)
 
     def import_domain(self, domain: str, version: int) -> None:
         """Declare an operator set, once."""
