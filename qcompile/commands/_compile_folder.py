@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,25 @@ from qcompile.compiler.model_folder.compile_folder import (
     with_models,
 )
 from qcompile.compiler.model_folder.layout import Folder
+from qcompile.compiler.model_folder.torch_export import FolderAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.options import Progress
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
+from qcompile.system.json_values import Record, members
 
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CompiledFolder(Record):
+    """What ``compile`` made of a folder: the report of each file."""
+
+    account: FolderAccount
+    files: dict[str, Report]
+
+    JSON = members("**account files")
 
 
 def compile_folder(given: dict[str, Any], settings: Settings) -> None:
@@ -42,12 +55,12 @@ def compile_folder(given: dict[str, Any], settings: Settings) -> None:
     if settings.options.cache is not None:
         settings.options.cache.forget()
     if given["as_json"]:
-        print_json({**account, "files": {name: r.plain() for name, r in reports.items()}})
+        print_json(CompiledFolder(account, reports))
     elif not given["quiet"]:
         _show(given["output"], reports, account)
 
 
-def _build(given: dict[str, Any], settings: Settings) -> tuple[dict[str, Report], dict[str, Any]]:
+def _build(given: dict[str, Any], settings: Settings) -> tuple[dict[str, Report], FolderAccount]:
     """The reports by name, and the account of what went into the folder."""
     source, out = given["model"], given["output"]
     report_files(given, out)  # a name of another form fails before any work
@@ -61,9 +74,8 @@ def _build(given: dict[str, Any], settings: Settings) -> tuple[dict[str, Report]
         folder, exported = with_models(found, Path(scratch), bar)
         atomic_folder.copy_companions(folder, stage)
         reports = _compile_all(given, folder, settings, stage, bar)
-        account = {"source": source.resolve().name, **found.account()}
-        account |= {} if exported is None else {"export": exported.to_dict()}
-        atomic_folder.write_manifest(stage, account)
+        account = FolderAccount(source.resolve().name, found, exported)
+        atomic_folder.write_manifest(stage, account.to_dict())
     return reports, account
 
 
@@ -98,27 +110,25 @@ def _compile_all(
         result.save_lock(path.with_name(f"{path.stem}.lock.yaml"), light=True)
         if given["lock_file"] is not None:
             result.save_lock(given["lock_file"])
-        if result.report.tuning:
-            _summary.save_tuned(result, path)
+        _summary.save_tuned(result.report, path)
         result.save(path)
         reports[name] = result.report
     return reports
 
 
-def _show(out: Path, reports: dict[str, Report], account: dict[str, Any]) -> None:
-    if "export" in account:
-        exported = account["export"]
-        click.echo(f"exported: {exported['summary']}")
-        for note in exported["notes"]:
+def _show(out: Path, reports: dict[str, Report], account: FolderAccount) -> None:
+    if account.exported is not None:
+        click.echo(f"exported: {account.exported}")
+        for note in account.exported.notes:
             click.echo(f"note: {note}")
     for report in reports.values():
         _summary.show(console(), report)
-    passed_over = list(account["passed_over"].items())
+    passed_over = list(account.folder.passed_over.items())
     for name, reason in passed_over[:_SHOWN]:
         click.echo(f"passed over: {name}: {reason}")
     if len(passed_over) > _SHOWN:
         click.echo(f"passed over: {len(passed_over) - _SHOWN} more, in {layout.MANIFEST}")
     models = ", ".join(reports)
-    copied = f"{len(account['copied'])} files copied"
+    copied = f"{len(account.folder.companions)} files copied"
     click.echo(f"written: {out}: {models}, with reports and locks; {copied}")
     click.echo(f"next:    qcompile inspect {shlex.quote(str(out / next(iter(reports))))}")

@@ -24,7 +24,7 @@ from qcompile.runtime import latency
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 from qcompile.system import atomic_write
-from qcompile.system.json_values import finite
+from qcompile.system.json_values import plain
 from qcompile.system.processor import instruction_sets
 
 _DEFAULTS = latency.TimingOptions()
@@ -106,16 +106,15 @@ def _feeds(graph: Graph, given: dict[str, Any]) -> Iterator[Feed]:
 
 
 def _write(given: dict[str, Any], found: list[Comparison], profiles: list[list[Profile]]) -> None:
-    rows = [c.to_dict() for c in found]
-    for row, profiled in zip(rows, profiles, strict=False):
-        row["profile"] = [p.to_dict() for p in profiled]
+    for comparison, profiled in zip(found, profiles, strict=False):
+        comparison.profile = profiled
     path = given["json_file"]
     if path is not None and str(path) == "-":
-        print_json(rows)
+        print_json(found)
         return
     if path is not None:
         atomic_write.write_atomic(
-            path, (json.dumps(finite(rows), indent=1, allow_nan=False) + "\n").encode()
+            path, (json.dumps(plain(found), indent=1, allow_nan=False) + "\n").encode()
         )
     if not given["quiet"]:
         for comparison in found:

@@ -46,8 +46,8 @@ def export(**given: Any) -> None:
             atomic_folder.copy_companions(folder, stage)
             bar.step("export")
             made = torch_export.export(folder, stage, task, given["opset"])
-            account = {"source": Path(name).name, "export": made.to_dict(), **folder.account()}
-            atomic_folder.write_manifest(stage, account)
+            account = torch_export.ExportAccount(Path(name).name, folder, made)
+            atomic_folder.write_manifest(stage, account.to_dict())
     if given["as_json"]:
         print_json(account)
     elif not given["quiet"]:

@@ -16,7 +16,7 @@ from qcompile.commands._report_files import by_form
 from qcompile.compiler.python_api import sensitivity as measure
 from qcompile.compiler.report import html
 from qcompile.compiler.search.lift_items import BY
-from qcompile.compiler.search.policy import Policy, Sensitivity
+from qcompile.compiler.search.policy import Policy, Ranking, Sensitivity
 from qcompile.compiler.search.sensitivity import MEASURES, Score, SensitivityRow
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import OutputError
@@ -67,7 +67,7 @@ def sensitivity(**given: Any) -> None:
             progress=bar,
         )
     policy = None if out is None else found.policy(given["lift"])
-    plain = {**found.to_dict(), "policy": None if policy is None else _plain(policy)}
+    plain = Ranking(found, policy).to_dict()
     for form, path in reports.items():
         made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
         atomic_write.write_atomic(path, made.encode())
@@ -98,14 +98,6 @@ def _check(out: Path, model: Path) -> None:
 def _options(given: dict[str, Any]) -> CompileOptions:
     names = ("tokenizer", "samples", "batch_size", "max_memory", "threads")
     return CompileOptions(**{name: given[name] for name in names}, cache=cache_from(given))
-
-
-def _plain(policy: Policy) -> dict[str, Any]:
-    return {
-        "precision": dict(policy.recipe.precision),
-        "lifted": [row.item.name for row in policy.lifted],
-        "predicted": policy.predicted.to_dict(),
-    }
 
 
 def show(found: Sensitivity, top: int) -> None:

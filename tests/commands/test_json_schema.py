@@ -17,7 +17,7 @@ import qcompile
 from qcompile.commands.cli import main
 from qcompile.compiler.model_folder import layout
 from qcompile.compiler.model_folder.tasks import TASKS
-from qcompile.compiler.model_folder.torch_export import Exported
+from qcompile.compiler.model_folder.torch_export import ExportAccount, Exported
 from qcompile.compiler.model_folder.torch_parity import Parity
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.rewriting.testing import encoder
@@ -112,7 +112,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, str]]:
     yield "inspect", run("inspect", model, "--json")
     source = write_folder(folder / "models")
     yield "folder", run("compile", source, "-o", folder / "out", "--no-bench", "--json")
-    yield "export", json.dumps({"source": "models", **exported(source)})
+    yield "export", json.dumps(exported(source))
     yield "diff", run("diff", a, b, "--json")
     yield "diff", run("diff", a, a, "--json")
     for command in ("passes", "calibrators", "targets"):
@@ -123,7 +123,7 @@ def exported(folder: Path) -> dict[str, Any]:
     """What export tells, which here has no torch to run with."""
     found = Parity(1e-6, "logits", ((2, 16),))
     made = Exported(("model.onnx",), TASKS[0], "optimum-onnx 0.1.0", 18, found, ("a note",))
-    return {**layout.read_folder(folder).account(), "export": made.to_dict()}
+    return ExportAccount("models", layout.read_folder(folder), made).to_dict()
 
 
 def test_every_output_fits_its_schema(folder: Path) -> None:

@@ -53,8 +53,8 @@ class State:
             "format": _FORMAT,
             "digest": self.digest,
             "samples": self.samples,
-            "scores": {k: s.to_dict() for k, s in self.scores.items()},
-            "tried": {k: s.to_dict() for k, s in self.tried.items()},
+            "scores": {k: asdict(s) for k, s in self.scores.items()},
+            "tried": {k: asdict(s) for k, s in self.tried.items()},
         }
         return (json.dumps(content) + "\n").encode()
 
