@@ -157,7 +157,7 @@ class Comparison(Record):
 
     @property
     def session_options(self) -> dict[str, str]:
-        """None: models are timed as a session is by default."""
+        """Empty: models are timed as a session is by default."""
         return {}
 
     @property

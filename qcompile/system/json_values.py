@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -106,8 +106,8 @@ def _object(value: Any) -> dict[str, Any]:
 def read(hint: Any, value: Any) -> Any:
     """The inverse of ``plain``: a value of the type of ``hint``, which may hold dataclasses.
 
-    Keys that no field has are passed over. Raises KeyError where one without a default is missing,
-    TypeError where a value is of another type.
+    Keys that no field has are passed over. Raises TypeError where a value is of another type, or
+    one without a default is missing.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -128,17 +128,11 @@ def read(hint: Any, value: Any) -> Any:
 
 
 def _record(cls: Any, value: Any) -> Any:
-    known, hints = _fields(cls), _hints(cls)
-    found = {}
-    for key, attribute, _ in members_of(cls):
-        if key in value or known[attribute].default is MISSING:
-            found[attribute] = read(hints[attribute], value[key])
-    return cls(**found)
-
-
-@cache
-def _fields(cls: type[Any]) -> dict[str, Field[Any]]:
-    return {f.name: f for f in fields(cls)}
+    if not isinstance(value, dict):
+        raise TypeError(f"found {value!r}, expected an object")
+    hints = _hints(cls)
+    shown = {a: value[key] for key, a, _ in members_of(cls) if key in value and a in hints}
+    return cls(**{a: read(hints[a], found) for a, found in shown.items()})
 
 
 @cache

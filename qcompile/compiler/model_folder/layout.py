@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from qcompile.errors import ModelError
 from qcompile.system.json_values import Record, members
@@ -64,10 +63,8 @@ class Folder(Record):
         return self.path if TOKENIZER in self.companions else None
 
     @property
-    def passed_over(
-        self,
-    ) -> Annotated[dict[str, str], "files that were neither compiled nor copied, and why"]:
-        """The skipped files by name."""
+    def passed_over(self) -> dict[str, str]:
+        """Files that are neither compiled nor copied, and why."""
         return {s.name: s.reason for s in self.skipped}
 
 

@@ -155,7 +155,7 @@ def summary(found: list[LedgerRow]) -> list[Summary]:
 
 
 def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
-    """The ledger of a report's JSON. Raises KeyError or TypeError where it has none."""
+    """The ledger of a report's JSON. Raises KeyError where it has none, TypeError for others."""
     found: list[LedgerRow] = read(list[LedgerRow], report["ledger"])
     return found
 

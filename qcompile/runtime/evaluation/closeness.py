@@ -64,12 +64,12 @@ class Closeness(Record):
         return float(np.min(self.cosine)) if self.cosine else 1.0
 
     @property
-    def worst_sample(self) -> int | None:
+    def worst_sample(self) -> int:
         """Its index in the data."""
-        return int(np.argmin(self.cosine)) if self.cosine else None
+        return int(np.argmin(self.cosine))
 
     @property
-    def sqnr_db(self) -> Annotated[Unbounded, "null: infinite, the outputs are equal"]:
+    def sqnr_db(self) -> Unbounded:
         """10 log10 of signal over noise: infinite for equal outputs, -infinite for NaN in one."""
         if self.noise in (0, np.inf):
             return float("-inf" if self.noise else "inf")
