@@ -17,7 +17,7 @@ import onnxruntime
 
 from qcompile.commands import cli
 from qcompile.commands import compile as _  # noqa: F401  so that it is imported once, not by each
-from qcompile.compiler.stages.verify import RANDOM
+from qcompile.compiler.report.notes import NOTHING_QUANTIZED, RANDOM_MODEL, detail_of
 from qcompile.data.feeds import Feed, InputSpec, input_specs
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import QCompileError
@@ -37,7 +37,6 @@ FORMS = {
     "weight-only": ("cpu", "weight-only"),
     "qdq": ("qdq", "static"),
 }
-NOTHING = "nothing was quantized: "
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def judged(model: Path, out: Path, code: int, said: str, fresh: list[Feed]) -> t
 def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
     """What a file is worth that the compiler was content with, on inputs that it has not seen."""
     report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
-    same = [n.removeprefix(NOTHING) for n in report["notes"] if n.startswith(NOTHING)]
+    same = detail_of(NOTHING_QUANTIZED, report["notes"])
     try:
         old = Session(read_model.runnable(model)) if fresh else None
         new = Session(out)
@@ -176,10 +175,10 @@ def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
         if "nothing to compare" not in str(e):
             return "wrong", f"what was written does not run: {e}"
         verdict = None
-    chance = RANDOM.text in report["notes"]
+    chance = detail_of(RANDOM_MODEL, report["notes"]) is not None
     if verdict is not None and verdict.failures and not chance and _is_steady(model, fresh):
         return "wrong", f"on fresh inputs: {verdict.failures[0]}"
-    return ("unchanged", same[0]) if same else ("ok", "")
+    return ("ok", "") if same is None else ("unchanged", same)
 
 
 def _is_steady(model: Path, feeds: list[Feed]) -> bool:

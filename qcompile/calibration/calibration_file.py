@@ -8,27 +8,40 @@ manifest, and arrays are numbered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 
 from qcompile.errors import DataError
 from qcompile.quant import Array, ChannelStats, Range, Ranges
 from qcompile.system import npz_archive
+from qcompile.system.json_values import read
 
 FORMAT, VERSION = "qcompile calibration", 1
 _REACH = ("reach_lo", "reach_hi")
 
 
 @dataclass(frozen=True)
+class CalibrationAccount:
+    """How a calibration was made."""
+
+    calibrator: str = ""
+    feeds: int = 0
+    held_back: Annotated[int, "feeds kept to verify with"] = 0
+    tensors: int = 0
+    general_text: Annotated[bool, "sentences that ship with qcompile were run too"] = False
+    padding_left_out: bool = False
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """``account`` is what the report says of it: calibrator, numbers of feeds and of tensors."""
+    """What calibration found; ``account`` is what the report says of it."""
 
     ranges: Ranges
     channels: dict[str, ChannelStats] = field(default_factory=dict)
-    account: dict[str, Any] = field(default_factory=dict)
+    account: CalibrationAccount = CalibrationAccount()
 
     def covers(self, tensors: set[str]) -> bool:
         """True where each tensor has a range, or a reason to have none."""
@@ -37,7 +50,7 @@ class Calibration:
     def copy(self) -> Calibration:
         """Safe from passes, which enter other ranges and channels but never write into arrays."""
         ranges = Ranges(dict(self.ranges.found), dict(self.ranges.missing))
-        return Calibration(ranges, dict(self.channels), dict(self.account))
+        return Calibration(ranges, dict(self.channels), self.account)
 
 
 def write_calibration(file: IO[bytes], made: Calibration) -> None:
@@ -53,7 +66,7 @@ def write_calibration(file: IO[bytes], made: Calibration) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "account": made.account,
+        "account": asdict(made.account),
         "ranges": [{"tensor": name, "axis": span.axis} for name, span in ranges],
         "missing": made.ranges.missing,
         "channels": [name for name, _ in channels],
@@ -82,7 +95,8 @@ def _calibration(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Ca
     channels = {
         str(name): _stats(arrays, f"channels/{i}/") for i, name in enumerate(manifest["channels"])
     }
-    return Calibration(Ranges(found, missing), channels, dict(manifest["account"]))
+    account = read(CalibrationAccount, manifest["account"])
+    return Calibration(Ranges(found, missing), channels, account)
 
 
 def _stats(arrays: Mapping[str, Array], prefix: str) -> ChannelStats:

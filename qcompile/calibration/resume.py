@@ -28,7 +28,7 @@ class ResumableCalibration:
 
     cache: Cache
     key: str
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
     took: float = 0.0
 

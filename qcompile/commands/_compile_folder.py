@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,13 +16,25 @@ from qcompile.compiler.config import lockfile
 from qcompile.compiler.model_folder import atomic_folder, layout
 from qcompile.compiler.model_folder.compile_folder import compile_models, with_models
 from qcompile.compiler.model_folder.layout import Folder
+from qcompile.compiler.model_folder.torch_export import FolderAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
+from qcompile.system.json_values import Record, members
 
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CompiledFolder(Record):
+    """What ``compile`` made of a folder: the report of each file."""
+
+    account: FolderAccount
+    files: dict[str, Report]
+
+    JSON = members("**account files")
 
 
 def compile_folder(arguments: CompileArguments, request: Request) -> None:
@@ -39,14 +50,14 @@ def compile_folder(arguments: CompileArguments, request: Request) -> None:
     if request.options.cache is not None:
         request.options.cache.forget()
     if arguments.as_json:
-        print_json({**account, "files": {name: r.plain() for name, r in reports.items()}})
+        print_json(CompiledFolder(account, reports))
     elif not arguments.quiet:
         _show(arguments.output, reports, account)
 
 
 def _build(
     arguments: CompileArguments, request: Request
-) -> tuple[dict[str, Report], dict[str, Any]]:
+) -> tuple[dict[str, Report], FolderAccount]:
     """The reports by name, and the account of what went into the folder."""
     source, out = arguments.model, arguments.output
     with (
@@ -59,9 +70,8 @@ def _build(
         folder, exported = with_models(found, Path(scratch), bar)
         atomic_folder.copy_companions(folder, stage)
         reports = _compile_all(arguments, folder, replace(request, progress=bar), stage)
-        account = {"source": source.resolve().name, **found.account()}
-        account |= {} if exported is None else {"export": exported.to_dict()}
-        atomic_folder.write_manifest(stage, account)
+        account = FolderAccount(source.resolve().name, found, exported)
+        atomic_folder.write_manifest(stage, account.to_dict())
     return reports, account
 
 
@@ -96,27 +106,25 @@ def _compile_all(
         result.save_lock(path.with_name(f"{path.stem}.lock.yaml"), light=True)
         if arguments.lock_file is not None:
             result.save_lock(arguments.lock_file)
-        if result.report.tuning:
-            _summary.save_tuned(result, path)
+        _summary.save_tuned(result.report, path)
         result.save(path)
         reports[name] = result.report
     return reports
 
 
-def _show(out: Path, reports: dict[str, Report], account: dict[str, Any]) -> None:
-    if "export" in account:
-        exported = account["export"]
-        click.echo(f"exported: {exported['summary']}")
-        for note in exported["notes"]:
+def _show(out: Path, reports: dict[str, Report], account: FolderAccount) -> None:
+    if account.exported is not None:
+        click.echo(f"exported: {account.exported}")
+        for note in account.exported.notes:
             click.echo(f"note: {note}")
     for report in reports.values():
         _summary.show(report)
-    passed_over = list(account["passed_over"].items())
+    passed_over = list(account.folder.passed_over.items())
     for name, reason in passed_over[:_SHOWN]:
         click.echo(f"passed over: {name}: {reason}")
     if len(passed_over) > _SHOWN:
         click.echo(f"passed over: {len(passed_over) - _SHOWN} more, in {layout.MANIFEST}")
     models = ", ".join(reports)
-    copied = f"{len(account['copied'])} files copied"
+    copied = f"{len(account.folder.companions)} files copied"
     click.echo(f"written: {out}: {models}, with reports and locks; {copied}")
     click.echo(f"next:    qcompile inspect {shlex.quote(str(out / next(iter(reports))))}")

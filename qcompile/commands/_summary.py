@@ -29,8 +29,7 @@ def deliver(
     if lock_file is not None:
         result.save_lock(lock_file)
     reports.write(result.report)
-    if result.report.tuning:
-        save_tuned(result, out)
+    save_tuned(result.report, out)
     result.save(out)
     if arguments.for_people:
         files = "\n".join(f"report:  {p}" for p in reports.named.values())
@@ -46,9 +45,11 @@ def tuned_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}.recipe.yaml")
 
 
-def save_tuned(result: Result, out: Path) -> None:
-    """Write the recipe with the forms that were fastest. Raises OutputError."""
-    atomic_write.write_atomic(tuned_file(out), lowering_tuner.to_yaml(result.report).encode())
+def save_tuned(report: Report, out: Path) -> None:
+    """Write the recipe with the forms that were fastest, if any were timed. Raises OutputError."""
+    if report.tuning is not None:
+        text = lowering_tuner.to_yaml(report, report.tuning)
+        atomic_write.write_atomic(tuned_file(out), text.encode())
 
 
 def _beside(lock_file: Path, result: Result) -> str:
@@ -62,7 +63,7 @@ def _beside(lock_file: Path, result: Result) -> str:
 def show_or_print(result: Result, arguments: OutputArguments) -> None:
     """The table, or the whole report with --json, or nothing with -q."""
     if arguments.as_json:
-        print_json(result.report.plain())
+        print_json(result.report)
     elif not arguments.quiet:
         show(result.report)
 
@@ -70,9 +71,8 @@ def show_or_print(result: Result, arguments: OutputArguments) -> None:
 def show(report: Report) -> None:
     """Print the headline table and the notes of a report; first where answers would differ."""
     out = console()
-    differing = report.saturation.get("advice")
-    if differing:
-        out.print(f"[yellow]processors[/]: {safe(differing)}")
+    if report.saturation is not None and report.saturation.advice:
+        out.print(f"[yellow]processors[/]: {safe(report.saturation.advice)}")
     made = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
     made.add_row(
         "file size",
@@ -89,7 +89,7 @@ def show(report: Report) -> None:
         speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
         made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
     if report.forecast:
-        made.add_row("predicted speed-up", "", f"about {report.forecast['speedup']:.1f}x")
+        made.add_row("predicted speed-up", "", f"about {report.forecast.speedup:.1f}x")
     for output in _float_outputs(report):
         name = output.name
         made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
@@ -105,8 +105,8 @@ def show(report: Report) -> None:
     out.print(made)
     for failure in report.failures:
         out.print(f"[red]gate failed[/]: {safe(failure)}")
-    for note in (n for n in report.note_texts if n != differing):
-        out.print(f"[yellow]note[/]: {safe(note)}")
+    for note in (n for n in report.notes if n.code != "saturation"):
+        out.print(f"[yellow]note[/]: {safe(note.text)}")
     kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
     if kept and report.mode != "float":
         size = sum(r.bytes for r in kept)

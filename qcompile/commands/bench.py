@@ -25,7 +25,7 @@ from qcompile.runtime import latency
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 from qcompile.system import atomic_write
-from qcompile.system.json_values import finite
+from qcompile.system.json_values import plain
 from qcompile.system.processor import instruction_sets
 
 _DEFAULTS = latency.TimingOptions()
@@ -135,14 +135,13 @@ def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
 def _write(
     arguments: BenchArguments, found: list[Comparison], profiles: list[list[Profile]]
 ) -> None:
-    rows = [c.to_dict() for c in found]
-    for row, profiled in zip(rows, profiles, strict=False):
-        row["profile"] = [p.to_dict() for p in profiled]
+    for comparison, profiled in zip(found, profiles, strict=False):
+        comparison.profile = profiled
     if arguments.to_stdout:
-        print_json(rows)
+        print_json(found)
         return
     if arguments.json_file is not None:
-        text = json.dumps(finite(rows), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
         atomic_write.write_atomic(arguments.json_file, text.encode())
     if not arguments.quiet:
         for comparison in found:

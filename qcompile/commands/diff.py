@@ -9,7 +9,8 @@ import click
 
 from qcompile.commands._console import console, megabytes, print_json, table
 from qcompile.commands._options import PATH, OutputArguments, output_options
-from qcompile.compiler.report.model_diff import Difference, TensorChange, diff_models
+from qcompile.compiler.report.model_diff import Difference, Entry, TensorChange, diff_models
+from qcompile.compiler.report.scales_in_file import Scales
 
 _WIDEST = 60
 
@@ -29,7 +30,7 @@ def diff(a: Path, b: Path, top: int, **given: Any) -> None:
     arguments = OutputArguments(**given)
     found = diff_models(a, b)
     if arguments.as_json:
-        print_json(found.to_dict())
+        print_json(found)
     elif not arguments.quiet:
         show(found, top)
 
@@ -93,23 +94,23 @@ def _show_tensors(change: str, rows: list[TensorChange], top: int) -> None:
 
 def _weight(row: TensorChange) -> tuple[float, str]:
     """The largest first."""
-    sizes = [s["bytes"] for s in (row.a, row.b) if s is not None]
+    sizes = [s.bytes for s in (row.a, row.b) if s is not None]
     return -max(sizes), row.tensor
 
 
-def _side(told: dict[str, Any] | None, change: str) -> str:
+def _side(told: Entry | None, change: str) -> str:
     if told is None:
         return "-"
     if change == "scale":
         return _scale(told)
     if change == "shape":
-        return "x".join(map(str, told["shape"]))
-    size = f", {told['bytes']:,} bytes" if told["bytes"] else ""
-    return f"{told['type']}{size}"
+        return "x".join(map(str, told.shape))
+    size = f", {told.bytes:,} bytes" if told.bytes else ""
+    return f"{told.type}{size}"
 
 
-def _scale(told: dict[str, Any]) -> str:
-    scale = told["scale"]
-    if isinstance(scale, dict):
-        return f"{scale['scales']} of {scale['lowest']:.4g} to {scale['highest']:.4g}"
-    return "-" if scale is None else f"{scale:.6g}, zero {told['zero_point']}"
+def _scale(told: Entry) -> str:
+    scale = told.scale
+    if isinstance(scale, Scales):
+        return f"{scale.scales} of {scale.lowest:.4g} to {scale.highest:.4g}"
+    return "-" if scale is None else f"{scale:.6g}, zero {told.zero_point}"

@@ -48,8 +48,8 @@ def export(
             atomic_folder.copy_companions(folder, stage)
             bar.step("export")
             made = torch_export.export(folder, stage, wanted, opset)
-            account = {"source": Path(source).name, "export": made.to_dict(), **folder.account()}
-            atomic_folder.write_manifest(stage, account)
+            account = torch_export.ExportAccount(Path(source).name, folder, made)
+            atomic_folder.write_manifest(stage, account.to_dict())
     if arguments.as_json:
         print_json(account)
     elif not arguments.quiet:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
@@ -15,6 +16,15 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, read_model
 from qcompile.runtime import session
 from qcompile.system import digests
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What ``inspect`` finds."""
+
+    bytes: int
+    ledger: list[LedgerRow]
+    operators: Annotated[dict[str, int], "as ONNX Runtime runs them"]
 
 
 @click.command()
@@ -39,7 +49,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     rows = known if known is not None else ledger.rows(proto, size)
     operators = dict(sorted(session.optimized_ops(model).items()))
     if arguments.as_json:
-        print_json({"bytes": size, "ledger": ledger.to_dicts(rows), "operators": operators})
+        print_json(Inspection(size, rows, operators))
         return
     if arguments.quiet:
         return

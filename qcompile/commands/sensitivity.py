@@ -24,7 +24,7 @@ from qcompile.commands._report_files import by_form
 from qcompile.compiler.python_api import sensitivity as measure
 from qcompile.compiler.report import html
 from qcompile.compiler.search.lift_items import BY, By
-from qcompile.compiler.search.policy import Policy, Sensitivity
+from qcompile.compiler.search.policy import Policy, Ranking, Sensitivity
 from qcompile.compiler.search.sensitivity import MEASURES, Measure, Score, SensitivityRow
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
@@ -90,7 +90,7 @@ def sensitivity(**given: Any) -> None:
             progress=bar,
         )
     policy = None if out is None else found.policy(arguments.lift)
-    plain = {**found.to_dict(), "policy": None if policy is None else _plain(policy)}
+    plain = Ranking(found, policy).to_dict()
     for form, path in reports.items():
         made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
         atomic_write.write_atomic(path, made.encode())
@@ -116,14 +116,6 @@ def _check(out: Path, model: Path) -> None:
     if out.resolve() == model.resolve():
         raise OutputError(f"output {str(out)!r} is the input model itself")
     atomic_write.check_writable(out)
-
-
-def _plain(policy: Policy) -> dict[str, Any]:
-    return {
-        "precision": dict(policy.recipe.precision),
-        "lifted": [row.item.name for row in policy.lifted],
-        "predicted": policy.predicted.to_dict(),
-    }
 
 
 def show(found: Sensitivity, top: int) -> None:

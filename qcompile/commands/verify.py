@@ -61,7 +61,7 @@ def verify(**given: Any) -> None:
         isa=arguments.isa or "",
     )
     if arguments.as_json:
-        print_json(verdict.to_dict())
+        print_json(verdict)
     elif not arguments.quiet:
         show(verdict)
     if not verdict.passed:
@@ -87,7 +87,7 @@ def show(verdict: Verdict) -> None:
                 f"{o.worst_cosine:.5f}",
                 f"{o.sqnr_db:.1f}",
                 f"{o.max_abs:.3g}",
-                f"{o.flip_share:.2%}" if o.decisions else "-",
+                "-" if o.flip_share is None else f"{o.flip_share:.2%}",
             )
     console().print(made)
     note = Invariance(verdict.alone, verdict.padded).note

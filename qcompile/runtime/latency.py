@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from qcompile.runtime import session as runtime
+from qcompile.runtime.profiler import Profile
 from qcompile.runtime.session import Feed, Session, SessionOptions
 from qcompile.system import memory, processor
+from qcompile.system.json_values import Record, members
+from qcompile.system.processor import Environment
 
 _NOISY = 1.25  # spread of one model's round medians over which the machine counts as noisy
 _RESAMPLES = 2000
@@ -87,14 +90,34 @@ class Ratio:
     best: float
 
 
+@dataclass(frozen=True)
+class TimedModel(Record):
+    """Latencies of one model, and over the reference's where it is another one."""
+
+    model: str
+    best_ms: float
+    median_ms: float
+    p90_ms: float
+    runs: int
+    ratio: Annotated[float | None, "the median of the rounds' ratios; not of the reference"] = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    ratio_best: float | None = None
+
+    JSON = members("model best_ms median_ms p90_ms runs ratio? ratio_low? ratio_high? ratio_best?")
+
+
 @dataclass
-class Comparison:
+class Comparison(Record):
     """Timings of all models for one set of input shapes; the first is the reference."""
 
     timings: list[Timing]
     shapes: dict[str, list[int]]
     threads: int
     seed: int = 0
+    profile: list[Profile] | None = None
+
+    JSON = members("shapes threads rounds noisy session_options models **environment profile?")
 
     def ratio(self, index: int) -> Ratio:
         """Model ``index`` over the reference."""
@@ -110,35 +133,36 @@ class Comparison:
     def noisy(self) -> bool:
         return any(t.noisy for t in self.timings)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for reports; times in milliseconds."""
+    @property
+    def models(self) -> list[TimedModel]:
+        """One row for each model, in the order in which they were given."""
         rows = []
-        for i, timing in enumerate(self.timings):
-            row: dict[str, Any] = {
-                "model": timing.label,
-                "best_ms": timing.best,
-                "median_ms": timing.median,
-                "p90_ms": timing.p90,
-                "runs": len(timing.all),
-            }
+        for i, t in enumerate(self.timings):
+            row = TimedModel(t.label, t.best, t.median, t.p90, len(t.all))
             if i:
                 ratio = self.ratio(i)
-                row |= {
-                    "ratio": ratio.median,
-                    "ratio_low": ratio.low,
-                    "ratio_high": ratio.high,
-                    "ratio_best": ratio.best,
-                }
+                row = replace(
+                    row,
+                    ratio=ratio.median,
+                    ratio_low=ratio.low,
+                    ratio_high=ratio.high,
+                    ratio_best=ratio.best,
+                )
             rows.append(row)
-        return {
-            "shapes": self.shapes,
-            "threads": self.threads,
-            "rounds": len(self.timings[0].rounds),
-            "noisy": self.noisy,
-            "session_options": {},  # timed as a session is by default
-            "models": rows,
-            **processor.describe(),
-        }
+        return rows
+
+    @property
+    def rounds(self) -> int:
+        return len(self.timings[0].rounds)
+
+    @property
+    def session_options(self) -> dict[str, str]:
+        """Empty: models are timed as a session is by default."""
+        return {}
+
+    @property
+    def environment(self) -> Environment:
+        return processor.describe()
 
 
 def compare_latency(

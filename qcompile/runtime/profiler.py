@@ -18,6 +18,7 @@ import numpy as np
 
 from qcompile.runtime import session as runtime
 from qcompile.runtime.session import Feed, Session, SessionOptions
+from qcompile.system.json_values import Record, members
 
 _WARMUP = 5  # runs, or as many as are measured where these are fewer
 _KERNEL = "_kernel_time"
@@ -33,21 +34,18 @@ class OpTime:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Record):
     """Operators of one model, the dearest first."""
 
     label: str
     ops: tuple[OpTime, ...]
 
+    JSON = members("model=label total_ms=total ops")
+
     @property
     def total(self) -> float:
         """Milliseconds a run inside of operators."""
         return sum(o.ms for o in self.ops)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for reports."""
-        ops = [{"op": o.op, "nodes": o.nodes, "ms": o.ms} for o in self.ops]
-        return {"model": self.label, "total_ms": self.total, "ops": ops}
 
 
 def profile(

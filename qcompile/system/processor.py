@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from qcompile.system.json_values import Record, members
 
 # cpuinfo flags that decide which integer kernels ONNX Runtime runs, fastest first.
 _FLAGS = {
@@ -29,15 +32,26 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _FLAGS.items() if flag in flags]
 
 
-def describe() -> dict[str, object]:
-    """Processor, instruction sets and versions, for reports."""
+@dataclass(frozen=True)
+class Environment(Record):
+    """Processor, instruction sets and versions that a figure was measured with."""
+
+    machine: str
+    isa: list[str]
+    python: str
+    onnx: str
+    onnxruntime: str
+    graphsurgeon: str
+    numpy: str
+
+    JSON = members("machine isa python onnx onnxruntime onnx-graphsurgeon=graphsurgeon numpy")
+
+
+def describe() -> Environment:
+    """This machine and what is installed on it."""
     packages = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
-    return {
-        "machine": platform.machine(),
-        "isa": instruction_sets(),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
-    }
+    here = platform.machine(), instruction_sets(), platform.python_version()
+    return Environment(*here, *map(_version, packages))
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qcompile.calibration import calibration_file
-from qcompile.calibration.calibration_file import FORMAT, Calibration
+from qcompile.calibration.calibration_file import FORMAT, Calibration, CalibrationAccount
 from qcompile.errors import DataError
 from qcompile.quant import Array, ChannelStats, Range, Ranges
 from qcompile.rewriting.testing import normal
@@ -34,7 +34,7 @@ def made() -> Calibration:
     )
     far = replace(stats(), reach=(stats().lo * 2, stats().hi * 3))
     channels = {"x/é": stats(), "empty": stats(2, 1), "far": far}
-    return Calibration(ranges, channels, {"feeds": 3})
+    return Calibration(ranges, channels, CalibrationAccount(feeds=3))
 
 
 def packed(value: Calibration) -> bytes:
@@ -48,7 +48,10 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     path.write_bytes(packed(made()))
     found = calibration_file.read_calibration(path)
     assert packed(found) == packed(made())
-    assert found.account == {"feeds": 3} and found.ranges.missing == made().ranges.missing
+    assert (
+        found.account == CalibrationAccount(feeds=3)
+        and found.ranges.missing == made().ranges.missing
+    )
     for name, span in made().ranges.found.items():
         read = found.ranges.found[name]
         assert (read.lo.tolist(), read.hi.tolist(), read.axis) == (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import numpy as np
@@ -13,17 +15,19 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-import qcompile
 from qcompile.commands.cli import main
 from qcompile.compiler.model_folder import layout
 from qcompile.compiler.model_folder.tasks import TASKS
-from qcompile.compiler.model_folder.torch_export import Exported
+from qcompile.compiler.model_folder.torch_export import ExportAccount, Exported
 from qcompile.compiler.model_folder.torch_parity import Parity
 from qcompile.ir.model_io.to_proto import to_proto
+from qcompile.planning import Skip
 from qcompile.rewriting.testing import encoder
+from qcompile.system.json_values import Record, Unbounded, members
 from tests.compiler.model_folder.written_folder import write_folder
+from tools import json_schema
 
-SCHEMA = Path(qcompile.__file__).parent / "compiler/report/schemas/output.json"
+SCHEMA = json_schema.FILE
 PLAIN = ("--recipe", "per-tensor", "--target", "qdq", "--threads", 1)
 
 
@@ -112,7 +116,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, str]]:
     yield "inspect", run("inspect", model, "--json")
     source = write_folder(folder / "models")
     yield "folder", run("compile", source, "-o", folder / "out", "--no-bench", "--json")
-    yield "export", json.dumps({"source": "models", **exported(source)})
+    yield "export", json.dumps(exported(source))
     yield "diff", run("diff", a, b, "--json")
     yield "diff", run("diff", a, a, "--json")
     for command in ("passes", "calibrators", "targets"):
@@ -123,7 +127,7 @@ def exported(folder: Path) -> dict[str, Any]:
     """What export tells, which here has no torch to run with."""
     found = Parity(1e-6, "logits", ((2, 16),))
     made = Exported(("model.onnx",), TASKS[0], "optimum-onnx 0.1.0", 18, found, ("a note",))
-    return {**layout.read_folder(folder).account(), "export": made.to_dict()}
+    return ExportAccount("models", layout.read_folder(folder), made).to_dict()
 
 
 def test_every_output_fits_its_schema(folder: Path) -> None:
@@ -131,23 +135,49 @@ def test_every_output_fits_its_schema(folder: Path) -> None:
     for command, text in outputs(folder):
         assert faults(command, text) == [], command
         seen.add(command)
-    parts = {
-        "comparison",
-        "entry",
-        "exported",
-        "gates",
-        "profile",
-        "recipe",
-        "row",
-        "score",
-        "session_options",
-        "side",
-    }
+    parts = set(re.findall(r"#/\$defs/(\w+)", SCHEMA.read_text()))
     assert seen | parts | {"demo"} == set(schema()["$defs"])  # demo prints what compile does
+    assert seen | {"demo"} == set(json_schema.COMMANDS)
 
 
 def test_the_schema_itself_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_the_file_is_what_the_records_say() -> None:
+    assert SCHEMA.read_text() == json_schema.text(), "run python -m tools.json_schema"
+
+
+@dataclass
+class _Changed(Record):
+    key: Annotated[list[tuple[str, float]] | None, "a remark"]
+    bounds: Unbounded
+    JSON = members("renamed=key? bounds both{}")
+
+    @property
+    def both(self) -> Skip | None:
+        """Said of it. And more."""
+        return None
+
+
+def test_a_change_of_a_record_changes_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(json_schema.COMMANDS, "inspect", _Changed)
+    assert SCHEMA.read_text() != json_schema.text()
+    pair = [{"type": "string"}, {"type": "number"}]
+    items = {"type": "array", "prefixItems": pair, "minItems": 2, "maxItems": 2}
+    optional = [{"$ref": "#/$defs/Skip"}, {"type": "object", "maxProperties": 0}]
+    made = json.loads(json_schema.text())["$defs"]
+    assert made["_Changed"]["properties"] == {
+        "renamed": {"type": "array", "items": items, "description": "a remark"},
+        "bounds": {"type": ["number", "null"]},
+        "both": {"anyOf": optional, "description": "Said of it"},
+    }
+    assert made["_Changed"]["required"] == ["bounds", "both"]
+
+
+def test_what_json_cannot_hold_is_no_record() -> None:
+    with pytest.raises(TypeError, match="has no place in JSON"):
+        json_schema.Schemas().of(list[complex])
 
 
 @pytest.mark.parametrize(

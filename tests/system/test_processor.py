@@ -45,7 +45,7 @@ def test_versions_of_builds_for_other_devices(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(processor, "version", version)
     found = describe()
-    assert (found["onnxruntime"], found["numpy"], found["onnx"]) == ("1.0", "1.0", "unknown")
+    assert (found.onnxruntime, found.numpy, found.onnx) == ("1.0", "1.0", "unknown")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")

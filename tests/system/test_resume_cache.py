@@ -110,7 +110,7 @@ def test_calibration_goes_on_at_the_checkpoint(
     made = compiled(model, later, recipe)
     assert made.model == whole
     assert any("continued after 3 feeds" in note for note in made.report.note_texts)
-    assert made.report.calibration["feeds"] == 7 and kinds(later) == ["calibration"]
+    assert made.report.to_dict()["calibration"]["feeds"] == 7 and kinds(later) == ["calibration"]
 
 
 def test_finished_calibration_is_taken_over(model: bytes, tmp_path: Path, runs: list[int]) -> None:
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored(
             compiled(model, Cache(tmp_path, every=0))
     monkeypatch.setattr("qcompile.calibration.resume.restore", foreign)
     made = compiled(model, Cache(tmp_path))
-    assert made.model == whole and made.report.calibration["feeds"] == 7
+    assert made.model == whole and made.report.to_dict()["calibration"]["feeds"] == 7
     assert any("ignored: a checkpoint" in note for note in made.report.note_texts)
 
 

@@ -105,7 +105,7 @@ def test_seven_bits_reach_from_64_to_64() -> None:
 @pytest.mark.parametrize("name", ["", "avx2"])
 def test_by_default_no_sum_can_saturate(name: str) -> None:
     report = compiled(Recipe(isa=name)).report
-    found = report.saturation
+    found = report.to_dict()["saturation"]
     assert found["isa"] == (name or "any")
     assert (found["same_without_vnni"], found["linears"], found["can_saturate"]) == (True, 1, 0)
     assert found["advice"] == "" and not any("VNNI" in n for n in report.note_texts)
@@ -113,13 +113,13 @@ def test_by_default_no_sum_can_saturate(name: str) -> None:
 
 
 def test_what_can_happen_is_told_without_a_run() -> None:
-    found = compiled(PLAIN, verify=False).report.saturation
+    found = compiled(PLAIN, verify=False).report.to_dict()["saturation"]
     assert (found["same_without_vnni"], found["rows"][0]["did"]) == (False, None)
 
 
 def test_where_vnni_is_promised_only_exact_sums_count() -> None:
     report = compiled(PLAIN).report
-    found = report.saturation
+    found = report.to_dict()["saturation"]
     assert (found["can_saturate"], found["did_saturate"], found["advice"]) == (1, 0, "")
     assert found["rows"][0]["did"] is None
     assert report.verdict is not None
@@ -128,11 +128,11 @@ def test_where_vnni_is_promised_only_exact_sums_count() -> None:
 
 
 def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = compiled(PLAIN).report.saturation
+    found = compiled(PLAIN).report.to_dict()["saturation"]
     monkeypatch.setattr(write_model, "LIMIT", 1000)
     result = compiled(PLAIN)
     assert result.written.data is not None
-    assert result.report.saturation == found and found["can_saturate"] == 1
+    assert result.report.to_dict()["saturation"] == found and found["can_saturate"] == 1
 
 
 def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,5 +168,5 @@ def test_operands_that_are_no_result_of_a_node(right: str) -> None:
     feed = {"x": np.full((2, 4), 2.55, np.float32), "k": np.full((2, 4, 2), 127, np.int8)}
     options = CompileOptions(bench=False, force=True)
     report = qcompile.compile(made, [feed], mode="static", options=options).report
-    (row,) = report.saturation["rows"]
+    (row,) = report.to_dict()["saturation"]["rows"]
     assert (row["can"], row["did"]) == ((1, 16) if right == "k" else (1, None))

@@ -126,7 +126,7 @@ _LINE: dict[str, Any] = {
 
 def environment() -> dict[str, Any]:
     """What the bytes of a build may depend on beside its inputs."""
-    return {"qcompile": __version__, **describe()}
+    return {"qcompile": __version__, **describe().to_dict()}
 
 
 def is_lock(source: str | Path) -> bool:
@@ -157,7 +157,7 @@ def save(path: Path, made: Lock, found: Calibration | None) -> None:
         with atomic_write.replacing(beside) as file:
             calibration_file.write_calibration(file, found)
         named = {"file": beside.name, "sha256": digests.of_file(beside)}
-        made = replace(made, calibration={**named, **found.account})
+        made = replace(made, calibration={**named, **asdict(found.account)})
     atomic_write.write_atomic(path, made.to_yaml().encode())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from qcompile.errors import RecipeError
 from qcompile.planning.context import ATTENTIONS, MODES, PRECISIONS, Attention, Precision
@@ -64,12 +64,16 @@ class Recipe:
     keep_float: tuple[str, ...] = ()
     mask_padding: bool = True
     seed: int = 0
-    precision: tuple[tuple[str, Precision], ...] = ()
+    precision: Annotated[
+        tuple[tuple[str, Precision], ...], "pattern and bits; the first that matches counts"
+    ] = ()
     attention: Attention | Literal[""] = ""
     general_text: bool = True
-    isa: str = ""
-    dims: tuple[tuple[str, int], ...] = ()
-    forms: tuple[tuple[str, str], ...] = ()
+    isa: Annotated[str, "the empty string is any"] = ""
+    dims: Annotated[tuple[tuple[str, int], ...], "dimension and its size"] = ()
+    forms: Annotated[
+        tuple[tuple[str, str], ...], "form and choice, other than the target's own"
+    ] = ()
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:

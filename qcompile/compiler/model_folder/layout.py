@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qcompile.errors import ModelError
 from qcompile.ir import Refusal
+from qcompile.system.json_values import Record, members
 
 MANIFEST = "qcompile.json"
 TOKENIZER = "tokenizer.json"
@@ -43,7 +43,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(Record):
     """What a folder holds, as names relative to it with ``/``, sorted.
 
     models: ONNX files to compile. companions: configuration, tokenizer, documents, copied as they
@@ -56,17 +56,17 @@ class Folder:
     weights: tuple[str, ...]
     skipped: tuple[Skipped, ...]
 
+    JSON = members("copied=companions passed_over")
+
     @property
     def tokenizer(self) -> Path | None:
         """Where text data finds a tokenizer, None where the folder has none."""
         return self.path if TOKENIZER in self.companions else None
 
-    def account(self) -> dict[str, Any]:
-        """What was taken and what not, plain values for a manifest."""
-        return {
-            "copied": list(self.companions),
-            "passed_over": {s.name: s.reason for s in self.skipped},
-        }
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Files that are neither compiled nor copied, and why."""
+        return {s.name: s.reason for s in self.skipped}
 
 
 def read_folder(path: Path, within: Path | None = None) -> Folder:

@@ -30,6 +30,7 @@ from qcompile.compiler.model_folder.torch_parity import Parity, Vocabulary
 from qcompile.errors import GateError, ModelError, QCompileError
 from qcompile.ir.model_io import read_model
 from qcompile.quant import Array
+from qcompile.system.json_values import Record, members
 
 MODEL = "model.onnx"
 OPSET = 18
@@ -44,7 +45,7 @@ _TOKENS = ("last_hidden_state",)
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Record):
     """What was made: ``files`` by name, by which route, and how close to the model."""
 
     files: tuple[str, ...]
@@ -54,19 +55,37 @@ class Exported:
     parity: Parity
     notes: tuple[str, ...] = ()
 
+    JSON = members("summary task=task.name route opset parity notes")
+
     def __str__(self) -> str:
         return f"{self.task.name} by {self.route}, opset {self.opset}; {self.parity}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "summary": str(self),
-            "task": self.task.name,
-            "route": self.route,
-            "opset": self.opset,
-            "parity": self.parity.to_dict(),
-            "notes": list(self.notes),
-        }
+    @property
+    def summary(self) -> str:
+        """All in a line."""
+        return str(self)
+
+
+@dataclass(frozen=True)
+class FolderAccount(Record):
+    """What went into a folder that was compiled; ``exported`` where it had no ONNX file."""
+
+    source: str
+    folder: Folder
+    exported: Exported | None
+
+    JSON = members("source **folder export=exported?")
+
+
+@dataclass(frozen=True)
+class ExportAccount(Record):
+    """What went into a folder that was exported."""
+
+    source: str
+    folder: Folder
+    exported: Exported
+
+    JSON = members("source export=exported **folder")
 
 
 @dataclass(frozen=True)

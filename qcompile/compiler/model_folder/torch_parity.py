@@ -9,15 +9,16 @@ that; constants baked in by tracing, a lost mask or dropout left on are off by f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
 from qcompile.errors import GateError
 from qcompile.quant import Array
 from qcompile.runtime.session import Session, SessionOptions
+from qcompile.system.json_values import Record
 
 TOLERANCE = 1e-4
 SHAPES = ((2, 16), (1, 7), (3, 33), (2, 1))
@@ -34,17 +35,13 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Record):
     """The largest relative difference, where it was, and on which (batch, length) it was sought."""
 
     worst: float
     output: str
-    shapes: tuple[tuple[int, int], ...]
+    shapes: Annotated[tuple[tuple[int, int], ...], "batch and length of the inputs compared"]
     tolerance: float = TOLERANCE
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{batch}x{length}" for batch, length in self.shapes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
@@ -18,10 +18,53 @@ from qcompile.ir.analysis.transformer_roles import Role, roles
 from qcompile.planning import Context, LinearGroup, linear_groups
 from qcompile.quant import Array, QSpec, Range, qparams
 from qcompile.rewriting import Pass
+from qcompile.system.json_values import Record, members
 
 _BINS = 48
 _MOST_SITES = 400  # of larger models those with the widest outliers; about 1.5 kB each
 _WEIGHT = "-weight"
+
+
+@dataclass(frozen=True)
+class StepGroup:
+    """Channels that share one step of the quantizer."""
+
+    channels: int
+    step: float
+
+
+@dataclass(frozen=True)
+class ChannelView(Record):
+    """Channels in steps of their quantizer at one moment, counted from its lowest step."""
+
+    dtype: str
+    low: float
+    high: float
+    steps: int
+    median_steps: Annotated[float, "that the median channel spans"]
+    clipped: Annotated[int, "channels that reach beyond the quantizer"]
+    groups: Annotated[list[StepGroup], "the widest first"]
+    lows: Annotated[list[float], "lower ends of the channels, the mean of each bin"]
+    highs: Annotated[list[float], "upper ends"]
+
+    JSON = members("dtype low high steps median_steps clipped groups from=lows to=highs")
+
+
+@dataclass(frozen=True)
+class ChannelSite:
+    """The input of one or more integer layers: its channels as calibrated and as compiled."""
+
+    tensor: str
+    node: str
+    role: Annotated[str, "what the layers that read it make"]
+    layer: int | None
+    readers: Annotated[int, "layers that read it"]
+    channels: int
+    columns: Annotated[int, "what the layers read in the end"]
+    passes: Annotated[list[str], "that changed it"]
+    ends: Annotated[list[int], "where bins of channels end, the widest channels first"]
+    before: ChannelView
+    after: ChannelView
 
 
 @dataclass(frozen=True)
@@ -104,11 +147,11 @@ class ChannelWatch:
             story.parts = parts
             story.passes.append(item.name)
 
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Plain values, in the order of the graph; of very many the worst ones only."""
-        made = [_plain(s) for s in self.stories.values()]
+    def sites(self) -> list[ChannelSite]:
+        """In the order of the graph; of very many the worst ones only."""
+        made = [_site(s) for s in self.stories.values()]
         if len(made) > _MOST_SITES:
-            worst = sorted(made, key=lambda s: s["before"]["median_steps"])[:_MOST_SITES]
+            worst = sorted(made, key=lambda s: s.before.median_steps)[:_MOST_SITES]
             kept = {id(s) for s in worst}
             made = [s for s in made if id(s) in kept]
         return made
@@ -146,24 +189,24 @@ def _role(site: LinearGroup, found: dict[str, Role]) -> Role:
     return Role(tuple(dict.fromkeys(names)), next((r.layer for r in known), None))
 
 
-# ---- as plain values
+# ---- for the report
 
 
-def _plain(story: _Story) -> dict[str, Any]:
+def _site(story: _Story) -> ChannelSite:
     last = _grouped(story.last, story.parts) if story.parts else story.last
-    return {
-        "tensor": story.first.tensor,
-        "node": story.node,
-        "role": ", ".join(story.role.names),
-        "layer": story.role.layer,
-        "readers": story.readers,
-        "channels": story.channels,
-        "columns": story.columns,
-        "passes": story.passes,
-        "ends": _ends(story.channels),
-        "before": _view(story.first),
-        "after": _view(last),
-    }
+    return ChannelSite(
+        tensor=story.first.tensor,
+        node=story.node,
+        role=", ".join(story.role.names),
+        layer=story.role.layer,
+        readers=story.readers,
+        channels=story.channels,
+        columns=story.columns,
+        passes=story.passes,
+        ends=_ends(story.channels),
+        before=_view(story.first),
+        after=_view(last),
+    )
 
 
 def _grouped(seen: _Seen, parts: Sequence[tuple[int, Range]]) -> _Seen:
@@ -174,7 +217,7 @@ def _grouped(seen: _Seen, parts: Sequence[tuple[int, Range]]) -> _Seen:
     return replace(seen, span=Range(lo, hi, -1), spec=spec)
 
 
-def _view(seen: _Seen) -> dict[str, Any]:
+def _view(seen: _Seen) -> ChannelView:
     """Bins of channels in steps, and the groups that share a scale, widest first."""
     params = qparams(seen.span, seen.spec)
     scale = np.broadcast_to(params.scale, seen.lo.shape).astype(np.float64)
@@ -188,23 +231,23 @@ def _view(seen: _Seen) -> dict[str, Any]:
     ends = _ends(len(order))
     starts = [0, *ends[:-1]]
     sizes = np.diff([0, *ends])
-    return {
-        "dtype": seen.spec.dtype,
-        "low": float(seen.span.lo.min()),
-        "high": float(seen.span.hi.max()),
-        "steps": top - bottom,
-        "median_steps": round(float(np.median(high - low)), 1),
-        "clipped": int(np.count_nonzero((seen.width[order] / scale[order]) > (top - bottom + 1))),
-        "groups": _groups(scale[order]),
-        "from": _means(low, starts, sizes),
-        "to": _means(high, starts, sizes),
-    }
+    return ChannelView(
+        dtype=seen.spec.dtype,
+        low=float(seen.span.lo.min()),
+        high=float(seen.span.hi.max()),
+        steps=top - bottom,
+        median_steps=round(float(np.median(high - low)), 1),
+        clipped=int(np.count_nonzero((seen.width[order] / scale[order]) > (top - bottom + 1))),
+        groups=_groups(scale[order]),
+        lows=_means(low, starts, sizes),
+        highs=_means(high, starts, sizes),
+    )
 
 
-def _groups(scale: Array) -> list[dict[str, Any]]:
+def _groups(scale: Array) -> list[StepGroup]:
     steps, counts = np.unique(scale, return_counts=True)
     pairs = sorted(zip(steps.tolist(), counts.tolist(), strict=True), reverse=True)
-    return [{"channels": n, "step": step} for step, n in pairs]
+    return [StepGroup(n, step) for step, n in pairs]
 
 
 def _ends(channels: int) -> list[int]:

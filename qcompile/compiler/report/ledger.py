@@ -6,9 +6,9 @@ add up to the file's size; and one row without bytes for each activation that wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from qcompile.ir.model_io.external_data import stored_bytes
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operator
 from qcompile.planning import Context, Decision
 from qcompile.quant import qparams
+from qcompile.system.json_values import Unbounded, read
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
 
@@ -35,22 +36,19 @@ _INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One line of the ledger. ``tensor`` is the name in the model that came in.
-
-    ``scale`` and ``zero_point`` of an activation that has one of each.
-    """
+    """One tensor of the file, or one activation that was decided on; bytes add up to the file."""
 
     name: str
-    tensor: str
+    tensor: Annotated[str, "its name in the model that came in"]
     kind: Kind
     dtype: str
     shape: tuple[int, ...]
     bytes: int
     reason: str
-    sqnr_db: float | None = None
+    sqnr_db: Unbounded | None = None
     low: float | None = None
     high: float | None = None
-    scale: float | None = None
+    scale: Annotated[float | None, "of an activation that has one"] = None
     zero_point: int | None = None
 
 
@@ -150,18 +148,10 @@ def summary(found: list[LedgerRow]) -> list[Summary]:
     return sorted(made, key=lambda s: (-s.bytes, s.kind, s.dtype))
 
 
-def to_dicts(found: list[LedgerRow]) -> list[dict[str, Any]]:
-    """Rows as plain values."""
-    return [asdict(r) for r in found]
-
-
-def from_dicts(found: Sequence[Mapping[str, Any]]) -> list[LedgerRow]:
-    """Rows as read from a report. Raises KeyError, TypeError or ValueError for what are none."""
-    made = [LedgerRow(**{**r, "shape": tuple(map(int, r["shape"]))}) for r in found]
-    for row in made:
-        sum((row.bytes, row.sqnr_db or 0, row.low or 0, row.high or 0))  # numbers, all of them
-        "".join((row.name, row.tensor, row.kind, row.dtype, row.reason))
-    return made
+def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
+    """The ledger of a report's JSON. Raises KeyError where it has none, TypeError for others."""
+    found: list[LedgerRow] = read(list[LedgerRow], report["ledger"])
+    return found
 
 
 def products_of_data(model: onnx.ModelProto) -> int:

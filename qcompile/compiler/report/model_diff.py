@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,12 +18,13 @@ import onnx
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
-from qcompile.compiler.report.scales_in_file import Quantizer, quantizers
+from qcompile.compiler.report.scales_in_file import Quantizer, Scales, quantizers
 from qcompile.ir import op_name
 from qcompile.ir.model_io import external_data, read_model
 from qcompile.ir.model_io.external_data import Storage, values_of
 from qcompile.quant import Array
 from qcompile.system import digests
+from qcompile.system.json_values import Record, members
 
 Change = Literal["only in a", "only in b", "type", "shape", "scale", "values"]
 Key = tuple[str, str]
@@ -33,7 +34,7 @@ _COMPARED = ("weight", "activation", "parameter")
 
 
 @dataclass(frozen=True)
-class Side:
+class Side(Record):
     """One model as far as it is compared.
 
     ``header`` holds settings that stand in the file, ``told`` those that report or lock tell.
@@ -42,8 +43,8 @@ class Side:
     path: Path
     bytes: int
     sha256: str
-    has_report: bool
-    has_lock: bool
+    has_report: Annotated[bool, "its report lies beside it"]
+    has_lock: Annotated[bool, "its lock lies beside it"]
     header: dict[str, Any]
     told: dict[str, Any]
     operators: Counter[str]
@@ -52,15 +53,7 @@ class Side:
     constants: dict[str, onnx.TensorProto] = field(repr=False)
     storage: Storage = field(default_factory=Storage, repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: which file it is."""
-        return {
-            "path": str(self.path),
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "report": self.has_report,
-            "lock": self.has_lock,
-        }
+    JSON = members("path bytes sha256 report=has_report lock=has_lock")
 
     def values(self, key: Key) -> Array | None:
         """What a constant holds; None for data, and for types that numpy lacks."""
@@ -70,46 +63,60 @@ class Side:
 
 
 @dataclass(frozen=True)
-class TensorChange:
-    """One tensor that is not the same; ``a`` and ``b`` say what it is in each, None: not there.
+class Entry:
+    """A tensor in one of two models."""
 
-    ``share`` of a constant's values differ, by ``largest`` at most.
-    """
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+    scale: float | Scales | None
+    zero_point: int | None
+    reason: str
+
+
+class Setting(NamedTuple):
+    """A setting in both models."""
+
+    a: Any
+    b: Any
+
+
+class Count(NamedTuple):
+    """How many nodes an operator has in both models."""
+
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """One tensor that is not the same; ``a`` and ``b`` say what it is in each, None: not there."""
 
     tensor: str
     kind: str
     change: Change
-    a: dict[str, Any] | None
-    b: dict[str, Any] | None
-    share: float | None = None
-    largest: float | None = None
+    a: Entry | None
+    b: Entry | None
+    share: Annotated[float | None, "of a constant's values that differ"] = None
+    largest: Annotated[float | None, "difference of two values"] = None
 
 
 @dataclass(frozen=True)
-class Difference:
-    """``settings`` and ``operators``: (in a, in b) by name, those that differ."""
+class Difference(Record):
+    """What differs between two models."""
 
     a: Side
     b: Side
-    settings: dict[str, tuple[Any, Any]]
-    operators: dict[str, tuple[int, int]]
+    settings: dict[str, Setting]
+    operators: dict[str, Count]
     tensors: tuple[TensorChange, ...]
+
+    JSON = members("equal a b settings operators tensors")
 
     @property
     def equal(self) -> bool:
         """True for the same bytes."""
         return self.a.sha256 == self.b.sha256
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "equal": self.equal,
-            "a": self.a.to_dict(),
-            "b": self.b.to_dict(),
-            "settings": {k: {"a": a, "b": b} for k, (a, b) in self.settings.items()},
-            "operators": {k: {"a": a, "b": b} for k, (a, b) in self.operators.items()},
-            "tensors": [asdict(t) for t in self.tensors],
-        }
 
 
 def diff_models(a: Path, b: Path) -> Difference:
@@ -118,7 +125,7 @@ def diff_models(a: Path, b: Path) -> Difference:
     first, second = sides
     if first.sha256 == second.sha256:
         return Difference(first, second, {}, {}, ())
-    counts = {op: (first.operators[op], second.operators[op]) for op in _ops(*sides)}
+    counts = {op: Count(first.operators[op], second.operators[op]) for op in _ops(*sides)}
     return Difference(
         first,
         second,
@@ -132,15 +139,13 @@ def _ops(a: Side, b: Side) -> list[str]:
     return sorted({*a.operators, *b.operators})
 
 
-def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Setting]]:
     for key in dict.fromkeys((*a, *b)):
         if a.get(key) != b.get(key):
-            yield key, (a.get(key), b.get(key))
+            yield key, Setting(a.get(key), b.get(key))
 
 
-def _told_pairs(
-    a: Mapping[str, Any], b: Mapping[str, Any]
-) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _told_pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Setting]]:
     """What only one of two reports can tell is no difference between the models."""
     both = a.keys() & b.keys()
     return _pairs(*({k: v for k, v in told.items() if k in both} for told in (a, b)))
@@ -229,19 +234,17 @@ def _tensors(a: Side, b: Side) -> Iterator[TensorChange]:
         if in_a is None or in_b is None:
             change: Change = "only in b" if in_a is None else "only in a"
             yield TensorChange(key[1], kind, change, in_a, in_b)
-        elif in_a["type"] != in_b["type"]:
+        elif in_a.type != in_b.type:
             yield TensorChange(key[1], kind, "type", in_a, in_b)
-        elif in_a["shape"] != in_b["shape"]:
+        elif in_a.shape != in_b.shape:
             yield TensorChange(key[1], kind, "shape", in_a, in_b)
         else:
             yield from _inside(a, b, key, in_a, in_b)
 
 
-def _inside(
-    a: Side, b: Side, key: Key, in_a: dict[str, Any], in_b: dict[str, Any]
-) -> Iterator[TensorChange]:
+def _inside(a: Side, b: Side, key: Key, in_a: Entry, in_b: Entry) -> Iterator[TensorChange]:
     """Of tensors of one type and shape: other scales, other values."""
-    rescaled = in_a["scale"] != in_b["scale"] or in_a["zero_point"] != in_b["zero_point"]
+    rescaled = (in_a.scale, in_a.zero_point) != (in_b.scale, in_b.zero_point)
     share = largest = None
     old, new = a.values(key), b.values(key)
     if old is not None and new is not None and old.size and not np.array_equal(old, new):
@@ -252,20 +255,12 @@ def _inside(
         yield TensorChange(key[1], a.rows[key].kind, change, in_a, in_b, share, largest)
 
 
-def _entry(model: Side, key: Key) -> dict[str, Any] | None:
+def _entry(model: Side, key: Key) -> Entry | None:
     row, quantizer = model.rows.get(key), model.scales.get(key)
     if row is None:
         return None
-    scale: Any = row.scale
-    zero: Any = row.zero_point
+    scale: float | Scales | None = row.scale
+    zero = row.zero_point
     if scale is None and quantizer is not None:
-        plain = quantizer.to_dict()
-        scale, zero = plain.pop("scale", plain), plain.pop("zero_point", None)
-    return {
-        "type": row.dtype,
-        "shape": list(row.shape),
-        "bytes": row.bytes,
-        "scale": scale,
-        "zero_point": zero,
-        "reason": row.reason,
-    }
+        scale, zero = quantizer.steps(), quantizer.single_zero_point()
+    return Entry(row.dtype, row.shape, row.bytes, scale, zero, row.reason)

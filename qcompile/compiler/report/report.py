@@ -5,62 +5,99 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 from qcompile import __version__
+from qcompile.calibration.calibration_file import CalibrationAccount
+from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report import html
-from qcompile.compiler.report.ledger import LedgerRow, Summary, to_dicts
+from qcompile.compiler.report.channel_views import ChannelSite
+from qcompile.compiler.report.ledger import LedgerRow, Summary
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.records import (
+    Forecast,
+    SaturationAccount,
+    SearchAccount,
+    TuningAccount,
+)
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS
 from qcompile.planning import Skip
 from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile
-from qcompile.system.json_values import finite
-from qcompile.system.processor import describe
+from qcompile.system.json_values import Record, members
+from qcompile.system.processor import Environment, describe
+from qcompile.targets.target import Mode
 
 # A list of numbers as json.dumps indents it; strings hold no line breaks.
 _NUMBER = r"-?\d[\d.eE+-]*"
 _NUMBERS = re.compile(rf"\[\n\s+({_NUMBER}(?:,\n\s+{_NUMBER})*)\n\s+\]")
 
 
-@dataclass
-class Report:
+@dataclass(frozen=True)
+class Report(Record):
     """Everything a reader may ask of one compilation."""
 
     source: str
     target: str
-    mode: str
-    recipe: dict[str, Any]
+    mode: Mode
+    recipe: Recipe
     digest: str
     pipeline: str
     gates: Gates
+    qcompile: str = __version__
+    environment: Environment = field(default_factory=describe)
     passes: list[PassRecord] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
-    calibration: dict[str, Any] = field(default_factory=dict)
-    search: dict[str, Any] = field(default_factory=dict)
-    tuning: dict[str, Any] = field(default_factory=dict)
+    calibration: Annotated[CalibrationAccount | None, "empty in modes without ranges"] = None
+    search: Annotated[SearchAccount | None, "empty where there was none"] = None
+    tuning: Annotated[TuningAccount | None, "empty without --tune"] = None
     float_bytes: int = 0
-    float_content: list[Summary] = field(default_factory=list)
+    float_content: Annotated[list[Summary], "the float model's bytes by kind and type"] = field(
+        default_factory=list
+    )
     bytes: int = 0
     model_sha256: str = ""
-    operators: dict[str, int] = field(default_factory=dict)
+    operators: Annotated[dict[str, int], "of the graph that ONNX Runtime runs"] = field(
+        default_factory=dict
+    )
     int8_products: int = 0
-    away: str = ""  # what ran the models where the target's own provider is missing
-    requirements: dict[str, int] = field(default_factory=dict)  # rule -> nodes held to it
-    saturation: dict[str, Any] = field(default_factory=dict)
+    away: Annotated[
+        str | None, "what ran the models where the target's own provider is missing"
+    ] = None
+    requirements: Annotated[
+        dict[str, int], "rules of the target, and how many nodes were held to each"
+    ] = field(default_factory=dict)
+    saturation: SaturationAccount | None = None
     verdict: Verdict | None = None
-    forecast: dict[str, Any] = field(default_factory=dict)
+    forecast: Annotated[Forecast | None, "empty where nothing is timed here"] = None
     speed: Comparison | None = None
     profile: list[Profile] = field(default_factory=list)
-    channels: list[dict[str, Any]] = field(default_factory=list)
+    channels: Annotated[
+        list[ChannelSite], "what the page of docs/report.md draws; its keys may change"
+    ] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)  # most bytes until the end of each stage
+    memory: Annotated[dict[str, int], "most bytes of the process until the end of each stage"] = (
+        field(default_factory=dict)
+    )
+
+    JSON = members(
+        "qcompile environment source target mode recipe recipe_digest=digest pipeline gates passed "
+        "failures notes=note_texts float_bytes float_content bytes size_ratio model_sha256 "
+        "operators int8_linears int8_products away requirements saturation{} verify=verdict "
+        "forecast{} bench=speed profile channels calibration{} search{} tuning{} seconds memory "
+        "passes skips ledger"
+    )
+
+    @property
+    def passed(self) -> bool:
+        """True where no gate was missed."""
+        return not self.failures
 
     @property
     def note_texts(self) -> list[str]:
@@ -78,59 +115,14 @@ class Report:
         found = sum(n for op, n in self.operators.items() if op in QUANTIZED_LINEARS)
         return found - self.int8_products
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "qcompile": __version__,
-            "environment": describe(),
-            "source": self.source,
-            "target": self.target,
-            "mode": self.mode,
-            "recipe": self.recipe,
-            "recipe_digest": self.digest,
-            "pipeline": self.pipeline,
-            "gates": asdict(self.gates),
-            "passed": not self.failures,
-            "failures": self.failures,
-            "notes": self.note_texts,
-            "float_bytes": self.float_bytes,
-            "float_content": [asdict(s) for s in self.float_content],
-            "bytes": self.bytes,
-            "size_ratio": self.size_ratio,
-            "model_sha256": self.model_sha256,
-            "operators": dict(sorted(self.operators.items())),
-            "int8_linears": self.int8_linears,
-            "int8_products": self.int8_products,
-            "away": self.away or None,
-            "requirements": self.requirements,
-            "saturation": self.saturation,
-            "verify": self.verdict.to_dict() if self.verdict else None,
-            "forecast": self.forecast,
-            "bench": self.speed.to_dict() if self.speed else None,
-            "profile": [p.to_dict() for p in self.profile],
-            "channels": self.channels,
-            "calibration": self.calibration,
-            "search": self.search,
-            "tuning": self.tuning,
-            "seconds": self.seconds,
-            "memory": self.memory,
-            "passes": [asdict(p) for p in self.passes],
-            "skips": [asdict(s) for s in self.skips],
-            "ledger": to_dicts(self.ledger),
-        }
-
     def to_json(self) -> str:
         """JSON text; infinities become null, since JSON has none."""
-        indented = json.dumps(self.plain(), indent=1, allow_nan=False)
+        indented = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         return _NUMBERS.sub(_on_one_line, indented) + "\n"
 
     def to_html(self) -> str:
         """A page that shows all of it and needs nothing else."""
-        return html.page(self.plain())
-
-    def plain(self) -> Any:
-        """``to_dict`` with infinities as None."""
-        return finite(self.to_dict())
+        return html.page(self.to_dict())
 
 
 def _on_one_line(numbers: re.Match[str]) -> str:

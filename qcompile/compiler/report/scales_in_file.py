@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
@@ -21,6 +21,16 @@ from qcompile.quant import Array
 
 
 @dataclass(frozen=True)
+class Scales:
+    """Many scales in short."""
+
+    scales: int
+    lowest: float
+    highest: float
+    sha256: Annotated[str, "of scales and zero points, its first digits"]
+
+
+@dataclass(frozen=True)
 class Quantizer:
     """One tensor's scale, () or (channels,) or as the operator has it; zero point None is 0."""
 
@@ -28,17 +38,25 @@ class Quantizer:
     scale: Array
     zero_point: Array | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: a single scale as it is, many as their count, extrema and digest."""
+    def steps(self) -> float | Scales:
+        """A single scale as it is, many in short."""
         if self.scale.size == 1:
-            zero = 0 if self.zero_point is None else self.zero_point.item()
-            return {"scale": self.scale.item(), "zero_point": zero}
-        return {
-            "scales": self.scale.size,
-            "lowest": float(self.scale.min()),
-            "highest": float(self.scale.max()),
-            "sha256": self.digest(),
-        }
+            return float(self.scale.item())
+        span = float(self.scale.min()), float(self.scale.max())
+        return Scales(self.scale.size, *span, self.digest())
+
+    def single_zero_point(self) -> int | None:
+        """That of a single scale, None of many."""
+        if self.scale.size != 1:
+            return None
+        return 0 if self.zero_point is None else int(self.zero_point.item())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: scale and zero point, or what many scales are in short."""
+        steps = self.steps()
+        if isinstance(steps, Scales):
+            return asdict(steps)
+        return {"scale": steps, "zero_point": self.single_zero_point()}
 
     def digest(self) -> str:
         """Short hash of scales and zero points."""

@@ -8,8 +8,7 @@ from typing import Any
 
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.lockfile import Lock
-from qcompile.compiler.report import ledger
-from qcompile.compiler.report.ledger import LedgerRow
+from qcompile.compiler.report.ledger import LedgerRow, read_rows
 from qcompile.errors import RecipeError
 
 
@@ -30,7 +29,7 @@ def find_report(path: Path, digest: str) -> dict[str, Any] | None:
 def rows_of(report: dict[str, Any] | None) -> list[LedgerRow] | None:
     """The ledger of a report, None where it has none that can be read."""
     try:
-        return None if report is None else ledger.from_dicts(report["ledger"])
+        return None if report is None else read_rows(report)
     except (KeyError, TypeError, ValueError):
         return None
 

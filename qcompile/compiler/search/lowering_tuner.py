@@ -8,13 +8,13 @@ nothing. The recipe with the winners builds the same model again without timing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from qcompile.compiler.config import lowering_forms
 from qcompile.compiler.config import recipe as recipes
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.records import Trial, TuningAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.bench import largest
 from qcompile.compiler.stages.rewrite import Rewritten
@@ -33,24 +33,11 @@ Rewrite = Callable[[Recipe], Rewritten]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One way against the best so far: ``ratio`` is its time over the other's, ``low`` to ``high``
-    the interval of that; None where both are the same graph."""
-
-    form: str
-    choice: str
-    ratio: float | None
-    low: float | None
-    high: float | None
-    kept: bool
-
-
-@dataclass(frozen=True)
 class Tuned:
-    """The build with the fastest forms; ``account`` for the report, empty where none were tried."""
+    """The build with the fastest forms; ``account`` for the report, None where none were tried."""
 
     verified: Verified
-    account: dict[str, Any] = field(default_factory=dict)
+    account: TuningAccount | None = None
     notes: tuple[Note, ...] = ()
 
 
@@ -70,8 +57,7 @@ def tune(first: Verified, rewrite: Rewrite, build: Callable[[Recipe], Verified])
         text = f"the faster forms are not taken: {made.failures[0]}"
         made, notes = first, [*notes, Note("faster-refused", text)]
     shapes = {name: list(value.shape) for name, value in largest(first.feeds).items()}
-    account = {"shapes": shapes, "trials": [asdict(t) for t in trials]}
-    return Tuned(made, account, tuple(notes))
+    return Tuned(made, TuningAccount(shapes, trials), tuple(notes))
 
 
 def _obstacle(first: Verified) -> Refusal | None:
@@ -121,18 +107,18 @@ def _trial(form: LoweringOption, name: str, best: Rewritten, made: Rewritten, fe
     return Trial(form.name, name, ratio.median, ratio.low, ratio.high, kept)
 
 
-def to_yaml(report: Report) -> str:
+def to_yaml(report: Report, tuning: TuningAccount) -> str:
     """The recipe of a tuned build as a file, with where and in which shapes it was timed."""
-    about = report.to_dict()["environment"]
-    where = f"{', '.join(about['isa'])}, onnxruntime {about['onnxruntime']}"
-    shapes = ", ".join(f"{n} {s}" for n, s in report.tuning["shapes"].items())
+    about = report.environment
+    where = f"{', '.join(about.isa)}, onnxruntime {about.onnxruntime}"
+    shapes = ", ".join(f"{n} {s}" for n, s in tuning.shapes.items())
     kept = {
-        t["form"]: f"{1 / t['ratio']:.2f} times as fast"
-        for t in report.tuning["trials"]
-        if t["kept"]
+        t.form: f"{1 / t.ratio:.2f} times as fast"
+        for t in tuning.trials
+        if t.kept and t.ratio is not None
     }
     heading = (f"tuned for {report.source} on {where}", f"shapes: {shapes}")
-    return recipes.to_yaml(Recipe(**report.recipe), heading, kept)
+    return recipes.to_yaml(report.recipe, heading, kept)
 
 
 def told(trial: Trial) -> str:

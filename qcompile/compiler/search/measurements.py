@@ -123,8 +123,8 @@ class Measurements:
             "format": _FORMAT,
             "digest": self.digest,
             "samples": self.samples,
-            "scores": {k: s.to_dict() for k, s in self.scores.items()},
-            "tried": {k: s.to_dict() for k, s in self.tried.items()},
+            "scores": {k: asdict(s) for k, s in self.scores.items()},
+            "tried": {k: asdict(s) for k, s in self.tried.items()},
         }
         file.write((json.dumps(content) + "\n").encode())
 

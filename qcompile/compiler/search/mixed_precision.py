@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.records import LiftedItem, RankedItem, SearchAccount
 from qcompile.compiler.search.lift_items import PrecisionCandidate
 from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.measurements import StateFile, mask, measurements
@@ -35,10 +36,10 @@ _MOST_REPORTED = 400  # items, the most sensitive first
 @dataclass(frozen=True)
 class Searched:
     """The result that passes with fewest raised, or the best there is; ``account`` is the report's,
-    empty where nothing was searched."""
+    None where nothing was searched."""
 
     verified: Verified
-    account: dict[str, Any] = field(default_factory=dict)
+    account: SearchAccount | None = None
     notes: tuple[Note, ...] = ()
     failures: tuple[str, ...] = ()
 
@@ -260,24 +261,18 @@ class _Search:
     def _noun(self) -> str:
         return "tensors" if self.first.prepared.target.quantize_interior else "operators"
 
-    def _account(self, made: Verified, lifted: Raised) -> dict[str, Any]:
+    def _account(self, made: Verified, lifted: Raised) -> SearchAccount:
         took = round(self.tools.clock() - self.start, 3)
         chosen: Sequence[int] = [i for i in self.order if i in lifted]
         made.prepared.stopwatch.seconds["search"] = took
-        return {
-            "items": len(self.items),
-            "measurements": self.state.measured,
-            "compilations": len(self.built) - 1,
-            "ranking": [
-                {
-                    "item": self.items[i].name,
-                    "role": self.items[i].roles,
-                    "layer": self.items[i].layer,
-                    "error_alone": self.alone.get(i),
-                }
-                for i in self.order[:_MOST_REPORTED]
-            ],
-            "lifted": [
-                {"item": self.items[i].name, "error_alone": self.alone.get(i)} for i in chosen
-            ],
-        }
+        return SearchAccount(
+            items=len(self.items),
+            measurements=self.state.measured,
+            compilations=len(self.built) - 1,
+            ranking=[self._ranked(i) for i in self.order[:_MOST_REPORTED]],
+            lifted=[LiftedItem(self.items[i].name, self.alone.get(i)) for i in chosen],
+        )
+
+    def _ranked(self, index: int) -> RankedItem:
+        item = self.items[index]
+        return RankedItem(item.name, item.roles, item.layer, self.alone.get(index))

@@ -6,8 +6,8 @@ measured. How many are lifted is found by bisection over the ranking, on the swi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 from qcompile.compiler.config.recipe import Recipe, to_yaml
 from qcompile.compiler.report.notes import Note
@@ -23,16 +23,29 @@ from qcompile.compiler.search.sensitivity import (
     shortest_prefix,
 )
 from qcompile.errors import GateError
-from qcompile.system.json_values import finite
+from qcompile.planning.context import Precision
+from qcompile.system.json_values import Record, members
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Record):
     """A recipe that lifts these rows, and what the switched model says of it."""
 
     recipe: Recipe
     lifted: tuple[SensitivityRow, ...]
     predicted: Score
+
+    JSON = members("precision lifted=names predicted")
+
+    @property
+    def precision(self) -> dict[str, Precision]:
+        """That of the recipe by pattern."""
+        return dict(self.recipe.precision)
+
+    @property
+    def names(self) -> list[str]:
+        """The items that are lifted."""
+        return [row.item.name for row in self.lifted]
 
     def to_yaml(self, heading: str) -> str:
         """The recipe as a file, with what was measured beside each pattern."""
@@ -53,17 +66,23 @@ def _note(row: SensitivityRow) -> str:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """Rows, the most sensitive first, between ``quantized``, all on, and ``plain``, all off."""
+class Sensitivity(Record):
+    """Rows between ``quantized``, all on, and ``plain``, all off."""
 
     source: str
     found: Measurable
     meter: Measures
     by: By
-    rows: tuple[SensitivityRow, ...]
-    quantized: Score
-    plain: Score
+    rows: Annotated[tuple[SensitivityRow, ...], "the most sensitive first"]
+    quantized: Annotated[Score, "all quantized"]
+    plain: Annotated[Score, "all lifted"]
     notes: tuple[Note, ...] = ()
+
+    JSON = members(
+        "source target=found.prepared.target.name mode=found.prepared.mode "
+        "recipe=found.prepared.recipe by "
+        "quantized float=plain rows"
+    )
 
     def policy(self, lift: int | None = None) -> Policy:
         """Lift the first ``lift`` rows, or as many as the gates need.
@@ -88,22 +107,15 @@ class Sensitivity:
             raise GateError(f"no policy is enough: with all raised {self.plain.failures[0]}")
         return shortest_prefix(len(self.rows), lambda count: not self._with(count).failures)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: what is infinite is None."""
-        prepared = self.found.prepared
-        plain: dict[str, Any] = finite(
-            {
-                "source": self.source,
-                "target": prepared.target.name,
-                "mode": prepared.mode,
-                "recipe": asdict(prepared.recipe),
-                "by": self.by,
-                "quantized": self.quantized.to_dict(),
-                "float": self.plain.to_dict(),
-                "rows": [row.to_dict() for row in self.rows],
-            }
-        )
-        return plain
+
+@dataclass(frozen=True)
+class Ranking(Record):
+    """What ``sensitivity`` reports; the policy where one was asked for."""
+
+    found: Sensitivity
+    policy: Policy | None
+
+    JSON = members("**found policy")
 
 
 def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:

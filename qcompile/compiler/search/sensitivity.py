@@ -9,18 +9,20 @@ small errors do not drown in the large error of all others.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from qcompile.compiler.search.fake_quantized import FakeQuantizedModel
 from qcompile.compiler.search.lift_items import PrecisionCandidate
 from qcompile.data.feeds import Feed, sample_count
+from qcompile.planning.context import Precision
 from qcompile.quant import Array
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
 from qcompile.runtime.evaluation.user_metric import Metric, measure
 from qcompile.runtime.session import Session, SessionOptions
+from qcompile.system.json_values import Record, Unbounded, members
 
 Measure = Literal["both", "alone", "lifted"]
 MEASURES: tuple[Measure, ...] = ("both", "alone", "lifted")
@@ -30,16 +32,12 @@ MEASURES: tuple[Measure, ...] = ("both", "alone", "lifted")
 class Score:
     """One run over the feeds with some switches on; cosines are those of the worst output."""
 
-    error: float
-    sqnr_db: float
+    error: Annotated[float, "mean of 1 - cosine"]
+    sqnr_db: Unbounded
     mean_cosine: float
     worst_cosine: float
     metric: float | None = None
     failures: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def score(verdict: Verdict) -> Score:
@@ -56,12 +54,17 @@ def score(verdict: Verdict) -> Score:
 
 
 @dataclass(frozen=True)
-class SensitivityRow:
+class SensitivityRow(Record):
     """One item's place: errors None where they were not measured."""
 
     item: PrecisionCandidate
     alone: Score | None
     lifted: Score | None
+
+    JSON = members(
+        "item=item.name roles=item.roles layer=item.layer kind=item.kinds tensors lifts alone "
+        "lifted"
+    )
 
     @property
     def error(self) -> float:
@@ -70,18 +73,15 @@ class SensitivityRow:
             return self.alone.error
         return -self.lifted.error if self.lifted is not None else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "item": self.item.name,
-            "roles": self.item.roles,
-            "layer": self.item.layer,
-            "kind": self.item.kinds,
-            "tensors": len(self.item.switches),
-            "lifts": dict(self.item.lifts),
-            "alone": None if self.alone is None else self.alone.to_dict(),
-            "lifted": None if self.lifted is None else self.lifted.to_dict(),
-        }
+    @property
+    def tensors(self) -> int:
+        """How many quantized tensors the item has."""
+        return len(self.item.switches)
+
+    @property
+    def lifts(self) -> dict[str, Precision]:
+        """What lifting it asks of a recipe: precision by pattern."""
+        return dict(self.item.lifts)
 
 
 @dataclass

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.records import Forecast, SearchAccount, TuningAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.bench import Timed
-from qcompile.compiler.stages.speed_forecast import Forecast
 from qcompile.compiler.stages.verify import Verified
 from qcompile.runtime.memory_budget import LIBRARIES
 
@@ -20,8 +18,8 @@ def build_report(
     timed: Timed,
     forecast: Forecast | None,
     *,
-    search: dict[str, Any],
-    tuning: dict[str, Any],
+    search: SearchAccount | None,
+    tuning: TuningAccount | None,
     notes: Sequence[Note],
     failures: Sequence[str],
 ) -> Report:
@@ -41,7 +39,7 @@ def build_report(
         source=prepared.request.name or prepared.request.source,
         target=prepared.target.name,
         mode=prepared.mode,
-        recipe=asdict(prepared.recipe),
+        recipe=prepared.recipe,
         digest=prepared.recipe.digest(),
         pipeline=rewritten.pipeline.text,
         gates=prepared.gates,
@@ -57,11 +55,11 @@ def build_report(
         model_sha256=compiled.sha256,
         operators=verified.operators,
         int8_products=ledger.products_of_data(compiled.parsed[0]),
-        away=prepared.provider if prepared.provider_missing else "",
+        away=prepared.provider if prepared.provider_missing else None,
         requirements=rewritten.requirements,
         saturation=verified.saturation,
         verdict=verified.verdict,
-        forecast={} if forecast is None else forecast.to_dict(),
+        forecast=forecast,
         speed=timed.speed,
         profile=list(timed.profile),
         channels=rewritten.channels,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
 from qcompile.calibration import collector
-from qcompile.calibration.calibration_file import Calibration
+from qcompile.calibration.calibration_file import Calibration, CalibrationAccount
 from qcompile.calibration.resume import ResumableCalibration
 from qcompile.compiler.config.lockfile import environment
 from qcompile.compiler.report.notes import Note
@@ -40,11 +39,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """account: what the report says of it, empty in modes without ranges. calibration: all that was
+    """account: what the report says of it, None in modes without ranges. calibration: all that was
     found, None where the options do not ask to keep it."""
 
     held_out: HeldOut
-    account: dict[str, Any] = field(default_factory=dict)
+    account: CalibrationAccount | None = None
     calibration: Calibration | None = None
     notes: tuple[Note, ...] = ()
 
@@ -121,7 +120,7 @@ def _kept(
         held_out.digest, recipe.calibrator, recipe.mask_padding, prepared.options.max_memory,
         [repr(r) for r in ctx.requests], watched, of_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
-    return ResumableCalibration(cache, key_of(parts), []), held_out
+    return ResumableCalibration(cache, key_of(parts)), held_out
 
 
 def _general_text(prepared: Prepared, watched: list[str]) -> Iterable[Feed]:
@@ -154,14 +153,14 @@ def _run(
     text = _general_text(prepared, watched)
     for feed in text:
         made.foresee(feed)
-    account = {
-        "calibrator": prepared.recipe.calibrator,
-        "feeds": made.feeds_seen,
-        "held_back": len(split.held_back),
-        "tensors": len(ctx.requests),
-        "general_text": bool(text),
-        "padding_left_out": options.mask and any(t.token_axis is not None for t in made.taps),
-    }
+    account = CalibrationAccount(
+        calibrator=prepared.recipe.calibrator,
+        feeds=made.feeds_seen,
+        held_back=len(split.held_back),
+        tensors=len(ctx.requests),
+        general_text=bool(text),
+        padding_left_out=options.mask and any(t.token_axis is not None for t in made.taps),
+    )
     found = Calibration(ranges, made.channels(), account)
     if kept is not None:
         kept.finish(found)

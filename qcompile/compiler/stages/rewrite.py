@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from qcompile import __version__
 from qcompile.compiler.config import lowering_forms
 from qcompile.compiler.report import ledger
-from qcompile.compiler.report.channel_views import ChannelWatch
+from qcompile.compiler.report.channel_views import ChannelSite, ChannelWatch
 from qcompile.compiler.report.ledger import LedgerRow
-from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.notes import NOTHING_QUANTIZED, Note, coded_note
 from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
@@ -44,7 +44,7 @@ class Rewritten:
     passes: list[PassRecord]
     skips: list[Skip]
     requirements: dict[str, int]
-    channels: list[dict[str, object]]
+    channels: list[ChannelSite]
     quantized: bool
     notes: tuple[Note, ...] = ()
 
@@ -81,7 +81,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         passes=timer.records,
         skips=ctx.skips,
         requirements=held.checked,
-        channels=watch.to_dicts(),
+        channels=watch.sites(),
         quantized=quantized,
         notes=(
             *came_quantized,
@@ -146,7 +146,7 @@ def _came_quantized(prepared: Prepared) -> list[Note]:
 
 def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> Note:
     besides = "beside what came in quantized, " if came_quantized else ""
-    return Note("nothing-quantized", f"nothing was quantized: {besides}{why_float(ctx)}")
+    return coded_note(NOTHING_QUANTIZED, f"{besides}{why_float(ctx)}")
 
 
 def _written(prepared: Prepared) -> CompiledModel:

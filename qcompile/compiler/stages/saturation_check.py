@@ -8,12 +8,12 @@ computes, which runs there and is emulated elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
+from qcompile.compiler.report.records import SaturationAccount
 from qcompile.data.feeds import Feed, common_batch
 from qcompile.errors import ModelError
 from qcompile.ir.model_io import read_model
@@ -21,7 +21,7 @@ from qcompile.ir.model_io.external_data import Storage
 from qcompile.quant import Array
 from qcompile.runtime import session as runtime
 from qcompile.runtime.evaluation import int16_saturation
-from qcompile.runtime.evaluation.closeness import Verdict
+from qcompile.runtime.evaluation.closeness import NotEmulated, Verdict
 from qcompile.runtime.evaluation.int16_saturation import Saturation
 from qcompile.runtime.evaluation.saturating_form import saturating_form
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
@@ -57,7 +57,8 @@ class Runner:
 
     def on(self, verdict: Verdict) -> Verdict:
         """The verdict, with the options and omissions of this session."""
-        return replace(verdict, session_options=self.entries, not_emulated=self.left)
+        left = tuple(NotEmulated(*pair) for pair in self.left)
+        return replace(verdict, session_options=self.entries, not_emulated=left)
 
 
 class Sums:
@@ -110,7 +111,11 @@ class Sums:
         form = saturating_form(graph, Storage(self.path.parent))
         path = self.path.with_name("saturating.onnx")
         path.write_bytes(form.model.SerializeToString())
-        return Runner(Session(path, replace(plain, optimize=False)), {}, form.left)
+        return Runner(
+            Session(path, replace(plain, optimize=False)),
+            {},
+            form.left,
+        )
 
     def observed(self, feed: Feed, threads: int = 0) -> list[Saturation]:
         """The bounds, with what happened in one run of a few samples where the model runs so."""
@@ -154,7 +159,7 @@ def judged(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
             missing = "ONNX Runtime cannot run the graph that emulates it"
     if missing:
         verdict = found.get(EXACT) or judge(EXACT)
-        return replace(verdict, sums=EXACT, not_emulated=(("the model", missing),))
+        return replace(verdict, sums=EXACT, not_emulated=(NotEmulated("the model", missing),))
     worst = max(found, key=lambda kind: (found[kind].error, kind == SATURATING))
     if len(found) == 1:
         return replace(found[worst], sums=worst)
@@ -166,19 +171,19 @@ def judged(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
 
 def account(
     sums: Sums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
-) -> dict[str, Any]:
+) -> SaturationAccount:
     """What a report says of a compiled model's sums; ``feed``: where to look what did saturate."""
     look = feed is not None and not sums.same and instruction_sets.saturating(sums.isa)
     bounds = sums.observed(feed, threads) if look and feed is not None else sums.bounds
-    return {
-        "isa": sums.isa or instruction_sets.ANY,
-        "same_without_vnni": sums.same,
-        "linears": len(bounds),
-        "can_saturate": sum(b.can > 0 for b in bounds),
-        "did_saturate": sum((b.did or 0) > 0 for b in bounds),
-        "advice": advice(sums, verdict),
-        "rows": [asdict(b) for b in bounds if b.can],
-    }
+    return SaturationAccount(
+        isa=sums.isa or instruction_sets.ANY,
+        same_without_vnni=sums.same,
+        linears=len(bounds),
+        can_saturate=sum(b.can > 0 for b in bounds),
+        did_saturate=sum((b.did or 0) > 0 for b in bounds),
+        advice=advice(sums, verdict),
+        rows=[b for b in bounds if b.can],
+    )
 
 
 def advice(sums: Sums, verdict: Verdict | None) -> str:

@@ -10,9 +10,7 @@ best (``instruction_sets.TABLE``). What is around the products is taken to cost 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
+from qcompile.compiler.report.records import Forecast
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.data.feeds import Feed
 from qcompile.data.synthetic import synthetic_feeds
@@ -24,25 +22,6 @@ from qcompile.targets import instruction_sets
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "Attention")
 _RUNS = 2
 _MODES = ("static", "dynamic")
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """``speedup``: of compiled over float; ``share``: of float's time in products; ``gain``: of
-    integers over float in those, with the instruction set ``isa``."""
-
-    isa: str
-    gain: float
-    share: float
-    speedup: float
-
-    def __str__(self) -> str:
-        share, gain = f"{self.share:.0%} of float's time", f"up to {self.gain:.2g} times as fast"
-        return f"about {self.speedup:.1f}x: products take {share}, {self.isa} does them {gain}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {**asdict(self), "summary": str(self)}
 
 
 def expected(prepared: Prepared) -> Forecast | None:

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.notes import RANDOM_MODEL, Note, coded_note
+from qcompile.compiler.report.records import SaturationAccount
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.rewrite import Rewritten
@@ -27,9 +27,6 @@ from qcompile.runtime.evaluation.user_metric import measure
 from qcompile.runtime.session import Session, SessionOptions
 from qcompile.system.memory import release_memory
 
-RANDOM = Note(
-    "float-model-random", "not verified: the float model's own answers differ from run to run"
-)
 _SYNTHETIC_FEEDS = 4
 
 
@@ -44,7 +41,7 @@ class Verified:
     rewritten: Rewritten
     feeds: list[Feed]
     operators: dict[str, int]
-    saturation: dict[str, Any]
+    saturation: SaturationAccount
     verdict: Verdict | None = None
     notes: tuple[Note, ...] = ()
     failures: tuple[str, ...] = ()
@@ -94,12 +91,12 @@ def verify(rewritten: Rewritten) -> Verified:
     with prepared.stopwatch.stage("saturation"):
         looked = feeds[0] if feeds and options.verify else None
         saturation = saturation_check.account(sums, looked, verdict, options.threads)
-    if saturation["advice"]:
-        account.note("saturation", saturation["advice"])
+    if saturation.advice:
+        account.note("saturation", saturation.advice)
     return Verified(
         rewritten,
         feeds,
-        dict(operators),
+        dict(sorted(operators.items())),
         saturation,
         verdict,
         tuple(account.notes),
@@ -178,7 +175,7 @@ def _verdict(
             account.note("not-verified", f"not verified: {e}")
             return None
     if verdict.failures and not _repeats(rewritten, old, feeds):
-        account.notes.append(RANDOM)
+        account.notes.append(coded_note(RANDOM_MODEL))
         return None
     for text in saturation_check.unemulated(verdict):
         account.note("not-emulated", text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qcompile.compiler.config.lockfile import NOT_KEPT, Lock, environment
@@ -70,7 +70,7 @@ def lock_of(verified: Verified) -> Lock:
         data=_data(rewritten),
         output={"bytes": compiled.size, "sha256": compiled.sha256},
         verified=_verified(verified),
-        calibration={"not_kept": NOT_KEPT, **account} if account else None,
+        calibration={"not_kept": NOT_KEPT, **asdict(account)} if account else None,
         decisions=tuple(_decisions(rewritten.ledger, quantizers(*compiled.parsed))),
     )
 
@@ -83,7 +83,8 @@ def _data(rewritten: Rewritten) -> dict[str, Any] | None:
     digest = calibrated.held_out.digest
     if digest is None:
         return None
-    counts = {k: calibrated.account.get(k) for k in ("feeds", "held_back")}
+    account = calibrated.account
+    counts = {k: account and getattr(account, k) for k in ("feeds", "held_back")}
     chosen = {k: getattr(prepared.options, k) for k in DATA_OPTIONS}
     return {**digests_of(digest, prepared.general_text), **counts, **chosen}
 

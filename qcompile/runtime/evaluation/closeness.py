@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from qcompile.data.feeds import padding_mask
 from qcompile.errors import DataError
 from qcompile.quant import Array
 from qcompile.runtime.session import Feed, Session
+from qcompile.system.json_values import Record, Unbounded, members
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Gates:
 
 
 @dataclass
-class Closeness:
+class Closeness(Record):
     """Closeness of one output. ``cosine`` holds one value for each sample, in order; one for all
     where each sample has one number, which are ``single``."""
 
@@ -48,9 +49,11 @@ class Closeness:
     single: list[tuple[float, float]] = field(default_factory=list)
     signal: float = 0.0
     noise: float = 0.0
-    max_abs: float = 0.0
+    max_abs: Unbounded = 0.0
     decisions: int = 0
     flips: int = 0
+
+    JSON = members("output=name mean_cosine worst_cosine worst_sample sqnr_db max_abs flip_share")
 
     @property
     def mean_cosine(self) -> float:
@@ -61,15 +64,21 @@ class Closeness:
         return float(np.min(self.cosine)) if self.cosine else 1.0
 
     @property
-    def sqnr_db(self) -> float:
+    def worst_sample(self) -> int:
+        """Its index in the data."""
+        return int(np.argmin(self.cosine))
+
+    @property
+    def sqnr_db(self) -> Unbounded:
         """10 log10 of signal over noise: infinite for equal outputs, -infinite for NaN in one."""
         if self.noise in (0, np.inf):
             return float("-inf" if self.noise else "inf")
         return 10 * float(np.log10(self.signal / self.noise)) if self.signal else 0.0
 
     @property
-    def flip_share(self) -> float:
-        return self.flips / self.decisions if self.decisions else 0.0
+    def flip_share(self) -> float | None:
+        """None where the output decides nothing."""
+        return self.flips / self.decisions if self.decisions else None
 
     def update(self, reference: Array, candidate: Array, mask: Array | None) -> None:
         """Take in one batch of equal shapes."""
@@ -123,8 +132,26 @@ def cosine(a: Array, b: Array) -> float:
     return float(np.clip(np.dot(a, b) / norm, -1.0, 1.0))
 
 
+class NotEmulated(NamedTuple):
+    """A node whose saturation is not in the figures, and why."""
+
+    node: str
+    reason: str
+
+
+class _Figures(NamedTuple):
+    reference: float
+    compiled: float
+
+
+class MetricFigures(_Figures):
+    """The user's own measure, of the float model and of the candidate."""
+
+    JSON = members("float=reference compiled")
+
+
 @dataclass
-class Verdict:
+class Verdict(Record):
     """Closeness by output, and the gates that failed, in words.
 
     ``metric``: the user's own measure, of the float model and of the candidate. ``alone`` and
@@ -136,42 +163,33 @@ class Verdict:
     """
 
     outputs: list[Closeness]
-    failures: list[str]
+    failures: Annotated[list[str], "gates that were missed"]
     samples: int
-    metric: tuple[float, float] | None = None
-    alone: float | None = None
-    padded: float | None = None
-    sums: str = "exact"
-    by_sums: dict[str, Verdict] = field(default_factory=dict)
-    not_emulated: tuple[tuple[str, str], ...] = ()
-    session_options: dict[str, str] = field(default_factory=dict)
+    metric: MetricFigures | None = None
+    alone: Annotated[float | None, "a sample alone against in its batch"] = None
+    padded: Annotated[float | None, "a sample padded further against as it was"] = None
+    sums: Annotated[str, Literal["exact", "saturating"], "of the integer products measured"] = (
+        "exact"
+    )
+    by_sums: Annotated[
+        dict[str, Verdict],
+        "both, where x86 without VNNI answers differently; this is the worse",
+    ] = field(default_factory=dict)
+    not_emulated: Annotated[
+        tuple[NotEmulated, ...], "whose saturation is not in the figures, and why"
+    ] = ()
+    session_options: Annotated[
+        dict[str, str], "of ONNX Runtime, set for these figures; docs/processors.md"
+    ] = field(default_factory=dict)
+
+    JSON = members(
+        "samples outputs failures alone_cosine=alone padded_cosine=padded sums session_options "
+        "not_emulated by_sums metric?"
+    )
 
     @property
     def passed(self) -> bool:
         return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for reports."""
-        rows = [
-            {
-                "output": o.name,
-                "mean_cosine": o.mean_cosine,
-                "worst_cosine": o.worst_cosine,
-                "worst_sample": int(np.argmin(o.cosine)) if o.cosine else None,
-                "sqnr_db": o.sqnr_db if np.isfinite(o.sqnr_db) else None,
-                "max_abs": o.max_abs,
-                "flip_share": o.flip_share if o.decisions else None,
-            }
-            for o in self.outputs
-        ]
-        found = {"samples": self.samples, "outputs": rows, "failures": self.failures}
-        found |= {"alone_cosine": self.alone, "padded_cosine": self.padded}
-        found |= {"sums": self.sums, "session_options": self.session_options}
-        found["not_emulated"] = [{"node": n, "reason": r} for n, r in self.not_emulated]
-        found["by_sums"] = {kind: v.to_dict() for kind, v in self.by_sums.items()}
-        if self.metric is not None:
-            found["metric"] = dict(zip(("float", "compiled"), self.metric, strict=True))
-        return found
 
     @property
     def error(self) -> float:
@@ -191,7 +209,7 @@ class Verdict:
 
     def measured(self, old: float, new: float, gates: Gates) -> None:
         """Take in the user's own measure, of float and candidate, and judge it."""
-        self.metric = old, new
+        self.metric = MetricFigures(old, new)
         if gates.min_metric is not None and not new >= gates.min_metric:
             shown = _digits(new, gates.min_metric)
             limit = f"{gates.min_metric:.15g} (--min-metric)"
@@ -266,7 +284,7 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
         ("SQNR in dB", output.sqnr_db, gates.min_sqnr, "--min-sqnr"),
     )
     upper = (
-        ("share of argmax flips", output.flip_share, gates.max_flips, "--max-flips"),
+        ("share of argmax flips", output.flip_share or 0.0, gates.max_flips, "--max-flips"),
         ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
     )
     found = [

@@ -107,5 +107,5 @@ def test_examples_are_padded_at_their_ends() -> None:
 
 def test_plain_values() -> None:
     assert Parity(1e-6, "y", ((1, 2),)).to_dict() == {
-        "worst": 1e-6, "output": "y", "shapes": ((1, 2),), "tolerance": TOLERANCE,
+        "worst": 1e-6, "output": "y", "shapes": [[1, 2]], "tolerance": TOLERANCE,
     }  # fmt: skip

@@ -10,11 +10,10 @@ import pytest
 
 from qcompile.compiler.report.ledger import (
     LedgerRow,
-    from_dicts,
     products_of_data,
+    read_rows,
     rows,
     summary,
-    to_dicts,
 )
 from qcompile.ir import Graph
 from qcompile.ir.model_io.to_proto import serialize
@@ -23,6 +22,7 @@ from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.planning import Context, Decision
 from qcompile.quant import Range
 from qcompile.rewriting.testing import context, normal, parse, run_pass
+from qcompile.system.json_values import plain
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N,8] x, float[8,8] w, float[8,8] v, float[8] b) => (float[N,8] y, float[N,8] z)
@@ -114,7 +114,7 @@ def test_integers_of_the_model_that_came_in() -> None:
 
 def test_rows_survive_a_report() -> None:
     table = list(found(*compiled()).values())
-    assert from_dicts(to_dicts(table)) == table
+    assert read_rows({"ledger": plain(table)}) == table
     assert all(dataclasses.is_dataclass(r) for r in table)
 
 

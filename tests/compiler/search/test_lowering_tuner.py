@@ -134,10 +134,11 @@ def test_a_choice_is_a_name() -> None:
 def test_what_is_faster_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = clock(monkeypatch, {"kept": 0.9, "fused": 1.1})
     made = tuned()
-    assert made.report.recipe["forms"] == (("padding", "kept"),)
+    assert made.report.recipe.forms == (("padding", "kept"),)
     assert "NonZero" not in ops(made.model)
-    tried = made.report.tuning["trials"]
-    assert [t["choice"] for t in tried if t["kept"]] == ["kept"]
+    assert made.report.tuning is not None
+    tried = made.report.tuning.trials
+    assert [t.choice for t in tried if t.kept] == ["kept"]
     assert {"kept", "fused", "float-scores", "transposed-before"} >= set(timed) >= {"kept", "fused"}
     note = next(n for n in made.report.note_texts if n.startswith("forms tried"))
     assert "attention float-scores: the same graph" in note  # too few channels for integers
@@ -154,7 +155,7 @@ def test_what_is_not_clearly_faster_is_not(monkeypatch: pytest.MonkeyPatch, fact
         monkeypatch, dict.fromkeys(("kept", "fused", "float-scores", "transposed-before"), factor)
     )
     made = tuned()
-    assert made.report.recipe["forms"] == ()
+    assert made.report.recipe.forms == ()
     assert made.model == qcompile.compile(MODEL, feeds(), options=UNTIMED).model
 
 
@@ -162,7 +163,7 @@ def test_a_recipe_may_come_with_a_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     """The target's own way is tried against it."""
     timed = clock(monkeypatch, {"removed": 0.5})
     made = tuned(Recipe(forms=(("padding", "kept"),)))
-    assert "removed" in timed and made.report.recipe["forms"] == ()
+    assert "removed" in timed and made.report.recipe.forms == ()
 
 
 def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +177,7 @@ def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(driver, "verify", second_fails)
     made = tuned()
-    assert made.report.recipe["forms"] == () and not made.report.failures
+    assert made.report.recipe.forms == () and not made.report.failures
     assert "the faster forms are not taken: cosine is low" in made.report.note_texts
 
 

@@ -14,6 +14,8 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
+from qcompile.compiler.report.records import SearchAccount
+from qcompile.compiler.report.report import Report
 from qcompile.compiler.search import mixed_precision
 from qcompile.compiler.search.measurements import Measurements, StateFile
 from qcompile.compiler.search.sensitivity import Meter, Score
@@ -70,24 +72,29 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # ---- what it finds
 
 
+def searched(report: Report) -> SearchAccount:
+    assert report.search is not None
+    return report.search
+
+
 def test_few_tensors_are_lifted_and_the_gate_is_met(model: bytes) -> None:
     with pytest.raises(RejectedError, match=r"below 0\.995"):
         compile(model, given=options(seconds=0))
     report = compile(model).report
     assert report.verdict is not None and report.verdict.passed
-    lifted = {row["item"]: row["error_alone"] for row in report.search["lifted"]}
+    lifted = {row.item: row.error_alone for row in searched(report).lifted}
     assert 1 <= len(lifted) <= 4 and set(lifted) <= {"x0", "x1", "y0", "y1"}
-    assert report.recipe["precision"] == tuple((name, 16) for name in lifted)
+    assert report.recipe.precision == tuple((name, 16) for name in lifted)
     rows = {r.tensor: r for r in report.ledger if r.kind == "activation"}
     for name, error in lifted.items():
         assert rows[name].dtype == "uint16"
         assert rows[name].reason == f"lifted by the search: error {error:.1e} alone"
-    said = f"by the search {len(lifted)} of {report.search['items']} tensors raised to 16 bits"
+    said = f"by the search {len(lifted)} of {searched(report).items} tensors raised to 16 bits"
     assert any(said in note for note in report.note_texts)
 
 
 def test_no_subset_of_what_was_lifted_is_predicted_to_do(model: bytes) -> None:
-    found = [row["item"] for row in compile(model).report.search["lifted"]]
+    found = [row.item for row in searched(compile(model).report).lifted]
     for name in found:
         rest: dict[str, Precision] = {n: 16 for n in found if n != name}
         recipe = replace(QDQ, precision=tuple(rest.items()))
@@ -97,7 +104,7 @@ def test_no_subset_of_what_was_lifted_is_predicted_to_do(model: bytes) -> None:
 
 def test_on_cpu_linears_stay_float_as_a_whole(model: bytes) -> None:
     report = compile(model, CPU).report
-    lifted = [row["item"] for row in report.search["lifted"]]
+    lifted = [row.item for row in searched(report).lifted]
     assert lifted in (["MatMul:fm0"], ["MatMul:fm0", "MatMul:fm1"])
     kept = {r.tensor for r in report.ledger if r.kind == "weight" and r.dtype == "float"}
     assert {"wf0"} <= kept and "operators raised to float" in " ".join(report.note_texts)
@@ -105,21 +112,20 @@ def test_on_cpu_linears_stay_float_as_a_whole(model: bytes) -> None:
 
 def test_a_recipe_with_precision_is_kept_behind_what_is_lifted(model: bytes) -> None:
     recipe = replace(QDQ, precision=(("x0", 8), ("role:query", "float")))
-    found = compile(model, recipe).report.recipe["precision"]
+    found = compile(model, recipe).report.recipe.precision
     assert found[-2:] == recipe.precision and ("x0", 16) in found
 
 
 def test_the_result_is_what_its_recipe_gives(model: bytes) -> None:
     """Same bytes from the recipe in the report, without a search."""
     found = compile(model)
-    settings = {**found.report.recipe, "precision": tuple(found.report.recipe["precision"])}
-    again = compile(model, Recipe(**settings), given=options(seconds=0))
+    again = compile(model, found.report.recipe, given=options(seconds=0))
     assert again.model == found.model
 
 
 def test_without_a_miss_there_is_no_search(model: bytes, calls: list[int]) -> None:
     easy = replace(CLOSE, min_cosine=0.5, min_worst_cosine=None)
-    assert compile(model, gates=easy).report.search == {}
+    assert compile(model, gates=easy).report.search is None
     assert calls == []
 
 
@@ -145,7 +151,7 @@ def test_time_is_kept_and_the_best_so_far_is_judged(model: bytes, tmp_path: Path
     state = tmp_path / "m.search.json"
     begun = options(state, seconds=1e-6)
     found = compile(model, given=begun).report
-    assert found.search["measurements"] < 6 and found.search["compilations"] == 1
+    assert searched(found).measurements < 6 and searched(found).compilations == 1
     assert found.verdict is not None and found.verdict.passed
     assert not state.exists()
 
@@ -158,7 +164,7 @@ def test_when_the_time_is_up_the_same_command_goes_on(model: bytes, tmp_path: Pa
     assert caught.value.result.report.verdict is not None
     assert state.exists()
     found = compile(model, CPU, given=options(state)).report
-    assert found.search["lifted"] and not state.exists()
+    assert searched(found).lifted and not state.exists()
 
 
 def test_one_pass_data_cannot_be_searched(model: bytes) -> None:
@@ -184,7 +190,7 @@ def test_where_compiling_misses_more_is_lifted(
         lambda self, lifted: bool(lifted) or original(self, lifted),
     )
     found = compile(model).report
-    assert found.search["compilations"] > 1 and found.verdict is not None and found.verdict.passed
+    assert searched(found).compilations > 1 and found.verdict is not None and found.verdict.passed
 
 
 # ---- interrupts
@@ -206,15 +212,15 @@ def stopped(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 def test_after_an_interrupt_it_goes_on(model: bytes, tmp_path: Path) -> None:
     state = tmp_path / "m.search.json"
-    whole = compile(model).report.search
+    whole = searched(compile(model).report)
     with pytest.MonkeyPatch.context() as patch:
         stopped(patch, 20)
         with pytest.raises(KeyboardInterrupt, match=r"19 measurements are kept in m\.search\.json"):
             compile(model, given=options(state))
     assert len(json.loads(state.read_text())["scores"]) == 19  # and one to time the model
-    rest = compile(model, given=options(state)).report.search
-    assert rest["lifted"] == whole["lifted"]
-    assert rest["measurements"] == whole["measurements"] - 19
+    rest = searched(compile(model, given=options(state)).report)
+    assert rest.lifted == whole.lifted
+    assert rest.measurements == whole.measurements - 19
     assert not state.exists()
 
 
@@ -230,7 +236,7 @@ def test_a_state_of_something_else_is_not_taken(model: bytes, tmp_path: Path, ch
     data = feeds(5, 3) if change == "data" else feeds()
     found = qcompile.compile(model, data, recipe=recipe, gates=gates, options=options(state))
     fresh = qcompile.compile(model, data, recipe=recipe, gates=gates, options=options())
-    assert found.report.search["measurements"] == fresh.report.search["measurements"]
+    assert searched(found.report).measurements == searched(fresh.report).measurements
 
 
 def test_a_file_that_is_no_state_is_left_alone(model: bytes, tmp_path: Path) -> None:
@@ -284,7 +290,7 @@ def test_a_metric_is_a_gate_and_a_goal(model: bytes, scores: tuple[float, float]
     with pytest.raises(RejectedError, match="--min-metric"):
         compile(model, gates=gates, given=options(seconds=0, metric=measure))
     report = compile(model, gates=gates, given=options(metric=measure)).report
-    assert report.search["lifted"] and report.verdict is not None
+    assert searched(report).lifted and report.verdict is not None
     assert report.to_dict()["verify"]["metric"]["compiled"] >= gates.min_metric
 
 

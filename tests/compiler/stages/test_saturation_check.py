@@ -61,7 +61,7 @@ def test_both_results_are_reported_and_the_worse_counts() -> None:
 
 def test_the_advice_names_both_figures_and_the_remedy() -> None:
     report = again()
-    advice = report.saturation["advice"]
+    advice = report.to_dict()["saturation"]["advice"]
     assert advice in report.note_texts
     assert advice.startswith("outputs may differ on x86 without VNNI: 1 of 2 int8 operators have")
     there = report.verdict.by_sums["saturating"].worst_cosine
@@ -158,7 +158,7 @@ def test_an_encoder_compiled_by_default_is_the_same_everywhere(target: str, atte
         gates=LOOSE,
         options=Options(bench=False),
     )
-    assert result.report.saturation["same_without_vnni"]
+    assert result.report.to_dict()["saturation"]["same_without_vnni"]
     options = SessionOptions(threads=1)
     runs = [
         saturation_check.Sums(result.model).runner(kind, options).run(data[0])["out"]

@@ -49,7 +49,9 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(options: Options = TIMED, data: Any = None, **more: Any) -> dict[str, Any]:
     given = feeds() if data is None else data
     gates = qcompile.Gates(max_latency_ratio=None)
-    return qcompile.compile(MODEL, given, gates=gates, options=options, **more).report.forecast
+    report = qcompile.compile(MODEL, given, gates=gates, options=options, **more).report
+    found: dict[str, Any] = report.to_dict()["forecast"]
+    return found
 
 
 @pytest.mark.parametrize(

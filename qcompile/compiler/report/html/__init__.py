@@ -1,6 +1,6 @@
 """A report as one HTML file that needs nothing else: no network, no library, no other file.
 
-``Report.plain()`` is the only source. Text is escaped by construction (markup.py); a content
+``Report.to_dict()`` is the only source. Text is escaped by construction (markup.py); a content
 security policy lets only the page's own style and script run, known by their hashes.
 """
 

@@ -11,9 +11,11 @@ from itertools import accumulate, pairwise
 from math import sqrt
 from typing import Any, TypeAlias
 
+from qcompile.compiler.report.channel_views import ChannelSite, ChannelView, StepGroup
 from qcompile.compiler.report.html import units
 from qcompile.compiler.report.html.charts import Scale, axis, dumbbell, swatch
 from qcompile.compiler.report.html.markup import Markup, join, tag
+from qcompile.system.json_values import read
 
 Plain: TypeAlias = dict[str, Any]
 _SHOWN = 6
@@ -31,10 +33,10 @@ _WHAT_PASSES_DID = {
 
 def channels(report: Plain) -> Markup | None:
     """The overview of all layers' inputs, and pictures of each; None where nothing was watched."""
-    sites = report.get("channels", [])
+    sites: list[ChannelSite] = read(list[ChannelSite], report.get("channels", []))
     if not sites:
         return None
-    worst = sorted(sites, key=lambda s: s["before"]["median_steps"] / s["before"]["steps"])
+    worst = sorted(sites, key=lambda s: s.before.median_steps / s.before.steps)
     first = {id(s) for s in worst[:_SHOWN]}
     shown = [_picture(s) for s in sites if id(s) in first]
     rest = [_picture(s) for s in sites if id(s) not in first]
@@ -73,32 +75,32 @@ _HOW_TO_READ = (
 )
 
 
-def name(site: Plain) -> str:
+def name(site: ChannelSite) -> str:
     """What the layers that read it make, and where: layer 3 · ffn-out."""
-    where = "" if site["layer"] is None else f"layer {site['layer']} · "
-    return f"{where}{site['role'] or 'linear'}"
+    where = "" if site.layer is None else f"layer {site.layer} · "
+    return f"{where}{site.role or 'linear'}"
 
 
 # ---- overview
 
 
-def _overview(sites: Sequence[Plain]) -> Markup:
-    rows, layer = [], sites[0]["layer"]
+def _overview(sites: Sequence[ChannelSite]) -> Markup:
+    rows, layer = [], sites[0].layer
     for site in sites:
-        old, new = _used(site["before"]), _used(site["after"])
-        kind, layer = ("first" if site["layer"] != layer else None), site["layer"]
-        figures = f"{site['before']['median_steps']:.0f} → {site['after']['median_steps']:.0f}"
+        old, new = _used(site.before), _used(site.after)
+        kind, layer = ("first" if site.layer != layer else None), site.layer
+        figures = f"{site.before.median_steps:.0f} → {site.after.median_steps:.0f}"
         said = f"{name(site)}: median channel {figures} steps"
         rows.append(
             tag(
                 "li",
-                tag("span", name(site), class_="label", title=site["tensor"]),
+                tag("span", name(site), class_="label", title=site.tensor),
                 dumbbell(100 * old, 100 * new, said),
                 tag("span", figures, class_="number"),
                 class_=kind,
             )
         )
-    steps = {view["steps"] for s in sites for view in (s["before"], s["after"])}
+    steps = {view.steps for s in sites for view in (s.before, s.after)}
     scale = Scale(0, max(steps) if len(steps) == 1 else 100)
     title = (
         f"steps that the median channel uses, of {max(steps)}"
@@ -115,9 +117,9 @@ def _overview(sites: Sequence[Plain]) -> Markup:
     return join([legend, tag("ul", rows, foot, class_="overview")])
 
 
-def _used(view: Plain) -> float:
+def _used(view: ChannelView) -> float:
     """Share of the steps that the median channel spans."""
-    return float(view["median_steps"]) / float(view["steps"])
+    return view.median_steps / view.steps
 
 
 def _legend() -> Markup:
@@ -134,18 +136,18 @@ def _legend() -> Markup:
 # ---- pictures
 
 
-def _picture(site: Plain) -> Markup:
+def _picture(site: ChannelSite) -> Markup:
     head = tag("h4", name(site))
-    facts = [units.count(site["channels"], "channel")]
-    if site["readers"] > 1:
-        facts.append(f"read by {site['readers']} layers")
+    facts = [units.count(site.channels, "channel")]
+    if site.readers > 1:
+        facts.append(f"read by {site.readers} layers")
     return tag(
         "figure",
-        tag("figcaption", head, tag("code", site["tensor"]), tag("p", ", ".join(facts))),
+        tag("figcaption", head, tag("code", site.tensor), tag("p", ", ".join(facts))),
         tag(
             "div",
-            _panel("as calibrated", site["before"], site["ends"], "float"),
-            _panel("as compiled", site["after"], site["ends"], "compiled"),
+            _panel("as calibrated", site.before, site.ends, "float"),
+            _panel("as compiled", site.after, site.ends, "compiled"),
             class_="panels",
         ),
         tag("p", _done(site), class_="done"),
@@ -153,24 +155,24 @@ def _picture(site: Plain) -> Markup:
     )
 
 
-def _done(site: Plain) -> str:
-    said = [_WHAT_PASSES_DID.get(p, f"changed by {p}") for p in site["passes"]]
-    more = site["columns"] - site["channels"]
+def _done(site: ChannelSite) -> str:
+    said = [_WHAT_PASSES_DID.get(p, f"changed by {p}") for p in site.passes]
+    more = site.columns - site.channels
     if more > 0:
         said.append(f"{units.count(more, 'column')} more to compute with")
     return "; ".join(said).capitalize() or "Left as it is"
 
 
-def _panel(title: str, view: Plain, ends: Sequence[int], kind: str) -> Markup:
-    steps, groups = view["steps"], view["groups"]
-    span = f"{units.value(view['low'])} … {units.value(view['high'])}"
+def _panel(title: str, view: ChannelView, ends: Sequence[int], kind: str) -> Markup:
+    steps, groups = view.steps, view.groups
+    span = f"{units.value(view.low)} … {units.value(view.high)}"
     widths = (
-        f"step {units.value(groups[0]['step'])}"
+        f"step {units.value(groups[0].step)}"
         if len(groups) == 1
-        else f"{len(groups)} groups, steps {units.value(groups[0]['step'])} to "
-        f"{units.value(groups[-1]['step'])}"
+        else f"{len(groups)} groups, steps {units.value(groups[0].step)} to "
+        f"{units.value(groups[-1].step)}"
     )
-    used = f"median uses {view['median_steps']:.0f} of {steps} steps"
+    used = f"median uses {view.median_steps:.0f} of {steps} steps"
     label = f"{title}: {used}; range {span}; {widths}"
     return tag(
         "div",
@@ -187,20 +189,20 @@ def _steps(steps: int) -> Markup:
     return tag("div", tag("span", str(steps)), tag("span", "0"), class_="steps", aria_hidden="true")
 
 
-def _plot(view: Plain, ends: Sequence[int], kind: str, label: str) -> Markup:
+def _plot(view: ChannelView, ends: Sequence[int], kind: str, label: str) -> Markup:
     """Bars of all bins, and bands of the groups, in a box that stretches."""
-    total, steps = ends[-1], view["steps"]
+    total, steps = ends[-1], view.steps
     places = [_place(e, total) for e in (0, *ends)]
-    limit = _OUTLIER * max(view["median_steps"], steps / 1000)
+    limit = _OUTLIER * max(view.median_steps, steps / 1000)
     bars: dict[str, list[str]] = {kind: [], "outlier": []}
-    for (left, right), low, high in zip(pairwise(places), view["from"], view["to"], strict=True):
+    for (left, right), low, high in zip(pairwise(places), view.lows, view.highs, strict=True):
         top, bottom = _HEIGHT * (1 - high / steps), _HEIGHT * (1 - low / steps)
-        wide = high - low > limit and len(view["groups"]) == 1
+        wide = high - low > limit and len(view.groups) == 1
         shape = f"M{left:g} {top:.4g}H{right:g}V{max(bottom, top + 1):.4g}H{left:g}z"
         bars["outlier" if wide else kind].append(shape)
     return tag(
         "svg",
-        _bands(view["groups"], total),
+        _bands(view.groups, total),
         [tag("path", d="".join(shapes), class_=k) for k, shapes in bars.items() if shapes],
         class_="channels",
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
@@ -214,9 +216,9 @@ def _place(rank: int, total: int) -> float:
     return round(_WIDTH * sqrt(rank / total), 1)
 
 
-def _bands(groups: Sequence[Plain], total: int) -> list[Markup]:
+def _bands(groups: Sequence[StepGroup], total: int) -> list[Markup]:
     """Every other group lies on a band, where there are several."""
-    ends = list(accumulate((g["channels"] for g in groups), initial=0))
+    ends = list(accumulate((g.channels for g in groups), initial=0))
     made = []
     for i, (start, end) in enumerate(pairwise(ends)):
         if i % 2 == 0 and len(groups) > 1:

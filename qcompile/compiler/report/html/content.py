@@ -17,17 +17,12 @@ _COLOURS = {"parameter": "kind-4", "quantization": "kind-3", "structure": "kind-
 _LISTED = 60  # names under one reason; all are in the table of tensors
 
 
-def rows_of(report: Plain) -> list[LedgerRow]:
-    """The ledger as it was written. Raises TypeError and KeyError where it is none."""
-    return ledger.from_dicts(report["ledger"])
-
-
 # ---- bytes
 
 
 def bytes_by_kind(report: Plain) -> Markup:
     """One bar before, one after, on one scale; below, the figures."""
-    new = {(s.kind, s.dtype): s for s in ledger.summary(rows_of(report)) if s.bytes}
+    new = {(s.kind, s.dtype): s for s in ledger.summary(ledger.read_rows(report)) if s.bytes}
     old = {(s.kind, s.dtype): s for s in _before(report) if s.bytes}
     keys = sorted(new.keys() | old.keys(), key=lambda k: -max(_bytes(old, k), _bytes(new, k)))
     colours = {k: _colour(*k) for k in keys}
@@ -97,7 +92,7 @@ def _figures(found: Summary | None) -> list[str]:
 def kept_float(report: Plain) -> Markup:
     """Float weights and activations by reason, those with most bytes first."""
     groups: dict[tuple[str, str], list[LedgerRow]] = {}
-    for row in rows_of(report):
+    for row in ledger.read_rows(report):
         if row.kind in ("weight", "activation") and row.dtype.startswith("float"):
             groups.setdefault((row.kind, row.reason), []).append(row)
     if not groups:
@@ -144,7 +139,7 @@ _COLUMNS = (
 
 def tensors(report: Plain) -> Markup:
     """One row a tensor, the largest first."""
-    found = sorted(rows_of(report), key=lambda r: (-r.bytes, r.kind, r.name))
+    found = sorted(ledger.read_rows(report), key=lambda r: (-r.bytes, r.kind, r.name))
     return table(_COLUMNS, (_row(r) for r in found), "Tensors")
 
 

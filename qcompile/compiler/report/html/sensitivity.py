@@ -11,6 +11,8 @@ from qcompile.compiler.report.html.charts import Scale, axis, point, swatch
 from qcompile.compiler.report.html.headline import card, cards
 from qcompile.compiler.report.html.markup import Markup, join, tag
 from qcompile.compiler.report.html.tables import Cell, Column, table
+from qcompile.compiler.report.records import RankedItem, SearchAccount
+from qcompile.system.json_values import read
 
 Plain: TypeAlias = dict[str, Any]
 _SHOWN = 40
@@ -29,22 +31,16 @@ class Item:
 
 def of_search(report: Plain) -> Markup | None:
     """What the search measured and lifted; None where none ran."""
-    search = report["search"]
-    if not search:
+    if not report["search"]:
         return None
-    lifted = {x["item"]: x["error_alone"] for x in search["lifted"]}
-    ranking = search.get("ranking") or [
-        {"item": name, "role": "", "layer": None, "error_alone": error}
-        for name, error in lifted.items()
-    ]
-    items = [
-        Item(r["item"], place(r["role"], r["layer"]), r["error_alone"], r["item"] in lifted)
-        for r in ranking
-    ]
+    search: SearchAccount = read(SearchAccount, {"ranking": [], **report["search"]})
+    lifted = {x.item for x in search.lifted}
+    ranking = search.ranking or [RankedItem(x.item, "", None, x.error_alone) for x in search.lifted]
+    items = [Item(r.item, place(r.role, r.layer), r.error_alone, r.item in lifted) for r in ranking]
     said = (
-        f"A gate was missed, so {search['items']} items were ranked by the output error that each "
+        f"A gate was missed, so {search.items} items were ranked by the output error that each "
         "causes when it alone is quantized, in "
-        f"{units.count(search['measurements'], 'measurement')}; {len(lifted)} of them have more "
+        f"{units.count(search.measurements, 'measurement')}; {len(lifted)} of them have more "
         "bits now."
     )
     return join([tag("p", said, class_="lead"), chart(items)])

@@ -9,6 +9,10 @@ from qcompile.compiler.report.html import units
 from qcompile.compiler.report.html.charts import Scale, axis, bar, swatch
 from qcompile.compiler.report.html.markup import Child, Markup, join, tag
 from qcompile.compiler.report.html.tables import Cell, Column, plain, table
+from qcompile.planning import Skip
+from qcompile.rewriting.instruments import PassRecord
+from qcompile.runtime.profiler import OpTime, Profile
+from qcompile.system.json_values import read
 
 Plain: TypeAlias = dict[str, Any]
 _SHOWN_OPS = 12
@@ -44,10 +48,10 @@ def latency(report: Plain) -> Markup | None:
 
 def operators(report: Plain) -> Markup | None:
     """Two bars an operator, float and compiled, the dearest first; None without a profile."""
-    profiles = report.get("profile", [])
+    profiles: list[Profile] = read(list[Profile], report.get("profile", []))
     if len(profiles) < 2:
         return None
-    old, new = ({o["op"]: o for o in p["ops"]} for p in profiles[:2])
+    old, new = ({o.op: o for o in p.ops} for p in profiles[:2])
     most = {op: max(_ms(old, op), _ms(new, op)) for op in old.keys() | new.keys()}
     order = sorted(most, key=lambda op: (-most[op], op))
     shown, rest = order[:_SHOWN_OPS], order[_SHOWN_OPS:]
@@ -60,8 +64,8 @@ def operators(report: Plain) -> Markup | None:
     )
     legend = tag(
         "ul",
-        tag("li", swatch("float"), f" float, {units.milliseconds(profiles[0]['total_ms'])}"),
-        tag("li", swatch("compiled"), f" compiled, {units.milliseconds(profiles[1]['total_ms'])}"),
+        tag("li", swatch("float"), f" float, {units.milliseconds(profiles[0].total)}"),
+        tag("li", swatch("compiled"), f" compiled, {units.milliseconds(profiles[1].total)}"),
         class_="legend",
     )
     said = (
@@ -71,22 +75,20 @@ def operators(report: Plain) -> Markup | None:
     return join([tag("p", said, class_="lead"), legend, tag("ul", rows, foot, class_="operators")])
 
 
-def _ms(found: dict[str, Plain], op: str) -> float:
-    return float(found[op]["ms"]) if op in found else 0.0
+def _ms(found: dict[str, OpTime], op: str) -> float:
+    return found[op].ms if op in found else 0.0
 
 
-def _sum(found: dict[str, Plain], ops: Sequence[str]) -> Plain:
+def _sum(found: dict[str, OpTime], ops: Sequence[str]) -> OpTime:
     mine = [found[op] for op in ops if op in found]
-    return {"ms": sum(o["ms"] for o in mine), "nodes": sum(o["nodes"] for o in mine)}
+    return OpTime("", sum(o.nodes for o in mine), sum(o.ms for o in mine))
 
 
-def _operator(op: str, old: Plain | None, new: Plain | None, scale: Scale) -> Markup:
+def _operator(op: str, old: OpTime | None, new: OpTime | None, scale: Scale) -> Markup:
     bars, figures = [], []
     for found, kind in ((old, "float"), (new, "compiled")):
-        shown = (
-            units.NONE if found is None else f"{units.milliseconds(found['ms'])} ({found['nodes']})"
-        )
-        length = 0.0 if found is None else scale(found["ms"])
+        shown = units.NONE if found is None else f"{units.milliseconds(found.ms)} ({found.nodes})"
+        length = 0.0 if found is None else scale(found.ms)
         bars.append(bar(length, kind, f"{op}, {kind}: {shown}", height=9))
         figures.append(tag("span", shown))
     return tag(
@@ -102,8 +104,9 @@ def _operator(op: str, old: Plain | None, new: Plain | None, scale: Scale) -> Ma
 
 def passes(report: Plain) -> Markup:
     """Seconds by stage, then each pass with what it did to the graph."""
-    most = max((p["seconds"] for p in report["passes"]), default=0.0)
-    rows = [_pass(i, p, most) for i, p in enumerate(report["passes"], 1)]
+    records: list[PassRecord] = read(list[PassRecord], report["passes"])
+    most = max((p.seconds for p in records), default=0.0)
+    rows = [_pass(i, p, most) for i, p in enumerate(records, 1)]
     columns = [
         Column("order", "number"),
         Column("pass"),
@@ -117,18 +120,18 @@ def passes(report: Plain) -> Markup:
     return join([_stages(report["seconds"]), table(columns, rows, "Passes")])
 
 
-def _pass(number: int, done: Plain, most: float) -> list[Cell]:
-    share = 100 * done["seconds"] / most if most else 0.0
-    took = units.duration(done["seconds"])
+def _pass(number: int, done: PassRecord, most: float) -> list[Cell]:
+    share = 100 * done.seconds / most if most else 0.0
+    took = units.duration(done.seconds)
     return [
         Cell(number, number),
-        Cell(tag("code", done["name"])),
-        Cell("yes" if done["changed"] else "no"),
-        Cell(took, done["seconds"]),
+        Cell(tag("code", done.name)),
+        Cell("yes" if done.changed else "no"),
+        Cell(took, done.seconds),
         Cell(bar(share, "compiled", took, height=9)),
-        Cell(done["nodes_before"], done["nodes_before"]),
-        Cell(done["nodes_after"], done["nodes_after"]),
-        Cell(done["skips"] or units.NONE, done["skips"]),
+        Cell(done.nodes_before, done.nodes_before),
+        Cell(done.nodes_after, done.nodes_after),
+        Cell(done.skips or units.NONE, done.skips),
     ]
 
 
@@ -154,8 +157,8 @@ def refusals(report: Plain) -> Markup:
         return tag("p", "None: every pass could do all that it looked at.")
     columns = [Column("pass", choice=True), Column("node or tensor"), Column("reason")]
     rows = [
-        [Cell(s["pass_name"]), Cell(tag("code", s["node"]), s["node"]), Cell(s["reason"])]
-        for s in report["skips"]
+        [Cell(s.pass_name), Cell(tag("code", s.node), s.node), Cell(s.reason)]
+        for s in read(list[Skip], report["skips"])
     ]
     return table(columns, rows, "Refusals")
 

@@ -38,7 +38,7 @@ def _compiled() -> dict[str, Any]:
     off = Gates(max_latency_ratio=None)
     recipe = Recipe(attention="float")
     result = qcompile.compile(serialize(made), feeds(), recipe=recipe, gates=off, options=options)
-    plain: dict[str, Any] = result.report.plain()
+    plain: dict[str, Any] = result.report.to_dict()
     return plain
 
 
