@@ -120,7 +120,7 @@ def test_a_rule_that_is_missed_is_an_error_that_names_the_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     strange = replace(TENSORRT, requires=(ZeroPoints(), Integers(("int16",))))
-    monkeypatch.setattr("qcompile.compiler.driver.find_target", {"tensorrt": strange}.get)
+    monkeypatch.setattr("qcompile.compiler.stages.prepare.find_target", {"tensorrt": strange}.get)
     with pytest.raises(QCompileError, match=r"integer-types: node .*of int8, expected int16"):
         build()
 
