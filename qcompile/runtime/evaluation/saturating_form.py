@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto
 from onnx.helper import get_attribute_value
 
-from qcompile.ir import MICROSOFT, is_op
+from qcompile.ir import MICROSOFT, Refusal, is_op
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.quantized_operators import (
     QuantizedOperator,
@@ -75,7 +75,7 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
             form.graph.initializer.extend(made.constants)
             continue
         form.graph.node.append(node)
-        left += [] if made is None else [(_label(node), made)]
+        left += [] if made is None else [(_label(node), made.reason)]
         left += _inside(node, facts)
     for function in form.functions:
         inner = TensorFacts(onnx.GraphProto(node=function.node), Storage())
@@ -103,7 +103,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
     return float(next(found, default))
 
 
-def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | str | None:
+def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | Refusal | None:
     """What takes a node's place; why it is left as it is; None where its sums are exact."""
     row = quantized_operator(node)
     products = [(a.names(node)[0], b.names(node)[0]) for a, b in byte_products(node)]
@@ -112,13 +112,13 @@ def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | str | Non
     if is_op(node, "ConvInteger"):
         [(filters, data)] = products
         mixed = facts.type(filters) != TensorProto.INT8 and facts.type(data) != TensorProto.UINT8
-        return "int8 data by uint8 filters is not rebuilt" if mixed else None
+        return Refusal("int8 data by uint8 filters is not rebuilt") if mixed else None
     if row.kind == "convolution":
         return _convolution(node, row, facts)
     if row.kind in ("matmul", "gemm"):
         return _product(node, row, facts)
     risky = any(_may_saturate(weight, facts) for _, weight in products)
-    return f"{node.op_type} is not rebuilt" if risky else None
+    return Refusal(f"{node.op_type} is not rebuilt") if risky else None
 
 
 def _may_saturate(weight: str, facts: TensorFacts) -> bool:
@@ -152,7 +152,7 @@ class _Product:
 
 def _product(
     node: onnx.NodeProto, row: QuantizedOperator, facts: TensorFacts
-) -> Fragment | str | None:
+) -> Fragment | Refusal | None:
     both = zip(*(operand.names(node) for operand in row.operands), strict=True)
     (a, b), (a_scale, b_scale), (a_zero, b_zero) = both
     it = _Product(a, b, a_zero, b_zero, a_scale, b_scale)
@@ -161,7 +161,7 @@ def _product(
     if left == TensorProto.INT8 or right == TensorProto.UINT8:
         return None
     if not (left and right):
-        return _UNKNOWN
+        return Refusal(_UNKNOWN)
     across = bool(_attribute(node, "transB", 0))
     weight = _weight(it.right, across, facts)
     if not isinstance(weight, _Weight):
@@ -198,18 +198,18 @@ class _Weight:
     outputs: int = 0
 
 
-def _weight(right: str, across: bool, facts: TensorFacts) -> _Weight | str | None:
+def _weight(right: str, across: bool, facts: TensorFacts) -> _Weight | Refusal | None:
     """``across``: the constant is [outputs, inputs]. None where no pair can saturate."""
     values = facts.values(right)
     if values is None:
         is_vector = len(facts.shape(right) or (0, 0)) == 1
-        return "its right operand is a vector" if is_vector else _Weight()
+        return Refusal("its right operand is a vector") if is_vector else _Weight()
     values = values.T if across else values
     pairs = saturable(_tall(values))
     if not len(pairs.columns):
         return None
     if values.ndim == 1:
-        return "its right operand is a vector"
+        return Refusal("its right operand is a vector")
     return _Weight(_few(pairs, values.size // 2) if values.ndim == 2 else None, *values.shape[-2:])
 
 
@@ -299,7 +299,7 @@ def _gemm(
 
 def _convolution(
     node: onnx.NodeProto, row: QuantizedOperator, facts: TensorFacts
-) -> Fragment | str | None:
+) -> Fragment | Refusal | None:
     """A QLinearConv: uint8 data by int8 filters."""
     (x, x_scale, x_zero), (w, w_scale, w_zero) = (o.names(node) for o in row.operands)
     bias, (_, scale, zero) = input_name(node, row.bias), row.result.names(node)
@@ -307,10 +307,10 @@ def _convolution(
     if left == TensorProto.INT8 or right == TensorProto.UINT8:
         return None
     if not (left and right):
-        return _UNKNOWN
+        return Refusal(_UNKNOWN)
     values = facts.values(w)
     if values is None:
-        return "its filters are not constant"
+        return Refusal("its filters are not constant")
     filters = Filters(values, int(_attribute(node, "group", 1)))
     pairs = filters.pairs()
     if filters.depthwise or not len(pairs.columns):
