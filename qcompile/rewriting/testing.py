@@ -37,17 +37,30 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def parse(text: str, **weights: Array) -> Graph:
-    """A graph from ONNX text; ``weights`` become initializers of those names.
+def model_proto(text: str, *, opset: int = 17, **weights: Array) -> onnx.ModelProto:
+    """A model from ONNX text; ``weights`` become initializers of those names.
 
-    The text declares a weight as a graph input; the value given here replaces it.
+    Text that begins with its graph gets a header: ``opset``, and com.microsoft 1 where operators
+    are of that domain. A weight needs no declaration; an input of its name gives way to it.
+
+    Raises:
+        onnx.parser.ParseError: The text is no model.
     """
+    if not text.lstrip().startswith("<"):
+        contrib = ', "com.microsoft": 1' if "com.microsoft." in text else ""
+        text = f'<ir_version: 8, opset_import: ["": {opset}{contrib}]> {text}'
     model = onnx.parser.parse_model(text)
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
     for name, values in weights.items():
-        inputs = [i for i in model.graph.input if i.name != name]
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    return model
+
+
+def parse(text: str, *, opset: int = 17, **weights: Array) -> Graph:
+    """A graph from ONNX text, as ``model_proto`` reads it; valid, and with inferred shapes."""
+    model = model_proto(text, opset=opset, **weights)
     onnx.checker.check_model(model)
     graph = from_proto(model)
     shape_inference.infer(graph)
