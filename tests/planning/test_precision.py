@@ -198,8 +198,7 @@ def test_the_opset_is_raised_for_16_bits_where_the_target_has_them(
 
 def test_an_opset_that_cannot_be_raised_leaves_the_tensor_float() -> None:
     graph = parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        + """g (bool c, float[N,8] x, float[8,8] w) => (float[N,8] y) {
+        """g (bool c, float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             r = Relu(m)
             i = If (c) <
@@ -236,8 +235,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern: str, said: str) -> 
 def test_keep_float_by_a_role_that_is_not_there_is_an_error() -> None:
     with pytest.raises(RecipeError, match="--keep-float 'role:pooler' matches no role"):
         decided("cpu", {}, keep_float=("role:pooler",))
-    graph = parse('<ir_version: 8, opset_import: ["": 17]> g (int64[N] x) => (int64[N] y) '
-                  "{ y = Neg(x) }")  # fmt: skip
+    graph = parse("g (int64[N] x) => (int64[N] y) { y = Neg(x) }")  # fmt: skip
     with pytest.raises(RecipeError, match="matches no role, this model has: none"):
         decided("cpu", {"role:*": 8}, graph)
 

@@ -99,8 +99,7 @@ def test_float_decisions_show_without_a_range() -> None:
 
 def test_integers_of_the_model_that_came_in() -> None:
     made = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,2] x) => (float[N,2] y)
+        """g (float[N,2] x) => (float[N,2] y)
         <float s = {0.5}, int8 z = {0}, int8[2,2] w = {1, 2, 3, 4}> {
             d = DequantizeLinear(w, s, z) y = MatMul(x, d)
         }"""

@@ -15,7 +15,6 @@ from qcompile.quant import Array
 from qcompile.rewriting.testing import assert_equivalent, context, normal, outputs, parse
 from qcompile.runtime.session import evaluate
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32
 
 
@@ -72,10 +71,7 @@ def encoder() -> Graph:
         "wi": (6, 10), "bi": (10,), "wd": (10, 6), "bd": (6,), "g2": (6,), "b2": (6,),
     }  # fmt: skip
     return parse(
-        HEAD
-        + f"""g (int64[B,S] ids, int64[B,S] where, int64[B,S] mask,
-            {", ".join(f"float{list(s)} {n}" for n, s in shapes.items())},
-            int64[4] split, int64[3] join, int64[2] axes, float low) => (float[B,S,6] y) {{
+        """g (int64[B,S] ids, int64[B,S] where, int64[B,S] mask) => (float[B,S,6] y) {
             e = Gather(words, ids)
             p = Gather(places, where)
             s0 = Add(e, p)
@@ -110,7 +106,7 @@ def encoder() -> Graph:
             db = Add(dm, bd)
             s2 = Add(db, h)
             y = LayerNormalization(s2, g2, b2)
-        }}""",
+        }""",
         **{name: normal(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())},
         split=np.array([0, 0, 2, 3]),
         join=np.array([0, 0, 6]),
@@ -149,9 +145,8 @@ def test_the_graph_is_left_alone() -> None:
 
 def test_rows_and_columns_of_one_matrix_in_one_class() -> None:
     graph = parse(
-        HEAD
-        + """g (int64[N] ids, float[9,4] t, float[4,4] w) => (float[N,4] y)
-            { e = Gather(t, ids) m = MatMul(e, w) y = Add(m, e) }""",
+        """g (int64[N] ids) => (float[N,4] y) {
+            e = Gather(t, ids) m = MatMul(e, w) y = Add(m, e) }""",
         t=normal(9, 4),
         w=normal(4, 4),
     )
@@ -162,25 +157,20 @@ def test_rows_and_columns_of_one_matrix_in_one_class() -> None:
 def test_tied_embeddings_through_a_transpose() -> None:
     """Columns are channels; rows are looked up one by one, so logits stay where they are."""
     graph = parse(
-        HEAD
-        + """g (int64[N] ids, float[9,4] t, float[4,4] w) => (float[N,9] y)
-            { e = Gather(t, ids) m = MatMul(e, w) k = Transpose(t) y = MatMul(m, k) }""",
+        """g (int64[N] ids) => (float[N,9] y) {
+            e = Gather(t, ids) m = MatMul(e, w) k = Transpose(t) y = MatMul(m, k) }""",
         t=normal(9, 4),
         w=normal(4, 4),
     )
     assert text(graph) == "\n".join(
-        [
-            "4 t[-1] w[-1] w[-2]",
-            "9 t[-2] | y[-1] pinned: Gather 'Gather:e' looks its entries up",
-        ]
+        ["4 t[-1] w[-1] w[-2]", "9 t[-2] | y[-1] pinned: Gather 'Gather:e' looks its entries up"]
     )
 
 
 def test_a_vector_that_does_not_vary_ties_nothing() -> None:
     """Exporters share one vector of zeros between all biases."""
     body = "a = MatMul(e, w) b = Add(a, z) c = Relu(b) d = MatMul(c, v) y = Add(d, z)"
-    source = f"{HEAD} g (int64[N] ids, float[9,4] e0, float[4,4] w, float[4] z, float[4,4] v)"
-    source += f" => (float[N,4] y) {{ e = Gather(e0, ids) {body} }}"
+    source = f"g (int64[N] ids) => (float[N,4] y) {{ e = Gather(e0, ids) {body} }}"
     weights = {"e0": normal(9, 4), "w": normal(4, 4), "v": normal(4, 4)}
     assert text(parse(source, **weights, z=np.zeros(4, F32))).splitlines() == [
         "4 e0[-1] w[-2]",
@@ -222,11 +212,8 @@ def test_operators_that_keep_channels_apart(body: str, found: str) -> None:
 def small(body: str, ends: str = "float[N,4] y") -> Graph:
     """A table, a matrix and a vector of width 4, and constants of all kinds."""
     return parse(
-        HEAD
-        + f"""g (int64[N] ids, int64 i, bool c, float[9,4] t, float[4,4] w, float[4] b,
-            int64[1] last, int64[2] wide, int64[2] rest, float[1] one, float half, bool yes,
-            int64[1] zero, int64[1] two, int64[3] cubes) => ({ends})
-            {{ e = Gather(t, ids) {body} }}""",
+        f"""g (int64[N] ids, int64 i, bool c) => ({ends}) {{
+            e = Gather(t, ids) {body} }}""",
         t=normal(9, 4),
         w=normal(4, 4),
         b=normal(4),
@@ -285,10 +272,7 @@ def test_splits_that_do_not_fit_pin_what_they_split() -> None:
 
 
 def test_a_graph_input_pins() -> None:
-    graph = parse(
-        f"{HEAD} g (float[B,S,4] x, float[4,6] w) => (float[B,S,6] y) {{ y = MatMul(x, w) }}",
-        w=normal(4, 6),
-    )
+    graph = parse("g (float[B,S,4] x) => (float[B,S,6] y) { y = MatMul(x, w) }", w=normal(4, 6))
     assert text(graph) == "\n".join(
         ["4 w[-2] pinned: graph input 'x' comes in it", "6 w[-1] | y[-1]"]
     )
@@ -298,9 +282,8 @@ def test_outputs_to_which_no_order_can_be_given_back() -> None:
     graph = small("m = MatMul(e, w) d, y = Dropout(m, half)", "bool[N,4] y")
     assert pins(graph)[-1] == "graph output 'y' is not the first result of a node"
     graph = parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,6] w, int64[2] flat) => (float[B,F] y)
-            { e = Gather(t, ids) m = MatMul(e, w) y = Reshape(m, flat) }""",
+        """g (int64[B,S] ids) => (float[B,F] y) {
+            e = Gather(t, ids) m = MatMul(e, w) y = Reshape(m, flat) }""",
         t=normal(9, 4),
         w=normal(4, 6),
         flat=np.array([0, -1]),
@@ -311,9 +294,7 @@ def test_outputs_to_which_no_order_can_be_given_back() -> None:
 def heads_of(body: str, ends: str) -> Graph:
     """A linear of two heads of 3, ``r`` before and ``q`` after its transposition."""
     return parse(
-        HEAD
-        + f"""g (int64[B,S] ids, float[9,4] t, float[4,6] w, float[3] v, float[6,6] o,
-            int64[4] split, int64[3] join) => ({ends}) {{
+        f"""g (int64[B,S] ids) => ({ends}) {{
             e = Gather(t, ids) m = MatMul(e, w) r = Reshape(m, split)
             q = Transpose<perm = [0, 2, 1, 3]>(r) {body} }}""",
         t=normal(9, 4),
@@ -368,9 +349,7 @@ def test_orders_by_head_would_show_where_heads_are_mixed(body: str) -> None:
 
 
 def test_fused_attention() -> None:
-    source = """<ir_version: 11, opset_import: ["": 23]>
-        g (int64[B,S] ids, float[9,4] t, float[4,6] w, float[4,6] u, float[4,4] v, float[4,5] o,
-            int64[4] split, int64[4] other, int64[3] join) => (float[B,S,5] y) {
+    source = """g (int64[B,S] ids) => (float[B,S,5] y) {
             e = Gather(t, ids)
             qm = MatMul(e, w) qr = Reshape(qm, split) q = Transpose<perm = [0, 2, 1, 3]>(qr)
             km = MatMul(e, u) kr = Reshape(km, split) k = Transpose<perm = [0, 2, 1, 3]>(kr)
@@ -381,7 +360,8 @@ def test_fused_attention() -> None:
     weights: dict[str, Array] = {n: normal(4, 6) for n in "wu"}
     weights |= {"t": normal(9, 4), "v": normal(4, 4), "o": normal(4, 5)}
     weights |= {"split": np.array([0, 0, 2, 3]), "other": np.array([0, 0, 2, 2])}
-    graph = parse(source, **weights, join=np.array([0, 0, 4]))
+    weights["join"] = np.array([0, 0, 4])
+    graph = parse(source, opset=23, **weights)
     assert text(graph).splitlines() == [
         "2x2 o[-2] v[-1]",
         "2x3 u[-1] w[-1]",
@@ -389,18 +369,18 @@ def test_fused_attention() -> None:
         "5 o[-1] | y[-1]",
     ]
     any_order_will_do(graph)
-    direct = source.replace("Attention(q, k, x)", "Attention<q_num_heads = 1>(qm, km, vm)")
+    direct = source.replace(
+        "Attention(q, k, x)", "Attention<q_num_heads = 1, kv_num_heads = 1>(qm, km, vm)"
+    )
     direct = direct.replace("b = Transpose<perm = [0, 2, 1, 3]>(a)", "b = Identity(a)")
-    graph = parse(direct.replace("q_num_heads = 1", "q_num_heads = 1, kv_num_heads = 1"), **weights,
-                  join=np.array([0, 0, 4]))  # fmt: skip
+    graph = parse(direct, opset=23, **weights)
     assert any(p.startswith("Attention 'Attention:a' is followed for") for p in pins(graph))
 
 
 def test_contrib_operators_hide_no_shapes() -> None:
     """Inference stops at them: shapes computed behind them would be unknown."""
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (int64[B,S] ids, float[9,4] t, float[4,6] w, float[6] b) => (float[B,S,6] y) {
+        """g (int64[B,S] ids) => (float[B,S,6] y) {
             e = Gather(t, ids) m = MatMul(e, w) f = com.microsoft.BiasGelu(m, b)
             n = Shape(f) a = Abs(n) y = Reshape(f, a)
         }""",

@@ -110,10 +110,7 @@ def test_the_name_of_a_graph_output_moves_to_what_computes_it() -> None:
     ],
 )
 def test_refuses_where_the_node_carries_an_output_name(body: str) -> None:
-    graph = parse(
-        f"g (float[4] x) => (float[4] y, float[4] z) {{{body}}}",
-        w=normal(4),
-    )
+    graph = parse(f"g (float[4] x) => (float[4] y, float[4] z) {{{body}}}", w=normal(4))
     assert_refused(graph, EliminateIdentity(), "carries the name of a graph output")
 
 

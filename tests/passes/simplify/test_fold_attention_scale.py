@@ -23,7 +23,6 @@ SCORES = """
     kr = Reshape(kb, heads)
     k = Transpose<perm = [0, 2, 3, 1]>(kr)
 """
-DECLARED = "float[8,8] wq, float[8] bq, float[8,8] wk, float[8] bk, int64[4] heads"
 WEIGHTS = {
     "wq": normal(8, 8),
     "bq": normal(8, seed=1),
@@ -37,7 +36,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("scaled", ["Mul(s, half)", "Mul(half, s)", "Div(s, third)"])
 def test_scores_scale_the_query(scaled: str) -> None:
     graph = parse(
-        f"""g (float[B,S,8] x, {DECLARED}) => (float[B,2,S,S] y) {{
+        f"""g (float[B,S,8] x) => (float[B,2,S,S] y) {{
             {SCORES} s = MatMul(q, k) y = {scaled} }}""",
         **WEIGHTS,
     )
@@ -58,7 +57,7 @@ def test_scores_scale_the_query(scaled: str) -> None:
 
 def test_both_operands_scaled_as_sdpa_does() -> None:
     graph = parse(
-        f"""g (float[B,S,8] x, {DECLARED}) => (float[B,2,S,S] y) {{
+        f"""g (float[B,S,8] x) => (float[B,2,S,S] y) {{
             {SCORES} qs = Mul(q, half) ks = Mul(k, half) y = MatMul(qs, ks) }}""",
         **WEIGHTS,
     )
@@ -182,7 +181,7 @@ BRANCHES = """z = If (c) <
 )
 def test_refuses_where_the_query_has_another_reader(outputs: str, more: str) -> None:
     graph = parse(
-        f"""g (float[B,S,8] x, bool c, {DECLARED}) => (float[B,2,S,S] y, {outputs}) {{
+        f"""g (float[B,S,8] x, bool c) => (float[B,2,S,S] y, {outputs}) {{
             {SCORES} s = MatMul(q, k) y = Mul(s, half) {more} }}""",
         **WEIGHTS,
     )

@@ -29,7 +29,6 @@ from qcompile.rewriting.testing import (
 )
 from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32
 # Sums of up to K = 10 products are taken in another order: each of their roundings is at most
 # 2^-24 of a partial sum, all of which are below 64 in these feeds; four such sums in a row.
@@ -54,9 +53,7 @@ def feeds(graph: Graph) -> list[dict[str, Array]]:
 def mlp() -> Graph:
     """A table, a hidden layer, a residual sum, and an output."""
     return parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,3] w, float[3] b, float[3,4] v)
-            => (float[B,S,4] y) {
+        """g (int64[B,S] ids) => (float[B,S,4] y) {
             e = Gather(t, ids)
             m = MatMul(e, w)
             a = Add(m, b)
@@ -79,11 +76,8 @@ def encoder() -> Graph:
         "wi": (6, 10), "bi": (10,), "wd": (10, 6), "g2": (6,), "b2": (6,), "wp": (6, 4),
     }  # fmt: skip
     return parse(
-        HEAD
-        + f"""g (int64[B,S] ids, int64[B,S] places, int64[B,S] mask,
-            {", ".join(f"float{list(s)} {n}" for n, s in shapes.items())}, int64[4] split,
-            int64[3] join, int64[2] axes, float low, int64 first)
-            => (float[B,S,6] y, float[B,4] pooled) {{
+        """g (int64[B,S] ids, int64[B,S] places, int64[B,S] mask)
+            => (float[B,S,6] y, float[B,4] pooled) {
             e = Gather(words, ids) p = Gather(table, places) s0 = Add(e, p)
             x = LayerNormalization(s0, g0, b0)
             qm = MatMul(x, wq) qb = Add(qm, bq) qr = Reshape(qb, split)
@@ -103,7 +97,7 @@ def encoder() -> Graph:
             dm = MatMul(act, wd) s2 = Add(dm, h)
             y = LayerNormalization(s2, g2, b2)
             cls = Gather<axis = 1>(y, first) pm = MatMul(cls, wp) pooled = Tanh(pm)
-        }}""",
+        }""",
         **{n: normal(*shape, seed=i) for i, (n, shape) in enumerate(shapes.items())},
         split=np.array([0, 0, 2, 3]),
         join=np.array([0, 0, 6]),
@@ -116,8 +110,7 @@ def encoder() -> Graph:
 def tied() -> Graph:
     """The table of a lookup, transposed, makes the logits."""
     return parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,4] w, float[4] g) => (float[B,S,9] y) {
+        """g (int64[B,S] ids) => (float[B,S,9] y) {
             e = Gather(t, ids)
             m = MatMul(e, w)
             n = LayerNormalization(m, g)
@@ -133,8 +126,7 @@ def tied() -> Graph:
 def shared() -> Graph:
     """Two layers with one weight and one bias, as ALBERT has."""
     return parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,4] w, float[4] b) => (float[B,S,4] y) {
+        """g (int64[B,S] ids) => (float[B,S,4] y) {
             e = Gather(t, ids)
             m0 = MatMul(e, w) a0 = Add(m0, b) r0 = Relu(a0)
             m1 = MatMul(r0, w) a1 = Add(m1, b) y = Relu(a1)
@@ -316,8 +308,7 @@ def test_tied_embeddings() -> None:
 def test_an_output_of_two_axes() -> None:
     """Both axes of a table of products get their order back."""
     graph = parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,3] w) => (float[B,4,3] y) {
+        """g (int64[B,S] ids) => (float[B,4,3] y) {
             e = Gather(t, ids) m = MatMul(e, w) k = Transpose<perm = [0, 2, 1]>(e)
             y = MatMul(k, m)
         }""",
@@ -368,7 +359,7 @@ PINNED = """g (int64[B,S] ids, bool c, float[9,4] t, float[4,4] w, int64[1] two,
 def pinned(body: str) -> Graph:
     """``m`` is pinned by the body."""
     return parse(
-        f"{HEAD} {PINNED} {body} }}",
+        f"{PINNED} {body} }}",
         t=normal(9, 4),
         w=normal(4, 4),
         two=np.array([2]),
