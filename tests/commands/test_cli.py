@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qcompile.commands.cli import main
+from qcompile.rewriting.testing import model_proto, normal
 
 ROWS, INNER, COLUMNS = 64, 256, 64
 
@@ -24,24 +25,11 @@ ROWS, INNER, COLUMNS = 64, 256, 64
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Two linears with a Relu between, on float input x [batch, 64]."""
-    text = f"""
-    <ir_version: 8, opset_import: ["" : 17]>
-    mlp (float[batch,{ROWS}] x, float[{ROWS},{INNER}] w1, float[{INNER},{COLUMNS}] w2)
-      => (float[batch,{COLUMNS}] y)
-    {{
-      h = MatMul(x, w1)
-      r = Relu(h)
-      y = MatMul(r, w2)
-    }}
-    """
-    found = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    del found.graph.input[1:]
-    for name, shape in (("w1", (ROWS, INNER)), ("w2", (INNER, COLUMNS))):
-        values = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
-        found.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    text = f"""mlp (float[batch,{ROWS}] x) => (float[batch,{COLUMNS}] y) {{
+        h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }}"""
+    weights = {"w1": normal(ROWS, INNER) / 8, "w2": normal(INNER, COLUMNS, seed=1) / 16}
     path = tmp_path / "mlp.onnx"
-    onnx.save(found, path)
+    onnx.save(model_proto(text, **weights), path)
     return path
 
 
@@ -498,9 +486,7 @@ def test_usage_errors_are_one_line_too(model: Path) -> None:
 
 def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     """rich reads [/x] as markup."""
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-    g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }"""
-    found = onnx.parser.parse_model(text)
+    found = model_proto("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
     found.graph.output[0].name = found.graph.node[0].output[0] = "out[/x]"
     path = tmp_path / "m.onnx"
     onnx.save(found, path)

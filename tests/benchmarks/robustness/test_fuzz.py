@@ -17,6 +17,7 @@ import qcompile
 from benchmarks.robustness import _corrupt_files, _random_graphs, _random_operators, fuzz
 from benchmarks.robustness import _differential_check as checks
 from qcompile.errors import ModelError
+from qcompile.rewriting.testing import model_proto, normal
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,12 +92,8 @@ def test_a_wrong_model_is_seen(
         return SimpleNamespace(model=data, report=SimpleNamespace(ledger=[row]))
 
     monkeypatch.setattr(qcompile, "compile", wrong)
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        random (float[B,8] x) => (float[B,6] y) { y = MatMul(x, w) }"""
-    )
-    weight = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    text = "random (float[B,8] x) => (float[B,6] y) { y = MatMul(x, w) }"
+    model = model_proto(text, w=normal(8, 6))
     feeds = _random_graphs.feeds(model, 0)
     (fault,) = checks.check(model, feeds, [checks.Form("cpu", "static")])
     assert words in fault and "[cpu/static]" in fault

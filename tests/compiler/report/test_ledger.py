@@ -24,8 +24,7 @@ from qcompile.planning import Context, Decision
 from qcompile.quant import Range
 from qcompile.rewriting.testing import context, normal, parse, run_pass
 
-TEXT = """<ir_version: 8, opset_import: ["": 17]>
-g (float[N,8] x, float[8,8] w, float[8,8] v, float[8] b) => (float[N,8] y, float[N,8] z)
+TEXT = """g (float[N,8] x) => (float[N,8] y, float[N,8] z)
 <int64[2] k = {-1, 8}> {
     a = MatMul(x, w) c = Add(a, b) y = Reshape(c, k) z = Mul(v, c)
 }"""

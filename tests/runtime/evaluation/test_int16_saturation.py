@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.evaluation.int16_saturation import (
     IntegerProduct,
     bound,
@@ -87,13 +88,11 @@ def test_the_bound_is_tight(weight: list[list[int]], can: int) -> None:
 
 def convolution(kernel: Array, group: int = 1) -> onnx.ModelProto:
     """QLinearConv of 1x1 or larger filters, int8 [outputs, channels of a group, height, width]."""
-    model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (uint8[1,C,H,W] x, uint8 z, int8 zw, float s) => (uint8[1,{len(kernel)},P,Q] y)
-        {{ y = QLinearConv<group = {group}>(x, s, z, w, s, zw, s, z) }}"""
+    return model_proto(
+        f"""g (uint8[1,C,H,W] x, uint8 z, int8 zw, float s) => (uint8[1,{len(kernel)},P,Q] y)
+        {{ y = QLinearConv<group = {group}>(x, s, z, w, s, zw, s, z) }}""",
+        w=kernel,
     )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -145,9 +144,8 @@ def test_operands_of_other_ranks(left: tuple[int, ...], right: tuple[int, ...], 
 
 
 def test_products_of_a_model_are_found() -> None:
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (uint8[2,4] a, int8[4,2] k)
+    model = model_proto(
+        """g (uint8[2,4] a, int8[4,2] k)
             => (float[2,2] y, float[2,2] z, int32[2,2] i, float[2,3] f, int32[2,2] m)
         <int8[4,2] w = {1,2,3,4,5,6,7,8}, float s = {1}, uint8 z0 = {0},
          int8[3,4] t = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 sz = {0}>
