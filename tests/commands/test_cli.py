@@ -14,10 +14,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
 
-from qcompile.commands.cli import main
 from qcompile.rewriting.testing import model_proto, normal
+from tests.command_line import ROOT, assert_one_line, run, run_module
 
 ROWS, INNER, COLUMNS = 64, 256, 64
 
@@ -39,20 +38,6 @@ def data(tmp_path: Path) -> Path:
     values = np.random.default_rng(1).standard_normal((32, ROWS)).astype(np.float32)
     np.savez(path, x=values)
     return path
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    """The documented exit code, and one line on stderr that says these words."""
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.stderr
-    lines = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def compile_args(model: Path, data: Path, *more: object) -> tuple[object, ...]:
@@ -332,9 +317,8 @@ def test_without_data_the_mode_is_dynamic_and_the_note_says_made_up(model: Path)
 
 
 def test_traceback_only_with_v(model: Path, data: Path) -> None:
-    args = [sys.executable, "-m", "qcompile.commands.cli", "compile", "nope.onnx", "-o", "x.onnx"]
-    plain = subprocess.run(args, capture_output=True, text=True, check=False)
-    detailed = subprocess.run([*args, "-v"], capture_output=True, text=True, check=False)
+    args = ("compile", "nope.onnx", "-o", "x.onnx")
+    plain, detailed = (run_module("qcompile.commands.cli", *args, *v) for v in ((), ("-v",)))
     assert plain.returncode == detailed.returncode == 2
     assert "Traceback" not in plain.stderr and "Traceback" in detailed.stderr
 
@@ -364,7 +348,7 @@ def test_signals_leave_an_existing_output_and_no_debris(
         f"        yield {{'x': numpy.ones((1, {ROWS}), numpy.float32)}}\n"
     )
     args = [sys.executable, "-m", "qcompile.commands.cli", "compile", str(model), "-o", str(out)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(scratch)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
     process = subprocess.Popen(
         [*args, "--data", "slow_feeds:feeds"],
         cwd=tmp_path,

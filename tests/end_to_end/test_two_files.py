@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 
 import qcompile
 from qcompile import Options
-from qcompile.commands.cli import main
 from qcompile.errors import OutputError
 from qcompile.ir.model_io import write_model
 from qcompile.ir.model_io.read_model import load
 from qcompile.quant import Array
 from qcompile.rewriting.testing import model_proto, normal
 from qcompile.runtime.session import Session
+from tests.command_line import run
 
 ROWS = 64
 QUICK = Options(bench=False, threads=1)
@@ -55,10 +54,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
-
-
-def run(*args: object) -> Any:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 @pytest.mark.usefixtures("small")

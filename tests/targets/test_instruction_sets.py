@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 
 import qcompile
-from qcompile.commands.cli import main
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.compiler.stages.result import Result
@@ -24,6 +22,7 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.targets import instruction_sets
 from qcompile.targets.instruction_sets import TABLE, fitted
 from qcompile.targets.target import OpRule, Target
+from tests.command_line import run
 
 INNER = 64
 PLAIN = Recipe(isa="avx512-vnni")  # all 8 bits
@@ -147,7 +146,7 @@ def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(RecipeError, match="unknown isa 'avx3', did you mean 'avx2'"):
         Recipe(isa="avx3")
-    found = CliRunner().invoke(main, ["compile", "m.onnx", "-o", "o.onnx", "--isa", "avx3"])
+    found = run("compile", "m.onnx", "-o", "o.onnx", "--isa", "avx3")
     assert found.exit_code == 2 and "unknown isa 'avx3'" in found.output
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +16,7 @@ from benchmarks.robustness import _corrupt_files, _random_graphs, _random_operat
 from benchmarks.robustness import _differential_check as checks
 from qcompile.errors import ModelError
 from qcompile.rewriting.testing import model_proto, normal
-
-ROOT = Path(__file__).parents[3]
+from tests.command_line import run_module
 
 
 def case(seed: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
@@ -29,8 +26,7 @@ def case(seed: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize(("kind", "count"), [("graphs", 20), ("models", 120), ("data", 60)])
 def test_nothing_goes_wrong(kind: str, count: int) -> None:
-    script = [sys.executable, "-m", "benchmarks.robustness.fuzz", kind, "--count", str(count)]
-    end = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    end = run_module("benchmarks.robustness.fuzz", kind, "--count", count)
     assert (end.returncode, end.stderr) == (0, ""), end.stdout
     assert f"'good': {count}" in end.stdout
 

@@ -14,12 +14,11 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import qcompile
 from qcompile import Options
 from qcompile.commands import _options
-from qcompile.commands.cli import main
 from qcompile.compiler import driver
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.stages import verify
@@ -29,6 +28,8 @@ from qcompile.rewriting import registry
 from qcompile.rewriting.testing import encoder
 from qcompile.runtime import latency, session
 from qcompile.runtime.latency import Comparison, Timing
+from tests.command_line import run
+from tests.encoder_files import save_tokens
 
 MODEL = serialize(encoder(1, width=16))
 UNTIMED = Options(bench=False, threads=1)
@@ -202,11 +203,9 @@ def test_why_nothing_is_tuned(data: Any, more: dict[str, Any], reason: str) -> N
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    model, data = tmp_path / "m.onnx", tmp_path / "x.npz"
+    model = tmp_path / "m.onnx"
     model.write_bytes(MODEL)
-    ids = np.random.default_rng(3).integers(0, 64, (32, 7))
-    np.savez(data, ids=ids, attention_mask=np.ones_like(ids))
-    return model, data
+    return model, save_tokens(tmp_path / "x.npz")
 
 
 @pytest.fixture
@@ -216,7 +215,7 @@ def compile_(files: tuple[Path, Path]) -> Callable[..., Result]:
     def call(*more: object, out: str = "out.onnx", given: object = data) -> Result:
         path = model.with_name(out)
         args = ("compile", model, "-o", path, "--data", given, "--no-bench", "--threads", 1, *more)
-        return CliRunner().invoke(main, [str(a) for a in args])
+        return run(*args)
 
     return call
 
