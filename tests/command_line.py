@@ -19,6 +19,12 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in args])
 
 
+def compile_args(model: Path, data: Path, *more: object) -> tuple[object, ...]:
+    """``compile`` to out.onnx next to the model, untimed."""
+    out = model.with_name("out.onnx")
+    return ("compile", model, "-o", out, "--data", data, "--no-bench", *more)
+
+
 def run_module(name: str, *args: object, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
     """``python -m NAME ARGS`` with modules from ``path``; the caller looks at the exit code."""
     command = [sys.executable, "-m", name, *map(str, args)]

@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def model_proto(text: str, *, opset: int = 17, **weights: Array) -> onnx.ModelProto:
+def model_proto(text: str, opset: int = 17, /, **weights: Array) -> onnx.ModelProto:
     """A model from ONNX text; ``weights`` become initializers of those names.
 
     Text that begins with its graph gets a header: ``opset``, and version 1 of other domains whose
@@ -61,9 +61,9 @@ def model_proto(text: str, *, opset: int = 17, **weights: Array) -> onnx.ModelPr
     return model
 
 
-def parse(text: str, *, opset: int = 17, **weights: Array) -> Graph:
+def parse(text: str, opset: int = 17, /, **weights: Array) -> Graph:
     """A graph from ONNX text, as ``model_proto`` reads it; valid, and with inferred shapes."""
-    model = model_proto(text, opset=opset, **weights)
+    model = model_proto(text, opset, **weights)
     onnx.checker.check_model(model)
     graph = from_proto(model)
     shape_inference.infer(graph)

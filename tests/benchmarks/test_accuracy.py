@@ -22,7 +22,7 @@ from qcompile.rewriting.testing import model_proto
 
 
 def says(text: str, **constants: Any) -> str:
-    return str(_integer_operators.what_is_integer(model_proto(text, opset=21, **constants)))
+    return str(_integer_operators.what_is_integer(model_proto(text, 21, **constants)))
 
 
 WEIGHT, ZERO, SCALE = np.zeros((4, 4), np.int8), np.array(0, np.uint8), np.array(1, np.float32)

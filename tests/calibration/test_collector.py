@@ -51,7 +51,7 @@ def encoder(opset: int = 17) -> Graph:
             mixed = MatMul(scaled, heads) z = Transpose<perm = [0, 2, 1, 3]>(mixed)
             y = Reshape(z, back)
         }}""",
-        opset=opset,
+        opset,
         w=normal(4, 4),
     )
 

@@ -16,7 +16,7 @@ import onnx.parser
 import pytest
 
 from qcompile.rewriting.testing import model_proto, normal
-from tests.command_line import ROOT, assert_one_line, run, run_module
+from tests.command_line import ROOT, assert_one_line, compile_args, run, run_module
 
 ROWS, INNER, COLUMNS = 64, 256, 64
 
@@ -38,19 +38,6 @@ def data(tmp_path: Path) -> Path:
     values = np.random.default_rng(1).standard_normal((32, ROWS)).astype(np.float32)
     np.savez(path, x=values)
     return path
-
-
-def compile_args(model: Path, data: Path, *more: object) -> tuple[object, ...]:
-    return (
-        "compile",
-        model,
-        "-o",
-        model.with_name("out.onnx"),
-        "--data",
-        data,
-        "--no-bench",
-        *more,
-    )
 
 
 def test_compile_writes_model_and_report(model: Path, data: Path) -> None:

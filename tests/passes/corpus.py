@@ -33,7 +33,7 @@ def linear() -> Graph:
             f = Reshape(l, rows)
             z = Gemm<transB = 1>(f, v, )
         }""",
-        opset=14,
+        14,
         w=normal(8, 6),
         b=normal(6),
         v=normal(6, 8),

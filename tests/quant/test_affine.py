@@ -46,7 +46,7 @@ def session(
     text = f"g ({values}, float[K] s, {zero}) => ({out}) {{ y = {kind}Linear<axis={axis}>(x,s,z) }}"
     if kind == "Dynamic":
         text = "g (float[N] x) => (uint8[N] y, float s, uint8 z) { y,s,z=DynamicQuantizeLinear(x) }"
-    return Session(model_proto(text, opset=21).SerializeToString())
+    return Session(model_proto(text, 21).SerializeToString())
 
 
 def test_spec_and_its_spelling() -> None:

@@ -30,7 +30,7 @@ UINT8 = QSpec("uint8", symmetric=False)
 
 
 def graph_of(text: str = TEXT, opset: int = 17) -> Graph:
-    return from_proto(model_proto(text, opset=opset))
+    return from_proto(model_proto(text, opset))
 
 
 def holds(graph: Graph, ctx: Context | None = None) -> bool:

@@ -273,7 +273,7 @@ def test_text_that_is_no_valid_model_is_an_error() -> None:
 def test_the_header_declares_the_domains_that_operators_name(
     text: str, imports: dict[str, int]
 ) -> None:
-    made = model_proto(f"g (float[N] x) => (float[N] y) {{ {text} }}", opset=14)
+    made = model_proto(f"g (float[N] x) => (float[N] y) {{ {text} }}", 14)
     assert {o.domain: o.version for o in made.opset_import} == imports
     own = model_proto('<ir_version: 9, opset_import: ["": 20]> g (int8 x) => (int8 x) {}')
     assert (own.ir_version, own.opset_import[0].version) == (9, 20)

@@ -20,7 +20,7 @@ HALF = np.float16
 
 
 def graph(body: str, inputs: str, outputs: str, opset: int = 17, **weights: Array) -> Graph:
-    return parse(f"g ({inputs}) => ({outputs}) {{ {body} }}", opset=opset, **weights)
+    return parse(f"g ({inputs}) => ({outputs}) {{ {body} }}", opset, **weights)
 
 
 def found(made: Graph) -> Findings:

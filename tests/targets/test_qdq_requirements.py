@@ -44,7 +44,7 @@ def graph(body: str, **changed: Array) -> Graph:
     }
     made, read = set(re.findall(r"(\w+) = \w", body)), set(re.findall(r"(\w+)[,)]", body))
     values = {n: v for n, v in values.items() if n in read - made}
-    return parse(f"g (float[N,4] x) => (float[N,6] y) {{ {body} }}", opset=20, **values)
+    return parse(f"g (float[N,4] x) => (float[N,6] y) {{ {body} }}", 20, **values)
 
 
 def faults(requirement: Requirement, body: str, **changed: Array) -> list[str]:

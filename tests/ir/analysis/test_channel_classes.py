@@ -361,7 +361,7 @@ def test_fused_attention() -> None:
     weights |= {"t": normal(9, 4), "v": normal(4, 4), "o": normal(4, 5)}
     weights |= {"split": np.array([0, 0, 2, 3]), "other": np.array([0, 0, 2, 2])}
     weights["join"] = np.array([0, 0, 4])
-    graph = parse(source, opset=23, **weights)
+    graph = parse(source, 23, **weights)
     assert text(graph).splitlines() == [
         "2x2 o[-2] v[-1]",
         "2x3 u[-1] w[-1]",
@@ -373,7 +373,7 @@ def test_fused_attention() -> None:
         "Attention(q, k, x)", "Attention<q_num_heads = 1, kv_num_heads = 1>(qm, km, vm)"
     )
     direct = direct.replace("b = Transpose<perm = [0, 2, 1, 3]>(a)", "b = Identity(a)")
-    graph = parse(direct, opset=23, **weights)
+    graph = parse(direct, 23, **weights)
     assert any(p.startswith("Attention 'Attention:a' is followed for") for p in pins(graph))
 
 

@@ -118,7 +118,7 @@ FUSED = """g (float[B,S,8] a) => (float[B,S,8] y) {
 
 
 def test_one_linear_for_query_key_and_value_has_all_three_roles() -> None:
-    graph = parse(FUSED, opset=18, w=normal(8, 24), scale=np.array(0.5, np.float32))
+    graph = parse(FUSED, 18, w=normal(8, 24), scale=np.array(0.5, np.float32))
     found = named(graph)
     assert found["qkv"] == "key+query+value@0"
     assert found["w"] == "key-weight+query-weight+value-weight@0"

@@ -94,7 +94,7 @@ def test_functions_are_kept_and_run() -> None:
         """g (float[2] x) => (float[2] y) { y = local.Twice<by: float = 3.0>(x) }
         <opset_import: ["": 21], domain: "local">
         Twice <by> (a) => (b) { k = Constant<value_float: float = @by>() b = Mul(a, k) }""",
-        opset=21,
+        21,
     )
     before = [f.SerializeToString() for f in model.functions]
     graph = load(model)

@@ -37,7 +37,7 @@ def graph(**more: Array) -> Graph:
         "b": np.ones(40, np.float32),
         **more,
     }
-    return from_proto(model_proto(TEXT % BODY, opset=21, **values))
+    return from_proto(model_proto(TEXT % BODY, 21, **values))
 
 
 def test_one_file_has_the_bytes_of_protobuf() -> None:

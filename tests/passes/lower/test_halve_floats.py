@@ -30,7 +30,7 @@ def graph(
 ) -> Graph:
     read = {n: v for n, v in {"w": normal(8, 8) / F32(3), "b": normal(8), **weights}.items()
             if f"{n}," in body or f"{n})" in body}  # fmt: skip
-    return parse(f"g ({inputs}) => ({outputs}) {{ {body} }}", opset=opset, **read)
+    return parse(f"g ({inputs}) => ({outputs}) {{ {body} }}", opset, **read)
 
 
 def feed(made: Graph) -> dict[str, Array]:

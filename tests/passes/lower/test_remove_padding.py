@@ -126,7 +126,7 @@ BLOCK = "m = MatMul(x, w) r = Relu(m)"
 
 def block(text: str, mask: str = "int64[B,S]", out: str = "float y", opset: int = 17) -> Graph:
     text = f"g (float[B,S,8] x, {mask} attention_mask) => ({out}) {{ {BLOCK} {text} }}"
-    return parse(text, opset=opset, w=normal(8, 8), second=np.array([1]))
+    return parse(text, opset, w=normal(8, 8), second=np.array([1]))
 
 
 ATTENTION = """

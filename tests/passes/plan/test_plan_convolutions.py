@@ -22,7 +22,7 @@ def network(body: str, out: str = "float[1,C,H,W] y", opset: int = 17, **changed
         "b": normal(8),
         **changed,
     }
-    return parse(f"g (float[1,8,9,9] x) => ({out}) {{ {body} }}", opset=opset, **weights)
+    return parse(f"g (float[1,8,9,9] x) => ({out}) {{ {body} }}", opset, **weights)
 
 
 def plan(graph: Graph, ctx: Context | None = None) -> Context:

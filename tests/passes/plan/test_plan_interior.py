@@ -250,7 +250,7 @@ def test_a_tensor_is_kept_float_by_its_name_its_maker_or_a_reader(pattern: str) 
 
 
 def test_opsets_without_scales_by_channel_are_left_alone() -> None:
-    graph = parse("g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }", opset=12)
+    graph = parse("g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }", 12)
     ctx = run_pass(graph, PlanOperands(), PlanInterior(), ctx=context("qdq"))
     assert not ctx.plan.decisions
     assert [s.pass_name for s in ctx.skips] == ["plan-operands"]

@@ -34,7 +34,7 @@ def convolution(
         "s": np.array(0.5, F32),
         **changed,
     }
-    return parse(f"g ({data}) => ({outputs}) {{ {body} }}", opset=opset, **weights)
+    return parse(f"g ({data}) => ({outputs}) {{ {body} }}", opset, **weights)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def gelu(body: str, opset: int = 17, outputs: str = "float[B,S,4] y", **changed:
     }
     return parse(
         f"g (float[B,S,4] x, bool c) => ({outputs}) {{ {body} }}",
-        opset=opset,
+        opset,
         **{name: np.array(value, np.float32) for name, value in scalars.items()},
     )
 

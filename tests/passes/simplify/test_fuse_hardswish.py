@@ -27,7 +27,7 @@ def hardswish(body: str, opset: int = 17, outputs: str = "float[N,4] y", **chang
     scalars = {"three": 3.0, "six": 6.0, "zero": 0.0, "sixth": 1 / 6, "two": 2.0, **changed}
     return parse(
         f"g (float[N,4] x, float[N,4] z) => ({outputs}) {{ {body} }}",
-        opset=opset,
+        opset,
         **{name: np.array(value, np.float32) for name, value in scalars.items()},
     )
 

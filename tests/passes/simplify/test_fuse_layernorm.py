@@ -36,7 +36,7 @@ def decomposed(
         text = text.replace(old, new)
     scalars = {"e": np.array(1e-5, np.float32), "two": np.array(2, np.float32)}
     found = {"g": normal(8), "b": normal(8, seed=1), **scalars, **weights}
-    return parse(text, opset=opset, **found)
+    return parse(text, opset, **found)
 
 
 @pytest.mark.parametrize(

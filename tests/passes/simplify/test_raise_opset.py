@@ -34,7 +34,7 @@ REGION = {
 
 
 def test_declares_the_targets_opset() -> None:
-    graph = parse(ENCODER, opset=14, w=normal(4, 4), pads=np.zeros(6, np.int64))
+    graph = parse(ENCODER, 14, w=normal(4, 4), pads=np.zeros(6, np.int64))
     differential(graph, RaiseOpset(), atol=0)  # exact
     check(
         graph,
@@ -58,7 +58,7 @@ def test_axes_and_split_move_on_the_way_over_18(to: int) -> None:
             d = Add(c, n)
             y, z = Split<axis = 2>(d)
         }""",
-        opset=13,
+        13,
     )
     differential(graph, RaiseOpset(to=to), atol=0)
     check(
@@ -75,7 +75,7 @@ def test_axes_and_split_move_on_the_way_over_18(to: int) -> None:
 def test_split_with_sizes_stays() -> None:
     graph = parse(
         "g (float[N,4] x) => (float[N,3] y, float[N,1] z) { y, z = Split<axis = 1>(x, sizes) }",
-        opset=13,
+        13,
         sizes=np.array([3, 1]),
     )
     differential(graph, RaiseOpset(to=18), atol=0)
@@ -93,7 +93,7 @@ def test_operators_that_only_gained_options_stay(to: int) -> None:
             q = QuantizeLinear(f, s, z)
             y = DequantizeLinear(q, s, z)
         }""",
-        opset=13,
+        13,
         pads=np.zeros(6, np.int64),
         axis=np.array(1),
         s=np.array(0.05, np.float32),
@@ -144,7 +144,7 @@ def test_an_overlooked_operator_would_show() -> None:
 
 
 def test_a_newer_model_is_left_alone() -> None:
-    graph = parse("g (float[N] x) => (float[N] y) { y = Relu(x) }", opset=18)
+    graph = parse("g (float[N] x) => (float[N] y) { y = Relu(x) }", 18)
     ctx = run_pass(graph, RaiseOpset())
     assert not ctx.skips
     check(graph, "CHECK: opset=18")
@@ -158,7 +158,7 @@ def test_opsets_before_13_go_through_the_converter() -> None:
             s = Reshape(y, shape)
             z = Softmax(s)
         }""",
-        opset=12,
+        12,
         w=normal(8, 9),
         shape=np.array([-1, 3, 3]),
     )
@@ -168,7 +168,7 @@ def test_opsets_before_13_go_through_the_converter() -> None:
 
 
 def test_an_operator_that_changed_its_meaning_goes_through_the_converter() -> None:
-    graph = parse(ROI, opset=15)
+    graph = parse(ROI, 15)
     differential(graph, RaiseOpset(), atol=0, feeds=[REGION])
     check(graph, "CHECK: RoiAlign({{.*}}) {coordinate_transformation_mode='output_half_pixel'}")
 
@@ -176,26 +176,26 @@ def test_an_operator_that_changed_its_meaning_goes_through_the_converter() -> No
 @pytest.mark.parametrize("opset", [12, 15])
 def test_refuses_what_the_converter_cannot_bring_along(opset: int) -> None:
     graph = parse(
-        ROI.replace("y = RoiAlign(x,", "k = com.microsoft.Gelu(x) y = RoiAlign(k,"), opset=opset
+        ROI.replace("y = RoiAlign(x,", "k = com.microsoft.Gelu(x) y = RoiAlign(k,"), opset
     )
     assert_refused(graph, RaiseOpset(), "and the model has operators outside ONNX")
 
 
 def test_the_same_operator_goes_along_where_its_meaning_did_not_change() -> None:
-    graph = parse(ROI, opset=16)
+    graph = parse(ROI, 16)
     differential(graph, RaiseOpset(), atol=0, feeds=[REGION])
     check(graph, "CHECK: %y = RoiAlign(%x, %rois, %batch){{$}}")
 
 
 def test_refuses_operators_that_onnx_does_not_know() -> None:
     """ONNX Runtime has a few contrib operators in ONNX's own domain."""
-    graph = parse("g (float[N] x) => (float[N] y) { a = Relu(x) y = Relu(a) }", opset=14)
+    graph = parse("g (float[N] x) => (float[N] y) { a = Relu(x) y = Relu(a) }", 14)
     graph.nodes[0].op = "FusedGelu"
     assert_refused(graph, RaiseOpset(), "FusedGelu is unknown to ONNX")
 
 
 def test_operators_of_other_domains_are_not_concerned() -> None:
-    graph = parse("g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }", opset=14)
+    graph = parse("g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }", 14)
     differential(graph, RaiseOpset(), atol=0)
     check(graph, "CHECK: com.microsoft.Gelu(%x)")
 
@@ -208,7 +208,7 @@ def test_refuses_subgraphs_since_their_nodes_cannot_be_brought_along() -> None:
                 else_branch = no () => (float[N,1] q) { q = ReduceMax<axes = [1]>(x) }
             >
         }""",
-        opset=14,
+        14,
     )
     assert_refused(graph, RaiseOpset(to=18), "If holds a subgraph")
 
@@ -221,7 +221,7 @@ def test_shared_initializers_and_omitted_inputs_come_along() -> None:
             c = Mul(b, w)
             y = ReduceSum(c, axes)
         }""",
-        opset=13,
+        13,
         s=np.array(1, np.float32),
         w=normal(4),
         axes=np.array([1]),

@@ -32,7 +32,7 @@ def product(opset: int = 17) -> Graph:
     text = "g (float[N,64] x) => (float[N,8] y) { y = MatMul(x, w) }"
     weight = normal(CHANNELS, 8, seed=1)
     weight[3] /= 100  # the wide channel says little: what it does to the others is what counts
-    return parse(text, opset=opset, w=weight)
+    return parse(text, opset, w=weight)
 
 
 def planned(graph: Graph, outlier: float, **choices: Any) -> Context:
