@@ -1,4 +1,4 @@
-"""A small encoder and tokens for it, as files."""
+"""A small encoder and tokens for it, as files and as feeds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,24 @@ def save_encoder(path: Path, layers: int = 2, outlier: float = 40.0) -> Path:
     return path
 
 
-def tokens(seed: int = 3, rows: int = 32) -> dict[str, Array]:
-    """Rows of seven tokens, none of them padding."""
-    ids = np.random.default_rng(seed).integers(0, 64, (rows, 7))
-    return {"ids": ids, "attention_mask": np.ones_like(ids)}
+def token_feeds(
+    count: int = 8,
+    batch: int = 4,
+    length: int = 7,
+    *,
+    padded: tuple[int, int] | None = None,
+    seed: int = 3,
+) -> list[dict[str, Array]]:
+    """Batches of tokens; row ``padded[0]`` of each is padding from position ``padded[1]`` on."""
+    rng, shape = np.random.default_rng(seed), (batch, length)
+    mask = np.ones(shape, np.int64)
+    if padded is not None:
+        mask[padded[0], padded[1] :] = 0
+    return [{"ids": rng.integers(0, 64, shape), "attention_mask": mask} for _ in range(count)]
 
 
-def save_tokens(path: Path, seed: int = 3, rows: int = 32) -> Path:
-    found = tokens(seed, rows)
-    np.savez(path, ids=found["ids"], attention_mask=found["attention_mask"])
+def save_tokens(path: Path, seed: int = 3) -> Path:
+    """32 rows of seven tokens, none of them padding."""
+    (feed,) = token_feeds(1, batch=32, seed=seed)
+    np.savez(path, ids=feed["ids"], attention_mask=feed["attention_mask"])
     return path

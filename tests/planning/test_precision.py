@@ -27,6 +27,7 @@ from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting.registry import target
 from qcompile.rewriting.testing import context, encoder, normal, parse, run_pass
 from qcompile.runtime.session import Session, SessionOptions
+from tests.encoder_files import token_feeds
 
 UNTIMED = Options(bench=False, threads=1)
 OFF = Gates(min_cosine=None, min_worst_cosine=None)
@@ -244,13 +245,7 @@ def test_keep_float_by_a_role_that_is_not_there_is_an_error() -> None:
 
 
 def feeds(count: int = 8) -> list[dict[str, Array]]:
-    rng = np.random.default_rng(0)
-    made = []
-    for _ in range(count):
-        mask = np.ones((4, 16), np.int64)
-        mask[1, 11:] = 0
-        made.append({"ids": rng.integers(0, 64, (4, 16)), "attention_mask": mask})
-    return made
+    return token_feeds(count, 4, 16, padded=(1, 11), seed=0)
 
 
 def named() -> Recipe:

@@ -127,8 +127,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_other_operators_with_int8_on_the_right(what: str) -> None:
-    text = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>' + OTHERS[what]
-    made = onnx.parser.parse_model(text)
+    made = model_proto(OTHERS[what])
     given: dict[str, Array] = {
         "x": RNG.integers(0, 99, (1, 3, 4)).astype(np.uint8),
         "f": RNG.uniform(-1, 1, (3, 1, 4)).astype(np.float32),

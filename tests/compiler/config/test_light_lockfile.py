@@ -24,7 +24,7 @@ from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.rewriting.testing import encoder
 from tests.command_line import assert_one_line, run
 from tests.compiler.model_folder.written_folder import decoder, write_folder, write_text
-from tests.encoder_files import save_tokens, tokens
+from tests.encoder_files import save_tokens, token_feeds
 
 LIGHT = Options(bench=False, threads=1, keep_lock=True)
 
@@ -135,7 +135,7 @@ def test_options_that_choose_samples_count_as_the_data(
 
 def test_data_that_can_be_read_once_is_checked_too(model: Path, data: Path) -> None:
     def halves(seed: int) -> Iterator[Feed]:
-        whole = tokens(seed)
+        whole = token_feeds(1, 32, seed=seed)[0]
         return ({k: v[i : i + 8] for k, v in whole.items()} for i in range(0, 32, 8))
 
     first, file = made_with(model, halves(3))

@@ -50,9 +50,8 @@ def test_a_damaged_scale_is_named() -> None:
 
 def test_constants_of_operators_that_are_no_linears() -> None:
     found = quantizers(
-        onnx.parser.parse_model(
-            """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-            g (uint8[2] x, uint8[1,2,2] y, int64[1] i) => (uint8[2] a, uint8[4] c, float[1,2,2] e)
+        model_proto(
+            """g (uint8[2] x, uint8[1,2,2] y) => (uint8[2] a, uint8[4] c, float[1,2,2] e)
             <float s = {0.5}, float t = {0.25}, uint8 z = {3}, uint8[2] v = {1,2},
              uint8[2] w = {5,6}, int8[2,6] k = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 o = {7},
              float[6] b = {0,0,0,0,0,0}>

@@ -12,7 +12,7 @@ from qcompile.rewriting.testing import encoder, normal, parse
 from qcompile.runtime.session import evaluate
 
 B, S = "batch", "sequence"
-HEAD = "g (float[B,S,8] x, float[B,S,S] z, int64[B,S] attention_mask, float s, uint8 o) => (float y)"
+INPUTS = "float[B,S,8] x, float[B,S,S] z, int64[B,S] attention_mask, float s, uint8 o"
 VALUES: dict[str, Array] = {
     "w": normal(8, 8),
     "heads": np.array([0, 0, 2, 4]),
@@ -51,7 +51,7 @@ VALUES: dict[str, Array] = {
     ],
 )
 def test_axes_of_results(text: str, expected: tuple[str | None, ...] | None) -> None:
-    found = axes(parse(f"{HEAD} {{ {text} }}", **VALUES))
+    found = axes(parse(f"g ({INPUTS}) => (float y) {{ {text} }}", **VALUES))
     assert found.get("y") == expected
     assert by_position(found["x"])
 
@@ -90,6 +90,6 @@ def test_everything_in_an_encoder_that_has_a_row_a_token() -> None:
 def test_axes_whose_sizes_agree_with_the_masks(
     text: str, expected: tuple[str | None, ...] | None, axis: int | None
 ) -> None:
-    graph = parse(f"{HEAD} {{ {text} }}", **VALUES, rows=np.array([-1, 8]))
+    graph = parse(f"g ({INPUTS}) => (float y) {{ {text} }}", **VALUES, rows=np.array([-1, 8]))
     known = axes(graph, lambda: probed_shapes(graph, evaluate)).get("y")
     assert known == expected and token_axis(known) == axis

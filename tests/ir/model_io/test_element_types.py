@@ -32,9 +32,8 @@ def test_types_follow_zero_points_and_movers() -> None:
 
 
 def test_types_of_results_without_a_zero_point_are_those_of_the_data() -> None:
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (int8[1,2,4,4] x, uint8[1,2,4,4] u, bool c) => (int8[1,2,4,4] y)
+    model = model_proto(
+        """g (int8[1,2,4,4] x, uint8[1,2,4,4] u, bool c) => (int8[1,2,4,4] y)
         <float s = {0.1}, int8 z = {0}, uint8 o = {3}>
         { a = com.microsoft.QLinearAdd(x, s, z, x, s, z, s)
           p = com.microsoft.QLinearAveragePool<kernel_shape = [2, 2]>(u, s, o, s, o)

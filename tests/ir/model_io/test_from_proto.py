@@ -312,8 +312,7 @@ def test_battery_models_run_as_before(path: Path) -> None:
 
 def test_a_question_mark_is_no_name_of_a_dimension() -> None:
     """PaddlePaddle's exporter calls all of them so, whatever their sizes."""
-    text = '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,N] x) => (float[N,3,N] y)'
-    model = onnx.parser.parse_model(text + " { y = Relu(x) }")
+    model = model_proto("g (float[N,3,N] x) => (float[N,3,N] y) { y = Relu(x) }")
     for tensor in (*model.graph.input, *model.graph.output):
         for dim in tensor.type.tensor_type.shape.dim:
             dim.dim_param = "?" if dim.HasField("dim_param") else dim.dim_param
