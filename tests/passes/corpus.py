@@ -345,6 +345,45 @@ def quantized() -> Graph:
     )
 
 
+def bert_layer() -> Graph:
+    """One layer of BERT: width 6, two heads of 3, a hidden layer of 10, and a pooler."""
+    shapes = {
+        "words": (9, 6), "table": (5, 6), "g0": (6,), "b0": (6,), "wq": (6, 6), "bq": (6,),
+        "wk": (6, 6), "wv": (6, 6), "bv": (6,), "wo": (6, 6), "g1": (6,), "b1": (6,),
+        "wi": (6, 10), "bi": (10,), "wd": (10, 6), "bd": (6,), "g2": (6,), "b2": (6,), "wp": (6, 4),
+    }  # fmt: skip
+    return parse(
+        """g (int64[B,S] ids, int64[B,S] places, int64[B,S] mask)
+            => (float[B,S,6] y, float[B,4] pooled) {
+            e = Gather(words, ids) p = Gather(table, places) s0 = Add(e, p)
+            x = LayerNormalization(s0, g0, b0)
+            qm = MatMul(x, wq) qb = Add(qm, bq) qr = Reshape(qb, split)
+            q = Transpose<perm = [0, 2, 1, 3]>(qr)
+            km = MatMul(x, wk) kr = Reshape(km, split)
+            k = Transpose<perm = [0, 2, 3, 1]>(kr)
+            vm = MatMul(x, wv) vb = Add(vm, bv) vr = Reshape(vb, split)
+            v = Transpose<perm = [0, 2, 1, 3]>(vr)
+            scores = MatMul(q, k)
+            wide = Unsqueeze(mask, axes) real = Cast<to = 1>(wide) bias = Mul(real, low)
+            masked = Sub(scores, bias)
+            probs = Softmax(masked)
+            c = MatMul(probs, v) ct = Transpose<perm = [0, 2, 1, 3]>(c) cr = Reshape(ct, join)
+            o = MatMul(cr, wo) s1 = Add(o, x)
+            h = LayerNormalization(s1, g1, b1)
+            im = MatMul(h, wi) ib = Add(bi, im) act = Relu(ib)
+            dm = MatMul(act, wd) db = Add(dm, bd) s2 = Add(db, h)
+            y = LayerNormalization(s2, g2, b2)
+            cls = Gather<axis = 1>(y, first) pm = MatMul(cls, wp) pooled = Tanh(pm)
+        }""",
+        **{n: normal(*shape, seed=i) for i, (n, shape) in enumerate(shapes.items())},
+        split=np.array([0, 0, 2, 3]),
+        join=np.array([0, 0, 6]),
+        axes=np.array([1, 2]),
+        low=np.array(4, F32),
+        first=np.array(0),
+    )
+
+
 CORPUS: dict[str, Callable[[], Graph]] = {
     "attention": attention,
     "branch": branch,

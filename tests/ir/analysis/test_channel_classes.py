@@ -14,6 +14,7 @@ from qcompile.passes.transform.permute_channels import permute
 from qcompile.quant import Array
 from qcompile.rewriting.testing import assert_equivalent, context, normal, outputs, parse
 from qcompile.runtime.session import evaluate
+from tests.passes.corpus import bert_layer
 
 F32 = np.float32
 
@@ -63,72 +64,21 @@ def answers(
     return before, outputs(graph, feed)
 
 
-def encoder() -> Graph:
-    """One layer of BERT: width 6, two heads of 3, a hidden layer of 10."""
-    shapes = {
-        "words": (9, 6), "places": (5, 6), "g0": (6,), "b0": (6,), "wq": (6, 6), "bq": (6,),
-        "wk": (6, 6), "wv": (6, 6), "bv": (6,), "wo": (6, 6), "g1": (6,), "b1": (6,),
-        "wi": (6, 10), "bi": (10,), "wd": (10, 6), "bd": (6,), "g2": (6,), "b2": (6,),
-    }  # fmt: skip
-    return parse(
-        """g (int64[B,S] ids, int64[B,S] where, int64[B,S] mask) => (float[B,S,6] y) {
-            e = Gather(words, ids)
-            p = Gather(places, where)
-            s0 = Add(e, p)
-            x = LayerNormalization(s0, g0, b0)
-            qm = MatMul(x, wq)
-            qb = Add(qm, bq)
-            qr = Reshape(qb, split)
-            q = Transpose<perm = [0, 2, 1, 3]>(qr)
-            km = MatMul(x, wk)
-            kr = Reshape(km, split)
-            k = Transpose<perm = [0, 2, 3, 1]>(kr)
-            vm = MatMul(x, wv)
-            vb = Add(vm, bv)
-            vr = Reshape(vb, split)
-            v = Transpose<perm = [0, 2, 1, 3]>(vr)
-            scores = MatMul(q, k)
-            wide = Unsqueeze(mask, axes)
-            real = Cast<to = 1>(wide)
-            bias = Mul(real, low)
-            masked = Add(scores, bias)
-            probs = Softmax(masked)
-            c = MatMul(probs, v)
-            ct = Transpose<perm = [0, 2, 1, 3]>(c)
-            cr = Reshape(ct, join)
-            o = MatMul(cr, wo)
-            s1 = Add(o, x)
-            h = LayerNormalization(s1, g1, b1)
-            im = MatMul(h, wi)
-            ib = Add(bi, im)
-            act = Relu(ib)
-            dm = MatMul(act, wd)
-            db = Add(dm, bd)
-            s2 = Add(db, h)
-            y = LayerNormalization(s2, g2, b2)
-        }""",
-        **{name: normal(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())},
-        split=np.array([0, 0, 2, 3]),
-        join=np.array([0, 0, 6]),
-        axes=np.array([1, 2]),
-        low=np.array(-1e4, F32),
-    )
-
-
 def test_a_transformer_layer() -> None:
-    assert text(encoder()) == "\n".join(
+    assert text(bert_layer()) == "\n".join(
         [
             "10 bi[-1] wd[-2] wi[-1]",
             "2x3 bq[-1] wk[-1] wq[-1]",
             "2x3 bv[-1] wo[-2] wv[-1]",
-            "6 b0[-1] b1[-1] b2[-1] bd[-1] g0[-1] g1[-1] g2[-1] places[-1] wd[-1] wi[-2] wk[-2]"
-            " wo[-1] words[-1] wq[-2] wv[-2] | y[-1]",
+            "4 wp[-1] | pooled[-1]",
+            "6 b0[-1] b1[-1] b2[-1] bd[-1] g0[-1] g1[-1] g2[-1] table[-1] wd[-1] wi[-2] wk[-2]"
+            " wo[-1] words[-1] wp[-2] wq[-2] wv[-2] | y[-1]",
         ]
     )
 
 
 def test_members_know_where_heads_and_channels_lie() -> None:
-    values = next(c for c in classes(encoder()) if any(m.tensor == "bv" for m in c.constants))
+    values = next(c for c in classes(bert_layer()) if any(m.tensor == "bv" for m in c.constants))
     found = {m.tensor: m for m in (*values.constants, *values.activations)}
     assert found["wo"] == Member("wo", -2, (2, 3), 1, (0,))
     assert found["cr"] == Member("cr", -1, (2, 3), 1, (0,))
@@ -137,7 +87,7 @@ def test_members_know_where_heads_and_channels_lie() -> None:
 
 
 def test_the_graph_is_left_alone() -> None:
-    graph = encoder()
+    graph = bert_layer()
     before = dump(graph)
     classes(graph)
     assert dump(graph) == before
@@ -412,7 +362,7 @@ def test_heads_that_stand_in_another_order_on_an_axis() -> None:
 
 
 def test_one_order_for_all_heads() -> None:
-    values = next(c for c in classes(encoder()) if c.heads)
+    values = next(c for c in classes(bert_layer()) if c.heads)
     alike = values.alike()
     assert (alike.heads, alike.size) == ((), 3)
     order = alike.constants[0].spread(np.array([2, 0, 1]))
