@@ -246,6 +246,7 @@ def test_the_text_of_a_plan() -> None:
 
 @pytest.mark.parametrize("text", [SUM, SUM.replace("x)", "x, float[4] w)", 1)])
 def test_weights_need_no_declaration_and_take_the_place_of_inputs(text: str) -> None:
+    assert [i.name for i in model_proto(text, w=normal(4)).graph.input] == ["x"]
     made = parse(text, w=normal(4))
     assert [t.name for t in made.inputs] == ["x"]
     np.testing.assert_array_equal(array(made.constants()["w"]), normal(4))
