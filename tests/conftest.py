@@ -1,11 +1,27 @@
-"""What all tests share."""
+"""What all tests share: a cache of their own, and a small model with its data, as files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+from tests.encoder_files import save_encoder, save_tokens
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds what another has left, nor writes into the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """An encoder whose FFN inputs x0 and x1 have one wide channel; modules may have another."""
+    return save_encoder(tmp_path / "m.onnx")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Tokens for that encoder."""
+    return save_tokens(tmp_path / "x.npz")

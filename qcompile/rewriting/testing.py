@@ -27,6 +27,8 @@ from qcompile.runtime.session import Session, SessionOptions, evaluate
 # What filecheck understands; it passes over everything else in silence.
 _DIRECTIVE = re.compile(r"CHECK(-(NEXT|NOT|DAG|SAME|LABEL|COUNT-[1-9]\d*))?(\{LITERAL\})?:")
 
+# The domain of an operator in the text of a graph: ``y = com.microsoft.Gelu(x)``.
+_DOMAIN = re.compile(r"= ?([a-z][\w.]*)\.\w+ ?[<(]")
 
 # Sizes of symbolic dimensions in differential runs: all one, and odd ones.
 _DIMS = ((1, 1), (2, 5), (3, 17))
@@ -37,17 +39,31 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def parse(text: str, **weights: Array) -> Graph:
-    """A graph from ONNX text; ``weights`` become initializers of those names.
+def model_proto(text: str, opset: int = 17, /, **weights: Array) -> onnx.ModelProto:
+    """A model from ONNX text; ``weights`` become initializers of those names.
 
-    The text declares a weight as a graph input; the value given here replaces it.
+    Text that begins with its graph gets a header: ``opset``, and version 1 of other domains whose
+    operators it names. A weight needs no declaration; an input of its name gives way to it.
+
+    Raises:
+        onnx.parser.ParseError: The text is no model.
     """
+    if not text.lstrip().startswith("<"):
+        domains = {"": opset, **dict.fromkeys(_DOMAIN.findall(text), 1)}
+        imports = ", ".join(f'"{name}": {version}' for name, version in domains.items())
+        text = f"<ir_version: 8, opset_import: [{imports}]> {text}"
     model = onnx.parser.parse_model(text)
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
     for name, values in weights.items():
-        inputs = [i for i in model.graph.input if i.name != name]
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    return model
+
+
+def parse(text: str, opset: int = 17, /, **weights: Array) -> Graph:
+    """A graph from ONNX text, as ``model_proto`` reads it; valid, and with inferred shapes."""
+    model = model_proto(text, opset, **weights)
     onnx.checker.check_model(model)
     graph = from_proto(model)
     shape_inference.infer(graph)

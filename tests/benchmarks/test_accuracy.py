@@ -18,15 +18,11 @@ from benchmarks import _accuracy_rows as rows
 from benchmarks import _accuracy_run, _integer_operators, accuracy
 from benchmarks import _peer_quantizers as peers
 from qcompile.rewriting.pipeline_spec import parse
+from qcompile.rewriting.testing import model_proto
 
 
 def says(text: str, **constants: Any) -> str:
-    model = onnx.parser.parse_model(
-        f'<ir_version: 9, opset_import: ["": 21, "com.microsoft": 1]>\n{text}'
-    )
-    for name, value in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return str(_integer_operators.what_is_integer(model))
+    return str(_integer_operators.what_is_integer(model_proto(text, 21, **constants)))
 
 
 WEIGHT, ZERO, SCALE = np.zeros((4, 4), np.int8), np.array(0, np.uint8), np.array(1, np.float32)

@@ -19,6 +19,7 @@ from models import _labelled_text as tasks
 from models import finetune_tasks as training
 from qcompile.data.feeds import InputSpec
 from qcompile.data.open_data import open_data
+from qcompile.rewriting.testing import model_proto
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "maybe", "so")
 I64 = np.dtype(np.int64)
@@ -202,18 +203,14 @@ def test_calibration_texts_are_read_by_qcompile(tmp_path: Path) -> None:
 
 def write_task(folder: Path, data: Path) -> None:
     """A classifier whose two logits are sums of embeddings, and the splits of its task."""
-    text = """<ir_version: 8, opset_import: ["": 17]>
-    g (int64[b,s] input_ids) => (float[b,2] logits)
-    {
+    text = """g (int64[b,s] input_ids) => (float[b,2] logits) {
         e = Gather(table, input_ids)
         m = ReduceMean<axes = [1], keepdims = 0>(e)
         logits = MatMul(m, w)
     }"""
-    model = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)
-    for name, shape in (("table", (8, 4)), ("w", (4, 2))):
-        values = random.normal(size=shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    weights = {"table": random.normal(size=(8, 4)), "w": random.normal(size=(4, 2))}
+    model = model_proto(text, **{n: v.astype(np.float32) for n, v in weights.items()})
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
     write_tokenizer(folder)

@@ -41,8 +41,7 @@ def encoder(opset: int = 17) -> Graph:
     if opset < 18:
         pooled = "ReduceMean<axes = [1], keepdims = 0>(h)"
     return parse(
-        f"""<ir_version: 8, opset_import: ["": {opset}]>
-        g (float[B,S,4] x, int64[B,S] attention_mask, float[4,4] w) => (float[B,S,4] y)
+        f"""g (float[B,S,4] x, int64[B,S] attention_mask) => (float[B,S,4] y)
         <int64[4] split = {{0, 0, 2, 2}}, int64[2] rows = {{-1, 4}}, int64[3] back = {{0, 0, 4}},
          float half = {{0.5}}, int64[1] axes = {{1}}> {{
             h = MatMul(x, w) r = Reshape(h, split)
@@ -52,6 +51,7 @@ def encoder(opset: int = 17) -> Graph:
             mixed = MatMul(scaled, heads) z = Transpose<perm = [0, 2, 1, 3]>(mixed)
             y = Reshape(z, back)
         }}""",
+        opset,
         w=normal(4, 4),
     )
 
@@ -155,9 +155,7 @@ def test_channels_on_either_side_of_the_tokens(axis: int) -> None:
 
 
 def test_the_first_axis_may_hold_the_channels() -> None:
-    graph = parse(
-        '<ir_version: 8, opset_import: ["": 17]> g (float[3,N] x) => (float[3,N] y) { y = Neg(x) }'
-    )
+    graph = parse("g (float[3,N] x) => (float[3,N] y) { y = Neg(x) }")
     spec = QSpec("int8", symmetric=True, granularity="channel", axis=0)
     data = [{"x": np.array([[1, 2], [3, 9], [5, 6]], np.float32)}]
     assert collect(made(graph, ["y"], spec=spec), data).found["y"].hi.tolist() == [-1, -3, -5]
@@ -178,10 +176,8 @@ def test_one_bad_value_is_a_reason_and_spares_the_others(
 ) -> None:
     """Wherever it stands: ONNX Runtime's ReduceMin sees NaN in the first place alone."""
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,5] x) => (float[N,5] a, float[N,5] b) { a = Neg(x) b = IsFinite(x) }""".replace(
-            "b = IsFinite(x)", "n = IsNaN(x) i = IsInf(x) o = Or(n, i) b = Cast<to = 1>(o)"
-        )
+        """g (float[N,5] x) => (float[N,5] a, float[N,5] b) {
+            a = Neg(x) n = IsNaN(x) i = IsInf(x) o = Or(n, i) b = Cast<to = 1>(o) }"""
     )
     x = np.ones((4, 5), np.float32)
     x[2, place] = bad
@@ -206,18 +202,14 @@ def test_one_probe_alone_proves_no_token_axis(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_tensors_without_values_say_so() -> None:
-    graph = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"""
-    )
+    graph = parse("g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }")
     found = collect(made(graph, ["y"]), [{"x": np.empty((0, 2), np.float32)}])
     assert found.missing == {"y": "no range: no values seen"}
 
 
 def test_scalars_have_a_range() -> None:
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,2] x) => (float s, float[N,2] y) { s = ReduceMax<keepdims = 0>(x) y = Neg(x) }"""
+        "g (float[N,2] x) => (float s, float[N,2] y) { s = ReduceMax<keepdims = 0>(x) y = Neg(x) }"
     )
     data = [{"x": np.full((2, 2), v, np.float32)} for v in (1.0, 7.0, -2.0)]
     assert bounds(collect(made(graph, ["s", "y"]), data))["s"] == (-2, 7)

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
 
-from qcompile.commands.cli import main
+from qcompile.rewriting.testing import model_proto, normal
+from tests.command_line import ROOT, assert_one_line, compile_args, run, run_module
 
 ROWS, INNER, COLUMNS = 64, 256, 64
 
@@ -24,24 +24,11 @@ ROWS, INNER, COLUMNS = 64, 256, 64
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Two linears with a Relu between, on float input x [batch, 64]."""
-    text = f"""
-    <ir_version: 8, opset_import: ["" : 17]>
-    mlp (float[batch,{ROWS}] x, float[{ROWS},{INNER}] w1, float[{INNER},{COLUMNS}] w2)
-      => (float[batch,{COLUMNS}] y)
-    {{
-      h = MatMul(x, w1)
-      r = Relu(h)
-      y = MatMul(r, w2)
-    }}
-    """
-    found = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    del found.graph.input[1:]
-    for name, shape in (("w1", (ROWS, INNER)), ("w2", (INNER, COLUMNS))):
-        values = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
-        found.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    text = f"""mlp (float[batch,{ROWS}] x) => (float[batch,{COLUMNS}] y) {{
+        h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }}"""
+    weights = {"w1": normal(ROWS, INNER) / 8, "w2": normal(INNER, COLUMNS, seed=1) / 16}
     path = tmp_path / "mlp.onnx"
-    onnx.save(found, path)
+    onnx.save(model_proto(text, **weights), path)
     return path
 
 
@@ -51,33 +38,6 @@ def data(tmp_path: Path) -> Path:
     values = np.random.default_rng(1).standard_normal((32, ROWS)).astype(np.float32)
     np.savez(path, x=values)
     return path
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    """The documented exit code, and one line on stderr that says these words."""
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.stderr
-    lines = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-def compile_args(model: Path, data: Path, *more: object) -> tuple[object, ...]:
-    return (
-        "compile",
-        model,
-        "-o",
-        model.with_name("out.onnx"),
-        "--data",
-        data,
-        "--no-bench",
-        *more,
-    )
 
 
 def test_compile_writes_model_and_report(model: Path, data: Path) -> None:
@@ -344,9 +304,8 @@ def test_without_data_the_mode_is_dynamic_and_the_note_says_made_up(model: Path)
 
 
 def test_traceback_only_with_v(model: Path, data: Path) -> None:
-    args = [sys.executable, "-m", "qcompile.commands.cli", "compile", "nope.onnx", "-o", "x.onnx"]
-    plain = subprocess.run(args, capture_output=True, text=True, check=False)
-    detailed = subprocess.run([*args, "-v"], capture_output=True, text=True, check=False)
+    args = ("compile", "nope.onnx", "-o", "x.onnx")
+    plain, detailed = (run_module("qcompile.commands.cli", *args, *v) for v in ((), ("-v",)))
     assert plain.returncode == detailed.returncode == 2
     assert "Traceback" not in plain.stderr and "Traceback" in detailed.stderr
 
@@ -376,7 +335,7 @@ def test_signals_leave_an_existing_output_and_no_debris(
         f"        yield {{'x': numpy.ones((1, {ROWS}), numpy.float32)}}\n"
     )
     args = [sys.executable, "-m", "qcompile.commands.cli", "compile", str(model), "-o", str(out)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(scratch)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
     process = subprocess.Popen(
         [*args, "--data", "slow_feeds:feeds"],
         cwd=tmp_path,
@@ -498,9 +457,7 @@ def test_usage_errors_are_one_line_too(model: Path) -> None:
 
 def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     """rich reads [/x] as markup."""
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-    g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }"""
-    found = onnx.parser.parse_model(text)
+    found = model_proto("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
     found.graph.output[0].name = found.graph.node[0].output[0] = "out[/x]"
     path = tmp_path / "m.onnx"
     onnx.save(found, path)

@@ -11,16 +11,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from qcompile.commands.cli import main
 from qcompile.compiler.model_folder.layout import MANIFEST
-from tests.compiler.model_folder.written_folder import (
-    decoder,
-    encoder,
-    write_folder,
-    write_text,
-)
+from tests.command_line import assert_one_line, run
+from tests.compiler.model_folder.written_folder import decoder, encoder, write_folder, write_text
 
 
 @pytest.fixture
@@ -33,21 +28,14 @@ def text(tmp_path: Path) -> Path:
     return write_text(tmp_path / "text.txt")
 
 
-def run(folder: Path, *more: object) -> Result:
+def compile_folder(folder: Path, *more: object) -> Result:
     out = folder.with_name("out")
-    args = ["compile", folder, "-o", out, "--no-bench", *more]
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    assert result.exit_code == code, result.output
-    (line,) = [x for x in result.stderr.splitlines() if x.startswith("error:")]
-    assert all(word in line for word in words), line
+    return run("compile", folder, "-o", out, "--no-bench", *more)
 
 
 def test_a_folder_becomes_one_like_it(folder: Path, text: Path) -> None:
     """Text finds the folder's own tokenizer."""
-    result = run(folder, "--data", text)
+    result = compile_folder(folder, "--data", text)
     assert result.exit_code == 0, result.output
     out = folder.with_name("out")
     assert sorted(p.name for p in out.iterdir()) == [
@@ -59,15 +47,19 @@ def test_a_folder_becomes_one_like_it(folder: Path, text: Path) -> None:
     report = json.loads((out / "model.report.json").read_text())
     assert (report["int8_linears"], report["mode"]) == (2, "static")
     assert f"qcompile inspect {out / 'model.onnx'}" in result.stdout
-    again = run(out.rename(folder.with_name("second")), "--data", text, "--mode", "float")
+    again = compile_folder(
+        out.rename(folder.with_name("second")), "--data", text, "--mode", "float"
+    )
     assert again.exit_code == 0, again.output  # what came out is a folder that goes in
-    assert run(folder, "--data", text).exit_code == 0  # and the first output is written anew
+    assert (
+        compile_folder(folder, "--data", text).exit_code == 0
+    )  # and the first output is written anew
 
 
 def test_names_in_sub_folders_stay(folder: Path, text: Path) -> None:
     (folder / "onnx").mkdir()
     (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
-    found = json.loads(run(folder, "--data", text, "--json").stdout)
+    found = json.loads(compile_folder(folder, "--data", text, "--json").stdout)
     assert list(found["files"]) == ["onnx/model.onnx"]
     assert (folder.with_name("out") / "onnx" / "model.report.json").is_file()
 
@@ -76,7 +68,7 @@ def test_several_files_each_with_its_report(folder: Path, text: Path) -> None:
     """The data cannot feed the decoder, which is compiled without, and its report says so."""
     (folder / "model.onnx").rename(folder / "encoder_model.onnx")
     onnx.save(decoder(), folder / "decoder_model.onnx")
-    result = run(folder, "--data", text)
+    result = compile_folder(folder, "--data", text)
     assert result.exit_code == 0, result.output
     assert "note: the data cannot feed it, compiled without: input 'encoder_hidden_states'" in (
         " ".join(result.stdout.split())
@@ -91,9 +83,9 @@ def test_several_files_each_with_its_report(folder: Path, text: Path) -> None:
 
 def test_a_mode_asked_for_is_for_every_file(folder: Path, text: Path) -> None:
     onnx.save(decoder(), folder / "decoder_model.onnx")
-    result = run(folder, "--data", text, "--mode", "static")
+    result = compile_folder(folder, "--data", text, "--mode", "static")
     assert_one_line(result, 2, "decoder_model.onnx: input 'encoder_hidden_states'")
-    qdq = run(folder, "--data", text, "--target", "qdq")
+    qdq = compile_folder(folder, "--data", text, "--target", "qdq")
     assert_one_line(qdq, 2, "decoder_model.onnx: target 'qdq' needs calibration data")
     assert not folder.with_name("out").exists()
 
@@ -101,51 +93,59 @@ def test_a_mode_asked_for_is_for_every_file(folder: Path, text: Path) -> None:
 def test_data_that_fits_nothing_is_an_error(folder: Path, tmp_path: Path) -> None:
     onnx.save(decoder(), folder / "decoder_model.onnx")
     (tmp_path / "x.npz").write_bytes(b"no zip")
-    assert_one_line(run(folder, "--data", tmp_path / "x.npz"), 2, "decoder_model.onnx: ", "x.npz")
+    assert_one_line(
+        compile_folder(folder, "--data", tmp_path / "x.npz"), 2, "decoder_model.onnx: ", "x.npz"
+    )
 
 
 def test_a_failed_gate_leaves_what_was_there(folder: Path, text: Path) -> None:
     onnx.save(encoder(), folder / "another.onnx")
     out = folder.with_name("out")
     given = ("--data", text, "--mode", "dynamic")
-    assert run(folder, *given).exit_code == 0
+    assert compile_folder(folder, *given).exit_code == 0
     before = (out / MANIFEST).read_bytes()
     impossible = ("--min-cosine", "1.0", "--search-time", 0)
-    assert_one_line(run(folder, *given, *impossible), 1, "another.onnx: ", "--min-cosine")
+    assert_one_line(
+        compile_folder(folder, *given, *impossible), 1, "another.onnx: ", "--min-cosine"
+    )
     assert (out / MANIFEST).read_bytes() == before
-    assert run(folder, *given, *impossible, "--force").exit_code == 0
+    assert compile_folder(folder, *given, *impossible, "--force").exit_code == 0
     assert (out / MANIFEST).read_bytes() != before
     assert sorted(p.name for p in out.parent.iterdir()) == ["in", "out", "text.txt"]
 
 
 def test_a_damaged_file_is_named(folder: Path, text: Path) -> None:
     (folder / "broken.onnx").write_bytes((folder / "model.onnx").read_bytes()[:1000])
-    assert_one_line(run(folder, "--data", text), 2, "broken.onnx", "not a readable ONNX model")
+    assert_one_line(
+        compile_folder(folder, "--data", text), 2, "broken.onnx", "not a readable ONNX model"
+    )
     assert not folder.with_name("out").exists()
 
 
 def test_a_folder_without_models_says_what_was_expected(folder: Path) -> None:
     (folder / "model.onnx").unlink()
-    assert_one_line(run(folder), 2, "holds no .onnx file")
+    assert_one_line(compile_folder(folder), 2, "holds no .onnx file")
 
 
 def test_a_lock_and_a_further_report_lie_beside_the_folder(folder: Path, text: Path) -> None:
     names = ("model.lock.yaml", "further.report.json", "page.html")
     lock, report, page = (folder.with_name(n) for n in names)
     files = ("--lock", lock, "--report", report, "--report", page)
-    result = run(folder, "--data", text, *files)
+    result = compile_folder(folder, "--data", text, *files)
     assert result.exit_code == 0, result.output
     assert "</html>" in page.read_text()
     out = folder.with_name("out")
     first = (out / "model.onnx").read_bytes()
     assert report.read_bytes() == (out / "model.report.json").read_bytes()
-    assert run(folder, "--recipe", lock).exit_code == 0
+    assert compile_folder(folder, "--recipe", lock).exit_code == 0
     assert (out / "model.onnx").read_bytes() == first
-    assert_one_line(run(folder, "--report", "r.txt"), 2, "expected a .json or .html file")
+    assert_one_line(
+        compile_folder(folder, "--report", "r.txt"), 2, "expected a .json or .html file"
+    )
     for option, where in (("--report", out / "r.json"), ("--lock", folder / "l.yaml")):
-        assert_one_line(run(folder, option, where), 2, option, "lies in folder")
+        assert_one_line(compile_folder(folder, option, where), 2, option, "lies in folder")
     onnx.save(decoder(), folder / "decoder_model.onnx")
-    assert_one_line(run(folder, "--report", report), 2, "--report is for one model")
+    assert_one_line(compile_folder(folder, "--report", report), 2, "--report is for one model")
 
 
 @pytest.mark.parametrize("data", ["inside", "outside"])
@@ -155,19 +155,19 @@ def test_external_data_stays_in_the_folder(folder: Path, text: Path, data: str) 
     place = folder / "model.onnx_data"
     onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location=place.name)
     if data == "inside":
-        result = run(folder, "--data", text)
+        result = compile_folder(folder, "--data", text)
         assert result.exit_code == 0, result.output
         return
     secret = Path(shutil.move(place, folder.with_name("secret")))
     place.symlink_to(secret)
-    assert_one_line(run(folder, "--data", text), 2, "points outside the model's folder")
+    assert_one_line(compile_folder(folder, "--data", text), 2, "points outside the model's folder")
     for tensor in proto.graph.initializer:
         for entry in tensor.external_data:
             entry.value = "../secret" if entry.key == "location" else entry.value
     place.unlink()
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     assert_one_line(
-        run(folder, "--data", text), 2, "points outside the model's folder", "../secret"
+        compile_folder(folder, "--data", text), 2, "points outside the model's folder", "../secret"
     )
     assert not folder.with_name("out").exists()
 
@@ -207,7 +207,7 @@ def test_pickles_and_code_are_neither_opened_nor_copied(
     for name in names:
         (folder / name).write_bytes(pickle.dumps(Bomb(folder.with_name("boom"))))
     opened.clear()
-    result = run(folder, "--data", text)
+    result = compile_folder(folder, "--data", text)
     assert result.exit_code == 0, result.output
     assert not folder.with_name("boom").exists()
     seen = {Path(p).name for p in opened if str(folder) in p}

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from qcompile.commands.cli import main
-from tests.commands.test_cli import assert_one_line, compile_args, data, model, run  # noqa: F401
+from tests.command_line import assert_one_line, compile_args, run
 from tests.compiler.report.html.reports import compiled
 
 
@@ -20,16 +20,16 @@ def report(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_page_comes_beside_the_json(model: Path, data: Path) -> None:  # noqa: F811
+def test_a_page_comes_beside_the_json(model: Path, data: Path) -> None:
     page = model.with_name("x.html")
     result = run(*compile_args(model, data, "--report", page))
     assert result.exit_code == 0, result.output
-    assert "<h1>mlp.onnx</h1>" in page.read_text() and str(page) in result.stdout
+    assert "<h1>m.onnx</h1>" in page.read_text() and str(page) in result.stdout
     found = json.loads(model.with_name("out.report.json").read_text())
     assert found["bench"] is None and found["profile"] == []  # --no-bench times nothing
 
 
-def test_both_forms_may_be_named(model: Path, data: Path) -> None:  # noqa: F811
+def test_both_forms_may_be_named(model: Path, data: Path) -> None:
     page, plain = model.with_name("x.html"), model.with_name("x.json")
     result = run(*compile_args(model, data, "--report", plain, "--report", page))
     assert result.exit_code == 0, result.output
@@ -37,7 +37,7 @@ def test_both_forms_may_be_named(model: Path, data: Path) -> None:  # noqa: F811
     assert not model.with_name("out.report.json").exists()
 
 
-def test_a_profile_is_taken_for_the_page_alone(model: Path, data: Path) -> None:  # noqa: F811
+def test_a_profile_is_taken_for_the_page_alone(model: Path, data: Path) -> None:
     args = [a for a in compile_args(model, data, "--max-latency-ratio", 1000) if a != "--no-bench"]
     assert run(*args, "--report", model.with_name("x.html")).exit_code == 0
     found = json.loads(model.with_name("out.report.json").read_text())
@@ -51,13 +51,13 @@ def test_a_profile_is_taken_for_the_page_alone(model: Path, data: Path) -> None:
     [
         (["x.pdf"], ("x.pdf", ".json or .html")),
         (["a.html", "b.html"], ("b.html", "a.html", "already")),
-        (["mlp.onnx"], ("mlp.onnx", ".json or .html")),
+        (["m.onnx"], ("m.onnx", ".json or .html")),
         (["no/x.html"], ("no", "does not exist")),
     ],
 )
 def test_bad_reports_are_told_before_any_work(
-    model: Path,  # noqa: F811
-    data: Path,  # noqa: F811
+    model: Path,
+    data: Path,
     names: list[str],
     words: tuple[str, ...],
 ) -> None:
@@ -66,7 +66,7 @@ def test_bad_reports_are_told_before_any_work(
     assert not model.with_name("out.onnx").exists()
 
 
-def test_a_failed_gate_writes_no_page(model: Path, data: Path) -> None:  # noqa: F811
+def test_a_failed_gate_writes_no_page(model: Path, data: Path) -> None:
     page = model.with_name("x.html")
     result = run(*compile_args(model, data, "--min-cosine", "1.0", "--report", page))
     assert result.exit_code == 1 and not page.exists()
@@ -79,7 +79,7 @@ def test_a_report_becomes_a_page_beside_it(report: Path) -> None:
     assert "x.report.html" in result.stdout
 
 
-def test_a_ranking_has_a_page(model: Path, data: Path) -> None:  # noqa: F811
+def test_a_ranking_has_a_page(model: Path, data: Path) -> None:
     page, plain = model.with_name("s.html"), model.with_name("s.json")
     given = ("--data", data, "--measure", "alone", "--report", page, "--report", plain)
     result = run("sensitivity", model, *given)

@@ -7,47 +7,14 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from qcompile.commands.cli import main
 from qcompile.compiler.search.sensitivity import Meter, Score
-from qcompile.ir.model_io.to_proto import to_proto
-from qcompile.rewriting.testing import encoder
+from tests.command_line import assert_one_line, run
 
 PLAIN = "--recipe", "per-tensor", "--threads", "1"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """An encoder whose FFN inputs x0 and x1 have one wide channel."""
-    path = tmp_path / "m.onnx"
-    onnx.save(to_proto(encoder(2, width=16, outlier=40.0)), path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "x.npz"
-    ids = np.random.default_rng(3).integers(0, 64, (32, 7))
-    np.savez(path, ids=ids, attention_mask=np.ones_like(ids))
-    return path
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    """The documented exit code, and one line on stderr that says these words."""
-    assert result.exit_code == code, result.output
-    lines = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def sensitivity(model: Path, data: Path, *more: object) -> Result:

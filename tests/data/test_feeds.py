@@ -24,6 +24,7 @@ from qcompile.data.feeds import (
 from qcompile.data.open_data import open_data
 from qcompile.errors import DataError, ModelError
 from qcompile.ir.model_io.read_model import load
+from qcompile.rewriting.testing import model_proto
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 X = InputSpec("x", F32, ("batch", 3))
@@ -34,33 +35,31 @@ def rows(count: int, start: int = 0) -> np.ndarray[Any, Any]:
     return np.arange(start * 3, (start + count) * 3, dtype=np.float32).reshape(count, 3)
 
 
-def model(text: str) -> onnx.ModelProto:
-    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
-
-
 def test_input_specs_have_types_and_symbolic_dimensions() -> None:
-    proto = model("g (int64[N,S] ids, float[2,?] y) => (int64[N,S] o) { o = Identity(ids) }")
+    proto = model_proto("g (int64[N,S] ids, float[2,?] y) => (int64[N,S] o) { o = Identity(ids) }")
     ids, y = input_specs(load(proto))
     assert (ids.name, ids.dtype, ids.shape) == ("ids", I64, ("N", "S"))
     assert (y.name, y.dtype, y.shape) == ("y", F32, (2, None))
 
 
 def test_input_specs_leave_out_initializers_and_know_unknown_ranks() -> None:
-    proto = model("g (float x, float[3] w) => (float y) <float[3] w = {1,2,3}> { y = Add(x, w) }")
+    proto = model_proto(
+        "g (float x, float[3] w) => (float y) <float[3] w = {1,2,3}> { y = Add(x, w) }"
+    )
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     proto.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, [3]))
     assert input_specs(load(proto)) == (InputSpec("x", F32, None),)
 
 
 def test_input_specs_of_bfloat16_and_of_negative_dimensions() -> None:
-    proto = model("g (bfloat16[N] x) => (bfloat16[N] y) { y = Identity(x) }")
+    proto = model_proto("g (bfloat16[N] x) => (bfloat16[N] y) { y = Identity(x) }")
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     (spec,) = input_specs(load(proto))
     assert spec.dtype.name == "bfloat16" and spec.shape == (None,)
 
 
 def test_input_without_a_type_is_a_model_error() -> None:
-    graph = load(model("g (float[N] x) => (float[N] y) { y = Identity(x) }"))
+    graph = load(model_proto("g (float[N] x) => (float[N] y) { y = Identity(x) }"))
     graph.inputs[0].dtype = None
     with pytest.raises(ModelError, match="input 'x' of the model is no tensor"):
         input_specs(graph)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 import pytest
 
 from qcompile.data.feeds import Feed
@@ -13,11 +12,11 @@ from qcompile.data.synthetic import synthetic_feeds, table_rows
 from qcompile.errors import DataError
 from qcompile.ir import Graph
 from qcompile.ir.model_io.read_model import load
+from qcompile.rewriting.testing import model_proto
 
 
 def graph(text: str) -> Graph:
-    head = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
-    return load(onnx.parser.parse_model(f"{head} {text}"))
+    return load(model_proto(text))
 
 
 ENCODER = """g (int64[batch_size, sequence_length] input_ids, int64[batch_size, sequence_length]

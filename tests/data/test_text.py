@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 from qcompile.data.feeds import InputSpec, sample_count
 from qcompile.data.open_data import general_text, open_data, sample_feeds
 from qcompile.errors import DataError
+from tests.command_line import run_module
 
 F32, I32, I64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
 TEXT = tuple(
@@ -194,18 +193,17 @@ def test_inputs_that_text_cannot_fill(
 
 
 def test_recipe_of_the_samples_gives_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
-    script = [sys.executable, "-m", "tools.tokenize_samples"]
-    root = Path(__file__).parents[2]
+    script = "tools.tokenize_samples"
     text = write_text(tmp_path, "t.txt", SENTENCES)
     made = []
     for name in ("a.npz", "b.npz"):
-        out = ["--text", str(text), "--out", str(tmp_path / name)]
-        subprocess.run([*script, tokenizer, *out], cwd=root, check=True, capture_output=True)
+        done = run_module(script, tokenizer, "--text", text, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
     with np.load(tmp_path / "a.npz") as stored:
         assert stored["lengths"].tolist() == [len(s.split()) + 2 for s in SENTENCES]
-    failed = subprocess.run([*script, tmp_path], cwd=root, capture_output=True, text=True)
+    failed = run_module(script, tmp_path)
     assert failed.returncode == 2 and "tokenizer.json does not exist" in failed.stderr
 
 

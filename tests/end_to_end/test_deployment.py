@@ -24,13 +24,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from click.testing import CliRunner
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from qcompile.commands.cli import main
+from tests.command_line import ROOT, run
 from tests.compiler.model_folder.written_folder import WIDTH, write_folder, write_text
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
 
 
@@ -54,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text(root / "held-out.txt", seed=1)
     (command,) = re.findall(r"^RUN (qcompile .*)$", block("dockerfile", "A container"), re.M)
     args = shlex.split(re.sub(r"(?<= )/", f"{root}/", command))[1:]
-    result = CliRunner().invoke(main, args)
+    result = run(*args)
     assert result.exit_code == 0, result.output
     return root
 

@@ -54,7 +54,7 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", CASES)
 def test_they_compile(name: str, mode: Mode) -> None:
     text, values, shape = CASES[name]
-    graph = parse(f'<ir_version: 9, opset_import: ["": 19]> {text}', **values)
+    graph = parse(text, 19, **values)
     feeds = [{"x": normal(*shape, seed=i).astype(HALF)} for i in range(8)]
     assert not qcompile.compile(serialize(graph), feeds, mode=mode, options=OPTIONS).report.failures
 
@@ -62,11 +62,10 @@ def test_they_compile(name: str, mode: Mode) -> None:
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight-only"])
 def test_a_table_is_scaled_in_float16(mode: Mode) -> None:
     """Over 1 MiB, for smaller ones stay as they are: the same half floats, before or after."""
-    text = """<ir_version: 9, opset_import: ["": 19]>
-        g (int64[B,S] i, int8[20000,64] wq, float16[20000] sw) => (float16[B,S,64] y) {
+    text = """g (int64[B,S] i) => (float16[B,S,64] y) {
             t = DequantizeLinear<axis = 0>(wq, sw) y = Gather(t, i) }"""
     scales = (np.abs(normal(20000)) + 0.01).astype(HALF)
-    model = serialize(parse(text, wq=integers(20000, 64), sw=scales))
+    model = serialize(parse(text, 19, wq=integers(20000, 64), sw=scales))
     feeds = [{"i": np.random.default_rng(i).integers(0, 20000, (2, 5))} for i in range(8)]
     made = qcompile.compile(model, feeds, mode=mode, options=OPTIONS)
     assert "Mul" in made.report.operators and "DequantizeLinear" not in made.report.operators

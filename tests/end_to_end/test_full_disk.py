@@ -12,29 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 
-from qcompile.ir.model_io.to_proto import to_proto
-from qcompile.rewriting.testing import encoder
-
-ROOT = Path(__file__).parents[2]
+from tests.command_line import ROOT
+from tests.encoder_files import save_encoder
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "m.onnx"
-    onnx.save(to_proto(encoder(1, width=16)), path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "x.npz"
-    ids = np.random.default_rng(3).integers(0, 64, (32, 7))
-    np.savez(path, ids=ids, attention_mask=np.ones_like(ids))
-    return path
+    return save_encoder(tmp_path / "m.onnx", layers=1, outlier=1)
 
 
 @pytest.fixture

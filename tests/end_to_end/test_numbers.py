@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import onnx.parser
 import pytest
 
 import qcompile
@@ -13,6 +12,7 @@ from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import DataError
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.targets.target import Mode
 
 ROWS, COLUMNS = 8, 6
@@ -49,9 +49,7 @@ def weight(column: Array | float | None = None, factor: float = 1.0) -> Array:
 def compiled(
     target: str, mode: Mode, text: str, constants: dict[str, Array], feeds: Feeds
 ) -> Report:
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-    for name, values in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    model = model_proto(text, **constants)
     rng = np.random.default_rng(0)
     options = CompileOptions(bench=False, force=True)
     data = [feeds(rng) for _ in range(8)]

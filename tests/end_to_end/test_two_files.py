@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
-from onnx import numpy_helper
 
 import qcompile
 from qcompile import Options
-from qcompile.commands.cli import main
 from qcompile.errors import OutputError
 from qcompile.ir.model_io import write_model
 from qcompile.ir.model_io.read_model import load
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto, normal
 from qcompile.runtime.session import Session
+from tests.command_line import run
 
 ROWS = 64
 QUICK = Options(bench=False, threads=1)
@@ -32,12 +31,9 @@ QUICK = Options(bench=False, threads=1)
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Two linears, their weights in a file beside the model."""
-    text = '<ir_version: 8, opset_import: ["": 17]> mlp (float[batch,64] x) => (float[batch,64] y) '
-    found = onnx.parser.parse_model(text + "{ h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }")
-    rng = np.random.default_rng(0)
-    for name in ("w1", "w2"):
-        values = (rng.standard_normal((ROWS, ROWS)) / 8).astype(np.float32)
-        found.graph.initializer.append(numpy_helper.from_array(values, name))
+    text = """mlp (float[batch,64] x) => (float[batch,64] y) {
+        h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"""
+    found = model_proto(text, w1=normal(ROWS, ROWS) / 8, w2=normal(ROWS, ROWS, seed=1) / 8)
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "mlp.onnx"
     onnx.save(found, path, save_as_external_data=True, location="weights", size_threshold=0)
@@ -58,10 +54,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
-
-
-def run(*args: object) -> Any:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 @pytest.mark.usefixtures("small")

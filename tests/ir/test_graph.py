@@ -14,14 +14,13 @@ from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.rewriting import graph_verifier
-from qcompile.rewriting.testing import check, outputs
+from qcompile.rewriting.testing import check, model_proto, outputs
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 X = {"x": np.array([-1.0, 2.0], np.float32)}
 
 
 def graph_of(text: str) -> Graph:
-    graph = from_proto(onnx.parser.parse_model(HEAD + text))
+    graph = from_proto(model_proto(text))
     shape_inference.infer(graph)
     return graph
 

@@ -29,9 +29,7 @@ F32 = np.float32
 )
 def test_scaled_operand(body: str, expected: tuple[str, float] | None) -> None:
     graph = parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[2,2] x, float two, float[1] zero, float infinite, float[2] vector)
-            => (float[2,2] y) {{ {body} }}""",
+        f"g (float[2,2] x) => (float[2,2] y) {{ {body} }}",
         two=np.array(2, F32),
         zero=np.zeros(1, F32),
         infinite=np.array(np.inf, F32),
@@ -53,8 +51,5 @@ def test_scaled_operand(body: str, expected: tuple[str, float] | None) -> None:
     ],
 )
 def test_plain_gemm(operator: str, expected: bool) -> None:
-    graph = parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[2,2] x) => (float[2,2] y) {{ y = {operator} }}"""
-    )
+    graph = parse(f"g (float[2,2] x) => (float[2,2] y) {{ y = {operator} }}")
     assert is_plain_gemm(graph.nodes[0]) is expected

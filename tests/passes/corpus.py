@@ -22,9 +22,7 @@ F32 = np.float32
 def linear() -> Graph:
     """A linear with what exporters leave around it, in an opset that is to be raised."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 14]>
-        g (float[B,S,8] x, float[8,6] w, float[6] b, float[6,8] v, int64[2] rows)
-            => (float[B,S,6] y, float[R,6] z) {
+        """g (float[B,S,8] x) => (float[B,S,6] y, float[R,6] z) {
             i = Identity(x)
             m = MatMul(i, w)
             n = Neg(b)
@@ -35,6 +33,7 @@ def linear() -> Graph:
             f = Reshape(l, rows)
             z = Gemm<transB = 1>(f, v, )
         }""",
+        14,
         w=normal(8, 6),
         b=normal(6),
         v=normal(6, 8),
@@ -45,11 +44,7 @@ def linear() -> Graph:
 def attention() -> Graph:
     """Two heads, shapes computed at run time, a mask made of integers, a residual sum."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, int64[B,S] mask, float[8,8] wq, float[8] bq, float[8,8] wk,
-            float[8,8] wv, float[8,8] wo, float[8] bo, float root, float one, float low,
-            int64 zero, int64 first, int64[1] axes, int64[2] heads, int64[1] width, int64[2] inner)
-            => (float[B,S,8] y) {
+        """g (float[B,S,8] x, int64[B,S] mask) => (float[B,S,8] y) {
             s = Shape(x)
             d0 = Gather(s, zero)
             d1 = Gather(s, first)
@@ -100,9 +95,7 @@ def attention() -> Graph:
 def layernorm() -> Graph:
     """A decomposed layer normalization between two linears that share their weight."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[8,8] w, float[8] g, float[8] b, float e, float two)
-            => (float[B,S,8] y, float[B,S,8] a) {
+        """g (float[B,S,8] x) => (float[B,S,8] y, float[B,S,8] a) {
             a = MatMul(x, w)
             m = ReduceMean<axes = [-1]>(a)
             d = Sub(a, m)
@@ -127,9 +120,7 @@ def gelu() -> Graph:
     """Both forms of GELU, one after a linear."""
     scalars = {"root": 2**0.5, "one": 1, "half": 0.5, "three": 3, "cubic": 0.044715}
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[8,8] w, float[8] b, float root, float one, float half,
-            float three, float cubic, float slope) => (float[B,S,8] y, float[B,S,8] z) {
+        """g (float[B,S,8] x) => (float[B,S,8] y, float[B,S,8] z) {
             l = MatMul(x, w)
             m = Add(l, b)
             d = Div(m, root)
@@ -156,9 +147,7 @@ def gelu() -> Graph:
 def embedding() -> Graph:
     """Two tables, one large enough to be quantized, their sum normalized."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (int64[B,S] ids, float[65536,4] words, float[2,4] types, int64 zero, float[4] g,
-            float[4] b, float[4,4] w) => (float[B,S,4] y) {
+        """g (int64[B,S] ids) => (float[B,S,4] y) {
             e = Gather(words, ids)
             t = Gather(types, zero)
             s = Add(e, t)
@@ -177,8 +166,7 @@ def embedding() -> Graph:
 def branch() -> Graph:
     """An If whose bodies read outer tensors, among them a weight that a linear reads too."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (bool c, float[B,S,8] x, float[8,8] w, float[8] b, float lo) => (float[B,S,8] y) {
+        """g (bool c, float[B,S,8] x) => (float[B,S,8] y) {
             i = Clip(x, , lo)
             h = Identity(i)
             m = MatMul(h, w)
@@ -200,9 +188,7 @@ def branch() -> Graph:
 def pooled() -> Graph:
     """A position-wise block, and the mean of what is no padding."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, int64[B,S] attention_mask, float[8,8] w, float[8] b, float[8] g,
-            int64[1] last, int64[1] second) => (float[B,8] y) {
+        """g (float[B,S,8] x, int64[B,S] attention_mask) => (float[B,8] y) {
             n = LayerNormalization<axis = -1>(x, g, b)
             m = MatMul(n, w)
             a = Add(m, b)
@@ -227,8 +213,7 @@ def pooled() -> Graph:
 def concatenated() -> Graph:
     """A linear over two tensors side by side, one of them cut as the integers will be."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[16,8] w, float zero) => (float[B,S,8] y) {
+        """g (float[B,S,8] x) => (float[B,S,8] y) {
             r = Clip(x, zero, )
             c = Concat<axis = -1>(x, r)
             y = MatMul(c, w)
@@ -249,9 +234,7 @@ def outliers(wide: float = 10) -> Graph:
     first[:, 7::256] *= F32(wide)
     second[7::256] /= F32(wide)
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[8] g, float[8] b, float[8,1024] w, float[1024] c,
-            float[1024,8] v) => (float[B,S,8] y) {
+        """g (float[B,S,8] x) => (float[B,S,8] y) {
             n = LayerNormalization<axis = -1>(x, g, b)
             m = MatMul(n, w)
             a = Add(m, c)
@@ -285,10 +268,8 @@ def convolutions() -> Graph:
         "six": np.array(6, F32),
         "zero": np.array(0, F32),
     }
-    declared = ", ".join(f"float{list(v.shape) or ''} {n}" for n, v in weights.items())
     return parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,3,12,12] image, {declared}) => (float[B,5] y) {{
+        """g (float[B,3,12,12] image) => (float[B,5] y) {
             c1 = Conv<pads = [1, 1, 1, 1]>(image, w1)
             n = BatchNormalization(c1, g, h, m, v)
             r1 = Relu(n)
@@ -306,7 +287,7 @@ def convolutions() -> Graph:
             a = GlobalAveragePool(c5)
             l = Flatten(a)
             y = MatMul(l, f)
-        }}""",
+        }""",
         **weights,
     )
 
@@ -314,9 +295,7 @@ def convolutions() -> Graph:
 def hardswish() -> Graph:
     """Convolutions with HardSwish between them, one written out, as mobile networks have it."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,3,12,12] image, float[8,3,3,3] w1, float[8,8,3,3] w2, float[4,8,1,1] w3,
-            float three, float six, float zero) => (float[B,4,8,8] y) {
+        """g (float[B,3,12,12] image) => (float[B,4,8,8] y) {
             c = Conv(image, w1)
             a = Add(c, three)
             p = Clip(a, zero, six)
@@ -338,10 +317,7 @@ def hardswish() -> Graph:
 def quantized() -> Graph:
     """What others' quantizers leave, static and dynamic, with a float linear between."""
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, int8[8,6] wq, float[6] ws, int8[6] wz, float s, uint8 z, float t,
-            uint8 u, float[6,8] w, uint8[8,6] v, float vs, uint8 vz)
-            => (float[B,S,6] y, float[B,S,6] a) {
+        """g (float[B,S,8] x) => (float[B,S,6] y, float[B,S,6] a) {
             q = QuantizeLinear(x, s, z)
             d = DequantizeLinear(q, s, z)
             e = DequantizeLinear<axis = 1>(wq, ws, wz)
@@ -366,6 +342,45 @@ def quantized() -> Graph:
         v=np.random.default_rng(1).integers(0, 256, (8, 6), np.uint8),
         vs=np.array(0.01, F32),
         vz=np.array(128, np.uint8),
+    )
+
+
+def bert_layer() -> Graph:
+    """One layer of BERT: width 6, two heads of 3, a hidden layer of 10, and a pooler."""
+    shapes = {
+        "words": (9, 6), "table": (5, 6), "g0": (6,), "b0": (6,), "wq": (6, 6), "bq": (6,),
+        "wk": (6, 6), "wv": (6, 6), "bv": (6,), "wo": (6, 6), "g1": (6,), "b1": (6,),
+        "wi": (6, 10), "bi": (10,), "wd": (10, 6), "bd": (6,), "g2": (6,), "b2": (6,), "wp": (6, 4),
+    }  # fmt: skip
+    return parse(
+        """g (int64[B,S] ids, int64[B,S] places, int64[B,S] mask)
+            => (float[B,S,6] y, float[B,4] pooled) {
+            e = Gather(words, ids) p = Gather(table, places) s0 = Add(e, p)
+            x = LayerNormalization(s0, g0, b0)
+            qm = MatMul(x, wq) qb = Add(qm, bq) qr = Reshape(qb, split)
+            q = Transpose<perm = [0, 2, 1, 3]>(qr)
+            km = MatMul(x, wk) kr = Reshape(km, split)
+            k = Transpose<perm = [0, 2, 3, 1]>(kr)
+            vm = MatMul(x, wv) vb = Add(vm, bv) vr = Reshape(vb, split)
+            v = Transpose<perm = [0, 2, 1, 3]>(vr)
+            scores = MatMul(q, k)
+            wide = Unsqueeze(mask, axes) real = Cast<to = 1>(wide) bias = Mul(real, low)
+            masked = Sub(scores, bias)
+            probs = Softmax(masked)
+            c = MatMul(probs, v) ct = Transpose<perm = [0, 2, 1, 3]>(c) cr = Reshape(ct, join)
+            o = MatMul(cr, wo) s1 = Add(o, x)
+            h = LayerNormalization(s1, g1, b1)
+            im = MatMul(h, wi) ib = Add(bi, im) act = Relu(ib)
+            dm = MatMul(act, wd) db = Add(dm, bd) s2 = Add(db, h)
+            y = LayerNormalization(s2, g2, b2)
+            cls = Gather<axis = 1>(y, first) pm = MatMul(cls, wp) pooled = Tanh(pm)
+        }""",
+        **{n: normal(*shape, seed=i) for i, (n, shape) in enumerate(shapes.items())},
+        split=np.array([0, 0, 2, 3]),
+        join=np.array([0, 0, 6]),
+        axes=np.array([1, 2]),
+        low=np.array(4, F32),
+        first=np.array(0),
     )
 
 

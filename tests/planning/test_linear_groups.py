@@ -20,7 +20,6 @@ from qcompile.rewriting.testing import (
 )
 from qcompile.targets.cpu import ACTIVATION
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 # Four products below 16 and two shifts are summed in another order.
 ATOL = 6 * 2.0**-24 * 16
 
@@ -32,8 +31,7 @@ def planned(graph: Graph, mode: str = "static") -> Context:
 def linear(body: str, results: str = "float[N,4] y", **weights: Array) -> Graph:
     """A graph on x [N, 4] with a square weight ``w`` and what else is given."""
     given = {"w": normal(4, 4), **weights}
-    declared = "".join(f", float{list(v.shape)} {name}" for name, v in given.items())
-    return parse(f"{HEAD} g (float[N,4] x, bool c{declared}) => ({results}) {{ {body} }}", **given)
+    return parse(f"g (float[N,4] x, bool c) => ({results}) {{ {body} }}", **given)
 
 
 # Sites ----------------------------------------------------------------------------------------

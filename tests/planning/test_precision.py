@@ -27,6 +27,7 @@ from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting.registry import target
 from qcompile.rewriting.testing import context, encoder, normal, parse, run_pass
 from qcompile.runtime.session import Session, SessionOptions
+from tests.encoder_files import token_feeds
 
 UNTIMED = Options(bench=False, threads=1)
 OFF = Gates(min_cosine=None, min_worst_cosine=None)
@@ -198,8 +199,7 @@ def test_the_opset_is_raised_for_16_bits_where_the_target_has_them(
 
 def test_an_opset_that_cannot_be_raised_leaves_the_tensor_float() -> None:
     graph = parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        + """g (bool c, float[N,8] x, float[8,8] w) => (float[N,8] y) {
+        """g (bool c, float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             r = Relu(m)
             i = If (c) <
@@ -236,8 +236,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern: str, said: str) -> 
 def test_keep_float_by_a_role_that_is_not_there_is_an_error() -> None:
     with pytest.raises(RecipeError, match="--keep-float 'role:pooler' matches no role"):
         decided("cpu", {}, keep_float=("role:pooler",))
-    graph = parse('<ir_version: 8, opset_import: ["": 17]> g (int64[N] x) => (int64[N] y) '
-                  "{ y = Neg(x) }")  # fmt: skip
+    graph = parse("g (int64[N] x) => (int64[N] y) { y = Neg(x) }")  # fmt: skip
     with pytest.raises(RecipeError, match="matches no role, this model has: none"):
         decided("cpu", {"role:*": 8}, graph)
 
@@ -246,13 +245,7 @@ def test_keep_float_by_a_role_that_is_not_there_is_an_error() -> None:
 
 
 def feeds(count: int = 8) -> list[dict[str, Array]]:
-    rng = np.random.default_rng(0)
-    made = []
-    for _ in range(count):
-        mask = np.ones((4, 16), np.int64)
-        mask[1, 11:] = 0
-        made.append({"ids": rng.integers(0, 64, (4, 16)), "attention_mask": mask})
-    return made
+    return token_feeds(count, 4, 16, padded=(1, 11), seed=0)
 
 
 def named() -> Recipe:

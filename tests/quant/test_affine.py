@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from qcompile.quant import Floats, QParams, QSpec, Range, dequantize, qparams, quantize, sqnr_db
 from qcompile.quant.affine import quantized_sqnr_db, weight_range
 from qcompile.quant.types import DType
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.session import Session
 
 DTYPES: tuple[DType, ...] = ("int8", "uint8", "int16", "uint16")
@@ -46,8 +46,7 @@ def session(
     text = f"g ({values}, float[K] s, {zero}) => ({out}) {{ y = {kind}Linear<axis={axis}>(x,s,z) }}"
     if kind == "Dynamic":
         text = "g (float[N] x) => (uint8[N] y, float s, uint8 z) { y,s,z=DynamicQuantizeLinear(x) }"
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {text}')
-    return Session(model.SerializeToString())
+    return Session(model_proto(text, 21).SerializeToString())
 
 
 def test_spec_and_its_spelling() -> None:

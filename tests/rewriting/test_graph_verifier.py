@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import onnx.parser
 import onnx_graphsurgeon as gs
 import pytest
 
@@ -15,9 +14,8 @@ from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.planning import Context, Decision, Use
 from qcompile.quant import QSpec
 from qcompile.rewriting import graph_verifier
-from qcompile.rewriting.testing import context
+from qcompile.rewriting.testing import context, model_proto
 
-HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\n'
 TEXT = """g (float[2] x, bool c) => (float[2] y)
 <float s = {0.5}, uint8 z = {3}, float[2] w = {1, 2}> {
     [first] a = Mul(x, w)
@@ -31,8 +29,8 @@ TEXT = """g (float[2] x, bool c) => (float[2] y)
 UINT8 = QSpec("uint8", symmetric=False)
 
 
-def graph_of(text: str = TEXT, head: str = HEAD) -> Graph:
-    return from_proto(onnx.parser.parse_model(head + text))
+def graph_of(text: str = TEXT, opset: int = 17) -> Graph:
+    return from_proto(model_proto(text, opset))
 
 
 def holds(graph: Graph, ctx: Context | None = None) -> bool:
@@ -165,7 +163,7 @@ def test_a_zero_point_left_out_is_zero() -> None:
 
 def test_operators_that_onnx_runtime_knew_first_may_be_older_than_onnx_says() -> None:
     body = "{ y = LayerNormalization(x, x) }"
-    assert holds(graph_of(f"g (float[2] x) => (float[2] y) {body}", HEAD.replace("17", "12")))
+    assert holds(graph_of(f"g (float[2] x) => (float[2] y) {body}", opset=12))
 
 
 def test_a_models_own_functions_need_no_schema() -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import onnx.parser
 import pytest
 
 from qcompile.errors import InvariantError, ModelError, PassError, RecipeError
@@ -18,14 +17,13 @@ from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.instruments import Dump, Time, Verify
 from qcompile.rewriting.pass_manager import PassManager
-from qcompile.rewriting.testing import context
+from qcompile.rewriting.testing import context, model_proto
 
-TEXT = """<ir_version: 8, opset_import: ["": 17]>
-g (float[2] x) => (float[2] y) { [neg] a = Neg(x) [abs] y = Abs(a) }"""
+TEXT = "g (float[2] x) => (float[2] y) { [neg] a = Neg(x) [abs] y = Abs(a) }"
 
 
 def graph(text: str = TEXT) -> Graph:
-    return from_proto(onnx.parser.parse_model(text))
+    return from_proto(model_proto(text))
 
 
 @dataclass(frozen=True)

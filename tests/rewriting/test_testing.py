@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import pytest
 
 from qcompile.errors import InvariantError
@@ -21,6 +22,7 @@ from qcompile.rewriting.testing import (
     check,
     differential,
     filecheck,
+    model_proto,
     normal,
     outputs,
     parse,
@@ -30,8 +32,7 @@ from qcompile.rewriting.testing import (
 )
 
 TEXT = "a = Add(x, y)\nb = Mul(a, a)\nc = Exp(b)\n"
-SUM = """<ir_version: 8, opset_import: ["": 17]>
-    g (float[N,4] x, float[4] w) => (float[N,4] y) { s = Add(x, w) y = Identity(s) }"""
+SUM = "g (float[N,4] x) => (float[N,4] y) { s = Add(x, w) y = Identity(s) }"
 
 
 def graph() -> Graph:
@@ -234,8 +235,7 @@ def test_what_is_no_refusal(item: Pass, message: str) -> None:
 
 
 def test_the_text_of_a_plan() -> None:
-    text = SUM.replace("float[4] w", "float[4,4] w").replace("Add", "MatMul")
-    ctx = run_pass(parse(text, w=normal(4, 4)), PlanOperands())
+    ctx = run_pass(parse(SUM.replace("Add", "MatMul"), w=normal(4, 4)), PlanOperands())
     lines = plan_text(ctx).splitlines()
     assert lines[0].startswith("weight w: int8:sym:channel[1]:pairs at MatMul:s.1 because ")
     assert lines[1].startswith("activation x: uint8:asym:tensor at MatMul:s.0 because ")
@@ -244,8 +244,10 @@ def test_the_text_of_a_plan() -> None:
 # Inputs ---------------------------------------------------------------------------------------
 
 
-def test_weights_take_the_place_of_declared_inputs() -> None:
-    made = graph()
+@pytest.mark.parametrize("text", [SUM, SUM.replace("x)", "x, float[4] w)", 1)])
+def test_weights_need_no_declaration_and_take_the_place_of_inputs(text: str) -> None:
+    assert [i.name for i in model_proto(text, w=normal(4)).graph.input] == ["x"]
+    made = parse(text, w=normal(4))
     assert [t.name for t in made.inputs] == ["x"]
     np.testing.assert_array_equal(array(made.constants()["w"]), normal(4))
     x = np.ones((1, 4), np.float32)
@@ -253,13 +255,33 @@ def test_weights_take_the_place_of_declared_inputs() -> None:
 
 
 def test_text_that_is_no_valid_model_is_an_error() -> None:
-    with pytest.raises(Exception, match="w"):
-        parse(SUM.replace(", float[4] w", ""))
+    with pytest.raises(onnx.checker.ValidationError, match="w"):
+        parse(SUM)
+    with pytest.raises(onnx.parser.ParseError):
+        model_proto("g (float[N] x) {}")
+
+
+@pytest.mark.parametrize(
+    ("text", "imports"),
+    [
+        ("y = Relu(x)", {"": 14}),
+        (
+            "a = com.microsoft.Gelu(x) y = acme.Op<k = 1.5>(a)",
+            {"": 14, "com.microsoft": 1, "acme": 1},
+        ),
+    ],
+)
+def test_the_header_declares_the_domains_that_operators_name(
+    text: str, imports: dict[str, int]
+) -> None:
+    made = model_proto(f"g (float[N] x) => (float[N] y) {{ {text} }}", 14)
+    assert {o.domain: o.version for o in made.opset_import} == imports
+    own = model_proto('<ir_version: 9, opset_import: ["": 20]> g (int8 x) => (int8 x) {}')
+    assert (own.ir_version, own.opset_import[0].version) == (9, 20)
 
 
 def test_random_feeds_are_the_same_in_every_run() -> None:
-    text = """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,2] x, float[S,B] z) => (float[B,S,2] y) { y = Relu(x) }"""
+    text = "g (float[B,S,2] x, float[S,B] z) => (float[B,S,2] y) { y = Relu(x) }"
     feed = random_feed(parse(text), seed=3, dims=(4, 5))
     assert {n: v.shape for n, v in feed.items()} == {"x": (4, 5, 2), "z": (5, 4)}
     again = random_feed(parse(text), seed=3, dims=(4, 5))

@@ -14,6 +14,7 @@ import pytest
 
 from qcompile.ir.model_io.read_model import read_model
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime import session as runtime
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.runtime.session import Session, SessionOptions
@@ -27,17 +28,16 @@ SCALES = RNG.uniform(0.5, 2, 5).astype(np.float32)
 
 def model() -> onnx.ModelProto:
     """A constant that two operators read, and data on the right."""
-    made = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (uint8[M,70] a, int8[70,N] b) => (int32[M,5] y, int32[M,N] z, float[M,5] f)
+    return model_proto(
+        """g (uint8[M,70] a, int8[70,N] b) => (int32[M,5] y, int32[M,N] z, float[M,5] f)
         { y = MatMulInteger(a, w, zero)
           z = MatMulInteger(a, b)
-          f = com.microsoft.MatMulIntegerToFloat(a, w, s, t, zero) }"""
+          f = com.microsoft.MatMulIntegerToFloat(a, w, s, t, zero) }""",
+        w=WEIGHT,
+        zero=np.array(7, np.uint8),
+        s=np.array(0.5, np.float32),
+        t=SCALES,
     )
-    constants = {"w": WEIGHT, "zero": np.uint8(7), "s": np.float32(0.5), "t": SCALES}
-    for name, values in constants.items():
-        made.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
-    return made
 
 
 def save(path: Path, *, apart: bool) -> None:
@@ -98,13 +98,12 @@ def test_what_the_session_option_does_is_left_to_it() -> None:
 
 
 def test_dequantizers_of_one_weight_are_copied_too() -> None:
-    made = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[M,70] x) => (float[M,5] y) <float s = {0.1}, uint8 z = {0}, int8 o = {0}>
+    made = model_proto(
+        """g (float[M,70] x) => (float[M,5] y) <float s = {0.1}, uint8 z = {0}, int8 o = {0}>
         { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s, o)
-          a = MatMul(d, v) b = MatMul(d, v) y = Add(a, b) }"""
+          a = MatMul(d, v) b = MatMul(d, v) y = Add(a, b) }""",
+        w=WEIGHT,
     )
-    made.graph.initializer.append(onnx.numpy_helper.from_array(WEIGHT, "w"))
     feed = {"x": RNG.uniform(0, 25, (3, 70)).astype(np.float32)}
     before = Session(made.SerializeToString(), SessionOptions(threads=1)).run(feed)["y"]
     assert exact_form(made)
@@ -128,8 +127,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_other_operators_with_int8_on_the_right(what: str) -> None:
-    text = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>' + OTHERS[what]
-    made = onnx.parser.parse_model(text)
+    made = model_proto(OTHERS[what])
     given: dict[str, Array] = {
         "x": RNG.integers(0, 99, (1, 3, 4)).astype(np.uint8),
         "f": RNG.uniform(-1, 1, (3, 1, 4)).astype(np.float32),
@@ -149,10 +147,10 @@ def test_other_operators_with_int8_on_the_right(what: str) -> None:
 
 
 def test_a_model_without_int8_operands_is_left_alone() -> None:
-    made = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (uint8[M,70] a, uint8[70,N] b, int8[M,70] c, int8[70,N] d) => (int32[M,N] y, int32[M,N] z)
-        { y = MatMulInteger(a, b) z = MatMulInteger(c, d) }"""
+    made = model_proto(
+        """g (uint8[M,70] a, uint8[70,N] b, int8[M,70] c, int8[70,N] d)
+            => (int32[M,N] y, int32[M,N] z) {
+          y = MatMulInteger(a, b) z = MatMulInteger(c, d) }"""
     )
     text = made.SerializeToString()
     assert not exact_form(made, optimized=False) and not exact_form(made)

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime import latency
 from qcompile.runtime.latency import Comparison, Timing, TimingOptions, compare_latency
 
@@ -28,8 +28,7 @@ def compared(*timings: Timing, seed: int = 0) -> Comparison:
 
 def model(op: str) -> bytes:
     text = f"g (float[N,2] x) => (float[N,2] y) {{ y = {op}(x) }}"
-    parsed = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
-    return bytes(parsed.SerializeToString())
+    return bytes(model_proto(text).SerializeToString())
 
 
 def test_statistics_of_one_model() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
-from onnx import numpy_helper
 
 import qcompile
 from qcompile import Gates, Options
@@ -18,24 +17,21 @@ from qcompile.ir import Graph
 from qcompile.ir.analysis.activation_memory import footprint
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.quant import Array, ChannelStats
+from qcompile.rewriting.testing import model_proto, normal
 from qcompile.runtime.memory_budget import FETCHED, LIBRARIES, Budget
 from qcompile.runtime.session import evaluate
 from qcompile.runtime.spilled_arrays import KeptChannels, KeptValues, Store
 
 WIDE = 1024
-TEXT = """<ir_version: 8, opset_import: ["": 17]> mlp (float[batch,1024] x) => (float[batch,8] y)
-{ h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"""
+TEXT = """mlp (float[batch,1024] x) => (float[batch,8] y) {
+    h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2)
+}"""
 WEIGHTS = 4 * WIDE * (WIDE + 8)
 OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
 
 
 def proto() -> onnx.ModelProto:
-    made = onnx.parser.parse_model(TEXT)
-    rng = np.random.default_rng(0)
-    for name, columns in (("w1", WIDE), ("w2", 8)):
-        values = (rng.standard_normal((WIDE, columns)) / 32).astype(np.float32)
-        made.graph.initializer.append(numpy_helper.from_array(values, name))
-    return made
+    return model_proto(TEXT, w1=normal(WIDE, WIDE) / 32, w2=normal(WIDE, 8, seed=1) / 32)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +51,8 @@ def test_activations_alive_at_once(graph: Graph) -> None:
 
 
 def test_shapes_that_depend_on_data_count_nothing() -> None:
-    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (int64[1,K] y)
-    { y = NonZero(x) }"""
-    found = footprint(from_proto(onnx.parser.parse_model(text)), evaluate, {"x": (6,)})
+    graph = from_proto(model_proto("g (float[N] x) => (int64[1,K] y) { y = NonZero(x) }"))
+    found = footprint(graph, evaluate, {"x": (6,)})
     assert found.bytes == 24
 
 
@@ -91,10 +86,8 @@ def test_what_cannot_fit_says_what_would(graph: Graph) -> None:
 def test_what_is_said_to_fit_fits_all_feeds() -> None:
     """A later, longer sample needs more than the first: whoever follows the advice is not refused
     again."""
-    text = """<ir_version: 8, opset_import: ["": 17]> g (float[B,S,8] x) => (float[B,S,8] y)
-    { h = MatMul(x, w) y = Relu(h) }"""
-    made = onnx.parser.parse_model(text)
-    made.graph.initializer.append(numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))
+    text = "g (float[B,S,8] x) => (float[B,S,8] y) { h = MatMul(x, w) y = Relu(h) }"
+    made = model_proto(text, w=np.eye(8, dtype=np.float32))
     feeds = [{"x": np.ones((2, length, 8), np.float32)} for length in (4, 64, 16, 8)]
     limit = 1000
     for runs in range(2):

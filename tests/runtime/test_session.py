@@ -12,6 +12,7 @@ import pytest
 from qcompile.errors import ModelError
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.session import (
     Session,
     SessionOptions,
@@ -22,15 +23,14 @@ from qcompile.runtime.session import (
     with_outputs,
 )
 
-TEXT = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-g (float[N,2] x, float[N,2] w) => (float[N,2] y) {
+TEXT = """g (float[N,2] x, float[N,2] w) => (float[N,2] y) {
     a = Add(x, w) g = com.microsoft.Gelu(a) i = Identity(g) y = Abs(i)
 }"""
 FEED = {"x": np.ones((3, 2), np.float32), "w": np.zeros((3, 2), np.float32)}
 
 
 def model(text: str = TEXT) -> onnx.ModelProto:
-    return onnx.parser.parse_model(text)
+    return model_proto(text)
 
 
 def test_bytes_and_paths_run_with_named_inputs_and_outputs(tmp_path: Path) -> None:
@@ -103,8 +103,7 @@ def test_constants_are_evaluated_with_functions_and_external_operators() -> None
 
 
 def test_why_constants_cannot_be_evaluated() -> None:
-    text = """<ir_version: 8, opset_import: ["": 17, "org": 1]>
-        g (float[2] x) => (float[2] y) <float[2] c = {-1, 2}> { a = org.New(c) y = Add(x, a) }"""
+    text = "g (float[2] x) => (float[2] y) <float[2] c = {-1, 2}> { a = org.New(c) y = Add(x, a) }"
     graph = from_proto(model(text))
     assert "org:New" in str(evaluate(graph, graph.nodes[:1]))
 

@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 
 import qcompile
-from qcompile.commands.cli import main
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.compiler.stages.result import Result
@@ -19,11 +17,12 @@ from qcompile.ir.model_io import write_model
 from qcompile.quant import QSpec, qparams, quantize
 from qcompile.quant.affine import weight_range
 from qcompile.rewriting.registry import targets
-from qcompile.rewriting.testing import normal
+from qcompile.rewriting.testing import model_proto, normal
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.targets import instruction_sets
 from qcompile.targets.instruction_sets import TABLE, fitted
 from qcompile.targets.target import OpRule, Target
+from tests.command_line import run
 
 INNER = 64
 PLAIN = Recipe(isa="avx512-vnni")  # all 8 bits
@@ -31,14 +30,11 @@ PLAIN = Recipe(isa="avx512-vnni")  # all 8 bits
 
 def model() -> onnx.ModelProto:
     """A linear whose first column is large throughout: pairs of it leave int16."""
-    made = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,{INNER}] x) => (float[N,32] y) {{ y = MatMul(x, w) }}"""
-    )
     weight = normal(INNER, 32)
     weight[:, 0] = 1
-    made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
-    return made
+    return model_proto(
+        f"g (float[N,{INNER}] x) => (float[N,32] y) {{ y = MatMul(x, w) }}", w=weight
+    )
 
 
 def feeds(low: float) -> list[dict[str, np.ndarray]]:
@@ -150,16 +146,15 @@ def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(RecipeError, match="unknown isa 'avx3', did you mean 'avx2'"):
         Recipe(isa="avx3")
-    found = CliRunner().invoke(main, ["compile", "m.onnx", "-o", "o.onnx", "--isa", "avx3"])
+    found = run("compile", "m.onnx", "-o", "o.onnx", "--isa", "avx3")
     assert found.exit_code == 2 and "unknown isa 'avx3'" in found.output
 
 
 @pytest.mark.parametrize("right", ["k", "c"])
 def test_operands_that_are_no_result_of_a_node(right: str) -> None:
     """An input of the model is looked at; a constant that is no matrix has a bound."""
-    made = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[2,4] x, int8[2,4,2] k) => (int32[2,2,2] y)
+    made = model_proto(
+        f"""g (float[2,4] x, int8[2,4,2] k) => (int32[2,2,2] y)
         <float s = {{0.01}}, uint8 z = {{0}},
          int8[2,4,2] c = {{127,1,127,1,1,1,1,1,1,1,1,1,1,1,1,1}}>
         {{ a = QuantizeLinear(x, s, z)

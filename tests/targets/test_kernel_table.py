@@ -20,9 +20,7 @@ HALF = np.float16
 
 
 def graph(body: str, inputs: str, outputs: str, opset: int = 17, **weights: Array) -> Graph:
-    domains = f'"": {opset}, "com.microsoft": 1, "ai.onnx.ml": 3'
-    text = f"<ir_version: 9, opset_import: [{domains}]> g ({inputs}) => ({outputs}) {{ {body} }}"
-    return parse(text, **weights)
+    return parse(f"g ({inputs}) => ({outputs}) {{ {body} }}", opset, **weights)
 
 
 def found(made: Graph) -> Findings:

@@ -44,21 +44,7 @@ def graph(body: str, **changed: Array) -> Graph:
     }
     made, read = set(re.findall(r"(\w+) = \w", body)), set(re.findall(r"(\w+)[,)]", body))
     values = {n: v for n, v in values.items() if n in read - made}
-    kinds = {
-        "float32": "float",
-        "int8": "int8",
-        "uint8": "uint8",
-        "int32": "int32",
-        "int64": "int64",
-    }
-    declared = "".join(
-        f", {kinds[v.dtype.name]}{list(v.shape) or ''} {n}" for n, v in values.items()
-    )
-    return parse(
-        '<ir_version: 9, opset_import: ["": 20, "com.microsoft": 1]>'
-        f"g (float[N,4] x{declared}) => (float[N,6] y) {{ {body} }}",
-        **values,
-    )  # fmt: skip
+    return parse(f"g (float[N,4] x) => (float[N,6] y) {{ {body} }}", 20, **values)
 
 
 def faults(requirement: Requirement, body: str, **changed: Array) -> list[str]:

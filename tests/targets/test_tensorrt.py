@@ -81,9 +81,7 @@ def test_tensorrt_runs_it(compiled: qcompile.Result) -> None:
 
 def convolution(**given: Any) -> qcompile.Result:
     model = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,3,8,8] x, float[4,3,3,3] w, float[4] b, float[2,4,3,3] v)
-            => (float[N,2,4,4] y) {
+        """g (float[N,3,8,8] x) => (float[N,2,4,4] y) {
             c = Conv<kernel_shape = [3, 3]>(x, w, b) r = Relu(c) y = Conv(r, v)
         }""",
         w=normal(4, 3, 3, 3),

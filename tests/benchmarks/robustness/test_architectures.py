@@ -8,14 +8,12 @@ transformers warn as they are imported.
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.command_line import run_module
+
+SCRIPT = "benchmarks.robustness.architectures"
 FOUND = all(importlib.util.find_spec(n) for n in ("torch", "transformers"))
 pytestmark = pytest.mark.skipif(not FOUND, reason="needs torch and transformers (extra export)")
 CASES = [
@@ -37,16 +35,10 @@ CASES = [
 ]
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.robustness.architectures", *args]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_all_the_way(name: str, task: str) -> None:
     """Three layers of six linears at least are integer. 8 bits leave a cosine of .99."""
-    done = run(name, "--task", task)
+    done = run_module(SCRIPT, name, "--task", task)
     assert done.returncode == 0, done.stderr
     *_, line, empty, versions = done.stdout.splitlines()
     row = [cell.strip() for cell in line.strip("|").split("|")]
@@ -59,6 +51,6 @@ def test_all_the_way(name: str, task: str) -> None:
 
 
 def test_an_unknown_name_is_one_line() -> None:
-    done = run("bart")
+    done = run_module(SCRIPT, "bart")
     assert done.returncode == 2 and "unknown architecture 'bart'" in done.stderr
     assert "Traceback" not in done.stderr

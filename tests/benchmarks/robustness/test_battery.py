@@ -21,11 +21,7 @@ from qcompile.rewriting.testing import normal, parse
 
 def write(path: Path, text: str, size: int = 8) -> Path:
     """A model with an 8 x 8 weight."""
-    graph = parse(
-        f'<ir_version: 8, opset_import: ["": 17]> g (float[B,8] x, float[8,{size}] w) '
-        f"=> (float[B,N] y) {{ {text} }}",
-        w=normal(8, size),
-    )
+    graph = parse(f"g (float[B,8] x) => (float[B,N] y) {{ {text} }}", w=normal(8, size))
     path.write_bytes(serialize(graph))
     return path
 
@@ -87,11 +83,7 @@ def fails(code: int, said: str, written: bool) -> Callable[..., None]:
     [("y = Neg(x)", "on fresh inputs: output 'y': mean cosine -"), ("y = MatMul(x, w)", "not run")],
 )
 def test_wrong_answers(
-    linear: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    text: str,
-    detail: str,
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, detail: str
 ) -> None:
     """Other answers; and answers of another shape."""
     other = write(tmp_path / "other.onnx", text, size=6)

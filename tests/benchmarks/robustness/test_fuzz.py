@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +15,8 @@ import qcompile
 from benchmarks.robustness import _corrupt_files, _random_graphs, _random_operators, fuzz
 from benchmarks.robustness import _differential_check as checks
 from qcompile.errors import ModelError
-
-ROOT = Path(__file__).parents[3]
+from qcompile.rewriting.testing import model_proto, normal
+from tests.command_line import run_module
 
 
 def case(seed: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
@@ -28,8 +26,7 @@ def case(seed: int) -> tuple[onnx.ModelProto, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize(("kind", "count"), [("graphs", 20), ("models", 120), ("data", 60)])
 def test_nothing_goes_wrong(kind: str, count: int) -> None:
-    script = [sys.executable, "-m", "benchmarks.robustness.fuzz", kind, "--count", str(count)]
-    end = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    end = run_module("benchmarks.robustness.fuzz", kind, "--count", count)
     assert (end.returncode, end.stderr) == (0, ""), end.stdout
     assert f"'good': {count}" in end.stdout
 
@@ -91,12 +88,8 @@ def test_a_wrong_model_is_seen(
         return SimpleNamespace(model=data, report=SimpleNamespace(ledger=[row]))
 
     monkeypatch.setattr(qcompile, "compile", wrong)
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        random (float[B,8] x) => (float[B,6] y) { y = MatMul(x, w) }"""
-    )
-    weight = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    text = "random (float[B,8] x) => (float[B,6] y) { y = MatMul(x, w) }"
+    model = model_proto(text, w=normal(8, 6))
     feeds = _random_graphs.feeds(model, 0)
     (fault,) = checks.check(model, feeds, [checks.Form("cpu", "static")])
     assert words in fault and "[cpu/static]" in fault

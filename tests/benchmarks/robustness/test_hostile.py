@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import pytest
 
 from benchmarks.robustness import _isolated_process as forked
 from benchmarks.robustness import hostile
+from tests.command_line import run_module
 
-ROOT = Path(__file__).parents[3]
 # Cases in which nothing is wrong with the file but its size or its names.
 HARMLESS = {
     "axis_2_60", "chain_of_2_000_nodes", "input_negative", "names_that_steer_a_terminal",
@@ -26,8 +24,7 @@ HARMLESS = {
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What became of every case under ``compile``."""
     file = tmp_path_factory.mktemp("hostile") / "rows.json"
-    script = [sys.executable, "-m", "benchmarks.robustness.hostile", "--command", "compile"]
-    subprocess.run([*script, "--json", str(file)], cwd=ROOT, check=False, capture_output=True)
+    run_module("benchmarks.robustness.hostile", "--command", "compile", "--json", file)
     found: list[dict[str, Any]] = json.loads(file.read_text())
     return found
 

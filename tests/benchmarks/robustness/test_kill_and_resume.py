@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 
-from qcompile.ir.model_io.to_proto import to_proto
-from qcompile.rewriting.testing import encoder
+from tests.command_line import ROOT, run_module
+from tests.encoder_files import save_encoder
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = "benchmarks.robustness.kill_and_resume"
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "m.onnx"
-    onnx.save(to_proto(encoder(1, width=16)), path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "x.npz"
-    ids = np.random.default_rng(3).integers(0, 64, (64, 7))
-    np.savez(path, ids=ids, attention_mask=np.ones_like(ids))
-    return path
-
-
-def script(*args: object) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    given = [sys.executable, "-m", SCRIPT, *map(str, args)]
-    return subprocess.run(given, env=env, capture_output=True, text=True, check=False)
+    return save_encoder(tmp_path / "m.onnx", layers=1, outlier=1)
 
 
 def test_three_points(model: Path, data: Path) -> None:
     options = ("--data", data, "--no-bench", "--no-verify", "--threads", 1)
-    done = script(model, "--points", 3, "--", *options)
+    done = run_module(SCRIPT, model, "--points", 3, "--", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 3 resume to the same bytes" in done.stdout
     assert all(name in done.stdout for name in ("SIGKILL", "SIGTERM", "SIGINT"))
@@ -59,18 +38,11 @@ def test_it_sees_other_bytes(model: Path, data: Path, tmp_path: Path) -> None:
     )
     options = ("--data", "own_feeds:feeds", "--no-bench", "--no-verify", "--threads", 1)
     path = os.pathsep.join((str(ROOT), str(tmp_path)))
-    given = [sys.executable, "-m", SCRIPT, model, "--points", 1, "--", *options]
-    done = subprocess.run(
-        [*map(str, given)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_module(SCRIPT, model, "--points", 1, "--", *options, path=path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "other bytes" in done.stdout and "0 of 1 resume" in done.stdout
 
 
 def test_a_build_that_fails_by_itself_is_no_result(model: Path) -> None:
-    done = script(model, "--", "--data", "nowhere.npz")
+    done = run_module(SCRIPT, model, "--", "--data", "nowhere.npz")
     assert done.returncode == 2 and "nothing to compare with" in done.stderr

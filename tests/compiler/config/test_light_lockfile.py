@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import qcompile
 from qcompile import Options
-from qcompile.commands.cli import main
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.model_folder.layout import MANIFEST
 from qcompile.data.feeds import Feed, input_specs
@@ -24,33 +22,11 @@ from qcompile.errors import OutputError, RecipeError
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.rewriting.testing import encoder
+from tests.command_line import assert_one_line, run
 from tests.compiler.model_folder.written_folder import decoder, write_folder, write_text
+from tests.encoder_files import save_tokens, token_feeds
 
 LIGHT = Options(bench=False, threads=1, keep_lock=True)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """An encoder whose FFN inputs have one wide channel."""
-    path = tmp_path / "m.onnx"
-    onnx.save(to_proto(encoder(2, width=16, outlier=40.0)), path)
-    return path
-
-
-def arrays(seed: int) -> Feed:
-    ids = np.random.default_rng(seed).integers(0, 64, (32, 7))
-    return {"ids": ids, "attention_mask": np.ones_like(ids)}
-
-
-def write(path: Path, seed: int) -> Path:
-    made = arrays(seed)
-    np.savez(path, ids=made["ids"], attention_mask=made["attention_mask"])
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write(tmp_path / "x.npz", 3)
 
 
 def made_with(model: Path, data: object, **settings: object) -> tuple[bytes, Path]:
@@ -62,21 +38,9 @@ def made_with(model: Path, data: object, **settings: object) -> tuple[bytes, Pat
     return result.model, file
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
 def again(model: Path, file: Path, *more: object) -> Result:
     out = model.with_name("again.onnx")
     return run("compile", model, "-o", out, "--recipe", file, "--no-bench", *more)
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    assert result.exit_code == code, result.output
-    lines = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 BUILDS: dict[str, dict[str, object]] = {
@@ -147,7 +111,7 @@ def test_other_data_is_one_line_with_both_digests(
 ) -> None:
     _, file = made_with(model, str(data))
     expected = lockfile.read_lockfile(file).data["sha256"][:12]  # type: ignore[index]
-    other = write(tmp_path / "other.npz", 4)
+    other = save_tokens(tmp_path / "other.npz", 4)
     monkeypatch.setattr("qcompile.calibration.collector.collect", None)  # before any work
     for cache in ((), ("--no-cache",)):
         done = again(model, file, "--data", other, *cache)
@@ -171,7 +135,7 @@ def test_options_that_choose_samples_count_as_the_data(
 
 def test_data_that_can_be_read_once_is_checked_too(model: Path, data: Path) -> None:
     def halves(seed: int) -> Iterator[Feed]:
-        whole = arrays(seed)
+        whole = token_feeds(1, 32, seed=seed)[0]
         return ({k: v[i : i + 8] for k, v in whole.items()} for i in range(0, 32, 8))
 
     first, file = made_with(model, halves(3))

@@ -8,42 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 from threadpoolctl import threadpool_limits
 
 import qcompile
 from qcompile import Options, Recipe
-from qcompile.commands.cli import main
 from qcompile.compiler.config import lockfile
 from qcompile.errors import OutputError, RecipeError
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.rewriting.testing import encoder
+from tests.command_line import assert_one_line, run
+from tests.encoder_files import save_tokens
 
 QUICK = Options(bench=False, threads=1, keep_calibration=True)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """An encoder whose FFN inputs have one wide channel."""
-    path = tmp_path / "m.onnx"
-    onnx.save(to_proto(encoder(2, width=16, outlier=40.0)), path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "x.npz"
-    ids = np.random.default_rng(3).integers(0, 64, (32, 7))
-    np.savez(path, ids=ids, attention_mask=np.ones_like(ids))
-    return path
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 def locked(model: Path, data: Path, *more: object) -> tuple[Path, Path]:
@@ -58,14 +38,6 @@ def locked(model: Path, data: Path, *more: object) -> tuple[Path, Path]:
 
 def again(model: Path, file: Path, *more: object) -> Result:
     return run("compile", model, "-o", model.with_name("again.onnx"), "--recipe", file, *more)
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    assert result.exit_code == code, result.output
-    lines = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 BUILDS = {
@@ -136,9 +108,7 @@ def test_data_that_is_given_all_the_same_serves_to_verify(
     done = again(model, file, "--data", data, "--no-bench")
     assert done.exit_code == 0 and "samples compared" in done.output
     assert "not what was locked" not in done.output
-    other = tmp_path / "other.npz"
-    ids = np.random.default_rng(4).integers(0, 64, (32, 7))
-    np.savez(other, ids=ids, attention_mask=np.ones_like(ids))
+    other = save_tokens(tmp_path / "other.npz", seed=4)
     done = again(model, file, "--data", other, "--no-bench")
     assert done.exit_code == 0 and "the data is not what was locked" in done.output
     assert model.with_name("again.onnx").read_bytes() == out.read_bytes()

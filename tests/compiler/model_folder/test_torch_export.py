@@ -17,19 +17,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
-from qcompile.commands.cli import main
 from qcompile.compiler.model_folder import layout, torch_export, torch_parity
 from qcompile.compiler.model_folder.torch_parity import TOLERANCE, Vocabulary, example
 from qcompile.errors import ModelError
 from qcompile.runtime.session import Session
+from tests.command_line import ROOT, assert_one_line, run
 
 # torch and transformers warn where they are imported, which exporting does late.
 pytestmark = pytest.mark.filterwarnings("ignore")
 VOCABULARY = Vocabulary(size=1000, padding=0, segments=2, longest=128)
-ROOT = Path(__file__).parents[3]
 
 
 def installed(*names: str) -> bool:
@@ -51,16 +49,6 @@ def folder(root: Path, **files: object) -> Path:
         text = content if isinstance(content, str) else json.dumps(content)
         (root / name.replace("__", ".")).write_text(text)
     return root
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def assert_one_line(result: Result, code: int, *words: str) -> None:
-    assert result.exit_code == code, result.output
-    (line,) = [x for x in result.stderr.splitlines() if x.startswith(("error:", "Error:"))]
-    assert all(word in line for word in words), line
 
 
 def test_pickled_weights_are_refused_with_the_next_step(tmp_path: Path) -> None:
@@ -217,7 +205,7 @@ def test_a_transformers_too_old_is_told(
 def test_versions_that_are_told_are_those_of_the_extra() -> None:
     """What goes together stands in setup.cfg."""
     setup = configparser.ConfigParser()
-    setup.read(Path(__file__).parents[3] / "setup.cfg")
+    setup.read(ROOT / "setup.cfg")
     extra = setup["options.extras_require"]["export"].split()
     assert {told.replace(" ", "==") for told in torch_export.TOGETHER} <= set(extra)
 

@@ -30,8 +30,7 @@ TABLE = normal(20, 4)
 def exported(tmp_path: Path) -> Path:
     """Embedded tokens, padding zeroed."""
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (int64[B,S] input_ids, int64[B,S] attention_mask, float[20,4] table) => (float[B,S,4] y)
+        """g (int64[B,S] input_ids, int64[B,S] attention_mask) => (float[B,S,4] y)
         <int64[1] last = {2}> {
             e = Gather(table, input_ids) f = Cast<to = 1>(attention_mask) m = Unsqueeze(f, last)
             y = Mul(e, m)

@@ -10,31 +10,21 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from qcompile.quant import Array
-from qcompile.rewriting.testing import normal
+from qcompile.rewriting.testing import model_proto, normal
 
 WIDTH = 64
 WORDS = [*"abcdefgh"]
 
 
-def model(inputs: str, outputs: str, body: str, **weights: Array) -> onnx.ModelProto:
-    """A model from ONNX text, opset 17, with these initializers."""
-    text = f'<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => ({outputs}) {{ {body} }}'
-    made = onnx.parser.parse_model(text)
-    for name, values in weights.items():
-        made.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    return made
-
-
 def encoder() -> onnx.ModelProto:
     """Two linears over embedded tokens and segments, padding zeroed; BERT's names."""
     tokens = "int64[batch_size,sequence_length] "
-    return model(
-        f"{tokens} input_ids, {tokens} attention_mask, {tokens} token_type_ids",
-        f"float[batch_size,sequence_length,{WIDTH}] last_hidden_state",
-        """e = Gather(table, input_ids) t = Gather(kinds, token_type_ids) s = Add(e, t)
-        f = Cast<to = 1>(attention_mask) u = Unsqueeze(f, last) m = Mul(s, u)
-        h = MatMul(m, w1) r = Relu(h) last_hidden_state = MatMul(r, w2)""",
+    return model_proto(
+        f"""g ({tokens} input_ids, {tokens} attention_mask, {tokens} token_type_ids)
+            => (float[batch_size,sequence_length,{WIDTH}] last_hidden_state) {{
+            e = Gather(table, input_ids) t = Gather(kinds, token_type_ids) s = Add(e, t)
+            f = Cast<to = 1>(attention_mask) u = Unsqueeze(f, last) m = Mul(s, u)
+            h = MatMul(m, w1) r = Relu(h) last_hidden_state = MatMul(r, w2) }}""",
         table=normal(WIDTH, WIDTH),
         kinds=normal(2, WIDTH, seed=3) / 4,
         last=np.array([2]),
@@ -47,8 +37,9 @@ def decoder() -> onnx.ModelProto:
     """A linear over what no tokenizer makes."""
     states = f"float[batch_size,sequence_length,{WIDTH}] "
     body = "logits = MatMul(encoder_hidden_states, w)"
-    return model(
-        f"{states} encoder_hidden_states", f"{states} logits", body, w=normal(WIDTH, WIDTH) / 8
+    return model_proto(
+        f"g ({states} encoder_hidden_states) => ({states} logits) {{ {body} }}",
+        w=normal(WIDTH, WIDTH) / 8,
     )
 
 

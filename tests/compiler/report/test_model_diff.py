@@ -8,33 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
-from click.testing import CliRunner, Result
 
-from qcompile.commands.cli import main
-from qcompile.ir.model_io.to_proto import to_proto
-from qcompile.rewriting.testing import encoder
+from tests.command_line import run
 
 QUICK = "--no-bench", "--threads", 1, "--force"
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "m.onnx"
-    onnx.save(to_proto(encoder(2, width=16)), path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "x.npz"
-    ids = np.random.default_rng(3).integers(0, 64, (32, 7))
-    np.savez(path, ids=ids, attention_mask=np.ones_like(ids))
-    return path
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 def built(model: Path, data: Path, name: str, *more: object) -> Path:

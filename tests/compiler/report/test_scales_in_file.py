@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 
 from qcompile.compiler.report.scales_in_file import Quantizer, quantizers
 from qcompile.errors import ModelError
+from qcompile.rewriting.testing import model_proto
 
-TEXT = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-g (float[N,2] x, float dyn) => (float[N,2] y, float[N,2] z)
+TEXT = """g (float[N,2] x, float dyn) => (float[N,2] y, float[N,2] z)
 <float s = {0.5}, uint8 zp = {3}, int8[2,2] w = {1,2,3,4}, float[2] ws = {0.25, 0.125},
  int8[2] wz = {0,0}, int8[2,2] v = {5,6,7,8}, float vs = {2.0}>
 {
@@ -25,7 +23,7 @@ g (float[N,2] x, float dyn) => (float[N,2] y, float[N,2] z)
 
 
 def test_each_tensor_once_with_its_own_scale() -> None:
-    found = quantizers(onnx.parser.parse_model(TEXT))
+    found = quantizers(model_proto(TEXT))
     assert set(found) == {"x", "w", "v"}  # not q: x is what it stands for; not what is computed
     assert found["x"].to_dict() == {"scale": 0.5, "zero_point": 3}
     assert found["v"].to_dict() == {"scale": 2.0, "zero_point": 0}
@@ -42,7 +40,7 @@ def test_the_digest_sees_scales_and_zero_points() -> None:
 
 
 def test_a_damaged_scale_is_named() -> None:
-    model = onnx.parser.parse_model(TEXT)
+    model = model_proto(TEXT)
     broken = next(t for t in model.graph.initializer if t.name == "ws")
     broken.ClearField("float_data")
     broken.raw_data = b"\0" * 5
@@ -52,9 +50,8 @@ def test_a_damaged_scale_is_named() -> None:
 
 def test_constants_of_operators_that_are_no_linears() -> None:
     found = quantizers(
-        onnx.parser.parse_model(
-            """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-            g (uint8[2] x, uint8[1,2,2] y, int64[1] i) => (uint8[2] a, uint8[4] c, float[1,2,2] e)
+        model_proto(
+            """g (uint8[2] x, uint8[1,2,2] y) => (uint8[2] a, uint8[4] c, float[1,2,2] e)
             <float s = {0.5}, float t = {0.25}, uint8 z = {3}, uint8[2] v = {1,2},
              uint8[2] w = {5,6}, int8[2,6] k = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 o = {7},
              float[6] b = {0,0,0,0,0,0}>

@@ -14,12 +14,11 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import qcompile
 from qcompile import Options
 from qcompile.commands import _options
-from qcompile.commands.cli import main
 from qcompile.compiler import driver
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.stages import verify
@@ -29,18 +28,12 @@ from qcompile.rewriting import registry
 from qcompile.rewriting.testing import encoder
 from qcompile.runtime import latency, session
 from qcompile.runtime.latency import Comparison, Timing
+from tests.command_line import run
+from tests.encoder_files import save_tokens, token_feeds
 
 MODEL = serialize(encoder(1, width=16))
+FEEDS = token_feeds(batch=2)
 UNTIMED = Options(bench=False, threads=1)
-
-
-def feeds(count: int = 8) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(3)
-    made = []
-    for _ in range(count):
-        ids = rng.integers(0, 64, (2, 7))
-        made.append({"ids": ids, "attention_mask": np.ones_like(ids)})
-    return made
 
 
 def ops(model: bytes) -> list[str]:
@@ -65,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, factors: dict[str, float]) -> list[st
 
 def tuned(recipe: Recipe | None = None, **more: Any) -> qcompile.Result:
     options = Options(bench=False, threads=1, tune=True)
-    return qcompile.compile(MODEL, feeds(), recipe=recipe, options=options, **more)
+    return qcompile.compile(MODEL, FEEDS, recipe=recipe, options=options, **more)
 
 
 # ---- forms in a recipe
@@ -82,13 +75,11 @@ def tuned(recipe: Recipe | None = None, **more: Any) -> qcompile.Result:
 def test_a_form_changes_the_graph_and_not_the_answers(
     form: str, choice: str, gone: str, come: str | None
 ) -> None:
-    plain = qcompile.compile(MODEL, feeds(), options=UNTIMED)
-    other = qcompile.compile(
-        MODEL, feeds(), recipe=Recipe(forms=((form, choice),)), options=UNTIMED
-    )
+    plain = qcompile.compile(MODEL, FEEDS, options=UNTIMED)
+    other = qcompile.compile(MODEL, FEEDS, recipe=Recipe(forms=((form, choice),)), options=UNTIMED)
     assert ops(other.model).count(gone) < ops(plain.model).count(gone)
     assert come is None or come in ops(other.model)
-    for feed in feeds():
+    for feed in FEEDS:
         old, new = (session.Session(m.model).run(feed) for m in (plain, other))
         for name, value in old.items():
             # Attention in float or in 8 bits: one step of 1/255 of what a softmax sums up to.
@@ -120,7 +111,7 @@ def test_every_choice_of_every_target_is_sound() -> None:
 )
 def test_forms_that_there_are_not(recipe: Recipe, mode: Any, words: str) -> None:
     with pytest.raises(RecipeError, match=words.replace("?", r"\?")):
-        qcompile.compile(MODEL, feeds(), recipe=recipe, mode=mode, options=UNTIMED)
+        qcompile.compile(MODEL, FEEDS, recipe=recipe, mode=mode, options=UNTIMED)
 
 
 def test_a_choice_is_a_name() -> None:
@@ -144,7 +135,7 @@ def test_what_is_faster_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "attention float-scores: the same graph" in note  # too few channels for integers
     assert "padding kept: 1.11 times as fast, kept" in note
     again = qcompile.compile(
-        MODEL, feeds(), recipe=Recipe(forms=(("padding", "kept"),)), options=UNTIMED
+        MODEL, FEEDS, recipe=Recipe(forms=(("padding", "kept"),)), options=UNTIMED
     )
     assert again.model == made.model
 
@@ -156,7 +147,7 @@ def test_what_is_not_clearly_faster_is_not(monkeypatch: pytest.MonkeyPatch, fact
     )
     made = tuned()
     assert made.report.recipe.forms == ()
-    assert made.model == qcompile.compile(MODEL, feeds(), options=UNTIMED).model
+    assert made.model == qcompile.compile(MODEL, FEEDS, options=UNTIMED).model
 
 
 def test_a_recipe_may_come_with_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +175,9 @@ def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("data", "more", "reason"),
     [
-        (iter(feeds()), {}, "the data can be read once only"),
-        (feeds(), {"target": "qdq"}, "target 'qdq' has one form of everything"),
-        (feeds(), {"pipeline": "plan-operands,insert-qdq,lower-linears"}, "a pipeline is all"),
+        (iter(FEEDS), {}, "the data can be read once only"),
+        (FEEDS, {"target": "qdq"}, "target 'qdq' has one form of everything"),
+        (FEEDS, {"pipeline": "plan-operands,insert-qdq,lower-linears"}, "a pipeline is all"),
     ],
 )
 def test_why_nothing_is_tuned(data: Any, more: dict[str, Any], reason: str) -> None:
@@ -203,11 +194,9 @@ def test_why_nothing_is_tuned(data: Any, more: dict[str, Any], reason: str) -> N
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    model, data = tmp_path / "m.onnx", tmp_path / "x.npz"
+    model = tmp_path / "m.onnx"
     model.write_bytes(MODEL)
-    ids = np.random.default_rng(3).integers(0, 64, (32, 7))
-    np.savez(data, ids=ids, attention_mask=np.ones_like(ids))
-    return model, data
+    return model, save_tokens(tmp_path / "x.npz")
 
 
 @pytest.fixture
@@ -217,7 +206,7 @@ def compile_(files: tuple[Path, Path]) -> Callable[..., Result]:
     def call(*more: object, out: str = "out.onnx", given: object = data) -> Result:
         path = model.with_name(out)
         args = ("compile", model, "-o", path, "--data", given, "--no-bench", "--threads", 1, *more)
-        return CliRunner().invoke(main, [str(a) for a in args])
+        return run(*args)
 
     return call
 

@@ -25,17 +25,13 @@ from qcompile.ir.model_io.to_proto import serialize
 from qcompile.planning.context import Precision
 from qcompile.quant import Array
 from qcompile.rewriting.testing import encoder
+from tests.encoder_files import token_feeds
 
 # All 8 bits in the weights of 16 channels, so that the wide activations are what is to be found.
 QDQ = Recipe(target="qdq", transforms="none", isa="avx512-vnni")
 CPU = Recipe(target="cpu", transforms="none")
 CLOSE = Gates(min_cosine=0.995, max_latency_ratio=None)
-
-
-def feeds(count: int = 4, batch: int = 4) -> list[dict[str, Array]]:
-    rng = np.random.default_rng(3)
-    mask = np.ones((batch, 7), np.int64)
-    return [{"ids": rng.integers(0, 64, (batch, 7)), "attention_mask": mask} for _ in range(count)]
+FEEDS = token_feeds(4)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def options(state: Path | None = None, seconds: float = 60, **more: object) -> O
 def compile(
     model: bytes, recipe: Recipe = QDQ, gates: Gates = CLOSE, given: Options | None = None
 ) -> qcompile.Result:
-    return qcompile.compile(model, feeds(), recipe=recipe, gates=gates, options=given or options())
+    return qcompile.compile(model, FEEDS, recipe=recipe, gates=gates, options=given or options())
 
 
 @pytest.fixture
@@ -169,7 +165,7 @@ def test_when_the_time_is_up_the_same_command_goes_on(model: bytes, tmp_path: Pa
 
 def test_one_pass_data_cannot_be_searched(model: bytes) -> None:
     with pytest.raises(RejectedError) as caught:
-        qcompile.compile(model, iter(feeds()), recipe=QDQ, gates=CLOSE, options=options())
+        qcompile.compile(model, iter(FEEDS), recipe=QDQ, gates=CLOSE, options=options())
     assert any("read once only" in n for n in caught.value.result.report.note_texts)
 
 
@@ -233,7 +229,7 @@ def test_a_state_of_something_else_is_not_taken(model: bytes, tmp_path: Path, ch
             compile(model, given=options(state))
     recipe = replace(QDQ, seed=1) if change == "recipe" else QDQ
     gates = replace(CLOSE, min_cosine=0.996) if change == "gates" else CLOSE
-    data = feeds(5, 3) if change == "data" else feeds()
+    data = token_feeds(5, 3) if change == "data" else FEEDS
     found = qcompile.compile(model, data, recipe=recipe, gates=gates, options=options(state))
     fresh = qcompile.compile(model, data, recipe=recipe, gates=gates, options=options())
     assert searched(found.report).measurements == searched(fresh.report).measurements

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -23,6 +22,7 @@ from qcompile.ir.analysis.name_patterns import matches
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.quant import Array
 from qcompile.rewriting.testing import encoder
+from tests.encoder_files import token_feeds
 
 OFF = Gates(min_cosine=None, min_worst_cosine=None)
 OPEN = replace(OFF, max_latency_ratio=None)
@@ -33,15 +33,7 @@ CPU = Recipe(target="cpu", transforms="none")
 
 
 def feeds(count: int = 4, batch: int = 4) -> list[dict[str, Array]]:
-    """Token ids, some padded."""
-    rng = np.random.default_rng(3)
-    found = []
-    for _ in range(count):
-        ids = rng.integers(0, 64, (batch, 7))
-        mask = np.ones_like(ids)
-        mask[0, 4:] = 0
-        found.append({"ids": ids, "attention_mask": mask})
-    return found
+    return token_feeds(count, batch, padded=(0, 4))
 
 
 @pytest.fixture(scope="module")

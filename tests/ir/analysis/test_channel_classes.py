@@ -14,8 +14,8 @@ from qcompile.passes.transform.permute_channels import permute
 from qcompile.quant import Array
 from qcompile.rewriting.testing import assert_equivalent, context, normal, outputs, parse
 from qcompile.runtime.session import evaluate
+from tests.passes.corpus import bert_layer
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32
 
 
@@ -64,75 +64,21 @@ def answers(
     return before, outputs(graph, feed)
 
 
-def encoder() -> Graph:
-    """One layer of BERT: width 6, two heads of 3, a hidden layer of 10."""
-    shapes = {
-        "words": (9, 6), "places": (5, 6), "g0": (6,), "b0": (6,), "wq": (6, 6), "bq": (6,),
-        "wk": (6, 6), "wv": (6, 6), "bv": (6,), "wo": (6, 6), "g1": (6,), "b1": (6,),
-        "wi": (6, 10), "bi": (10,), "wd": (10, 6), "bd": (6,), "g2": (6,), "b2": (6,),
-    }  # fmt: skip
-    return parse(
-        HEAD
-        + f"""g (int64[B,S] ids, int64[B,S] where, int64[B,S] mask,
-            {", ".join(f"float{list(s)} {n}" for n, s in shapes.items())},
-            int64[4] split, int64[3] join, int64[2] axes, float low) => (float[B,S,6] y) {{
-            e = Gather(words, ids)
-            p = Gather(places, where)
-            s0 = Add(e, p)
-            x = LayerNormalization(s0, g0, b0)
-            qm = MatMul(x, wq)
-            qb = Add(qm, bq)
-            qr = Reshape(qb, split)
-            q = Transpose<perm = [0, 2, 1, 3]>(qr)
-            km = MatMul(x, wk)
-            kr = Reshape(km, split)
-            k = Transpose<perm = [0, 2, 3, 1]>(kr)
-            vm = MatMul(x, wv)
-            vb = Add(vm, bv)
-            vr = Reshape(vb, split)
-            v = Transpose<perm = [0, 2, 1, 3]>(vr)
-            scores = MatMul(q, k)
-            wide = Unsqueeze(mask, axes)
-            real = Cast<to = 1>(wide)
-            bias = Mul(real, low)
-            masked = Add(scores, bias)
-            probs = Softmax(masked)
-            c = MatMul(probs, v)
-            ct = Transpose<perm = [0, 2, 1, 3]>(c)
-            cr = Reshape(ct, join)
-            o = MatMul(cr, wo)
-            s1 = Add(o, x)
-            h = LayerNormalization(s1, g1, b1)
-            im = MatMul(h, wi)
-            ib = Add(bi, im)
-            act = Relu(ib)
-            dm = MatMul(act, wd)
-            db = Add(dm, bd)
-            s2 = Add(db, h)
-            y = LayerNormalization(s2, g2, b2)
-        }}""",
-        **{name: normal(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())},
-        split=np.array([0, 0, 2, 3]),
-        join=np.array([0, 0, 6]),
-        axes=np.array([1, 2]),
-        low=np.array(-1e4, F32),
-    )
-
-
 def test_a_transformer_layer() -> None:
-    assert text(encoder()) == "\n".join(
+    assert text(bert_layer()) == "\n".join(
         [
             "10 bi[-1] wd[-2] wi[-1]",
             "2x3 bq[-1] wk[-1] wq[-1]",
             "2x3 bv[-1] wo[-2] wv[-1]",
-            "6 b0[-1] b1[-1] b2[-1] bd[-1] g0[-1] g1[-1] g2[-1] places[-1] wd[-1] wi[-2] wk[-2]"
-            " wo[-1] words[-1] wq[-2] wv[-2] | y[-1]",
+            "4 wp[-1] | pooled[-1]",
+            "6 b0[-1] b1[-1] b2[-1] bd[-1] g0[-1] g1[-1] g2[-1] table[-1] wd[-1] wi[-2] wk[-2]"
+            " wo[-1] words[-1] wp[-2] wq[-2] wv[-2] | y[-1]",
         ]
     )
 
 
 def test_members_know_where_heads_and_channels_lie() -> None:
-    values = next(c for c in classes(encoder()) if any(m.tensor == "bv" for m in c.constants))
+    values = next(c for c in classes(bert_layer()) if any(m.tensor == "bv" for m in c.constants))
     found = {m.tensor: m for m in (*values.constants, *values.activations)}
     assert found["wo"] == Member("wo", -2, (2, 3), 1, (0,))
     assert found["cr"] == Member("cr", -1, (2, 3), 1, (0,))
@@ -141,7 +87,7 @@ def test_members_know_where_heads_and_channels_lie() -> None:
 
 
 def test_the_graph_is_left_alone() -> None:
-    graph = encoder()
+    graph = bert_layer()
     before = dump(graph)
     classes(graph)
     assert dump(graph) == before
@@ -149,9 +95,8 @@ def test_the_graph_is_left_alone() -> None:
 
 def test_rows_and_columns_of_one_matrix_in_one_class() -> None:
     graph = parse(
-        HEAD
-        + """g (int64[N] ids, float[9,4] t, float[4,4] w) => (float[N,4] y)
-            { e = Gather(t, ids) m = MatMul(e, w) y = Add(m, e) }""",
+        """g (int64[N] ids) => (float[N,4] y) {
+            e = Gather(t, ids) m = MatMul(e, w) y = Add(m, e) }""",
         t=normal(9, 4),
         w=normal(4, 4),
     )
@@ -162,25 +107,20 @@ def test_rows_and_columns_of_one_matrix_in_one_class() -> None:
 def test_tied_embeddings_through_a_transpose() -> None:
     """Columns are channels; rows are looked up one by one, so logits stay where they are."""
     graph = parse(
-        HEAD
-        + """g (int64[N] ids, float[9,4] t, float[4,4] w) => (float[N,9] y)
-            { e = Gather(t, ids) m = MatMul(e, w) k = Transpose(t) y = MatMul(m, k) }""",
+        """g (int64[N] ids) => (float[N,9] y) {
+            e = Gather(t, ids) m = MatMul(e, w) k = Transpose(t) y = MatMul(m, k) }""",
         t=normal(9, 4),
         w=normal(4, 4),
     )
     assert text(graph) == "\n".join(
-        [
-            "4 t[-1] w[-1] w[-2]",
-            "9 t[-2] | y[-1] pinned: Gather 'Gather:e' looks its entries up",
-        ]
+        ["4 t[-1] w[-1] w[-2]", "9 t[-2] | y[-1] pinned: Gather 'Gather:e' looks its entries up"]
     )
 
 
 def test_a_vector_that_does_not_vary_ties_nothing() -> None:
     """Exporters share one vector of zeros between all biases."""
     body = "a = MatMul(e, w) b = Add(a, z) c = Relu(b) d = MatMul(c, v) y = Add(d, z)"
-    source = f"{HEAD} g (int64[N] ids, float[9,4] e0, float[4,4] w, float[4] z, float[4,4] v)"
-    source += f" => (float[N,4] y) {{ e = Gather(e0, ids) {body} }}"
+    source = f"g (int64[N] ids) => (float[N,4] y) {{ e = Gather(e0, ids) {body} }}"
     weights = {"e0": normal(9, 4), "w": normal(4, 4), "v": normal(4, 4)}
     assert text(parse(source, **weights, z=np.zeros(4, F32))).splitlines() == [
         "4 e0[-1] w[-2]",
@@ -222,11 +162,8 @@ def test_operators_that_keep_channels_apart(body: str, found: str) -> None:
 def small(body: str, ends: str = "float[N,4] y") -> Graph:
     """A table, a matrix and a vector of width 4, and constants of all kinds."""
     return parse(
-        HEAD
-        + f"""g (int64[N] ids, int64 i, bool c, float[9,4] t, float[4,4] w, float[4] b,
-            int64[1] last, int64[2] wide, int64[2] rest, float[1] one, float half, bool yes,
-            int64[1] zero, int64[1] two, int64[3] cubes) => ({ends})
-            {{ e = Gather(t, ids) {body} }}""",
+        f"""g (int64[N] ids, int64 i, bool c) => ({ends}) {{
+            e = Gather(t, ids) {body} }}""",
         t=normal(9, 4),
         w=normal(4, 4),
         b=normal(4),
@@ -285,10 +222,7 @@ def test_splits_that_do_not_fit_pin_what_they_split() -> None:
 
 
 def test_a_graph_input_pins() -> None:
-    graph = parse(
-        f"{HEAD} g (float[B,S,4] x, float[4,6] w) => (float[B,S,6] y) {{ y = MatMul(x, w) }}",
-        w=normal(4, 6),
-    )
+    graph = parse("g (float[B,S,4] x) => (float[B,S,6] y) { y = MatMul(x, w) }", w=normal(4, 6))
     assert text(graph) == "\n".join(
         ["4 w[-2] pinned: graph input 'x' comes in it", "6 w[-1] | y[-1]"]
     )
@@ -298,9 +232,8 @@ def test_outputs_to_which_no_order_can_be_given_back() -> None:
     graph = small("m = MatMul(e, w) d, y = Dropout(m, half)", "bool[N,4] y")
     assert pins(graph)[-1] == "graph output 'y' is not the first result of a node"
     graph = parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,6] w, int64[2] flat) => (float[B,F] y)
-            { e = Gather(t, ids) m = MatMul(e, w) y = Reshape(m, flat) }""",
+        """g (int64[B,S] ids) => (float[B,F] y) {
+            e = Gather(t, ids) m = MatMul(e, w) y = Reshape(m, flat) }""",
         t=normal(9, 4),
         w=normal(4, 6),
         flat=np.array([0, -1]),
@@ -311,9 +244,7 @@ def test_outputs_to_which_no_order_can_be_given_back() -> None:
 def heads_of(body: str, ends: str) -> Graph:
     """A linear of two heads of 3, ``r`` before and ``q`` after its transposition."""
     return parse(
-        HEAD
-        + f"""g (int64[B,S] ids, float[9,4] t, float[4,6] w, float[3] v, float[6,6] o,
-            int64[4] split, int64[3] join) => ({ends}) {{
+        f"""g (int64[B,S] ids) => ({ends}) {{
             e = Gather(t, ids) m = MatMul(e, w) r = Reshape(m, split)
             q = Transpose<perm = [0, 2, 1, 3]>(r) {body} }}""",
         t=normal(9, 4),
@@ -368,9 +299,7 @@ def test_orders_by_head_would_show_where_heads_are_mixed(body: str) -> None:
 
 
 def test_fused_attention() -> None:
-    source = """<ir_version: 11, opset_import: ["": 23]>
-        g (int64[B,S] ids, float[9,4] t, float[4,6] w, float[4,6] u, float[4,4] v, float[4,5] o,
-            int64[4] split, int64[4] other, int64[3] join) => (float[B,S,5] y) {
+    source = """g (int64[B,S] ids) => (float[B,S,5] y) {
             e = Gather(t, ids)
             qm = MatMul(e, w) qr = Reshape(qm, split) q = Transpose<perm = [0, 2, 1, 3]>(qr)
             km = MatMul(e, u) kr = Reshape(km, split) k = Transpose<perm = [0, 2, 1, 3]>(kr)
@@ -381,7 +310,8 @@ def test_fused_attention() -> None:
     weights: dict[str, Array] = {n: normal(4, 6) for n in "wu"}
     weights |= {"t": normal(9, 4), "v": normal(4, 4), "o": normal(4, 5)}
     weights |= {"split": np.array([0, 0, 2, 3]), "other": np.array([0, 0, 2, 2])}
-    graph = parse(source, **weights, join=np.array([0, 0, 4]))
+    weights["join"] = np.array([0, 0, 4])
+    graph = parse(source, 23, **weights)
     assert text(graph).splitlines() == [
         "2x2 o[-2] v[-1]",
         "2x3 u[-1] w[-1]",
@@ -389,18 +319,18 @@ def test_fused_attention() -> None:
         "5 o[-1] | y[-1]",
     ]
     any_order_will_do(graph)
-    direct = source.replace("Attention(q, k, x)", "Attention<q_num_heads = 1>(qm, km, vm)")
+    direct = source.replace(
+        "Attention(q, k, x)", "Attention<q_num_heads = 1, kv_num_heads = 1>(qm, km, vm)"
+    )
     direct = direct.replace("b = Transpose<perm = [0, 2, 1, 3]>(a)", "b = Identity(a)")
-    graph = parse(direct.replace("q_num_heads = 1", "q_num_heads = 1, kv_num_heads = 1"), **weights,
-                  join=np.array([0, 0, 4]))  # fmt: skip
+    graph = parse(direct, 23, **weights)
     assert any(p.startswith("Attention 'Attention:a' is followed for") for p in pins(graph))
 
 
 def test_contrib_operators_hide_no_shapes() -> None:
     """Inference stops at them: shapes computed behind them would be unknown."""
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (int64[B,S] ids, float[9,4] t, float[4,6] w, float[6] b) => (float[B,S,6] y) {
+        """g (int64[B,S] ids) => (float[B,S,6] y) {
             e = Gather(t, ids) m = MatMul(e, w) f = com.microsoft.BiasGelu(m, b)
             n = Shape(f) a = Abs(n) y = Reshape(f, a)
         }""",
@@ -432,7 +362,7 @@ def test_heads_that_stand_in_another_order_on_an_axis() -> None:
 
 
 def test_one_order_for_all_heads() -> None:
-    values = next(c for c in classes(encoder()) if c.heads)
+    values = next(c for c in classes(bert_layer()) if c.heads)
     alike = values.alike()
     assert (alike.heads, alike.size) == ((), 3)
     order = alike.constants[0].spread(np.array([2, 0, 1]))

@@ -20,9 +20,7 @@ F32 = np.float32
 
 def activated(body: str, zero: int = 0) -> Graph:
     return parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[1,3,8,8] x, float[4,3,3,3] w, float low, float high, float s, uint8 z)
-            => (float[B,C,H,W] y) {{ {body} }}""",
+        f"g (float[1,3,8,8] x) => (float[B,C,H,W] y) {{ {body} }}",
         w=normal(4, 3, 3, 3),
         low=np.array(-1, F32),
         high=np.array(6, F32),

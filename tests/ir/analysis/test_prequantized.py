@@ -28,9 +28,7 @@ Feed = dict[str, Array]
 def stored(body: str) -> Graph:
     """A product with a weight that is stored as integers."""
     return parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,8] x, int8[8,6] q, float[6] s, int8[6] z, float[6,6] w)
-            => (float[B,6] y) {{ {body} }}""",
+        f"g (float[B,8] x) => (float[B,6] y) {{ {body} }}",
         q=np.random.default_rng(0).integers(-127, 128, (8, 6), np.int8),
         s=np.full(6, 0.01, F32),
         z=np.zeros(6, np.int8),
@@ -43,8 +41,7 @@ BY_QDQ = "v = DequantizeLinear<axis = 1>(q, s, z) m = MatMul(x, v)"
 
 
 @pytest.mark.parametrize(
-    ("body", "found"),
-    [(BY_CAST, "1 integer weights with Cast"), (BY_QDQ, "1 DequantizeLinear")],
+    ("body", "found"), [(BY_CAST, "1 integer weights with Cast"), (BY_QDQ, "1 DequantizeLinear")]
 )
 def test_integer_weights_are_recognised(body: str, found: str) -> None:
     graph = stored(f"{body} y = Relu(m)")
@@ -85,8 +82,7 @@ def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
 
 def test_scales_of_a_dynamic_product_are_no_data() -> None:
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,8] x, uint8[8,6] q, float[6] s, float[6] b) => (float[B,6] y) {
+        """g (float[B,8] x, float[6] s, float[6] b) => (float[B,6] y) {
             a, t, z = DynamicQuantizeLinear(x)
             i = MatMulInteger(a, q, z)
             m = Mul(t, s)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx.parser
 
 from qcompile.ir import Graph, shape_of
 from qcompile.ir.analysis.shape_inference import infer, inferred_shapes
 from qcompile.ir.model_io.from_proto import from_proto
-
-HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\n'
+from qcompile.rewriting.testing import model_proto
 
 
 def graph_of(text: str) -> Graph:
-    return from_proto(onnx.parser.parse_model(HEAD + text))
+    return from_proto(model_proto(text))
 
 
 def test_types_and_shapes_are_filled_in() -> None:
@@ -42,10 +40,7 @@ def test_contrib_outputs_are_unknown_unless_typed() -> None:
 
 
 def test_wrong_shapes_written_beside_tensors_are_replaced() -> None:
-    model = onnx.parser.parse_model(
-        HEAD + "g (float[B,4] x) => (float[B,4] y) <float[9,9] a> { a = Neg(x) y = Neg(a) }"
-    )
-    graph = from_proto(model)
+    graph = graph_of("g (float[B,4] x) => (float[B,4] y) <float[9,9] a> { a = Neg(x) y = Neg(a) }")
     assert shape_of(graph.tensors()["a"]) == (9, 9)
     infer(graph)
     assert shape_of(graph.tensors()["a"]) == ("B", 4)
@@ -53,13 +48,11 @@ def test_wrong_shapes_written_beside_tensors_are_replaced() -> None:
 
 def test_what_inference_cannot_say_keeps_what_was_written() -> None:
     """A custom operator ahead: its reader's type is known, its shape only from the exporter."""
-    model = onnx.parser.parse_model(
-        HEAD
-        + """g (float[B,4] x) => (float[B,4] y) <float[B,4] b> {
+    graph = graph_of(
+        """g (float[B,4] x) => (float[B,4] y) <float[B,4] b> {
             a = com.microsoft.FancyOp(x) b = Cast<to = 1>(a) y = Neg(b)
         }"""
     )
-    graph = from_proto(model)
     infer(graph)
     assert shape_of(graph.tensors()["b"]) == ("B", 4)
 

@@ -11,8 +11,6 @@ from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.rewriting.testing import parse
 from qcompile.runtime.session import evaluate
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
-
 
 def seen(graph: Graph, name: str) -> list[tuple[Shape | None, Shape | None]]:
     """The shape of x and of a tensor, in each probe."""
@@ -21,8 +19,7 @@ def seen(graph: Graph, name: str) -> list[tuple[Shape | None, Shape | None]]:
 
 def test_a_reshape_that_merges_and_splits_heads() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] x) => (float[B,S,8] y)
+        """g (float[B,S,8] x) => (float[B,S,8] y)
         <int64 i0 = {0}, int64 i1 = {1}, int64[1] two = {2}, int64[1] four = {4},
          int64[1] z = {0}> {
             s = Shape(x) b = Gather(s, i0) t = Gather(s, i1)
@@ -42,8 +39,7 @@ def test_slices_of_tables_by_length() -> None:
     """A table of positions cut to the sequence: symbols cannot say its length, numbers can."""
     table = ", ".join("0" for _ in range(64))
     graph = parse(
-        HEAD
-        + f"""g (float[B,S,2] x) => (float[B,S,2] y)
+        f"""g (float[B,S,2] x) => (float[B,S,2] y)
         <float[1,32,2] table = {{{table}}}, int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
             n = Shape<start = 1, end = 2>(x) cut = Slice(table, zero, n, one) y = Add(x, cut)
         }}"""
@@ -54,8 +50,7 @@ def test_slices_of_tables_by_length() -> None:
 
 def test_sizes_that_values_decide_stay_symbolic() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S] x, int64[2] k) => (float[C,D] y) {
+        """g (float[B,S] x, int64[2] k) => (float[C,D] y) {
             n = NonZero(x) m = Cast<to = 1>(n) y = Reshape(m, k)
         }"""
     )
@@ -66,7 +61,7 @@ def test_sizes_that_values_decide_stay_symbolic() -> None:
 
 
 def test_the_graph_is_left_alone() -> None:
-    graph = parse(f"{HEAD} g (float[B,4] x) => (int64[2] y) {{ s = Shape(x) y = Abs(s) }}")
+    graph = parse("g (float[B,4] x) => (int64[2] y) { s = Shape(x) y = Abs(s) }")
     probed_shapes(graph, evaluate)
     assert [n.op for n in graph.nodes] == ["Shape", "Abs"]
     assert list(graph.inputs[0].shape) == ["B", 4]

@@ -18,8 +18,6 @@ from qcompile.rewriting.pass_manager import PassManager
 from qcompile.rewriting.pipeline_spec import parse as pipeline
 from qcompile.rewriting.testing import context, encoder, normal, parse
 
-HEAD = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'
-
 
 def named(graph: Graph) -> dict[str, str]:
     """Roles as ``layernorm+ffn-in@0``, by tensor."""
@@ -79,9 +77,7 @@ def test_the_demo_model_as_it_is_exported() -> None:
 
 def test_attention_in_one_operator_hides_scores_and_probabilities() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] a, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,8] wg)
-            => (float[B,S,8] y) {
+        """g (float[B,S,8] a) => (float[B,S,8] y) {
             q = MatMul(a, wq) k = MatMul(a, wk) v = MatMul(a, wv)
             c = com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v)
             g = MatMul(c, wg)
@@ -109,7 +105,7 @@ def typed(graph: Graph, *names: str) -> None:
         graph.tensors()[name].dtype = np.dtype(np.float32)
 
 
-FUSED = """g (float[B,S,8] a, float[8,24] w, int64[3] heads, float scale) => (float[B,S,8] y) {
+FUSED = """g (float[B,S,8] a) => (float[B,S,8] y) {
     qkv = MatMul(a, w)
     qm, km, v = Split<axis = -1, num_outputs = 3>(qkv)
     q = Mul(qm, scale)
@@ -122,9 +118,7 @@ FUSED = """g (float[B,S,8] a, float[8,24] w, int64[3] heads, float scale) => (fl
 
 
 def test_one_linear_for_query_key_and_value_has_all_three_roles() -> None:
-    graph = parse(
-        HEAD.replace("17", "18") + FUSED, w=normal(8, 24), scale=np.array(0.5, np.float32)
-    )
+    graph = parse(FUSED, 18, w=normal(8, 24), scale=np.array(0.5, np.float32))
     found = named(graph)
     assert found["qkv"] == "key+query+value@0"
     assert found["w"] == "key-weight+query-weight+value-weight@0"
@@ -136,8 +130,7 @@ def test_one_linear_for_query_key_and_value_has_all_three_roles() -> None:
 @pytest.mark.parametrize("activation", ["Relu", "Softsign", "ThresholdedRelu", "Celu"])
 def test_an_ffn_has_any_activation_between(activation: str) -> None:
     graph = parse(
-        HEAD
-        + f"""g (float[B,S,8] u, float[8,16] w1, float[16,8] w2) => (float[B,S,8] y) {{
+        f"""g (float[B,S,8] u) => (float[B,S,8] y) {{
             m = MatMul(u, w1) r = {activation}(m) h = MatMul(r, w2) y = Add(u, h)
         }}""",
         w1=normal(8, 16), w2=normal(16, 8),
@@ -149,9 +142,7 @@ def test_an_ffn_has_any_activation_between(activation: str) -> None:
 def test_a_gated_ffn_has_two_first_linears() -> None:
     """silu(x w1) * (x w2), in two dimensions, with a Gemm and a bias at the end."""
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] u, float[8] g, float[8] b, int64[2] flat, int64[3] back,
-            float[8,16] w1, float[8,16] w2, float[16,8] w3, float[8] b3) => (float[B,S,8] y) {
+        """g (float[B,S,8] u) => (float[B,S,8] y) {
             x = LayerNormalization<axis = -1>(u, g, b)
             f = Reshape(x, flat)
             m1 = MatMul(f, w1) a = Sigmoid(m1) silu = Mul(m1, a)
@@ -189,16 +180,12 @@ OTHERS = {
 
 @pytest.mark.parametrize("body", OTHERS.values(), ids=OTHERS)
 def test_what_is_no_transformer_is_other(body: str) -> None:
-    graph = parse(
-        HEAD + "g (float[N,8] x, float[8,8] w, float[8,8] v) => (float[N,8] y) {" + body + "}",
-        w=normal(8, 8),
-        v=normal(8, 8),
-    )
+    graph = parse(f"g (float[N,8] x) => (float[N,8] y) {{{body}}}", w=normal(8, 8), v=normal(8, 8))
     assert set(named(graph).values()) == {"other", "other-weight"}
 
 
 def test_a_model_without_data_has_no_roles() -> None:
-    assert roles(parse(HEAD + "g (int64[N] x) => (int64[N] y) { y = Neg(x) }")) == {}
+    assert roles(parse("g (int64[N] x) => (int64[N] y) { y = Neg(x) }")) == {}
 
 
 def test_layers_count_ffns_or_attentions_where_there_are_none() -> None:
@@ -206,9 +193,7 @@ def test_layers_count_ffns_or_attentions_where_there_are_none() -> None:
     block = "q{i} = MatMul({x}, w) k{i} = Transpose(q{i}) s{i} = MatMul(q{i}, k{i})"
     block += " p{i} = Softmax(s{i}) c{i} = MatMul(p{i}, {x})"
     body = block.format(i=0, x="x") + block.format(i=1, x="c0")
-    graph = parse(
-        HEAD + f"g (float[N,8] x, float[8,8] w) => (float[N,8] c1) {{ {body} }}", w=normal(8, 8)
-    )
+    graph = parse(f"g (float[N,8] x) => (float[N,8] c1) {{ {body} }}", w=normal(8, 8))
     found = named(graph)
     assert (found["p0"], found["p1"]) == ("probabilities@0", "probabilities@1")
 

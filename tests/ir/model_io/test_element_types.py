@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import onnx.parser
 from onnx import TensorProto
 
 from qcompile.ir.model_io.element_types import element_types
+from qcompile.rewriting.testing import model_proto
 
 
 def test_types_follow_zero_points_and_movers() -> None:
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (float[2,4] x, uint8[2,4] u) => (float[2,2] y)
+    model = model_proto(
+        """g (float[2,4] x, uint8[2,4] u) => (float[2,2] y)
         <float s = {0.1}, int8 z = {0}, uint8 o = {3}, int8[4,2] w = {1,2,3,4,5,6,7,8}>
         { a = QuantizeLinear(x, s, z)
           b = QuantizeLinear(x, s)
@@ -33,9 +32,8 @@ def test_types_follow_zero_points_and_movers() -> None:
 
 
 def test_types_of_results_without_a_zero_point_are_those_of_the_data() -> None:
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (int8[1,2,4,4] x, uint8[1,2,4,4] u, bool c) => (int8[1,2,4,4] y)
+    model = model_proto(
+        """g (int8[1,2,4,4] x, uint8[1,2,4,4] u, bool c) => (int8[1,2,4,4] y)
         <float s = {0.1}, int8 z = {0}, uint8 o = {3}>
         { a = com.microsoft.QLinearAdd(x, s, z, x, s, z, s)
           p = com.microsoft.QLinearAveragePool<kernel_shape = [2, 2]>(u, s, o, s, o)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from qcompile.errors import ModelError
 from qcompile.ir.model_io.size_limits import check_entries
+from qcompile.rewriting.testing import model_proto
 
-TEXT = """<ir_version: 8, opset_import: ["": 17]>
-g (float[N,2] x) => (float[N,2] y) <float[2] b = {1, 2}> { y = Add(x, b) }"""
+TEXT = "g (float[N,2] x) => (float[N,2] y) <float[2] b = {1, 2}> { y = Add(x, b) }"
 
 
 def entries(message: onnx.ModelProto) -> int:
@@ -28,7 +28,7 @@ def entries(message: onnx.ModelProto) -> int:
 
 
 def model(nodes: int = 1) -> onnx.ModelProto:
-    made = onnx.parser.parse_model(TEXT)
+    made = model_proto(TEXT)
     for _ in range(nodes - 1):
         made.graph.node.add(op_type="Relu", input=["x"], output=["z"])
     return made

@@ -22,24 +22,19 @@ from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.printer import dump
-from qcompile.rewriting.testing import outputs
+from qcompile.rewriting.testing import model_proto, outputs
 from qcompile.runtime.session import Session, SessionOptions
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
-SMALL = HEAD + "g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> { y = Add(x, w) }"
+SMALL = "g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> { y = Add(x, w) }"
 X = {"x": np.array([[3.0, 4.0]], np.float32)}
 
 
-def proto_of(text: str, head: str = HEAD) -> onnx.ModelProto:
-    return onnx.parser.parse_model(head + text)
-
-
 def graph_of(text: str) -> Graph:
-    return from_proto(proto_of(text))
+    return from_proto(model_proto(text))
 
 
 def truncated(path: Path) -> None:
-    path.write_bytes(onnx.parser.parse_model(SMALL).SerializeToString()[:-9])
+    path.write_bytes(model_proto(SMALL).SerializeToString()[:-9])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +64,7 @@ def test_damaged_files_are_model_errors_or_models() -> None:
             else_branch = e () => (float[N,2] q) { q = Tile(s, k) }
         >
     }"""
-    data, rng = proto_of(text).SerializeToString(), random.Random(0)
+    data, rng = model_proto(text).SerializeToString(), random.Random(0)
     cases = [data[:i] for i in range(len(data))]
     for _ in range(500):
         damaged = bytearray(data)
@@ -89,7 +84,7 @@ def test_damaged_files_are_model_errors_or_models() -> None:
 
 @pytest.mark.parametrize("field", ["producer_name", "producer_version", "domain", "doc_string"])
 def test_what_the_model_says_of_itself_is_text(field: str) -> None:
-    proto = proto_of("g (float[N] x) => (float[N] y) { y = Neg(x) }")
+    proto = model_proto("g (float[N] x) => (float[N] y) { y = Neg(x) }")
     setattr(proto, field, "someone")
     damaged = proto.SerializeToString().replace(b"someone", b"some\xa0ne")
     with pytest.raises(ModelError, match=r"the model is damaged: b'some.*' is no name"):
@@ -117,7 +112,7 @@ def test_malformed_graphs(body: str, said: str) -> None:
 
 @pytest.mark.parametrize("what", ["input", "initializer"])
 def test_doubled_names(what: str) -> None:
-    model = onnx.parser.parse_model(SMALL)
+    model = model_proto(SMALL)
     field = getattr(model.graph, what)
     field.append(field[0])
     with pytest.raises(ModelError, match=f"two {what}s called"):
@@ -125,20 +120,20 @@ def test_doubled_names(what: str) -> None:
 
 
 def test_names_that_are_no_text() -> None:
-    data = onnx.parser.parse_model(SMALL).SerializeToString().replace(b"Add", b"A\xff\xfe")
+    data = model_proto(SMALL).SerializeToString().replace(b"Add", b"A\xff\xfe")
     with pytest.raises(ModelError, match="the model is damaged"):
         load(data)
 
 
 def test_weights_that_do_not_fill_their_shape() -> None:
-    model = onnx.parser.parse_model(SMALL)
+    model = model_proto(SMALL)
     model.graph.initializer[0].dims[0] = 3
     with pytest.raises(ModelError, match=r"'w' of shape \[3\] has 2 bytes or values, expected 3"):
         from_proto(model)
 
 
 def test_the_callers_model_stays_as_it_was() -> None:
-    model = proto_of(
+    model = model_proto(
         "g (float[2] x) => (float[2] y) { k = Constant<value_float=2.0>() y = Mul(x, k) }"
     )
     model.opset_import.extend([helper.make_opsetid("ai.onnx", 17)])
@@ -160,7 +155,7 @@ def test_the_callers_model_stays_as_it_was() -> None:
 def test_imports_are_unique_and_complete(
     imports: list[tuple[str, int]], expected: dict[str, int]
 ) -> None:
-    model = onnx.parser.parse_model(SMALL)
+    model = model_proto(SMALL)
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(d, v) for d, v in imports)
     graph = from_proto(model)
@@ -181,13 +176,13 @@ def test_missing_imports_of_used_domains_are_added() -> None:
 
 
 def test_the_long_spelling_of_onnxs_domain_runs() -> None:
-    model = onnx.parser.parse_model(SMALL)
+    model = model_proto(SMALL)
     model.graph.node[0].domain = "ai.onnx"
     assert outputs(from_proto(model), X)["y"].tolist() == [[4, 6]]
 
 
 def test_nodes_are_sorted_and_named() -> None:
-    model = proto_of(
+    model = model_proto(
         "g (float[2] x) => (float[2] y) { y = Neg(b) b = Abs(a) a = Exp(x) c = Neg(x) }"
     )
     for node, name in zip(model.graph.node, ("n", "n", "", "Exp:a"), strict=True):
@@ -197,7 +192,7 @@ def test_nodes_are_sorted_and_named() -> None:
 
 
 def test_constant_nodes_of_every_kind() -> None:
-    model = proto_of(
+    model = model_proto(
         """g (float[2] x) => (float[2] y) {
             a = Constant<value_float = 2.0>() b = Constant<value_int = 3>()
             c = Constant<value_floats = [1.0, 2.0]>() d = Constant<value_ints = [4, 5]>()
@@ -242,7 +237,7 @@ def test_constants_that_are_outputs_or_read_by_subgraphs_stay_nodes() -> None:
 
 
 def test_an_initializer_that_is_also_an_input_is_a_constant() -> None:
-    model = onnx.parser.parse_model(SMALL)
+    model = model_proto(SMALL)
     model.ir_version = 3
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
     graph = from_proto(model)
@@ -256,7 +251,7 @@ def test_sparse_initializers_become_dense(flat: bool) -> None:
     values = numpy_helper.from_array(np.array([5, 7], np.float32), "w")
     places = np.array([1, 2]) if flat else np.array([[0, 1], [1, 0]])
     sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(places), [2, 2])
-    model = proto_of("g (float[N,2] x) => (float[N,2] y) { y = MatMul(x, v) v = Identity(w) }")
+    model = model_proto("g (float[N,2] x) => (float[N,2] y) { y = MatMul(x, v) v = Identity(w) }")
     model.graph.sparse_initializer.append(sparse)
     graph = from_proto(model)
     assert array(graph.constants()["w"]).tolist() == [[0, 5], [7, 0]]
@@ -270,14 +265,14 @@ def test_sparse_initializers_become_dense(flat: bool) -> None:
 def test_sparse_initializers_that_cannot_be(dims: list[int], said: str) -> None:
     values = numpy_helper.from_array(np.ones(1, np.float32), "w")
     sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([[5, 5]])), dims)
-    model = proto_of("g (float[N,2] x) => (float[N,2] y) { y = MatMul(x, w) }")
+    model = model_proto("g (float[N,2] x) => (float[N,2] y) { y = MatMul(x, w) }")
     model.graph.sparse_initializer.append(sparse)
     with pytest.raises(ModelError, match=rf"sparse tensor 'w' of shape .*{said}"):
         from_proto(model)
 
 
 def test_weights_stay_in_the_file_until_read() -> None:
-    graph = load(onnx.parser.parse_model(SMALL).SerializeToString())
+    graph = load(model_proto(SMALL).SerializeToString())
     weight = graph.constants()["w"]
     assert array(weight).tolist() == [1, 2]
     assert stored_proto(weight) is not None
@@ -317,8 +312,7 @@ def test_battery_models_run_as_before(path: Path) -> None:
 
 def test_a_question_mark_is_no_name_of_a_dimension() -> None:
     """PaddlePaddle's exporter calls all of them so, whatever their sizes."""
-    text = '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,N] x) => (float[N,3,N] y)'
-    model = onnx.parser.parse_model(text + " { y = Relu(x) }")
+    model = model_proto("g (float[N,3,N] x) => (float[N,3,N] y) { y = Relu(x) }")
     for tensor in (*model.graph.input, *model.graph.output):
         for dim in tensor.type.tensor_type.shape.dim:
             dim.dim_param = "?" if dim.HasField("dim_param") else dim.dim_param

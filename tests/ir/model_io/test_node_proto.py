@@ -15,9 +15,7 @@ from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.ir.printer import dump, fingerprint
 from qcompile.ir.subgraph import Subgraph
-from qcompile.rewriting.testing import outputs
-
-HEAD = '<ir_version: 10, opset_import: ["": 21, "local": 1]>\n'
+from qcompile.rewriting.testing import model_proto, outputs
 
 
 def attributes() -> list[AttributeProto]:
@@ -65,9 +63,8 @@ def test_empty_lists_and_unknown_ones_by_hand() -> None:
 
 def test_subgraphs_stay_as_they_were() -> None:
     """Constants, unnamed nodes, declared types and doc strings inside of them included."""
-    model = onnx.parser.parse_model(
-        HEAD
-        + """g (float[2] x, bool c) => (float[2] y) {
+    model = model_proto(
+        """g (float[2] x, bool c) => (float[2] y) {
             y = If (c) <
                 then_branch = t () => (optional(float[2]) p) {
                     k = Constant<value_ints=[0]>() p = Optional(x)
@@ -86,20 +83,19 @@ def test_subgraphs_stay_as_they_were() -> None:
 
 def test_a_changed_subgraph_shows_in_dump_and_fingerprint() -> None:
     body = "y = If (c) <b = t () => (float p) { p = %s(x) }>"
-    text = f"{HEAD} g (float[2] x, bool c) => (float[2] y) {{ {body} }}"
-    one, two = (from_proto(onnx.parser.parse_model(text % op)) for op in ("Neg", "Abs"))
+    text = f"g (float[2] x, bool c) => (float[2] y) {{ {body} }}"
+    one, two = (from_proto(model_proto(text % op)) for op in ("Neg", "Abs"))
     assert dump(one) != dump(two)
     assert fingerprint(one) != fingerprint(two)
 
 
 def test_functions_are_kept_and_run() -> None:
-    text = (
-        HEAD
-        + """g (float[2] x) => (float[2] y) { y = local.Twice<by: float = 3.0>(x) }
+    model = model_proto(
+        """g (float[2] x) => (float[2] y) { y = local.Twice<by: float = 3.0>(x) }
         <opset_import: ["": 21], domain: "local">
-        Twice <by> (a) => (b) { k = Constant<value_float: float = @by>() b = Mul(a, k) }"""
+        Twice <by> (a) => (b) { k = Constant<value_float: float = @by>() b = Mul(a, k) }""",
+        21,
     )
-    model = onnx.parser.parse_model(text)
     before = [f.SerializeToString() for f in model.functions]
     graph = load(model)
     del model
@@ -109,7 +105,7 @@ def test_functions_are_kept_and_run() -> None:
 
 
 def test_overloads_and_metadata_of_nodes_are_kept() -> None:
-    model = onnx.parser.parse_model(HEAD + "g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    model = model_proto("g (float[2] x) => (float[2] y) { y = Neg(x) }")
     node = model.graph.node[0]
     node.overload = "second"
     node.metadata_props.add(key="namespace", value="encoder.layer.0")

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx.parser
 import pytest
 
 from qcompile.errors import ModelError
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io.from_proto import from_proto
-
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
+from qcompile.rewriting.testing import model_proto
 
 
 def infer(text: str) -> None:
-    shape_inference.infer(from_proto(onnx.parser.parse_model(HEAD + text)))
+    shape_inference.infer(from_proto(model_proto(text)))
 
 
 @pytest.mark.parametrize(
@@ -53,10 +51,7 @@ def test_absurd_ones_are_refused(text: str, words: str) -> None:
 
 
 def test_what_is_made_of_a_large_constant_may_be_as_large() -> None:
-    model = onnx.parser.parse_model(
-        HEAD + "g (float[N] x) => (float[a] y) { t = Neg(w)\n y = Add(x, t) }"
-    )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "w"))
-    graph = from_proto(model)
+    text = "g (float[N] x) => (float[a] y) { t = Neg(w) y = Add(x, t) }"
+    graph = from_proto(model_proto(text, w=np.zeros(1, np.float32)))
     graph.constants()["w"].values = np.broadcast_to(np.float32(0), (1 << 29,))  # 2 GiB of nothing
     shape_inference.infer(graph)

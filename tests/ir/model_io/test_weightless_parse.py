@@ -15,11 +15,10 @@ from qcompile.ir.model_io.external_data import stored_bytes
 from qcompile.ir.model_io.read_model import load, read_model
 from qcompile.ir.model_io.weightless_parse import UnusualError, thin, varint
 from qcompile.quant import Array
-from qcompile.rewriting.testing import outputs
+from qcompile.rewriting.testing import model_proto, outputs
 
 LARGE = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
-TEXT = """<ir_version: 8, opset_import: ["": 17]>
-g (float[N,64] x) => (float[N,32] y, float[64,32] c) {
+TEXT = """g (float[N,64] x) => (float[N,32] y, float[64,32] c) {
     p = MatMul(x, w) k = Constant() c = Constant()
     s = Add(p, small) q = MatMul(x, k) y = Add(s, q)
 }"""
@@ -27,9 +26,7 @@ g (float[N,64] x) => (float[N,32] y, float[64,32] c) {
 
 def model() -> onnx.ModelProto:
     """Large weights as initializer, in a Constant node, and in one that is a graph output."""
-    made = onnx.parser.parse_model(TEXT)
-    for name, values in (("w", LARGE), ("small", LARGE[0])):
-        made.graph.initializer.append(numpy_helper.from_array(values, name))
+    made = model_proto(TEXT, w=LARGE, small=LARGE[0])
     for node in (n for n in made.graph.node if n.op_type == "Constant"):
         value = numpy_helper.from_array(LARGE * 2, "value")
         node.attribute.append(onnx.helper.make_attribute("value", value))

@@ -19,10 +19,11 @@ from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.model_io.write_model import save, with_external_weights, write_model
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.session import Session
 from qcompile.system.temporary_folder import TemporaryFolder
 
-TEXT = '<ir_version: 8, opset_import: ["": 21]> g (float[N,40] x) => (float[N,40] y) {%s}'
+TEXT = "g (float[N,40] x) => (float[N,40] y) {%s}"
 BODY = "h = MatMul(x, w) c = Cast<to=1>(q) s = MatMul(h, c) y = Add(s, b)"
 X = {"x": np.ones((2, 40), np.float32)}
 
@@ -36,9 +37,7 @@ def graph(**more: Array) -> Graph:
         "b": np.ones(40, np.float32),
         **more,
     }
-    model = onnx.parser.parse_model(TEXT % BODY)
-    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
-    return from_proto(model)
+    return from_proto(model_proto(TEXT % BODY, 21, **values))
 
 
 def test_one_file_has_the_bytes_of_protobuf() -> None:

@@ -24,20 +24,16 @@ from qcompile.rewriting.testing import (
     run_pass,
 )
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 LOW, HIGH = -3.0, 3.0
 SCALE = (HIGH - LOW) / 255
-QKV = (
-    HEAD
-    + """g (float[B,S,8] x, float[8,4] q, float[8,4] k, float[8,4] v) => (float[B,S,4] y) {
-        a = MatMul(x, q)
-        b = MatMul(x, k)
-        c = MatMul(x, v)
-        d = Add(a, b)
-        y = Add(d, c)
-    }"""
-)
-ONE = HEAD + "g (float[B,S,8] x, float[8,4] w) => (float[B,S,4] y) { y = MatMul(x, w) }"
+QKV = """g (float[B,S,8] x) => (float[B,S,4] y) {
+    a = MatMul(x, q)
+    b = MatMul(x, k)
+    c = MatMul(x, v)
+    d = Add(a, b)
+    y = Add(d, c)
+}"""
+ONE = "g (float[B,S,8] x) => (float[B,S,4] y) { y = MatMul(x, w) }"
 
 
 def planned(graph: Graph, mode: str = "static", *ranged: str) -> Context:
@@ -128,8 +124,7 @@ def test_weight_only_mode_leaves_the_data() -> None:
 
 def test_a_shared_weight_is_quantized_once() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,4] x, float[4,4] w) => (float[N,4] y) {
+        """g (float[N,4] x) => (float[N,4] y) {
             a = MatMul(x, w)
             y = MatMul(a, w)
         }""",
@@ -150,8 +145,7 @@ def test_a_shared_weight_is_quantized_once() -> None:
 def test_a_weight_that_others_read_stays_float_for_them() -> None:
     """An elementwise reader, a subgraph, and a graph output in the middle."""
     graph = parse(
-        HEAD
-        + """g (bool c, float[4,4] x, float[4,4] w) => (float[4,4] a, float[4,4] y) {
+        """g (bool c, float[4,4] x) => (float[4,4] a, float[4,4] y) {
             a = MatMul(x, w)
             b = Mul(a, w)
             i = If (c) <
@@ -177,9 +171,7 @@ def test_a_weight_that_others_read_stays_float_for_them() -> None:
 def test_an_embedding_table_by_row() -> None:
     """Rows err by half of their own max/127."""
     table = normal(65536, 4)
-    graph = parse(
-        HEAD + "g (int64[N] i, float[V,4] t) => (float[N,4] y) { y = Gather(t, i) }", t=table
-    )
+    graph = parse("g (int64[N] i) => (float[N,4] y) { y = Gather(t, i) }", t=table)
     feed = {"i": np.array([0, 7, -1])}
     atol = float(np.abs(table[feed["i"]]).max()) / 127 / 2 * 1.001
     differential(graph, InsertQdq(), atol=atol, feeds=[feed], ctx=planned(graph))
@@ -230,8 +222,7 @@ def test_refuses_a_range_that_was_never_asked_for() -> None:
 
 def test_a_missing_range_concerns_only_its_own_operators() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,4] x, float[4,4] w, float[4,4] v) => (float[N,4] y) {
+        """g (float[N,4] x) => (float[N,4] y) {
             a = MatMul(x, w)
             y = MatMul(a, v)
         }""",
@@ -251,8 +242,7 @@ def test_a_missing_range_concerns_only_its_own_operators() -> None:
 def test_a_missing_range_leaves_a_shared_weight_to_its_other_reader() -> None:
     """And no quantizer is left over at the node that stays float."""
     graph = parse(
-        HEAD
-        + """g (float[N,4] x, float[4,4] w) => (float[N,4] y) {
+        """g (float[N,4] x) => (float[N,4] y) {
             a = MatMul(x, w)
             y = MatMul(a, w)
         }""",
@@ -279,7 +269,7 @@ def test_an_empty_plan_changes_nothing() -> None:
 
 def test_data_of_seven_bits_is_clipped() -> None:
     """QuantizeLinear saturates at 8 bits; what lies outside of the range must not reach 65."""
-    graph = parse(HEAD + "g (float[B,4] x) => (float[B,4] y) { y = Neg(x) }")
+    graph = parse("g (float[B,4] x) => (float[B,4] y) { y = Neg(x) }")
     spec = QSpec("int8", symmetric=False, reduced=True)
     ctx = context()
     ctx.plan.decide(Decision("x", "activation", spec, "by hand", (Use(graph.nodes[0].name, 0),)))

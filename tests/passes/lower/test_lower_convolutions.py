@@ -45,15 +45,7 @@ def convolution(
         "high": np.array(6, F32),
         **changed,
     }
-    kinds = {"float32": "float"}
-    declared = ", ".join(
-        f"{kinds.get(str(v.dtype), v.dtype)}{list(v.shape) or ''} {n}" for n, v in weights.items()
-    )
-    return parse(
-        f'<ir_version: 8, opset_import: ["": 17]> g ({x}, {declared}) => ({out}) '
-        f"{{ {prefix} {body} }}",
-        **weights,
-    )
+    return parse(f"g ({x}) => ({out}) {{ {prefix} {body} }}", **weights)
 
 
 def test_convolution_bias_and_quantizer_become_one_node() -> None:

@@ -37,15 +37,8 @@ def product(body: str, outputs: str = FOUR, prefix: str = PLAIN, **changed: Arra
         "heads": np.array([0, 0, 2, 4]),
         **changed,
     }
-    kinds = {"sa": "float", "za": "uint8", "sb": "float", "zb": "int8", "heads": "int64[4]"}
-    for name, value in changed.items():
-        kind = {"float32": "float"}.get(value.dtype.name, value.dtype.name)
-        kinds[name] = f"{kind}[{','.join(map(str, value.shape))}]" if value.shape else kind
-    declared = ", ".join(f"{kind} {name}" for name, kind in kinds.items())
     return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        f"g (float[B,S,8] x, float[B,S,8] k, {declared}) => ({outputs}) {{ {prefix} {body} }}",
-        **weights,
+        f"g (float[B,S,8] x, float[B,S,8] k) => ({outputs}) {{ {prefix} {body} }}", **weights
     )
 
 

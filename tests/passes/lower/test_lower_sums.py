@@ -29,14 +29,8 @@ def total(body: str, out: str = "float[B,4,5,5] y", **changed: Array) -> Graph:
         "zo": np.array(128, np.uint8),
         **changed,
     }
-    declared = ", ".join(
-        f"{'float' if v.dtype == F32 else v.dtype}{list(v.shape) or ''} {n}"
-        for n, v in weights.items()
-    )
     return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        f"g (float[B,4,5,5] x, float[B,4,5,5] k, {declared}) => ({out}) {{ {PREFIX} {body} }}",
-        **weights,
+        f"g (float[B,4,5,5] x, float[B,4,5,5] k) => ({out}) {{ {PREFIX} {body} }}", **weights
     )
 
 

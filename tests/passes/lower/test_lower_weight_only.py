@@ -32,17 +32,10 @@ def ints(*shape: int) -> Array:
 
 
 def linear(
-    body: str,
-    x: str = "float[B,S,40] x",
-    out: str = "float[B,S,4] y",
-    **changed: Array,
+    body: str, x: str = "float[B,S,40] x", out: str = "float[B,S,4] y", **changed: Array
 ) -> Graph:
     weights: dict[str, Array] = {"wq": ints(40, 4), "s": SCALES, "b": normal(4), **changed}
-    return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        f"g ({x}, bool c, int8[40,4] wq, float[4] s, float[4] b) => ({out}) {{ {body} }}",
-        **weights,
-    )
+    return parse(f"g ({x}, bool c) => ({out}) {{ {body} }}", **weights)
 
 
 ROWS = ("float[N,40] x", "float[N,4] y")

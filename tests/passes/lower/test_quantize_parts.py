@@ -18,7 +18,6 @@ from qcompile.rewriting.testing import (
     run_pass,
 )
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 STEP, ZERO = np.float32(0.05), np.uint8(100)
 LOW, HIGH = float(-100 * STEP), float(155 * STEP)  # of uint8
 # Integers times a scale are the same floats whatever comes first.
@@ -41,12 +40,8 @@ def graph(
         "low": np.array(low, np.float32),
         "high": np.array(high, np.float32),
     }
-    kind = given["z"].dtype.name
     return parse(
-        HEAD
-        + f"""g (float[N,4] a, float[N,2] b, bool k, float t, float{list(given["s"].shape)} s,
-            {kind}{list(given["z"].shape)} z, float low, float high) => ({results}) {{ {body} }}""",
-        **given,
+        f"g (float[N,4] a, float[N,2] b, bool k, float t) => ({results}) {{ {body} }}", **given
     )
 
 

@@ -121,13 +121,12 @@ def test_golden() -> None:
     )
 
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[B,S,8] x, {mask} attention_mask, '
-BLOCK = "m = MatMul(x, w) r = Relu(m) "
+BLOCK = "m = MatMul(x, w) r = Relu(m)"
 
 
-def block(text: str, extra: str = "", mask: str = "int64[B,S]", out: str = "float y") -> Graph:
-    graph = HEAD.format(mask=mask) + f"float[8,8] w{extra}) => ({out}) {{ {BLOCK} {text} }}"
-    return parse(graph, w=normal(8, 8), **({"second": np.array([1])} if extra else {}))
+def block(text: str, mask: str = "int64[B,S]", out: str = "float y", opset: int = 17) -> Graph:
+    text = f"g (float[B,S,8] x, {mask} attention_mask) => ({out}) {{ {BLOCK} {text} }}"
+    return parse(text, opset, w=normal(8, 8), second=np.array([1]))
 
 
 ATTENTION = """
@@ -140,9 +139,7 @@ ATTENTION = """
     ("graph", "reason"),
     [
         (
-            block(
-                "y = ReduceSum<keepdims = 0>(r, second)", ", int64[1] second", out="float[B,8] y"
-            ),
+            block("y = ReduceSum<keepdims = 0>(r, second)", out="float[B,8] y"),
             "ReduceSum 'ReduceSum:y' may read across positions",
         ),
         (block(ATTENTION, out="float[B,S,8] y"), "attention 'Softmax:p' has no mask"),
@@ -157,17 +154,10 @@ def test_what_might_show_padding_to_a_real_position_is_refused(graph: Graph, rea
 
 
 def test_an_old_opset_is_refused() -> None:
-    text = HEAD.format(mask="int64[B,S]").replace('"": 17', '"": 10')
-    graph = parse(
-        text + f"float[8,8] w) => (float[B,S,8] y) {{ {BLOCK} y = Relu(r) }}", w=normal(8, 8)
-    )
+    graph = block("y = Relu(r)", out="float[B,S,8] y", opset=10)
     assert_refused(graph, RemovePadding(), "opset 10 has no CumSum, needs 11")
 
 
 def test_graph_without_mask_is_none_of_its_business() -> None:
-    graph = parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        "g (float[B,S,8] x, float[8,8] w) => (float[B,S,8] y) { y = MatMul(x, w) }",
-        w=normal(8, 8),
-    )
+    graph = parse("g (float[B,S,8] x) => (float[B,S,8] y) { y = MatMul(x, w) }", w=normal(8, 8))
     assert run_pass(graph, RemovePadding()).skips == []

@@ -12,9 +12,7 @@ from qcompile.passes.lower.shield_groups import ShieldGroups
 from qcompile.rewriting.testing import check, normal, outputs, parse, run_pass
 from qcompile.runtime.session import Session, optimized_ops
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
-GROUPED = """g (float[N,4] x, float[4] s, uint8[4] z, int8[4,3] w, float t, int8 v)
- => (float[N,3] y) {
+GROUPED = """g (float[N,4] x) => (float[N,3] y) {
   q = QuantizeLinear<axis=-1>(x, s, z)
   d = DequantizeLinear<axis=-1>(q, s, z)
   r = DequantizeLinear(w, t, v)
@@ -23,9 +21,7 @@ GROUPED = """g (float[N,4] x, float[4] s, uint8[4] z, int8[4,3] w, float t, int8
 
 
 def grouped(scales: int = 4) -> Graph:
-    text = HEAD + GROUPED
-    if scales == 1:
-        text = text.replace("float[4] s, uint8[4] z", "float s, uint8 z").replace("<axis=-1>", "")
+    text = GROUPED if scales == 4 else GROUPED.replace("<axis=-1>", "")
     shape = (4,) if scales == 4 else ()
     return parse(
         text,
@@ -99,7 +95,7 @@ def product_then_groups() -> Graph:
       y = DequantizeLinear<axis=-1>(k, a, b)
     }"""
     return parse(
-        HEAD + text,
+        text,
         s=np.array(0.1, np.float32),
         z=np.array(128, np.uint8),
         w=(40 * normal(4, 3)).astype(np.int8),

@@ -22,12 +22,7 @@ def network(body: str, out: str = "float[1,C,H,W] y", opset: int = 17, **changed
         "b": normal(8),
         **changed,
     }
-    declared = ", ".join(f"float{list(v.shape)} {n}" for n, v in weights.items())
-    return parse(
-        f"""<ir_version: 8, opset_import: ["": {opset}]>
-        g (float[1,8,9,9] x, {declared}) => ({out}) {{ {body} }}""",
-        **weights,
-    )
+    return parse(f"g (float[1,8,9,9] x) => ({out}) {{ {body} }}", opset, **weights)
 
 
 def plan(graph: Graph, ctx: Context | None = None) -> Context:

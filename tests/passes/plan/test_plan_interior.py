@@ -26,7 +26,6 @@ from qcompile.rewriting.testing import (
     run_pass,
 )
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 MADE = "because quantized where it is made"
 
 
@@ -41,8 +40,7 @@ def plan(graph: Graph, directives: str, ctx: Context | None = None) -> Context:
 
 def test_each_tensor_is_quantized_where_it_is_made_for_all_its_readers() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,8] w, float[8] s) => (float[N,8] y) {
+        """g (float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             r = Relu(m)
             a = Add(r, x)
@@ -70,8 +68,7 @@ def test_each_tensor_is_quantized_where_it_is_made_for_all_its_readers() -> None
 def test_only_products_await_a_bias_and_only_in_a_sum() -> None:
     """A constant is added to r, and multiplied with m: both are quantized where they are made."""
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,8] w, float[8] b) => (float[N,8] y) {
+        """g (float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             a = Mul(m, b)
             r = Relu(a)
@@ -93,8 +90,7 @@ def test_only_products_await_a_bias_and_only_in_a_sum() -> None:
 
 def test_products_that_await_a_bias_stay_float_and_the_sum_is_quantized() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,8] w, float[8] b) => (float[N,8] y) {
+        """g (float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             a = Add(b, m)
             y = Relu(a)
@@ -113,7 +109,7 @@ def test_products_that_await_a_bias_stay_float_and_the_sum_is_quantized() -> Non
 
 def test_divisors_stay_float() -> None:
     """x is quantized to zero where it is small; what it divides is finite all the same."""
-    graph = parse(HEAD + "g (float[N,8] x, float[N,8] z) => (float[N,8] y) { y = Div(z, x) }")
+    graph = parse("g (float[N,8] x, float[N,8] z) => (float[N,8] y) { y = Div(z, x) }")
     plan(
         graph,
         f"""
@@ -133,11 +129,8 @@ SCORES = """
 
 def test_sums_with_a_mask_made_of_integers_stay_float() -> None:
     graph = parse(
-        HEAD
-        + "g (float[N,8] x, int64[N] attention, float one, float low) => (float[N,N] y) {"
-        + "f = Cast<to = 1>(attention) i = Sub(one, f) bias = Mul(i, low)"
-        + SCORES
-        + "}",
+        f"""g (float[N,8] x, int64[N] attention) => (float[N,N] y) {{
+            f = Cast<to = 1>(attention) i = Sub(one, f) bias = Mul(i, low) {SCORES} }}""",
         one=np.array(1, np.float32),
         low=np.array(-3.4e38, np.float32),
     )
@@ -156,16 +149,13 @@ def test_sums_with_a_mask_made_of_integers_stay_float() -> None:
 
 def test_sums_with_a_constant_mask_stay_float() -> None:
     mask = np.triu(np.full((4, 4), -1e9, np.float32), 1)
-    graph = parse(
-        HEAD + f"g (float[4,8] x, float[4,4] bias) => (float[4,4] y) {{ {SCORES} }}", bias=mask
-    )
+    graph = parse(f"g (float[4,8] x) => (float[4,4] y) {{ {SCORES} }}", bias=mask)
     plan(graph, "CHECK: activation a: float at Softmax:y.0 because a mask is added")
 
 
 def test_layout_operators_share_the_quantizer_of_what_they_move() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, int64[3] heads, float[4,4] w) => (float[2,N,4] y) {
+        """g (float[N,8] x) => (float[2,N,4] y) {
             r = Relu(x)
             v = Reshape(r, heads)
             t = Transpose<perm = [1, 0, 2]>(v)
@@ -189,8 +179,7 @@ def test_layout_operators_share_the_quantizer_of_what_they_move() -> None:
 
 def test_an_output_in_the_middle_is_quantized_for_its_readers_alone() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x) => (float[N,8] y, float[N,8] r) {
+        """g (float[N,8] x) => (float[N,8] y, float[N,8] r) {
             r = Relu(x)
             y = Softmax(r)
         }"""
@@ -212,8 +201,7 @@ def test_an_output_in_the_middle_is_quantized_for_its_readers_alone() -> None:
 def test_what_a_subgraph_reads_stays_float() -> None:
     """r itself, v behind a layout operator; s is read by nothing else."""
     graph = parse(
-        HEAD
-        + """g (bool c, float[N,8] x, int64[2] shape) => (float[N,8] y) {
+        """g (bool c, float[N,8] x) => (float[N,8] y) {
             r = Relu(x)
             s = Sigmoid(x)
             t = Tanh(x)
@@ -241,8 +229,7 @@ def test_what_a_subgraph_reads_stays_float() -> None:
 
 def test_what_is_kept_float_stays_so() -> None:
     graph = parse(
-        HEAD + "g (float[N,8] x, float[8,8] w) => (float[N,8] y) { m = MatMul(x, w) y = Relu(m) }",
-        w=normal(8, 8),
+        "g (float[N,8] x) => (float[N,8] y) { m = MatMul(x, w) y = Relu(m) }", w=normal(8, 8)
     )
     plan(
         graph,
@@ -256,17 +243,14 @@ def test_what_is_kept_float_stays_so() -> None:
 
 @pytest.mark.parametrize("pattern", ["r", "Relu:r", "Softmax:y"])
 def test_a_tensor_is_kept_float_by_its_name_its_maker_or_a_reader(pattern: str) -> None:
-    graph = parse(HEAD + "g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }")
+    graph = parse("g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }")
     ctx = context("qdq", keep_float=(pattern,))
     why = f"because kept float by pattern '{pattern}'"
     plan(graph, f"CHECK: activation r: float at Softmax:y.0 {why}", ctx)
 
 
 def test_opsets_without_scales_by_channel_are_left_alone() -> None:
-    graph = parse(
-        '<ir_version: 8, opset_import: ["": 12]>'
-        "g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }"
-    )
+    graph = parse("g (float[N,8] x) => (float[N,8] y) { r = Relu(x) y = Softmax(r) }", 12)
     ctx = run_pass(graph, PlanOperands(), PlanInterior(), ctx=context("qdq"))
     assert not ctx.plan.decisions
     assert [s.pass_name for s in ctx.skips] == ["plan-operands"]
@@ -274,8 +258,7 @@ def test_opsets_without_scales_by_channel_are_left_alone() -> None:
 
 def test_contrib_operators_count_as_what_they_compute() -> None:
     graph = parse(
-        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "acme": 1]>'
-        + """g (float[N,8] x) => (float[N,8] y, float[N,8] z) {
+        """g (float[N,8] x) => (float[N,8] y, float[N,8] z) {
             r = Relu(x)
             y = com.microsoft.Gelu(r)
             k = Neg(x)
@@ -294,8 +277,7 @@ def test_contrib_operators_count_as_what_they_compute() -> None:
 @pytest.mark.parametrize(("name", "mode"), [("cpu", "static"), ("qdq", "weight-only")])
 def test_other_targets_and_modes_plan_nothing_more(name: str, mode: str) -> None:
     graph = parse(
-        HEAD + "g (float[N,8] x, float[8,8] w) => (float[N,8] y) { m = MatMul(x, w) y = Relu(m) }",
-        w=normal(8, 8),
+        "g (float[N,8] x) => (float[N,8] y) { m = MatMul(x, w) y = Relu(m) }", w=normal(8, 8)
     )
     ctx = run_pass(graph, PlanOperands(), ctx=context(name, mode=mode))
     before = plan_text(ctx)
@@ -306,7 +288,7 @@ def test_other_targets_and_modes_plan_nothing_more(name: str, mode: str) -> None
 def test_the_target_asks_for_it_by_a_flag_not_by_its_name() -> None:
     ctx = context("qdq")
     ctx.target = replace(target("qdq"), quantize_interior=False)
-    graph = parse(HEAD + "g (float[N,8] x) => (float[N,8] y) { y = Relu(x) }")
+    graph = parse("g (float[N,8] x) => (float[N,8] y) { y = Relu(x) }")
     run_pass(graph, PlanInterior(), ctx=ctx)
     assert not ctx.plan.decisions
 
@@ -318,8 +300,7 @@ def test_the_planned_quantizers_cost_half_a_scale_each(rows: int) -> None:
     Errors add up: 2 * s_x/2 (x is read twice, once through |.|), s_|x|/2, s_sum/2.
     """
     graph = parse(
-        HEAD
-        + """g (float[N,8] x) => (float[N,8] y) {
+        """g (float[N,8] x) => (float[N,8] y) {
             r = Relu(x)
             a = Add(x, r)
             y = Relu(a)

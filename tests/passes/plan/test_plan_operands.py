@@ -21,7 +21,6 @@ from qcompile.rewriting.testing import (
     run_pass,
 )
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 INT = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
 
 
@@ -34,10 +33,8 @@ def plan(graph: Graph, directives: str, ctx: Context | None = None) -> Context:
     return ctx
 
 
-def linear(
-    declared: str = "float[N,8] x, float[8,4] w", body: str = "y = MatMul(x, w)", **weights: Array
-) -> Graph:
-    return parse(f"{HEAD} g ({declared}) => (float[N,4] y) {{ {body} }}", **weights)
+def linear(body: str = "y = MatMul(x, w)", x: str = "float[N,8] x", **weights: Array) -> Graph:
+    return parse(f"g ({x}) => (float[N,4] y) {{ {body} }}", **weights)
 
 
 def test_weight_by_output_channel_and_data_by_tensor() -> None:
@@ -54,9 +51,7 @@ def test_weight_by_output_channel_and_data_by_tensor() -> None:
 
 def test_dynamic_mode_asks_for_no_range() -> None:
     ctx = plan(
-        linear(w=normal(8, 4)),
-        "CHECK: activation x: uint8:asym:tensor",
-        context(mode="dynamic"),
+        linear(w=normal(8, 4)), "CHECK: activation x: uint8:asym:tensor", context(mode="dynamic")
     )
     assert not ctx.requests
 
@@ -75,7 +70,6 @@ def test_weight_only_mode_leaves_the_data() -> None:
 
 def test_query_key_and_value_share_one_activation() -> None:
     graph = linear(
-        "float[N,8] x, float[8,4] q, float[8,4] k, float[8,4] v",
         "a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v) d = Add(a, b) y = Add(d, c)",
         q=normal(8, 4),
         k=normal(8, 4),
@@ -86,18 +80,16 @@ def test_query_key_and_value_share_one_activation() -> None:
 
 
 def test_a_shared_weight_has_one_decision() -> None:
-    graph = linear(
-        "float[N,4] x, float[4,4] w", "a = MatMul(x, w) y = MatMul(a, w)", w=normal(4, 4)
-    )
+    graph = linear("a = MatMul(x, w) y = MatMul(a, w)", "float[N,4] x", w=normal(4, 4))
     plan(graph, "CHECK: weight w: int8:sym:channel[1]:pairs at MatMul:a.1, MatMul:y.1")
 
 
 def test_a_transposed_gemm_has_its_channels_on_axis_0() -> None:
-    graph = linear("float[N,8] x, float[4,8] w", "y = Gemm<transB = 1>(x, w, )", w=normal(4, 8))
+    graph = linear("y = Gemm<transB = 1>(x, w, )", w=normal(4, 8))
     plan(graph, "CHECK: weight w: int8:sym:channel[0]:pairs at Gemm:y.1")
 
 
-TABLE = HEAD + "g (int64[N] i, float[V,4] t) => (float[N,4] y) { y = Gather(t, i) }"
+TABLE = "g (int64[N] i, float[V,4] t) => (float[N,4] y) { y = Gather(t, i) }"
 
 
 @pytest.mark.parametrize("mode", ["static", "weight-only"])
@@ -118,10 +110,7 @@ def test_embeddings_by_row_from_1_mib_on(mode: str) -> None:
 @pytest.mark.parametrize("pattern", ["MatMul:a", "w", "x", "a", "*:a", "[wz]"])
 def test_keep_float_names_nodes_or_tensors(pattern: str) -> None:
     graph = linear(
-        "float[N,4] x, float[4,4] w, float[4,4] v",
-        "a = MatMul(x, w) y = MatMul(a, v)",
-        w=normal(4, 4),
-        v=normal(4, 4),
+        "a = MatMul(x, w) y = MatMul(a, v)", "float[N,4] x", w=normal(4, 4), v=normal(4, 4)
     )
     ctx = plan(
         graph,
@@ -146,11 +135,7 @@ def test_keep_float_may_name_what_an_earlier_pass_renamed() -> None:
 
 
 def test_refuses_opsets_without_scales_by_channel() -> None:
-    graph = parse(
-        '<ir_version: 8, opset_import: ["": 12]>'
-        "g (float[N,8] x, float[8,4] w) => (float[N,4] y) { y = MatMul(x, w) }",
-        w=normal(8, 4),
-    )
+    graph = parse("g (float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }", 12, w=normal(8, 4))
     ctx = assert_refused(graph, PlanOperands(), "opset 12 has no Q/DQ by channel, needs 13")
     assert not ctx.plan.decisions
 
@@ -163,35 +148,29 @@ def test_refuses_weights_without_a_range(value: float) -> None:
 
 
 def test_refuses_an_empty_weight() -> None:
-    graph = linear("float[N,0] x, float[0,4] w", w=normal(0, 4))
+    graph = linear(x="float[N,0] x", w=normal(0, 4))
     refused(graph, "w", "the weight is empty")
 
 
 def test_refuses_a_weight_on_the_left() -> None:
-    graph = parse(
-        HEAD + "g (float[8,N] x, float[4,8] w) => (float[4,N] y) { y = MatMul(w, x) }",
-        w=normal(4, 8),
-    )
+    graph = parse("g (float[8,N] x) => (float[4,N] y) { y = MatMul(w, x) }", w=normal(4, 8))
     refused(graph, "w", "the weight is the left operand")
 
 
 def test_refuses_a_weight_of_rank_3() -> None:
-    graph = parse(
-        HEAD + "g (float[2,N,8] x, float[2,8,4] w) => (float[2,N,4] y) { y = MatMul(x, w) }",
-        w=normal(2, 8, 4),
-    )
+    graph = parse("g (float[2,N,8] x) => (float[2,N,4] y) { y = MatMul(x, w) }", w=normal(2, 8, 4))
     refused(graph, "w", "the weight has rank 3, a matrix is expected")
 
 
 @pytest.mark.parametrize("attribute", ["transA = 1", "alpha = 0.5", "beta = 2.0"])
 def test_refuses_a_gemm_that_is_no_plain_product(attribute: str) -> None:
-    graph = linear("float[8,8] x, float[8,4] w", f"y = Gemm<{attribute}>(x, w)", w=normal(8, 4))
+    graph = linear(f"y = Gemm<{attribute}>(x, w)", "float[8,8] x", w=normal(8, 4))
     refused(graph, "w", "Gemm with transA, alpha or beta")
 
 
 def test_refuses_a_lookup_of_columns() -> None:
     graph = parse(
-        HEAD + "g (int64[N] i, float[4,V] t) => (float[4,N] y) { y = Gather<axis = 1>(t, i) }",
+        "g (int64[N] i) => (float[4,N] y) { y = Gather<axis = 1>(t, i) }",
         t=np.ones((4, 65536), np.float32),
     )
     refused(graph, "t", "the lookup is not along the rows of the table")
@@ -199,9 +178,7 @@ def test_refuses_a_lookup_of_columns() -> None:
 
 def test_refuses_data_of_unknown_type() -> None:
     graph = parse(
-        '<ir_version: 8, opset_import: ["": 17, "acme": 1]>'
-        "g (float[N,8] x, float[8,4] w) => (float[N,4] y) { a = acme.Op(x) y = MatMul(a, w) }",
-        w=normal(8, 4),
+        "g (float[N,8] x) => (float[N,4] y) { a = acme.Op(x) y = MatMul(a, w) }", w=normal(8, 4)
     )
     refused(graph, "w", "the data operand is not float32")
 
@@ -216,8 +193,7 @@ def refused(graph: Graph, weight: str, reason: str) -> None:
 
 def test_operators_that_the_target_computes_in_float_have_a_decision_too() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,4] x, float[N,4] z, float[4] g, float[2,4] r) => (float[N,N] y) {
+        """g (float[N,4] x, float[N,4] z) => (float[N,N] y) {
             t = Transpose(z)
             m = MatMul(x, t)
             s = Softmax(m)
@@ -240,12 +216,7 @@ def test_operators_that_the_target_computes_in_float_have_a_decision_too() -> No
 
 
 def test_only_matrices_beside_them_count_as_weights() -> None:
-    graph = linear(
-        "float[N,4] x, float[4] b, float[1,4] r",
-        "a = Add(x, b) y = Add(a, r)",
-        b=normal(4),
-        r=normal(1, 4),
-    )
+    graph = linear("a = Add(x, b) y = Add(a, r)", "float[N,4] x", b=normal(4), r=normal(1, 4))
     plan(
         graph,
         """
@@ -259,9 +230,7 @@ def test_only_matrices_beside_them_count_as_weights() -> None:
 
 def test_integers_and_vectors_are_no_operands_to_quantize() -> None:
     graph = parse(
-        HEAD
-        + """g (int64[N] i, float[N,8] x, int64[V,4] t, float[8] v)
-            => (int64[N,4] y, float[N] z) {
+        """g (int64[N] i, float[N,8] x) => (int64[N,4] y, float[N] z) {
             g = Gather(t, i)
             y = Add(g, g)
             z = MatMul(x, v)
@@ -281,8 +250,7 @@ def test_integers_and_vectors_are_no_operands_to_quantize() -> None:
 def test_graph_outputs_and_subgraph_readers_do_not_matter() -> None:
     """Only the planned uses will change: others go on reading the float tensor."""
     graph = parse(
-        HEAD
-        + """g (bool c, float[4,4] x, float[4,4] w) => (float[4,4] a, float[4,4] y) {
+        """g (bool c, float[4,4] x) => (float[4,4] a, float[4,4] y) {
             a = MatMul(x, w)
             b = MatMul(a, w)
             i = If (c) <

@@ -21,10 +21,7 @@ MOVED = "qr = Reshape(q, heads) qt = Transpose<perm = [0, 2, 1, 3]>(qr)"
 def attention(extra: str = "", outputs: str = "float[B,S,8] y") -> Graph:
     """Query and key of two heads; the value is not moved per head by these operators alone."""
     return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        "g (float[B,S,8] x, float[8,8] wq, float[8,8] wk, float[8,8] wv, int64[4] heads,"
-        f" int64[3] joined) => ({outputs}) {{"
-        """
+        f"""g (float[B,S,8] x) => ({outputs}) {{
             q = MatMul(x, wq)
             k = MatMul(x, wk)
             v = MatMul(x, wv)
@@ -39,8 +36,8 @@ def attention(extra: str = "", outputs: str = "float[B,S,8] y") -> Graph:
             c = MatMul(p, vt)
             ct = Transpose<perm = [0, 2, 1, 3]>(c)
             y = Reshape(ct, joined)
-        """
-        f"{extra} }}",
+            {extra}
+        }}""",
         wq=normal(8, 8),
         wk=normal(8, 8, seed=1),
         wv=normal(8, 8, seed=2),
@@ -126,8 +123,7 @@ def test_a_target_without_such_a_kernel_says_so() -> None:
 
 def test_a_product_outside_of_attention_is_left_alone() -> None:
     graph = parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[8,8] w) => (float[B,S,S] y) {
+        """g (float[B,S,8] x) => (float[B,S,S] y) {
             a = MatMul(x, w)
             t = Transpose<perm = [0, 2, 1]>(x)
             y = MatMul(a, t)

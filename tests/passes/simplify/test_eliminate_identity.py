@@ -9,8 +9,6 @@ from qcompile.ir.printer import dump
 from qcompile.passes.simplify.eliminate_identity import EliminateIdentity
 from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-
 
 @pytest.mark.parametrize(
     "body",
@@ -29,10 +27,7 @@ HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 )
 def test_returns_its_input(body: str) -> None:
     graph = parse(
-        HEAD
-        + "g (float[B,S,4] x, float ratio, bool training) => (float[B,S,4] y) {"
-        + body
-        + " y = Relu(i) }",
+        f"g (float[B,S,4] x) => (float[B,S,4] y) {{{body} y = Relu(i) }}",
         ratio=np.array(0.1, np.float32),
         training=np.array(False),
     )
@@ -64,10 +59,7 @@ def test_returns_its_input(body: str) -> None:
 )
 def test_computes_something_and_stays(body: str) -> None:
     graph = parse(
-        HEAD
-        + "g (float[B,S,4] x, bool flag, float ratio, bool training) => (int64 y) {"
-        + body
-        + " y = Size(i) }",
+        f"g (float[B,S,4] x, bool flag) => (int64 y) {{{body} y = Size(i) }}",
         ratio=np.array(0.1, np.float32),
         training=np.array(True),
     )
@@ -79,8 +71,7 @@ def test_computes_something_and_stays(body: str) -> None:
 
 def test_a_dropout_whose_mask_is_read_stays() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,4] x) => (float[B,S,4] y, bool[B,S,4] z) {
+        """g (float[B,S,4] x) => (float[B,S,4] y, bool[B,S,4] z) {
             i, mask = Dropout(x)
             y = Relu(i)
             z = Not(mask)
@@ -92,8 +83,7 @@ def test_a_dropout_whose_mask_is_read_stays() -> None:
 
 def test_the_name_of_a_graph_output_moves_to_what_computes_it() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,4] x) => (float[N,4] y, float[N,4] z) {
+        """g (float[N,4] x) => (float[N,4] y, float[N,4] z) {
             r = Relu(x)
             y = Identity(r)
             z = Neg(y)
@@ -120,17 +110,13 @@ def test_the_name_of_a_graph_output_moves_to_what_computes_it() -> None:
     ],
 )
 def test_refuses_where_the_node_carries_an_output_name(body: str) -> None:
-    graph = parse(
-        HEAD + "g (float[4] x, float[4] w) => (float[4] y, float[4] z) {" + body + "}",
-        w=normal(4),
-    )
+    graph = parse(f"g (float[4] x) => (float[4] y, float[4] z) {{{body}}}", w=normal(4))
     assert_refused(graph, EliminateIdentity(), "carries the name of a graph output")
 
 
 def test_a_shared_initializer_takes_the_place_of_its_copies() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,4] x, float[4] w) => (float[N,4] y) {
+        """g (float[N,4] x) => (float[N,4] y) {
             v = Identity(w)
             a = Mul(x, w)
             y = Add(a, v)
@@ -149,8 +135,7 @@ def test_a_shared_initializer_takes_the_place_of_its_copies() -> None:
 
 def test_a_subgraph_goes_on_reading_the_name_it_knows() -> None:
     graph = parse(
-        HEAD
-        + """g (bool c, float[N,4] x) => (float[N,4] y) {
+        """g (bool c, float[N,4] x) => (float[N,4] y) {
             r = Relu(x)
             i = Identity(r)
             y = If (c) <
@@ -166,8 +151,7 @@ def test_a_subgraph_goes_on_reading_the_name_it_knows() -> None:
 
 def test_refuses_the_copy_of_an_input_that_a_subgraph_reads() -> None:
     graph = parse(
-        HEAD
-        + """g (bool c, float[N,4] x) => (float[N,4] y) {
+        """g (bool c, float[N,4] x) => (float[N,4] y) {
             i = Identity(x)
             y = If (c) <
                 then_branch = yes () => (float[N,4] p) { p = Neg(i) },
@@ -179,6 +163,6 @@ def test_refuses_the_copy_of_an_input_that_a_subgraph_reads() -> None:
 
 
 def test_dead_nodes_go_too() -> None:
-    graph = parse(HEAD + "g (float[4] x) => (float[4] y) { d = Neg(x) y = Exp(x) }")
+    graph = parse("g (float[4] x) => (float[4] y) { d = Neg(x) y = Exp(x) }")
     differential(graph, EliminateIdentity(), atol=0)
     check(graph, "CHECK-NOT: Neg")

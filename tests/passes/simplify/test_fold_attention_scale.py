@@ -8,7 +8,6 @@ import pytest
 from qcompile.passes.simplify.fold_attention_scale import FoldAttentionScale
 from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 SCALARS = {"half": np.array(0.5, np.float32), "third": np.array(3, np.float32)}
 # K = 8 products in a linear and d = 4 in the scores, all below 64 in these feeds; scaling a weight
 # rounds each of them once more by 2^-24, and the sums are rounded as often in either form.
@@ -24,7 +23,6 @@ SCORES = """
     kr = Reshape(kb, heads)
     k = Transpose<perm = [0, 2, 3, 1]>(kr)
 """
-DECLARED = "float[8,8] wq, float[8] bq, float[8,8] wk, float[8] bk, int64[4] heads"
 WEIGHTS = {
     "wq": normal(8, 8),
     "bq": normal(8, seed=1),
@@ -38,9 +36,8 @@ WEIGHTS = {
 @pytest.mark.parametrize("scaled", ["Mul(s, half)", "Mul(half, s)", "Div(s, third)"])
 def test_scores_scale_the_query(scaled: str) -> None:
     graph = parse(
-        HEAD
-        + f"g (float[B,S,8] x, {DECLARED}, float half, float third) => (float[B,2,S,S] y) {{"
-        + f"{SCORES} s = MatMul(q, k) y = {scaled} }}",
+        f"""g (float[B,S,8] x) => (float[B,2,S,S] y) {{
+            {SCORES} s = MatMul(q, k) y = {scaled} }}""",
         **WEIGHTS,
     )
     differential(graph, FoldAttentionScale(), atol=ATOL)
@@ -60,9 +57,8 @@ def test_scores_scale_the_query(scaled: str) -> None:
 
 def test_both_operands_scaled_as_sdpa_does() -> None:
     graph = parse(
-        HEAD
-        + f"g (float[B,S,8] x, {DECLARED}, float half, float third) => (float[B,2,S,S] y) {{"
-        + f"{SCORES} qs = Mul(q, half) ks = Mul(k, half) y = MatMul(qs, ks) }}",
+        f"""g (float[B,S,8] x) => (float[B,2,S,S] y) {{
+            {SCORES} qs = Mul(q, half) ks = Mul(k, half) y = MatMul(qs, ks) }}""",
         **WEIGHTS,
     )
     differential(graph, FoldAttentionScale(), atol=ATOL)
@@ -80,8 +76,7 @@ def test_both_operands_scaled_as_sdpa_does() -> None:
 
 def test_a_chain_of_factors_folds_at_once() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,8] w, float half, float third) => (float[N,8] y) {
+        """g (float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             a = Mul(m, half)
             b = Div(a, third)
@@ -102,8 +97,7 @@ def test_a_chain_of_factors_folds_at_once() -> None:
 
 def test_gemm_scales_weight_and_bias() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[3,8] w, float[3] b, float half) => (float[N,3] y) {
+        """g (float[N,8] x) => (float[N,3] y) {
             m = Gemm<transB = 1, alpha = 2.0>(x, w, b)
             y = Mul(m, half)
         }""",
@@ -117,8 +111,7 @@ def test_gemm_scales_weight_and_bias() -> None:
 
 def test_gemm_without_a_bias() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,3] w, float half) => (float[N,3] y) {
+        """g (float[N,8] x) => (float[N,3] y) {
             m = Gemm(x, w, )
             y = Mul(m, half)
         }""",
@@ -131,8 +124,7 @@ def test_gemm_without_a_bias() -> None:
 
 def test_a_shared_bias_is_scaled_for_this_reader_alone() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,8] w, float[8] b, float half) => (float[N,8] y) {
+        """g (float[N,8] x) => (float[N,8] y) {
             m = MatMul(x, w)
             a = Add(m, b)
             s = Mul(a, half)
@@ -161,8 +153,7 @@ SHARED = """y = If (c) <
 @pytest.mark.parametrize("reader", ["y = MatMul(s, w)", SHARED], ids=["linear", "subgraph"])
 def test_refuses_a_shared_weight_since_both_copies_would_be_stored(reader: str) -> None:
     graph = parse(
-        HEAD
-        + f"""g (float[N,8] x, bool c, float[8,8] w, float half) => (float[N,8] y) {{
+        f"""g (float[N,8] x, bool c) => (float[N,8] y) {{
             m = MatMul(x, w)
             s = Mul(m, half)
             {reader}
@@ -190,10 +181,8 @@ BRANCHES = """z = If (c) <
 )
 def test_refuses_where_the_query_has_another_reader(outputs: str, more: str) -> None:
     graph = parse(
-        HEAD
-        + f"g (float[B,S,8] x, bool c, {DECLARED}, float half, float third)"
-        + f" => (float[B,2,S,S] y, {outputs}) {{"
-        + f"{SCORES} s = MatMul(q, k) y = Mul(s, half) {more} }}",
+        f"""g (float[B,S,8] x, bool c) => (float[B,2,S,S] y, {outputs}) {{
+            {SCORES} s = MatMul(q, k) y = Mul(s, half) {more} }}""",
         **WEIGHTS,
     )
     assert_refused(graph, FoldAttentionScale(), "'q' has another reader")
@@ -201,8 +190,7 @@ def test_refuses_where_the_query_has_another_reader(outputs: str, more: str) -> 
 
 def test_refuses_a_bias_that_is_computed() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,8] x, float[8,3] w, float[3] b, float half) => (float[N,3] y) {
+        """g (float[N,8] x, float[3] b) => (float[N,3] y) {
             m = Gemm(x, w, b)
             y = Mul(m, half)
         }""",
@@ -230,9 +218,7 @@ def test_refuses_a_bias_that_is_computed() -> None:
 )
 def test_other_products_are_no_refusal(body: str) -> None:
     graph = parse(
-        HEAD
-        + "g (float[8,8] x, float[8,8] w, float[8] v, float half, float zero, float infinite)"
-        + f" => (float[8,8] y) {{ {body} }}",
+        f"g (float[8,8] x) => (float[8,8] y) {{ {body} }}",
         w=normal(8, 8),
         v=normal(8),
         half=SCALARS["half"],
@@ -246,8 +232,7 @@ def test_other_products_are_no_refusal(body: str) -> None:
 
 def test_other_types_than_float32_are_left_alone() -> None:
     graph = parse(
-        HEAD
-        + """g (double[8,8] x, double[8,8] w, double half) => (double[8,8] y) {
+        """g (double[8,8] x) => (double[8,8] y) {
             m = MatMul(x, w)
             y = Mul(m, half)
         }""",
@@ -260,9 +245,7 @@ def test_other_types_than_float32_are_left_alone() -> None:
 
 def test_a_factor_that_raises_the_rank_stays() -> None:
     graph = parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        "g (float[N,4] x, float[4,4] w, float[1,1,1] c) => (float[1,N,4] y)"
-        "{ h = MatMul(x, w) y = Mul(h, c) }",
+        "g (float[N,4] x) => (float[1,N,4] y){ h = MatMul(x, w) y = Mul(h, c) }",
         w=np.eye(4, dtype=np.float32),
         c=np.full((1, 1, 1), 0.5, np.float32),
     )

@@ -34,12 +34,7 @@ def convolution(
         "s": np.array(0.5, F32),
         **changed,
     }
-    declared = ", ".join(f"float{list(v.shape) or ''} {n}" for n, v in weights.items())
-    return parse(
-        f'<ir_version: 8, opset_import: ["": {opset}]>'
-        f"g ({data}, {declared}) => ({outputs}) {{ {body} }}",
-        **weights,
-    )
+    return parse(f"g ({data}) => ({outputs}) {{ {body} }}", opset, **weights)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import numpy as np
 from qcompile.passes.simplify.fold_shapes import FoldShapes
 from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 ZERO, ONE = np.array(0), np.array(1)
 # [batch, sequence] of x as two vectors of one element, the way exporters write it.
 DIMS = """
@@ -22,11 +21,9 @@ ARE_DIMS = {"zero": ZERO, "one": ONE, "axes": np.array([0])}
 
 def test_head_split_keeps_batch_and_sequence_by_zero() -> None:
     graph = parse(
-        HEAD
-        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[2] heads)"
-        + " => (float[B,S,2,4] y) {"
-        + DIMS
-        + "shape = Concat<axis = 0>(v0, v1, heads) y = Reshape(x, shape) }",
+        f"""g (float[B,S,8] x) => (float[B,S,2,4] y) {{
+            {DIMS}
+            shape = Concat<axis = 0>(v0, v1, heads) y = Reshape(x, shape) }}""",
         heads=np.array([2, 4]),
         **ARE_DIMS,
     )
@@ -43,11 +40,9 @@ def test_head_split_keeps_batch_and_sequence_by_zero() -> None:
 
 def test_a_product_of_dimensions_becomes_minus_one() -> None:
     graph = parse(
-        HEAD
-        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[1] width)"
-        + " => (float[R,8] y) {"
-        + DIMS
-        + "n = Mul(v0, v1) shape = Concat<axis = 0>(n, width) y = Reshape(x, shape) }",
+        f"""g (float[B,S,8] x) => (float[R,8] y) {{
+            {DIMS}
+            n = Mul(v0, v1) shape = Concat<axis = 0>(n, width) y = Reshape(x, shape) }}""",
         width=np.array([8]),
         **ARE_DIMS,
     )
@@ -58,8 +53,7 @@ def test_a_product_of_dimensions_becomes_minus_one() -> None:
 def test_a_dimension_that_the_input_does_not_have() -> None:
     """[N] to [1, N]: there is no second dimension to keep by 0."""
     graph = parse(
-        HEAD
-        + """g (float[N] x, int64[1] one) => (float[1,N] y) {
+        """g (float[N] x) => (float[1,N] y) {
             s = Shape(x)
             shape = Concat<axis = 0>(one, s)
             y = Reshape(x, shape)
@@ -73,17 +67,13 @@ def test_a_dimension_that_the_input_does_not_have() -> None:
 def test_probes_see_what_symbols_do_not() -> None:
     """(2 S) / 2 is S, and (S - S) + 4 is 4, in every probe of the sizes."""
     graph = parse(
-        HEAD
-        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[1] two, int64[1] four)"
-        + " => (float[B,S,4,2] y) {"
-        + DIMS
-        + """twice = Mul(v1, two)
+        f"""g (float[B,S,8] x) => (float[B,S,4,2] y) {{{DIMS}twice = Mul(v1, two)
             same = Div(twice, two)
             none = Sub(v1, v1)
             heads = Add(none, four)
             shape = Concat<axis = 0>(v0, same, heads, two)
             y = Reshape(x, shape)
-        }""",
+        }}""",
         two=np.array([2]),
         four=np.array([4]),
         **ARE_DIMS,
@@ -94,8 +84,7 @@ def test_probes_see_what_symbols_do_not() -> None:
 
 def test_a_constant_shape_stays_as_it_is() -> None:
     graph = parse(
-        HEAD + "g (float[B,S,8] x, int64[2] shape) => (float[R,8] y) { y = Reshape(x, shape) }",
-        shape=np.array([-1, 8]),
+        "g (float[B,S,8] x) => (float[R,8] y) { y = Reshape(x, shape) }", shape=np.array([-1, 8])
     )
     run_pass(graph, FoldShapes())
     check(graph, "CHECK: %y = Reshape(%x, @shape:i64[2]=[-1, 8])")
@@ -103,8 +92,7 @@ def test_a_constant_shape_stays_as_it_is() -> None:
 
 def test_an_expansion_that_does_something_stays() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,1,8] x, float[B,S,8] z) => (float[B,S,8] y) {
+        """g (float[B,1,8] x, float[B,S,8] z) => (float[B,S,8] y) {
             s = Shape(z)
             e = Expand(x, s)
             y = Add(e, z)
@@ -117,15 +105,13 @@ def test_an_expansion_that_does_something_stays() -> None:
 
 def test_two_readers_of_one_computed_shape() -> None:
     graph = parse(
-        HEAD
-        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[2] heads)"
-        + " => (float[B,S,2,4] y, float[B,S,2,4] z) {"
-        + DIMS
-        + """shape = Concat<axis = 0>(v0, v1, heads)
+        f"""g (float[B,S,8] x) => (float[B,S,2,4] y, float[B,S,2,4] z) {{
+            {DIMS}
+            shape = Concat<axis = 0>(v0, v1, heads)
             n = Neg(x)
             y = Reshape(x, shape)
             z = Reshape(n, shape)
-        }""",
+        }}""",
         heads=np.array([2, 4]),
         **ARE_DIMS,
     )
@@ -142,8 +128,7 @@ def test_two_readers_of_one_computed_shape() -> None:
 
 def test_a_fixed_dimension_becomes_a_number() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,16] x, int64 last) => (float[B,S,16] y) {
+        """g (float[B,S,16] x) => (float[B,S,16] y) {
             s = Shape(x)
             d = Gather<axis = 0>(s, last)
             f = Cast<to = 1>(d)
@@ -164,8 +149,7 @@ def test_a_fixed_dimension_becomes_a_number() -> None:
 
 def test_a_slice_of_the_shape_and_start_and_end() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,6,16] x, int64[1] from, int64[1] to) => (int64[1] a, int64[2] b) {
+        """g (float[B,6,16] x) => (int64[1] a, int64[2] b) {
             s = Shape(x)
             p = Slice(s, from, to)
             q = Shape<start = 1>(x)
@@ -187,8 +171,7 @@ def test_a_slice_of_the_shape_and_start_and_end() -> None:
 
 def test_reshape_and_expand_to_the_shape_it_has_already() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] x) => (float[B,S,8] y) {
+        """g (float[B,S,8] x) => (float[B,S,8] y) {
             s = Shape(x)
             r = Reshape(x, s)
             e = Expand(r, s)
@@ -208,11 +191,9 @@ def test_reshape_and_expand_to_the_shape_it_has_already() -> None:
 
 def test_allowzero_goes_since_zero_now_means_as_the_input() -> None:
     graph = parse(
-        HEAD
-        + "g (float[B,S,8] x, int64 zero, int64 one, int64[1] axes, int64[2] heads)"
-        + " => (float[B,S,2,4] y) {"
-        + DIMS
-        + "shape = Concat<axis = 0>(v0, v1, heads) y = Reshape<allowzero = 1>(x, shape) }",
+        f"""g (float[B,S,8] x) => (float[B,S,2,4] y) {{
+            {DIMS}
+            shape = Concat<axis = 0>(v0, v1, heads) y = Reshape<allowzero = 1>(x, shape) }}""",
         heads=np.array([2, 4]),
         **ARE_DIMS,
     )
@@ -223,8 +204,7 @@ def test_allowzero_goes_since_zero_now_means_as_the_input() -> None:
 def test_a_graph_output_keeps_its_name() -> None:
     """y is x itself: the Reshape must stay to carry the name; the shape is an output too."""
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] x) => (float[B,S,8] y, int64[3] s) {
+        """g (float[B,S,8] x) => (float[B,S,8] y, int64[3] s) {
             s = Shape(x)
             y = Reshape(x, s)
         }"""
@@ -242,8 +222,7 @@ def test_a_graph_output_keeps_its_name() -> None:
 
 def test_a_subgraph_reads_the_reshaped_tensor() -> None:
     graph = parse(
-        HEAD
-        + """g (bool c, float[B,S,8] x) => (float[B,S,8] y) {
+        """g (bool c, float[B,S,8] x) => (float[B,S,8] y) {
             s = Shape(x)
             n = Neg(x)
             r = Reshape(n, s)
@@ -260,8 +239,7 @@ def test_a_subgraph_reads_the_reshaped_tensor() -> None:
 
 def test_refuses_two_dimensions_that_only_the_feed_knows() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] x, int64[2] shape) => (float[P,Q] y) {
+        """g (float[B,S,8] x, int64[2] shape) => (float[P,Q] y) {
             y = Reshape(x, shape)
         }"""
     )
@@ -270,8 +248,7 @@ def test_refuses_two_dimensions_that_only_the_feed_knows() -> None:
 
 def test_refuses_an_unknown_rank() -> None:
     graph = parse(
-        HEAD
-        + """g (float[B,S,8] x, int64[R] shape) => (float y) {
+        """g (float[B,S,8] x, int64[R] shape) => (float y) {
             r = Reshape(x, shape)
             y = ReduceSum<keepdims = 0>(r)
         }"""
@@ -281,13 +258,12 @@ def test_refuses_an_unknown_rank() -> None:
 
 def test_refuses_an_input_of_unknown_rank() -> None:
     graph = parse(
-        '<ir_version: 8, opset_import: ["": 17, "acme": 1]>'
-        + "g (float[B,S,8] x) => (float[B,S,8] y) { a = acme.Op(x) s = Shape(x) y = Reshape(a, s) }"
+        "g (float[B,S,8] x) => (float[B,S,8] y) { a = acme.Op(x) s = Shape(x) y = Reshape(a, s) }"
     )
     assert_refused(graph, FoldShapes(), "rank")
 
 
 def test_leaves_graphs_without_shapes_alone() -> None:
-    graph = parse(HEAD + "g (float[N] x) => (float[N] y) { y = Relu(x) }")
+    graph = parse("g (float[N] x) => (float[N] y) { y = Relu(x) }")
     ctx = run_pass(graph, FoldShapes())
     assert not ctx.skips

@@ -49,10 +49,9 @@ def gelu(body: str, opset: int = 17, outputs: str = "float[B,S,4] y", **changed:
         "slope": math.sqrt(2 / math.pi),
         **changed,
     }
-    declared = ", ".join(f"float {name}" for name in scalars)
     return parse(
-        f'<ir_version: 8, opset_import: ["": {opset}]>'
-        + f"g (float[B,S,4] x, bool c, {declared}) => ({outputs}) {{ {body} }}",
+        f"g (float[B,S,4] x, bool c) => ({outputs}) {{ {body} }}",
+        opset,
         **{name: np.array(value, np.float32) for name, value in scalars.items()},
     )
 
@@ -86,8 +85,7 @@ def test_tanh_form(order: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [("Div(x, root)", "Mul(x, inverse)"), ("Div(x, root)", "Mul(inverse, x)")],
+    ("old", "new"), [("Div(x, root)", "Mul(x, inverse)"), ("Div(x, root)", "Mul(inverse, x)")]
 )
 def test_erf_argument(old: str, new: str) -> None:
     graph = gelu(ERF.replace(old, new) + ORDERS[0])

@@ -25,10 +25,9 @@ CLIPPED = [
 
 def hardswish(body: str, opset: int = 17, outputs: str = "float[N,4] y", **changed: float) -> Graph:
     scalars = {"three": 3.0, "six": 6.0, "zero": 0.0, "sixth": 1 / 6, "two": 2.0, **changed}
-    declared = ", ".join(f"float {name}" for name in scalars)
     return parse(
-        f'<ir_version: 8, opset_import: ["": {opset}]>'
-        f"g (float[N,4] x, float[N,4] z, {declared}) => ({outputs}) {{ {body} }}",
+        f"g (float[N,4] x, float[N,4] z) => ({outputs}) {{ {body} }}",
+        opset,
         **{name: np.array(value, np.float32) for name, value in scalars.items()},
     )
 

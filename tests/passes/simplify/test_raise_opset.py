@@ -14,12 +14,7 @@ from qcompile.passes.simplify import raise_opset
 from qcompile.passes.simplify.raise_opset import RaiseOpset
 from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
-
-def head(opset: int) -> str:
-    return f'<ir_version: 8, opset_import: ["": {opset}]>'
-
-
-ENCODER = """g (float[B,S,4] x, float[4,4] w, int64[6] pads) => (float[B,S,4] y) {
+ENCODER = """g (float[B,S,4] x) => (float[B,S,4] y) {
     a = MatMul(x, w)
     b = Softmax<axis = -1>(a)
     c = Erf(b)
@@ -39,7 +34,7 @@ REGION = {
 
 
 def test_declares_the_targets_opset() -> None:
-    graph = parse(head(14) + ENCODER, w=normal(4, 4), pads=np.zeros(6, np.int64))
+    graph = parse(ENCODER, 14, w=normal(4, 4), pads=np.zeros(6, np.int64))
     differential(graph, RaiseOpset(), atol=0)  # exact
     check(
         graph,
@@ -56,14 +51,14 @@ def test_declares_the_targets_opset() -> None:
 @pytest.mark.parametrize("to", [18, 20, 21])
 def test_axes_and_split_move_on_the_way_over_18(to: int) -> None:
     graph = parse(
-        head(13)
-        + """g (float[B,S,4] x) => (float[B,S,2] y, float[B,S,2] z) {
+        """g (float[B,S,4] x) => (float[B,S,2] y, float[B,S,2] z) {
             m = ReduceMean<axes = [-1]>(x)
             n = ReduceMax<keepdims = 1>(x)
             c = Sub(x, m)
             d = Add(c, n)
             y, z = Split<axis = 2>(d)
-        }"""
+        }""",
+        13,
     )
     differential(graph, RaiseOpset(to=to), atol=0)
     check(
@@ -79,9 +74,8 @@ def test_axes_and_split_move_on_the_way_over_18(to: int) -> None:
 
 def test_split_with_sizes_stays() -> None:
     graph = parse(
-        head(13)
-        + "g (float[N,4] x, int64[2] sizes) => (float[N,3] y, float[N,1] z) {"
-        + " y, z = Split<axis = 1>(x, sizes) }",
+        "g (float[N,4] x) => (float[N,3] y, float[N,1] z) { y, z = Split<axis = 1>(x, sizes) }",
+        13,
         sizes=np.array([3, 1]),
     )
     differential(graph, RaiseOpset(to=18), atol=0)
@@ -91,8 +85,7 @@ def test_split_with_sizes_stays() -> None:
 @pytest.mark.parametrize("to", [17, 18, 19, 21])
 def test_operators_that_only_gained_options_stay(to: int) -> None:
     graph = parse(
-        head(13)
-        + """g (float[B,S,4] x, int64[6] pads, int64 axis, float s, uint8 z) => (float[B,S,4] y) {
+        """g (float[B,S,4] x) => (float[B,S,4] y) {
             p = Pad(x, pads)
             c = CumSum(p, axis)
             d = Cast<to = 11>(c)
@@ -100,6 +93,7 @@ def test_operators_that_only_gained_options_stay(to: int) -> None:
             q = QuantizeLinear(f, s, z)
             y = DequantizeLinear(q, s, z)
         }""",
+        13,
         pads=np.zeros(6, np.int64),
         axis=np.array(1),
         s=np.array(0.05, np.float32),
@@ -150,7 +144,7 @@ def test_an_overlooked_operator_would_show() -> None:
 
 
 def test_a_newer_model_is_left_alone() -> None:
-    graph = parse(head(18) + "g (float[N] x) => (float[N] y) { y = Relu(x) }")
+    graph = parse("g (float[N] x) => (float[N] y) { y = Relu(x) }", 18)
     ctx = run_pass(graph, RaiseOpset())
     assert not ctx.skips
     check(graph, "CHECK: opset=18")
@@ -159,12 +153,12 @@ def test_a_newer_model_is_left_alone() -> None:
 def test_opsets_before_13_go_through_the_converter() -> None:
     """Softmax-12 worked on a matrix of rows; a weight over 64 elements must come back whole."""
     graph = parse(
-        head(12)
-        + """g (float[B,8] x, float[8,9] w, int64[3] shape) => (float[B,9] y, float[B,3,3] z) {
+        """g (float[B,8] x) => (float[B,9] y, float[B,3,3] z) {
             y = MatMul(x, w)
             s = Reshape(y, shape)
             z = Softmax(s)
         }""",
+        12,
         w=normal(8, 9),
         shape=np.array([-1, 3, 3]),
     )
@@ -174,7 +168,7 @@ def test_opsets_before_13_go_through_the_converter() -> None:
 
 
 def test_an_operator_that_changed_its_meaning_goes_through_the_converter() -> None:
-    graph = parse(head(15) + ROI)
+    graph = parse(ROI, 15)
     differential(graph, RaiseOpset(), atol=0, feeds=[REGION])
     check(graph, "CHECK: RoiAlign({{.*}}) {coordinate_transformation_mode='output_half_pixel'}")
 
@@ -182,56 +176,52 @@ def test_an_operator_that_changed_its_meaning_goes_through_the_converter() -> No
 @pytest.mark.parametrize("opset", [12, 15])
 def test_refuses_what_the_converter_cannot_bring_along(opset: int) -> None:
     graph = parse(
-        f'<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]>'
-        + ROI.replace("y = RoiAlign(x,", "k = com.microsoft.Gelu(x) y = RoiAlign(k,")
+        ROI.replace("y = RoiAlign(x,", "k = com.microsoft.Gelu(x) y = RoiAlign(k,"), opset
     )
     assert_refused(graph, RaiseOpset(), "and the model has operators outside ONNX")
 
 
 def test_the_same_operator_goes_along_where_its_meaning_did_not_change() -> None:
-    graph = parse(head(16) + ROI)
+    graph = parse(ROI, 16)
     differential(graph, RaiseOpset(), atol=0, feeds=[REGION])
     check(graph, "CHECK: %y = RoiAlign(%x, %rois, %batch){{$}}")
 
 
 def test_refuses_operators_that_onnx_does_not_know() -> None:
     """ONNX Runtime has a few contrib operators in ONNX's own domain."""
-    graph = parse(head(14) + "g (float[N] x) => (float[N] y) { a = Relu(x) y = Relu(a) }")
+    graph = parse("g (float[N] x) => (float[N] y) { a = Relu(x) y = Relu(a) }", 14)
     graph.nodes[0].op = "FusedGelu"
     assert_refused(graph, RaiseOpset(), "FusedGelu is unknown to ONNX")
 
 
 def test_operators_of_other_domains_are_not_concerned() -> None:
-    graph = parse(
-        '<ir_version: 8, opset_import: ["": 14, "com.microsoft": 1]>'
-        + "g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }"
-    )
+    graph = parse("g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }", 14)
     differential(graph, RaiseOpset(), atol=0)
     check(graph, "CHECK: com.microsoft.Gelu(%x)")
 
 
 def test_refuses_subgraphs_since_their_nodes_cannot_be_brought_along() -> None:
     graph = parse(
-        head(14)
-        + """g (bool c, float[N,4] x) => (float[N,1] y) {
+        """g (bool c, float[N,4] x) => (float[N,1] y) {
             y = If (c) <
                 then_branch = yes () => (float[N,1] p) { p = ReduceMean<axes = [1]>(x) },
                 else_branch = no () => (float[N,1] q) { q = ReduceMax<axes = [1]>(x) }
             >
-        }"""
+        }""",
+        14,
     )
     assert_refused(graph, RaiseOpset(to=18), "If holds a subgraph")
 
 
 def test_shared_initializers_and_omitted_inputs_come_along() -> None:
     graph = parse(
-        head(13)
-        + """g (float[N,4] x, float s, float[4] w, int64[1] axes) => (float[N,1] y) {
+        """g (float[N,4] x) => (float[N,1] y) {
             a = Clip(x, , s)
             b = Mul(a, w)
             c = Mul(b, w)
             y = ReduceSum(c, axes)
         }""",
+        13,
         s=np.array(1, np.float32),
         w=normal(4),
         axes=np.array([1]),

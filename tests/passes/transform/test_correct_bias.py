@@ -21,7 +21,6 @@ from qcompile.rewriting.testing import (
 )
 from tests.passes.corpus import calibrate
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 # Far from zero mean, so that the weights' errors add up to a shift.
 DATA = normal(400, 16) + 5
 TEXT = """g (float[N,16] x, float[16,4] w, float[4] b) => (float[N,4] y)
@@ -29,7 +28,7 @@ TEXT = """g (float[N,16] x, float[16,4] w, float[4] b) => (float[N,4] y)
 
 
 def biased() -> Graph:
-    return parse(HEAD + TEXT, w=normal(16, 4, seed=1), b=normal(4, seed=2))
+    return parse(TEXT, w=normal(16, 4, seed=1), b=normal(4, seed=2))
 
 
 def planned(graph: Graph) -> Context:

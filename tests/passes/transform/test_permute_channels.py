@@ -28,8 +28,8 @@ from qcompile.rewriting.testing import (
     run_pass,
 )
 from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
+from tests.passes.corpus import bert_layer
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 F32 = np.float32
 # Sums of up to K = 10 products are taken in another order: each of their roundings is at most
 # 2^-24 of a partial sum, all of which are below 64 in these feeds; four such sums in a row.
@@ -54,9 +54,7 @@ def feeds(graph: Graph) -> list[dict[str, Array]]:
 def mlp() -> Graph:
     """A table, a hidden layer, a residual sum, and an output."""
     return parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,3] w, float[3] b, float[3,4] v)
-            => (float[B,S,4] y) {
+        """g (int64[B,S] ids) => (float[B,S,4] y) {
             e = Gather(t, ids)
             m = MatMul(e, w)
             a = Add(m, b)
@@ -71,53 +69,10 @@ def mlp() -> Graph:
     )
 
 
-def encoder() -> Graph:
-    """One layer of BERT: width 6, two heads of 3, a hidden layer of 10, and a pooler."""
-    shapes = {
-        "words": (9, 6), "table": (5, 6), "g0": (6,), "b0": (6,), "wq": (6, 6), "bq": (6,),
-        "wk": (6, 6), "wv": (6, 6), "bv": (6,), "wo": (6, 6), "g1": (6,), "b1": (6,),
-        "wi": (6, 10), "bi": (10,), "wd": (10, 6), "g2": (6,), "b2": (6,), "wp": (6, 4),
-    }  # fmt: skip
-    return parse(
-        HEAD
-        + f"""g (int64[B,S] ids, int64[B,S] places, int64[B,S] mask,
-            {", ".join(f"float{list(s)} {n}" for n, s in shapes.items())}, int64[4] split,
-            int64[3] join, int64[2] axes, float low, int64 first)
-            => (float[B,S,6] y, float[B,4] pooled) {{
-            e = Gather(words, ids) p = Gather(table, places) s0 = Add(e, p)
-            x = LayerNormalization(s0, g0, b0)
-            qm = MatMul(x, wq) qb = Add(qm, bq) qr = Reshape(qb, split)
-            q = Transpose<perm = [0, 2, 1, 3]>(qr)
-            km = MatMul(x, wk) kr = Reshape(km, split)
-            k = Transpose<perm = [0, 2, 3, 1]>(kr)
-            vm = MatMul(x, wv) vb = Add(vm, bv) vr = Reshape(vb, split)
-            v = Transpose<perm = [0, 2, 1, 3]>(vr)
-            scores = MatMul(q, k)
-            wide = Unsqueeze(mask, axes) real = Cast<to = 1>(wide) bias = Mul(real, low)
-            masked = Sub(scores, bias)
-            probs = Softmax(masked)
-            c = MatMul(probs, v) ct = Transpose<perm = [0, 2, 1, 3]>(c) cr = Reshape(ct, join)
-            o = MatMul(cr, wo) s1 = Add(o, x)
-            h = LayerNormalization(s1, g1, b1)
-            im = MatMul(h, wi) ib = Add(bi, im) act = Relu(ib)
-            dm = MatMul(act, wd) s2 = Add(dm, h)
-            y = LayerNormalization(s2, g2, b2)
-            cls = Gather<axis = 1>(y, first) pm = MatMul(cls, wp) pooled = Tanh(pm)
-        }}""",
-        **{n: normal(*shape, seed=i) for i, (n, shape) in enumerate(shapes.items())},
-        split=np.array([0, 0, 2, 3]),
-        join=np.array([0, 0, 6]),
-        axes=np.array([1, 2]),
-        low=np.array(4, F32),
-        first=np.array(0),
-    )
-
-
 def tied() -> Graph:
     """The table of a lookup, transposed, makes the logits."""
     return parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,4] w, float[4] g) => (float[B,S,9] y) {
+        """g (int64[B,S] ids) => (float[B,S,9] y) {
             e = Gather(t, ids)
             m = MatMul(e, w)
             n = LayerNormalization(m, g)
@@ -133,8 +88,7 @@ def tied() -> Graph:
 def shared() -> Graph:
     """Two layers with one weight and one bias, as ALBERT has."""
     return parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,4] w, float[4] b) => (float[B,S,4] y) {
+        """g (int64[B,S] ids) => (float[B,S,4] y) {
             e = Gather(t, ids)
             m0 = MatMul(e, w) a0 = Add(m0, b) r0 = Relu(a0)
             m1 = MatMul(r0, w) a1 = Add(m1, b) y = Relu(a1)
@@ -147,7 +101,7 @@ def shared() -> Graph:
 
 GRAPHS: dict[str, Callable[[], Graph]] = {
     "mlp": mlp,
-    "encoder": encoder,
+    "encoder": bert_layer,
     "tied": tied,
     "shared": shared,
 }
@@ -205,18 +159,18 @@ def test_golden() -> None:
 
 def test_widths_of_all_members_count() -> None:
     """Of the residual stream: x after one normalization, h after another."""
-    graph, ctx = encoder(), context()
+    graph, ctx = bert_layer(), context()
     ctx.channels = {"x": stats(1, 2, 3, 4, 5, 6), "h": stats(9, 0, 0, 0, 0, 7)}
     run_pass(graph, PermuteChannels(), ctx=ctx)
     order = [0, 5, 4, 3, 2, 1]
     assert ctx.channels["x"].width.tolist() == [1, 6, 5, 4, 3, 2]
     assert ctx.channels["h"].width.tolist() == [9, 7, 0, 0, 0, 0]
     gamma = array(graph.constants()["g1/permuted"])
-    assert np.array_equal(gamma, array(encoder().constants()["g1"])[order])
+    assert np.array_equal(gamma, array(bert_layer().constants()["g1"])[order])
 
 
 def test_a_transformer_layer_and_what_was_seen_of_it_stays_true() -> None:
-    graph = encoder()
+    graph = bert_layer()
     names = ["x", "cr", "h", "act", "y"]
     ctx = watched(graph, *names)
     ctx.plan.decide(Decision("y", "activation", QSpec("uint8", False), "", (Use("Gather:cls", 0),)))
@@ -233,11 +187,11 @@ def test_a_transformer_layer_and_what_was_seen_of_it_stays_true() -> None:
 
 
 def test_channels_move_within_their_heads() -> None:
-    graph, ctx = encoder(), context()
+    graph, ctx = bert_layer(), context()
     ctx.channels = {"cr": stats(1, 2, 3, 5, 6, 4)}
     differential(graph, PermuteChannels(), atol=ATOL, feeds=feeds(graph), ctx=ctx)
     order = [2, 1, 0, 4, 3, 5]
-    found, old = graph.constants(), encoder().constants()
+    found, old = graph.constants(), bert_layer().constants()
     assert np.array_equal(array(found["wv/permuted"]), array(old["wv"])[:, order])
     assert np.array_equal(array(found["wo/permuted"]), array(old["wo"])[order])
     assert {"wq", "wk", "bq"} <= found.keys()  # queries and keys are a class of their own
@@ -245,14 +199,14 @@ def test_channels_move_within_their_heads() -> None:
 
 def test_statistics_without_heads_ask_for_one_order_for_all_heads() -> None:
     """``q`` is [batch, heads, tokens, channels]: an order for each head would leave it untrue."""
-    graph = encoder()
+    graph = bert_layer()
     ctx = watched(graph, "qb", "q")
     order = np.argsort(-ctx.channels["qb"].width.reshape(2, 3).max(0), kind="stable")
     assert order.tolist() != [0, 1, 2]
     differential(graph, PermuteChannels(), atol=ATOL, feeds=feeds(graph), ctx=ctx)
     whole = [*order, *(3 + order)]
     assert np.array_equal(
-        array(graph.constants()["wk/permuted"]), array(encoder().constants()["wk"])[:, whole]
+        array(graph.constants()["wk/permuted"]), array(bert_layer().constants()["wk"])[:, whole]
     )
     for name, rows in values(graph, ["qb", "q"]).items():
         np.testing.assert_allclose(ctx.channels[name].rows, rows, atol=ATOL)
@@ -316,8 +270,7 @@ def test_tied_embeddings() -> None:
 def test_an_output_of_two_axes() -> None:
     """Both axes of a table of products get their order back."""
     graph = parse(
-        HEAD
-        + """g (int64[B,S] ids, float[9,4] t, float[4,3] w) => (float[B,4,3] y) {
+        """g (int64[B,S] ids) => (float[B,4,3] y) {
             e = Gather(t, ids) m = MatMul(e, w) k = Transpose<perm = [0, 2, 1]>(e)
             y = MatMul(k, m)
         }""",
@@ -347,7 +300,7 @@ def test_what_is_sorted_already_is_no_refusal() -> None:
 
 def test_asks_for_what_is_quantized_and_tells_heads_apart() -> None:
     """The last axis of scores are tokens, and of ``q`` and ``v`` channels without their heads."""
-    graph, ctx = encoder(), context()
+    graph, ctx = bert_layer(), context()
     for name in ("x", "q", "probs", "v", "cr", "act"):
         use = (Use(graph.consumers(graph.tensors()[name])[0].name, 0),)
         ctx.plan.decide(Decision(name, "activation", QSpec("uint8", False), "", use))
@@ -368,7 +321,7 @@ PINNED = """g (int64[B,S] ids, bool c, float[9,4] t, float[4,4] w, int64[1] two,
 def pinned(body: str) -> Graph:
     """``m`` is pinned by the body."""
     return parse(
-        f"{HEAD} {PINNED} {body} }}",
+        f"{PINNED} {body} }}",
         t=normal(9, 4),
         w=normal(4, 4),
         two=np.array([2]),

@@ -27,7 +27,6 @@ from qcompile.runtime.evaluation.int16_saturation import bound, linears
 from qcompile.targets.cpu import WEIGHT
 from tests.passes.corpus import calibrate, stats
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 CHANNELS = 32
 # Eight sources make 32 channels, so rows are far from independent.
 SOURCES = normal(8, CHANNELS)
@@ -36,7 +35,7 @@ ONE = "g (float[N,32] x, float[32,8] w) => (float[N,8] y) { y = MatMul(x, w) }"
 
 
 def product() -> Graph:
-    return parse(HEAD + ONE, w=normal(CHANNELS, 8))
+    return parse(ONE, w=normal(CHANNELS, 8))
 
 
 def planned(graph: Graph, mode: str = "static") -> Context:
@@ -100,8 +99,7 @@ def test_differential() -> None:
 
 def test_all_weights_of_a_site_and_shared_ones_once() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,32] x, float[32,32] q, float[32,32] k) => (float[N,32] y) {
+        """g (float[N,32] x) => (float[N,32] y) {
             a = MatMul(x, q) b = MatMul(x, k) c = Add(a, b) y = MatMul(c, q)
         }""",
         q=normal(CHANNELS, CHANNELS),
@@ -160,7 +158,7 @@ def test_refuses_long_weights() -> None:
 
 def test_refuses_a_transposed_weight() -> None:
     text = "g (float[N,32] x, float[8,32] w) => (float[N,8] y) { y = Gemm<transB = 1>(x, w, ) }"
-    graph = parse(HEAD + text, w=normal(8, CHANNELS))
+    graph = parse(text, w=normal(8, CHANNELS))
     ctx = planned(graph)
     assert_refused(graph, RoundWeights(), "the weight is transposed", ctx)
     assert ctx.rounded == {}
@@ -170,8 +168,7 @@ def test_a_weight_that_is_read_along_both_axes_has_integers_for_each() -> None:
     """Those chosen for the MatMul's columns are not the Gemm's, whose channels are its rows."""
     square = normal(16, 16)
     graph = parse(
-        f"{HEAD} g (float[N,16] x, float[16,16] w) => (float[N,16] y) "
-        "{ h = MatMul(x, w) y = Gemm<transB = 1>(h, w) }",
+        "g (float[N,16] x) => (float[N,16] y) { h = MatMul(x, w) y = Gemm<transB = 1>(h, w) }",
         w=square,
     )
     x = normal(64, 16, seed=1)

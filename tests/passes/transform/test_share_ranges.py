@@ -17,8 +17,7 @@ WIDE = QSpec("uint16", symmetric=False)
 
 def chain() -> Graph:
     return parse(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[1,2,8,8] x, float[1,2,4,4] k) => (float[1,4,4,4] y, float[1,2,4,4] z) {
+        """g (float[1,2,8,8] x, float[1,2,4,4] k) => (float[1,4,4,4] y, float[1,2,4,4] z) {
             p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x)
             c = Concat<axis = 1>(p, k)
             y = Relu(c)

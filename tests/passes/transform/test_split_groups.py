@@ -23,7 +23,6 @@ from qcompile.rewriting.testing import (
 )
 from tests.passes.corpus import calibrate
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 ITEM = SplitGroups(groups=2, align=4)
 DATA = normal(300, 8) * np.array([40, 30, 20, 10, 1, 1, 1, 1], np.float32)
 
@@ -32,7 +31,7 @@ def product(op: str = "MatMul") -> Graph:
     text = f"g (float[N,8] x, float[8,3] w) => (float[N,3] y) {{ y = {op}(x, w) }}"
     weight = normal(8, 3, seed=1)
     weight[:4] /= 40
-    return parse(HEAD + text, w=weight)
+    return parse(text, w=weight)
 
 
 def planned(graph: Graph) -> Context:

@@ -29,7 +29,6 @@ from qcompile.rewriting.testing import (
 from qcompile.runtime.evaluation.int16_saturation import saturated_product
 from tests.passes.corpus import calibrate, observed
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 CHANNELS, OUTLIER, WIDE = 16, 5, 8
 # Nothing beyond the data is foreseen: the range ends where the data does.
 SPLIT = SplitOutliers(doublings=0, least_channels=0)
@@ -66,8 +65,7 @@ def rows(count: int = 200, *, both: bool = False, seed: int = 3) -> Array:
 def gathered(w: Array = W, body: str = "y = MatMul(x, w)", results: str = "float[N,4] y") -> Graph:
     """A graph input is quantized: columns come from a Gather."""
     given = {"w": w, "u": on_grid(CHANNELS, 4, seed=1), "b": normal(4)}
-    declared = "".join(f", float{list(v.shape)} {name}" for name, v in given.items())
-    return parse(f"{HEAD} g (float[N,16] x{declared}) => ({results}) {{ {body} }}", **given)
+    return parse(f"g (float[N,16] x) => ({results}) {{ {body} }}", **given)
 
 
 def inside(data: Array) -> list[dict[str, Array]]:
@@ -84,8 +82,7 @@ def layered(body: str = LAYER, results: str = "float[N,4] y") -> Graph:
     w = normal(6, CHANNELS, seed=1) / 4
     w[:, OUTLIER] *= WIDE
     given = {"w": w, "b": normal(CHANNELS, seed=2) / 4, "v": W}
-    declared = "".join(f", float{list(v.shape)} {name}" for name, v in given.items())
-    return parse(f"{HEAD} g (float[N,6] x{declared}) => ({results}) {{ {body} }}", **given)
+    return parse(f"g (float[N,6] x) => ({results}) {{ {body} }}", **given)
 
 
 def planned(graph: Graph, data: Array, item: SplitOutliers = SPLIT, target: str = "cpu") -> Context:
@@ -308,10 +305,7 @@ def test_the_outlier_has_the_step_of_the_rest(both: bool) -> None:
     steps = []
     for items in ([], [SPLIT]):
         unit = np.eye(CHANNELS, dtype=np.float32)
-        graph = parse(
-            HEAD + "g (float[N,16] x, float[16,16] w) => (float[N,16] y) { y = MatMul(x, w) }",
-            w=unit,
-        )
+        graph = parse("g (float[N,16] x) => (float[N,16] y) { y = MatMul(x, w) }", w=unit)
         ctx = planned(graph, data)
         run_pass(graph, *items, InsertQdq(), QuantizeParts(), ctx=ctx)
         name = "x/split/scale" if items else "x/scale"
@@ -436,8 +430,7 @@ def worst_pair(graph: Graph, ctx: Context, weight: str) -> int:
 def test_copies_of_one_channel_never_meet(channels: int) -> None:
     """Each has a column of zero weights beside it; an odd body ends with one too."""
     w, data = heavy(rows_of=channels), rows()[:, :channels]
-    graph = parse(f"{HEAD} g (float[N,{channels}] x, float[{channels},4] w) => (float[N,4] y) "
-                  "{ y = MatMul(x, w) }", w=w)  # fmt: skip
+    graph = parse(f"g (float[N,{channels}] x) => (float[N,4] y) {{ y = MatMul(x, w) }}", w=w)
     ctx = planned(graph, data)
     # Four copies, three blanks between them, and one that pairs up the odd row of the body.
     columns = channels + 7 + channels % 2

@@ -20,8 +20,7 @@ S8 = QSpec("int8", symmetric=True)
 
 def graph_of(body: str, outputs: str = "float[N,4] y") -> Graph:
     return parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[N,4] t, float zero, float six) => ({outputs}) {{ x = Neg(t) {body} }}""",
+        f"g (float[N,4] t) => ({outputs}) {{ x = Neg(t) {body} }}",
         zero=np.array(0, np.float32),
         six=np.array(6, np.float32),
     )

@@ -24,14 +24,9 @@ from qcompile.rewriting.testing import (
 )
 from tests.passes.corpus import stats
 
-HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
-
 
 def product() -> Graph:
-    return parse(
-        HEAD + "g (float[N,4] x, float[4,3] w) => (float[N,3] y) { y = MatMul(x, w) }",
-        w=normal(4, 3),
-    )
+    return parse("g (float[N,4] x) => (float[N,3] y) { y = MatMul(x, w) }", w=normal(4, 3))
 
 
 def seen(graph: Graph, found: ChannelStats, span: tuple[float, float] | None = None) -> Context:
@@ -184,8 +179,7 @@ def test_refuses_what_was_not_sampled_or_has_no_range() -> None:
 
 def test_asks_for_what_linear_layers_read() -> None:
     graph = parse(
-        HEAD
-        + """g (float[N,4] x, float[4,4] w) => (float[N,4] y) {
+        """g (float[N,4] x) => (float[N,4] y) {
             a = MatMul(x, w) b = MatMul(x, w) s = Add(a, b) y = MatMul(s, w)
         }""",
         w=normal(4, 4),

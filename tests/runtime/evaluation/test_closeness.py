@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import numpy as np
-import onnx.parser
 import pytest
 
 from qcompile.errors import DataError
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.evaluation import closeness as compare
 from qcompile.runtime.evaluation.closeness import Closeness, Gates, Verdict, cosine, judge
 from qcompile.runtime.session import Session
@@ -248,12 +248,9 @@ def test_no_feed_is_an_error() -> None:
 
 
 def test_two_models_side_by_side() -> None:
-    text = (
-        '<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) { y = %s(x) }'
-    )
-    old, new = (
-        Session(onnx.parser.parse_model(text % op).SerializeToString()) for op in ("Abs", "Relu")
-    )
+    text = "g (float[N,2] x) => (float[N,2] y) {{ y = {}(x) }}"
+    models = (model_proto(text.format(op)) for op in ("Abs", "Relu"))
+    old, new = (Session(m.SerializeToString()) for m in models)
     feeds = [{"x": np.array([[1, 2], [-1, 2]], np.float32)}, {"x": np.ones((1, 2), np.float32)}]
     found = compare.compare_outputs(old, new, feeds, Gates())
     assert found.samples == 3

@@ -8,6 +8,7 @@ import pytest
 
 from qcompile.errors import ModelError
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.evaluation.float16_emulation import rounding_form
 from qcompile.runtime.session import Session, SessionOptions
 
@@ -15,12 +16,7 @@ F16, F32 = np.float16, np.float32
 
 
 def model(text: str, **weights: Array) -> bytes:
-    made = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
-    for name, values in weights.items():
-        kept = [i for i in made.graph.input if i.name != name]
-        del made.graph.input[:]
-        made.graph.input.extend(kept)
-        made.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    made = model_proto(text, **weights)
     typed: bytes = onnx.shape_inference.infer_shapes(made).SerializeToString()
     return typed
 
@@ -32,7 +28,7 @@ def run(data: bytes, **feed: Array) -> Array:
     return plain
 
 
-TWICE = """g (float[N,1] x, float16[1,1] w, float16[1,1] v) => (float[N,1] y) {
+TWICE = """g (float[N,1] x) => (float[N,1] y) {
     h = Cast<to = 10>(x) a = MatMul(h, w) b = MatMul(a, v) y = Cast<to = 1>(b)
 }"""
 

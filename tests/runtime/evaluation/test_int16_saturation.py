@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.evaluation.int16_saturation import (
     IntegerProduct,
     bound,
@@ -87,13 +88,11 @@ def test_the_bound_is_tight(weight: list[list[int]], can: int) -> None:
 
 def convolution(kernel: Array, group: int = 1) -> onnx.ModelProto:
     """QLinearConv of 1x1 or larger filters, int8 [outputs, channels of a group, height, width]."""
-    model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (uint8[1,C,H,W] x, uint8 z, int8 zw, float s) => (uint8[1,{len(kernel)},P,Q] y)
-        {{ y = QLinearConv<group = {group}>(x, s, z, w, s, zw, s, z) }}"""
+    return model_proto(
+        f"""g (uint8[1,C,H,W] x, uint8 z, int8 zw, float s) => (uint8[1,{len(kernel)},P,Q] y)
+        {{ y = QLinearConv<group = {group}>(x, s, z, w, s, zw, s, z) }}""",
+        w=kernel,
     )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -145,9 +144,8 @@ def test_operands_of_other_ranks(left: tuple[int, ...], right: tuple[int, ...], 
 
 
 def test_products_of_a_model_are_found() -> None:
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-        g (uint8[2,4] a, int8[4,2] k)
+    model = model_proto(
+        """g (uint8[2,4] a, int8[4,2] k)
             => (float[2,2] y, float[2,2] z, int32[2,2] i, float[2,3] f, int32[2,2] m)
         <int8[4,2] w = {1,2,3,4,5,6,7,8}, float s = {1}, uint8 z0 = {0},
          int8[3,4] t = {1,2,3,4,5,6,7,8,9,10,11,12}, int8 sz = {0}>
@@ -163,17 +161,14 @@ def test_products_of_a_model_are_found() -> None:
     assert shapes == [(4, 2), None, (4, 2), (4, 3)]
 
 
-RECURRENT = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
-g (float[3,1,4] x) => (float[3,1,1,2] y)
+RECURRENT = """g (float[3,1,4] x) => (float[3,1,1,2] y)
 <float[1] s = {0.01}, int8[1] z = {0}> {
   y = com.microsoft.DynamicQuantizeLSTM<hidden_size = 2>(x, w, r, , , , , , s, z, s, z) }"""
 
 
 def test_both_weights_of_a_recurrent_layer_are_found() -> None:
-    model = onnx.parser.parse_model(RECURRENT)
-    for name, inputs, level in (("w", 4, 1), ("r", 2, 127)):
-        weight = np.full((1, inputs, 8), level, np.int8)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    levels = {"w": np.full((1, 4, 8), 1, np.int8), "r": np.full((1, 2, 8), 127, np.int8)}
+    model = model_proto(RECURRENT, **levels)
     found = list(linears(model))
     assert [(x.left, x.right) for x in found] == [("", "w"), ("", "r")]
     assert [bound(x).can for x in found] == [0, 8]
@@ -183,9 +178,8 @@ def test_both_weights_of_a_recurrent_layer_are_found() -> None:
     ("data", "filters", "right"), [("uint8", "int8", []), ("int8", "uint8", ["x"])]
 )
 def test_filters_of_conv_integer_are_on_the_left(data: str, filters: str, right: list[str]) -> None:
-    model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g ({data}[1,2,5,5] x) => (int32[1,1,5,5] y) <{filters}[1,2,1,1] k = {{9, 9}}>
+    model = model_proto(
+        f"""g ({data}[1,2,5,5] x) => (int32[1,1,5,5] y) <{filters}[1,2,1,1] k = {{9, 9}}>
         {{ y = ConvInteger(x, k) }}"""
     )
     assert [x.right for x in linears(model)] == right
@@ -193,9 +187,8 @@ def test_filters_of_conv_integer_are_on_the_left(data: str, filters: str, right:
 
 @pytest.mark.parametrize(("mover", "can"), [("Split", 0), ("Relu", 1)])
 def test_bounds_of_data_are_followed_through_movers(mover: str, can: int) -> None:
-    model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (uint8[2,4] a, int8[4,2] b) => (int32[2,2] y) <int8 l = {{-64}}, int8 h = {{64}}>
+    model = model_proto(
+        f"""g (uint8[2,4] a, int8[4,2] b) => (int32[2,2] y) <int8 l = {{-64}}, int8 h = {{64}}>
         {{ c = Clip(b, l, h) d = {mover}(c) y = MatMulInteger(a, d) }}"""
     )
     assert [bound(x).can for x in linears(model)] == [can]

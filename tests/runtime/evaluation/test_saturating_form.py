@@ -12,11 +12,11 @@ import onnx.parser
 import pytest
 from onnx import TensorProto
 from onnx.helper import make_node
-from onnx.numpy_helper import from_array
 
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.quant import Array
+from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.evaluation import saturating_form
 from qcompile.runtime.evaluation.int16_saturation import HIGH
 from qcompile.runtime.evaluation.saturating_form import SaturatingForm
@@ -226,8 +226,7 @@ product (p, q) => (r) { [inner] r = MatMulInteger(p, q) }
 
 
 def test_what_is_left_is_named() -> None:
-    model = onnx.parser.parse_model(LEFT)
-    model.graph.initializer.append(from_array(np.full((4, 12), 127, np.int8), "qkv"))
+    model = model_proto(LEFT, qkv=np.full((4, 12), 127, np.int8))
     form = saturating_form.saturating_form(model)
     assert form.emulated == ()
     assert form.left == (
@@ -272,16 +271,15 @@ def test_names_that_are_taken() -> None:
 def dynamic(path: Path) -> dict[str, Array]:
     """Write a model that ONNX Runtime fuses to DynamicQuantizeMatMul; returns its data."""
     w = integers((96, 48), np.int8)
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[n,96] x) => (float[n,48] y) <float s = {0.01}> {
+    model = model_proto(
+        """g (float[n,96] x) => (float[n,48] y) <float s = {0.01}> {
           q, a, z = DynamicQuantizeLinear(x)
           i = MatMulInteger(q, w, z)
           f = Cast<to = 1>(i)
           m = Mul(a, s)
-          y = Mul(f, m) }"""
+          y = Mul(f, m) }""",
+        w=w,
     )
-    model.graph.initializer.append(from_array(w, "w"))
     onnx.save(model, path)
     return {"x": np.random.default_rng(0).normal(size=(3, 96)).astype(np.float32)}
 

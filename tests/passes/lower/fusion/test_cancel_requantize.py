@@ -21,15 +21,11 @@ def again(body: str, out: str = "float[B,5] y", **changed: Array) -> Graph:
         "u": np.array(120, np.uint8),
         **changed,
     }
-    declared = "float s, uint8 z, float t, " + (
-        "int8 u" if weights["u"].dtype == np.int8 else "uint8 u"
-    )
     return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        f"g (float[B,5] x, {declared}) => ({out}) "
-        f"{{ q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) {body} }}",
+        f"""g (float[B,5] x) => ({out}) {{
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) {body} }}""",
         **weights,
-    )  # fmt: skip
+    )
 
 
 def test_equal_parameters_under_other_names() -> None:

@@ -12,12 +12,7 @@ ATOL = 2e-6  # a dozen roundings of values up to 4
 
 
 def ffn(body: str, outputs: str = "float[B,S,8] y") -> Graph:
-    return parse(
-        f"""<ir_version: 9, opset_import: ["": 20, "com.microsoft": 1]>
-        g (float[B,S,8] x, float[8] b, float[1,8] r) => ({outputs}) {{ {body} }}""",
-        b=normal(8),
-        r=normal(1, 8),
-    )
+    return parse(f"g (float[B,S,8] x) => ({outputs}) {{ {body} }}", 20, b=normal(8), r=normal(1, 8))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ SCORES = "float[B,2,S,T] y"
 def scores(
     body: str, k: str = "float[B,T,2,4] k", outputs: str = SCORES, q: str = QUERY, **weights: Array
 ) -> Graph:
-    head = '<ir_version: 8, opset_import: ["": 17]>'
-    return parse(f"{head} g ({q}, {k}, bool c) => ({outputs}) {{ {body} }}", **weights)
+    return parse(f"g ({q}, {k}, bool c) => ({outputs}) {{ {body} }}", **weights)
 
 
 def test_what_is_left_of_the_permutation_moves_whole_rows() -> None:

@@ -31,13 +31,8 @@ def product(body: str, outputs: str = "float[B,S,S] y", **changed: Array) -> Gra
         "bias": np.ones(3, np.float32),
         **changed,
     }
-    declared = "float sa, uint8 za, float sb, int8 zb, float so, uint8 zo, float[3] bias"
-    if "zo" in changed:
-        declared = declared.replace("uint8 zo", "int8 zo")
     return parse(
-        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'
-        f"g (float[B,S,8] x, float[B,S,8] k, {declared}) => ({outputs}) {{ {PREFIX} {body} }}",
-        **weights,
+        f"g (float[B,S,8] x, float[B,S,8] k) => ({outputs}) {{ {PREFIX} {body} }}", **weights
     )
 
 

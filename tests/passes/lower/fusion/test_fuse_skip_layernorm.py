@@ -27,10 +27,7 @@ def block(body: str, outputs: str = "float[B,S,8] y", **changed: Array) -> Graph
         "g": normal(8), "b": normal(8, seed=1), "w": normal(8, 8), "c": normal(8, seed=2), **changed
     }  # fmt: skip
     return parse(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,S,8] x, float[B,S,8] r, float[1,S,8] e, float[8] g, float[8] b, float[8,8] w,
-            float[8] c) => ({outputs}) {{ {body} }}""",
-        **values,
+        f"g (float[B,S,8] x, float[B,S,8] r, float[1,S,8] e) => ({outputs}) {{ {body} }}", **values
     )
 
 

@@ -24,12 +24,7 @@ def quantized(body: str, outputs: str = FOUR, **changed: Array) -> Graph:
         "last": np.array([-1]),
         **changed,
     }
-    return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        "g (float[B,S,8] x, bool c, float s, uint8 z, int64[4] heads, int64[1] last)"
-        f" => ({outputs}) {{ {body} }}",
-        **weights,
-    )
+    return parse(f"g (float[B,S,8] x, bool c) => ({outputs}) {{ {body} }}", **weights)
 
 
 def test_static_quantizer_moves_before_the_chain() -> None:

@@ -28,9 +28,7 @@ def residual(
 ) -> Graph:
     weights: dict[str, Array] = {"g": normal(8), "b": normal(8, seed=1), **changed}
     return parse(
-        '<ir_version: 8, opset_import: ["": 17]>'
-        f"g ({x}, {x.replace(' x', ' r')}, bool c, float[8] g, float[8] b) => ({outputs})"
-        f" {{ a = Add(x, r) {body} }}",
+        f"g ({x}, {x.replace(' x', ' r')}, bool c) => ({outputs}) {{ a = Add(x, r) {body} }}",
         **weights,
     )
 
