@@ -90,7 +90,7 @@ UNSOUND = [
     (swapped("ranges", 3), "not iterable"),
     (swapped("missing", []), "items"),
     (swapped("channels", ["a", "b", "c", "d"]), "channels/3/lo"),
-    (swapped("account", None), "not iterable"),
+    (swapped("account", None), "expected an object"),
     (swapped("range/0/lo", np.array([np.nan, 0.0])), "NaN"),
     (swapped("range/0/lo", np.array([9.0, 9.0])), "inverted"),
     (swapped("range/0/lo", np.array(["a", "b"])), "could not convert"),
