@@ -26,6 +26,7 @@ _LEAST = 1 << 12  # bytes of data that are worth leaving out
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 _LONGEST_VARINT = 10
+_MOST_FIELDS = 1 << 20  # a model with more is counted faster than it is walked
 
 
 class UnusualError(ValueError):
@@ -74,6 +75,7 @@ class _Field:
 class _Walk:
     data: Buffer
     made: Thin
+    fields: int = 0
 
     def edited(self, at: int, end: int, edits: Mapping[int, _Edit]) -> bytes:
         """A message whose large fields of these numbers are made anew."""
@@ -135,6 +137,9 @@ class _Walk:
 
     def _fields(self, at: int, end: int) -> Iterator[_Field]:
         while at < end:
+            self.fields += 1
+            if self.fields > _MOST_FIELDS:
+                raise UnusualError("more fields than a model has")
             start = at
             tag, at = self._number(at, end)
             wire, value = tag & 7, at

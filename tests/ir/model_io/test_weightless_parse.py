@@ -119,3 +119,10 @@ def test_no_protobuf(data: bytes) -> None:
 def test_numbers_on_the_wire() -> None:
     for value, wire in ((0, b"\0"), (127, b"\x7f"), (300, b"\xac\x02")):  # protobuf's own example
         assert varint(value) == wire
+
+
+def test_a_walk_over_too_many_fields_ends() -> None:
+    nodes = varint(1 << 3 | 2) + varint(0)  # an empty node
+    graph = nodes * (1 << 20)
+    with pytest.raises(UnusualError, match="more fields than a model has"):
+        thin(varint(7 << 3 | 2) + varint(len(graph)) + graph)
