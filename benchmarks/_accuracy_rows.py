@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models._common import fail
-from qcompile.compiler.config.recipe import Recipe, merged, read_recipe
+from qcompile.compiler.config.recipe import Recipe, merge_settings, read_recipe
 from qcompile.errors import RecipeError
 from qcompile.rewriting.pipeline_spec import parse, parse_items
 from qcompile.rewriting.registry import passes, target
@@ -107,7 +107,7 @@ def recipe_of(row: Row) -> Recipe:
     elif spelled is not None:
         own = target(settings.get("target", base.target)).transform.get("static", ())
         settings["transforms"] = expanded(spelled, own)
-    return merged(base, settings, f"row {row.name!r}")
+    return merge_settings(base, settings, f"row {row.name!r}")
 
 
 def expanded(transforms: str, own: tuple[str, ...]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks._peer_runtimes import made
 from qcompile import Options, Recipe, compile
 from qcompile.commands.bench import show
-from qcompile.compiler.config.recipe import merged, read_recipe
+from qcompile.compiler.config.recipe import merge_settings, read_recipe
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
@@ -35,7 +35,9 @@ FORMS: dict[str, Recipe] = {
     "qcompile float": Recipe(mode="float"),
     "qcompile dynamic": Recipe(mode="dynamic"),
     "qcompile static": Recipe(mode="static"),
-    "qcompile static, recipe fast": merged(read_recipe("fast"), {"mode": "static"}, "speed.py"),
+    "qcompile static, recipe fast": merge_settings(
+        read_recipe("fast"), {"mode": "static"}, "speed.py"
+    ),
 }
 
 

@@ -43,7 +43,7 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
     def make_request(self) -> Request:
         """All that a compilation is asked. Raises RecipeError, and OutputError for --report."""
         recipe = self.make_recipe()
-        lock = lockfile.lock_in(self.recipe, recipe, COMMAND_LINE)
+        lock = lockfile.requested_lock(self.recipe, recipe, COMMAND_LINE)
         seconds = self.search_time if _is_searched() and lock is None else 0.0
         state = self.output.with_name(f"{self.output.stem}.search.json")
         options = replace(

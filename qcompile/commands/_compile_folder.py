@@ -61,7 +61,7 @@ def _build(
     """The reports by name, and the account of what went into the folder."""
     source, out = arguments.model, arguments.output
     with (
-        atomic_folder.written(out, source) as stage,
+        atomic_folder.folder_to_fill(out, source) as stage,
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=stage.parent) as scratch,
         progress_bar(shown=arguments.for_people) as bar,
     ):
@@ -83,7 +83,7 @@ def _check_extras(arguments: CompileArguments, folder: Folder) -> None:
     files = [("--report", path) for path in arguments.report_files]
     if arguments.lock_file is not None:
         files.append(("--lock", arguments.lock_file))
-        files.append(("calibration of --lock", lockfile.sidecar(arguments.lock_file)))
+        files.append(("calibration of --lock", lockfile.calibration_path(arguments.lock_file)))
     for option, path in files:
         if len(folder.models) > 1:
             raise OutputError(f"{option} is for one model, and the folder holds several")

@@ -9,7 +9,7 @@ import click
 
 from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.config.recipe import Recipe, merged, names
+from qcompile.compiler.config.recipe import Recipe, merge_settings, recipe_names
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
@@ -31,8 +31,8 @@ _OPTIONS = (
     isa_option,
     click.option("--calibrator", help="How ranges are chosen: see `qcompile calibrators`.  "
                  "[default: minmax]"),
-    click.option("--recipe", metavar="NAME|FILE", help=f"{', '.join(names())}, or a .yaml file "
-                 "(recipe or lock). Other options override it."),
+    click.option("--recipe", metavar="NAME|FILE", help=f"{', '.join(recipe_names())}, or a .yaml "
+                 "file (recipe or lock). Other options override it."),
     click.option("--pipeline", help='Passes to run, as "name,name{option=value}": see '
                  "`qcompile passes`."),
     click.option("--keep-float", multiple=True, help="Nodes or tensors to leave float: a pattern "
@@ -94,7 +94,7 @@ class RecipeArguments(DataArguments):
             "dims": {**dict(base.dims), **fixed} or None,
             "mask_padding": False if self.count_padding else None,
         }
-        return merged(base, settings, COMMAND_LINE)
+        return merge_settings(base, settings, COMMAND_LINE)
 
     def make_options(self) -> CompileOptions:
         """What calibration may use. Raises RecipeError where two options contradict each other."""

@@ -48,7 +48,7 @@ def tuned_file(out: Path) -> Path:
 def save_tuned(report: Report, out: Path) -> None:
     """Write the recipe with the forms that were fastest, if any were timed. Raises OutputError."""
     if report.tuning is not None:
-        text = lowering_tuner.to_yaml(report, report.tuning)
+        text = lowering_tuner.tuned_recipe_yaml(report, report.tuning)
         atomic_write.write_atomic(tuned_file(out), text.encode())
 
 
@@ -56,7 +56,7 @@ def _beside(lock_file: Path, result: Result) -> str:
     """The lock's second file and its size, which may be several times the model's."""
     if result.calibration is None:
         return ""
-    path = lockfile.sidecar(lock_file)
+    path = lockfile.calibration_path(lock_file)
     return f", {path.name} ({megabytes(path.stat().st_size)})"
 
 

@@ -95,7 +95,7 @@ def _check_files(
         files["search state"] = options.search_state
     lock_file = arguments.lock_file
     if lock_file is not None:
-        files |= {"lock": lock_file, "lock's calibration": lockfile.sidecar(lock_file)}
+        files |= {"lock": lock_file, "lock's calibration": lockfile.calibration_path(lock_file)}
     seen = {arguments.model.resolve(): "input model"}
     for what, path in files.items():
         other = seen.setdefault(path.resolve(), what)

@@ -34,20 +34,20 @@ def export(
     checkout.
     """
     arguments = OutputArguments(**given)
-    wanted = None if task is None else tasks.named(task)
+    wanted = None if task is None else tasks.task_named(task)
     with progress_bar(shown=arguments.for_people) as bar:
         if Path(source).is_dir():
             folder = layout.read_folder(Path(source))
         else:
             bar.step("fetch")
-            folder = hub.fetch(source, revision)
+            folder = hub.fetch_folder(source, revision)
         if not folder.weights and folder.models:
             command = f"qcompile compile {shlex.quote(source)} -o OUT"
             raise ModelError(f"{source!r} holds ONNX files already: {command}")
-        with atomic_folder.written(output, folder.path) as stage:
+        with atomic_folder.folder_to_fill(output, folder.path) as stage:
             atomic_folder.copy_companions(folder, stage)
             bar.step("export")
-            made = torch_export.export(folder, stage, wanted, opset)
+            made = torch_export.export_folder(folder, stage, wanted, opset)
             account = torch_export.ExportAccount(Path(source).name, folder, made)
             atomic_folder.write_manifest(stage, account.to_dict())
     if arguments.as_json:

@@ -46,7 +46,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     report = sidecar_files.find_report(wanted, digests.of_file(model))
     known = sidecar_files.rows_of(report)
     size = model.stat().st_size + external_data.external_bytes(proto)
-    rows = known if known is not None else ledger.rows(proto, size)
+    rows = known if known is not None else ledger.ledger_rows(proto, size)
     operators = dict(sorted(session.optimized_ops(model).items()))
     if arguments.as_json:
         print_json(Inspection(size, rows, operators))
@@ -66,7 +66,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
 
 def _show_summary(path: Path, rows: list[LedgerRow], size: int) -> None:
     made = table(f"{path.name}: {megabytes(size)}", "what", "type", "tensors", "bytes", "share")
-    for s in ledger.summary(rows):
+    for s in ledger.summarize_rows(rows):
         share = f"{s.bytes / size:.1%}" if s.bytes else "-"
         made.add_row(s.kind, s.dtype, str(s.count), f"{s.bytes:,}", share)
     made.add_section()

@@ -23,8 +23,8 @@ from qcompile.commands._recipe_options import RecipeArguments, recipe_options
 from qcompile.commands._report_files import by_form
 from qcompile.compiler.python_api import sensitivity as measure
 from qcompile.compiler.report import html
-from qcompile.compiler.search.lift_items import BY, By
 from qcompile.compiler.search.policy import Policy, Ranking, Sensitivity
+from qcompile.compiler.search.precision_candidates import BY, By
 from qcompile.compiler.search.sensitivity import MEASURES, Measure, Score, SensitivityRow
 from qcompile.errors import OutputError
 from qcompile.system import atomic_write
@@ -131,7 +131,7 @@ def show(found: Sensitivity, top: int) -> None:
         "kind",
         "alone: error",
         "SQNR dB",
-        "lifted: error left",
+        "raised: error left",
     )
     for rank, row in enumerate(found.rows[:top], 1):
         made.add_row(row.item.name, str(rank), *_cells(row))
@@ -145,7 +145,7 @@ def show(found: Sensitivity, top: int) -> None:
 def _cells(row: SensitivityRow) -> list[str]:
     sqnr = "-" if row.alone is None else f"{row.alone.sqnr_db:.1f}"
     layer = "-" if row.item.layer is None else str(row.item.layer)
-    return [row.item.roles, layer, row.item.kinds, _error(row.alone), sqnr, _error(row.lifted)]
+    return [row.item.roles, layer, row.item.kinds, _error(row.alone), sqnr, _error(row.raised)]
 
 
 def _error(score: Score | None) -> str:
@@ -155,7 +155,7 @@ def _error(score: Score | None) -> str:
 def _announce(out: Path, model: Path, policy: Policy) -> None:
     found = policy.predicted
     click.echo(
-        f"written: {out}, which raises {len(policy.lifted)}: predicted cosine "
+        f"written: {out}, which raises {len(policy.raised)}: predicted cosine "
         f"{found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}"
     )
     click.echo(

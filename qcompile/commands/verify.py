@@ -93,5 +93,8 @@ def show(verdict: Verdict) -> None:
     note = Invariance(verdict.alone, verdict.padded).note
     if note is not None:
         click.echo(f"note: {note}")
-    for line in (*saturation_check.difference(verdict), *saturation_check.unemulated(verdict)):
+    for line in (
+        *saturation_check.difference_notes(verdict),
+        *saturation_check.unemulated_notes(verdict),
+    ):
         click.echo(f"note: {line}")

@@ -24,15 +24,15 @@ from qcompile.runtime.evaluation import user_metric
 
 
 def compile_model(request: Request) -> Result:
-    """Everything ``qcompile.compile`` does, once its settings are one request.
+    """Everything that ``qcompile.compile`` does with its settings in one request.
 
     Raises ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the
     result is worse or slower than the gates allow and ``options.force`` is off.
     """
-    request = lock_check.fitted(request)
+    request = lock_check.apply_lock(request)
     _check_metric(request)
     first, options = prepare(request), request.options
-    forecast = speed_forecast.expected(first)
+    forecast = speed_forecast.predict_speed(first)
     if forecast is not None:
         request.progress.step(f"predicted: {forecast.speedup:.1f}x")
 
@@ -46,11 +46,15 @@ def compile_model(request: Request) -> Result:
         return measurable(prepare(replace(request, recipe=recipe)))
 
     verified = verify(rewrite(first))
-    tuned = lowering_tuner.tune(verified, rewritten, built) if options.tune else Tuned(verified)
-    searched = mixed_precision.search(tuned.verified, Tools(built, measured))
+    tuned = (
+        lowering_tuner.tune_lowering(verified, rewritten, built)
+        if options.tune
+        else Tuned(verified)
+    )
+    searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
     verified = searched.verified
     timed = bench(verified)
-    locked = write_lock.judge(verified.rewritten)
+    locked = write_lock.compare_with_lock(verified.rewritten)
     cached = [] if options.cache is None else [Note("cache", text) for text in options.cache.notes]
     report = build_report(
         verified,
@@ -65,21 +69,21 @@ def compile_model(request: Request) -> Result:
     result = Result(
         verified.rewritten.compiled.files,
         report,
-        lock=write_lock.lock_of(verified) if keeps_lock else None,
+        lock=write_lock.make_lock(verified) if keeps_lock else None,
         calibration=verified.rewritten.calibrated.calibration,
     )
     if report.failures and not options.force:
         raise RejectedError(result)
     if searched.account and not report.failures:
-        mixed_precision.forget(options.search_state)
+        mixed_precision.drop_search_state(options.search_state)
     return result
 
 
 def make_measurable(request: Request) -> Measurable:
     """The model planned, calibrated and transformed, with a switch for each quantizer.
 
-    Raises what ``compile_model`` does on bad input; DataError where no feeds are left to measure
-    on, or memory does not suffice.
+    Raises what ``compile_model`` does on bad input; DataError where no feeds are held out to
+    measure on, or the memory budget is too small.
     """
     prepared = prepare(request)
     budget = prepared.budget
@@ -90,7 +94,7 @@ def make_measurable(request: Request) -> Measurable:
 
 
 def _check_metric(request: Request) -> None:
-    """Fail on a metric's wrong name before any work."""
+    """Raise RecipeError for a metric that is missing or cannot be loaded, before any work."""
     metric = request.options.metric
     if request.gates.min_metric is not None and metric is None:
         raise RecipeError("--min-metric needs a --metric, package.module:function")

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.config.recipe import Recipe, merged
+from qcompile.compiler.config.recipe import Recipe, merge_settings
 from qcompile.compiler.driver import compile_model, make_measurable
-from qcompile.compiler.search.lift_items import By
 from qcompile.compiler.search.policy import Sensitivity
 from qcompile.compiler.search.policy import sensitivity as rank_by
+from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
@@ -63,8 +63,8 @@ def compile(
         "seed": seed,
     }
     options = options or CompileOptions()
-    chosen = merged(lockfile.recipe_of(recipe), settings, "compile()")
-    locked = lockfile.lock_in(recipe, chosen, "compile()")
+    chosen = merge_settings(lockfile.recipe_of(recipe), settings, "compile()")
+    locked = lockfile.requested_lock(recipe, chosen, "compile()")
     request = Request(
         model,
         data,
@@ -97,7 +97,7 @@ def sensitivity(
     request = Request(
         model,
         data,
-        recipe=merged(lockfile.recipe_of(recipe), {"target": target}, "sensitivity()"),
+        recipe=merge_settings(lockfile.recipe_of(recipe), {"target": target}, "sensitivity()"),
         gates=gates or Gates(),
         options=options or CompileOptions(),
         progress=progress or Silent(),
@@ -141,7 +141,7 @@ def verify(
         verdict = new.on(closeness.judge(pairs, gates or Gates()))
         return invariance(new.run, feeds).on(verdict) if feeds.reusable else verdict
 
-    return saturation_check.judged(sums, judge)
+    return saturation_check.judge_by_sums(sums, judge)
 
 
 def bench(

@@ -326,7 +326,7 @@ def test_the_report_and_the_file_alone_show_16_bits() -> None:
     ]  # fmt: skip
     counts = Counter((r["kind"], r["dtype"]) for r in report["ledger"])
     assert counts["activation", "uint16"] == counts["quantization", "uint16"] == 8
-    rows = ledger.rows(onnx.load_from_string(result.model), len(result.model))
+    rows = ledger.ledger_rows(onnx.load_from_string(result.model), len(result.model))
     assert sum(r.dtype == "uint16" for r in rows) == 8
     assert sum(r.bytes for r in rows) == len(result.model)
 

@@ -20,7 +20,7 @@ from qcompile import __version__
 from qcompile.calibration import calibration_file
 from qcompile.calibration.calibration_file import Calibration
 from qcompile.compiler.config import recipe
-from qcompile.compiler.config.recipe import LOCK, Recipe, load_yaml, merged
+from qcompile.compiler.config.recipe import LOCK, Recipe, load_yaml, merge_settings
 from qcompile.errors import DataError, OutputError, RecipeError
 from qcompile.planning.context import MODES
 from qcompile.rewriting.registry import nearest
@@ -140,20 +140,20 @@ def is_lock(source: str | Path) -> bool:
     return path.suffix in _SUFFIXES and f"\nformat: {LOCK}\n".encode() in b"\n" + head
 
 
-def sidecar(path: Path) -> Path:
+def calibration_path(path: Path) -> Path:
     """Where a lock keeps its calibration. Raises OutputError for a name that is no YAML file's."""
     if path.suffix not in _SUFFIXES:
         raise OutputError(f"lock {str(path)!r}: expected a .yaml file")
     return path.with_suffix(".npz")
 
 
-def save(path: Path, made: Lock, found: Calibration | None) -> None:
+def save_lock(path: Path, made: Lock, found: Calibration | None) -> None:
     """Write a lock and, before it, its calibration: None leaves a light lock as it is.
 
     Raises OutputError.
     """
     if found is not None:
-        beside = sidecar(path)
+        beside = calibration_path(path)
         with atomic_write.replacing(beside) as file:
             calibration_file.write_calibration(file, found)
         named = {"file": beside.name, "sha256": digests.of_file(beside)}
@@ -173,7 +173,7 @@ def recipe_of(source: Recipe | str | Path | None) -> Recipe:
     return read_lockfile(Path(source)).recipe if is_lock(source) else recipe.read_recipe(source)
 
 
-def lock_in(source: Recipe | str | Path | None, wanted: Recipe, where: str) -> Lock | None:
+def requested_lock(source: Recipe | str | Path | None, wanted: Recipe, where: str) -> Lock | None:
     """The lock that ``source`` names, None where it names or is a recipe.
 
     ``wanted`` is the recipe that settings from ``where`` have made of it. Raises RecipeError where
@@ -246,7 +246,7 @@ def _check(plain: Mapping[str, Any], where: str) -> None:
 
 def _recipe(plain: dict[str, Any], where: str) -> Recipe:
     """Patterns of ``precision`` may come twice, so they are pairs here and no mapping."""
-    made = merged(Recipe(), {k: v for k, v in plain.items() if k != "precision"}, where)
+    made = merge_settings(Recipe(), {k: v for k, v in plain.items() if k != "precision"}, where)
     pairs = plain.get("precision") or []
     if not all(isinstance(p, list) and len(p) == 2 for p in pairs):
         raise RecipeError(f"{where}: precision is {pairs!r}, expected pairs of pattern and bits")

@@ -1,4 +1,4 @@
-"""What to build, as a frozen, checked value: from a named or own YAML file, options, or both.
+"""What to build, as a frozen, checked value: from a named recipe, a YAML file, options, or both.
 
 Unknown keys are an error with the nearest known one; the digest identifies the recipe in reports
 and in the compiled model's metadata. A file in ``qcompile/config/recipes`` is a named recipe.
@@ -27,13 +27,13 @@ _NAMED = Path(__file__).parent / "recipes"
 _SUFFIXES = (".yaml", ".yml")
 # What a lock says that it is; its recipe is one of its parts.
 LOCK = "qcompile lock"
-_MOST_OF_RECIPE = 1 << 20
+_MOST_OF_RECIPE = 1 << 20  # bytes
 _MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what the compiled model will be, apart from model and data.
+    """Everything that decides what the compiled model will be, except the model and the data.
 
     Attributes:
         target: name of a target.
@@ -47,8 +47,8 @@ class Recipe:
         precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match wins.
         attention: which of its matrix multiplications run in int8, "float", "scores" or "all"; ""
             is the target's choice, made for its own transforms, and "float" with other transforms.
-        general_text: for text data, also run the sentences of qcompile to learn how far channels
-            reach.
+        general_text: for text data, also run the sentences of qcompile to find how wide the ranges
+            of channels become on other text.
         isa: instruction set that the model will run on, a name of ``instruction_sets.TABLE``; "" is
             any. "any" and "native", this machine's, may be given and become one of these.
         dims: sizes at which symbolic dimensions of the inputs are fixed.
@@ -72,7 +72,7 @@ class Recipe:
     isa: Annotated[str, "the empty string is any"] = ""
     dims: Annotated[tuple[tuple[str, int], ...], "dimension and its size"] = ()
     forms: Annotated[
-        tuple[tuple[str, str], ...], "form and choice, other than the target's own"
+        tuple[tuple[str, str], ...], "lowering option and choice, other than the target's own"
     ] = ()
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Recipe:
                 raise RecipeError(f"size of dimension {name!r} is {size!r}, expected 1 or more")
         for name, choice in self.forms:
             if not isinstance(choice, str):
-                raise RecipeError(f"form {name!r} is {choice!r}, expected a name")
+                raise RecipeError(f"choice of form {name!r} is {choice!r}, expected a name")
 
     def digest(self) -> str:
         """Short hash over all settings."""
@@ -131,7 +131,7 @@ _TYPES: dict[str, tuple[type, str]] = {
 MAPPINGS = tuple(name for name, (kind, _) in _TYPES.items() if kind is dict)
 
 
-def names() -> tuple[str, ...]:
+def recipe_names() -> tuple[str, ...]:
     """Named recipes, sorted."""
     return tuple(sorted(p.stem for p in _NAMED.glob("*.yaml")))
 
@@ -139,24 +139,26 @@ def names() -> tuple[str, ...]:
 def read_recipe(source: str | Path) -> Recipe:
     """A recipe by its name, or from a file; a Path is always a file.
 
-    Raises RecipeError: unknown name, not there, not YAML, unknown key, wrong type.
+    Raises RecipeError: unknown name, missing file, not YAML, unknown key, wrong type.
     """
     path = Path(source)
-    if isinstance(source, str) and source in names():
+    if isinstance(source, str) and source in recipe_names():
         path = _NAMED / f"{source}.yaml"
     elif source == path.name and path.suffix not in _SUFFIXES and not path.exists():
-        close = get_close_matches(path.name, names(), 1)
+        close = get_close_matches(path.name, recipe_names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        known = ", ".join(names())
+        known = ", ".join(recipe_names())
         raise RecipeError(f"unknown recipe {source!r}, expected a .yaml file or: {known}{hint}")
-    return merged(Recipe(), load_yaml(path, "recipe", _MOST_OF_RECIPE), f"recipe {str(path)!r}")
+    return merge_settings(
+        Recipe(), load_yaml(path, "recipe", _MOST_OF_RECIPE), f"recipe {str(path)!r}"
+    )
 
 
-def to_yaml(recipe: Recipe, heading: Sequence[str], notes: Mapping[str, str]) -> str:
-    """A recipe as a file: what differs from the default, and the target.
+def recipe_yaml(recipe: Recipe, heading: Sequence[str], notes: Mapping[str, str]) -> str:
+    """A recipe as YAML text: what differs from the default, and the target.
 
     ``heading``: lines of comment. ``notes``: a comment for a pattern of ``precision``, a dimension
-    or a form. JSON strings and lists are YAML too.
+    or a lowering option. JSON strings and lists are YAML too.
     """
     lines = [f"# {line}" for line in heading]
     default = Recipe()
@@ -175,7 +177,7 @@ def to_yaml(recipe: Recipe, heading: Sequence[str], notes: Mapping[str, str]) ->
 
 
 def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:
-    """A file that holds a mapping. Raises RecipeError: not there, too large, not YAML."""
+    """A file that holds a mapping. Raises RecipeError: missing, over ``most`` bytes, not YAML."""
     try:
         if path.stat().st_size > most:
             raise RecipeError(f"{what} {str(path)!r} has over {most} bytes")
@@ -190,8 +192,11 @@ def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:
     return loaded
 
 
-def merged(base: Recipe, settings: Mapping[str, Any], where: str) -> Recipe:
-    """``base`` with some settings replaced; None leaves one as it is."""
+def merge_settings(base: Recipe, settings: Mapping[str, Any], where: str) -> Recipe:
+    """``base`` with some settings replaced; None leaves one as it is.
+
+    Raises RecipeError, which names ``where``: unknown key, wrong type.
+    """
     known = [f.name for f in fields(Recipe)]
     changes: dict[str, Any] = {}
     for raw, value in settings.items():

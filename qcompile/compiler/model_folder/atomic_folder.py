@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 
 
 @contextmanager
-def written(out: Path, source: Path) -> Iterator[Path]:
+def folder_to_fill(out: Path, source: Path) -> Iterator[Path]:
     """A folder to fill; it becomes ``out`` where the block ends without an exception.
 
     Raises OutputError: ``out`` cannot be made, holds what is not ours, or overlaps ``source``.

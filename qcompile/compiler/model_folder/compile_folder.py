@@ -36,7 +36,7 @@ def with_models(
         )
     progress.step("export")
     copy_companions(folder, scratch)
-    made = torch_export.export(folder, scratch)
+    made = torch_export.export_folder(folder, scratch)
     return layout.read_folder(scratch), made
 
 

@@ -14,7 +14,7 @@ _WANTED = ["*.json", "*.txt", "*.model", "*.spm", "*.md", "LICENSE*", "*.safeten
 _OTHER_FORMS = ["onnx/*", "openvino/*", "*.onnx*"]
 
 
-def fetch(name: str, revision: str | None) -> Folder:
+def fetch_folder(name: str, revision: str | None) -> Folder:
     """The folder of a model, downloaded where it is not yet there; pickles and code are left there.
 
     Raises ModelError: no name of a model, not there, no network.

@@ -51,7 +51,7 @@ TASKS = (
 )
 
 
-def named(name: str) -> Task:
+def task_named(name: str) -> Task:
     """The task of that name. Raises ModelError with those that there are."""
     found = next((task for task in TASKS if task.name == name), None)
     if found is None:

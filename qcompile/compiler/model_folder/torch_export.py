@@ -123,7 +123,7 @@ class Source:
 Route = Callable[[Source, Path], str]
 
 
-def export(
+def export_folder(
     folder: Folder,
     dest: Path,
     task: Task | None = None,
@@ -311,7 +311,7 @@ def by_torch(source: Source, made: Path) -> str:
             found = self.model(**dict(zip(names, values, strict=True)), return_dict=True)
             return tuple(found[name] for name in outputs)
 
-    feed = torch_parity.example(names, source.vocabulary, *torch_parity.SHAPES[0])
+    feed = torch_parity.example_feed(names, source.vocabulary, *torch_parity.SHAPES[0])
     tensors = tuple(torch.from_numpy(feed[name]) for name in names)
     narrow = Narrow().eval()  # the exporter puts the model back into the mode of its wrapper
     axes = dict.fromkeys(names, _AXES)

@@ -51,7 +51,7 @@ class Parity(Record):
         )
 
 
-def example(
+def example_feed(
     names: Sequence[str], vocabulary: Vocabulary, batch: int, length: int
 ) -> dict[str, Array]:
     """Random tokens, int64 [batch, length] each; every row but the first is padded at its end."""
@@ -81,7 +81,7 @@ def compare_with_torch(
     shapes = tuple(dict.fromkeys((b, min(n, vocabulary.longest)) for b, n in SHAPES))
     worst, output = 0.0, session.outputs[0]
     for batch, length in shapes:
-        feed = example(session.inputs, vocabulary, batch, length)
+        feed = example_feed(session.inputs, vocabulary, batch, length)
         expected, found = reference(feed), session.run(feed)
         for name, value in found.items():
             error = _difference(expected[name], value)

@@ -52,7 +52,7 @@ class LedgerRow:
     zero_point: int | None = None
 
 
-def rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
+def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
     """Rows whose bytes add up to ``size``, the length of the written file."""
     scales = {name for node in model.graph.node for name in _parameters(node)}
     weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
@@ -138,7 +138,7 @@ class Summary:
     bytes: int
 
 
-def summary(found: list[LedgerRow]) -> list[Summary]:
+def summarize_rows(found: list[LedgerRow]) -> list[Summary]:
     """Rows grouped by kind and type, largest first; the bytes still add up."""
     groups: dict[tuple[str, str], tuple[int, int]] = {}
     for row in found:

@@ -18,7 +18,7 @@ import onnx
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
-from qcompile.compiler.report.scales_in_file import Quantizer, Scales, quantizers
+from qcompile.compiler.report.scales_in_file import Quantizer, Scales, read_quantizers
 from qcompile.ir import op_name
 from qcompile.ir.model_io import external_data, read_model
 from qcompile.ir.model_io.external_data import Storage, values_of
@@ -121,7 +121,7 @@ class Difference(Record):
 
 def diff_models(a: Path, b: Path) -> Difference:
     """Compare two model files. Raises ModelError where one cannot be read."""
-    sides = side(a), side(b)
+    sides = read_side(a), read_side(b)
     first, second = sides
     if first.sha256 == second.sha256:
         return Difference(first, second, {}, {}, ())
@@ -151,7 +151,7 @@ def _told_pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[st
     return _pairs(*({k: v for k, v in told.items() if k in both} for told in (a, b)))
 
 
-def side(path: Path) -> Side:
+def read_side(path: Path) -> Side:
     """Read one model and what lies beside it. Raises ModelError."""
     model, storage = read_model.read_model(path)
     external = read_model.external_files(model, storage)
@@ -159,8 +159,8 @@ def side(path: Path) -> Side:
     report = sidecar_files.find_report(sidecar_files.report_path(path), own)
     lock = sidecar_files.find_lock(path, own)
     size = path.stat().st_size + external_data.external_bytes(model)
-    found = quantizers(model, storage)
-    rows = sidecar_files.rows_of(report) or [*ledger.rows(model, size), *_data(model, found)]
+    found = read_quantizers(model, storage)
+    rows = sidecar_files.rows_of(report) or [*ledger.ledger_rows(model, size), *_data(model, found)]
     kept = {_key(r): r for r in rows if r.kind in _COMPARED}
     origins = {r.name: _key(r) for r in rows if r.kind in _COMPARED}
     return Side(

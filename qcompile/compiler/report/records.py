@@ -11,11 +11,11 @@ from qcompile.system.json_values import Record, members
 
 @dataclass(frozen=True)
 class Forecast(Record):
-    """What was expected of the speed before any work, with the machine's instruction set."""
+    """The speed-up predicted before any work, with the machine's instruction set."""
 
     isa: str
-    gain: Annotated[float, "of integers over float in products"]
-    share: Annotated[float, "of float's time in products"]
+    gain: Annotated[float, "of int8 over float in matrix multiplications and convolutions"]
+    share: Annotated[float, "of float's time in matrix multiplications and convolutions"]
     speedup: Annotated[float, "of compiled over float"]
 
     JSON = members("isa gain share speedup summary")
@@ -23,20 +23,23 @@ class Forecast(Record):
     @property
     def summary(self) -> str:
         """The same in words."""
-        share, gain = f"{self.share:.0%} of float's time", f"up to {self.gain:.2g} times as fast"
-        return f"about {self.speedup:.1f}x: products take {share}, {self.isa} does them {gain}"
+        gain = f"up to {self.gain:.2g} times as fast in int8"
+        return (
+            f"about {self.speedup:.1f}x: matrix multiplications and convolutions take "
+            f"{self.share:.0%} of float's time, {self.isa} runs them {gain}"
+        )
 
 
 @dataclass(frozen=True)
 class SaturationAccount:
-    """Whether answers are the same on x86 without VNNI (docs/processors.md)."""
+    """Whether outputs are the same on x86 without VNNI (docs/processors.md)."""
 
     isa: Annotated[str, "that the model is compiled for"]
     same_without_vnni: bool
     linears: int
     can_saturate: Annotated[int, "of the linears"]
     did_saturate: Annotated[int, "of the linears, on the samples looked at"]
-    advice: Annotated[str, "empty where answers are the same"]
+    advice: Annotated[str, "empty where outputs are the same"]
     rows: list[Saturation]
 
 
@@ -51,27 +54,29 @@ class RankedItem:
 
 
 @dataclass(frozen=True)
-class LiftedItem:
-    """One item that a search gave more bits."""
+class RaisedItem:
+    """One item whose precision a search raised."""
 
     item: str
     error_alone: float | None
 
 
 @dataclass(frozen=True)
-class SearchAccount:
-    """What a search for tensors to lift did."""
+class SearchAccount(Record):
+    """What a search for tensors to raise did."""
 
     items: int
     measurements: int
     compilations: int
     ranking: Annotated[list[RankedItem], "the most sensitive first"]
-    lifted: list[LiftedItem]
+    raised: list[RaisedItem]
+
+    JSON = members("items measurements compilations ranking lifted=raised")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One form against the best so far: the ratio of their times, and its interval."""
+    """One choice of lowering against the best so far: the ratio of their times, its interval."""
 
     form: str
     choice: str
@@ -83,7 +88,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningAccount:
-    """What ``--tune`` timed, in which shapes of the inputs."""
+    """What ``--tune`` timed, and on which input shapes."""
 
     shapes: dict[str, list[int]]
-    trials: Annotated[list[Trial], "each other form, timed beside the best so far"]
+    trials: Annotated[list[Trial], "each other choice, timed against the best so far"]

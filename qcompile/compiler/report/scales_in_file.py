@@ -65,7 +65,7 @@ class Quantizer:
         return hashlib.sha256(raw).hexdigest()[:12]
 
 
-def quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> dict[str, Quantizer]:
+def read_quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> dict[str, Quantizer]:
     """By tensor, the first quantizer of each; scales that are computed are left out.
 
     ``storage`` is where values lie that the model does not hold. Raises ModelError where a scale

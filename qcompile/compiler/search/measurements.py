@@ -1,10 +1,10 @@
-"""What a search has measured so far, in a small file: the same command goes on where it was.
+"""What a search has measured so far, in a small file from which the same command resumes.
 
-One class measures and keeps for both searches, with one form of contents. They differ in where
-users find them: those of ``compile`` in a file next to the output, which survives ``--no-cache``,
-those of ``sensitivity`` in the cache. They are taken over only for the same model, data, recipe and
-gates. Measurements are keyed by the samples and by the switches that were on, as a bit mask; a
-search is a pure function of them.
+``compile`` and ``sensitivity`` share the class and the file format. They differ in the place: a
+file next to the output for ``compile``, which survives ``--no-cache``, the cache for
+``sensitivity``. Measurements are reused only for the same model, data, recipe and gates. They are
+keyed by the number of samples and by the switches that were on, as a bit mask; a search is a pure
+function of them.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _SAVE_EVERY = 5.0  # seconds between writes
 
 @dataclass(frozen=True)
 class StateFile:
-    """A file in the place of a cache: one entry, whatever its key. Raises OutputError."""
+    """A file with the interface of a cache: one entry, whatever its key. Raises OutputError."""
 
     path: Path
 
     def load(self, kind: str, key: str, read: Callable[[Path], T]) -> T | None:
-        """What ``read`` makes of the file, None where there is none."""
+        """The result of ``read`` for the file; None where there is no file."""
         return read(self.path) if self.path.exists() else None
 
     def store(self, kind: str, key: str, write: Callable[[IO[bytes]], None]) -> None:
-        """Write the file whole or not at all."""
+        """Write the file atomically."""
         with replacing(self.path) as file:
             write(file)
 
@@ -55,15 +55,16 @@ class StateFile:
 
 @dataclass
 class Measurements:
-    """Measures, and keeps what was measured: ``scores`` of the switched model, by mask.
+    """Measures, and stores the results: ``scores`` of the fake-quantized model, by mask.
 
     ``tried``: scores of models that were compiled. ``samples``: how many the ranking uses, None
-    before that is known. ``measured``: how many scores are of this run. ``kept_in`` None: nowhere.
+    before that is known. ``measured``: how many scores this run added. ``store`` None: they are
+    not written.
     """
 
     meter: Meter
     digest: str
-    kept_in: Cache | StateFile | None
+    store: Cache | StateFile | None
     scores: dict[str, Score] = field(default_factory=dict)
     tried: dict[str, Score] = field(default_factory=dict)
     samples: int | None = None
@@ -76,8 +77,8 @@ class Measurements:
         return self.meter.everything
 
     def __call__(self, on: Collection[int], samples: int = 0) -> Score:
-        """What an earlier run measured, or the meter now."""
-        key = f"{samples}:{mask(on)}"
+        """The score that an earlier run measured, or a new one."""
+        key = f"{samples}:{bit_mask(on)}"
         if key not in self.scores:
             self.scores[key] = self.meter(on, samples)
             self.measured += 1
@@ -85,37 +86,37 @@ class Measurements:
                 self.save()
         return self.scores[key]
 
-    def take_over(self) -> None:
-        """Go on with what an earlier run has kept of the same.
+    def resume(self) -> None:
+        """Read what an earlier run stored for the same inputs.
 
-        Raises OutputError where the file is something else, which would be lost.
+        Raises OutputError where the file is something else, which would be overwritten.
         """
-        if self.kept_in is not None:
-            self.kept_in.load(_KIND, self.digest, self._read)
+        if self.store is not None:
+            self.store.load(_KIND, self.digest, self._read)
 
     def save(self) -> None:
-        """Write all that is known, where anything was measured. Raises what the store does."""
-        if self.kept_in is not None and self.scores:
-            self.kept_in.store(_KIND, self.digest, self._write)
+        """Write all scores, if there are any. Raises what the store does."""
+        if self.store is not None and self.scores:
+            self.store.store(_KIND, self.digest, self._write)
         self._saved = time.monotonic()
 
     def drop(self) -> None:
-        """Nothing is left to go on with."""
+        """Forget all scores, so that nothing is resumed."""
         self.scores.clear()
-        if self.kept_in is not None:
-            self.kept_in.drop(_KIND, self.digest)
+        if self.store is not None:
+            self.store.drop(_KIND, self.digest)
 
     def _read(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text())
-            if found["format"] != _FORMAT:
-                raise ValueError(found["format"])
-            if found["digest"] == self.digest:
-                kept = _scores(found["scores"]), _scores(found["tried"]), found["samples"]
-                self.scores, self.tried, self.samples = kept
+            content = json.loads(path.read_text())
+            if content["format"] != _FORMAT:
+                raise ValueError(content["format"])
+            if content["digest"] == self.digest:
+                scores, tried = _scores(content["scores"]), _scores(content["tried"])
+                self.scores, self.tried, self.samples = scores, tried, content["samples"]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise OutputError(
-                f"search state {str(path)!r} is no state of a search: move it away"
+                f"search state {str(path)!r} was not written by a search: move the file"
             ) from e
 
     def _write(self, file: IO[bytes]) -> None:
@@ -129,25 +130,25 @@ class Measurements:
         file.write((json.dumps(content) + "\n").encode())
 
 
-def measurements(
-    found: Measurable, names: Iterable[str], kept_in: Cache | StateFile | None
+def open_measurements(
+    model: Measurable, names: Iterable[str], store: Cache | StateFile | None
 ) -> Measurements:
-    """The meter, with the memory of earlier runs; ``names`` are those of the items.
+    """The meter, with the scores of earlier runs; ``names``: of the items that are measured.
 
-    Raises OutputError where a file that is to hold them holds something else.
+    Raises OutputError where the state file holds something else.
     """
-    made = Measurements(found.meter, _digest(found, names), kept_in)
-    made.take_over()
-    return made
+    opened = Measurements(model.meter, _digest(model, names), store)
+    opened.resume()
+    return opened
 
 
 def _scores(plain: dict[str, dict[str, Any]]) -> dict[str, Score]:
     return {k: Score(**{**s, "failures": tuple(s["failures"])}) for k, s in plain.items()}
 
 
-def _digest(found: Measurable, names: Iterable[str]) -> str:
+def _digest(measured: Measurable, names: Iterable[str]) -> str:
     """Identity of what is measured: model, all data, recipe, gates, items, versions."""
-    prepared, data = found.prepared, found.calibrated.held_out.digest
+    prepared, data = measured.prepared, measured.calibrated.held_out.digest
     metric = None if prepared.options.metric is None else named(prepared.options.metric)[0]
     threads = prepared.options.threads or session.threads()
     model, recipe = prepared.float_model.digest, prepared.recipe.digest()
@@ -155,6 +156,6 @@ def _digest(found: Measurable, names: Iterable[str]) -> str:
     return key_of([*settings, asdict(prepared.gates), *names])
 
 
-def mask(numbers: Iterable[int]) -> str:
+def bit_mask(numbers: Iterable[int]) -> str:
     """A set of numbers as the hex digits of a bit mask."""
     return f"{sum(1 << n for n in numbers):x}"

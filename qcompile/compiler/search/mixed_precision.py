@@ -1,10 +1,10 @@
-"""Finds the smallest set of tensors to lift, so that a model passes the gates that it missed.
+"""Finds the fewest tensors to raise, so that a model passes the gates that it failed.
 
 Rank the items by the error of each quantized alone; find the shortest prefix of the ranking that
-passes, by bisection; drop what is not needed; all that with switches, nothing is compiled. Then
-compile with these lifted and verify; where that misses, lift the next ones and compile again.
-The best result so far is kept. Measurements go into a state file: the same command goes on after
-an interrupt, and after the time is up.
+passes, by bisection; drop items that are not needed. All of this runs on the fake-quantized model,
+without compiling. Then compile with these items raised and verify; if that fails, raise the next
+ones and compile again. The best result is kept. Measurements are stored in a state file, from which
+the same command resumes after an interrupt or after the search time ran out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TypeAlias
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.report.records import LiftedItem, RankedItem, SearchAccount
-from qcompile.compiler.search.lift_items import PrecisionCandidate
+from qcompile.compiler.report.records import RaisedItem, RankedItem, SearchAccount
 from qcompile.compiler.search.measurable import Measurable
-from qcompile.compiler.search.measurements import StateFile, mask, measurements
+from qcompile.compiler.search.measurements import StateFile, bit_mask, open_measurements
+from qcompile.compiler.search.precision_candidates import PrecisionCandidate
 from qcompile.compiler.search.sensitivity import Score, score, shortest_prefix
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import sample_count
@@ -28,15 +28,15 @@ from qcompile.ir import Refusal
 from qcompile.planning.context import Reasons
 
 Raised: TypeAlias = frozenset[int]
-# Shares of the time at which ranking, and all measuring, must have come to an end.
+# Shares of the search time after which ranking, and all measuring, stop.
 _RANKED, _MEASURED = 0.6, 0.85
 _MOST_REPORTED = 400  # items, the most sensitive first
 
 
 @dataclass(frozen=True)
 class Searched:
-    """The result that passes with fewest raised, or the best there is; ``account`` is the report's,
-    None where nothing was searched."""
+    """The build that passes with the fewest items raised, else the best one; ``account`` is for the
+    report, None without a search."""
 
     verified: Verified
     account: SearchAccount | None = None
@@ -46,22 +46,22 @@ class Searched:
 
 @dataclass(frozen=True)
 class Tools:
-    """How to compile and verify, how to get switches, and what time it is."""
+    """How to compile and verify, how to get the fake-quantized model, and the clock (seconds)."""
 
     build: Callable[[Recipe, Reasons], Verified]
     measure: Callable[[Recipe], Measurable]
     clock: Callable[[], float] = time.monotonic
 
 
-def search(first: Verified, tools: Tools) -> Searched:
-    """Search where it was asked for, is needed and is possible; a note says why it is not."""
+def search_precision(first: Verified, tools: Tools) -> Searched:
+    """Search if it was asked for, is needed and is possible; if not possible, a note says why."""
     prepared, verdict = first.prepared, first.verdict
     asked = prepared.options.search_time > 0 and prepared.mode != "float"
     if not asked or verdict is None or verdict.passed:
         return Searched(first)
     obstacle = _obstacle(first)
     if obstacle is not None:
-        note = Note("no-search", obstacle.about("no search for tensors to lift").reason)
+        note = Note("no-search", obstacle.about("no search for tensors to raise").reason)
         return Searched(first, notes=(note,))
     return _Search(first, tools).run()
 
@@ -75,7 +75,7 @@ def _obstacle(first: Verified) -> Refusal | None:
     return prepared.budget.excess_of(prepared.budget.switched, "it")
 
 
-def forget(state: Path | None) -> None:
+def drop_search_state(state: Path | None) -> None:
     """Drop the state of a search that has reached its goal."""
     if state is not None:
         StateFile(state).drop()
@@ -89,13 +89,13 @@ class _Search:
         self.built: dict[Raised, Verified] = {frozenset(): first}
 
     def run(self) -> Searched:
-        """Search; whatever happens, what was measured is kept."""
-        found = self.tools.measure(self.first.prepared.recipe)
-        self.items: list[PrecisionCandidate] = found.items()
-        self.meter, self.progress = found.meter, found.prepared.progress
+        """Search; measurements are stored also when it is interrupted."""
+        model = self.tools.measure(self.first.prepared.recipe)
+        self.items: list[PrecisionCandidate] = model.items()
+        self.meter, self.progress = model.meter, model.prepared.progress
         path = self.options.search_state
-        kept_in = None if path is None else StateFile(path)
-        self.state = measurements(found, (i.name for i in self.items), kept_in)
+        store = None if path is None else StateFile(path)
+        self.state = open_measurements(model, (i.name for i in self.items), store)
         self.samples = sum(map(sample_count, self.meter.feeds))
         self.order: list[int] = []
         self.alone: dict[int, float] = {}
@@ -120,32 +120,32 @@ class _Search:
         chosen = self._drop(self._prefix())
         step = 1
         while not self._is_float(chosen):
-            made = self._build(chosen)
-            if made is not None:
-                return self._passed(made, chosen)
+            passing = self._build(chosen)
+            if passing is not None:
+                return self._passed(passing, chosen)
             rest = [i for i in self.order if i not in chosen]
             if not rest or self._late(1.0):
                 break
             chosen |= frozenset(rest[:step])
             step *= 2
         if self._is_float(chosen) and not self._late(_MEASURED):
-            return self._missed("it takes all of them, which leaves nothing quantized")
+            return self._missed("all of them are needed, which leaves nothing quantized")
         return self._missed("")
 
     # ---- measuring
     def _late(self, share: float) -> bool:
         return self.tools.clock() - self.start >= share * self.options.search_time
 
-    def _score(self, lifted: Raised) -> Score:
-        """Of the model with these items lifted, on all samples."""
-        off = {s for i in lifted for s in self.items[i].switches}
+    def _score(self, raised: Raised) -> Score:
+        """Of the model with these items raised, on all samples."""
+        off = {s for i in raised for s in self.items[i].switches}
         return self.state(self.state.everything - off)
 
-    def _passes(self, lifted: Raised) -> bool:
-        return not self._score(lifted).failures
+    def _passes(self, raised: Raised) -> bool:
+        return not self._score(raised).failures
 
     def _rank(self) -> None:
-        """Order by the error of each alone; what there was no time for comes last."""
+        """Order by the error of each item alone; items that were not measured in time come last."""
         samples = self._ranking_samples()
         for i, item in enumerate(self.items):
             if self._late(_RANKED):
@@ -155,25 +155,26 @@ class _Search:
         self.order = sorted(range(len(self.items)), key=lambda i: -self.alone.get(i, 0.0))
 
     def _ranking_samples(self) -> int:
-        """0 for all, or as many as there is time for: an order needs fewer than a verdict."""
+        """0 for all, or as many as there is time for: a ranking needs fewer than a verdict."""
         if self._must_choose_samples():
             begun = self.tools.clock()
             self.meter(self.meter.everything)
-            took = (self.tools.clock() - begun) * len(self.items)
-            room = _RANKED * self.options.search_time - (self.tools.clock() - self.start)
-            fits = took <= room
-            self.state.samples = 0 if fits else max(1, int(self.samples * max(room, 0) / took))
+            # Seconds for all items, from one run over all samples, and seconds that are left.
+            needed = (self.tools.clock() - begun) * len(self.items)
+            left = _RANKED * self.options.search_time - (self.tools.clock() - self.start)
+            fits = needed <= left
+            self.state.samples = 0 if fits else max(1, int(self.samples * max(left, 0) / needed))
         return self.state.samples or 0
 
     def _must_choose_samples(self) -> bool:
-        """False where an earlier run has ranked on all samples, or half of the items on fewer."""
+        """False if an earlier run ranked on all samples, or at least half of the items on fewer."""
         samples = self.state.samples
         done = sum(key.startswith(f"{samples}:") for key in self.state.scores)
         return samples is None or (samples > 0 and done < len(self.items) / 2)
 
     # ---- choosing
     def _prefix(self) -> Raised:
-        """The shortest prefix of the order that passes, as far as there is time to bisect."""
+        """The shortest prefix of the ranking that passes, as far as there is time to bisect."""
         count = shortest_prefix(
             len(self.order),
             lambda count: self._passes(frozenset(self.order[:count])),
@@ -182,7 +183,7 @@ class _Search:
         return frozenset(self.order[:count])
 
     def _drop(self, chosen: Raised) -> Raised:
-        """Without those that are not needed, the least sensitive tried first."""
+        """``chosen`` without items that are not needed; the least sensitive is tried first."""
         for i in reversed([i for i in self.order if i in chosen]):
             if self._late(_MEASURED) or len(chosen) == 1:
                 break
@@ -190,59 +191,59 @@ class _Search:
                 chosen -= {i}
         return chosen
 
-    def _is_float(self, lifted: Raised) -> bool:
-        """True where nothing would be left in integers."""
-        floats = all(bits == "float" for item in self.items for _, bits in item.lifts)
-        return floats and len(lifted) == len(self.items)
+    def _is_float(self, raised: Raised) -> bool:
+        """True where nothing would be left quantized."""
+        to_float = all(bits == "float" for item in self.items for _, bits in item.raised)
+        return to_float and len(raised) == len(self.items)
 
     # ---- compiling
-    def _build(self, lifted: Raised) -> Verified | None:
-        """Compile with these lifted; None where the gates are missed, now or in an earlier run."""
-        key = mask(lifted)
+    def _build(self, raised: Raised) -> Verified | None:
+        """Compile with these raised; None if the gates fail, now or in an earlier run."""
+        key = bit_mask(raised)
         if key in self.state.tried and self.state.tried[key].failures:
             return None
-        made = self._compiled(lifted)
-        verdict = made.verdict
+        verified = self._compiled(raised)
+        verdict = verified.verdict
         if verdict is None:
             return None
         self.state.tried[key] = score(verdict)
-        return made if verdict.passed else None
+        return verified if verdict.passed else None
 
-    def _compiled(self, lifted: Raised) -> Verified:
-        if lifted not in self.built:
-            chosen = [i for i in self.order if i in lifted]
-            lifts = [(lift, i) for i in chosen for lift in self.items[i].lifts]
+    def _compiled(self, raised: Raised) -> Verified:
+        if raised not in self.built:
+            chosen = [i for i in self.order if i in raised]
+            entries = [(entry, i) for i in chosen for entry in self.items[i].raised]
             old = self.first.prepared.recipe
-            recipe = replace(old, precision=(*(lift for lift, _ in lifts), *old.precision))
-            reasons = {pattern: self._reason(i) for (pattern, _), i in lifts}
-            self.built[lifted] = self.tools.build(recipe, reasons)
-        return self.built[lifted]
+            recipe = replace(old, precision=(*(entry for entry, _ in entries), *old.precision))
+            reasons = {pattern: self._reason(i) for (pattern, _), i in entries}
+            self.built[raised] = self.tools.build(recipe, reasons)
+        return self.built[raised]
 
     def _reason(self, item: int) -> str:
         error = self.alone.get(item)
-        said = "not measured alone" if error is None else f"error {error:.1e} alone"
-        return f"lifted by the search: {said}"
+        measured = "not measured alone" if error is None else f"error {error:.1e} alone"
+        return f"raised by the search: {measured}"
 
-    # ---- telling
-    def _passed(self, made: Verified, lifted: Raised) -> Searched:
-        cut = "; with more --search-time it may be fewer" if self._late(_MEASURED) else ""
-        note = Note("searched", f"by the search {self._count(lifted)}{cut}")
-        return Searched(made, self._account(made, lifted), notes=(note,))
+    # ---- reporting
+    def _passed(self, verified: Verified, raised: Raised) -> Searched:
+        hint = "; with more --search-time it may be fewer" if self._late(_MEASURED) else ""
+        note = Note("searched", f"by the search {self._count(raised)}{hint}")
+        return Searched(verified, self._account(verified, raised), notes=(note,))
 
     def _missed(self, why: str) -> Searched:
-        """The best result there is; its failure says what was reached and what to do next."""
+        """The best build; its failure says what was reached and what to do next."""
         tried = {int(k, 16): s for k, s in self.state.tried.items()}
         verdict = self.first.verdict
-        assert verdict is not None  # or no search were wanted
+        assert verdict is not None  # else there is no search
         tried[0] = score(verdict)
         best = min(tried, key=lambda m: (len(tried[m].failures), tried[m].error))
-        lifted = frozenset(i for i in range(len(self.items)) if best >> i & 1)
-        made = self._compiled(lifted)
-        reached = f"the search reached this with {self._count(lifted)}"
+        raised = frozenset(i for i in range(len(self.items)) if best >> i & 1)
+        verified = self._compiled(raised)
+        reached = f"the search reached this with {self._count(raised)}"
         failure = f"{reached}: {why or self._advice()}"
         if why:
             self.state.drop()
-        return Searched(made, self._account(made, lifted), failures=(failure,))
+        return Searched(verified, self._account(verified, raised), failures=(failure,))
 
     def _advice(self) -> str:
         if not self._late(_MEASURED):
@@ -250,27 +251,27 @@ class _Search:
         again = "the same command continues, " if self.options.search_state else ""
         return f"the search time ran out ({again}--search-time allows more)"
 
-    def _count(self, lifted: Raised) -> str:
+    def _count(self, raised: Raised) -> str:
         words = {16: "16 bits", 8: "8 bits", "float": "float"}
-        bits = sorted({words[b] for i in lifted for _, b in self.items[i].lifts})
-        names = [self.items[i].name for i in self.order if i in lifted]
+        bits = sorted({words[b] for i in raised for _, b in self.items[i].raised})
+        names = [self.items[i].name for i in self.order if i in raised]
         shown = f" ({', '.join([*names[:3], '…'] if len(names) > 3 else names)})" if names else ""
         to = f" to {' or '.join(bits)}" if bits else ""
-        return f"{len(lifted)} of {len(self.items)} {self._noun()} raised{to}{shown}"
+        return f"{len(raised)} of {len(self.items)} {self._noun()} raised{to}{shown}"
 
     def _noun(self) -> str:
         return "tensors" if self.first.prepared.target.quantize_interior else "operators"
 
-    def _account(self, made: Verified, lifted: Raised) -> SearchAccount:
-        took = round(self.tools.clock() - self.start, 3)
-        chosen: Sequence[int] = [i for i in self.order if i in lifted]
-        made.prepared.stopwatch.seconds["search"] = took
+    def _account(self, verified: Verified, raised: Raised) -> SearchAccount:
+        seconds = round(self.tools.clock() - self.start, 3)
+        chosen: Sequence[int] = [i for i in self.order if i in raised]
+        verified.prepared.stopwatch.seconds["search"] = seconds
         return SearchAccount(
             items=len(self.items),
             measurements=self.state.measured,
             compilations=len(self.built) - 1,
             ranking=[self._ranked(i) for i in self.order[:_MOST_REPORTED]],
-            lifted=[LiftedItem(self.items[i].name, self.alone.get(i)) for i in chosen],
+            raised=[RaisedItem(self.items[i].name, self.alone.get(i)) for i in chosen],
         )
 
     def _ranked(self, index: int) -> RankedItem:

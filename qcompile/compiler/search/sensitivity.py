@@ -1,9 +1,9 @@
-"""The output error that each item causes: quantized alone, and left when it alone is lifted.
+"""The output error that each item causes: if it alone is quantized, and if it alone is raised.
 
 Errors are those of ``closeness.py``, on held-out feeds against the float model as it came in: the
-mean over samples and outputs of 1 - cosine, and the SQNR of the worst output in dB. Leave one out
-is the table of Bondarenko et al. 2021, section 3; quantizing one alone is its converse, whose
-small errors do not drown in the large error of all others.
+mean over samples and outputs of 1 - cosine, and the SQNR of the worst output in dB. Raising one
+item alone is the leave-one-out table of Bondarenko et al. 2021, section 3; quantizing one alone is
+its converse, whose small errors are not hidden by the large error of all others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 from qcompile.compiler.search.fake_quantized import FakeQuantizedModel
-from qcompile.compiler.search.lift_items import PrecisionCandidate
+from qcompile.compiler.search.precision_candidates import PrecisionCandidate
 from qcompile.data.feeds import Feed, sample_count
 from qcompile.planning.context import Precision
 from qcompile.quant import Array
@@ -55,23 +55,26 @@ def score(verdict: Verdict) -> Score:
 
 @dataclass(frozen=True)
 class SensitivityRow(Record):
-    """One item's place: errors None where they were not measured."""
+    """One item of a ranking; scores are None where they were not measured.
+
+    ``alone``: only this item quantized. ``raised``: everything quantized except this item.
+    """
 
     item: PrecisionCandidate
     alone: Score | None
-    lifted: Score | None
+    raised: Score | None
 
     JSON = members(
-        "item=item.name roles=item.roles layer=item.layer kind=item.kinds tensors lifts alone "
-        "lifted"
+        "item=item.name roles=item.roles layer=item.layer kind=item.kinds tensors "
+        "lifts=raised_precision alone lifted=raised"
     )
 
     @property
     def error(self) -> float:
-        """What ranks: the error when quantized alone; else, negative, the one left when lifted."""
+        """The sort key: the error quantized alone, or minus the error left when raised alone."""
         if self.alone is not None:
             return self.alone.error
-        return -self.lifted.error if self.lifted is not None else 0.0
+        return -self.raised.error if self.raised is not None else 0.0
 
     @property
     def tensors(self) -> int:
@@ -79,16 +82,16 @@ class SensitivityRow(Record):
         return len(self.item.switches)
 
     @property
-    def lifts(self) -> dict[str, Precision]:
-        """What lifting it asks of a recipe: precision by pattern."""
-        return dict(self.item.lifts)
+    def raised_precision(self) -> dict[str, Precision]:
+        """What a recipe needs to raise the item: precision by pattern."""
+        return dict(self.item.raised)
 
 
 @dataclass
 class Meter:
-    """Measures any set of switches; ``samples`` cuts the feeds, 0 takes all of them."""
+    """Measures any set of switches; ``samples`` limits the feeds, 0 uses all of them."""
 
-    switched: FakeQuantizedModel
+    model: FakeQuantizedModel
     reference: bytes | Path
     feeds: Sequence[Feed]
     gates: Gates
@@ -101,39 +104,41 @@ class Meter:
     @property
     def everything(self) -> frozenset[int]:
         """All switches on: the model as planned."""
-        return frozenset(range(len(self.switched.switches)))
+        return frozenset(range(len(self.model.switches)))
 
     def __call__(self, on: Collection[int], samples: int = 0) -> Score:
         """Quantize what is ``on`` and compare with the float model."""
-        feeds = list(cut(self.feeds, samples, self.divisible)) if samples else list(self.feeds)
+        feeds = list(self.feeds)
+        if samples:
+            feeds = list(first_samples(feeds, samples, self.divisible))
         if samples not in self._old:
             session = Session(self.reference, self.options)
             self._old[samples] = [session.run(feed) for feed in feeds]
         if self._session is None:
-            self._session = Session(self.switched.model, self.options)
-        old, settings = self._old[samples], self.switched.settings(on)
+            self._session = Session(self.model.proto, self.options)
+        old, settings = self._old[samples], self.model.settings(on)
         new = [self._session.run({**feed, **settings}) for feed in feeds]
         verdict = closeness.judge(zip(old, new, feeds, strict=True), self.gates)
         if self.metric is not None:
-            was, now = measure(self.metric, feeds, old), measure(self.metric, feeds, new)
-            verdict.measured(was, now, self.gates)
+            before, after = measure(self.metric, feeds, old), measure(self.metric, feeds, new)
+            verdict.measured(before, after, self.gates)
         return score(verdict)
 
 
-def cut(feeds: Sequence[Feed], samples: int, divisible: bool) -> Iterator[Feed]:
-    """The first feeds, the last of them shortened, until there are so many samples."""
-    left = samples
+def first_samples(feeds: Sequence[Feed], samples: int, divisible: bool) -> Iterator[Feed]:
+    """The first feeds that hold ``samples`` samples; the last one is sliced if its batch allows."""
+    remaining = samples
     for feed in feeds:
-        if left <= 0:
+        if remaining <= 0:
             return
         count = sample_count(feed)
-        even = divisible and all(v.ndim and v.shape[0] == count for v in feed.values())
-        yield {k: v[:left] for k, v in feed.items()} if even else feed
-        left -= count
+        can_slice = divisible and all(v.ndim and v.shape[0] == count for v in feed.values())
+        yield {k: v[:remaining] for k, v in feed.items()} if can_slice else feed
+        remaining -= count
 
 
 class Measures(Protocol):
-    """A meter, or what stands before one."""
+    """A meter, or the store of measurements that wraps one."""
 
     @property
     def everything(self) -> frozenset[int]:
@@ -143,7 +148,7 @@ class Measures(Protocol):
         """Quantize what is ``on`` and compare with the float model."""
 
 
-def rank(
+def rank_candidates(
     meter: Measures,
     items: Sequence[PrecisionCandidate],
     what: Measure = "both",
@@ -154,8 +159,8 @@ def rank(
     for item in items:
         mine = frozenset(item.switches)
         alone = meter(mine) if what != "lifted" else None
-        lifted = meter(meter.everything - mine) if what != "alone" else None
-        rows.append(SensitivityRow(item, alone, lifted))
+        raised = meter(meter.everything - mine) if what != "alone" else None
+        rows.append(SensitivityRow(item, alone, raised))
         advance()
     return sorted(rows, key=lambda row: -row.error)
 

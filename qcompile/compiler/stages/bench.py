@@ -39,14 +39,14 @@ def bench(verified: Verified) -> Timed:
         ("float", prepared.float_model.running),
         ("compiled", verified.rewritten.compiled.path),
     ]
-    feed = largest(feeds)
+    feed = largest_feed(feeds)
     speed = _speed(prepared, models, feed)
     profiles = _profiles(prepared, models, feed, speed) if prepared.options.profile else []
     notes, failures = _judged(prepared, speed)
     return Timed(speed, tuple(profiles), tuple(notes), tuple(failures))
 
 
-def largest(feeds: list[Feed]) -> Feed:
+def largest_feed(feeds: list[Feed]) -> Feed:
     """The feed to time with."""
     return max(feeds, key=lambda f: max(v.size for v in f.values()))
 

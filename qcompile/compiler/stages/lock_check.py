@@ -15,7 +15,7 @@ from qcompile.errors import RecipeError
 DATA_OPTIONS = ("samples", "batch_size")  # they decide which feeds a file gives
 
 
-def fitted(request: Request) -> Request:
+def apply_lock(request: Request) -> Request:
     """What a locked build is done with: nothing is searched, and without data nothing is judged.
 
     Its bytes are compared instead: the same bytes have been verified when they were locked. Raises

@@ -50,7 +50,7 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     size += external_data.external_bytes(proto)
     external = read_model.external_files(proto, storage)
     graph = from_proto.from_proto(proto, storage)
-    content = ledger.summary(ledger.rows(proto, size))
+    content = ledger.summarize_rows(ledger.ledger_rows(proto, size))
     return FloatModel(stored, external, size, content), graph
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from qcompile.compiler.config import lowering_forms
+from qcompile.compiler.config import lowering_options
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.pipeline_spec import parse, spell
@@ -79,4 +79,4 @@ def default_pipeline(
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
         quantize = [PLAN, *chosen, INSERT]
-    return ",".join([SIMPLIFY, *quantize, *lowering_forms.lowered(target, mode, choices)])
+    return ",".join([SIMPLIFY, *quantize, *lowering_options.lowering_passes(target, mode, choices)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qcompile.compiler.config import lowering_forms
+from qcompile.compiler.config import lowering_options
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
@@ -90,7 +90,7 @@ def prepare(request: Request) -> Prepared:
     has_data = request.data is not None
     mode = locked.mode if locked is not None else _mode(recipe, target, has_data=has_data)
     recipe.make_calibrator()  # fail on wrong names before any work
-    choices = lowering_forms.chosen(target, mode, recipe)
+    choices = lowering_options.chosen_options(target, mode, recipe)
     request.progress.step("load")
     model, graph = read_float_model(request.model)
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]

@@ -43,7 +43,7 @@ class Result:
         if self.lock is None or (self.calibration is None and self.lock.is_light and not light):
             what = "no calibration was kept for the lock" if self.lock else "no lock was kept"
             raise OutputError(f"{what}: compile with Options(keep_calibration=True)")
-        lockfile.save(Path(path), self.lock, None if light else self.calibration)
+        lockfile.save_lock(Path(path), self.lock, None if light else self.calibration)
 
 
 class RejectedError(GateError):

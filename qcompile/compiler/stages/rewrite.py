@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qcompile import __version__
-from qcompile.compiler.config import lowering_forms
+from qcompile.compiler.config import lowering_options
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.channel_views import ChannelSite, ChannelWatch
 from qcompile.compiler.report.ledger import LedgerRow
@@ -60,11 +60,11 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     if prepared.options.dump_dir is not None:
         instruments.insert(0, Dump(prepared.options.dump_dir))  # before a check can stop the run
     came_quantized = _came_quantized(prepared)
-    run(prepared, ctx, pipeline.planning, instruments, "simplify and plan")
+    run_passes(prepared, ctx, pipeline.planning, instruments, "simplify and plan")
     calibrated = calibrate(prepared, ctx, pipeline)
-    run(prepared, ctx, pipeline.transforms, [*instruments, watch], "transform")
+    run_passes(prepared, ctx, pipeline.transforms, [*instruments, watch], "transform")
     ctx.channels.clear()  # nothing looks at samples from here on, and they are large
-    run(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
+    run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
     quantized = any(ctx.plan.quantized())
     stayed_float = (
@@ -77,7 +77,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         calibrated,
         pipeline,
         compiled,
-        ledger=ledger.rows(compiled.parsed[0], compiled.size, ctx),
+        ledger=ledger.ledger_rows(compiled.parsed[0], compiled.size, ctx),
         passes=timer.records,
         skips=ctx.skips,
         requirements=held.checked,
@@ -97,7 +97,7 @@ def context_of(
     """What passes share; ``may_widen``: 16 bits may yet be asked for."""
     recipe, graph = prepared.recipe, prepared.graph
     own = not (recipe.transforms or recipe.pipeline)  # the target's guard against outliers too
-    attention = lowering_forms.attention(prepared.choices) or recipe.attention
+    attention = lowering_options.chosen_attention(prepared.choices) or recipe.attention
     known = reasons or {}
     settings = PassSettings(
         mode=prepared.mode,
@@ -112,7 +112,7 @@ def context_of(
     return ctx
 
 
-def run(
+def run_passes(
     prepared: Prepared,
     ctx: Context,
     passes: Sequence[Pass],

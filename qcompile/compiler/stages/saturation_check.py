@@ -143,7 +143,7 @@ class Sums:
         return self.bounds
 
 
-def judged(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
+def judge_by_sums(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
     """The verdict of ``judge`` by each kind of sums that counts: the worse, with both in it.
 
     Its failures are those of all. A model that cannot be emulated is judged by exact sums alone.
@@ -169,7 +169,7 @@ def judged(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
     return replace(found[worst], sums=worst, failures=failures, not_emulated=left, by_sums=found)
 
 
-def account(
+def saturation_account(
     sums: Sums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
 ) -> SaturationAccount:
     """What a report says of a compiled model's sums; ``feed``: where to look what did saturate."""
@@ -181,12 +181,12 @@ def account(
         linears=len(bounds),
         can_saturate=sum(b.can > 0 for b in bounds),
         did_saturate=sum((b.did or 0) > 0 for b in bounds),
-        advice=advice(sums, verdict),
+        advice=saturation_advice(sums, verdict),
         rows=[b for b in bounds if b.can],
     )
 
 
-def advice(sums: Sums, verdict: Verdict | None) -> str:
+def saturation_advice(sums: Sums, verdict: Verdict | None) -> str:
     """One line for whoever serves or compiles a model whose sums may saturate, else nothing."""
     if sums.same or not instruction_sets.saturating(sums.isa):
         return ""
@@ -207,7 +207,7 @@ def _figures(verdict: Verdict | None) -> str:
     return f" (worst cosine {there.worst_cosine:.4f} there, {elsewhere.worst_cosine:.4f} elsewhere)"
 
 
-def unemulated(verdict: Verdict) -> list[str]:
+def unemulated_notes(verdict: Verdict) -> list[str]:
     """A note for each operator whose saturation is not in the figures."""
     return [
         f"the result of {node} {_WITHOUT_VNNI} is not emulated: {reason}"
@@ -215,7 +215,7 @@ def unemulated(verdict: Verdict) -> list[str]:
     ]
 
 
-def difference(verdict: Verdict) -> list[str]:
+def difference_notes(verdict: Verdict) -> list[str]:
     """A note on what was compared by both kinds of sums."""
     if not verdict.by_sums:
         return []

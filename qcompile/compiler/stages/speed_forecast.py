@@ -24,7 +24,7 @@ _RUNS = 2
 _MODES = ("static", "dynamic")
 
 
-def expected(prepared: Prepared) -> Forecast | None:
+def predict_speed(prepared: Prepared) -> Forecast | None:
     """None where nothing is timed, no provider is here, or a run fails: later stages say why."""
     timed = prepared.options.bench and prepared.target.gate_latency
     found = instruction_sets.of_machine(processor.instruction_sets())
@@ -36,10 +36,10 @@ def expected(prepared: Prepared) -> Forecast | None:
         [seen] = profile(models, _feed(prepared), threads, _RUNS, prepared.provider)
     except QCompileError:
         return None
-    return of_share(found, _share(seen))
+    return forecast_of_share(found, _share(seen))
 
 
-def of_share(found: instruction_sets.Isa, share: float) -> Forecast:
+def forecast_of_share(found: instruction_sets.Isa, share: float) -> Forecast:
     """The forecast for a model of which products take this share of the time."""
     return Forecast(found.name, found.gain, share, 1 / (1 - share + share / found.gain))
 

@@ -90,7 +90,7 @@ def verify(rewritten: Rewritten) -> Verified:
         account.note("not-verified", "not verified (--no-verify)")
     with prepared.stopwatch.stage("saturation"):
         looked = feeds[0] if feeds and options.verify else None
-        saturation = saturation_check.account(sums, looked, verdict, options.threads)
+        saturation = saturation_check.saturation_account(sums, looked, verdict, options.threads)
     if saturation.advice:
         account.note("saturation", saturation.advice)
     return Verified(
@@ -166,7 +166,7 @@ def _verdict(
         del reference
         release_memory()  # or the next session's weights come on top of this one's
         try:
-            verdict = saturation_check.judged(
+            verdict = saturation_check.judge_by_sums(
                 sums, lambda kind: _judged(prepared, sums, feeds, old, kind)
             )
         except DataError as e:
@@ -177,7 +177,7 @@ def _verdict(
     if verdict.failures and not _repeats(rewritten, old, feeds):
         account.notes.append(coded_note(RANDOM_MODEL))
         return None
-    for text in saturation_check.unemulated(verdict):
+    for text in saturation_check.unemulated_notes(verdict):
         account.note("not-emulated", text)
     dependent = Invariance(verdict.alone, verdict.padded).note
     if dependent is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from qcompile.compiler.config.lockfile import NOT_KEPT, Lock, environment
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.report.scales_in_file import Quantizer, quantizers
+from qcompile.compiler.report.scales_in_file import Quantizer, read_quantizers
 from qcompile.compiler.stages.lock_check import DATA_OPTIONS, digests_of
 from qcompile.compiler.stages.rewrite import Rewritten
 from qcompile.compiler.stages.verify import Verified
@@ -22,7 +22,7 @@ class Repeated:
     failures: tuple[str, ...] = ()
 
 
-def judge(rewritten: Rewritten) -> Repeated:
+def compare_with_lock(rewritten: Rewritten) -> Repeated:
     """Compare the bytes with the lock's: a difference is a failure that names what changed."""
     locked = rewritten.prepared.options.lock
     if locked is None:
@@ -52,7 +52,7 @@ def _closeness(verified: dict[str, Any]) -> str:
     return f"verified then on {verified['samples']} samples: cosine mean {mean:.4f}"
 
 
-def lock_of(verified: Verified) -> Lock:
+def make_lock(verified: Verified) -> Lock:
     """The light lock of a build; where its calibration is kept, ``lockfile.save`` says so in it."""
     rewritten, prepared = verified.rewritten, verified.prepared
     model, compiled, account = (
@@ -71,7 +71,7 @@ def lock_of(verified: Verified) -> Lock:
         output={"bytes": compiled.size, "sha256": compiled.sha256},
         verified=_verified(verified),
         calibration={"not_kept": NOT_KEPT, **asdict(account)} if account else None,
-        decisions=tuple(_decisions(rewritten.ledger, quantizers(*compiled.parsed))),
+        decisions=tuple(_decisions(rewritten.ledger, read_quantizers(*compiled.parsed))),
     )
 
 

@@ -247,5 +247,5 @@ def test_precision_with_a_pattern_twice_survives(tmp_path: Path, model: Path, da
     assert made is not None
     pairs = (("x0", 16), ("*", 8), ("x0", 8))
     odd = replace(made, recipe=Recipe(precision=pairs))  # type: ignore[arg-type]
-    lockfile.save(tmp_path / "odd.yaml", odd, None)
+    lockfile.save_lock(tmp_path / "odd.yaml", odd, None)
     assert lockfile.read_lockfile(tmp_path / "odd.yaml").recipe.precision == pairs

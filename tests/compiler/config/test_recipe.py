@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qcompile.calibrators.percentile import Percentile
-from qcompile.compiler.config.recipe import Recipe, merged, names, read_recipe
+from qcompile.compiler.config.recipe import Recipe, merge_settings, read_recipe, recipe_names
 from qcompile.errors import RecipeError
 from qcompile.passes.transform.group_scales import GroupScales
 from qcompile.passes.transform.permute_channels import PermuteChannels
@@ -104,7 +104,7 @@ def test_no_recipe(tmp_path: Path, make: Callable[[Path], object], said: str) ->
 def test_options_win_over_the_file_where_they_are_given() -> None:
     base = Recipe(target="qdq", seed=5)
     given = {"target": None, "seed": 0, "keep_float": ("a",), "mask-padding": False}
-    assert merged(base, given, "options") == Recipe(
+    assert merge_settings(base, given, "options") == Recipe(
         target="qdq", seed=0, keep_float=("a",), mask_padding=False
     )
 
@@ -150,7 +150,7 @@ def test_calibrators_by_name_and_options() -> None:
 # ---- named recipes
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_named_recipes_are_read_by_name(name: str) -> None:
     made = read_recipe(name)
     assert made != Recipe()
@@ -183,7 +183,7 @@ def test_mixed_precision_has_attention_sums_too() -> None:
 def test_an_unknown_name_lists_those_that_exist(name: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
         read_recipe(name)
-    known = ", ".join(names())
+    known = ", ".join(recipe_names())
     assert str(caught.value) == (
         f"unknown recipe {name!r}, expected a .yaml file or: {known}{hint}"
     )

@@ -17,7 +17,7 @@ from qcompile.system.atomic_write import umask
 
 
 def write(out: Path, source: Path, *names: str) -> None:
-    with atomic_folder.written(out, source) as stage:
+    with atomic_folder.folder_to_fill(out, source) as stage:
         for name in names:
             (stage / name).parent.mkdir(exist_ok=True)
             (stage / name).write_text(name)
@@ -63,7 +63,7 @@ def test_an_existing_folder_survives(
 ) -> None:
     out = tmp_path / "out"
     write(out, source, "a.txt")
-    with pytest.raises(error), atomic_folder.written(out, source) as stage:
+    with pytest.raises(error), atomic_folder.folder_to_fill(out, source) as stage:
         (stage / "b.txt").write_text("half")
         raise error
     assert content(out) == {"a.txt": "a.txt"}

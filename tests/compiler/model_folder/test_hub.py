@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_cache_is_a_folder_of_links(cache: Path) -> None:
-    found = hub.fetch("some/model", None)
+    found = hub.fetch_folder("some/model", None)
     assert (found.companions, found.weights) == (("config.json",), ("model.safetensors",))
     assert [s.name for s in found.skipped] == ["pytorch_model.bin"]
 
@@ -40,7 +40,7 @@ def test_its_links_may_not_leave_the_repository(cache: Path, tmp_path: Path) -> 
     config.unlink()
     config.symlink_to(tmp_path / "secret")
     with pytest.raises(ModelError, match="leads out of it"):
-        hub.fetch("some/model", None)
+        hub.fetch_folder("some/model", None)
 
 
 @pytest.mark.usefixtures("cache")
@@ -48,10 +48,10 @@ def test_what_is_not_there() -> None:
     with pytest.raises(
         ModelError, match="'some/other' is no folder, and the Hugging Face hub does"
     ):
-        hub.fetch("some/other", None)
+        hub.fetch_folder("some/other", None)
 
 
 @pytest.mark.parametrize("name", ["/etc", "a/b/c", "../model", "some model", "", "file:///x"])
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(ModelError, match="neither a folder nor a model's name"):
-        hub.fetch(name, None)
+        hub.fetch_folder(name, None)

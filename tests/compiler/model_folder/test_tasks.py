@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompile.compiler.model_folder.tasks import TASKS, named, read_json, task_of
+from qcompile.compiler.model_folder.tasks import TASKS, read_json, task_named, task_of
 from qcompile.errors import ModelError
 
 
@@ -40,9 +40,9 @@ def test_unknown_architectures(tmp_path: Path, keys: dict[str, object]) -> None:
 
 
 def test_names() -> None:
-    assert [named(task.name) for task in TASKS] == list(TASKS)
+    assert [task_named(task.name) for task in TASKS] == list(TASKS)
     with pytest.raises(ModelError, match="unknown task 'translation', expected one of feature-"):
-        named("translation")
+        task_named("translation")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from qcompile.compiler.model_folder import layout, torch_export, torch_parity
-from qcompile.compiler.model_folder.torch_parity import TOLERANCE, Vocabulary, example
+from qcompile.compiler.model_folder.torch_parity import TOLERANCE, Vocabulary, example_feed
 from qcompile.errors import ModelError
 from qcompile.runtime.session import Session
 from tests.command_line import ROOT, assert_one_line, run
@@ -156,7 +156,7 @@ def test_torch_exports_where_optimum_cannot(
     if not installed("optimum"):
         return
     assert run("export", copied, "-o", out).exit_code == 0
-    feed = example(("input_ids", "attention_mask", "token_type_ids"), VOCABULARY, 2, 9)
+    feed = example_feed(("input_ids", "attention_mask", "token_type_ids"), VOCABULARY, 2, 9)
     one, other = (Session(f / "model.onnx").run(feed)["logits"] for f in (out, alone))
     np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE * np.abs(one).max())
 
@@ -167,7 +167,7 @@ def test_where_no_route_works_all_refusals_are_told(copied: Path, tmp_path: Path
         raise RuntimeError("no luck\nat all")
 
     with pytest.raises(ModelError, match=r"cannot be exported: luck: RuntimeError: no luck$"):
-        torch_export.export(layout.read_folder(copied), tmp_path, routes=(by_luck,))
+        torch_export.export_folder(layout.read_folder(copied), tmp_path, routes=(by_luck,))
 
 
 @needs_torch
@@ -183,9 +183,9 @@ def test_a_file_that_wants_more_than_tokens_is_not_taken(copied: Path, tmp_path:
 
     said = "cannot be exported: luck: made a file with input 'position_ids', expected tokens only"
     with pytest.raises(ModelError, match=said):
-        torch_export.export(layout.read_folder(copied), tmp_path, routes=(by_luck,))
+        torch_export.export_folder(layout.read_folder(copied), tmp_path, routes=(by_luck,))
     (tmp_path / "out").mkdir()
-    made = torch_export.export(
+    made = torch_export.export_folder(
         layout.read_folder(copied), tmp_path / "out", routes=(by_luck, torch_export.by_torch)
     )
     assert made.route.startswith("torch.onnx.export") and len(made.notes) == 1

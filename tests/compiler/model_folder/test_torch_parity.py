@@ -15,7 +15,7 @@ from qcompile.compiler.model_folder.torch_parity import (
     Parity,
     Vocabulary,
     compare_with_torch,
-    example,
+    example_feed,
 )
 from qcompile.errors import GateError
 from qcompile.ir.model_io.to_proto import to_proto
@@ -94,13 +94,13 @@ def test_rounding_passes(exported: Path) -> None:
 
 def test_examples_are_padded_at_their_ends() -> None:
     names = ("input_ids", "attention_mask", "token_type_ids")
-    ids, mask, types = example(names, VOCABULARY, 3, 8).values()
+    ids, mask, types = example_feed(names, VOCABULARY, 3, 8).values()
     assert mask.sum(axis=1).tolist() == [8, 6, 4]
     assert ((ids == VOCABULARY.padding) == (mask == 0)).all()
     assert types[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    again = example(names, VOCABULARY, 3, 8)
+    again = example_feed(names, VOCABULARY, 3, 8)
     assert all((again[n] == a).all() for n, a in zip(names, (ids, mask, types), strict=True))
-    one_kind = example(names, Vocabulary(20, 0, 1, 9), 2, 1)
+    one_kind = example_feed(names, Vocabulary(20, 0, 1, 9), 2, 1)
     assert not one_kind["token_type_ids"].any() and one_kind["attention_mask"].all()
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from qcompile.compiler.report.ledger import (
     LedgerRow,
+    ledger_rows,
     products_of_data,
     read_rows,
-    rows,
-    summary,
+    summarize_rows,
 )
 from qcompile.ir import Graph
 from qcompile.ir.model_io.to_proto import serialize
@@ -37,10 +37,10 @@ def graph() -> Graph:
 
 def found(made: Graph, ctx: Context | None = None) -> dict[str, LedgerRow]:
     data = serialize(made)
-    table = rows(onnx.ModelProto.FromString(data), len(data), ctx)
+    table = ledger_rows(onnx.ModelProto.FromString(data), len(data), ctx)
     assert sum(r.bytes for r in table) == len(data)
-    assert sum(s.bytes for s in summary(table)) == len(data)
-    assert sum(s.count for s in summary(table)) == len(table)
+    assert sum(s.bytes for s in summarize_rows(table)) == len(data)
+    assert sum(s.count for s in summarize_rows(table)) == len(table)
     return {r.name: r for r in table}
 
 

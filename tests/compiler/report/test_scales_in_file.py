@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.compiler.report.scales_in_file import Quantizer, quantizers
+from qcompile.compiler.report.scales_in_file import Quantizer, read_quantizers
 from qcompile.errors import ModelError
 from qcompile.rewriting.testing import model_proto
 
@@ -23,7 +23,7 @@ TEXT = """g (float[N,2] x, float dyn) => (float[N,2] y, float[N,2] z)
 
 
 def test_each_tensor_once_with_its_own_scale() -> None:
-    found = quantizers(model_proto(TEXT))
+    found = read_quantizers(model_proto(TEXT))
     assert set(found) == {"x", "w", "v"}  # not q: x is what it stands for; not what is computed
     assert found["x"].to_dict() == {"scale": 0.5, "zero_point": 3}
     assert found["v"].to_dict() == {"scale": 2.0, "zero_point": 0}
@@ -45,11 +45,11 @@ def test_a_damaged_scale_is_named() -> None:
     broken.ClearField("float_data")
     broken.raw_data = b"\0" * 5
     with pytest.raises(ModelError, match="tensor 'ws' of shape"):
-        quantizers(model)
+        read_quantizers(model)
 
 
 def test_constants_of_operators_that_are_no_linears() -> None:
-    found = quantizers(
+    found = read_quantizers(
         model_proto(
             """g (uint8[2] x, uint8[1,2,2] y) => (uint8[2] a, uint8[4] c, float[1,2,2] e)
             <float s = {0.5}, float t = {0.25}, uint8 z = {3}, uint8[2] v = {1,2},

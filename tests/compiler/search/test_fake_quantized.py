@@ -12,9 +12,9 @@ from qcompile.calibration.collector import collect, collector
 from qcompile.compiler.search.fake_quantized import (
     FakeQuantizedModel,
     FakeQuantSwitch,
-    build,
-    plain_forms,
-    switches,
+    build_fake_quantized,
+    make_switches,
+    record_float_linears,
 )
 from qcompile.compiler.stages.pipelines import PLAN
 from qcompile.ir import Graph
@@ -55,7 +55,7 @@ def planned(graph: Graph, target: str, *passes: Pass, mode: str = "static") -> C
 
 
 def run(made: FakeQuantizedModel, feed: dict[str, np.ndarray], on: Collection[int]) -> np.ndarray:
-    session = Session(made.model, SessionOptions(threads=1, optimize=False))
+    session = Session(made.proto, SessionOptions(threads=1, optimize=False))
     return session.run({**feed, **made.settings(on)})["out"]
 
 
@@ -67,12 +67,12 @@ def both(
     ctx = planned(graph, target, *passes, mode=mode)
     lossy = [p for p in passes if p.numerics is Numerics.LOSSY]
     run_pass(graph, *(p for p in passes if p not in lossy), ctx=ctx)
-    plain = plain_forms(graph, ctx)
+    plain = record_float_linears(graph, ctx)
     run_pass(graph, *lossy, ctx=ctx)
     other, twin = copy_of(graph), copy.copy(ctx)
     twin.plan = copy.deepcopy(ctx.plan)
-    found = switches(ctx)
-    made = build(graph, ctx, found, plain)
+    found = make_switches(ctx)
+    made = build_fake_quantized(graph, ctx, found, plain)
     run_pass(other, InsertQdq(), ctx=twin)
     return made, found, serialize(other)
 

@@ -131,7 +131,7 @@ def test_what_is_faster_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = made.report.tuning.trials
     assert [t.choice for t in tried if t.kept] == ["kept"]
     assert {"kept", "fused", "float-scores", "transposed-before"} >= set(timed) >= {"kept", "fused"}
-    note = next(n for n in made.report.note_texts if n.startswith("forms tried"))
+    note = next(n for n in made.report.note_texts if n.startswith("lowering options tried"))
     assert "attention float-scores: the same graph" in note  # too few channels for integers
     assert "padding kept: 1.11 times as fast, kept" in note
     again = qcompile.compile(
@@ -169,15 +169,19 @@ def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(driver, "verify", second_fails)
     made = tuned()
     assert made.report.recipe.forms == () and not made.report.failures
-    assert "the faster forms are not taken: cosine is low" in made.report.note_texts
+    assert "the faster lowering options are not used: cosine is low" in made.report.note_texts
 
 
 @pytest.mark.parametrize(
     ("data", "more", "reason"),
     [
         (iter(FEEDS), {}, "the data can be read once only"),
-        (FEEDS, {"target": "qdq"}, "target 'qdq' has one form of everything"),
-        (FEEDS, {"pipeline": "plan-operands,insert-qdq,lower-linears"}, "a pipeline is all"),
+        (FEEDS, {"target": "qdq"}, "target 'qdq' has no other lowering options"),
+        (
+            FEEDS,
+            {"pipeline": "plan-operands,insert-qdq,lower-linears"},
+            "own pipeline fixes all passes",
+        ),
     ],
 )
 def test_why_nothing_is_tuned(data: Any, more: dict[str, Any], reason: str) -> None:

@@ -78,19 +78,19 @@ def test_few_tensors_are_lifted_and_the_gate_is_met(model: bytes) -> None:
         compile(model, given=options(seconds=0))
     report = compile(model).report
     assert report.verdict is not None and report.verdict.passed
-    lifted = {row.item: row.error_alone for row in searched(report).lifted}
+    lifted = {row.item: row.error_alone for row in searched(report).raised}
     assert 1 <= len(lifted) <= 4 and set(lifted) <= {"x0", "x1", "y0", "y1"}
     assert report.recipe.precision == tuple((name, 16) for name in lifted)
     rows = {r.tensor: r for r in report.ledger if r.kind == "activation"}
     for name, error in lifted.items():
         assert rows[name].dtype == "uint16"
-        assert rows[name].reason == f"lifted by the search: error {error:.1e} alone"
+        assert rows[name].reason == f"raised by the search: error {error:.1e} alone"
     said = f"by the search {len(lifted)} of {searched(report).items} tensors raised to 16 bits"
     assert any(said in note for note in report.note_texts)
 
 
 def test_no_subset_of_what_was_lifted_is_predicted_to_do(model: bytes) -> None:
-    found = [row.item for row in searched(compile(model).report).lifted]
+    found = [row.item for row in searched(compile(model).report).raised]
     for name in found:
         rest: dict[str, Precision] = {n: 16 for n in found if n != name}
         recipe = replace(QDQ, precision=tuple(rest.items()))
@@ -100,7 +100,7 @@ def test_no_subset_of_what_was_lifted_is_predicted_to_do(model: bytes) -> None:
 
 def test_on_cpu_linears_stay_float_as_a_whole(model: bytes) -> None:
     report = compile(model, CPU).report
-    lifted = [row.item for row in searched(report).lifted]
+    lifted = [row.item for row in searched(report).raised]
     assert lifted in (["MatMul:fm0"], ["MatMul:fm0", "MatMul:fm1"])
     kept = {r.tensor for r in report.ledger if r.kind == "weight" and r.dtype == "float"}
     assert {"wf0"} <= kept and "operators raised to float" in " ".join(report.note_texts)
@@ -160,7 +160,7 @@ def test_when_the_time_is_up_the_same_command_goes_on(model: bytes, tmp_path: Pa
     assert caught.value.result.report.verdict is not None
     assert state.exists()
     found = compile(model, CPU, given=options(state)).report
-    assert searched(found).lifted and not state.exists()
+    assert searched(found).raised and not state.exists()
 
 
 def test_one_pass_data_cannot_be_searched(model: bytes) -> None:
@@ -215,7 +215,7 @@ def test_after_an_interrupt_it_goes_on(model: bytes, tmp_path: Path) -> None:
             compile(model, given=options(state))
     assert len(json.loads(state.read_text())["scores"]) == 19  # and one to time the model
     rest = searched(compile(model, given=options(state)).report)
-    assert rest.lifted == whole.lifted
+    assert rest.raised == whole.raised
     assert rest.measurements == whole.measurements - 19
     assert not state.exists()
 
@@ -239,7 +239,7 @@ def test_a_file_that_is_no_state_is_left_alone(model: bytes, tmp_path: Path) -> 
     for text in ("precious", '{"format": "else"}', "[1]"):
         state = tmp_path / "m.search.json"
         state.write_text(text)
-        with pytest.raises(OutputError, match="is no state of a search"):
+        with pytest.raises(OutputError, match="was not written by a search"):
             compile(model, given=options(state))
         assert state.read_text() == text
 
@@ -251,7 +251,7 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     Measurements(meter, "d", StateFile(path), {"0:ff": kept}, {"3": kept}, 7).save()
     for digest, expected in (("d", ({"0:ff": kept}, {"3": kept}, 7)), ("other", ({}, {}, None))):
         again = Measurements(meter, digest, StateFile(path))
-        again.take_over()
+        again.resume()
         assert (again.scores, again.tried, again.samples) == expected
     StateFile(path).drop()
     assert not path.exists()
@@ -286,7 +286,7 @@ def test_a_metric_is_a_gate_and_a_goal(model: bytes, scores: tuple[float, float]
     with pytest.raises(RejectedError, match="--min-metric"):
         compile(model, gates=gates, given=options(seconds=0, metric=measure))
     report = compile(model, gates=gates, given=options(metric=measure)).report
-    assert searched(report).lifted and report.verdict is not None
+    assert searched(report).raised and report.verdict is not None
     assert report.to_dict()["verify"]["metric"]["compiled"] >= gates.min_metric
 
 

@@ -14,9 +14,9 @@ import yaml
 import qcompile
 from qcompile import Gates, Options, Recipe
 from qcompile.compiler.config.recipe import read_recipe
-from qcompile.compiler.search.lift_items import escaped
 from qcompile.compiler.search.policy import Sensitivity
-from qcompile.compiler.search.sensitivity import Meter, Score, cut
+from qcompile.compiler.search.precision_candidates import escaped
+from qcompile.compiler.search.sensitivity import Meter, Score, first_samples
 from qcompile.errors import DataError, GateError, RecipeError, TargetError
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.ir.model_io.to_proto import serialize
@@ -57,14 +57,14 @@ def names(found: Sensitivity) -> list[str]:
 def test_the_wide_tensors_come_first(ranked: Sensitivity) -> None:
     assert set(names(ranked)[:4]) == {"x0", "y0", "x1", "y1"}
     first = ranked.rows[0]
-    assert first.alone is not None and first.lifted is not None
+    assert first.alone is not None and first.raised is not None
     assert first.alone.error > 10 * ranked.rows[4].error > 0
-    assert first.lifted.error < ranked.quantized.error
+    assert first.raised.error < ranked.quantized.error
     assert {r.item.kinds for r in ranked.rows} == {"activation", "weight"}
 
 
 def test_errors_lie_between_all_off_and_all_on(ranked: Sensitivity) -> None:
-    assert ranked.plain.error < 1e-9 < ranked.quantized.error
+    assert ranked.unquantized.error < 1e-9 < ranked.quantized.error
     errors = [row.error for row in ranked.rows]
     assert errors == sorted(errors, reverse=True)
 
@@ -82,13 +82,13 @@ def test_one_measure_takes_half_of_the_runs(model: bytes, monkeypatch: pytest.Mo
         model, feeds(), recipe=QDQ, gates=OFF, options=QUICK, measure="alone"
     )
     assert len(calls) == len(alone.rows) + 2 and calls.count(1) == len(alone.rows)
-    assert all(row.lifted is None for row in alone.rows)
+    assert all(row.raised is None for row in alone.rows)
     calls.clear()
     lifted = qcompile.sensitivity(
         model, feeds(), recipe=QDQ, gates=OFF, options=QUICK, measure="lifted"
     )
     assert len(calls) == len(alone.rows) + 2
-    left = [row.lifted.error for row in lifted.rows if row.lifted is not None]
+    left = [row.raised.error for row in lifted.rows if row.raised is not None]
     assert left == sorted(left) and lifted.rows[0].alone is None
 
 
@@ -104,7 +104,7 @@ def test_groups(model: bytes, by: Any, first: set[str], pattern: dict[str, int])
         model, feeds(), recipe=QDQ, gates=OFF, options=QUICK, by=by, measure="alone"
     )
     assert names(found)[0] in first
-    lifts = [dict(row.item.lifts) for row in found.rows]
+    lifts = [dict(row.item.raised) for row in found.rows]
     assert pattern in lifts
     covered = [s for row in found.rows for s in row.item.switches]
     assert sorted(covered) == sorted(found.found.meter.everything)
@@ -113,7 +113,7 @@ def test_groups(model: bytes, by: Any, first: set[str], pattern: dict[str, int])
 def test_weights_and_data_are_told_apart(model: bytes) -> None:
     found = qcompile.sensitivity(model, feeds(), recipe=QDQ, gates=OFF, options=QUICK, by="kind")
     assert names(found) == ["activations", "weights"]
-    assert dict(found.rows[1].item.lifts) == {"role:*-weight": 16}
+    assert dict(found.rows[1].item.raised) == {"role:*-weight": 16}
     with pytest.raises(RecipeError, match="weight and data of an operator together"):
         qcompile.sensitivity(model, feeds(), recipe=CPU, gates=OFF, options=QUICK, by="kind")
 
@@ -122,7 +122,7 @@ def test_on_cpu_an_operator_is_one_item(model: bytes) -> None:
     found = qcompile.sensitivity(model, feeds(), recipe=CPU, gates=OFF, options=QUICK)
     assert len(found.rows) == 12
     assert set(names(found)[:2]) == {"MatMul:fm0", "MatMul:fm1"}
-    assert dict(found.rows[0].item.lifts) == {names(found)[0]: "float"}
+    assert dict(found.rows[0].item.raised) == {names(found)[0]: "float"}
     assert found.rows[0].item.roles == "ffn-in-weight"
 
 
@@ -131,15 +131,15 @@ def test_what_has_16_bits_becomes_float(model: bytes) -> None:
     found = qcompile.sensitivity(
         model, feeds(), recipe=recipe, gates=OFF, options=QUICK, measure="alone"
     )
-    lifts = {row.item.name: dict(row.item.lifts) for row in found.rows}
+    lifts = {row.item.name: dict(row.item.raised) for row in found.rows}
     assert lifts["x0"] == {"x0": "float"} and lifts["x1"] == {"x1": 16}
 
 
 def test_samples_are_cut_where_the_batch_may_be() -> None:
     given = feeds(2, 4)
-    assert [len(f["ids"]) for f in cut(given, 6, True)] == [4, 2]
-    assert [len(f["ids"]) for f in cut(given, 6, False)] == [4, 4]
-    assert [len(f["ids"]) for f in cut(given, 4, True)] == [4]
+    assert [len(f["ids"]) for f in first_samples(given, 6, True)] == [4, 2]
+    assert [len(f["ids"]) for f in first_samples(given, 6, False)] == [4, 4]
+    assert [len(f["ids"]) for f in first_samples(given, 4, True)] == [4]
 
 
 @pytest.mark.parametrize("name", ["a[0]", "b*", "c?d", "plain/x:0"])
@@ -162,8 +162,8 @@ def test_a_policy_lifts_as_many_as_the_gate_needs(model: bytes) -> None:
     found = qcompile.sensitivity(model, feeds(), recipe=QDQ, gates=gates, options=QUICK)
     assert found.quantized.failures
     policy = found.policy()
-    assert 0 < len(policy.lifted) < len(found.rows) / 2
-    fewer = found.policy(len(policy.lifted) - 1)
+    assert 0 < len(policy.raised) < len(found.rows) / 2
+    fewer = found.policy(len(policy.raised) - 1)
     assert fewer.predicted.failures and not policy.predicted.failures
     verdict = compiled(model, policy.recipe).report.verdict
     assert verdict is not None and verdict.error < found.quantized.error / 5
@@ -195,7 +195,7 @@ def test_a_policy_keeps_what_the_recipe_said(model: bytes, tmp_path: Path) -> No
 
 def test_nothing_is_lifted_where_the_gates_pass(ranked: Sensitivity) -> None:
     policy = ranked.policy()
-    assert policy.lifted == () and policy.recipe.precision == ()
+    assert policy.raised == () and policy.recipe.precision == ()
     assert "precision" not in policy.to_yaml("x")
 
 

@@ -259,7 +259,7 @@ def test_what_is_not_emulated_is_no_figure() -> None:
     found = qcompile.verify(made, made, [feed], gates=LOOSE)
     assert found.sums == "saturating" and set(found.by_sums) == {"exact", "saturating"}
     assert bool(found.not_emulated) != runtime.saturates()
-    advice = saturation_check.advice(saturation_check.Sums(made), found)
+    advice = saturation_check.saturation_advice(saturation_check.Sums(made), found)
     assert ("elsewhere" in advice) == runtime.saturates()
 
 

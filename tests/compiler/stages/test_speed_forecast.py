@@ -59,7 +59,7 @@ def compiled(options: Options = TIMED, data: Any = None, **more: Any) -> dict[st
 )
 def test_amdahl(share: float, gain: float, speedup: float) -> None:
     row = instruction_sets.Isa("x", False, "", gain, ())
-    assert speed_forecast.of_share(row, share).speedup == pytest.approx(speedup)
+    assert speed_forecast.forecast_of_share(row, share).speedup == pytest.approx(speedup)
 
 
 def test_it_is_in_the_report(vnni: None, shares: None) -> None:

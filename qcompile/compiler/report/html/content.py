@@ -22,7 +22,7 @@ _LISTED = 60  # names under one reason; all are in the table of tensors
 
 def bytes_by_kind(report: Plain) -> Markup:
     """One bar before, one after, on one scale; below, the figures."""
-    new = {(s.kind, s.dtype): s for s in ledger.summary(ledger.read_rows(report)) if s.bytes}
+    new = {(s.kind, s.dtype): s for s in ledger.summarize_rows(ledger.read_rows(report)) if s.bytes}
     old = {(s.kind, s.dtype): s for s in _before(report) if s.bytes}
     keys = sorted(new.keys() | old.keys(), key=lambda k: -max(_bytes(old, k), _bytes(new, k)))
     colours = {k: _colour(*k) for k in keys}

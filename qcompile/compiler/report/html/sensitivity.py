@@ -1,4 +1,4 @@
-"""Which tensors cost the most accuracy: the error of each one quantized alone, logarithmic."""
+"""Which tensors cost the most accuracy: the error of each one quantized alone, on a log scale."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class Item:
     name: str
     where: str
     error: float | None
-    lifted: bool
+    raised: bool
 
 
 def of_search(report: Plain) -> Markup | None:
-    """What the search measured and lifted; None where none ran."""
+    """What the search measured and raised; None where none ran."""
     if not report["search"]:
         return None
     search: SearchAccount = read(SearchAccount, {"ranking": [], **report["search"]})
-    lifted = {x.item for x in search.lifted}
-    ranking = search.ranking or [RankedItem(x.item, "", None, x.error_alone) for x in search.lifted]
-    items = [Item(r.item, place(r.role, r.layer), r.error_alone, r.item in lifted) for r in ranking]
-    said = (
-        f"A gate was missed, so {search.items} items were ranked by the output error that each "
+    raised = {x.item for x in search.raised}
+    ranking = search.ranking or [RankedItem(x.item, "", None, x.error_alone) for x in search.raised]
+    items = [Item(r.item, place(r.role, r.layer), r.error_alone, r.item in raised) for r in ranking]
+    text = (
+        f"A gate failed, so {search.items} items were ranked by the output error that each "
         "causes when it alone is quantized, in "
-        f"{units.count(search.measurements, 'measurement')}; {len(lifted)} of them have more "
-        "bits now."
+        f"{units.count(search.measurements, 'measurement')}; {len(raised)} of them were raised to "
+        "more bits."
     )
-    return join([tag("p", said, class_="lead"), chart(items)])
+    return join([tag("p", text, class_="lead"), chart(items)])
 
 
 def place(roles: str, layer: int | None) -> str:
@@ -52,12 +52,12 @@ def place(roles: str, layer: int | None) -> str:
 
 
 def chart(items: Sequence[Item]) -> Markup:
-    """Bars, the largest first; the tail in a fold."""
-    known = [i.error for i in items if i.error]
-    if not known:
+    """Dots on a logarithmic axis, the largest error first; the tail is folded."""
+    errors = [i.error for i in items if i.error]
+    if not errors:
         return tag("p", "No item has an error that could be measured.")
-    most = max(known)
-    scale = Scale(max(min(known), most * 10.0**-_DECADES), most * 1.05, logarithmic=True)
+    most = max(errors)
+    scale = Scale(max(min(errors), most * 10.0**-_DECADES), most * 1.05, logarithmic=True)
     foot = tag(
         "li",
         tag("span"),
@@ -66,7 +66,7 @@ def chart(items: Sequence[Item]) -> Markup:
     )
     rows = [_row(i, scale) for i in items]
     legend = None
-    if any(i.lifted for i in items):
+    if any(i.raised for i in items):
         legend = tag(
             "ul",
             tag("li", swatch("dot compiled"), " as planned"),
@@ -89,9 +89,9 @@ def _power(value: float) -> str:
 def _row(item: Item, scale: Scale) -> Markup:
     shown = "not measured" if item.error is None else units.error(item.error)
     label = tag("span", item.where, tag("code", item.name), class_="label", title=item.name)
-    kind = "worst" if item.lifted else "compiled"
-    said = f"{item.name}: {shown}{', lifted' if item.lifted else ''}"
-    drawn = point(scale(item.error), kind, said) if item.error else tag("span")
+    kind = "worst" if item.raised else "compiled"
+    text = f"{item.name}: {shown}{', raised' if item.raised else ''}"
+    drawn = point(scale(item.error), kind, text) if item.error else tag("span")
     return tag("li", label, drawn, tag("span", shown, class_="number"))
 
 
@@ -107,12 +107,12 @@ _COLUMNS = (
     Column("tensors", "number"),
     Column("alone: error", "number"),
     Column("SQNR, dB", "number"),
-    Column("lifted: error left", "number"),
+    Column("raised: error left", "number"),
 )
 
 
 def summary(report: Plain) -> Markup:
-    """What quantizing costs as a whole, and who costs the most."""
+    """The error with everything quantized, and the most sensitive item."""
     whole, rows = report["quantized"], report["rows"]
     facts = [f"target {report['target']}", report["mode"], f"by {report['by']}"]
     shown = [
@@ -131,10 +131,9 @@ def summary(report: Plain) -> Markup:
         shown.append(card("Most sensitive", error, f"error alone: {first['item']}, {where}"))
     policy = report.get("policy")
     if policy is not None:
-        found = policy["predicted"]
-        lifted = units.count(len(policy["lifted"]), "item")
-        said = f"predicted mean cosine with {lifted} lifted"
-        shown.append(card("Policy", units.cosine(found["mean_cosine"]), said))
+        raised = units.count(len(policy["lifted"]), "item")
+        text = f"predicted mean cosine with {raised} raised"
+        shown.append(card("Policy", units.cosine(policy["predicted"]["mean_cosine"]), text))
     head = tag(
         "div",
         tag("h1", report["source"]),
@@ -145,7 +144,7 @@ def summary(report: Plain) -> Markup:
 
 
 def ranked(report: Plain) -> Markup:
-    """Each item quantized alone; where only the converse was measured, the error left."""
+    """The error of each item quantized alone; if only the converse was measured, the error left."""
     policy = report.get("policy") or {"lifted": []}
     which = "alone" if any(r["alone"] for r in report["rows"]) else "lifted"
     items = [
@@ -157,21 +156,20 @@ def ranked(report: Plain) -> Markup:
         )
         for r in report["rows"]
     ]
-    said = {
-        "alone": "The error of the outputs where each item alone is quantized.",
-        "lifted": "The error of the outputs that is left where each item alone is float.",
+    texts = {
+        "alone": "The output error if this item alone is quantized.",
+        "lifted": "The output error that is left if this item alone is float.",
     }
-    return join([tag("p", said[which], class_="lead"), chart(items)])
+    return join([tag("p", texts[which], class_="lead"), chart(items)])
 
 
 def measurements(report: Plain) -> Markup:
-    """All that was measured, to search and sort."""
+    """All measurements, as a table that can be searched and sorted."""
     return table(_COLUMNS, (_cells(i, r) for i, r in enumerate(report["rows"], 1)), "Items")
 
 
 def _cells(rank: int, row: Plain) -> list[Cell]:
-    alone, lifted = row["alone"], row["lifted"]
-    layer = row["layer"]
+    alone, layer = row["alone"], row["layer"]
     return [
         Cell(rank, rank),
         Cell(tag("code", row["item"]), row["item"]),
@@ -181,7 +179,7 @@ def _cells(rank: int, row: Plain) -> list[Cell]:
         Cell(row["tensors"], row["tensors"]),
         _error(alone),
         _noise(alone),
-        _error(lifted),
+        _error(row["lifted"]),
     ]
 
 

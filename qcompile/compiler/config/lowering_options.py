@@ -12,7 +12,7 @@ from qcompile.rewriting.registry import nearest
 from qcompile.targets.target import LoweringChoice, LoweringOption, Mode, Target
 
 
-def chosen(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringChoice]:
+def chosen_options(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringChoice]:
     """The recipe's choices other than the target's own ways, in the target's order.
 
     Raises RecipeError: an unknown form or choice, one of another mode, a pipeline beside it.
@@ -38,7 +38,7 @@ def chosen(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringChoice]:
     return found
 
 
-def lowered(target: Target, mode: Mode, choices: Sequence[LoweringChoice]) -> list[str]:
+def lowering_passes(target: Target, mode: Mode, choices: Sequence[LoweringChoice]) -> list[str]:
     """Pipelines that lowering consists of: passes, or what stands in their place."""
     instead: dict[str, str] = {}
     for choice in choices:
@@ -47,12 +47,12 @@ def lowered(target: Target, mode: Mode, choices: Sequence[LoweringChoice]) -> li
     return [passes for passes in placed if passes]
 
 
-def attention(choices: Sequence[LoweringChoice]) -> Attention | None:
+def chosen_attention(choices: Sequence[LoweringChoice]) -> Attention | None:
     """Which products of attention run in integers, None where no choice says."""
     return next((c.attention for c in choices if c.attention), None)
 
 
-def others(
+def other_recipes(
     target: Target, mode: Mode, form: LoweringOption, recipe: Recipe
 ) -> Iterator[tuple[str, Recipe]]:
     """(choice, recipe) for each way of a form that a mode has, other than the recipe's."""
