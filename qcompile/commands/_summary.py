@@ -84,7 +84,11 @@ def show(report: Report) -> None:
         ratio = report.speed.ratio(1)
         shapes = ", ".join(f"{n} {s}" for n, s in list(report.speed.shapes.items())[:1])
         speedup = f"{new.best:.2f} ms  ({1 / ratio.best:.2f}x)"
-        where = f"{shapes}; {report.away}, not the target" if report.away else shapes
+        where = (
+            f"{shapes}; {report.provider_missing}, not the target"
+            if report.provider_missing
+            else shapes
+        )
         made.add_row(f"latency, best ({where})", f"{old.best:.2f} ms", speedup)
         speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
         made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
@@ -98,7 +102,7 @@ def show(report: Report) -> None:
         made.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
     if report.verdict is not None:
         made.add_row("samples compared", "", str(report.verdict.samples))
-    if not report.away:  # what another provider makes of the graph says nothing
+    if not report.provider_missing:  # what another provider makes of the graph says nothing
         made.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
     if report.int8_products:
         made.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))

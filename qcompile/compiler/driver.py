@@ -31,8 +31,8 @@ def compile_model(request: Request) -> Result:
     """
     request = lock_check.apply_lock(request)
     _check_metric(request)
-    first, options = prepare(request), request.options
-    forecast = speed_forecast.predict_speed(first)
+    prepared, options = prepare(request), request.options
+    forecast = speed_forecast.predict_speed(prepared)
     if forecast is not None:
         request.progress.step(f"predicted: {forecast.speedup:.1f}x")
 
@@ -45,7 +45,7 @@ def compile_model(request: Request) -> Result:
     def measured(recipe: Recipe) -> Measurable:
         return measurable(prepare(replace(request, recipe=recipe)))
 
-    verified = verify(rewrite(first))
+    verified = verify(rewrite(prepared))
     tuned = (
         lowering_tuner.tune_lowering(verified, rewritten, built)
         if options.tune

@@ -47,10 +47,10 @@ def compile(
     options: CompileOptions | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Compile a model (path, bytes or ModelProto) with calibration data in any accepted form.
+    """Compile a model (path, bytes or ModelProto) with calibration data in any accepted format.
 
-    ``recipe`` is a Recipe, the name of one, a YAML file, which the named settings override, or a
-    lock, which they may not: then the same bytes are built again and no data is needed. Raises
+    ``recipe`` is a Recipe, the name of one, a YAML file, or a lock. The named settings override it,
+    except a lock, which must agree with them: it builds the same bytes again without data. Raises
     ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
     is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
@@ -90,7 +90,8 @@ def sensitivity(
 ) -> Sensitivity:
     """Rank what is quantized by the output error that it causes, on held-out feeds.
 
-    ``by``: tensor, role, layer or kind. ``measure``: quantize each alone, lift each alone, or both.
+    ``by``: tensor, role, layer or kind. ``measure``: "alone" quantizes each item alone, "lifted"
+    quantizes all others.
     The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
     RecipeError or TargetError on bad input.
     """
@@ -118,26 +119,26 @@ def verify(
 ) -> Verdict:
     """Compare the outputs of two models on data.
 
-    ``isa``: instruction set that the candidate is to run on, as in a recipe; by default any, so
-    that where x86 without VNNI computes something else, the worse of both counts. Raises
-    ModelError, DataError or RecipeError on bad input.
+    ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
+    the worse verdict counts where x86 without VNNI computes other outputs. Raises ModelError,
+    DataError or RecipeError on bad input.
     """
     isa = Recipe(isa=isa).isa
-    # Messages that name what is wrong with a file, before the runtime loads it.
+    # Raises errors that name what is wrong with a file, before the runtime loads it.
     shape_inference.infer(read_model.load(candidate))
     graph = read_model.load(reference)
     shape_inference.infer(graph)
     feeds = open_data(
         data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
     )
-    sums = saturation_check.Sums(candidate, isa)
-    # Data that can be read once only is kept where the candidate runs more than once.
-    kept = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
+    sums = saturation_check.IntegerSums(candidate, isa)
+    # Data that can be read only once is stored if the candidate runs more than once.
+    stored = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
     options, old = SessionOptions(), Session(read_model.runnable(reference))
 
     def judge(kind: str) -> Verdict:
         new = sums.runner(kind, options)
-        pairs = ((old.run(feed), new.run(feed), feed) for feed in kept)
+        pairs = ((old.run(feed), new.run(feed), feed) for feed in stored)
         verdict = new.on(closeness.judge(pairs, gates or Gates()))
         return invariance(new.run, feeds).on(verdict) if feeds.reusable else verdict
 
@@ -152,7 +153,7 @@ def bench(
     data: Data | None = None,
     options: latency.TimingOptions | None = None,
 ) -> Comparison:
-    """Time models side by side on made-up inputs, or on the first feed of ``data``.
+    """Time models in alternating rounds on random inputs, or on the first feed of ``data``.
 
     The first model is the reference. Raises ModelError or DataError on bad input.
     """

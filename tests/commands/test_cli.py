@@ -300,7 +300,7 @@ def test_static_without_data_and_qdq_without_data(model: Path, tmp_path: Path) -
 def test_without_data_the_mode_is_dynamic_and_the_note_says_made_up(model: Path) -> None:
     result = run("compile", model, "-o", model.with_name("out.onnx"), "--no-bench")
     assert result.exit_code == 0, result.output
-    assert "dynamic" in result.stdout and "made-up inputs" in result.stdout
+    assert "dynamic" in result.stdout and "random inputs" in result.stdout
 
 
 def test_traceback_only_with_v(model: Path, data: Path) -> None:

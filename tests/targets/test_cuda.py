@@ -67,7 +67,7 @@ def test_every_compute_node_has_a_kernel_and_the_rest_is_told(compiled: qcompile
 
 @pytest.mark.skipif(CUDA.provider == HERE, reason="CUDA is here: nothing is emulated")
 def test_the_report_says_that_cuda_was_not_here(compiled: qcompile.Result) -> None:
-    assert compiled.report.away == "CPUExecutionProvider"
+    assert compiled.report.provider_missing == "CPUExecutionProvider"
     notes = " ".join(compiled.report.note_texts)
     assert "CUDAExecutionProvider is not installed here" in notes
     assert "latency was measured on CPUExecutionProvider, not on the target's" in notes
@@ -75,7 +75,7 @@ def test_the_report_says_that_cuda_was_not_here(compiled: qcompile.Result) -> No
 
 @pytest.mark.skipif(CUDA.provider != HERE, reason="no CUDAExecutionProvider here")
 def test_cuda_runs_it(compiled: qcompile.Result) -> None:
-    assert not compiled.report.away
+    assert not compiled.report.provider_missing
 
 
 def test_weight_only_packs_linears_and_stays_on_the_device() -> None:

@@ -66,7 +66,7 @@ def test_zero_points_are_there_and_zero(compiled: qcompile.Result) -> None:
 @pytest.mark.skipif(TENSORRT.provider == HERE, reason="TensorRT is here: nothing is emulated")
 def test_the_report_says_that_tensorrt_was_not_here(compiled: qcompile.Result) -> None:
     report = compiled.report
-    assert report.away == "CPUExecutionProvider"
+    assert report.provider_missing == "CPUExecutionProvider"
     assert report.operators["QuantizeLinear"] == QUANTIZERS
     notes = " ".join(report.note_texts)
     assert "TensorrtExecutionProvider is not installed here" in notes
@@ -76,7 +76,7 @@ def test_the_report_says_that_tensorrt_was_not_here(compiled: qcompile.Result) -
 
 @pytest.mark.skipif(TENSORRT.provider != HERE, reason="no TensorrtExecutionProvider here")
 def test_tensorrt_runs_it(compiled: qcompile.Result) -> None:
-    assert not compiled.report.away
+    assert not compiled.report.provider_missing
 
 
 def convolution(**given: Any) -> qcompile.Result:

@@ -154,7 +154,7 @@ def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
     return found
 
 
-def products_of_data(model: onnx.ModelProto) -> int:
+def count_activation_matmuls(model: onnx.ModelProto) -> int:
     """Integer products with no constant operand, as attention has them."""
     constants = {t.name for t in model.graph.initializer}
     linears = (n for n in model.graph.node if is_op(n, *QUANTIZED_LINEARS))

@@ -1,4 +1,4 @@
-"""The account of a compilation: what was asked, done, refused, measured. Serialises to JSON."""
+"""The report of a compilation: what was asked, done, refused and measured. Serializes to JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NUMBERS = re.compile(rf"\[\n\s+({_NUMBER}(?:,\n\s+{_NUMBER})*)\n\s+\]")
 
 @dataclass(frozen=True)
 class Report(Record):
-    """Everything a reader may ask of one compilation."""
+    """All that is known about one compilation."""
 
     source: str
     target: str
@@ -65,7 +65,7 @@ class Report(Record):
         default_factory=dict
     )
     int8_products: int = 0
-    away: Annotated[
+    provider_missing: Annotated[
         str | None, "what ran the models where the target's own provider is missing"
     ] = None
     requirements: Annotated[
@@ -89,14 +89,14 @@ class Report(Record):
     JSON = members(
         "qcompile environment source target mode recipe recipe_digest=digest pipeline gates passed "
         "failures notes=note_texts float_bytes float_content bytes size_ratio model_sha256 "
-        "operators int8_linears int8_products away requirements saturation{} verify=verdict "
-        "forecast{} bench=speed profile channels calibration{} search{} tuning{} seconds memory "
-        "passes skips ledger"
+        "operators int8_linears int8_products away=provider_missing requirements saturation{} "
+        "verify=verdict forecast{} bench=speed profile channels calibration{} search{} tuning{} "
+        "seconds memory passes skips ledger"
     )
 
     @property
     def passed(self) -> bool:
-        """True where no gate was missed."""
+        """True if no gate failed."""
         return not self.failures
 
     @property
@@ -111,9 +111,9 @@ class Report(Record):
 
     @property
     def int8_linears(self) -> int:
-        """Integer products and convolutions with a weight in the graph that ONNX Runtime runs."""
-        found = sum(n for op, n in self.operators.items() if op in QUANTIZED_LINEARS)
-        return found - self.int8_products
+        """Int8 matrix multiplications and convolutions by a weight that ONNX Runtime runs."""
+        linears = sum(n for op, n in self.operators.items() if op in QUANTIZED_LINEARS)
+        return linears - self.int8_products
 
     def to_json(self) -> str:
         """JSON text; infinities become null, since JSON has none."""
@@ -121,7 +121,7 @@ class Report(Record):
         return _NUMBERS.sub(_on_one_line, indented) + "\n"
 
     def to_html(self) -> str:
-        """A page that shows all of it and needs nothing else."""
+        """The report as one HTML file that needs no other file."""
         return html.page(self.to_dict())
 
 

@@ -14,13 +14,13 @@ from qcompile.runtime import latency
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 
-_PROFILED_MS, _FEWEST_RUNS, _MOST_RUNS = 3000, 3, 30  # of each model, by its median latency
+_PROFILED_MS, _FEWEST_RUNS, _MOST_RUNS = 3000, 3, 30  # per model; runs follow from its median
 Models = list[tuple[str, bytes | Path]]
 
 
 @dataclass(frozen=True)
 class Timed:
-    """speed: None where nothing was timed. profile: of float and compiled, where asked for."""
+    """speed: None if nothing was timed. profile: of float and compiled, if asked for."""
 
     speed: Comparison | None = None
     profile: tuple[Profile, ...] = ()
@@ -47,7 +47,7 @@ def bench(verified: Verified) -> Timed:
 
 
 def largest_feed(feeds: list[Feed]) -> Feed:
-    """The feed to time with."""
+    """The feed with the largest array, to time with."""
     return max(feeds, key=lambda f: max(v.size for v in f.values()))
 
 
@@ -66,7 +66,7 @@ def _speed(prepared: Prepared, models: Models, feed: Feed) -> Comparison:
 
 
 def _profiles(prepared: Prepared, models: Models, feed: Feed, speed: Comparison) -> list[Profile]:
-    """Where the time of both goes, by operator; as many runs as take a few seconds."""
+    """The time of both models by operator; as many runs as take a few seconds."""
     slowest = max(t.median for t in speed.timings)
     runs = min(max(int(_PROFILED_MS / slowest), _FEWEST_RUNS), _MOST_RUNS)
     prepared.progress.step("profile")
@@ -82,7 +82,7 @@ def _judged(prepared: Prepared, speed: Comparison) -> tuple[list[Note], list[str
     if prepared.provider_missing:
         text = (
             f"latency was measured on {prepared.provider}, not on the target's {target.provider}: "
-            "it says nothing about the target, and is no gate"
+            "it does not predict the target's, and is not gated"
         )
         return [*notes, Note("provider-missing", text)], []
     if limit is None or ratio.low <= limit:
@@ -90,10 +90,10 @@ def _judged(prepared: Prepared, speed: Comparison) -> tuple[list[Note], list[str
     if not target.gate_latency:
         text = (
             f"slower than float here ({ratio.median:.2f} times): target {target.name!r} is "
-            "portable, not fast, and its latency is no gate"
+            "portable, not fast, and its latency is not gated"
         )
         return [*notes, Note("slower", text)], []
-    # The whole interval is above: slower, and not by chance.
+    # The whole interval is above the limit: slower, and not by chance.
     failure = (
         f"compiled takes {ratio.median:.2f} times as long as float "
         f"(interval {ratio.low:.2f} to {ratio.high:.2f}), over {limit:g} (--max-latency-ratio)"

@@ -23,7 +23,7 @@ def build_report(
     notes: Sequence[Note],
     failures: Sequence[str],
 ) -> Report:
-    """``notes`` and ``failures`` are those of searching and tuning."""
+    """``notes`` and ``failures`` are those of the search, the tuner, the lock and the cache."""
     prepared, rewritten = verified.prepared, verified.rewritten
     model, compiled, watch = prepared.float_model, rewritten.compiled, prepared.stopwatch
     all_notes = (
@@ -54,8 +54,8 @@ def build_report(
         bytes=compiled.size,
         model_sha256=compiled.sha256,
         operators=verified.operators,
-        int8_products=ledger.products_of_data(compiled.parsed[0]),
-        away=prepared.provider if prepared.provider_missing else None,
+        int8_products=ledger.count_activation_matmuls(compiled.parsed[0]),
+        provider_missing=prepared.provider if prepared.provider_missing else None,
         requirements=rewritten.requirements,
         saturation=verified.saturation,
         verdict=verified.verdict,

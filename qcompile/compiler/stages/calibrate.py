@@ -1,4 +1,4 @@
-"""The stage between plan and transforms: from feeds, or a lock, to what calibration found."""
+"""The stage between plan and transforms: ranges and channels, from feeds or from a lock."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from qcompile.runtime import session
 from qcompile.runtime.spilled_arrays import KeptChannels
 from qcompile.system.resume_cache import key_of
 
-_LONE = "one batch of data only: it served to calibrate and to verify"
+_ONE_BATCH = "only one batch of data: it is used both to calibrate and to verify"
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """feeds: to verify with, not calibrated on. digest: SHA-256 of all data, None without data.
-    lone: there is one feed only, for both."""
+    single: there is only one feed, which is used for both."""
 
     feeds: list[Feed] = field(default_factory=list)
     digest: str | None = None
-    lone: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """account: what the report says of it, None in modes without ranges. calibration: all that was
-    found, None where the options do not ask to keep it."""
+    """account: for the report, None in modes without ranges. calibration: all ranges and channels,
+    None unless the options ask to keep them."""
 
     held_out: HeldOut
     account: CalibrationAccount | None = None
@@ -49,7 +49,7 @@ class Calibrated:
 
 
 def calibrate(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Calibrated:
-    """Collect what the plan and later passes ask for, into ``ctx``; hold feeds out to verify with.
+    """Collect the ranges and channels that passes ask for into ``ctx``; hold feeds out to verify.
 
     Raises RecipeError where a lock does not fit, or ranges are asked for without data.
     """
@@ -61,28 +61,29 @@ def calibrate(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Calibrate
     if not ctx.requests:
         return Calibrated(_checked_and_held_out(prepared))
     if locked is not None and not locked.is_light:
-        found = _locked(prepared, ctx, locked.read_calibration())
-        return _used(prepared, ctx, found, _checked_and_held_out(prepared))
+        calibration = _checked_calibration(prepared, ctx, locked.read_calibration())
+        return _apply(prepared, ctx, calibration, _checked_and_held_out(prepared))
     late = pipeline.after_calibration
     watched = dict.fromkeys(tensor for p in late for tensor in p.wants(prepared.graph, ctx))
     return _collected(prepared, ctx, list(watched))
 
 
-def _used(
+def _apply(
     prepared: Prepared,
     ctx: Context,
-    found: Calibration,
+    calibration: Calibration,
     held_out: HeldOut,
     notes: Sequence[Note] = (),
 ) -> Calibrated:
-    """Enter ranges and channels into ``ctx``; what the plan knows without data stands."""
+    """Enter ranges and channels into ``ctx``; ranges that the plan set without data stay."""
     keep, store = prepared.options.keep_calibration, prepared.budget.store
-    kept = found.copy() if keep else None
-    known = ctx.ranges.found
-    ctx.ranges = found.ranges
-    ctx.ranges.found |= known
-    ctx.channels = found.channels if store is None else KeptChannels(store, found.channels)
-    return Calibrated(held_out, found.account, kept, tuple(notes))
+    kept = calibration.copy() if keep else None
+    planned = ctx.ranges.found
+    ctx.ranges = calibration.ranges
+    ctx.ranges.found |= planned
+    channels = calibration.channels
+    ctx.channels = channels if store is None else KeptChannels(store, channels)
+    return Calibrated(held_out, calibration.account, kept, tuple(notes))
 
 
 def _collected(prepared: Prepared, ctx: Context, watched: list[str]) -> Calibrated:
@@ -90,25 +91,25 @@ def _collected(prepared: Prepared, ctx: Context, watched: list[str]) -> Calibrat
     if feeds is None:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
     if prepared.options.lock is not None and feeds.reusable:
-        _held_out(prepared)  # other data than was locked is refused before the work
+        _held_out(prepared)  # refuses data that was not locked, before the work
     _check_memory(prepared, _general_text(prepared, watched))
     prepared.progress.step("calibrate")
     with prepared.stopwatch.stage("calibrate"):
-        kept, held_out = _kept(prepared, ctx, watched)
-        found = kept.finished({r.tensor for r in ctx.requests}) if kept is not None else None
-        if found is None:
-            found, held_out = _run(prepared, ctx, watched, kept)
-    notes = [] if kept is None else [Note("calibration-resumed", text) for text in kept.notes]
-    notes += [Note("one-batch", _LONE)] if held_out.lone else []
-    return _used(prepared, ctx, found, held_out, notes)
+        cached, held_out = _cached(prepared, ctx, watched)
+        calibration = cached.finished({r.tensor for r in ctx.requests}) if cached else None
+        if calibration is None:
+            calibration, held_out = _run(prepared, ctx, watched, cached)
+    notes = [] if cached is None else [Note("calibration-resumed", text) for text in cached.notes]
+    notes += [Note("one-batch", _ONE_BATCH)] if held_out.single else []
+    return _apply(prepared, ctx, calibration, held_out, notes)
 
 
-def _kept(
+def _cached(
     prepared: Prepared, ctx: Context, watched: list[str]
 ) -> tuple[ResumableCalibration | None, HeldOut]:
-    """The place of this calibration in the cache; None without one, or for one-pass data.
+    """The entry of this calibration in the cache; None without a cache, or for one-pass data.
 
-    All feeds are looked at for it, without the model.
+    Its key needs the digest of all feeds, which are read without running the model.
     """
     cache, graph, recipe = prepared.options.cache, prepared.graph, prepared.recipe
     if cache is None or prepared.reusable_feeds is None:
@@ -124,14 +125,15 @@ def _kept(
 
 
 def _general_text(prepared: Prepared, watched: list[str]) -> Iterable[Feed]:
-    """To run in addition to the data, where channels are watched."""
+    """Feeds to run in addition to the data, if channels are watched."""
     text = prepared.general_text
     return text if watched and text is not None else ()
 
 
 def _run(
-    prepared: Prepared, ctx: Context, watched: list[str], kept: ResumableCalibration | None
+    prepared: Prepared, ctx: Context, watched: list[str], cached: ResumableCalibration | None
 ) -> tuple[Calibration, HeldOut]:
+    """Run the float model on all feeds, from the checkpoint of an earlier run if there is one."""
     options, graph = _options(prepared), prepared.graph
     calibrator = prepared.recipe.make_calibrator()
 
@@ -139,32 +141,33 @@ def _run(
         requests = ctx.requests
         return collector.collector(graph, requests, calibrator, ctx.evaluate, options, watched)
 
-    made = fresh() if kept is None else kept.resumed(fresh)
+    collecting = fresh() if cached is None else cached.resumed(fresh)
 
-    def seen(_number: int) -> None:
+    def after_feed(_number: int) -> None:
         prepared.progress.advance()
-        if kept is not None:
-            kept.checkpoint(made)
+        if cached is not None:
+            cached.checkpoint(collecting)
 
     digest = FeedDigest()
     split = HoldOut(digest.passing(prepared.feeds or ()))
-    ranges = collector.collect(made, islice(split.calibration(), made.feeds_seen, None), seen)
+    unseen = islice(split.calibration(), collecting.feeds_seen, None)
+    ranges = collector.collect(collecting, unseen, after_feed)
     held_out = _checked(prepared, split, digest)
     text = _general_text(prepared, watched)
     for feed in text:
-        made.foresee(feed)
+        collecting.foresee(feed)
     account = CalibrationAccount(
         calibrator=prepared.recipe.calibrator,
-        feeds=made.feeds_seen,
+        feeds=collecting.feeds_seen,
         held_back=len(split.held_back),
         tensors=len(ctx.requests),
         general_text=bool(text),
-        padding_left_out=options.mask and any(t.token_axis is not None for t in made.taps),
+        padding_left_out=options.mask and any(t.token_axis is not None for t in collecting.taps),
     )
-    found = Calibration(ranges, made.channels(), account)
-    if kept is not None:
-        kept.finish(found)
-    return found, held_out
+    calibration = Calibration(ranges, collecting.channels(), account)
+    if cached is not None:
+        cached.finish(calibration)
+    return calibration, held_out
 
 
 def _options(prepared: Prepared) -> collector.CollectorOptions:
@@ -174,26 +177,29 @@ def _options(prepared: Prepared) -> collector.CollectorOptions:
     return collector.CollectorOptions(budget.fetched, *settings, budget.parts, keep)
 
 
-def _locked(prepared: Prepared, ctx: Context, found: Calibration | None) -> Calibration:
-    if found is None or not found.covers({r.tensor for r in ctx.requests}):
+def _checked_calibration(
+    prepared: Prepared, ctx: Context, calibration: Calibration | None
+) -> Calibration:
+    """A lock's calibration. Raises RecipeError where it lacks a tensor that the plan asks for."""
+    if calibration is None or not calibration.covers({r.tensor for r in ctx.requests}):
         lock = prepared.options.lock
         changed = "; ".join(lock.changes()) if lock else ""
         raise RecipeError(
             "the lock's calibration does not fit the plan that this version makes"
             + (f": {changed}" if changed else "")
         )
-    return found
+    return calibration
 
 
 def _check_memory(prepared: Prepared, text: Iterable[Feed] = ()) -> None:
-    """Raise DataError where some sample will not fit; of one-pass data, each as it comes."""
+    """Raises DataError if a sample does not fit; one-pass data is checked while it is read."""
     feeds = prepared.reusable_feeds
     if prepared.budget.limit is not None and feeds is not None:
         prepared.budget.check(chain(feeds, text))
 
 
 def _checked_and_held_out(prepared: Prepared) -> HeldOut:
-    """Where nothing is calibrated, data serves to verify."""
+    """The data without calibration: it is only used to verify."""
     if prepared.feeds is None:
         return HeldOut()
     _check_memory(prepared)
@@ -210,8 +216,8 @@ def _held_out(prepared: Prepared) -> HeldOut:
 
 
 def _checked(prepared: Prepared, split: HoldOut, digest: FeedDigest) -> HeldOut:
-    """What was held out. Raises RecipeError where a lock was made with other data."""
+    """The held-out feeds. Raises RecipeError where a lock was made with other data."""
     feeds = [part for feed in split.held_back for part in prepared.budget.parts(feed)]
-    found = HeldOut(feeds, digest.hexdigest(), split.reused)
-    lock_check.check_data(prepared.options.lock, found.digest, prepared.general_text)
-    return found
+    held_out = HeldOut(feeds, digest.hexdigest(), split.reused)
+    lock_check.check_data(prepared.options.lock, held_out.digest, prepared.general_text)
+    return held_out

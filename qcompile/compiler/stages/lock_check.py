@@ -1,4 +1,4 @@
-"""Before a locked build: is it the same model, and are these the same data?"""
+"""Checks before a locked build: whether the model and the data are those of the lock."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ DATA_OPTIONS = ("samples", "batch_size")  # they decide which feeds a file gives
 
 
 def apply_lock(request: Request) -> Request:
-    """What a locked build is done with: nothing is searched, and without data nothing is judged.
+    """The request of a locked build: no search, and without data neither verified nor timed.
 
-    Its bytes are compared instead: the same bytes have been verified when they were locked. Raises
-    RecipeError where the lock is a light one and there is no data, or forms are to be tuned.
+    Instead its bytes are compared with the lock's, which were verified when the lock was written.
+    Raises RecipeError for a light lock without data, and for a lock with ``--tune``.
     """
-    options, locked, judged = request.options, request.options.lock, request.data is not None
+    options, locked, has_data = request.options, request.options.lock, request.data is not None
     if locked is None:
         return request
     if options.tune:
-        raise RecipeError("--tune chooses anew what a lock has fixed: give one of them")
-    if locked.is_light and not judged:
+        raise RecipeError("--tune chooses what the lock has fixed already: give one of them")
+    if locked.is_light and not has_data:
         raise RecipeError(
-            "the lock keeps no calibration: give the data that it was made with (sha256 "
+            "the lock holds no calibration: give the data that it was made with (sha256 "
             f"{_short((locked.data or {}).get('sha256'))}; {_choices(locked)}), or a "
             "full lock, which compile --lock writes"
         )
@@ -37,33 +37,34 @@ def apply_lock(request: Request) -> Request:
         options=replace(
             options,
             search_time=0.0,
-            verify=options.verify and judged,
-            bench=options.bench and judged,
+            verify=options.verify and has_data,
+            bench=options.bench and has_data,
         ),
     )
 
 
 def check_model(locked: Lock | None, model: FloatModel, name: str) -> list[Note]:
-    """What else changed. Raises RecipeError where the model is another one."""
+    """A note on changed versions or processors. Raises RecipeError for another model."""
     if locked is None:
         return []
     locked.check_model(model.digest, name)
     changes = "; ".join(locked.changes())
-    return [Note("lock-elsewhere", f"the lock was made elsewhere: {changes}")] if changes else []
+    text = f"the lock was made in another environment: {changes}"
+    return [Note("lock-elsewhere", text)] if changes else []
 
 
 def check_data(locked: Lock | None, digest: str | None, general_text: Feeds | None) -> None:
-    """Raises RecipeError where a light lock was made with other data than this.
+    """Raises RecipeError if a light lock was made with other data.
 
-    General text counts: it is run in addition to data that is text, so tokens in another form do
-    not do.
+    The general text must be the same too: it is run in addition to data that is text, so the same
+    tokens from a .npz file are not the same data.
     """
     if locked is None or not locked.is_light or locked.data is None:
         return
     for key, found in digests_of(digest, general_text).items():
         expected = locked.data.get(key)
         if found != expected:
-            what = "data" if key == "sha256" else "general text beside the data"
+            what = "data" if key == "sha256" else "general text that is run with the data"
             raise RecipeError(
                 f"the {what} is not what was locked: sha256 {_short(found)}, expected "
                 f"{_short(expected)}: give the data that it was made with ({_choices(locked)}), or "
@@ -72,7 +73,7 @@ def check_data(locked: Lock | None, digest: str | None, general_text: Feeds | No
 
 
 def digests_of(digest: str | None, general_text: Feeds | None) -> dict[str, str | None]:
-    """What calibration saw."""
+    """SHA-256 of the data and of the general text, as a lock stores them."""
     text = None if general_text is None else feed_digest.of_feeds(general_text)
     return {"sha256": digest, "general_text": text}
 
@@ -82,9 +83,9 @@ def _short(digest: object) -> str:
 
 
 def _choices(locked: Lock) -> str:
-    """Options that decide which feeds a file gives."""
-    said = []
+    """The options of the lock that decide which feeds a file gives."""
+    options = []
     for key in DATA_OPTIONS:
         option, value = f"--{key.replace('_', '-')}", (locked.data or {}).get(key)
-        said.append(f"no {option}" if value is None else f"{option} {value}")
-    return f"{', '.join(said)}, text with the same --tokenizer"
+        options.append(f"no {option}" if value is None else f"{option} {value}")
+    return f"{', '.join(options)}, text with the same --tokenizer"

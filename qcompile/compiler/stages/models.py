@@ -1,4 +1,4 @@
-"""The two models of a compilation, each read once: float as it came in, and compiled."""
+"""The two models of a compilation, each read once: the float input, and the compiled one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from qcompile.system import digests
 
 @dataclass(frozen=True)
 class FloatModel:
-    """stored: its file or bytes. external: files of its weights, apart from its own. size: bytes of
-    all. content: what they consist of."""
+    """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
+    files. content: bytes and counts by kind and type."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
@@ -29,7 +29,7 @@ class FloatModel:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, with its external data."""
+        """SHA-256 of the model with its external data."""
         return digests.of_model(self.stored, self.external)
 
     @cached_property
@@ -38,7 +38,7 @@ class FloatModel:
 
     @property
     def running(self) -> bytes | Path:
-        """The model as the runtime is to load it: its weights in a file, which it maps."""
+        """The model for the runtime to load: weights in a separate file, which is memory-mapped."""
         return self.stored if self._externalized is None else self._externalized.path
 
 
@@ -56,7 +56,7 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """What was written, in a folder that lives as long as this."""
+    """The compiled model in a temporary folder, which lives as long as this object."""
 
     files: ModelFiles
 
@@ -71,10 +71,10 @@ class CompiledModel:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the model's own file, which names its data file by contents."""
+        """Of the model's own file, which holds the digest of its data file."""
         return digests.of_file(self.path)
 
     @cached_property
     def parsed(self) -> tuple[onnx.ModelProto, Storage]:
-        """The model without its large weights, and where those lie."""
+        """The model without its large weights, and where those are stored."""
         return read_model.read_model(self.path)

@@ -1,4 +1,4 @@
-"""What the caller of a compilation asks for, and how it hears of progress."""
+"""What the caller of a compilation asks for, and how progress is reported."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class CompileOptions:
         force: return the result although a gate failed.
         dump_dir: folder for the graph after each pass, as text.
         metric: the user's own measure of feeds and outputs, or its name, for ``Gates.min_metric``.
-        search_time: seconds to search for tensors that need more bits where the result is not close
-            enough; 0 is no search.
+        search_time: seconds to search for tensors that need more bits if an accuracy gate fails; 0
+            is no search.
         search_state: file that keeps the measurements of an interrupted search.
-        stem: of the output's name, for a file of weights next to it.
+        stem: of the output's file name, for a file of weights next to it.
         lock: the build to repeat; its recipe is the one used.
         keep_lock: the result has a light lock, for ``Result.save_lock``.
         keep_calibration: the result has the calibration too, which a full lock needs.
-        cache: where calibration is kept for a run after an interruption; whoever has written the
-            result calls its ``forget``.
+        cache: where calibration is kept, so that an interrupted run can resume; call its ``forget``
+            once the result is written.
     """
 
     tokenizer: Path | None = None
@@ -89,10 +89,10 @@ class CompileOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that one compilation is asked.
+    """All arguments of one compilation.
 
-    data: None where there is none. name: of the model in the report; by default that of its file.
-    notes: what the caller knows of the compilation, for the report.
+    name: of the model in the report, by default its file name. notes: from the caller, for the
+    report.
     """
 
     model: Source

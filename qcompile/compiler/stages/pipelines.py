@@ -12,8 +12,8 @@ from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.pipeline_spec import parse, spell
 from qcompile.targets.target import LoweringChoice, Mode, Target
 
-# The order matters: shapes fold once identities are gone, fusions need the raised opset, and the
-# attention scale folds once only matrix multiplications read the tensors on its way.
+# The order matters: shapes fold once identities are removed, fusions need the raised opset, and the
+# attention scale folds once only matrix multiplications read the tensors between it and them.
 SIMPLIFY = (
     "fold-constants,eliminate-identity,fold-shapes,fold-constants,merge-duplicates,"
     "eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,fuse-hardswish,"
@@ -26,18 +26,18 @@ NO_TRANSFORMS = "none"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The passes of one compilation, by what happens between them."""
+    """The passes of one compilation, in the groups that the stages run."""
 
     passes: tuple[Pass, ...]
 
     @property
     def text(self) -> str:
-        """As ``--pipeline`` takes it."""
+        """The value for ``--pipeline``."""
         return spell(self.passes)
 
     @property
     def planning(self) -> list[Pass]:
-        """Up to the plan; calibration comes next."""
+        """Passes up to the plan; calibration is next."""
         return [p for p in self.passes if p.stage <= Stage.PLAN]
 
     @property
@@ -50,7 +50,7 @@ class Pipeline:
 
     @property
     def exact_transforms(self) -> list[Pass]:
-        """The first transforms, as long as they change the float model by rounding alone."""
+        """The first transforms, up to one that changes the float model by more than rounding."""
         return [*takewhile(lambda p: p.numerics is not Numerics.LOSSY, self.transforms)]
 
     @property
@@ -71,8 +71,8 @@ def default_pipeline(
 ) -> str:
     """The pipeline string of a target and mode.
 
-    ``transforms``: passes that rewrite by calibrated ranges, ``""`` for the target's own, ``none``
-    for none. ``choices``: other ways of lowering than the target's own.
+    ``transforms``: passes that use calibrated ranges; ``""`` is the target's own, ``none`` is
+    none. ``choices``: of lowering options, other than the target's own.
     """
     quantize: list[str] = []
     if mode != "float":

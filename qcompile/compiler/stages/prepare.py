@@ -1,4 +1,4 @@
-"""The first stage: the model as a graph, its data opened, and what it is to become."""
+"""The first stage: the model as a graph, its data opened, the target and mode resolved."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from qcompile.targets.target import LoweringChoice, Mode, Target
 
 @dataclass(frozen=True)
 class Prepared:
-    """``graph`` is what the next stages rewrite. ``choices`` are ways of lowering other than the
-    target's own, ``general_text`` feeds to run in addition to the data, to extrapolate how far
-    channels reach."""
+    """``graph``: rewritten by the next stages. ``choices``: of lowering options, other than the
+    target's own. ``general_text``: feeds to run in addition to the data, to extrapolate the ranges
+    of channels."""
 
     request: Request
     float_model: FloatModel
@@ -66,17 +66,17 @@ class Prepared:
 
     @property
     def provider(self) -> str:
-        """What runs models here: the target's provider, or the CPU's where there is none."""
+        """The execution provider here: the target's, or the CPU's where that is not installed."""
         return session.provider_or_cpu(self.target.provider)
 
     @property
     def provider_missing(self) -> bool:
-        """True where answers of the target's provider are emulated here, and its speed unknown."""
+        """True if the target's provider is emulated here, and its speed unknown."""
         return self.provider != self.target.provider
 
     @property
     def reusable_feeds(self) -> Feeds | None:
-        """The data where it can be read again and again, else None."""
+        """The data if it can be read repeatedly, else None."""
         return self.feeds if self.feeds is not None and self.feeds.reusable else None
 
 
@@ -89,7 +89,7 @@ def prepare(request: Request) -> Prepared:
     target = instruction_sets.fitted(find_target(recipe.target), recipe.isa)
     has_data = request.data is not None
     mode = locked.mode if locked is not None else _mode(recipe, target, has_data=has_data)
-    recipe.make_calibrator()  # fail on wrong names before any work
+    recipe.make_calibrator()  # raises for unknown names before any work
     choices = lowering_options.chosen_options(target, mode, recipe)
     request.progress.step("load")
     model, graph = read_float_model(request.model)
@@ -124,10 +124,10 @@ def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:
             f"target {target.name!r} needs calibration data: give --data, or --mode {others}"
         )
     if mode not in target.modes:
-        known, why = ", ".join(target.modes), target.no_modes.get(mode)
+        names, why = ", ".join(target.modes), target.no_modes.get(mode)
         reason = f" ({why})" if why else ""
         raise TargetError(
-            f"target {target.name!r} has no mode {mode!r}, expected one of {known}{reason}"
+            f"target {target.name!r} has no mode {mode!r}, expected one of {names}{reason}"
         )
     if mode == "static" and not has_data:
         raise DataError("mode static needs calibration data: give --data, or --mode dynamic")
@@ -135,7 +135,7 @@ def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:
 
 
 def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:
-    """Give symbolic dimensions a size for good, in inputs and outputs as declared.
+    """Fix symbolic dimensions at a size, in the declared shapes of inputs and outputs.
 
     Raises RecipeError for a name that no input has.
     """
@@ -154,7 +154,7 @@ def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:
 
 
 def _open(request: Request, graph: Graph) -> tuple[Feeds | None, Feeds | None]:
-    """The data, and the general text that goes with it."""
+    """The data, and the general text to run with it."""
     if request.data is None:
         return None, None
     options, inputs = request.options, input_specs(graph)
@@ -171,17 +171,17 @@ def _open(request: Request, graph: Graph) -> tuple[Feeds | None, Feeds | None]:
 
 
 def _record_types(graph: Graph, unknown: list[str], feeds: Feeds | None, seed: int) -> list[Note]:
-    """Types and ranks that inference could not find, from one run of the float model."""
+    """Record types and ranks that inference could not find, from one run of the float model."""
     try:
         reusable = feeds is not None and feeds.reusable
         feed = next(iter(feeds or ())) if reusable else synthetic_feeds(graph, {}, 1, seed)[0]
         model, folder = write_model.with_external_weights(graph)
         tapped = write_model.save(session.with_outputs(model, unknown), folder)
-        seen = session.record_types(tapped, feed)
+        types = session.record_types(tapped, feed)
     except (DataError, ModelError) as e:
         return [Note("types-unknown", f"{len(unknown)} tensors have no known type: {e}")]
     tensors = graph.tensors()
-    for name, (dtype, rank) in seen.items():
+    for name, (dtype, rank) in types.items():
         tensors[name].dtype = np.dtype(dtype)
         tensors[name].shape = tensors[name].shape or [None] * rank
     return []

@@ -1,4 +1,4 @@
-"""What a compilation gives, or refuses to give."""
+"""The result of a compilation, and the error that holds a rejected one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qcompile.ir.model_io.write_model import ModelFiles
 
 @dataclass
 class Result:
-    """The compiled model, in files that live as long as this, and how it came to be.
+    """The compiled model, in temporary files that live as long as this object, and its report.
 
-    ``lock`` where ``Options.keep_lock`` or ``keep_calibration`` asked for it, ``calibration`` where
-    the latter did.
+    ``lock``: if ``Options.keep_lock`` or ``keep_calibration`` is set. ``calibration``: if the
+    latter is set.
     """
 
     written: ModelFiles
@@ -28,17 +28,17 @@ class Result:
 
     @property
     def model(self) -> bytes:
-        """The model's file; over 2 GiB the weights are in another one, which ``save`` writes."""
+        """The model's file; over 2 GiB the weights are in another file, which ``save`` writes."""
         return self.written.path.read_bytes()
 
     def save(self, path: str | Path) -> None:
-        """Write the model whole or not at all. Raises OutputError."""
+        """Write the model atomically. Raises OutputError."""
         self.written.save(Path(path))
 
     def save_lock(self, path: str | Path, *, light: bool = False) -> None:
-        """Write the lock, NAME.yaml, and its calibration, NAME.npz, unless it is to be ``light``.
+        """Write the lock, NAME.yaml, and, unless ``light``, its calibration, NAME.npz.
 
-        Raises OutputError, also where what is to be written was not kept.
+        Raises OutputError, also if the lock or the calibration was not kept.
         """
         if self.lock is None or (self.calibration is None and self.lock.is_light and not light):
             what = "no calibration was kept for the lock" if self.lock else "no lock was kept"
@@ -47,7 +47,7 @@ class Result:
 
 
 class RejectedError(GateError):
-    """A gate failed; ``result`` holds what would have been written. ``where`` leads the message."""
+    """A gate failed; ``result`` is what would have been written. ``where`` starts the message."""
 
     def __init__(self, result: Result, where: str = "") -> None:
         super().__init__(where + "; ".join(result.report.failures))

@@ -32,8 +32,8 @@ from qcompile.targets import requirements
 class Rewritten:
     """A model that is compiled and written, not yet verified.
 
-    quantized: some tensor was. requirements: nodes held to each rule of the target. channels: what
-    became of the channels that transforms looked at.
+    quantized: at least one tensor is. requirements: number of nodes that each rule of the target
+    was checked on. channels: the inputs of linear layers before and after the transforms.
     """
 
     prepared: Prepared
@@ -50,9 +50,9 @@ class Rewritten:
 
 
 def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
-    """Run the pipeline, collecting ranges between the plan and what needs it; write the result.
+    """Run the pipeline, calibrate between the plan and the transforms, and write the result.
 
-    ``reasons``: why the recipe has patterns of ``precision`` that no user wrote.
+    ``reasons``: by pattern of ``precision``, for patterns that a search added to the recipe.
     """
     ctx, pipeline = context_of(prepared, reasons), pipeline_of(prepared)
     timer, watch, graph = Time(), ChannelWatch(), prepared.graph
@@ -63,14 +63,14 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     run_passes(prepared, ctx, pipeline.planning, instruments, "simplify and plan")
     calibrated = calibrate(prepared, ctx, pipeline)
     run_passes(prepared, ctx, pipeline.transforms, [*instruments, watch], "transform")
-    ctx.channels.clear()  # nothing looks at samples from here on, and they are large
+    ctx.channels.clear()  # samples are large, and no later pass reads them
     run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
     quantized = any(ctx.plan.quantized())
     stayed_float = (
         [] if quantized or prepared.mode == "float" else [_stayed_float(ctx, came_quantized)]
     )
-    held = requirements.require(graph, prepared.target.name, prepared.target.requires)
+    checked = requirements.require(graph, prepared.target.name, prepared.target.requires)
     compiled = _written(prepared)
     return Rewritten(
         prepared,
@@ -80,13 +80,13 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         ledger=ledger.ledger_rows(compiled.parsed[0], compiled.size, ctx),
         passes=timer.records,
         skips=ctx.skips,
-        requirements=held.checked,
+        requirements=checked.checked,
         channels=watch.sites(),
         quantized=quantized,
         notes=(
             *came_quantized,
             *stayed_float,
-            *(Note("requirement", text) for text in held.remarks),
+            *(Note("requirement", text) for text in checked.remarks),
         ),
     )
 
@@ -94,16 +94,16 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
 def context_of(
     prepared: Prepared, reasons: Reasons | None = None, *, may_widen: bool = False
 ) -> Context:
-    """What passes share; ``may_widen``: 16 bits may yet be asked for."""
+    """What passes share; ``may_widen``: a search may raise tensors to 16 bits later."""
     recipe, graph = prepared.recipe, prepared.graph
-    own = not (recipe.transforms or recipe.pipeline)  # the target's guard against outliers too
+    own = not (recipe.transforms or recipe.pipeline)  # with the target's own outlier handling
     attention = lowering_options.chosen_attention(prepared.choices) or recipe.attention
-    known = reasons or {}
+    reasons = reasons or {}
     settings = PassSettings(
         mode=prepared.mode,
         keep_float=recipe.keep_float,
         seed=recipe.seed,
-        precision=tuple(PrecisionRule(p, bits, known.get(p)) for p, bits in recipe.precision),
+        precision=tuple(PrecisionRule(p, bits, reasons.get(p)) for p, bits in recipe.precision),
         may_widen=may_widen,
         attention=attention or (prepared.target.attention if own else "float"),
     )
@@ -119,7 +119,7 @@ def run_passes(
     instruments: Sequence[Instrument],
     what: str,
 ) -> None:
-    """Run passes over the graph as the stage ``what``."""
+    """Run passes over the graph; ``what`` names the stage in progress and timings."""
     prepared.progress.step(what, len(passes))
     with prepared.stopwatch.stage(what), threads.one_thread():
         manager = PassManager(tuple(passes), instruments)
@@ -127,7 +127,7 @@ def run_passes(
 
 
 def why_float(ctx: Context) -> str:
-    """The commonest reason among the weights, of a model that stayed float."""
+    """The most common reason among the weights of a model that stayed float."""
     reasons = Counter(d.reason for d in ctx.plan.decisions if d.kind == "weight")
     reasons.update(s.reason for s in ctx.skips if s.pass_name == "plan-operands")
     if not reasons:
@@ -136,21 +136,21 @@ def why_float(ctx: Context) -> str:
 
 
 def _came_quantized(prepared: Prepared) -> list[Note]:
-    came = prequantized.inventory(prepared.graph)
-    if not came:
+    operators = prequantized.inventory(prepared.graph)
+    if not operators:
         return []
     before = prequantized.compiled_before(prepared.graph)
-    text = f"the model came in quantized{before}: {came} stay as they are"
+    text = f"the input model is already quantized{before}: {operators} stay as they are"
     return [Note("came-quantized", text)]
 
 
 def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> Note:
-    besides = "beside what came in quantized, " if came_quantized else ""
-    return coded_note(NOTHING_QUANTIZED, f"{besides}{why_float(ctx)}")
+    except_for = "except for what was already quantized, " if came_quantized else ""
+    return coded_note(NOTHING_QUANTIZED, f"{except_for}{why_float(ctx)}")
 
 
 def _written(prepared: Prepared) -> CompiledModel:
-    """The graph in files, with where it comes from in its metadata."""
+    """Write the graph, with its origin in the metadata."""
     prepared.graph.header.metadata.update(
         {
             "qcompile.version": __version__,

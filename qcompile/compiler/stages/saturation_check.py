@@ -1,8 +1,9 @@
-"""What a compiled model answers where integer sums are exact, and on x86 without VNNI.
+"""The outputs of a compiled model with exact integer sums, and on x86 without VNNI.
 
-Where no sum can leave int16 whatever comes in, both are one. Else a model is judged by both, as far
-as its recipe names such processors: by sessions with exact sums, and by what x86 without VNNI
-computes, which runs there and is emulated elsewhere.
+If no sum of two int8 products can exceed int16, whatever the inputs, both are the same. Otherwise
+the model is judged by both kinds of sums, as far as its recipe includes such processors: in
+sessions with exact sums, and with the saturating sums of x86 without VNNI, which are emulated on
+other processors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from qcompile.targets import instruction_sets
 EXACT, SATURATING = "exact", "saturating"
 _WITHOUT_VNNI = "on x86 without VNNI"
 _SAMPLES = 4
-# What to write where a session is opened in Python.
+# The call for users who open a session in Python.
 OPTION = 'add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
 REMEDY = (
     f"For exact sums there, call onnxruntime.SessionOptions().{OPTION}, or compile the float model "
@@ -43,8 +44,7 @@ REMEDY = (
 class Runner:
     """A session with one kind of sums.
 
-    ``entries``: session options that it was given. ``left``: nodes whose saturation is not
-    emulated, and why.
+    ``entries``: its session options. ``left``: nodes whose saturation is not emulated, and why.
     """
 
     session: Session
@@ -61,10 +61,10 @@ class Runner:
         return replace(verdict, session_options=self.entries, not_emulated=left)
 
 
-class Sums:
-    """The integer products of a model as ONNX Runtime runs it, and where it is to run.
+class IntegerSums:
+    """The int8 operators of a model as ONNX Runtime runs it, and the processors it is made for.
 
-    The model's optimized graph lies in a temporary folder for as long as this object lives.
+    The model's optimized graph is in a temporary folder that lives as long as this object.
     """
 
     def __init__(self, model: read_model.Source, isa_name: str = "") -> None:
@@ -72,7 +72,7 @@ class Sums:
         self._folder = TemporaryFolder()
         try:
             self.path = runtime.write_optimized(self.model, self._folder.path)
-        except ModelError:  # made for another provider: as it is written, then
+        except ModelError:  # made for another provider: use the model as written
             self.path = self._written()
         self.linears = list(int16_saturation.linears(*read_model.read_model(self.path)))
         self.bounds = [int16_saturation.bound(linear) for linear in self.linears]
@@ -91,90 +91,89 @@ class Sums:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """By which sums the model is to be judged; one kind where both are the same."""
+        """The kinds of sums to judge the model by; one kind if both are the same."""
         if self.same:
             return (EXACT,)
-        asked = (instruction_sets.exact(self.isa), instruction_sets.saturating(self.isa))
-        return tuple(k for k, yes in zip((EXACT, SATURATING), asked, strict=True) if yes)
+        needed = (instruction_sets.exact(self.isa), instruction_sets.saturating(self.isa))
+        return tuple(k for k, yes in zip((EXACT, SATURATING), needed, strict=True) if yes)
 
     def runner(self, kind: str, options: SessionOptions) -> Runner:
-        """The model with exact sums, or as x86 without VNNI computes it: there as it is.
+        """A session with exact sums, or with those of x86 without VNNI, emulated if necessary.
 
-        Raises ModelError where ONNX Runtime cannot load it, or its emulation.
+        Raises ModelError where ONNX Runtime cannot load the model or the emulating one.
         """
         if kind == EXACT:
             return Runner(Session(self.model, options), options.entries)
-        plain = replace(options, exact=False)
-        if runtime.saturates():
-            return Runner(Session(self.model, plain), plain.entries)
+        inexact = replace(options, exact=False)
+        if runtime.saturates():  # this machine computes such sums itself
+            return Runner(Session(self.model, inexact), inexact.entries)
         graph = onnx.load(self.path, load_external_data=False)
-        form = saturating_form(graph, Storage(self.path.parent))
+        emulation = saturating_form(graph, Storage(self.path.parent))
         path = self.path.with_name("saturating.onnx")
-        path.write_bytes(form.model.SerializeToString())
-        return Runner(
-            Session(path, replace(plain, optimize=False)),
-            {},
-            form.left,
-        )
+        path.write_bytes(emulation.model.SerializeToString())
+        session = Session(path, replace(inexact, optimize=False))
+        return Runner(session, {}, emulation.left)
 
     def observed(self, feed: Feed, threads: int = 0) -> list[Saturation]:
-        """The bounds, with what happened in one run of a few samples where the model runs so."""
-        found = [x for x, b in zip(self.linears, self.bounds, strict=True) if b.can and x.left]
+        """The bounds, with the saturation observed in one run of a few samples, if that works."""
+        risky = [x for x, b in zip(self.linears, self.bounds, strict=True) if b.can and x.left]
         model = onnx.load(self.path, load_external_data=False)
         computed = {name for node in model.graph.node for name in node.output}
-        names = {n for linear in found for n in (linear.left, linear.right)} & computed
+        names = {n for linear in risky for n in (linear.left, linear.right)} & computed
         if not names:
             return self.bounds
         tapped = self.path.with_name("tapped.onnx")
         tapped.write_bytes(with_outputs(model, sorted(names)).SerializeToString())
         few = {k: v[:_SAMPLES] if common_batch(feed) > 1 else v for k, v in feed.items()}
-        for part in (few, feed):  # a model that fixes its batch takes the whole
+        for part in (few, feed):  # a model with a fixed batch size needs the whole feed
             try:
-                made = Session(tapped, SessionOptions(threads=threads, optimize=False)).run(part)
+                outputs = Session(tapped, SessionOptions(threads=threads, optimize=False)).run(part)
             except ModelError:
                 continue
-            values = {**part, **made}  # an operand can be an input of the model
-            seen = {
+            values = {**part, **outputs}  # an operand can be an input of the model
+            observed = {
                 x.node: int16_saturation.observe(x, values[x.left], values.get(x.right))
-                for x in found
+                for x in risky
                 if x.left in values and (x.weight is not None or x.right in values)
             }
-            return [seen.get(b.node, b) for b in self.bounds]
+            return [observed.get(b.node, b) for b in self.bounds]
         return self.bounds
 
 
-def judge_by_sums(sums: Sums, judge: Callable[[str], Verdict]) -> Verdict:
-    """The verdict of ``judge`` by each kind of sums that counts: the worse, with both in it.
+def judge_by_sums(sums: IntegerSums, judge: Callable[[str], Verdict]) -> Verdict:
+    """The worse verdict of ``judge`` by each kind of ``sums.kinds``; it holds both.
 
-    Its failures are those of all. A model that cannot be emulated is judged by exact sums alone.
+    Its failures are those of both. A model that cannot be emulated is judged by exact sums alone.
     """
-    found: dict[str, Verdict] = {}
+    by_kind: dict[str, Verdict] = {}
     missing = ""
     for kind in sums.kinds:
         try:
-            found[kind] = judge(kind)
+            by_kind[kind] = judge(kind)
         except ModelError:
             if kind != SATURATING or runtime.saturates():
                 raise
             missing = "ONNX Runtime cannot run the graph that emulates it"
     if missing:
-        verdict = found.get(EXACT) or judge(EXACT)
+        verdict = by_kind.get(EXACT) or judge(EXACT)
         return replace(verdict, sums=EXACT, not_emulated=(NotEmulated("the model", missing),))
-    worst = max(found, key=lambda kind: (found[kind].error, kind == SATURATING))
-    if len(found) == 1:
-        return replace(found[worst], sums=worst)
-    failures = list(found[EXACT].failures)
-    failures += [f"{_WITHOUT_VNNI}: {f}" for f in found[SATURATING].failures if f not in failures]
-    left = found[SATURATING].not_emulated
-    return replace(found[worst], sums=worst, failures=failures, not_emulated=left, by_sums=found)
+    worst = max(by_kind, key=lambda kind: (by_kind[kind].error, kind == SATURATING))
+    if len(by_kind) == 1:
+        return replace(by_kind[worst], sums=worst)
+    failures = list(by_kind[EXACT].failures)
+    failures += [f"{_WITHOUT_VNNI}: {f}" for f in by_kind[SATURATING].failures if f not in failures]
+    left = by_kind[SATURATING].not_emulated
+    worse = by_kind[worst]
+    return replace(worse, sums=worst, failures=failures, not_emulated=left, by_sums=by_kind)
 
 
 def saturation_account(
-    sums: Sums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
+    sums: IntegerSums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
 ) -> SaturationAccount:
-    """What a report says of a compiled model's sums; ``feed``: where to look what did saturate."""
-    look = feed is not None and not sums.same and instruction_sets.saturating(sums.isa)
-    bounds = sums.observed(feed, threads) if look and feed is not None else sums.bounds
+    """The report's part on a compiled model's sums; ``feed``: to observe which ones saturate."""
+    can_differ = not sums.same and instruction_sets.saturating(sums.isa)
+    observe = feed is not None and can_differ
+    bounds = sums.observed(feed, threads) if observe and feed is not None else sums.bounds
     return SaturationAccount(
         isa=sums.isa or instruction_sets.ANY,
         same_without_vnni=sums.same,
@@ -186,8 +185,8 @@ def saturation_account(
     )
 
 
-def saturation_advice(sums: Sums, verdict: Verdict | None) -> str:
-    """One line for whoever serves or compiles a model whose sums may saturate, else nothing."""
+def saturation_advice(sums: IntegerSums, verdict: Verdict | None) -> str:
+    """One line of advice for a model whose sums may saturate, else an empty string."""
     if sums.same or not instruction_sets.saturating(sums.isa):
         return ""
     can = sum(b.can > 0 for b in sums.bounds)
@@ -198,7 +197,7 @@ def saturation_advice(sums: Sums, verdict: Verdict | None) -> str:
 
 
 def _figures(verdict: Verdict | None) -> str:
-    """The worst cosines by both kinds of sums, where both are known."""
+    """The worst cosines by both kinds of sums, if both are known."""
     if verdict is None or not verdict.by_sums or verdict.not_emulated:
         return ""
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
@@ -216,7 +215,7 @@ def unemulated_notes(verdict: Verdict) -> list[str]:
 
 
 def difference_notes(verdict: Verdict) -> list[str]:
-    """A note on what was compared by both kinds of sums."""
+    """A note on a comparison by both kinds of sums."""
     if not verdict.by_sums:
         return []
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))

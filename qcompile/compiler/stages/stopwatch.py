@@ -1,4 +1,4 @@
-"""What each stage of a compilation took."""
+"""Time and memory of each stage of a compilation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Account one stage; what it freed goes back to the system."""
+        """Measure one stage, and return freed memory to the system."""
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -32,10 +32,10 @@ _SYNTHETIC_FEEDS = 4
 
 @dataclass(frozen=True)
 class Verified:
-    """A compiled model, and how close it is.
+    """A compiled model, and how close its outputs are to the float model's.
 
-    feeds: what it was compared on, or is to be timed on; empty where nothing was asked for.
-    operators: counts of what the provider runs. verdict: None where it was not compared.
+    feeds: used to compare, and later to time; empty if neither was asked for. operators: number of
+    nodes that the provider runs, by operator. verdict: None if it was not compared.
     """
 
     rewritten: Rewritten
@@ -58,7 +58,7 @@ class Verified:
 
 @dataclass
 class _Account:
-    """What comes up in the course of one verification."""
+    """Notes and failures of one verification."""
 
     notes: list[Note] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ def verify(rewritten: Rewritten) -> Verified:
     operators = _operators(rewritten, account)
     release_memory()
     with prepared.stopwatch.stage("saturation"):
-        sums = saturation_check.Sums(rewritten.compiled.path, prepared.recipe.isa)
+        sums = saturation_check.IntegerSums(rewritten.compiled.path, prepared.recipe.isa)
     feeds: list[Feed] = []
     if options.verify or options.bench:
         feeds = _feeds(rewritten, account)
@@ -89,8 +89,8 @@ def verify(rewritten: Rewritten) -> Verified:
     elif feeds:
         account.note("not-verified", "not verified (--no-verify)")
     with prepared.stopwatch.stage("saturation"):
-        looked = feeds[0] if feeds and options.verify else None
-        saturation = saturation_check.saturation_account(sums, looked, verdict, options.threads)
+        feed = feeds[0] if feeds and options.verify else None
+        saturation = saturation_check.saturation_account(sums, feed, verdict, options.threads)
     if saturation.advice:
         account.note("saturation", saturation.advice)
     return Verified(
@@ -105,31 +105,31 @@ def verify(rewritten: Rewritten) -> Verified:
 
 
 def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:
-    """What the target's provider runs; what was written where that provider is missing."""
+    """Operators that the target's provider runs; those of the file if the provider is missing."""
     prepared, compiled = rewritten.prepared, rewritten.compiled
     if not prepared.provider_missing:
         return runtime.optimized_ops(compiled.path, prepared.provider)
-    Session(compiled.path, _options(prepared))  # says what is wrong with a model
+    Session(compiled.path, _options(prepared))  # raises ModelError for an invalid model
     account.note(
         "provider-missing",
-        f"{prepared.target.provider} is not installed here: answers are those of the graph as "
+        f"{prepared.target.provider} is not installed here: outputs are those of the graph as "
         f"written, float16 rounded where it is stored, run by {prepared.provider}",
     )
     return runtime.written_ops(compiled.parsed[0])
 
 
 def _options(prepared: Prepared, *, compiled: bool = True) -> SessionOptions:
-    """How a model runs for its answers: without its provider as written, for no fusion of another
-    provider to change them."""
+    """Session options for comparing outputs. If the provider is missing, the compiled graph runs as
+    written, because fusions of another provider would change the outputs."""
     as_written = compiled and prepared.provider_missing
     threads, provider = prepared.options.threads, prepared.provider
     return SessionOptions(threads, optimize=not as_written, provider=provider)
 
 
 def _feeds(rewritten: Rewritten, account: _Account) -> list[Feed]:
-    """Held-out feeds; without data, made-up ones, which the report says.
+    """Held-out feeds; without data random ones, with a note. Empty if the model rejects those.
 
-    Raises DataError where those are over the memory budget.
+    Raises DataError if random feeds exceed the memory budget.
     """
     prepared, held_out = rewritten.prepared, rewritten.calibrated.held_out.feeds
     if held_out:
@@ -141,30 +141,30 @@ def _feeds(rewritten: Rewritten, account: _Account) -> list[Feed]:
     prepared.budget.check(feeds)
     try:
         Session(prepared.float_model.running).run(feeds[0])
-    except (DataError, ModelError) as e:  # a float model that fails says nothing of ours
+    except (DataError, ModelError) as e:  # nothing can be compared if the float model fails
         return _none(account, e)
     account.note(
-        "made-up-inputs", "verified on made-up inputs: give --data for a verdict that counts"
+        "made-up-inputs", "verified on random inputs: give --data for a meaningful verdict"
     )
     return feeds
 
 
 def _none(account: _Account, why: Exception) -> list[Feed]:
-    account.note("not-verified", f"not verified, give --data: made-up inputs do not do: {why}")
+    account.note("not-verified", f"not verified, give --data: random inputs do not work: {why}")
     return []
 
 
 def _verdict(
-    rewritten: Rewritten, feeds: list[Feed], sums: saturation_check.Sums, account: _Account
+    rewritten: Rewritten, feeds: list[Feed], sums: saturation_check.IntegerSums, account: _Account
 ) -> Verdict | None:
     prepared = rewritten.prepared
     prepared.progress.step("verify", (1 + len(sums.kinds)) * len(feeds))
     with prepared.stopwatch.stage("verify"):
-        # One session at a time: the float model's outputs are kept, then the compiled one runs.
+        # One session at a time: the float model's outputs are stored, then the compiled one runs.
         reference = Session(prepared.float_model.running, _options(prepared, compiled=False))
         old = list(_outputs(prepared, reference, feeds))
         del reference
-        release_memory()  # or the next session's weights come on top of this one's
+        release_memory()  # so that the weights of both sessions are never in memory together
         try:
             verdict = saturation_check.judge_by_sums(
                 sums, lambda kind: _judged(prepared, sums, feeds, old, kind)
@@ -188,7 +188,7 @@ def _verdict(
 
 def _judged(
     prepared: Prepared,
-    sums: saturation_check.Sums,
+    sums: saturation_check.IntegerSums,
     feeds: list[Feed],
     old: list[dict[str, Array]],
     kind: str,
@@ -197,15 +197,17 @@ def _judged(
     runner, metric = _runner(prepared, sums, kind), prepared.options.metric
     new = _outputs(prepared, runner, feeds)
     if metric is not None:
-        new = iter(kept := list(new))
+        new = iter(stored := list(new))
     verdict = closeness.judge(zip(old, new, feeds, strict=True), prepared.gates)
     if metric is not None:
-        was, now = (measure(metric, feeds, made) for made in (old, kept))
-        verdict.measured(was, now, prepared.gates)
+        before, after = (measure(metric, feeds, outputs) for outputs in (old, stored))
+        verdict.measured(before, after, prepared.gates)
     return invariance(runner.run, feeds).on(runner.on(verdict))
 
 
-def _runner(prepared: Prepared, sums: saturation_check.Sums, kind: str) -> saturation_check.Runner:
+def _runner(
+    prepared: Prepared, sums: saturation_check.IntegerSums, kind: str
+) -> saturation_check.Runner:
     """The compiled model in a session with one kind of sums."""
     options = _options(prepared)
     if not prepared.provider_missing:
@@ -216,23 +218,23 @@ def _runner(prepared: Prepared, sums: saturation_check.Sums, kind: str) -> satur
 
 
 def _repeats(rewritten: Rewritten, old: list[dict[str, Array]], feeds: list[Feed]) -> bool:
-    """False where the float model misses the gates against itself: it draws random numbers.
+    """False if the float model fails the gates against itself, because it draws random numbers.
 
-    Fresh sessions start with the same seed, so one runs everything twice. Equal answers repeat,
-    whatever the gates: some cannot be reached at all. Where nothing was quantized nothing less than
-    equal will do, of ``old`` too: some operators answer by what their memory held before.
+    New sessions start with the same seed, so one session runs everything twice. Equal outputs
+    repeat, whatever the gates, which may be impossible to pass. If nothing was quantized the
+    outputs must be equal, also to ``old``: some operators read uninitialized memory.
     """
     prepared, quantized = rewritten.prepared, rewritten.quantized
     session = Session(prepared.float_model.running, _options(prepared, compiled=False))
     first, second = ([session.run(feed) for feed in feeds] for _ in range(2))
     if _equal(first, second) and (quantized or _equal(old, first)):
         return True
-    made = zip(first, second, feeds, strict=True)
-    return quantized and closeness.judge(made, prepared.gates).passed
+    pairs = zip(first, second, feeds, strict=True)
+    return quantized and closeness.judge(pairs, prepared.gates).passed
 
 
 def _equal(first: list[dict[str, Array]], second: list[dict[str, Array]]) -> bool:
-    """True where all arrays are the same, NaN and all; sequences, maps and text say no."""
+    """True if all arrays have the same bytes, NaN included; False for sequences, maps and text."""
     pairs = zip(first, second, strict=True)
     return all(
         isinstance(x, np.ndarray) and x.dtype != object and x.tobytes() == b[name].tobytes()

@@ -1,4 +1,4 @@
-"""After a build: its lock, or whether it gave the same bytes as the one that it was built from."""
+"""After a build: makes its lock, or compares its bytes with the lock that it was built from."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def compare_with_lock(rewritten: Rewritten) -> Repeated:
         return Repeated()
     notes, digest = [], rewritten.calibrated.held_out.digest
     if digest and locked.data is not None and digest != locked.data["sha256"]:
-        text = "the data is not what was locked: it served to verify only"
+        text = "the data is not what was locked: it is only used to verify"
         notes.append(Note("other-data", text))
     found, expected = rewritten.compiled.sha256, locked.output["sha256"]
     if found == expected:
-        said = "not verified then" if locked.verified is None else _closeness(locked.verified)
-        return Repeated((*notes, Note("same-bytes", f"the same bytes as locked, {said}")))
+        verified = "not verified then" if locked.verified is None else _closeness(locked.verified)
+        return Repeated((*notes, Note("same-bytes", f"the same bytes as locked, {verified}")))
     why = (
         "; ".join(locked.changes())
-        or "though no input changed and no version: qcompile itself may have, since it was made"
+        or "although no input and no version changed: the code of qcompile may have changed"
     )
     if locked.is_light:
-        why += "; it was calibrated anew, so --threads and --max-memory may count too"
+        why += "; calibration ran again, so --threads and --max-memory may matter too"
     failure = (
         f"the bytes differ from the lock's (sha256 {found[:12]}…, expected {expected[:12]}…): {why}"
     )
@@ -53,7 +53,7 @@ def _closeness(verified: dict[str, Any]) -> str:
 
 
 def make_lock(verified: Verified) -> Lock:
-    """The light lock of a build; where its calibration is kept, ``lockfile.save`` says so in it."""
+    """The light lock of a build; ``lockfile.save_lock`` adds the calibration to it, if kept."""
     rewritten, prepared = verified.rewritten, verified.prepared
     model, compiled, account = (
         prepared.float_model,
@@ -76,7 +76,7 @@ def make_lock(verified: Verified) -> Lock:
 
 
 def _data(rewritten: Rewritten) -> dict[str, Any] | None:
-    """What calibrated; a locked build's is the lock's, whatever it was verified with."""
+    """The calibration data; in a locked build that of the lock, whatever it was verified with."""
     prepared, calibrated = rewritten.prepared, rewritten.calibrated
     if prepared.options.lock is not None:
         return prepared.options.lock.data
@@ -100,18 +100,18 @@ def _verified(verified: Verified) -> dict[str, Any] | None:
     return {"samples": verdict.samples, "outputs": cosines}
 
 
-def _decisions(rows: list[LedgerRow], found: dict[str, Quantizer]) -> list[dict[str, Any]]:
-    """Weights and activations of the ledger, with the scales that the graph holds for them."""
-    made = []
+def _decisions(rows: list[LedgerRow], in_file: dict[str, Quantizer]) -> list[dict[str, Any]]:
+    """Weights and activations of the ledger, with their scales in the graph."""
+    decisions = []
     for row in rows:
         if row.kind not in ("weight", "activation"):
             continue
-        plain: dict[str, Any] = {"tensor": row.tensor, "kind": row.kind, "as": row.dtype}
+        entry: dict[str, Any] = {"tensor": row.tensor, "kind": row.kind, "as": row.dtype}
         if row.low is not None and row.high is not None:
-            plain |= {"low": row.low, "high": row.high}
+            entry |= {"low": row.low, "high": row.high}
         if row.scale is not None:
-            plain |= {"scale": row.scale, "zero_point": row.zero_point}
-        elif row.name in found and row.dtype != "float":
-            plain |= found[row.name].to_dict()
-        made.append({**plain, "reason": row.reason})
-    return made
+            entry |= {"scale": row.scale, "zero_point": row.zero_point}
+        elif row.name in in_file and row.dtype != "float":
+            entry |= in_file[row.name].to_dict()
+        decisions.append({**entry, "reason": row.reason})
+    return decisions

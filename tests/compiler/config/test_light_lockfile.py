@@ -102,7 +102,7 @@ def test_without_data_is_one_line(model: Path, data: Path) -> None:
     _, file = made_with(model, str(data))
     digest = lockfile.read_lockfile(file).data["sha256"][:12]  # type: ignore[index]
     refused = again(model, file)
-    assert_one_line(refused, 2, "keeps no calibration", f"sha256 {digest}…", "compile --lock")
+    assert_one_line(refused, 2, "holds no calibration", f"sha256 {digest}…", "compile --lock")
     assert not model.with_name("again.onnx").exists()
 
 
@@ -158,7 +158,7 @@ def test_other_bytes_are_a_failure(model: Path, data: Path) -> None:
     text = file.read_text()
     file.write_text(text.replace(lockfile.read_lockfile(file).output["sha256"], "abc"))
     done = again(model, file, "--data", data)
-    assert_one_line(done, 1, "bytes differ", "expected abc", "calibrated anew", "--threads")
+    assert_one_line(done, 1, "bytes differ", "expected abc", "calibration ran again", "--threads")
     assert not model.with_name("again.onnx").exists()
     assert again(model, file, "--data", data, "--force").exit_code == 0
     assert model.with_name("again.onnx").read_bytes() == first
@@ -225,7 +225,9 @@ def test_general_text_beside_the_data_counts(folder: Path, tmp_path: Path) -> No
     assert lockfile.read_lockfile(file).data["general_text"] is not None  # type: ignore[index]
     specs = input_specs(read_model.load(folder / "model.onnx"))
     feeds = list(open_data(text, specs, tokenizer=folder))
-    with pytest.raises(RecipeError, match=r"general text beside the data .* sha256 of none"):
+    with pytest.raises(
+        RecipeError, match=r"general text that is run with the data .* sha256 of none"
+    ):
         qcompile.compile(folder / "model.onnx", feeds, recipe=file, options=options)
 
 

@@ -11,7 +11,7 @@ import pytest
 from qcompile.compiler.report.ledger import (
     LedgerRow,
     ledger_rows,
-    products_of_data,
+    count_activation_matmuls,
     read_rows,
     summarize_rows,
 )
@@ -144,11 +144,11 @@ def test_scales_zero_points_and_integer_biases(body: str, parameters: str) -> No
     assert kinds.get("w", "weight") == "weight"
 
 
-def test_products_of_data_have_no_constant_operand() -> None:
+def test_count_activation_matmuls_have_no_constant_operand() -> None:
     made = products(
         """a = MatMulInteger(x, w, z) b = MatMulInteger(x, v, z)
         d = com.microsoft.QGemm(x, s, z, v, t, o) e = com.microsoft.QGemm(x, s, z, w, t, o)
         f = QLinearMatMul(x, s, z, v, t, o, u, r)
         g = com.microsoft.MatMulIntegerToFloat(x, v, s, t) y = Mul(d, g)"""
     )
-    assert products_of_data(onnx.ModelProto.FromString(serialize(made))) == 4
+    assert count_activation_matmuls(onnx.ModelProto.FromString(serialize(made))) == 4

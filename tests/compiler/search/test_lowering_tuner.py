@@ -180,7 +180,7 @@ def test_forms_that_fail_a_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
         (
             FEEDS,
             {"pipeline": "plan-operands,insert-qdq,lower-linears"},
-            "own pipeline fixes all passes",
+            "the recipe's own pipeline fixes all",
         ),
     ],
 )
@@ -243,7 +243,7 @@ def test_a_lock_of_a_tuned_build(
     assert again.exit_code == 0, again.output
     assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
     both = compile_("--recipe", lock, "--tune")
-    assert both.exit_code == 2 and "--tune chooses anew what a lock has fixed" in both.stderr
+    assert both.exit_code == 2 and "--tune chooses what the lock has fixed" in both.stderr
 
 
 # ---- fixed dimensions

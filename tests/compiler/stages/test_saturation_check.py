@@ -93,7 +93,7 @@ def test_the_emulation_is_the_saturated_product() -> None:
     made.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     feed = {"a": np.random.default_rng(1).integers(128, 256, (7, 64)).astype(np.uint8)}
     exact, saturating = (
-        saturation_check.Sums(made).runner(kind, SessionOptions(threads=1)).run(feed)["y"]
+        saturation_check.IntegerSums(made).runner(kind, SessionOptions(threads=1)).run(feed)["y"]
         for kind in ("exact", "saturating")
     )
     np.testing.assert_array_equal(exact, feed["a"].astype(int) @ weight)
@@ -161,7 +161,7 @@ def test_an_encoder_compiled_by_default_is_the_same_everywhere(target: str, atte
     assert result.report.to_dict()["saturation"]["same_without_vnni"]
     options = SessionOptions(threads=1)
     runs = [
-        saturation_check.Sums(result.model).runner(kind, options).run(data[0])["out"]
+        saturation_check.IntegerSums(result.model).runner(kind, options).run(data[0])["out"]
         for kind in ("exact", "saturating")
     ]
     shifted = Session(result.model, SessionOptions(threads=1, exact=False)).run(data[0])["out"]
@@ -185,7 +185,7 @@ def test_operators_that_cannot_be_emulated_are_named(monkeypatch: pytest.MonkeyP
         saturation_check, "saturating_form", lambda *_: SaturatingForm(model(), (), (("n", "why"),))
     )
     monkeypatch.setattr(runtime, "saturates", lambda: False)
-    session = saturation_check.Sums(model()).runner("saturating", SessionOptions(threads=1))
+    session = saturation_check.IntegerSums(model()).runner("saturating", SessionOptions(threads=1))
     assert session.left == (("n", "why"),)
 
 
@@ -217,7 +217,7 @@ DATA = "d = DequantizeLinear(q, s, z)"
     ],
 )
 def test_products_are_found_as_the_runtime_fuses_them(body: str, weight: str) -> None:
-    assert not saturation_check.Sums(linear_behind(body, weight)).same
+    assert not saturation_check.IntegerSums(linear_behind(body, weight)).same
 
 
 def in_a_body() -> onnx.ModelProto:
@@ -235,7 +235,7 @@ def in_a_body() -> onnx.ModelProto:
 
 
 def test_products_in_bodies_are_bounded_and_said_not_to_be_emulated() -> None:
-    sums = saturation_check.Sums(in_a_body())
+    sums = saturation_check.IntegerSums(in_a_body())
     assert not sums.same and sums.kinds == ("exact", "saturating")
     feed = {"a": np.full((2, 64), 255, np.uint8), "c": np.array(True)}
     exact = sums.runner("exact", SessionOptions(threads=1)).run(feed)["y"]
@@ -259,7 +259,7 @@ def test_what_is_not_emulated_is_no_figure() -> None:
     found = qcompile.verify(made, made, [feed], gates=LOOSE)
     assert found.sums == "saturating" and set(found.by_sums) == {"exact", "saturating"}
     assert bool(found.not_emulated) != runtime.saturates()
-    advice = saturation_check.saturation_advice(saturation_check.Sums(made), found)
+    advice = saturation_check.saturation_advice(saturation_check.IntegerSums(made), found)
     assert ("elsewhere" in advice) == runtime.saturates()
 
 
@@ -272,4 +272,4 @@ def test_integers_of_one_sign_are_nothing_to_warn_of() -> None:
     )
     kernel = np.full((2, 4, 1, 1), 127, np.int8)
     made.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "w"))
-    assert saturation_check.Sums(made).same
+    assert saturation_check.IntegerSums(made).same

@@ -66,7 +66,9 @@ def test_it_is_in_the_report(vnni: None, shares: None) -> None:
     found = compiled()
     assert found["isa"] == "avx512-vnni" and found["share"] == 0.75
     assert found["speedup"] == pytest.approx(16 / 7)
-    assert found["summary"].startswith("about 2.3x: products take 75% of float's time")
+    assert found["summary"].startswith(
+        "about 2.3x: matrix multiplications and convolutions take 75% of float's time"
+    )
 
 
 def test_the_real_profile_has_a_share(vnni: None) -> None:

@@ -68,7 +68,7 @@ def test_integer_weights_stay_and_float_ones_are_completed(target: str, body: st
     assert [s.reason for s in result.report.skips if s.pass_name == "plan-operands"] == [
         "its weight came in quantized"
     ]
-    assert result.report.note_texts[0].startswith("the model came in quantized: 1 ")
+    assert result.report.note_texts[0].startswith("the input model is already quantized: 1 ")
 
 
 def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
@@ -76,7 +76,7 @@ def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
     result = qcompile.compile(serialize(graph), options=UNTIMED)
     assert dump(load(result.model)) == dump(graph)
     assert result.report.note_texts[1] == (
-        "nothing was quantized: beside what came in quantized, its weight came in quantized"
+        "nothing was quantized: except for what was already quantized, its weight came in quantized"
     )
 
 
@@ -166,6 +166,6 @@ def test_outputs_of_onnxruntimes_quantizers(
         )
     result = qcompile.compile(out, sentences(), target=target, mode="static", options=UNTIMED)
     assert result.report.failures == []
-    assert result.report.note_texts[0].startswith("the model came in quantized: ")
+    assert result.report.note_texts[0].startswith("the input model is already quantized: ")
     completed = [r.tensor for r in result.report.ledger if r.kind == "weight" and r.sqnr_db]
     assert ("wf0" in completed) == (form == "dynamic in part")
