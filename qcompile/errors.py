@@ -1,6 +1,6 @@
-"""The exception tree. Every error that a user can cause or meet derives from QCompileError.
+"""The exception classes. Every error that a user can cause or meet derives from QCompileError.
 
-A message names what was found, where (pass, node, tensor, file), and what was expected.
+A message states what was found, where (pass, node, tensor, file), and what was expected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RecipeError(QCompileError):
 
 
 class TargetError(QCompileError):
-    """The target does not exist or cannot run what was asked of it."""
+    """The target does not exist, or cannot run what was asked for."""
 
 
 class OutputError(QCompileError):
@@ -37,7 +37,7 @@ class ReportError(QCompileError):
 
 
 class PassError(QCompileError):
-    """A pass broke its contract: our bug, told with the pass and the node it was at."""
+    """A pass broke its contract: a bug of the pass. The message names the pass and the node."""
 
 
 class InvariantError(PassError):

@@ -1,4 +1,4 @@
-"""``qcompile compile`` as it was typed, and what it asks of the compiler."""
+"""The arguments of ``qcompile compile``, and the request that they make."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qcompile.compiler.stages.options import Request
 
 @dataclass(frozen=True, kw_only=True)
 class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
-    """One field an option: a misspelt name is an error of types, not one while running.
+    """One field per option, so that mypy finds a misspelt name.
 
-    They become a ``Recipe``, which says what to compile, ``CompileOptions``, how, and ``Gates``,
-    when to refuse it: the ``Request`` that the compiler sees.
+    They become a ``Request``: a ``Recipe`` (what to compile), ``CompileOptions`` (how) and
+    ``Gates`` (when to reject the result).
     """
 
     model: Path
@@ -37,11 +37,11 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
     dump_passes: Path | None
 
     def reports(self, out: Path) -> ReportFiles:
-        """Where the reports on the model ``out`` go. Raises OutputError."""
+        """The report files for the model ``out``. Raises OutputError."""
         return ReportFiles.for_model(out, self.report_files)
 
     def make_request(self) -> Request:
-        """All that a compilation is asked. Raises RecipeError, and OutputError for --report."""
+        """The request of the compilation. Raises RecipeError, and OutputError for --report."""
         recipe = self.make_recipe()
         lock = lockfile.requested_lock(self.recipe, recipe, COMMAND_LINE)
         seconds = self.search_time if _is_searched() and lock is None else 0.0
@@ -67,6 +67,6 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
 
 
 def _is_searched() -> bool:
-    """A gate that the user has set, not one by default, is worth a search."""
+    """True if the user set an accuracy gate: default gates do not start a search."""
     source = click.get_current_context().get_parameter_source
     return any(source(name) is not ParameterSource.DEFAULT for name in ACCURACY_GATES)

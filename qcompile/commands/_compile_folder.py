@@ -1,4 +1,4 @@
-"""The folder side of ``qcompile compile``: a model folder in, one out, file by file."""
+"""``qcompile compile`` for a model folder: compiles it into another folder, file by file."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class CompiledFolder(Record):
 
 
 def compile_folder(arguments: CompileArguments, request: Request) -> None:
-    """Compile every ONNX file of a folder into a folder like it, written whole or not at all.
+    """Compile every ONNX file of a folder into a folder of the same layout, written atomically.
 
-    Where it holds torch weights only, they are exported first.
+    If it holds torch weights only, they are exported first.
     """
     try:
         reports, account = _build(arguments, request)
@@ -58,27 +58,28 @@ def compile_folder(arguments: CompileArguments, request: Request) -> None:
 def _build(
     arguments: CompileArguments, request: Request
 ) -> tuple[dict[str, Report], FolderAccount]:
-    """The reports by name, and the account of what went into the folder."""
+    """Write the folder; return the reports by file name, and the account of the inputs."""
     source, out = arguments.model, arguments.output
     with (
         atomic_folder.folder_to_fill(out, source) as stage,
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=stage.parent) as scratch,
         progress_bar(shown=arguments.for_people) as bar,
     ):
-        found = layout.read_folder(source)
-        _check_extras(arguments, found)
-        folder, exported = with_models(found, Path(scratch), bar)
+        input_folder = layout.read_folder(source)
+        _check_extras(arguments, input_folder)
+        folder, exported = with_models(input_folder, Path(scratch), bar)
         atomic_folder.copy_companions(folder, stage)
         reports = _compile_all(arguments, folder, replace(request, progress=bar), stage)
-        account = FolderAccount(source.resolve().name, found, exported)
+        account = FolderAccount(source.resolve().name, input_folder, exported)
         atomic_folder.write_manifest(stage, account.to_dict())
     return reports, account
 
 
 def _check_extras(arguments: CompileArguments, folder: Folder) -> None:
-    """Files beside the output folder belong to one model, and must outlast it. Raises OutputError.
+    """Files outside the output folder are for one model only. Raises OutputError.
 
-    ``--report`` is written in addition to the report in the folder.
+    They must not be inside the input or output folder, which is replaced. ``--report`` is written
+    in addition to the report in the folder.
     """
     files = [("--report", path) for path in arguments.report_files]
     if arguments.lock_file is not None:
@@ -86,10 +87,10 @@ def _check_extras(arguments: CompileArguments, folder: Folder) -> None:
         files.append(("calibration of --lock", lockfile.calibration_path(arguments.lock_file)))
     for option, path in files:
         if len(folder.models) > 1:
-            raise OutputError(f"{option} is for one model, and the folder holds several")
+            raise OutputError(f"{option} is for one model, but the folder holds several")
         for place in (arguments.model, arguments.output):
             if path.resolve().is_relative_to(place.resolve()):
-                raise OutputError(f"{option} {str(path)!r} lies in folder {str(place)!r}")
+                raise OutputError(f"{option} {str(path)!r} is inside folder {str(place)!r}")
         atomic_write.check_writable(path)
 
 

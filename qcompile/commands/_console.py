@@ -44,7 +44,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(*, shown: bool) -> Iterator[Bar]:
-    """Bars that appear on a terminal only, and stay there when done."""
+    """Progress bars, shown only on a terminal; finished ones stay visible."""
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(finished_text="✓"),
@@ -59,31 +59,31 @@ def progress_bar(*, shown: bool) -> Iterator[Bar]:
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout, as in ``compiler/report/schemas/output.json``; what is not finite is null."""
+    """JSON on stdout, as in ``compiler/report/schemas/output.json``; infinities are null."""
     click.echo(json.dumps(plain(value), indent=1, allow_nan=False))
 
 
 class Output(Console):
-    """A console that leaves a closed pipe to the caller; rich would exit with code 1."""
+    """A console that lets the caller handle a closed pipe; rich would exit with code 1."""
 
     def on_broken_pipe(self) -> None:
-        """The reader has gone: pass it on."""
+        """The reader closed the pipe: raise it to the caller."""
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Where tables go: stdout; wide where it is no terminal, so that logs keep whole names."""
-    made = Output(highlight=False)
-    return made if made.is_terminal else Output(highlight=False, width=_LOG_WIDTH)
+    """A console on stdout; wide if it is not a terminal, so that logs show whole names."""
+    terminal = Output(highlight=False)
+    return terminal if terminal.is_terminal else Output(highlight=False, width=_LOG_WIDTH)
 
 
 def safe(text: str) -> str:
-    """Text of a model as rich prints it literally: no markup in it, no terminal escapes."""
+    """Text of a model, escaped so that rich prints it literally, without terminal escapes."""
     return escape(printable(text))
 
 
 class PlainTable(Table):
-    """A table that takes its cells as they are: names of tensors hold brackets."""
+    """A table that prints its cells literally: names of tensors may hold brackets."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """One row, its strings made safe."""
@@ -91,11 +91,11 @@ class PlainTable(Table):
 
 
 def table(title: str, *columns: str) -> PlainTable:
-    """A table whose first column is text and the others numbers."""
-    made = PlainTable(title=safe(title), title_justify="left", title_style="bold")
+    """A table whose first column is text and the others are numbers."""
+    empty = PlainTable(title=safe(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    return made
+        empty.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return empty
 
 
 def megabytes(size: int) -> str:

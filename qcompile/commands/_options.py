@@ -1,4 +1,4 @@
-"""Options and output that several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 
 
 
 class Size(click.ParamType[int]):
-    """Bytes, written as 800MB, 2GiB or a plain number."""
+    """Bytes, written as 800MB, 2GiB or a number."""
 
     name = "SIZE"
 
@@ -59,7 +59,7 @@ class Ranged(click.ParamType[tuple[str, tuple[int, ...]]]):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputArguments:
-    """What is shown of the result. ``verbose`` is read where errors are explained."""
+    """What is shown of the result. ``verbose`` is for the handling of errors in ``cli.py``."""
 
     quiet: bool
     verbose: bool
@@ -67,7 +67,7 @@ class OutputArguments:
 
     @property
     def for_people(self) -> bool:
-        """True where progress and what to do next are shown."""
+        """True if progress and the next command are shown."""
         return not (self.quiet or self.as_json)
 
 
@@ -115,26 +115,26 @@ _GATES = {
     "max_latency_ratio": "Largest ratio of latencies, compiled over float.",
     "min_metric": "Smallest value of --metric.",
 }
-_COMPILING_GATES = ("max_latency_ratio", "min_metric")
+_COMPILE_ONLY_GATES = ("max_latency_ratio", "min_metric")
 ACCURACY_GATES = tuple(name for name in _GATES if name != "max_latency_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateArguments(Gates):
-    """One option a gate; those that a command has no option for keep their defaults."""
+    """One option per gate; gates without an option in a command keep their defaults."""
 
     def make_gates(self) -> Gates:
-        """The gates alone."""
+        """The gates as ``Gates``."""
         return Gates(**{field.name: getattr(self, field.name) for field in fields(Gates)})
 
 
 def gate_options(*, compiling: bool) -> Callable[[F], F]:
-    """For ``GateArguments``, each with its default; some only make sense while compiling."""
+    """Options for ``GateArguments``, with their defaults; some exist only when ``compiling``."""
 
     def decorate(command: F) -> F:
         defaults = Gates()
         for field in reversed(fields(Gates)):
-            if field.name in _COMPILING_GATES and not compiling:
+            if field.name in _COMPILE_ONLY_GATES and not compiling:
                 continue
             default = getattr(defaults, field.name)
             text = _GATES[field.name] + ("" if default is not None else "  [default: off]")

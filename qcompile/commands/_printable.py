@@ -1,4 +1,4 @@
-"""Text of others on the user's terminal: names in a model may hold escapes that steer it."""
+"""Untrusted text on the user's terminal: names in a model may hold terminal escape sequences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ _LONGEST = 1000
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
-    """The text with every character that does not print as its Python escape, cut in the middle.
+    """The text with Python escapes for unprintable characters, truncated in the middle.
 
-    Controls, bidirectional marks and lone surrogates do not print; spaces do, line breaks do not.
+    Control characters, bidirectional marks, lone surrogates and line breaks are unprintable.
     """
     if len(text) > longest:
         half = longest // 2

@@ -17,7 +17,7 @@ from qcompile.system.resume_cache import Cache, default_folder
 from qcompile.targets.instruction_sets import TABLE
 from qcompile.targets.target import Mode
 
-COMMAND_LINE = "command line"  # where settings come from, in messages
+COMMAND_LINE = "command line"  # the source of settings, in messages
 isa_option = click.option(
     "--isa", metavar="NAME|native",
     help=f"Processors that the model is for: {', '.join(TABLE)}; native: this machine.  "
@@ -54,7 +54,7 @@ _OPTIONS = (
 
 
 def recipe_options(command: F) -> F:
-    """For ``RecipeArguments``: the recipe, option by option, and what its calibration may use."""
+    """Options for ``RecipeArguments``: the settings of the recipe, and limits of calibration."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -62,7 +62,7 @@ def recipe_options(command: F) -> F:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArguments(DataArguments):
-    """``recipe`` names a recipe, its file or a lock; None leaves a setting as that says."""
+    """``recipe``: name or file of a recipe, or a lock; settings that are None do not change it."""
 
     target: str | None
     mode: Mode | None
@@ -80,7 +80,7 @@ class RecipeArguments(DataArguments):
     no_cache: bool
 
     def make_recipe(self) -> Recipe:
-        """The recipe, if any, or a lock's, with the command line's options on top."""
+        """The recipe, or a lock's, with the command line's options merged in."""
         base = lockfile.recipe_of(self.recipe)
         fixed = {name: size for name, (size,) in self.dims}
         settings = {
@@ -97,7 +97,7 @@ class RecipeArguments(DataArguments):
         return merge_settings(base, settings, COMMAND_LINE)
 
     def make_options(self) -> CompileOptions:
-        """What calibration may use. Raises RecipeError where two options contradict each other."""
+        """Data and limits of calibration. Raises RecipeError for contradicting options."""
         return CompileOptions(
             tokenizer=self.tokenizer,
             samples=self.samples,
@@ -108,7 +108,7 @@ class RecipeArguments(DataArguments):
         )
 
     def _make_cache(self) -> Cache | None:
-        """None where it is switched off."""
+        """The cache, None if it is switched off."""
         if self.no_cache:
             if self.cache is not None:
                 raise RecipeError("--cache and --no-cache contradict each other")

@@ -1,4 +1,4 @@
-"""Where reports go: JSON always, beside the model unless named; an HTML page where asked for."""
+"""The files of a report: always JSON, by default next to the model; an HTML page if asked for."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qcompile.system import atomic_write
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """``data`` is JSON, which ``inspect`` and ``report`` read; ``page`` is for people."""
+    """``data``: JSON, which ``inspect`` and ``report`` read. ``page``: HTML."""
 
     data: Path
     page: Path | None = None
 
     @classmethod
     def for_model(cls, out: Path, paths: Iterable[Path]) -> ReportFiles:
-        """As --report says. Raises OutputError on other forms, and on two files of one form."""
-        found = by_form(paths)
-        data = found.get(".json", out.with_name(f"{out.stem}.report.json"))
-        return cls(data, found.get(".html"))
+        """The files that --report names. Raises OutputError as ``by_suffix`` does."""
+        named = by_suffix(paths)
+        data = named.get(".json", out.with_name(f"{out.stem}.report.json"))
+        return cls(data, named.get(".html"))
 
     @property
     def named(self) -> dict[str, Path]:
@@ -34,14 +34,14 @@ class ReportFiles:
         return {"report": self.data} | ({} if self.page is None else {"report page": self.page})
 
     def write(self, report: Report) -> None:
-        """Write both, each whole or not at all. Raises OutputError."""
+        """Write both files, each atomically. Raises OutputError."""
         atomic_write.write_atomic(self.data, report.to_json().encode())
         if self.page is not None:
             atomic_write.write_atomic(self.page, report.to_html().encode())
 
 
 def report_option(command: F) -> F:
-    """--report, once for each form."""
+    """--report, once per format."""
     return click.option(
         "--report",
         "report_files",
@@ -52,13 +52,14 @@ def report_option(command: F) -> F:
     )(command)
 
 
-def by_form(paths: Iterable[Path]) -> dict[str, Path]:
-    """At most one of each form, by its suffix. Raises OutputError."""
-    found: dict[str, Path] = {}
+def by_suffix(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by suffix. Raises OutputError for another suffix than .json or .html, or two of one."""
+    files: dict[str, Path] = {}
     for path in paths:
         if path.suffix not in (".json", ".html"):
             raise OutputError(f"report {str(path)!r}: expected a .json or .html file")
-        if path.suffix in found:
-            raise OutputError(f"report {str(path)!r}: {str(found[path.suffix])!r} is one already")
-        found[path.suffix] = path
-    return found
+        if path.suffix in files:
+            other = str(files[path.suffix])
+            raise OutputError(f"report {str(path)!r}: {other!r} has the same format")
+        files[path.suffix] = path
+    return files

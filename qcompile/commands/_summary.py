@@ -1,4 +1,4 @@
-"""How a compilation is shown: one table of float against compiled, notes, what to do next."""
+"""Shows a compilation: a table that compares float and compiled, notes, and the next command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def deliver(
     arguments: OutputArguments,
     lock_file: Path | None = None,
 ) -> None:
-    """Show a result and write it. The model is written last: it stands for the whole."""
+    """Show a result and write it. The model is written last: if it exists, all files do."""
     show_or_print(result, arguments)
     if lock_file is not None:
         result.save_lock(lock_file)
@@ -37,22 +37,22 @@ def deliver(
         if result.report.tuning:
             click.echo(f"recipe:  {tuned_file(out)}: --recipe builds the same without timing")
         if lock_file is not None:
-            click.echo(f"lock:    {lock_file}{_beside(lock_file, result)}")
+            click.echo(f"lock:    {lock_file}{_calibration_file(lock_file, result)}")
 
 
 def tuned_file(out: Path) -> Path:
-    """Where the recipe of a tuned build lies."""
+    """The file of a tuned build's recipe."""
     return out.with_name(f"{out.stem}.recipe.yaml")
 
 
 def save_tuned(report: Report, out: Path) -> None:
-    """Write the recipe with the forms that were fastest, if any were timed. Raises OutputError."""
+    """Write the recipe with the fastest lowering options, if any were timed. Raises OutputError."""
     if report.tuning is not None:
         text = lowering_tuner.tuned_recipe_yaml(report, report.tuning)
         atomic_write.write_atomic(tuned_file(out), text.encode())
 
 
-def _beside(lock_file: Path, result: Result) -> str:
+def _calibration_file(lock_file: Path, result: Result) -> str:
     """The lock's second file and its size, which may be several times the model's."""
     if result.calibration is None:
         return ""
@@ -69,12 +69,12 @@ def show_or_print(result: Result, arguments: OutputArguments) -> None:
 
 
 def show(report: Report) -> None:
-    """Print the headline table and the notes of a report; first where answers would differ."""
+    """Print the table and the notes of a report; first, on which processors outputs differ."""
     out = console()
     if report.saturation is not None and report.saturation.advice:
         out.print(f"[yellow]processors[/]: {safe(report.saturation.advice)}")
-    made = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
-    made.add_row(
+    rows = table(f"{report.source}: target {report.target}, {report.mode}", "", "float", "compiled")
+    rows.add_row(
         "file size",
         megabytes(report.float_bytes),
         f"{megabytes(report.bytes)}  ({report.size_ratio:.1%})",
@@ -89,33 +89,33 @@ def show(report: Report) -> None:
             if report.provider_missing
             else shapes
         )
-        made.add_row(f"latency, best ({where})", f"{old.best:.2f} ms", speedup)
+        rows.add_row(f"latency, best ({where})", f"{old.best:.2f} ms", speedup)
         speedup = f"{new.median:.2f} ms  ({1 / ratio.median:.2f}x)"
-        made.add_row("latency, median", f"{old.median:.2f} ms", speedup)
+        rows.add_row("latency, median", f"{old.median:.2f} ms", speedup)
     if report.forecast:
-        made.add_row("predicted speed-up", "", f"about {report.forecast.speedup:.1f}x")
+        rows.add_row("predicted speed-up", "", f"about {report.forecast.speedup:.1f}x")
     for output in _float_outputs(report):
         name = output.name
-        made.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
-        made.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
+        rows.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
+        rows.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
     if report.verdict is not None and report.verdict.metric is not None:
-        made.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
+        rows.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
     if report.verdict is not None:
-        made.add_row("samples compared", "", str(report.verdict.samples))
-    if not report.provider_missing:  # what another provider makes of the graph says nothing
-        made.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
+        rows.add_row("samples compared", "", str(report.verdict.samples))
+    if not report.provider_missing:  # another provider runs other operators
+        rows.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
     if report.int8_products:
-        made.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))
-    out.print(made)
+        rows.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))
+    out.print(rows)
     for failure in report.failures:
         out.print(f"[red]gate failed[/]: {safe(failure)}")
     for note in (n for n in report.notes if n.code != "saturation"):
         out.print(f"[yellow]note[/]: {safe(note.text)}")
-    kept = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
-    if kept and report.mode != "float":
-        size = sum(r.bytes for r in kept)
-        out.print(f"{len(kept)} weights ({megabytes(size)}) stayed float:")
-        for row in sorted(kept, key=lambda r: -r.bytes)[:5]:
+    unquantized = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
+    if unquantized and report.mode != "float":
+        size = sum(r.bytes for r in unquantized)
+        out.print(f"{len(unquantized)} weights ({megabytes(size)}) stayed float:")
+        for row in sorted(unquantized, key=lambda r: -r.bytes)[:5]:
             out.print(f"  {safe(row.tensor)} ({megabytes(row.bytes)}): {safe(row.reason)}")
 
 

@@ -30,12 +30,12 @@ from qcompile.system.processor import instruction_sets
 
 _DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
-_MIN_ROUNDS = 4  # below, a bootstrap over rounds says nothing
+_MIN_ROUNDS = 4  # with fewer, a bootstrap over rounds is meaningless
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchArguments(DataArguments):
-    """One field an option; ``fixed`` are shapes of whole inputs by name."""
+    """One field per option; ``fixed``: shapes of whole inputs by name."""
 
     models: tuple[Path, ...]
     dims: tuple[tuple[str, tuple[int, ...]], ...]
@@ -52,7 +52,7 @@ class BenchArguments(DataArguments):
 
     @property
     def to_stdout(self) -> bool:
-        """True where JSON is all that is shown."""
+        """True if JSON goes to stdout, and nothing else is shown."""
         return str(self.json_file) == "-"
 
 
@@ -94,16 +94,16 @@ def bench(**given: Any) -> None:
             raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
         atomic_write.check_writable(file)
     feeds = list(_feeds(graph, arguments))
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     profiles: list[list[Profile]] = []
     with progress_bar(shown=not arguments.quiet) as bar:
         for feed in feeds:
             bar.step("bench", options.rounds)
             labelled = list(zip(_labels(models), models, strict=True))
-            found.append(latency.compare_latency(labelled, feed, options, bar.advance))
+            comparisons.append(latency.compare_latency(labelled, feed, options, bar.advance))
             if arguments.profile:
                 profiles.append(profile(labelled, feed, options.threads, provider=provider))
-    _write(arguments, found, profiles)
+    _write(arguments, comparisons, profiles)
 
 
 def _labels(models: Sequence[Path]) -> list[str]:
@@ -113,7 +113,7 @@ def _labels(models: Sequence[Path]) -> list[str]:
 
 
 def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
-    """One feed for each combination of dimensions, or the first one of real data."""
+    """One feed for each combination of dimensions, or the first one of the data."""
     shape_inference.infer(graph)
     if arguments.data is not None:
         data = open_data(
@@ -133,25 +133,25 @@ def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
 
 
 def _write(
-    arguments: BenchArguments, found: list[Comparison], profiles: list[list[Profile]]
+    arguments: BenchArguments, comparisons: list[Comparison], profiles: list[list[Profile]]
 ) -> None:
-    for comparison, profiled in zip(found, profiles, strict=False):
+    for comparison, profiled in zip(comparisons, profiles, strict=False):
         comparison.profile = profiled
     if arguments.to_stdout:
-        print_json(found)
+        print_json(comparisons)
         return
     if arguments.json_file is not None:
-        text = json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(plain(comparisons), indent=1, allow_nan=False) + "\n"
         atomic_write.write_atomic(arguments.json_file, text.encode())
     if not arguments.quiet:
-        for comparison in found:
+        for comparison in comparisons:
             show(comparison)
         for profiled in profiles:
             show_profile(profiled)
 
 
 def show(comparison: Comparison) -> None:
-    """One row a model."""
+    """Print a table with one row per model."""
     where = ", ".join(f"{n} {s}" for n, s in comparison.shapes.items())
     isa = ", ".join(instruction_sets()[:2]) or "unknown instruction set"
     title = f"{where}; {comparison.threads} threads, {isa}"
@@ -172,12 +172,13 @@ def show(comparison: Comparison) -> None:
 
 
 def show_profile(profiles: Sequence[Profile]) -> None:
-    """Milliseconds a run by operator, one column a model, with the number of nodes."""
-    made = table("by operator", "ms a run (nodes)", *(p.label for p in profiles))
-    known = [{o.op: o for o in p.ops} for p in profiles]
-    dearest = {op: max(k[op].ms for k in known if op in k) for op in {o for k in known for o in k}}
-    for op in sorted(dearest, key=lambda o: (-dearest[o], o))[:_SHOWN_OPS]:
-        cells = (f"{k[op].ms:.2f} ({k[op].nodes})" if op in k else "-" for k in known)
-        made.add_row(op, *cells)
-    made.add_row("all", *(f"{p.total:.2f}" for p in profiles))
-    console().print(made)
+    """Print milliseconds per run by operator and the number of nodes, one column per model."""
+    rows = table("by operator", "ms per run (nodes)", *(p.label for p in profiles))
+    by_op = [{o.op: o for o in p.ops} for p in profiles]
+    # The largest time of each operator in any model; the slowest operators are shown.
+    most = {op: max(m[op].ms for m in by_op if op in m) for op in {o for m in by_op for o in m}}
+    for op in sorted(most, key=lambda o: (-most[o], o))[:_SHOWN_OPS]:
+        cells = (f"{m[op].ms:.2f} ({m[op].nodes})" if op in m else "-" for m in by_op)
+        rows.add_row(op, *cells)
+    rows.add_row("all", *(f"{p.total:.2f}" for p in profiles))
+    console().print(rows)

@@ -1,4 +1,4 @@
-"""The command line: one file a command in ``qcompile/commands``, one line for every error."""
+"""The command line: one file per command in ``qcompile/commands``, one line for every error."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _COMMANDS = {
     "calibrators": "plugins",
     "targets": "plugins",
 }
-_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal, as shells have it
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 plus the signal's number, as in shells
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: leaves as Ctrl-C does, so that temporary files go, with an exit code of its own."""
+    """SIGTERM: handled like Ctrl-C, so that temporary files are removed, with another exit code."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises, instead of ending the process where it stands."""
+    """SIGTERM raises TerminatedError instead of ending the process."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise TerminatedError
@@ -59,7 +59,7 @@ def _terminable() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """Loads commands late, and turns errors into one line and the documented exit codes."""
+    """Imports commands when they run, and turns errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -90,7 +90,7 @@ class Commands(click.Group):
         except QCompileError as e:
             _explain(str(e))
             code = e.exit_code
-        except BrokenPipeError:  # the reader of a pipe has gone; there is no one to tell
+        except BrokenPipeError:  # the reader closed the pipe: nothing to report
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
         except MemoryError:
@@ -103,7 +103,7 @@ class Commands(click.Group):
 
 
 def _explain(message: str) -> None:
-    """One line; the traceback too where -v asks for it."""
+    """Print one line; with -v also the traceback."""
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exc()
     click.echo("error: " + printable(" ".join(message.split())), err=True)

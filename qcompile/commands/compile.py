@@ -87,7 +87,7 @@ def _make_folder(path: Path) -> None:
 def _check_files(
     arguments: CompileArguments, options: CompileOptions, reports: ReportFiles
 ) -> None:
-    """Every file can be written, and none stands for two things. Raises OutputError."""
+    """Check that every file can be written and has one purpose only. Raises OutputError."""
     files = {"output": arguments.output, **reports.named}
     if options.tune:
         files["tuned recipe"] = tuned_file(arguments.output)
@@ -96,9 +96,9 @@ def _check_files(
     lock_file = arguments.lock_file
     if lock_file is not None:
         files |= {"lock": lock_file, "lock's calibration": lockfile.calibration_path(lock_file)}
-    seen = {arguments.model.resolve(): "input model"}
+    purposes = {arguments.model.resolve(): "input model"}
     for what, path in files.items():
-        other = seen.setdefault(path.resolve(), what)
+        other = purposes.setdefault(path.resolve(), what)
         if other != what:
             raise OutputError(f"{what} {str(path)!r} is the {other} itself")
     for path in files.values():

@@ -1,4 +1,4 @@
-"""qcompile demo: the main job on a real pretrained encoder."""
+"""qcompile demo: compiles a real pretrained encoder."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def demo(output: Path, report_files: tuple[Path, ...], **given: Any) -> None:
 def model_path() -> Path:
     """The demo model in the installed package. Raises ModelError saying what to install."""
     try:
-        found = files(_PACKAGE) or []
+        installed = files(_PACKAGE) or []
     except PackageNotFoundError as e:
         raise ModelError(f"the demo model is not installed, run: {_INSTALL}") from e
-    for file in found:
+    for file in installed:
         if file.suffix == ".onnx":
             return Path(str(file.locate()))
     raise ModelError(f"package {_PACKAGE} holds no .onnx file, expected one; run: {_INSTALL}")

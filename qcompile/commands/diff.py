@@ -28,26 +28,26 @@ def diff(a: Path, b: Path, top: int, **given: Any) -> None:
     to a model, if compile wrote one. The exit code is 0 whether they differ or not.
     """
     arguments = OutputArguments(**given)
-    found = diff_models(a, b)
+    difference = diff_models(a, b)
     if arguments.as_json:
-        print_json(found)
+        print_json(difference)
     elif not arguments.quiet:
-        show(found, top)
+        show(difference, top)
 
 
-def show(found: Difference, top: int) -> None:
-    """One line where the models are the same, else a table for each kind of difference."""
-    old, new = found.a, found.b
-    if found.equal:
+def show(difference: Difference, top: int) -> None:
+    """Print one line if the models are equal, else a table for each kind of difference."""
+    old, new = difference.a, difference.b
+    if difference.equal:
         click.echo(f"the same bytes: {megabytes(old.bytes)}, sha256 {old.sha256[:12]}")
         return
     for name, one in (("a", old), ("b", new)):
         click.echo(f"{name}: {one.path}, {one.bytes:,} bytes ({megabytes(one.bytes)})")
-    _show_pairs("settings", found.settings)
-    _show_pairs("operators", found.operators)
-    for change in dict.fromkeys(t.change for t in found.tensors):
-        _show_tensors(change, [t for t in found.tensors if t.change == change], top)
-    if not (found.settings or found.operators or found.tensors):
+    _show_pairs("settings", difference.settings)
+    _show_pairs("operators", difference.operators)
+    for change in dict.fromkeys(t.change for t in difference.tensors):
+        _show_tensors(change, [t for t in difference.tensors if t.change == change], top)
+    if not (difference.settings or difference.operators or difference.tensors):
         click.echo("operators, types, scales and weights are the same: names or the like differ")
 
 
@@ -65,17 +65,17 @@ def _cell(value: Any) -> str:
 
 
 def _around_difference(a: str, b: str) -> tuple[str, str]:
-    """Long texts, such as pipelines, from where they begin to differ."""
+    """Long texts, such as pipelines, truncated around the first difference."""
     if max(len(a), len(b)) <= _WIDEST:
         return a, b
     same = next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
     start = max(0, same - _WIDEST // 3)
-    return _cut(a, start), _cut(b, start)
+    return _truncated(a, start), _truncated(b, start)
 
 
-def _cut(text: str, start: int) -> str:
+def _truncated(text: str, start: int) -> str:
     shown = text[start : start + _WIDEST]
     return f"{'…' if start else ''}{shown}{'…' if start + _WIDEST < len(text) else ''}"
 
@@ -93,24 +93,24 @@ def _show_tensors(change: str, rows: list[TensorChange], top: int) -> None:
 
 
 def _weight(row: TensorChange) -> tuple[float, str]:
-    """The largest first."""
+    """Sort key: the largest tensor first."""
     sizes = [s.bytes for s in (row.a, row.b) if s is not None]
     return -max(sizes), row.tensor
 
 
-def _side(told: Entry | None, change: str) -> str:
-    if told is None:
+def _side(entry: Entry | None, change: str) -> str:
+    if entry is None:
         return "-"
     if change == "scale":
-        return _scale(told)
+        return _scale(entry)
     if change == "shape":
-        return "x".join(map(str, told.shape))
-    size = f", {told.bytes:,} bytes" if told.bytes else ""
-    return f"{told.type}{size}"
+        return "x".join(map(str, entry.shape))
+    size = f", {entry.bytes:,} bytes" if entry.bytes else ""
+    return f"{entry.type}{size}"
 
 
-def _scale(told: Entry) -> str:
-    scale = told.scale
+def _scale(entry: Entry) -> str:
+    scale = entry.scale
     if isinstance(scale, Scales):
         return f"{scale.scales} of {scale.lowest:.4g} to {scale.highest:.4g}"
-    return "-" if scale is None else f"{scale:.6g}, zero {told.zero_point}"
+    return "-" if scale is None else f"{scale:.6g}, zero {entry.zero_point}"

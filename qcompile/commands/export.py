@@ -34,7 +34,7 @@ def export(
     checkout.
     """
     arguments = OutputArguments(**given)
-    wanted = None if task is None else tasks.task_named(task)
+    chosen = None if task is None else tasks.task_named(task)
     with progress_bar(shown=arguments.for_people) as bar:
         if Path(source).is_dir():
             folder = layout.read_folder(Path(source))
@@ -47,16 +47,16 @@ def export(
         with atomic_folder.folder_to_fill(output, folder.path) as stage:
             atomic_folder.copy_companions(folder, stage)
             bar.step("export")
-            made = torch_export.export_folder(folder, stage, wanted, opset)
-            account = torch_export.ExportAccount(Path(source).name, folder, made)
+            exported = torch_export.export_folder(folder, stage, chosen, opset)
+            account = torch_export.ExportAccount(Path(source).name, folder, exported)
             atomic_folder.write_manifest(stage, account.to_dict())
     if arguments.as_json:
         print_json(account)
     elif not arguments.quiet:
-        size = sum((output / file).stat().st_size for file in made.files)
-        click.echo(f"exported: {made}")
-        for note in made.notes:
+        size = sum((output / file).stat().st_size for file in exported.files)
+        click.echo(f"exported: {exported}")
+        for note in exported.notes:
             click.echo(f"note:    {note}")
-        click.echo(f"written: {output}: {', '.join(made.files)} ({megabytes(size)})")
+        click.echo(f"written: {output}: {', '.join(exported.files)} ({megabytes(size)})")
         next_out = shlex.quote(f"{output}-int8")
         click.echo(f"next:    qcompile compile {shlex.quote(str(output))} -o {next_out} --data …")

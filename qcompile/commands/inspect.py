@@ -20,7 +20,7 @@ from qcompile.system import digests
 
 @dataclass(frozen=True)
 class Inspection:
-    """What ``inspect`` finds."""
+    """The output of ``inspect``."""
 
     bytes: int
     ledger: list[LedgerRow]
@@ -39,14 +39,14 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     Sizes sum to the file size. Reasons come from the report that compile wrote next to the model.
     """
     arguments = OutputArguments(**given)
-    # Refuses what would harm: the runtime is to load it.
+    # Raises errors for an invalid model before the runtime loads it.
     shape_inference.infer(read_model.load(model))
     proto, _storage = read_model.read_model(model)
-    wanted = report_file or sidecar_files.report_path(model)
-    report = sidecar_files.find_report(wanted, digests.of_file(model))
-    known = sidecar_files.rows_of(report)
+    report_file = report_file or sidecar_files.report_path(model)
+    report = sidecar_files.find_report(report_file, digests.of_file(model))
+    reported = sidecar_files.rows_of(report)
     size = model.stat().st_size + external_data.external_bytes(proto)
-    rows = known if known is not None else ledger.ledger_rows(proto, size)
+    rows = reported if reported is not None else ledger.ledger_rows(proto, size)
     operators = dict(sorted(session.optimized_ops(model).items()))
     if arguments.as_json:
         print_json(Inspection(size, rows, operators))
@@ -58,7 +58,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
         _show_rows(rows)
     else:
         _show_float(rows)
-    if known is None:
+    if reported is None:
         click.echo("no report of this file next to it: reasons are derived from the file alone")
     if not every:
         click.echo(f"next:    qcompile inspect {model} --all")

@@ -1,4 +1,4 @@
-"""qcompile passes, calibrators, targets: what is registered, each with its options and one line."""
+"""qcompile passes, calibrators, targets: lists what is registered, with options and a summary."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def targets(as_json: bool, verbose: bool) -> None:
 
 
 def _common(cls: type[Any]) -> tuple[str, str, str]:
-    """Name, what it is for, options."""
+    """Name, summary and options."""
     options = ", ".join(f"{f.name.replace('_', '-')}={f.default}" for f in dataclasses.fields(cls))
     return cls.name, _first_line(cls), options
 

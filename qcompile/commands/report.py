@@ -38,18 +38,18 @@ def report(file: Path, output: Path | None, quiet: bool, verbose: bool) -> None:
 
 
 def _page(source: Path, piped: bool) -> str:
-    """Raises ReportError where the file cannot be read or is no report."""
+    """The page of a report. Raises ReportError if the file cannot be read or is not a report."""
     what = "stdin" if piped else repr(str(source))
     try:
-        found = json.loads(sys.stdin.buffer.read() if piped else source.read_bytes())
+        content = json.loads(sys.stdin.buffer.read() if piped else source.read_bytes())
     except OSError as e:
         raise ReportError(f"report {what} cannot be read: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:  # no UTF-8, no JSON, or a bottomless one
+    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, or nested too deeply
         raise ReportError(f"report {what} is not JSON: {e}") from e
     try:
-        return html.page(found)
+        return html.page(content)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         raise ReportError(
-            f"{what} is no report, expected the JSON of qcompile compile or sensitivity: "
+            f"{what} is not a report, expected the JSON of qcompile compile or sensitivity: "
             f"{type(e).__name__}: {e}"
         ) from e

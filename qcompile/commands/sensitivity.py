@@ -20,7 +20,7 @@ from qcompile.commands._options import (
     output_options,
 )
 from qcompile.commands._recipe_options import RecipeArguments, recipe_options
-from qcompile.commands._report_files import by_form
+from qcompile.commands._report_files import by_suffix
 from qcompile.compiler.python_api import sensitivity as measure
 from qcompile.compiler.report import html
 from qcompile.compiler.search.policy import Policy, Ranking, Sensitivity
@@ -34,7 +34,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
-    """One field an option."""
+    """One field per option."""
 
     model: Path
     output: Path | None
@@ -72,7 +72,7 @@ def sensitivity(**given: Any) -> None:
     """
     arguments = SensitivityArguments(**given)
     out = arguments.output
-    reports = by_form(arguments.report_files)
+    reports = by_suffix(arguments.report_files)
     if out is not None:
         _check(out, arguments.model)
     for path in reports.values():
@@ -90,12 +90,12 @@ def sensitivity(**given: Any) -> None:
             progress=bar,
         )
     policy = None if out is None else found.policy(arguments.lift)
-    plain = Ranking(found, policy).to_dict()
-    for form, path in reports.items():
-        made = html.page(plain) if form == ".html" else json.dumps(plain, indent=1) + "\n"
-        atomic_write.write_atomic(path, made.encode())
+    ranking = Ranking(found, policy).to_dict()
+    for suffix, path in reports.items():
+        text = html.page(ranking) if suffix == ".html" else json.dumps(ranking, indent=1) + "\n"
+        atomic_write.write_atomic(path, text.encode())
     if arguments.as_json:
-        print_json(plain)
+        print_json(ranking)
     elif not arguments.quiet:
         show(found, arguments.top)
     if out is not None and policy is not None:
@@ -119,7 +119,7 @@ def _check(out: Path, model: Path) -> None:
 
 
 def show(found: Sensitivity, top: int) -> None:
-    """The table: what each item does alone, and what is left without it."""
+    """Print the table: the error of each item alone, and the error left if it is raised."""
     prepared = found.found.prepared
     made = table(
         f"{found.source}: target {prepared.target.name}, {prepared.mode}, 1 - cosine with all "
@@ -153,10 +153,10 @@ def _error(score: Score | None) -> str:
 
 
 def _announce(out: Path, model: Path, policy: Policy) -> None:
-    found = policy.predicted
+    score = policy.predicted
     click.echo(
         f"written: {out}, which raises {len(policy.raised)}: predicted cosine "
-        f"{found.mean_cosine:.4f}, worst {found.worst_cosine:.4f}"
+        f"{score.mean_cosine:.4f}, worst {score.worst_cosine:.4f}"
     )
     click.echo(
         f"next:    qcompile compile {shlex.quote(str(model))} --recipe {shlex.quote(str(out))} …"

@@ -25,13 +25,13 @@ from qcompile.errors import GateError
 from qcompile.runtime.evaluation.batch_invariance import Invariance
 from qcompile.runtime.evaluation.closeness import Verdict
 
-# What a row says of the sums that it is of, where they are not all the same.
+# Labels of rows by the kind of sums, if the two kinds differ.
 _SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86 without VNNI"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments(DataArguments, GateArguments, OutputArguments):
-    """One field an option."""
+    """One field per option."""
 
     reference: Path
     candidate: Path
@@ -69,7 +69,7 @@ def verify(**given: Any) -> None:
 
 
 def show(verdict: Verdict) -> None:
-    """One row an output and kind of sums."""
+    """Print one row per output and kind of sums, then notes."""
     made = table(
         f"{verdict.samples} samples",
         "output",

@@ -70,8 +70,9 @@ def test_several_files_each_with_its_report(folder: Path, text: Path) -> None:
     onnx.save(decoder(), folder / "decoder_model.onnx")
     result = compile_folder(folder, "--data", text)
     assert result.exit_code == 0, result.output
-    assert "note: the data cannot feed it, compiled without: input 'encoder_hidden_states'" in (
-        " ".join(result.stdout.split())
+    assert (
+        "note: the data does not fit, so it was compiled without: input 'encoder_hidden_states'"
+        in (" ".join(result.stdout.split()))
     )
     out = folder.with_name("out")
     modes = {
@@ -143,7 +144,7 @@ def test_a_lock_and_a_further_report_lie_beside_the_folder(folder: Path, text: P
         compile_folder(folder, "--report", "r.txt"), 2, "expected a .json or .html file"
     )
     for option, where in (("--report", out / "r.json"), ("--lock", folder / "l.yaml")):
-        assert_one_line(compile_folder(folder, option, where), 2, option, "lies in folder")
+        assert_one_line(compile_folder(folder, option, where), 2, option, "is inside folder")
     onnx.save(decoder(), folder / "decoder_model.onnx")
     assert_one_line(compile_folder(folder, "--report", report), 2, "--report is for one model")
 

@@ -111,14 +111,14 @@ def test_a_report_comes_through_a_pipe(report: Path, tmp_path: Path) -> None:
 )
 def test_a_damaged_report_is_one_line(key: str, value: object, report: Path) -> None:
     report.write_text(json.dumps({**compiled(), key: value}))
-    assert_one_line(run("report", report), 2, "is no report")
+    assert_one_line(run("report", report), 2, "is not a report")
 
 
 def test_a_report_with_impossible_figures_is_one_line(report: Path) -> None:
     found = compiled()
     found["bench"]["models"][1]["ratio"] = 0
     report.write_text(json.dumps(found))
-    assert_one_line(run("report", report), 2, "is no report", "ZeroDivisionError")
+    assert_one_line(run("report", report), 2, "is not a report", "ZeroDivisionError")
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_report_with_impossible_figures_is_one_line(report: Path) -> None:
     [
         (b"{", ("is not JSON",)),
         (b"\xff\xfe", ("is not JSON",)),
-        (b"[]", ("is no report", "qcompile compile")),
-        (b'{"ledger": [{}]}', ("is no report",)),
+        (b"[]", ("is not a report", "qcompile compile")),
+        (b'{"ledger": [{}]}', ("is not a report",)),
         (b"[" * 200_000, ("is not JSON",)),
     ],
 )

@@ -1,10 +1,10 @@
 """A build as a file: enough to make the same bytes again without data, and readable.
 
-``NAME.yaml`` holds versions, digests of what went in and came out, the whole recipe, and each
-decision with its scale. ``NAME.npz`` beside it holds what calibration found
-(``calibration_file.py``); it is a file of its own because it is large. A light lock does without
-it: a build from one calibrates anew, with the data that it was made with. Decisions are there to be
-read and compared: they follow again from the recipe and the calibration.
+``NAME.yaml`` holds versions, digests of inputs and output, the whole recipe, and each decision with
+its scale. ``NAME.npz`` next to it holds the calibration (``calibration_file.py``); it is a separate
+file because it is large. A light lock has none: a build from it calibrates again, with the same
+data. Decisions are only for reading and comparing: a build derives them from the recipe and the
+calibration.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _SUFFIXES = (".yaml", ".yml")
 _HEADING = "# The same bytes again{}: qcompile compile MODEL{} --recipe THIS.yaml -o OUT\n"
 _WITHOUT, _WITH = (", without data", ""), (", from the same data", " --data DATA")
 NOT_KEPT = (
-    "too large to be kept here: a build calibrates anew, from the same data; for a build without "
+    "too large to be kept here: a build calibrates again, from the same data; for a build without "
     "data: qcompile compile MODEL -o OUT --data DATA --lock FILE.yaml"
 )
 
 
 @dataclass(frozen=True)
 class Lock:
-    """One build. ``folder`` is where the file lies, and what ``calibration`` names beside it.
+    """One build. ``folder``: of the lock file and of the calibration file.
 
     model: name, bytes, sha256. data: sha256 of the feeds, their numbers, options that chose them,
-    sha256 of the general text run beside them or None; None where there were none. output: bytes,
-    sha256. verified: how close the output was, None where it was not compared. calibration: file,
-    sha256, or why they were not kept; how it was made. None in modes without ranges.
+    sha256 of the general text or None; None without data. output: bytes, sha256. verified: cosines
+    of the outputs, None if they were not compared. calibration: file and sha256, or why it was not
+    kept, and its account; None in modes without ranges.
     """
 
     recipe: Recipe
@@ -67,33 +67,33 @@ class Lock:
         return self.calibration is not None and "not_kept" in self.calibration
 
     def to_yaml(self) -> str:
-        """The file's text: a decision is a line."""
-        plain = {"format": LOCK, "version": VERSION}
-        plain |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OTHERS}
+        """The file's text, with one line per decision."""
+        settings = {"format": LOCK, "version": VERSION}
+        settings |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OTHERS}
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()}
         own |= {"dims": dict(self.recipe.dims), "forms": dict(self.recipe.forms)}
         own["precision"] = [list(pair) for pair in self.recipe.precision]
         heading = _HEADING.format(*(_WITH if self.is_light else _WITHOUT))
-        text = heading + yaml.safe_dump({**plain, "recipe": own}, sort_keys=False)
+        text = heading + yaml.safe_dump({**settings, "recipe": own}, sort_keys=False)
         rows = (yaml.safe_dump(d, **_LINE) for d in self.decisions)
         return text + "decisions:\n" + "".join(f"- {row}" for row in rows)
 
     def changes(self) -> list[str]:
-        """What differs here from where the lock was made: versions, processor, the recipe."""
+        """Differences to the environment of the lock: versions, processor, the recipe's digest."""
         here = environment()
-        found = [
+        differences = [
             f"{name} {then} there, {here.get(name)} here"
             for name, then in self.environment.items()
             if here.get(name) != then
         ]
         if self.recipe.digest() != self.recipe_digest:
-            found.append(
+            differences.append(
                 "the recipe in the lock was edited, or means something else to this version"
             )
-        return found
+        return differences
 
     def read_calibration(self) -> Calibration | None:
-        """What calibration found, None in modes without ranges. Not for a light lock.
+        """The calibration, None in modes without ranges. Not for a light lock.
 
         Raises RecipeError where the file is missing, changed or damaged.
         """
@@ -101,10 +101,10 @@ class Lock:
             return None
         path = self.folder / str(self.calibration["file"])
         try:
-            found = digests.of_file(path)
-            if found != self.calibration["sha256"]:
+            digest = digests.of_file(path)
+            if digest != self.calibration["sha256"]:
                 expected = str(self.calibration["sha256"])[:12]
-                raise DataError(f"{str(path)!r} has sha256 {found[:12]}…, expected {expected}…")
+                raise DataError(f"{str(path)!r} has sha256 {digest[:12]}…, expected {expected}…")
             return calibration_file.read_calibration(path)
         except DataError as e:
             raise RecipeError(f"the lock's calibration changed or is missing: {e}") from e
@@ -125,12 +125,12 @@ _LINE: dict[str, Any] = {
 
 
 def environment() -> dict[str, Any]:
-    """What the bytes of a build may depend on beside its inputs."""
+    """Versions and processor: what the bytes of a build may depend on besides its inputs."""
     return {"qcompile": __version__, **describe().to_dict()}
 
 
 def is_lock(source: str | Path) -> bool:
-    """True for a file that says it is a lock, whatever else is in it."""
+    """True for a file with the format line of a lock, whatever else is in it."""
     path = Path(source)
     try:
         with path.open("rb") as file:
@@ -141,28 +141,28 @@ def is_lock(source: str | Path) -> bool:
 
 
 def calibration_path(path: Path) -> Path:
-    """Where a lock keeps its calibration. Raises OutputError for a name that is no YAML file's."""
+    """The calibration file of a lock. Raises OutputError if the lock's suffix is not .yaml."""
     if path.suffix not in _SUFFIXES:
         raise OutputError(f"lock {str(path)!r}: expected a .yaml file")
     return path.with_suffix(".npz")
 
 
-def save_lock(path: Path, made: Lock, found: Calibration | None) -> None:
-    """Write a lock and, before it, its calibration: None leaves a light lock as it is.
+def save_lock(path: Path, lock: Lock, calibration: Calibration | None) -> None:
+    """Write a lock and, before it, its calibration file; None writes a light lock.
 
     Raises OutputError.
     """
-    if found is not None:
-        beside = calibration_path(path)
-        with atomic_write.replacing(beside) as file:
-            calibration_file.write_calibration(file, found)
-        named = {"file": beside.name, "sha256": digests.of_file(beside)}
-        made = replace(made, calibration={**named, **asdict(found.account)})
-    atomic_write.write_atomic(path, made.to_yaml().encode())
+    if calibration is not None:
+        data_path = calibration_path(path)
+        with atomic_write.replacing(data_path) as file:
+            calibration_file.write_calibration(file, calibration)
+        entry = {"file": data_path.name, "sha256": digests.of_file(data_path)}
+        lock = replace(lock, calibration={**entry, **asdict(calibration.account)})
+    atomic_write.write_atomic(path, lock.to_yaml().encode())
 
 
 def recipe_of(source: Recipe | str | Path | None) -> Recipe:
-    """A recipe by its name, from a file, or out of a lock; None is all defaults.
+    """A recipe by its name, from a file, or from a lock; None is all defaults.
 
     Raises RecipeError.
     """
@@ -176,37 +176,37 @@ def recipe_of(source: Recipe | str | Path | None) -> Recipe:
 def requested_lock(source: Recipe | str | Path | None, wanted: Recipe, where: str) -> Lock | None:
     """The lock that ``source`` names, None where it names or is a recipe.
 
-    ``wanted`` is the recipe that settings from ``where`` have made of it. Raises RecipeError where
+    ``wanted``: its recipe after the settings from ``where`` were merged in. Raises RecipeError if
     they ask for another build than the lock's.
     """
     if source is None or isinstance(source, Recipe) or not is_lock(source):
         return None
-    found = read_lockfile(Path(source))
+    lock = read_lockfile(Path(source))
     for key in (f.name for f in fields(Recipe)):
-        asked, locked = getattr(wanted, key), getattr(found.recipe, key)
+        asked, locked = getattr(wanted, key), getattr(lock.recipe, key)
         if asked != locked:
             raise RecipeError(f"{where}: {key} is {asked!r}, but the lock says {locked!r}")
-    return found
+    return lock
 
 
 def read_lockfile(path: Path) -> Lock:
     """Read and check a lock. Raises RecipeError: unreadable, unknown key, wrong type or version."""
     where = f"lock {str(path)!r}"
-    plain = load_yaml(path, "lock")
-    if plain.get("version") != VERSION:
-        raise RecipeError(f"{where} is of version {plain.get('version')!r}, expected {VERSION}")
+    content = load_yaml(path, "lock")
+    if content.get("version") != VERSION:
+        raise RecipeError(f"{where} has version {content.get('version')!r}, expected {VERSION}")
     known = [f.name for f in fields(Lock) if f.name != "folder"]
-    for key in plain:
+    for key in content:
         if key not in (*known, "format", "version"):
             raise RecipeError(f"{where} has unknown key {str(key)!r}{nearest(str(key), known)}")
     for key, kinds in _KINDS.items():
-        if not isinstance(plain.get(key), kinds):
+        if not isinstance(content.get(key), kinds):
             expected = " or ".join(_KIND_NAMES[k] for k in kinds)
-            raise RecipeError(f"{where}: {key} is {plain.get(key)!r}, expected {expected}")
-    _check(plain, where)
-    settings = {k: plain[k] for k in known if k in plain}
-    settings["recipe"] = _recipe(plain["recipe"], where)
-    settings["decisions"] = tuple(plain["decisions"])
+            raise RecipeError(f"{where}: {key} is {content.get(key)!r}, expected {expected}")
+    _check(content, where)
+    settings = {k: content[k] for k in known if k in content}
+    settings["recipe"] = _recipe(content["recipe"], where)
+    settings["decisions"] = tuple(content["decisions"])
     return Lock(**settings, folder=path.parent)
 
 
@@ -226,31 +226,33 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _check(plain: Mapping[str, Any], where: str) -> None:
-    """The values that a build relies on."""
-    if plain["mode"] not in MODES:
-        raise RecipeError(f"{where}: unknown mode {plain['mode']!r}{nearest(plain['mode'], MODES)}")
+def _check(content: Mapping[str, Any], where: str) -> None:
+    """Check the values that a build relies on. Raises RecipeError."""
+    if content["mode"] not in MODES:
+        raise RecipeError(
+            f"{where}: unknown mode {content['mode']!r}{nearest(content['mode'], MODES)}"
+        )
     needed = [("model", "sha256"), ("model", "name"), ("output", "sha256")]
-    kept = plain["calibration"]
+    kept = content["calibration"]
     if kept is not None and "not_kept" in kept:
         needed += [("data", "sha256")]
     elif kept is not None:
         needed += [("calibration", "file"), ("calibration", "sha256")]
     for part, key in needed:
-        if not isinstance((plain[part] or {}).get(key), str):
+        if not isinstance((content[part] or {}).get(key), str):
             raise RecipeError(f"{where}: {part} has no {key}")
     name = (kept or {}).get("file")
     if name and Path(name).name != name:
-        raise RecipeError(f"{where}: calibration file {name!r} is not beside it")
+        raise RecipeError(f"{where}: calibration file {name!r} is not in the lock's folder")
 
 
-def _recipe(plain: dict[str, Any], where: str) -> Recipe:
-    """Patterns of ``precision`` may come twice, so they are pairs here and no mapping."""
-    made = merge_settings(Recipe(), {k: v for k, v in plain.items() if k != "precision"}, where)
-    pairs = plain.get("precision") or []
+def _recipe(content: dict[str, Any], where: str) -> Recipe:
+    """The lock's recipe. ``precision`` is a list of pairs, since a pattern may occur twice."""
+    recipe = merge_settings(Recipe(), {k: v for k, v in content.items() if k != "precision"}, where)
+    pairs = content.get("precision") or []
     if not all(isinstance(p, list) and len(p) == 2 for p in pairs):
         raise RecipeError(f"{where}: precision is {pairs!r}, expected pairs of pattern and bits")
     try:
-        return replace(made, precision=tuple((str(k), v) for k, v in pairs))
+        return replace(recipe, precision=tuple((str(k), v) for k, v in pairs))
     except RecipeError as e:
         raise RecipeError(f"{where}: {e}") from e

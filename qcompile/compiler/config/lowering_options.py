@@ -1,4 +1,4 @@
-"""Which of the target's forms a recipe asks for, and what that makes of lowering."""
+"""The lowering options that a recipe chooses (its key ``forms``), and the resulting passes."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from qcompile.targets.target import LoweringChoice, LoweringOption, Mode, Target
 
 
 def chosen_options(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringChoice]:
-    """The recipe's choices other than the target's own ways, in the target's order.
+    """The recipe's choices that are not the target's own, in the target's order.
 
-    Raises RecipeError: an unknown form or choice, one of another mode, a pipeline beside it.
+    Raises RecipeError: unknown option or choice, a choice of another mode, or a pipeline too.
     """
     if recipe.forms and recipe.pipeline:
-        raise RecipeError("forms and a pipeline contradict each other: a pipeline is all there is")
-    wanted, found = dict(recipe.forms), []
-    for form in target.forms:
-        name = wanted.pop(form.name, form.own)
-        known = (form.own, *form.others)
+        raise RecipeError("forms and a pipeline contradict each other: a pipeline fixes all passes")
+    remaining, choices = dict(recipe.forms), []
+    for option in target.forms:
+        name = remaining.pop(option.name, option.own)
+        known = (option.own, *option.others)
         if name not in known:
             hint = nearest(name, known)
-            raise RecipeError(f"unknown choice {name!r} of form {form.name!r}{hint}")
-        if name == form.own:
+            raise RecipeError(f"unknown choice {name!r} of form {option.name!r}{hint}")
+        if name == option.own:
             continue
-        if not _applies(form.others[name], target, mode):
-            raise RecipeError(f"form {form.name!r} has no choice {name!r} in mode {mode!r}")
-        found.append(form.others[name])
-    for name in wanted:
-        names = [form.name for form in target.forms]
+        if not _applies(option.others[name], target, mode):
+            raise RecipeError(f"form {option.name!r} has no choice {name!r} in mode {mode!r}")
+        choices.append(option.others[name])
+    for name in remaining:
+        names = [option.name for option in target.forms]
         hint = nearest(name, names) if names else f": target {target.name!r} has none"
         raise RecipeError(f"unknown form {name!r}{hint}")
-    return found
+    return choices
 
 
 def lowering_passes(target: Target, mode: Mode, choices: Sequence[LoweringChoice]) -> list[str]:
-    """Pipelines that lowering consists of: passes, or what stands in their place."""
+    """Pipeline strings of the lowering: the target's passes, or what the choices put instead."""
     instead: dict[str, str] = {}
     for choice in choices:
         instead |= choice.instead
@@ -48,21 +48,21 @@ def lowering_passes(target: Target, mode: Mode, choices: Sequence[LoweringChoice
 
 
 def chosen_attention(choices: Sequence[LoweringChoice]) -> Attention | None:
-    """Which products of attention run in integers, None where no choice says."""
+    """Which matrix multiplications of attention run in int8; None if no choice decides that."""
     return next((c.attention for c in choices if c.attention), None)
 
 
 def other_recipes(
-    target: Target, mode: Mode, form: LoweringOption, recipe: Recipe
+    target: Target, mode: Mode, option: LoweringOption, recipe: Recipe
 ) -> Iterator[tuple[str, Recipe]]:
-    """(choice, recipe) for each way of a form that a mode has, other than the recipe's."""
-    kept = tuple((n, c) for n, c in recipe.forms if n != form.name)
-    current = dict(recipe.forms).get(form.name, form.own)
-    if current != form.own:
-        yield form.own, replace(recipe, forms=kept)
-    for name, choice in form.others.items():
+    """(choice, recipe) for each choice of an option in a mode, other than the recipe's."""
+    others = tuple((n, c) for n, c in recipe.forms if n != option.name)
+    current = dict(recipe.forms).get(option.name, option.own)
+    if current != option.own:
+        yield option.own, replace(recipe, forms=others)
+    for name, choice in option.others.items():
         if name != current and _applies(choice, target, mode):
-            yield name, replace(recipe, forms=(*kept, (form.name, name)))
+            yield name, replace(recipe, forms=(*others, (option.name, name)))
 
 
 def _applies(choice: LoweringChoice, target: Target, mode: Mode) -> bool:

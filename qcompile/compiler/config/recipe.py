@@ -25,7 +25,7 @@ from qcompile.targets.target import Mode
 
 _NAMED = Path(__file__).parent / "recipes"
 _SUFFIXES = (".yaml", ".yml")
-# What a lock says that it is; its recipe is one of its parts.
+# The value of the key ``format`` in a lock; its recipe is one of its keys.
 LOCK = "qcompile lock"
 _MOST_OF_RECIPE = 1 << 20  # bytes
 _MOST_BYTES = 1 << 26
@@ -124,7 +124,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "isa": (str, "a name"),
     "precision": (dict, "a mapping of patterns to 8, 16 or float"),
     "dims": (dict, "a mapping of dimensions to sizes"),
-    "forms": (dict, "a mapping of forms to choices"),
+    "forms": (dict, "a mapping of lowering options to choices"),
 }
 
 

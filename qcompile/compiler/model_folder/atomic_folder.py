@@ -1,7 +1,8 @@
-"""Writes a model folder whole or not at all.
+"""Writes a model folder atomically: completely or not at all.
 
-It is filled under a temporary name beside its place, then swapped in with one system call. An
-existing folder is replaced only where everything in it is ours: its manifest lists each file.
+It is filled under a temporary name next to its destination, then swapped in with one system call.
+An existing folder is replaced only if qcompile wrote everything in it: its manifest lists each
+file.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ _CHUNK = 1 << 20
 
 @contextmanager
 def folder_to_fill(out: Path, source: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes ``out`` where the block ends without an exception.
+    """A temporary folder to fill; it becomes ``out`` if the block ends without an exception.
 
-    Raises OutputError: ``out`` cannot be made, holds what is not ours, or overlaps ``source``.
+    Raises OutputError: ``out`` cannot be made, holds files that qcompile did not write, or overlaps
+    ``source``.
     """
     place = _destination(out, source)
     try:
@@ -50,7 +52,7 @@ def folder_to_fill(out: Path, source: Path) -> Iterator[Path]:
 
 
 def _destination(out: Path, source: Path) -> Path:
-    """The real place of ``out``, which can be written without loss. Raises OutputError."""
+    """The resolved path of ``out``. Raises OutputError if writing it would lose other files."""
     try:
         place, origin = out.resolve(), source.resolve()
         if place.is_relative_to(origin) or origin.is_relative_to(place):
@@ -61,7 +63,7 @@ def _destination(out: Path, source: Path) -> Path:
             raise OutputError(f"output {str(out)!r} is a file, expected a folder name")
         foreign = _foreign(place) if place.is_dir() else None
     except (OSError, RuntimeError) as e:  # a name too long, a loop of links, no permission
-        raise OutputError(f"output {str(out)!r} is no usable folder name: {e}") from e
+        raise OutputError(f"output {str(out)!r} cannot be used as a folder name: {e}") from e
     if foreign is not None:
         raise OutputError(
             f"output folder {str(out)!r} exists and holds {foreign!r}, which qcompile did not "
@@ -81,11 +83,11 @@ def _foreign(folder: Path) -> str | None:
 
 
 def _swap(stage: Path, place: Path) -> None:
-    """Put ``stage`` in ``place``; what was there is then in ``stage``, to be removed."""
+    """Move ``stage`` to ``place``; an old folder is then in ``stage``, to be removed."""
     if not place.exists():
         stage.rename(place)
     elif not _exchange(stage, place):
-        # A file system without exchange: two steps, the first undone where the second fails.
+        # No exchange on this file system: two renames, the first undone if the second fails.
         aside = stage.with_name(f"{stage.name}.old")
         place.rename(aside)
         try:
@@ -97,9 +99,9 @@ def _swap(stage: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step, so that each name always stands for a whole one.
+    """Swap two folders in one step, so that each name always refers to a complete folder.
 
-    False where the C library or the file system cannot. Raises OSError where it fails.
+    False if the C library or the file system does not support it. Raises OSError if it fails.
     """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
@@ -113,7 +115,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def copy_companions(folder: Folder, stage: Path) -> None:
-    """Copy configuration, tokenizer and documents, links followed. Raises OutputError."""
+    """Copy configuration, tokenizer and documents; links are followed. Raises OutputError."""
     for name in folder.companions:
         target = stage / name
         try:
@@ -124,7 +126,7 @@ def copy_companions(folder: Folder, stage: Path) -> None:
 
 
 def write_manifest(stage: Path, account: Mapping[str, Any]) -> None:
-    """The last file: what is in the folder, by digest, and where it came from."""
+    """Write the manifest, the last file: ``account``, and the digest of each file."""
     files = {
         p.relative_to(stage).as_posix(): _digest(p) for p in sorted(stage.rglob("*")) if p.is_file()
     }
@@ -133,8 +135,8 @@ def write_manifest(stage: Path, account: Mapping[str, Any]) -> None:
 
 
 def _digest(file: Path) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     with file.open("rb") as f:
         while chunk := f.read(_CHUNK):
-            made.update(chunk)
-    return made.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Compiles a folder file by file: each ONNX file with its own report, all of them or none."""
+"""Compiles a folder file by file: each ONNX file gets its own report; all are compiled or none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qcompile.ir.model_io import read_model
 def with_models(
     folder: Folder, scratch: Path, progress: Progress
 ) -> tuple[Folder, Exported | None]:
-    """The folder itself where it holds ONNX files; else one that is exported into ``scratch``.
+    """The folder itself if it holds ONNX files; else one that is exported into ``scratch``.
 
     Raises ModelError, and GateError where the exported model differs from torch.
     """
@@ -36,16 +36,16 @@ def with_models(
         )
     progress.step("export")
     copy_companions(folder, scratch)
-    made = torch_export.export_folder(folder, scratch)
-    return layout.read_folder(scratch), made
+    exported = torch_export.export_folder(folder, scratch)
+    return layout.read_folder(scratch), exported
 
 
 def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Result]]:
     """(name, result) of each ONNX file of a folder, one at a time; ``request`` is for all of them.
 
-    A file that the data does not fit is compiled without, where another one does fit and no mode
-    is asked for; its report says so. Raises what ``compile_model`` does, naming the file where
-    there are several.
+    If the data fits some files only and no mode is asked for, the others are compiled without data,
+    with a note in their reports. Raises what ``compile_model`` does, naming the file if there are
+    several.
     """
     request = _for_folder(request, folder)
     unfit = _unfit(folder, request)
@@ -56,27 +56,27 @@ def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Resu
 
 
 def _for_folder(request: Request, folder: Folder) -> Request:
-    """Text is tokenized as the folder says, unless told otherwise; each result has its lock."""
+    """The request with the folder's tokenizer, unless it names one, and with a lock per result."""
     tokenizer = request.options.tokenizer or folder.tokenizer
     return replace(request, options=replace(request.options, tokenizer=tokenizer, keep_lock=True))
 
 
 def _unfit(folder: Folder, request: Request) -> dict[str, str]:
-    """Files that the data cannot feed, and why. Raises DataError where it feeds none."""
+    """Files that the data cannot feed, and why. Raises DataError if it can feed none."""
     if request.data is None or len(folder.models) == 1:
         return {}
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name in folder.models:
         try:
             _open(folder.path / name, request.data, request.options)
         except DataError as e:
-            found[name] = str(e)
+            reasons[name] = str(e)
         except QCompileError as e:
             raise type(e)(f"{name}: {e}") from e
-    if found and (len(found) == len(folder.models) or request.recipe.mode is not None):
-        name, reason = next(iter(found.items()))
+    if reasons and (len(reasons) == len(folder.models) or request.recipe.mode is not None):
+        name, reason = next(iter(reasons.items()))
         raise DataError(f"{name}: {reason}")
-    return found
+    return reasons
 
 
 def _open(path: Path, data: Data, options: CompileOptions) -> None:
@@ -89,12 +89,13 @@ def _open(path: Path, data: Data, options: CompileOptions) -> None:
     )
 
 
-def _compile(folder: Folder, name: str, request: Request, unfit: str | None) -> Result:
+def _compile(folder: Folder, name: str, request: Request, no_data: str | None) -> Result:
+    """Compile one file; ``no_data``: why it is compiled without data, None with data."""
     where = f"{name}: " if len(folder.models) > 1 else ""
     options = _options(folder, name, request.options)
     request = replace(request, model=folder.path / name, name=name, options=options)
-    if unfit is not None:
-        note = Note("data-unfit", f"the data cannot feed it, compiled without: {unfit}")
+    if no_data is not None:
+        note = Note("data-unfit", f"the data does not fit, so it was compiled without: {no_data}")
         request = replace(request, data=None, notes=(note,))
     try:
         return compile_model(request)
@@ -105,7 +106,7 @@ def _compile(folder: Folder, name: str, request: Request, unfit: str | None) -> 
 
 
 def _options(folder: Folder, name: str, options: CompileOptions) -> CompileOptions:
-    """Where there are several files, each keeps its own state of a search and its own dumps."""
+    """If there are several files, each has its own search state and its own dump folder."""
     if len(folder.models) == 1:
         return options
     flat, state, dumps = name.replace("/", "."), options.search_state, options.dump_dir

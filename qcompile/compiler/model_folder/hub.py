@@ -1,4 +1,4 @@
-"""Models by their name on the Hugging Face hub: what of them is wanted, through its own cache."""
+"""Downloads models by their name on the Hugging Face hub, into the hub's own cache."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qcompile.compiler.model_folder.layout import Folder
 from qcompile.errors import ModelError
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_WANTED = ["*.json", "*.txt", "*.model", "*.spm", "*.md", "LICENSE*", "*.safetensors"]
-_OTHER_FORMS = ["onnx/*", "openvino/*", "*.onnx*"]
+_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.spm", "*.md", "LICENSE*", "*.safetensors"]
+_OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx*"]
 
 
 def fetch_folder(name: str, revision: str | None) -> Folder:
-    """The folder of a model, downloaded where it is not yet there; pickles and code are left there.
+    """The folder of a model, downloaded if it is not in the cache; pickles and code never are.
 
-    Raises ModelError: no name of a model, not there, no network.
+    Raises ModelError: not a model's name, not on the hub, no network.
     """
     if not _NAME.fullmatch(name):
         raise ModelError(f"{name!r} is neither a folder nor a model's name on the Hugging Face hub")
@@ -30,14 +30,14 @@ def fetch_folder(name: str, revision: str | None) -> Folder:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=_WANTED,
-                ignore_patterns=_OTHER_FORMS,
+                allow_patterns=_DOWNLOADED,
+                ignore_patterns=_OTHER_FORMATS,
             )
         )
     except Exception as e:  # of the network, of the hub, of the cache
-        said = str(e).strip().splitlines()
+        lines = str(e).strip().splitlines() or [type(e).__name__]
         raise ModelError(
-            f"{name!r} is no folder, and the Hugging Face hub does not give it; without network "
-            f"copy the model's folder here and name that: {said[0] if said else type(e).__name__}"
+            f"{name!r} is not a folder, and cannot be downloaded from the Hugging Face hub; "
+            f"without network copy the model's folder here and name that: {lines[0]}"
         ) from e
     return layout.read_folder(path, within=path.parent.parent)  # the cache links to its own blobs

@@ -1,9 +1,9 @@
-"""Model folders in transformers/optimum layout: what is in one, and what of it is used.
+"""Model folders in transformers/optimum layout: which files they hold, and which of them are used.
 
 A folder may come from anywhere, so nothing in it is trusted. Only files of known kinds are used;
-pickles, which run code when opened, and Python files are neither opened nor copied. A link that
-leads out of the folder is refused where it stands for a file that would be used. What is passed
-over is told, with the reason.
+pickles, which run code when opened, and Python files are neither opened nor copied. A link out of
+the folder is refused if the file would be used. Files that are passed over are reported with the
+reason.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from qcompile.system.json_values import Record, members
 
 MANIFEST = "qcompile.json"
 TOKENIZER = "tokenizer.json"
-_DEPTH = 3  # folders in folders: deeper than any layout in use
-_MOST = 10_000
+_DEPTH = 3  # of nested folders: deeper than any layout in use
+_MOST = 10_000  # files
 _COMPANIONS = frozenset(
     (".bpe", ".codes", ".jinja", ".json", ".md", ".model", ".spm", ".tiktoken", ".txt", ".vocab")
 )
@@ -29,8 +29,8 @@ _COMPANION_NAMES = ("LICENSE", "NOTICE")
 _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _CODE = (".dll", ".dylib", ".py", ".pyc", ".sh", ".so")
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_MADE_ANEW = (".lock.npz", ".lock.yaml", ".report.json", ".search.json", ".index.json")
-# Files that optimum, sentence-transformers and transformers.js keep beside the model they are from.
+_REGENERATED = (".lock.npz", ".lock.yaml", ".report.json", ".search.json", ".index.json")
+# Files that optimum, sentence-transformers and transformers.js derive from a model next to them.
 _VARIANT = re.compile(r"(.+)_(O[1-4]|bnb4|fp16|(q|u|qu)?int8(_.*)?|q4(f16)?|quantized)$")
 
 
@@ -44,10 +44,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Folder(Record):
-    """What a folder holds, as names relative to it with ``/``, sorted.
+    """Files of a folder, as sorted relative names with ``/``.
 
-    models: ONNX files to compile. companions: configuration, tokenizer, documents, copied as they
-    are. weights: safetensors at the top, from which a model can be exported.
+    models: ONNX files to compile. companions: configuration, tokenizer, documents, which are
+    copied. weights: safetensors at the top level, from which a model can be exported.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Folder(Record):
 
     @property
     def tokenizer(self) -> Path | None:
-        """Where text data finds a tokenizer, None where the folder has none."""
+        """The folder of the tokenizer for text data, None if there is none."""
         return self.path if TOKENIZER in self.companions else None
 
     @property
@@ -70,9 +70,9 @@ class Folder(Record):
 
 
 def read_folder(path: Path, within: Path | None = None) -> Folder:
-    """What is in a folder; its links must lead to places ``within``, by default the folder itself.
+    """Read a folder; its links must lead to places ``within``, by default the folder itself.
 
-    Raises ModelError: unreadable, far too large, a link that leads out.
+    Raises ModelError: unreadable, over 10,000 files, a link that leads out.
     """
     root = path.resolve()
     within = root if within is None else within.resolve()
@@ -97,19 +97,19 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Everything in a folder that is no folder, in order; linked folders count as files."""
+    """All files in a folder and its subfolders, in order; linked folders count as files."""
     count = 0
     for place, folders, files in os.walk(root, onerror=_unreadable):
         here = Path(place)
         depth = len(here.relative_to(root).parts)
         linked = [f for f in folders if (here / f).is_symlink()]
-        kept = [f for f in folders if f not in linked and not f.startswith(".")]
-        folders[:] = sorted(kept) if depth < _DEPTH else []
+        entered = [f for f in folders if f not in linked and not f.startswith(".")]
+        folders[:] = sorted(entered) if depth < _DEPTH else []
         for name in sorted([*files, *linked]):
             count += 1
             if count > _MOST:
                 raise ModelError(
-                    f"folder {str(root)!r} holds over {_MOST} files: no model's folder"
+                    f"folder {str(root)!r} holds over {_MOST} files: not a model folder"
                 )
             yield here / name
 
@@ -131,14 +131,14 @@ def _kind(name: str, file: Path) -> str | Refusal:
         return Refusal("code")
     if base.endswith(_WEIGHTS) and "/" not in name:
         return _irregular(file) or "weights"
-    if base == MANIFEST or base.endswith(_MADE_ANEW):
-        return Refusal("describes files that are made anew")
+    if base == MANIFEST or base.endswith(_REGENERATED):
+        return Refusal("describes files that are written again")
     if suffix == ".onnx":
         return _irregular(file) or "model"
-    # Below the top they are modules of sentence-transformers, which run after the ONNX model.
+    # In subfolders safetensors are sentence-transformers modules, which run after the ONNX model.
     if suffix in (*_COMPANIONS, ".safetensors") or base.startswith(_COMPANION_NAMES):
         return _irregular(file) or "companion"
-    return Refusal("no file of a model in ONNX form")
+    return Refusal("not a file of an ONNX model")
 
 
 def _irregular(file: Path) -> Refusal | None:
@@ -148,27 +148,27 @@ def _irregular(file: Path) -> Refusal | None:
 
 
 def _check_link(name: str, file: Path, root: Path, within: Path) -> None:
-    """Raises ModelError where a file that would be used is not really in the folder."""
+    """Raises ModelError if a file that would be used is a link out of the folder or to no file."""
     try:
-        found = file.resolve(strict=True)
+        real = file.resolve(strict=True)
     except (OSError, RuntimeError) as e:
-        raise ModelError(f"{name!r} in folder {str(root)!r} is a link that leads nowhere") from e
-    if not found.is_relative_to(within):
+        raise ModelError(f"{name!r} in folder {str(root)!r} is a broken link") from e
+    if not real.is_relative_to(within):
         raise ModelError(
             f"{name!r} in folder {str(root)!r} is a link that leads out of it, which is not "
             "followed; copy the folder with its files: cp -rL"
         )
-    if not found.is_file():
-        raise ModelError(f"{name!r} in folder {str(root)!r} is a link to no file")
+    if not real.is_file():
+        raise ModelError(f"{name!r} in folder {str(root)!r} is a link to something that is no file")
 
 
 def _without_variants(names: list[str]) -> tuple[list[str], list[Skipped]]:
-    """``model_quantized.onnx`` beside ``model.onnx`` is the same model once more."""
+    """Skip ``model_quantized.onnx`` and the like next to ``model.onnx``: it is the same model."""
     kept, skipped = [], []
     for name in names:
         match = _VARIANT.match(name.removesuffix(".onnx"))
         if match and (original := f"{match[1]}.onnx") in names:
-            skipped.append(Skipped(name, f"a converted form of {original}"))
+            skipped.append(Skipped(name, f"a converted version of {original}"))
         else:
             kept.append(name)
     return kept, skipped

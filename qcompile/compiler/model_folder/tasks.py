@@ -1,4 +1,4 @@
-"""What a transformers model is for, read from its configuration: tasks, and what each puts out."""
+"""The task of a transformers model, read from its configuration, and the outputs of each task."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from qcompile.errors import ModelError
 class Task:
     """One task, by optimum's name.
 
-    architecture: how the class names of its models end. auto: the class of transformers that loads
-    one. outputs: names of what the ONNX model puts out. by_token: the outputs' second axis is that
-    of the tokens.
+    architecture: suffix of the class names of its models. auto: the transformers class that loads
+    one. outputs: names of the ONNX model's outputs. by_token: the outputs' second axis is tokens.
     """
 
     name: str
@@ -52,16 +51,16 @@ TASKS = (
 
 
 def task_named(name: str) -> Task:
-    """The task of that name. Raises ModelError with those that there are."""
-    found = next((task for task in TASKS if task.name == name), None)
-    if found is None:
+    """The task of that name. Raises ModelError, which lists the known ones."""
+    named = next((task for task in TASKS if task.name == name), None)
+    if named is None:
         known = ", ".join(task.name for task in TASKS)
         raise ModelError(f"unknown task {name!r}, expected one of {known}")
-    return found
+    return named
 
 
 def task_of(folder: Path) -> Task:
-    """What config.json's ``architectures`` says. Raises ModelError where it says nothing known."""
+    """The task that ``architectures`` in config.json means. Raises ModelError if it is unknown."""
     config = read_json(folder / "config.json")
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
@@ -70,19 +69,19 @@ def task_of(folder: Path) -> Task:
             return task
     known = ", ".join(task.name for task in TASKS)
     raise ModelError(
-        f"config.json names the architecture {name!r}, which tells no task: give --task, one of "
+        f"config.json names the architecture {name!r}, whose task is unknown: give --task, one of "
         f"{known}; other models: export with optimum-cli, then qcompile compile FOLDER"
     )
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises ModelError: missing, no JSON, no object."""
+    """An object from a JSON file. Raises ModelError: missing, not JSON, not an object."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
         raise ModelError(f"{file.name} cannot be read: {e.strerror}") from e
     except (ValueError, RecursionError) as e:
         raise ModelError(f"{file.name} is not JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise ModelError(f"{file.name} holds {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(content, dict):
+        raise ModelError(f"{file.name} holds {type(content).__name__}, expected an object")
+    return content

@@ -1,12 +1,12 @@
 """A transformers model as an ONNX folder: by optimum, else by ``torch.onnx.export``.
 
 The only module that knows torch, transformers and optimum; they are imported when a model is
-exported, and need the extra ``export``. optimum-onnx holds transformers below 4.58, so with a newer
-one, or where optimum does not know an architecture, torch exports alone. Either way the file is
-compared with the model before it counts.
+exported, and need the extra ``export``. optimum-onnx requires transformers below 4.58, so with a
+newer one, or if optimum does not know an architecture, torch exports alone. In both cases the file
+is compared with the torch model before it is accepted.
 
-transformers sees a view of the folder: links to the files that ``folders`` lets through. Pickles
-and Python files are not in it, so nothing can open them.
+transformers sees a view of the folder: links to the files that ``layout.py`` accepts. Pickles and
+Python files are not in it, so nothing can open them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from qcompile.system.json_values import Record, members
 MODEL = "model.onnx"
 OPSET = 18
 INSTALL = "pip install -e '.[export]' in a checkout"
-# What the extra takes: versions that go together, for optimum-onnx holds transformers below 4.58.
+# Versions that the extra installs: optimum-onnx requires transformers below 4.58.
 TOGETHER = ("optimum-onnx 0.1.0", "transformers 4.57.6", "torch 2.13.0")
-OLDEST = (4, 56)  # of transformers: from_pretrained knows dtype from here on
+OLDEST = (4, 56)  # transformers: the first version whose from_pretrained has the argument dtype
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _AXES = {0: "batch_size", 1: "sequence_length"}
 _INDEX = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ _TOKENS = ("last_hidden_state",)
 
 @dataclass(frozen=True)
 class Exported(Record):
-    """What was made: ``files`` by name, by which route, and how close to the model."""
+    """The exported ``files`` by name, the exporter that made them, and how close they are."""
 
     files: tuple[str, ...]
     task: Task
@@ -62,13 +62,13 @@ class Exported(Record):
 
     @property
     def summary(self) -> str:
-        """All in a line."""
+        """Everything in one line."""
         return str(self)
 
 
 @dataclass(frozen=True)
 class FolderAccount(Record):
-    """What went into a folder that was compiled; ``exported`` where it had no ONNX file."""
+    """The inputs of a folder that was compiled; ``exported`` if it had no ONNX file."""
 
     source: str
     folder: Folder
@@ -79,7 +79,7 @@ class FolderAccount(Record):
 
 @dataclass(frozen=True)
 class ExportAccount(Record):
-    """What went into a folder that was exported."""
+    """The inputs of a folder that was exported."""
 
     source: str
     folder: Folder
@@ -90,7 +90,7 @@ class ExportAccount(Record):
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded torch model, where it came from, and what it is asked for."""
+    """A loaded torch model, its folder, the task and opset to export, and notes for the report."""
 
     model: Any
     view: Path
@@ -100,16 +100,16 @@ class Source:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What the model is fed: segments only where it has several kinds of them."""
+        """Names of the model's inputs; token_type_ids only if it has several types of them."""
         import inspect
 
-        known = inspect.signature(self.model.forward).parameters
+        parameters = inspect.signature(self.model.forward).parameters
         several = getattr(self.model.config, "type_vocab_size", 0) > 1
-        return tuple(n for n in _INPUTS if n in known and (several or n != _INPUTS[2]))
+        return tuple(n for n in _INPUTS if n in parameters and (several or n != _INPUTS[2]))
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What may be fed."""
+        """The values that inputs may have."""
         config = self.model.config
         longest = int(getattr(config, "max_position_embeddings", 0) or 512)
         return Vocabulary(
@@ -130,43 +130,43 @@ def export_folder(
     opset: int = OPSET,
     routes: tuple[Route, ...] | None = None,
 ) -> Exported:
-    """Write ``model.onnx`` and what goes with it into ``dest``, an empty folder.
+    """Write ``model.onnx``, its data file and the tokenizer into ``dest``, an empty folder.
 
-    ``task`` None is read from config.json. Raises ModelError: no weights but pickled ones, unknown
-    architecture, weights that do not fit the task, extras that are missing; GateError where the
-    file does not compute what the model does.
+    ``task`` None is read from config.json. Raises ModelError: no weights or only pickled ones,
+    unknown architecture, weights that do not fit the task, missing packages; GateError if the
+    outputs of the file differ from the torch model's.
     """
     chosen = task or tasks.task_of(folder.path)
     check_weights(folder)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        view, made = Path(scratch, "view"), Path(scratch, "made")
+        view, exported = Path(scratch, "view"), Path(scratch, "made")
         _make_view(folder, view)
         source = Source(_load(view, chosen), view, chosen, opset)
-        route = _by_first_route(source, made, routes or (by_optimum, by_torch))
-        found = _compared(source, made / MODEL, route)
-        files = sorted(p.name for p in made.iterdir() if p.name.startswith(MODEL))
+        route = _by_first_route(source, exported, routes or (by_optimum, by_torch))
+        parity = _compared(source, exported / MODEL, route)
+        files = sorted(p.name for p in exported.iterdir() if p.name.startswith(MODEL))
         for name in files:
-            shutil.move(made / name, dest / name)
+            shutil.move(exported / name, dest / name)
         _add_tokenizer(folder, source, dest)
     return Exported(
         files=tuple(files),
         task=chosen,
         route=route,
         opset=opset,
-        parity=found,
+        parity=parity,
         notes=tuple(source.notes),
     )
 
 
 def check_weights(folder: Folder) -> None:
-    """Raises ModelError where a folder has no safetensors, or its index names others."""
+    """Raises ModelError if a folder has no safetensors, or its index names missing ones."""
     if not any(name.endswith(".safetensors") for name in folder.weights):
         pickled = next((s.name for s in folder.skipped if "pickle" in s.reason), None)
         raise ModelError(
             f"folder {str(folder.path)!r} holds no .safetensors weights"
             if pickled is None
             else f"folder {str(folder.path)!r} holds weights as a pickle only ({pickled}), which "
-            "runs code when opened: where you trust it, load it in transformers and save it "
+            "runs code when opened: if you trust it, load it in transformers and save it "
             "again with save_pretrained"
         )
     if _INDEX not in folder.weights:
@@ -192,7 +192,7 @@ def _make_view(folder: Folder, view: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and logs of the exporters: what matters is in ``Exported``."""
+    """Suppress warnings and logs of the exporters: what matters is in ``Exported``."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -230,34 +230,37 @@ def _load(view: Path, task: Task) -> Any:
         raise ModelError(
             f"transformers {transformers.__version__} cannot load the model: {_first_line(e)}"
         ) from e
-    # A pooler is made up where a checkpoint has none; what the encoder puts out does not read it.
-    made_up = sorted(
+    # transformers initializes a missing pooler at random; token outputs do not depend on it.
+    missing = sorted(
         n for n in info["missing_keys"] if "pooler" not in n or task.outputs != _TOKENS
     )
-    if made_up:
+    if missing:
         raise ModelError(
-            f"the weights hold no {made_up[0]!r}, so they are not those of a model for "
+            f"the weights hold no {missing[0]!r}, so they are not those of a model for "
             f"{task.name}: give another --task"
         )
     return model.eval()
 
 
 def _first_line(e: BaseException) -> str:
-    """An error in short, led by its type unless it is one of ours."""
-    said = str(e) if isinstance(e, QCompileError) else f"{type(e).__name__}: {e}"
-    return said.strip().splitlines()[0][:300]
+    """The first line of an error, after its type unless it is a QCompileError."""
+    message = str(e) if isinstance(e, QCompileError) else f"{type(e).__name__}: {e}"
+    return message.strip().splitlines()[0][:300]
 
 
-def _by_first_route(source: Source, made: Path, routes: tuple[Route, ...]) -> str:
-    """The first route that works; the others' refusals become notes. Raises ModelError."""
+def _by_first_route(source: Source, out: Path, routes: tuple[Route, ...]) -> str:
+    """Export by the first route that works; errors of the others become notes.
+
+    Returns the route's description. Raises ModelError if none works.
+    """
     for route in routes:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
         name = route.__name__.removeprefix("by_")
         try:
-            said = route(source, made)
-            _check_inputs(made / MODEL)
-            return said
+            description = route(source, out)
+            _check_inputs(out / MODEL)
+            return description
         except ImportError as e:
             source.notes.append(f"{name}: {_first_line(e)} ({INSTALL} takes {', '.join(TOGETHER)})")
         except Exception as e:  # exporters raise whatever they meet
@@ -266,15 +269,15 @@ def _by_first_route(source: Source, made: Path, routes: tuple[Route, ...]) -> st
 
 
 def _check_inputs(path: Path) -> None:
-    """Raises ModelError where a file asks for more than a tokenizer gives."""
+    """Raises ModelError if a file has inputs that a tokenizer does not give."""
     model, _storage = read_model.read_model(path)
     for tensor in model.graph.input:
         if tensor.name not in _INPUTS:
-            raise ModelError(f"made a file with input {tensor.name!r}, expected tokens only")
+            raise ModelError(f"the file has input {tensor.name!r}, expected tokens only")
 
 
 def _compared(source: Source, path: Path, route: str) -> Parity:
-    """How far the file is from the model. Raises what ``parity.compare`` does, naming the route."""
+    """Compare the file with the model. Raises what ``compare_with_torch`` does, with the route."""
     try:
         return torch_parity.compare_with_torch(path, _reference(source), source.vocabulary)
     except (GateError, ModelError) as e:
@@ -282,44 +285,44 @@ def _compared(source: Source, path: Path, route: str) -> Parity:
         raise type(e)(f"{_first_line(e)}; exported by {route}{tried}") from e
 
 
-def by_optimum(source: Source, made: Path) -> str:
-    """What optimum-cli does once it has loaded the model."""
+def by_optimum(source: Source, out: Path) -> str:
+    """Export as optimum-cli does after it has loaded the model; returns name and version."""
     from importlib.metadata import version
 
     from optimum.exporters.onnx import onnx_export_from_model
 
     onnx_export_from_model(
-        source.model, made, opset=source.opset, task=source.task.name, do_validation=False
+        source.model, out, opset=source.opset, task=source.task.name, do_validation=False
     )
     return f"optimum-onnx {version('optimum-onnx')}"
 
 
-def by_torch(source: Source, made: Path) -> str:
-    """torch's own exporter that traces, with the axes of batch and sequence dynamic."""
+def by_torch(source: Source, out: Path) -> str:
+    """Export by torch's tracing exporter, with dynamic batch and sequence axes."""
     import torch
 
     names, model, outputs = source.inputs, source.model, source.task.outputs
 
     class Narrow(torch.nn.Module):  # type: ignore[misc]
-        """Only these inputs by position, only these outputs: the others confuse the tracer."""
+        """These inputs by position and these outputs only: others confuse the tracer."""
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, *values: Any) -> tuple[Any, ...]:
-            found = self.model(**dict(zip(names, values, strict=True)), return_dict=True)
-            return tuple(found[name] for name in outputs)
+            by_name = self.model(**dict(zip(names, values, strict=True)), return_dict=True)
+            return tuple(by_name[name] for name in outputs)
 
     feed = torch_parity.example_feed(names, source.vocabulary, *torch_parity.SHAPES[0])
     tensors = tuple(torch.from_numpy(feed[name]) for name in names)
-    narrow = Narrow().eval()  # the exporter puts the model back into the mode of its wrapper
+    narrow = Narrow().eval()  # the exporter restores the model to the mode of its wrapper
     axes = dict.fromkeys(names, _AXES)
     axes |= dict.fromkeys(outputs, _AXES if source.task.by_token else {0: _AXES[0]})
     torch.onnx.export(
         narrow,
         tensors,
-        str(made / MODEL),
+        str(out / MODEL),
         dynamo=False,
         opset_version=source.opset,
         input_names=list(names),
@@ -336,14 +339,14 @@ def _reference(source: Source) -> Callable[[Mapping[str, Array]], Mapping[str, A
     def run(feed: Mapping[str, Array]) -> Mapping[str, Array]:
         with torch.no_grad():
             tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
-            found = source.model(**tensors, return_dict=True)
-        return {name: found[name].numpy() for name in source.task.outputs}
+            outputs = source.model(**tensors, return_dict=True)
+        return {name: outputs[name].numpy() for name in source.task.outputs}
 
     return run
 
 
 def _add_tokenizer(folder: Folder, source: Source, dest: Path) -> None:
-    """tokenizer.json, where the folder has an older form of the tokenizer only."""
+    """Write tokenizer.json if the folder has the tokenizer only in an older format."""
     if folder.tokenizer is not None:
         return
     import transformers
@@ -359,7 +362,7 @@ def _add_tokenizer(folder: Folder, source: Source, dest: Path) -> None:
 
 
 def _check_vocabulary(tokenizer: Any, folder: Folder) -> None:
-    """Raises ModelError where a file is missing: transformers 5 then makes up a vocabulary."""
+    """Raises ModelError if a file is missing: transformers 5 then invents a vocabulary."""
     names = {k: n for k, n in tokenizer.vocab_files_names.items() if k != "tokenizer_file"}
     missing = [name for name in names.values() if name not in folder.companions]
     if missing or not names:

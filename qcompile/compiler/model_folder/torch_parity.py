@@ -1,9 +1,9 @@
-"""Whether an exported model computes what the model it came from does: several shapes, padding.
+"""Compares an exported model with the torch model on several shapes with padding.
 
-The measure is the largest difference of an output over its largest value. Both sides compute in
+The measure is the largest difference of an output divided by its largest value. Both compute in
 float32: sums of n terms in another order differ by about sqrt(n) 2^-24 of their size, 4e-6 for the
 4096 terms of a large feed-forward layer, and by 2e-5 after 24 such layers. The limit is five times
-that; constants baked in by tracing, a lost mask or dropout left on are off by far more.
+that. Constants baked in by tracing, a lost mask or active dropout cause far larger differences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ SHAPES = ((2, 16), (1, 7), (3, 33), (2, 1))
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What example inputs may hold: token ids below ``size``, ``segments`` kinds of segments."""
+    """Limits of example inputs: token ids below ``size``, the id of padding, the number of
+    ``segments`` (values of token_type_ids), and the ``longest`` sequence."""
 
     size: int
     padding: int
@@ -36,7 +37,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Parity(Record):
-    """The largest relative difference, where it was, and on which (batch, length) it was sought."""
+    """The largest relative difference, its output, and the (batch, length) that were compared."""
 
     worst: float
     output: str
@@ -64,8 +65,8 @@ def example_feed(
     ids[mask == 0] = vocabulary.padding
     types = np.zeros_like(ids)
     types[:, (length + 1) // 2 :] = vocabulary.segments > 1
-    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-    return {name: made[name] for name in names}
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return {name: feed[name] for name in names}
 
 
 def compare_with_torch(
@@ -73,9 +74,9 @@ def compare_with_torch(
     reference: Callable[[Mapping[str, Array]], Mapping[str, Array]],
     vocabulary: Vocabulary,
 ) -> Parity:
-    """Run an ONNX file beside its reference, both from arrays by name to arrays by name.
+    """Run an ONNX file and its reference, a function of arrays by name, on random tokens.
 
-    Raises ModelError where the file does not run, GateError where the answers differ.
+    Raises ModelError if the file does not run, GateError if the outputs differ.
     """
     session = Session(path, SessionOptions(threads=1))
     shapes = tuple(dict.fromkeys((b, min(n, vocabulary.longest)) for b, n in SHAPES))

@@ -1,7 +1,7 @@
-"""The account of every tensor: what it became, why, how many bytes, how much noise.
+"""The ledger: type, reason, bytes and quantization noise of every tensor.
 
 One row for each constant of the written file and one for the rest of the file, so that the bytes
-add up to the file's size; and one row without bytes for each activation that was decided on.
+sum to the file size; and one row without bytes for each activation that the plan decided on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "st
 
 _REASONS: dict[Kind, str] = {
     "parameter": "biases and normalization parameters stay float32",
-    "quantization": "scale, zero point, bias in their steps",
+    "quantization": "scale, zero point, or bias as integer steps",
     "shape": "indices, shapes and flags are never quantized",
     "structure": "nodes, names and types",
 }
@@ -36,10 +36,10 @@ _INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One tensor of the file, or one activation that was decided on; bytes add up to the file."""
+    """One constant of the file, or one activation of the plan; bytes sum to the file size."""
 
     name: str
-    tensor: Annotated[str, "its name in the model that came in"]
+    tensor: Annotated[str, "its name in the input model"]
     kind: Kind
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class LedgerRow:
 
 
 def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
-    """Rows whose bytes add up to ``size``, the length of the written file."""
+    """Rows whose bytes sum to ``size``, the length of the written file."""
     scales = {name for node in model.graph.node for name in _parameters(node)}
     weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
     rest = size - sum(r.bytes for r in weights)
@@ -62,7 +62,7 @@ def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -
 
 
 def _parameters(node: onnx.NodeProto) -> set[str]:
-    """Names of the scales, zero points and biases in their steps that an operator reads."""
+    """Names of the scales, zero points and quantized biases that an operator reads."""
     row = quantized_operator(node)
     return set() if row is None else row.parameters(node)
 
@@ -82,10 +82,10 @@ def _weight_row(tensor: onnx.TensorProto, ctx: Context | None, scale: bool) -> L
 
 
 def _decision(name: str, ctx: Context | None, integer: bool) -> Decision | None:
-    """The decision on a tensor; where uses differ, the one that made it what it is here."""
-    found = [d for d in ctx.plan.decisions if d.tensor == name] if ctx is not None else []
-    fitting = [d for d in found if (d.spec is not None) == integer]
-    return next(iter([*fitting, *found]), None)
+    """The decision on a tensor; if its uses differ, one that fits its type in the file."""
+    decisions = [d for d in ctx.plan.decisions if d.tensor == name] if ctx is not None else []
+    fitting = [d for d in decisions if (d.spec is not None) == integer]
+    return next(iter([*fitting, *decisions]), None)
 
 
 def _kind(tensor: onnx.TensorProto, dtype: str) -> Kind:
@@ -100,9 +100,9 @@ def _kind(tensor: onnx.TensorProto, dtype: str) -> Kind:
 
 def _no_decision(dtype: str, ctx: Context | None) -> str:
     if dtype in _INTEGERS:
-        return "integer in the model that came in"
+        return "quantized in the input model"
     if ctx is None:
-        return "float in the model as it is"
+        return "float in the file"
     if dtype == "float16":
         return f"stored and computed in float16, as target {ctx.target.name!r} does"
     if ctx.choices.mode == "float":
@@ -117,15 +117,15 @@ def _activation_rows(ctx: Context) -> list[LedgerRow]:
 def _activation_row(decision: Decision, ctx: Context) -> LedgerRow:
     name, spec = decision.tensor, decision.spec
     dtype = "float" if spec is None else spec.dtype
-    made = LedgerRow(name, name, "activation", dtype, (), 0, decision.reason)
+    row = LedgerRow(name, name, "activation", dtype, (), 0, decision.reason)
     span = ctx.ranges.get(name)
     if spec is None or span is None:
-        return made
-    made = replace(made, low=float(span.lo.min()), high=float(span.hi.max()))
+        return row
+    row = replace(row, low=float(span.lo.min()), high=float(span.hi.max()))
     if span.axis is not None:
-        return made
+        return row
     params = qparams(span, spec)
-    return replace(made, scale=params.scale.item(), zero_point=params.zero_point.item())
+    return replace(row, scale=params.scale.item(), zero_point=params.zero_point.item())
 
 
 @dataclass(frozen=True)
@@ -138,24 +138,24 @@ class Summary:
     bytes: int
 
 
-def summarize_rows(found: list[LedgerRow]) -> list[Summary]:
-    """Rows grouped by kind and type, largest first; the bytes still add up."""
+def summarize_rows(rows: list[LedgerRow]) -> list[Summary]:
+    """Rows grouped by kind and type, largest first; the bytes still sum to the file size."""
     groups: dict[tuple[str, str], tuple[int, int]] = {}
-    for row in found:
+    for row in rows:
         count, size = groups.get((row.kind, row.dtype), (0, 0))
         groups[row.kind, row.dtype] = (count + 1, size + row.bytes)
-    made = [Summary(k, d, c, b) for (k, d), (c, b) in groups.items()]
-    return sorted(made, key=lambda s: (-s.bytes, s.kind, s.dtype))
+    summaries = [Summary(k, d, c, b) for (k, d), (c, b) in groups.items()]
+    return sorted(summaries, key=lambda s: (-s.bytes, s.kind, s.dtype))
 
 
 def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
-    """The ledger of a report's JSON. Raises KeyError where it has none, TypeError for others."""
-    found: list[LedgerRow] = read(list[LedgerRow], report["ledger"])
-    return found
+    """The ledger of a report's JSON. Raises KeyError if there is none, TypeError if it is wrong."""
+    rows: list[LedgerRow] = read(list[LedgerRow], report["ledger"])
+    return rows
 
 
 def count_activation_matmuls(model: onnx.ModelProto) -> int:
-    """Integer products with no constant operand, as attention has them."""
+    """The number of int8 matrix multiplications of two activations, as in attention."""
     constants = {t.name for t in model.graph.initializer}
     linears = (n for n in model.graph.node if is_op(n, *QUANTIZED_LINEARS))
     return sum(constants.isdisjoint(_operands(node)) for node in linears)

@@ -1,7 +1,7 @@
-"""What differs between two models: settings, operators, and tensor by tensor types and scales.
+"""What differs between two models: settings, operators, and types and scales of each tensor.
 
-Any two ONNX files can be compared by what stands in them. Where compile's report or lock lies
-beside one, its reasons and settings are read too.
+Any two ONNX files can be compared. If compile's report or lock is next to one, its reasons and
+settings are read too.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from qcompile.system.json_values import Record, members
 
 Change = Literal["only in a", "only in b", "type", "shape", "scale", "values"]
 Key = tuple[str, str]
-# Endings that say what a tensor was made into, not which one it was.
+# Suffixes of names that passes add to a tensor's original name.
 _ENDINGS = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "scaled")
 _COMPARED = ("weight", "activation", "parameter")
 
 
 @dataclass(frozen=True)
 class Side(Record):
-    """One model as far as it is compared.
+    """The data of one model that is compared.
 
-    ``header`` holds settings that stand in the file, ``told`` those that report or lock tell.
+    ``header``: settings in the file itself. ``reported``: settings from its report or lock.
     """
 
     path: Path
     bytes: int
     sha256: str
-    has_report: Annotated[bool, "its report lies beside it"]
-    has_lock: Annotated[bool, "its lock lies beside it"]
+    has_report: Annotated[bool, "its report is next to it"]
+    has_lock: Annotated[bool, "its lock is next to it"]
     header: dict[str, Any]
-    told: dict[str, Any]
+    reported: dict[str, Any]
     operators: Counter[str]
     rows: dict[Key, LedgerRow]
     scales: dict[Key, Quantizer]
@@ -56,10 +56,10 @@ class Side(Record):
     JSON = members("path bytes sha256 report=has_report lock=has_lock")
 
     def values(self, key: Key) -> Array | None:
-        """What a constant holds; None for data, and for types that numpy lacks."""
+        """Values of a constant; None for activations, and for types that numpy lacks."""
         tensor = self.constants.get(self.rows[key].name)
-        found = None if tensor is None else values_of(tensor, self.storage)
-        return found if found is not None and found.dtype.kind in "biuf" else None
+        values = None if tensor is None else values_of(tensor, self.storage)
+        return values if values is not None and values.dtype.kind in "biuf" else None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorChange:
-    """One tensor that is not the same; ``a`` and ``b`` say what it is in each, None: not there."""
+    """One tensor that differs; ``a`` and ``b``: the tensor in each model, None if missing."""
 
     tensor: str
     kind: str
@@ -129,7 +129,12 @@ def diff_models(a: Path, b: Path) -> Difference:
     return Difference(
         first,
         second,
-        dict((*_pairs(first.header, second.header), *_told_pairs(first.told, second.told))),
+        dict(
+            (
+                *_pairs(first.header, second.header),
+                *_reported_pairs(first.reported, second.reported),
+            )
+        ),
         {op: pair for op, pair in counts.items() if pair[0] != pair[1]},
         tuple(_tensors(first, second)),
     )
@@ -145,23 +150,26 @@ def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Se
             yield key, Setting(a.get(key), b.get(key))
 
 
-def _told_pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Setting]]:
-    """What only one of two reports can tell is no difference between the models."""
+def _reported_pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Setting]]:
+    """Settings that differ; one that only one report has is not a difference of the models."""
     both = a.keys() & b.keys()
-    return _pairs(*({k: v for k, v in told.items() if k in both} for told in (a, b)))
+    return _pairs(*({k: v for k, v in settings.items() if k in both} for settings in (a, b)))
 
 
 def read_side(path: Path) -> Side:
-    """Read one model and what lies beside it. Raises ModelError."""
+    """Read one model, and its report and lock if they are next to it. Raises ModelError."""
     model, storage = read_model.read_model(path)
     external = read_model.external_files(model, storage)
     own = digests.of_file(path)
     report = sidecar_files.find_report(sidecar_files.report_path(path), own)
     lock = sidecar_files.find_lock(path, own)
     size = path.stat().st_size + external_data.external_bytes(model)
-    found = read_quantizers(model, storage)
-    rows = sidecar_files.rows_of(report) or [*ledger.ledger_rows(model, size), *_data(model, found)]
-    kept = {_key(r): r for r in rows if r.kind in _COMPARED}
+    in_file = read_quantizers(model, storage)
+    rows = sidecar_files.rows_of(report) or [
+        *ledger.ledger_rows(model, size),
+        *_activation_rows(model, in_file),
+    ]
+    compared = {_key(r): r for r in rows if r.kind in _COMPARED}
     origins = {r.name: _key(r) for r in rows if r.kind in _COMPARED}
     return Side(
         path=path,
@@ -170,19 +178,21 @@ def read_side(path: Path) -> Side:
         has_report=report is not None,
         has_lock=lock is not None,
         header=_header(model),
-        told=_told_settings(report, lock),
+        reported=_reported_settings(report, lock),
         operators=Counter(map(op_name, model.graph.node)),
-        rows=kept,
-        scales={origins[name]: q for name, q in found.items() if name in origins},
+        rows=compared,
+        scales={origins[name]: q for name, q in in_file.items() if name in origins},
         constants={t.name: t for t in model.graph.initializer},
         storage=storage,
     )
 
 
-def _data(model: onnx.ModelProto, found: Mapping[str, Quantizer]) -> Iterator[LedgerRow]:
-    """Rows of what is quantized in the graph and no constant."""
+def _activation_rows(
+    model: onnx.ModelProto, in_file: Mapping[str, Quantizer]
+) -> Iterator[LedgerRow]:
+    """Rows of quantized tensors that are not constants."""
     constants = {t.name for t in model.graph.initializer}
-    for name, quantizer in found.items():
+    for name, quantizer in in_file.items():
         if name not in constants:
             zero = quantizer.zero_point
             dtype = "uint8" if zero is None else str(zero.dtype)  # ONNX's default
@@ -190,41 +200,41 @@ def _data(model: onnx.ModelProto, found: Mapping[str, Quantizer]) -> Iterator[Le
 
 
 def _key(row: LedgerRow) -> Key:
-    """A tensor under the name it came in with; data and constants may share one."""
+    """Kind and original name of a tensor; an activation and a constant may share a name."""
     name, slash, ending = row.tensor.rpartition("/")
     base = name if slash and ending in _ENDINGS else row.tensor
     return ("activation" if row.kind == "activation" else "constant"), base
 
 
 def _header(model: onnx.ModelProto) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         f"opset {o.domain or 'ai.onnx'}": o.version for o in model.opset_import
     }
-    found |= {p.key: p.value for p in model.metadata_props}
+    settings |= {p.key: p.value for p in model.metadata_props}
     inputs, outputs = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
-    return {**found, "inputs": inputs, "outputs": outputs}
+    return {**settings, "inputs": inputs, "outputs": outputs}
 
 
-def _told_settings(report: Mapping[str, Any] | None, lock: Lock | None) -> dict[str, Any]:
-    """By name; the recipe from whichever file has it."""
-    found: dict[str, Any] = {}
+def _reported_settings(report: Mapping[str, Any] | None, lock: Lock | None) -> dict[str, Any]:
+    """Settings by name; the report's, or else the lock's."""
+    settings: dict[str, Any] = {}
     if report is not None:
-        found |= {k: report.get(k) for k in ("source", "mode", "pipeline")}
+        settings |= {k: report.get(k) for k in ("source", "mode", "pipeline")}
         for part in ("recipe", "environment", "calibration"):
-            found |= _prefixed(part, report.get(part))
+            settings |= _prefixed(part, report.get(part))
     elif lock is not None:
-        found |= {"source": lock.model["name"], "mode": lock.mode, "pipeline": lock.pipeline}
-        found |= _prefixed("recipe", asdict(lock.recipe))
-        found |= _prefixed("environment", lock.environment)
+        settings |= {"source": lock.model["name"], "mode": lock.mode, "pipeline": lock.pipeline}
+        settings |= _prefixed("recipe", asdict(lock.recipe))
+        settings |= _prefixed("environment", lock.environment)
     if lock is not None:
-        found |= {"model sha256": lock.model["sha256"]}
-        found |= {"data sha256": lock.data and lock.data.get("sha256")}
-    return found
+        settings |= {"model sha256": lock.model["sha256"]}
+        settings |= {"data sha256": lock.data and lock.data.get("sha256")}
+    return settings
 
 
 def _prefixed(name: str, values: Any) -> dict[str, Any]:
-    plain = values if isinstance(values, Mapping) else {}
-    return {f"{name} {k}": list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+    by_key = values if isinstance(values, Mapping) else {}
+    return {f"{name} {k}": list(v) if isinstance(v, tuple) else v for k, v in by_key.items()}
 
 
 def _tensors(a: Side, b: Side) -> Iterator[TensorChange]:
@@ -239,11 +249,11 @@ def _tensors(a: Side, b: Side) -> Iterator[TensorChange]:
         elif in_a.shape != in_b.shape:
             yield TensorChange(key[1], kind, "shape", in_a, in_b)
         else:
-            yield from _inside(a, b, key, in_a, in_b)
+            yield from _compare_values(a, b, key, in_a, in_b)
 
 
-def _inside(a: Side, b: Side, key: Key, in_a: Entry, in_b: Entry) -> Iterator[TensorChange]:
-    """Of tensors of one type and shape: other scales, other values."""
+def _compare_values(a: Side, b: Side, key: Key, in_a: Entry, in_b: Entry) -> Iterator[TensorChange]:
+    """Differences in scales and values of a tensor that has one type and shape in both models."""
     rescaled = (in_a.scale, in_a.zero_point) != (in_b.scale, in_b.zero_point)
     share = largest = None
     old, new = a.values(key), b.values(key)

@@ -1,4 +1,4 @@
-"""What a report says in passing: a code for machines, a sentence for people."""
+"""Notes of a report: a code for programs, a sentence for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 NOTHING_QUANTIZED, RANDOM_MODEL = "nothing-quantized", "float-model-random"
-# How notes begin that programs look for in a report's JSON, which holds their texts alone.
+# The first words of notes that programs look for in a report's JSON, which holds only the texts.
 _OPENINGS = {
     NOTHING_QUANTIZED: "nothing was quantized: ",
     RANDOM_MODEL: "not verified: the float model's own answers differ from run to run",
@@ -27,6 +27,6 @@ def coded_note(code: str, detail: str = "") -> Note:
 
 
 def detail_of(code: str, texts: Iterable[str]) -> str | None:
-    """What the note of a code adds to its opening, in a report's JSON; None: there is none."""
+    """The text after the opening of a code's note, in a report's JSON; None if there is no note."""
     opening = _OPENINGS[code]
     return next((t.removeprefix(opening) for t in texts if t.startswith(opening)), None)

@@ -1,4 +1,4 @@
-"""The parts of a report that stages and searches hand over, each as its JSON shows it."""
+"""The parts of a report that stages and searches provide, each with its JSON keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Scales and zero points as they stand in a graph, whoever made it.
+"""Reads scales and zero points from the graph of any quantized model.
 
-A quantizer belongs to the tensor that becomes an integer: the input of a QuantizeLinear, or a
-constant that some operator reads together with its scale.
+A quantizer belongs to the tensor that it quantizes: the input of a QuantizeLinear, or a constant
+that an operator reads together with its scale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qcompile.quant import Array
 
 @dataclass(frozen=True)
 class Scales:
-    """Many scales in short."""
+    """A summary of many scales."""
 
     scales: int
     lowest: float
@@ -32,27 +32,27 @@ class Scales:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """One tensor's scale, () or (channels,) or as the operator has it; zero point None is 0."""
+    """One tensor's scale, of shape (), (channels,) or blocked; zero point None is 0."""
 
     tensor: str
     scale: Array
     zero_point: Array | None
 
     def steps(self) -> float | Scales:
-        """A single scale as it is, many in short."""
+        """A single scale as a number, many as a summary."""
         if self.scale.size == 1:
             return float(self.scale.item())
         span = float(self.scale.min()), float(self.scale.max())
         return Scales(self.scale.size, *span, self.digest())
 
     def single_zero_point(self) -> int | None:
-        """That of a single scale, None of many."""
+        """The zero point of a single scale, None if there are many."""
         if self.scale.size != 1:
             return None
         return 0 if self.zero_point is None else int(self.zero_point.item())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: scale and zero point, or what many scales are in short."""
+        """Values for YAML: scale and zero point, or the summary of many scales."""
         steps = self.steps()
         if isinstance(steps, Scales):
             return asdict(steps)
@@ -66,20 +66,19 @@ class Quantizer:
 
 
 def read_quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> dict[str, Quantizer]:
-    """By tensor, the first quantizer of each; scales that are computed are left out.
+    """The first quantizer of each tensor, by its name; scales that are computed are left out.
 
-    ``storage`` is where values lie that the model does not hold. Raises ModelError where a scale
-    cannot be read.
+    ``storage``: of values outside the model file. Raises ModelError if a scale cannot be read.
     """
     where = storage or Storage()
     constants = {t.name: t for t in model.graph.initializer}
-    found: dict[str, Quantizer] = {}
+    quantizers: dict[str, Quantizer] = {}
     for node in model.graph.node:
         for operand, scale, zero in _operands(node, constants):
-            if operand not in found:
-                values = None if zero is None else values_of(zero, where)
-                found[operand] = Quantizer(operand, values_of(scale, where), values)
-    return found
+            if operand not in quantizers:
+                zero_point = None if zero is None else values_of(zero, where)
+                quantizers[operand] = Quantizer(operand, values_of(scale, where), zero_point)
+    return quantizers
 
 
 def _operands(

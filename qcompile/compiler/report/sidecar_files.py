@@ -1,4 +1,4 @@
-"""What compile wrote beside a model, where it describes exactly that file."""
+"""Reads the report and lock that compile wrote next to a model, if they describe that very file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report_path(model: Path) -> Path:
 
 
 def find_report(path: Path, digest: str) -> dict[str, Any] | None:
-    """A report of the model with this SHA-256; None where there is none, or none of ours."""
+    """A report of the model with this SHA-256; None if it is missing, or of another model."""
     try:
         found = json.loads(path.read_text())
         return found if found["model_sha256"] == digest else None
@@ -27,7 +27,7 @@ def find_report(path: Path, digest: str) -> dict[str, Any] | None:
 
 
 def rows_of(report: dict[str, Any] | None) -> list[LedgerRow] | None:
-    """The ledger of a report, None where it has none that can be read."""
+    """The ledger of a report, None if it has none that can be read."""
     try:
         return None if report is None else read_rows(report)
     except (KeyError, TypeError, ValueError):
@@ -35,7 +35,7 @@ def rows_of(report: dict[str, Any] | None) -> list[LedgerRow] | None:
 
 
 def find_lock(model: Path, digest: str) -> Lock | None:
-    """The lock ``<stem>.lock.yaml`` of the model with this SHA-256; None where there is none."""
+    """The lock ``<stem>.lock.yaml`` of the model with this SHA-256; None if there is none."""
     path = model.with_name(f"{model.stem}.lock.yaml")
     try:
         found = lockfile.read_lockfile(path) if lockfile.is_lock(path) else None

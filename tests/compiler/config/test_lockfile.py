@@ -157,7 +157,7 @@ def test_versions_are_a_note_where_the_bytes_are_the_same(model: Path, data: Pat
     _, file = locked(model, data)
     edited(file, "  numpy: .*", "  numpy: 1.0.0")
     done = again(model, file)
-    assert done.exit_code == 0 and "made elsewhere: numpy 1.0.0 there" in done.output
+    assert done.exit_code == 0 and "made in another environment: numpy 1.0.0 there" in done.output
 
 
 def test_other_bytes_are_a_failure_that_names_the_version(model: Path, data: Path) -> None:
@@ -192,10 +192,13 @@ def test_options_cannot_change_a_locked_build(model: Path, data: Path) -> None:
 
 
 BROKEN = [
-    (lambda t: t.replace("version: 1\n", "version: 7\n", 1), "is of version 7, expected 1"),
+    (lambda t: t.replace("version: 1\n", "version: 7\n", 1), "has version 7, expected 1"),
     (lambda t: t.replace("pipeline:", "pipelin:", 1), "did you mean 'pipeline'"),
     (lambda t: t.replace("mode: static", "mode: statc", 1), "did you mean 'static'"),
-    (lambda t: t.replace("file: out.lock.npz", "file: ../x.npz"), "'../x.npz' is not beside it"),
+    (
+        lambda t: t.replace("file: out.lock.npz", "file: ../x.npz"),
+        "'../x.npz' is not in the lock's folder",
+    ),
     (lambda t: t.replace("file: out.lock.npz", "file: 3"), "calibration has no file"),
     (lambda t: t.replace("decisions:\n", "decisions: 3\nx:\n"), "unknown key 'x'"),
     (lambda t: t.split("decisions:")[0], "decisions is None, expected a list"),

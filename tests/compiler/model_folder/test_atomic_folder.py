@@ -136,8 +136,8 @@ def test_places_that_cannot_be(tmp_path: Path, source: Path) -> None:
         ("file", "is a file"),
         ("nowhere/out", "does not exist"),
         ("file/out", "does not exist"),
-        ("n" * 300, "no usable folder name"),
-        ("loop", "no usable folder name"),
+        ("n" * 300, "cannot be used as a folder name"),
+        ("loop", "cannot be used as a folder name"),
     ):
         with pytest.raises(OutputError, match=said):
             write(tmp_path / name, source, "a.txt")

@@ -35,7 +35,9 @@ def test_architectures(tmp_path: Path, architecture: str, task: str) -> None:
              {"architectures": ["T5ForConditionalGeneration"]}],
 )  # fmt: skip
 def test_unknown_architectures(tmp_path: Path, keys: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match=r"tells no task: give --task, one of feature-extraction"):
+    with pytest.raises(
+        ModelError, match=r"whose task is unknown: give --task, one of feature-extraction"
+    ):
         task_of(config(tmp_path, **keys))
 
 

@@ -181,7 +181,7 @@ def test_a_file_that_wants_more_than_tokens_is_not_taken(copied: Path, tmp_path:
         onnx.save(proto, made / "model.onnx")
         return "luck"
 
-    said = "cannot be exported: luck: made a file with input 'position_ids', expected tokens only"
+    said = "cannot be exported: luck: the file has input 'position_ids', expected tokens only"
     with pytest.raises(ModelError, match=said):
         torch_export.export_folder(layout.read_folder(copied), tmp_path, routes=(by_luck,))
     (tmp_path / "out").mkdir()

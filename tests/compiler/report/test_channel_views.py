@@ -16,8 +16,8 @@ from qcompile.compiler.report.channel_views import (
     ChannelSite,
     ChannelWatch,
     _ends,
-    _Seen,
-    _Story,
+    _History,
+    _Snapshot,
     _view,
 )
 from qcompile.ir.analysis.transformer_roles import Role
@@ -46,7 +46,7 @@ def by_role(found: list[ChannelSite], role: str) -> ChannelSite:
 def test_steps_of_known_channels() -> None:
     """Range [-2, 2.25] in 255 steps of 1/60: a channel of [0, 1] takes 60 of them."""
     lo, hi = np.array([0.0, -2.0, 0.25]), np.array([1.0, 2.25, 0.5])
-    seen = _view(_Seen("x", lo, hi, Range(np.array(-2.0), np.array(2.25)), UINT8))
+    seen = _view(_Snapshot("x", lo, hi, Range(np.array(-2.0), np.array(2.25)), UINT8))
     (group,) = seen.groups
     assert group.channels == 3 and group.step == pytest.approx(1 / 60)
     assert seen.lows == [0, 120, 120] and seen.highs == [255, 180, 150]
@@ -56,14 +56,14 @@ def test_steps_of_known_channels() -> None:
 def test_groups_come_widest_first_each_in_its_own_steps() -> None:
     lo, hi = np.zeros(4), np.array([1.0, 100.0, 2.0, 50.0])
     span = Range(np.zeros(4), np.array([2.0, 100.0, 2.0, 100.0]), -1)
-    seen = _view(_Seen("x", lo, hi, span, BY_CHANNEL))
+    seen = _view(_Snapshot("x", lo, hi, span, BY_CHANNEL))
     assert [g.channels for g in seen.groups] == [2, 2]
     assert seen.highs == [255, 127.5, 255, 127.5]
 
 
 def test_what_lies_outside_of_the_range_is_counted_and_cut() -> None:
     lo, hi = np.zeros(3), np.array([1.0, 9.0, 2.0])
-    seen = _view(_Seen("x", lo, hi, Range(np.array(0.0), np.array(2.0)), UINT8))
+    seen = _view(_Snapshot("x", lo, hi, Range(np.array(0.0), np.array(2.0)), UINT8))
     assert seen.clipped == 1 and seen.highs == [255, 255, 127.5]
 
 
@@ -112,11 +112,11 @@ def test_nothing_is_watched_without_transforms() -> None:
 
 
 def test_of_very_many_sites_the_worst_are_kept_in_order() -> None:
-    def story(i: int) -> _Story:
+    def story(i: int) -> _History:
         top = float(i % 7) / 100  # of 2.55, what the other channel has: 0 to 6 steps
         lo, hi = np.zeros(3), np.array([top, top, 2.55])
-        seen = _Seen(f"x{i}", lo, hi, Range(np.array(0.0), np.array(2.55)), UINT8)
-        return _Story(f"n{i}", Role(()), 1, 3, seen, seen, 3)
+        seen = _Snapshot(f"x{i}", lo, hi, Range(np.array(0.0), np.array(2.55)), UINT8)
+        return _History(f"n{i}", Role(()), 1, 3, seen, seen, 3)
 
     kept = ChannelWatch({str(i): story(i) for i in range(_MOST_SITES + 7)}).sites()
     assert len(kept) == _MOST_SITES

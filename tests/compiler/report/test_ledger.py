@@ -10,8 +10,8 @@ import pytest
 
 from qcompile.compiler.report.ledger import (
     LedgerRow,
-    ledger_rows,
     count_activation_matmuls,
+    ledger_rows,
     read_rows,
     summarize_rows,
 )
@@ -62,7 +62,7 @@ def test_bytes_add_up_to_a_model_as_it_is() -> None:
         "k": ("shape", "int64", (2,)),
         "(graph)": ("structure", "", ()),
     }
-    assert table["w"].reason == "float in the model as it is"
+    assert table["w"].reason == "float in the file"
     assert table["w"].bytes >= 8 * 8 * 4
 
 
@@ -107,7 +107,7 @@ def test_integers_of_the_model_that_came_in() -> None:
     assert {n: r.kind for n, r in table.items() if n != "(graph)"} == {
         "w": "weight", "s": "quantization", "z": "quantization"
     }  # fmt: skip
-    assert table["w"].reason == "integer in the model that came in"
+    assert table["w"].reason == "quantized in the input model"
 
 
 def test_rows_survive_a_report() -> None:

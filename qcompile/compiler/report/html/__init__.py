@@ -1,7 +1,7 @@
-"""A report as one HTML file that needs nothing else: no network, no library, no other file.
+"""A report as one self-contained HTML file: no network, no library, no other file.
 
 ``Report.to_dict()`` is the only source. Text is escaped by construction (markup.py); a content
-security policy lets only the page's own style and script run, known by their hashes.
+security policy allows only the page's own style and script, identified by their hashes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class _Section:
-    """``link`` is what the bar at the top calls it."""
+    """``link``: its name in the navigation bar at the top."""
 
     key: str
     link: str
@@ -34,9 +34,9 @@ class _Section:
 
 
 def page(report: Plain) -> str:
-    """The page of what ``compile`` or ``sensitivity`` reports.
+    """The page of a report of ``compile`` or ``sensitivity``.
 
-    Raises KeyError, TypeError or the like where it is neither.
+    Raises KeyError, TypeError or the like if it is neither.
     """
     return _of_ranking(report) if "rows" in report else _of_compilation(report)
 
@@ -64,7 +64,7 @@ def _of_compilation(report: Plain) -> str:
         _Section("float", "Float", "What stayed float, and why", [content.kept_float(report)]),
         _Section("tensors", "Tensors", "Every tensor", [content.tensors(report)]),
         _Section("passes", "Passes", "What the passes did", [work.passes(report)]),
-        _Section("refusals", "Refusals", "What passes left alone", [work.refusals(report)]),
+        _Section("refusals", "Refusals", "What passes left unchanged", [work.refusals(report)]),
         _Section("settings", "Settings", "Settings and versions", [work.settings(report)]),
     ]
     return _document(f"{report['source']}: qcompile report", headline(report), sections)
@@ -102,5 +102,5 @@ def _read(name: str) -> str:
 
 
 def _digest(source: str) -> str:
-    """What a content security policy calls this text by."""
+    """The hash of a text, as a content security policy writes it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

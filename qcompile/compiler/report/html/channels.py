@@ -1,7 +1,8 @@
-"""How the channels of each integer layer's input lie in the steps of its quantizer.
+"""The channels of each quantized layer's input, in steps of its quantizer.
 
 Every channel is a bar from its smallest to its largest value, in steps; channels are sorted, the
-widest first, on a square-root scale, so that a single outlier is seen beside hundreds of others.
+widest first, on a square-root scale, so that a single outlier is visible next to hundreds of
+others.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _WHAT_PASSES_DID = {
     "widen-ranges": "headroom left for unseen data",
     "permute-channels": "channels sorted by width",
     "migrate-scales": "scales moved from wide channels into the weights",
-    "split-outliers": "what lies outside goes on in further columns",
-    "group-scales": "a scale for each group of channels",
-    "split-groups": "a product for each group of channels",
+    "split-outliers": "outlier channels split over more columns",
+    "group-scales": "one scale per group of channels",
+    "split-groups": "one matrix multiplication per group of channels",
 }
 
 
 def channels(report: Plain) -> Markup | None:
-    """The overview of all layers' inputs, and pictures of each; None where nothing was watched."""
+    """The overview of all layers' inputs, and a picture of each; None if there are none."""
     sites: list[ChannelSite] = read(list[ChannelSite], report.get("channels", []))
     if not sites:
         return None
@@ -61,22 +62,22 @@ def channels(report: Plain) -> Markup | None:
 
 
 _INTRODUCTION = (
-    "A quantizer has one step size, or one a group, for all channels that it covers. A few wide "
-    "channels stretch it, and the others are left with few steps: that is what costs accuracy. "
-    "Below, how many steps the median channel of each integer layer's input uses: straight from "
-    "calibration, and as compiled."
+    "A quantizer has one step size, or one per group, for all channels that it covers. A few wide "
+    "channels make the step large, so the others use few steps, which costs accuracy. The chart "
+    "shows how many steps the median channel of each quantized layer's input uses: as calibrated, "
+    "and as compiled."
 )
 
 
 _HOW_TO_READ = (
-    "Each channel is a bar from its smallest to its largest value, in steps of its quantizer. From "
-    "left to right their rank, the widest first, on a square-root scale. Thin bars in a tall "
-    "picture are steps that nobody uses."
+    "Each channel is a bar from its smallest to its largest value, in steps of its quantizer. "
+    "Channels are ordered from left to right by width, the widest first, on a square-root scale. "
+    "Empty space above and below the bars is steps that these channels do not use."
 )
 
 
 def name(site: ChannelSite) -> str:
-    """What the layers that read it make, and where: layer 3 · ffn-out."""
+    """Layer and role of the outputs of the layers that read it: layer 3 · ffn-out."""
     where = "" if site.layer is None else f"layer {site.layer} · "
     return f"{where}{site.role or 'linear'}"
 
@@ -90,12 +91,12 @@ def _overview(sites: Sequence[ChannelSite]) -> Markup:
         old, new = _used(site.before), _used(site.after)
         kind, layer = ("first" if site.layer != layer else None), site.layer
         figures = f"{site.before.median_steps:.0f} → {site.after.median_steps:.0f}"
-        said = f"{name(site)}: median channel {figures} steps"
+        label = f"{name(site)}: median channel {figures} steps"
         rows.append(
             tag(
                 "li",
                 tag("span", name(site), class_="label", title=site.tensor),
-                dumbbell(100 * old, 100 * new, said),
+                dumbbell(100 * old, 100 * new, label),
                 tag("span", figures, class_="number"),
                 class_=kind,
             )
@@ -156,11 +157,11 @@ def _picture(site: ChannelSite) -> Markup:
 
 
 def _done(site: ChannelSite) -> str:
-    said = [_WHAT_PASSES_DID.get(p, f"changed by {p}") for p in site.passes]
-    more = site.columns - site.channels
-    if more > 0:
-        said.append(f"{units.count(more, 'column')} more to compute with")
-    return "; ".join(said).capitalize() or "Left as it is"
+    changes = [_WHAT_PASSES_DID.get(p, f"changed by {p}") for p in site.passes]
+    added = site.columns - site.channels
+    if added > 0:
+        changes.append(f"{units.count(added, 'column')} added")
+    return "; ".join(changes).capitalize() or "Unchanged"
 
 
 def _panel(title: str, view: ChannelView, ends: Sequence[int], kind: str) -> Markup:
@@ -190,7 +191,7 @@ def _steps(steps: int) -> Markup:
 
 
 def _plot(view: ChannelView, ends: Sequence[int], kind: str, label: str) -> Markup:
-    """Bars of all bins, and bands of the groups, in a box that stretches."""
+    """Bars of all bins, and bands of the groups, in a box that scales with the page."""
     total, steps = ends[-1], view.steps
     places = [_place(e, total) for e in (0, *ends)]
     limit = _OUTLIER * max(view.median_steps, steps / 1000)
@@ -217,7 +218,7 @@ def _place(rank: int, total: int) -> float:
 
 
 def _bands(groups: Sequence[StepGroup], total: int) -> list[Markup]:
-    """Every other group lies on a band, where there are several."""
+    """A band behind every other group, if there are several."""
     ends = list(accumulate((g.channels for g in groups), initial=0))
     made = []
     for i, (start, end) in enumerate(pairwise(ends)):

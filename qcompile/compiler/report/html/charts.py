@@ -55,7 +55,7 @@ def percent(value: float) -> str:
 
 
 def bar(share: float, kind: str, label: str, height: int = _BAR) -> Markup:
-    """One horizontal bar, ``share`` percent of the width; at least a hair where there is any."""
+    """One horizontal bar, ``share`` percent of the width; at least visible if not zero."""
     width = max(share, 0.3) if share > 0 else 0.0
     return tag(
         "svg",
@@ -69,7 +69,7 @@ def bar(share: float, kind: str, label: str, height: int = _BAR) -> Markup:
 
 
 def point(place: float, kind: str, label: str) -> Markup:
-    """A dot at ``place`` percent of the width, for axes that do not begin at nothing."""
+    """A dot at ``place`` percent of the width, for axes that do not begin at zero."""
     middle = _BAR / 2
     return tag(
         "svg",
@@ -84,7 +84,7 @@ def point(place: float, kind: str, label: str) -> Markup:
 
 
 def swatch(kind: str) -> Markup:
-    """What a legend shows: a dot or a square."""
+    """The mark of a legend: a dot or a square."""
     dot = tag("circle", class_=kind, cx=6, cy=6, r=5)
     square = tag("rect", class_=kind, width=12, height=12, rx=2)
     mark = dot if kind.startswith("dot") else square
@@ -92,11 +92,11 @@ def swatch(kind: str) -> Markup:
 
 
 def stacked(parts: Sequence[tuple[float, str, str]], whole: float, label: str) -> Markup:
-    """One bar of (value, kind, name), as long as their sum is of ``whole``."""
-    made, start = [], 0.0
+    """One bar with a part for each (value, kind, name); ``whole`` is the full width."""
+    rects, start = [], 0.0
     for value, kind, name in parts:
         width = 100 * value / whole if whole else 0.0
-        made.append(
+        rects.append(
             tag(
                 "rect",
                 tag("title", name),
@@ -108,17 +108,17 @@ def stacked(parts: Sequence[tuple[float, str, str]], whole: float, label: str) -
         )
         start += width
     return tag(
-        "svg", made, class_="chart", height=_TALL, width="100%", role="img", aria_label=label
+        "svg", rects, class_="chart", height=_TALL, width="100%", role="img", aria_label=label
     )
 
 
 def axis(scale: Scale, spell: Callable[[float], str], title: str) -> Markup:
-    """Ticks with labels below a column of bars, and what they mean."""
-    made = []
+    """Ticks with labels below a column of bars, and a title."""
+    ticks = []
     for value in scale.ticks():
         at = scale(value)
         anchor = "start" if at < 2 else "end" if at > 98 else "middle"
-        made.append(
+        ticks.append(
             join(
                 [
                     tag("line", class_="tick", x1=percent(at), x2=percent(at), y1=0, y2=4),
@@ -129,13 +129,13 @@ def axis(scale: Scale, spell: Callable[[float], str], title: str) -> Markup:
     rule = tag("line", class_="tick", x1="0%", x2="100%", y1=0.5, y2=0.5)
     return tag(
         "div",
-        tag("svg", rule, made, class_="chart axis", height=20, width="100%", aria_hidden="true"),
+        tag("svg", rule, ticks, class_="chart axis", height=20, width="100%", aria_hidden="true"),
         tag("p", title, class_="axis-title"),
     )
 
 
 def dumbbell(before: float, after: float, label: str) -> Markup:
-    """From one place to another, both in percent of the width."""
+    """A line with dots at two places, both in percent of the width."""
     middle = _TALL / 2
     low, high = min(before, after), max(before, after)
     kind = "link better" if after >= before else "link worse"
@@ -154,7 +154,7 @@ def dumbbell(before: float, after: float, label: str) -> Markup:
 
 
 def interval(low: float, middle: float, high: float, one: float, label: str) -> Markup:
-    """An interval with its middle beside the place that stands for no change, all in percent."""
+    """An interval with its middle, and a mark at ``one``, all in percent of the width."""
     half = _TALL / 2
     return tag(
         "svg",

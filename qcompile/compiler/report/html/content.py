@@ -1,4 +1,4 @@
-"""Where the bytes go, what stayed float and why, and the ledger of all tensors."""
+"""Bytes by kind, what stayed float and why, and the ledger of all tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LISTED = 60  # names under one reason; all are in the table of tensors
 
 
 def bytes_by_kind(report: Plain) -> Markup:
-    """One bar before, one after, on one scale; below, the figures."""
+    """One bar for the float model and one for the compiled one, on one scale; then a table."""
     new = {(s.kind, s.dtype): s for s in ledger.summarize_rows(ledger.read_rows(report)) if s.bytes}
     old = {(s.kind, s.dtype): s for s in _before(report) if s.bytes}
     keys = sorted(new.keys() | old.keys(), key=lambda k: -max(_bytes(old, k), _bytes(new, k)))
@@ -90,13 +90,13 @@ def _figures(found: Summary | None) -> list[str]:
 
 
 def kept_float(report: Plain) -> Markup:
-    """Float weights and activations by reason, those with most bytes first."""
+    """Float weights and activations by reason, those with the most bytes first."""
     groups: dict[tuple[str, str], list[LedgerRow]] = {}
     for row in ledger.read_rows(report):
         if row.kind in ("weight", "activation") and row.dtype.startswith("float"):
             groups.setdefault((row.kind, row.reason), []).append(row)
     if not groups:
-        return tag("p", "Nothing: every weight and every activation that carries data is integer.")
+        return tag("p", "Nothing: every weight and every activation is quantized.")
     order = sorted(groups.items(), key=lambda g: (g[0][0] != "weight", -_sum(g[1]), -len(g[1])))
     return join(_reason(kind, why, found) for (kind, why), found in order)
 
@@ -107,14 +107,14 @@ def _sum(rows: Iterable[LedgerRow]) -> int:
 
 def _reason(kind: str, why: str, found: Sequence[LedgerRow]) -> Markup:
     plural = "activations" if kind == "activation" else "weights"
-    said = units.count(len(found), kind, plural)
+    total = units.count(len(found), kind, plural)
     if kind == "weight":
-        said += f", {units.size(_sum(found))}"
+        total += f", {units.size(_sum(found))}"
     ranked = sorted(found, key=lambda r: (-r.bytes, r.tensor))
     items = [tag("li", tag("code", r.tensor), _own_size(r)) for r in ranked[:_LISTED]]
     if len(ranked) > _LISTED:
         items.append(tag("li", f"and {len(ranked) - _LISTED} more, in the table of tensors"))
-    head = tag("summary", tag("span", why), tag("span", said, class_="number"))
+    head = tag("summary", tag("span", why), tag("span", total, class_="number"))
     return tag("details", head, tag("ul", items, class_="names"), class_="reason")
 
 
@@ -138,9 +138,9 @@ _COLUMNS = (
 
 
 def tensors(report: Plain) -> Markup:
-    """One row a tensor, the largest first."""
-    found = sorted(ledger.read_rows(report), key=lambda r: (-r.bytes, r.kind, r.name))
-    return table(_COLUMNS, (_row(r) for r in found), "Tensors")
+    """One row per tensor, the largest first."""
+    rows = sorted(ledger.read_rows(report), key=lambda r: (-r.bytes, r.kind, r.name))
+    return table(_COLUMNS, (_row(r) for r in rows), "Tensors")
 
 
 def _range(low: float | None, high: float | None) -> Cell:

@@ -1,4 +1,4 @@
-"""The gates that were set, what was reached, and the closeness of each output."""
+"""The gates that were set, the measured values, and the closeness of each output."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def gates(report: Plain) -> Markup:
 
 
 def _requirements(checked: dict[str, int] | None) -> Markup | None:
-    """What the target demands of the graph; one that is missed is an error, so all are held."""
+    """The target's requirements for the graph. A failed one is an error, so all are met here."""
     if not checked:
         return None
     rows = [[rule, f"{nodes:,}"] for rule, nodes in checked.items()]
-    return plain(("the target's requirements, all met", "nodes held to it"), rows, "Requirements")
+    heads = ("the target's requirements, all met", "nodes checked")
+    return plain(heads, rows, "Requirements")
 
 
 def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:
@@ -60,7 +61,7 @@ def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:
 def _gate(
     name: str, limit: float, found: float | None, key: str, failures: Sequence[str]
 ) -> Markup:
-    """One row. What failed is what a failure names: latency fails by its interval alone."""
+    """One row. A gate failed if a failure names its option: latency fails by its interval only."""
     option = "--" + key.replace("_", "-")
     bound = f"{'≤' if key.startswith('max') else '≥'} {limit:g}"
     state, kind = ("passed", "good")

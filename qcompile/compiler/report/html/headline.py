@@ -1,4 +1,4 @@
-"""The top of the page: what came of it, in three figures, and which gates it passed."""
+"""The top of the page: the result in three figures, and the verdict of the gates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _title(report: Plain) -> Markup:
     shown = report["environment"]
     facts.append(f"ONNX Runtime {shown['onnxruntime']}")
     facts += shown["isa"][:1]
-    if report.get("away"):
+    if report.get("away"):  # the target's provider was missing
         facts.append(f"run on {report['away']}, not on the target")
     return tag(
         "div",
@@ -76,13 +76,13 @@ def cards(*shown: Markup) -> Markup:
 # ---- the three figures
 
 
-def card(name: str, figure: str, said: str, *more: Markup | str) -> Markup:
-    """One figure, large, with what it is and a picture of it."""
+def card(name: str, figure: str, caption: str, *more: Markup | str) -> Markup:
+    """One large figure, with a caption and a chart."""
     return tag(
         "div",
         tag("h2", name),
         tag("p", figure, class_="figure"),
-        tag("p", said, class_="said"),
+        tag("p", caption, class_="said"),
         *more,
         class_="card",
     )
@@ -146,14 +146,14 @@ def _speed(report: Plain) -> Markup:
 
 
 def _interval(row: Plain) -> Markup:
-    """The interval of the speed-up, on an axis that shows 1, where nothing is gained."""
+    """The interval of the speed-up, on an axis that includes 1, no speed-up."""
     low, middle, high = 1 / row["ratio_high"], 1 / row["ratio"], 1 / row["ratio_low"]
     scale = Scale(min(1.0, low) * 0.9, max(1.0, high) * 1.05)
-    said = f"95 % interval of the speed-up: {low:.2f} to {high:.2f} times"
+    label = f"95 % interval of the speed-up: {low:.2f} to {high:.2f} times"
     return tag(
         "div",
-        interval(scale(low), scale(middle), scale(high), scale(1), said),
-        axis(scale, lambda v: f"{v:g}×", said),
+        interval(scale(low), scale(middle), scale(high), scale(1), label),
+        axis(scale, lambda v: f"{v:g}×", label),
     )
 
 
@@ -165,12 +165,14 @@ def _closeness(report: Plain) -> Markup:
     if not outputs:
         return card("Closeness", "equal", f"all of {units.count(verdict['samples'], 'sample')}")
     worst = min(outputs, key=lambda o: o["mean_cosine"])
-    said = f"mean cosine to float of {worst['output']}; {units.count(verdict['samples'], 'sample')}"
+    caption = (
+        f"mean cosine to float of {worst['output']}; {units.count(verdict['samples'], 'sample')}"
+    )
     lowest = min(o["worst_cosine"] for o in outputs)
     return card(
         "Closeness",
         units.cosine(worst["mean_cosine"]),
-        said,
+        caption,
         _cosines(worst["mean_cosine"], lowest, report["gates"]),
         _facts(worst, lowest),
     )
@@ -208,7 +210,7 @@ def _cosines(mean: float, worst: float, gates: Plain) -> Markup:
             text_anchor="start" if t == 0 else "middle")
         for t in ticks
     ]  # fmt: skip
-    said = f"cosine: mean {units.cosine(mean)}, worst {units.cosine(worst)}"
+    label = f"cosine: mean {units.cosine(mean)}, worst {units.cosine(worst)}"
     drawn = tag(
         "svg",
         tag("line", class_="track", x1="0%", x2="100%", y1=half, y2=half),
@@ -220,7 +222,7 @@ def _cosines(mean: float, worst: float, gates: Plain) -> Markup:
         height=38,
         width="100%",
         role="img",
-        aria_label=said,
+        aria_label=label,
     )
     title = "cosine, logarithmic towards 1; lines are gates" if marks else "cosine"
     return tag("div", drawn, tag("p", title, class_="axis-title"))

@@ -1,4 +1,4 @@
-"""HTML and SVG elements whose text is escaped by construction: only ``Markup`` goes in as it is."""
+"""HTML and SVG elements whose text is escaped by construction: only ``Markup`` is not escaped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TypeAlias
 
-# What no HTML document may hold: controls, and halves of characters that only JSON can spell.
+# Not allowed in HTML: control characters, and lone surrogates, which JSON can hold.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff￾￿]")
 _VOID = {"br", "input", "link", "meta", "wbr"}
 

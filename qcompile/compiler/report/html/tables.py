@@ -1,4 +1,4 @@
-"""Tables that the page's script makes searchable, sortable and filterable; plain without it."""
+"""Tables that the page's script makes searchable, sortable and filterable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qcompile.compiler.report.html.markup import Child, Markup, tag
 @dataclass(frozen=True)
 class Column:
     """``kind``: "text", or "number", which sorts by ``data-v``. ``choice``: rows can be filtered by
-    its values, which are those of ``data-v`` too."""
+    its values, also those of ``data-v``."""
 
     title: str
     kind: str = "text"
@@ -20,14 +20,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """``key`` is what sorting and filtering go by where that is not the text."""
+    """``key``: the value to sort and filter by, if that is not the text."""
 
     content: Child
     key: str | float | None = None
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], name: str) -> Markup:
-    """A table in a scrolling region, with a place for its controls above."""
+    """A table in a scrolling region, to which the script adds controls."""
     heads = [
         tag(
             "th",

@@ -73,7 +73,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def cosine(number: float) -> str:
-    """As many digits as tell it from 1: 0.9989, 0.999998; 1 where it is."""
+    """As many digits as distinguish it from 1: 0.9989, 0.999998; else 1."""
     error = 1 - number
     if error <= 10.0**-_MOST_DIGITS:
         return "1"

@@ -1,4 +1,4 @@
-"""Where the models spend their time, and what the compiler did: passes, refusals, settings."""
+"""Where the models spend their time, and what the compiler did: passes, refusals and settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN_OPS = 12
 
 
 def latency(report: Plain) -> Markup | None:
-    """Quantiles of both models; None where nothing was timed."""
+    """Latency quantiles of both models; None if nothing was timed."""
     bench = report["bench"]
     if bench is None:
         return None
@@ -32,14 +32,14 @@ def latency(report: Plain) -> Markup | None:
         for m in bench["models"]
     ]
     shapes = ", ".join(f"{n} {units.shape(s)}" for n, s in bench["shapes"].items())
-    said = (
+    text = (
         f"{shapes}; {units.count(bench['threads'], 'thread')}, {bench['rounds']} rounds in which "
         "the models take turns."
     )
     noisy = tag("p", "The machine was noisy: rounds of one model differ by over 25 %.")
     return join(
         [
-            tag("p", said, class_="lead"),
+            tag("p", text, class_="lead"),
             plain(("model", "best", "median", "90th percentile", "runs"), rows, "Latency"),
             noisy if bench["noisy"] else None,
         ]
@@ -47,7 +47,7 @@ def latency(report: Plain) -> Markup | None:
 
 
 def operators(report: Plain) -> Markup | None:
-    """Two bars an operator, float and compiled, the dearest first; None without a profile."""
+    """Two bars per operator, float and compiled, the slowest first; None without a profile."""
     profiles: list[Profile] = read(list[Profile], report.get("profile", []))
     if len(profiles) < 2:
         return None
@@ -60,7 +60,7 @@ def operators(report: Plain) -> Markup | None:
     if rest:
         rows.append(_operator(f"{len(rest)} others", _sum(old, rest), _sum(new, rest), scale))
     foot = tag(
-        "li", tag("span"), axis(scale, lambda v: f"{v:g}", "milliseconds a run"), tag("span")
+        "li", tag("span"), axis(scale, lambda v: f"{v:g}", "milliseconds per run"), tag("span")
     )
     legend = tag(
         "ul",
@@ -68,11 +68,11 @@ def operators(report: Plain) -> Markup | None:
         tag("li", swatch("compiled"), f" compiled, {units.milliseconds(profiles[1].total)}"),
         class_="legend",
     )
-    said = (
-        "By ONNX Runtime's profiler, which adds to every node, small ones most: shares say more "
-        "than sums. In parentheses how many nodes."
+    text = (
+        "Measured by ONNX Runtime's profiler, which adds time to every node: compare shares rather "
+        "than sums. The number of nodes is in parentheses."
     )
-    return join([tag("p", said, class_="lead"), legend, tag("ul", rows, foot, class_="operators")])
+    return join([tag("p", text, class_="lead"), legend, tag("ul", rows, foot, class_="operators")])
 
 
 def _ms(found: dict[str, OpTime], op: str) -> float:
@@ -152,9 +152,9 @@ def _stages(seconds: dict[str, float]) -> Markup | None:
 
 
 def refusals(report: Plain) -> Markup:
-    """What passes left alone, with their reasons."""
+    """Nodes that passes left unchanged, with the reasons."""
     if not report["skips"]:
-        return tag("p", "None: every pass could do all that it looked at.")
+        return tag("p", "None: every pass handled every node that it looked at.")
     columns = [Column("pass", choice=True), Column("node or tensor"), Column("reason")]
     rows = [
         [Cell(s.pass_name), Cell(tag("code", s.node), s.node), Cell(s.reason)]
@@ -167,7 +167,7 @@ def refusals(report: Plain) -> Markup:
 
 
 def settings(report: Plain) -> Markup:
-    """Versions, recipe, calibration, digests and the pipeline, for who wants to do it again."""
+    """Versions, recipe, calibration, digests and the pipeline, to reproduce the build."""
     machine = {
         "qcompile": report["qcompile"],
         **{k: v for k, v in report["environment"].items() if k != "isa"},
@@ -200,7 +200,7 @@ def facts(parts: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
 
 
 def _passes(pipeline: str) -> list[str]:
-    """Split at commas that are not inside of a pass's options."""
+    """Split at commas that are not inside a pass's options."""
     found, depth = [""], 0
     for letter in pipeline:
         depth += (letter == "{") - (letter == "}")

@@ -193,7 +193,7 @@ def test_a_ranking_has_a_page_too(name: str) -> None:
     made = page(ranking(name))
     assert faults(made) == []
     seen = Outline(made).said()
-    for word in ("0.9970", "2.0e−3", "1 item lifted", "3.0e−3"):
+    for word in ("0.9970", "2.0e−3", "1 item raised", "3.0e−3"):
         assert word in seen, word
     assert made.count('class="dot worst"') == 2  # the legend and the one that the policy lifts
 
@@ -204,7 +204,7 @@ def test_a_ranking_of_lifted_items_alone() -> None:
     for row in report["rows"]:
         row["alone"] = None
     seen = Outline(page(report)).said()
-    assert "is left where each item alone is float" in seen and "Most sensitive" not in seen
+    assert "is left if this item alone is float" in seen and "Most sensitive" not in seen
 
 
 def test_requirements_of_the_target_are_counted() -> None:
