@@ -142,8 +142,8 @@ def open_measurements(
     return opened
 
 
-def _scores(plain: dict[str, dict[str, Any]]) -> dict[str, Score]:
-    return {k: Score(**{**s, "failures": tuple(s["failures"])}) for k, s in plain.items()}
+def _scores(content: dict[str, dict[str, Any]]) -> dict[str, Score]:
+    return {k: Score(**{**s, "failures": tuple(s["failures"])}) for k, s in content.items()}
 
 
 def _digest(measured: Measurable, names: Iterable[str]) -> str:

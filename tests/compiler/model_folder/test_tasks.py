@@ -36,7 +36,7 @@ def test_architectures(tmp_path: Path, architecture: str, task: str) -> None:
 )  # fmt: skip
 def test_unknown_architectures(tmp_path: Path, keys: dict[str, object]) -> None:
     with pytest.raises(
-        ModelError, match=r"whose task is unknown: give --task, one of feature-extraction"
+        ModelError, match=r"task is unknown: give --task, one of feature-extraction"
     ):
         task_of(config(tmp_path, **keys))
 

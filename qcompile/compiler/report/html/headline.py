@@ -82,7 +82,7 @@ def card(name: str, figure: str, caption: str, *more: Markup | str) -> Markup:
         "div",
         tag("h2", name),
         tag("p", figure, class_="figure"),
-        tag("p", caption, class_="said"),
+        tag("p", caption, class_="caption"),
         *more,
         class_="card",
     )

@@ -34,10 +34,10 @@ def join(children: Iterable[Child]) -> Markup:
 
 def tag(name: str, *children: Child, **attributes: Attribute) -> Markup:
     """One element. ``class_`` is class, ``data_value`` is data-value; True is a bare attribute."""
-    given = "".join(_attribute(k, v) for k, v in attributes.items())
+    spelled = "".join(_attribute(k, v) for k, v in attributes.items())
     if name in _VOID:
-        return Markup(f"<{name}{given}>")
-    return Markup(f"<{name}{given}>{join(children)}</{name}>")
+        return Markup(f"<{name}{spelled}>")
+    return Markup(f"<{name}{spelled}>{join(children)}</{name}>")
 
 
 def _child(value: Child) -> str:
@@ -53,5 +53,5 @@ def _child(value: Child) -> str:
 def _attribute(name: str, value: Attribute) -> str:
     if value is None or value is False:
         return ""
-    plain = name.rstrip("_").replace("_", "-")
-    return f" {plain}" if value is True else f' {plain}="{text(value)}"'
+    spelled = name.rstrip("_").replace("_", "-")
+    return f" {spelled}" if value is True else f' {spelled}="{text(value)}"'

@@ -84,7 +84,7 @@
     const search = element("input", {
       type: "search", placeholder: "Search", "aria-label": `Search ${box.dataset.name}`,
     });
-    const said = element("output");
+    const shownCount = element("output");
     const choosers = [];
     const heads = [...table.tHead.rows[0].cells];
     const apply = () => {
@@ -96,7 +96,7 @@
         row.hidden = !fits;
         shown += fits;
       }
-      said.textContent = shown === rows.length ? `${shown} rows` : `${shown} of ${rows.length} rows`;
+      shownCount.textContent = shown === rows.length ? `${shown} rows` : `${shown} of ${rows.length} rows`;
     };
     heads.forEach((head, column) => {
       if (head.dataset.choice === undefined) return;
@@ -104,7 +104,7 @@
       if (made) choosers.push(made);
     });
     const controls = element("div", { class: "controls" });
-    controls.append(search, ...choosers.map((c) => c.select), said);
+    controls.append(search, ...choosers.map((c) => c.select), shownCount);
     search.addEventListener("input", apply);
     box.prepend(controls);
     sortable(table);
