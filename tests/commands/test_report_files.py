@@ -50,7 +50,7 @@ def test_a_profile_is_taken_for_the_page_alone(model: Path, data: Path) -> None:
     ("names", "words"),
     [
         (["x.pdf"], ("x.pdf", ".json or .html")),
-        (["a.html", "b.html"], ("b.html", "a.html", "already")),
+        (["a.html", "b.html"], ("b.html", "a.html", "same format")),
         (["m.onnx"], ("m.onnx", ".json or .html")),
         (["no/x.html"], ("no", "does not exist")),
     ],
