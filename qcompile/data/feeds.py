@@ -284,18 +284,18 @@ class HoldOut:
         self._feeds = feeds
         self._every = every
         self._at_most = at_most
-        self.held_back: list[Feed] = []
+        self.held_out: list[Feed] = []
         self.reused = False
 
     def calibration(self) -> Iterator[Feed]:
-        """The feeds to calibrate with; ``held_back`` is complete when the loop ends."""
-        self.held_back, self.reused = [], False
+        """The feeds to calibrate with; ``held_out`` is complete when the loop ends."""
+        self.held_out, self.reused = [], False
         lone: Feed | None = None
         held = 0
         for index, feed in enumerate(self._feeds):
             count = sample_count(feed)
             if index % self._every == 1 and (not held or held + count <= self._at_most):
-                self.held_back.append(_copied(feed))
+                self.held_out.append(_copied(feed))
                 held += count
                 lone = None
                 continue
@@ -303,7 +303,7 @@ class HoldOut:
                 lone = _copied(feed)
             yield feed
         if lone is not None:
-            self.held_back, self.reused = [lone], True
+            self.held_out, self.reused = [lone], True
 
 
 def _copied(feed: Feed) -> Feed:

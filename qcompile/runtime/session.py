@@ -22,9 +22,9 @@ from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
 from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
-from qcompile.system.interrupts import held_back
+from qcompile.system.interrupts import deferred_interrupts
 
-with held_back():
+with deferred_interrupts():
     import onnxruntime as ort
 
 Feed = Mapping[str, Array]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def deferred_interrupts() -> Iterator[None]:
     """SIGINT and SIGTERM take effect once the block is done.
 
     For the initialization of native modules: interrupted, it fails as an ImportError or crashes.

@@ -152,11 +152,11 @@ def _run(
     held_out = _checked(prepared, split, digest)
     text = _general_text(prepared, watched)
     for feed in text:
-        made.foresee(feed)
+        made.update_background(feed)
     account = CalibrationAccount(
         calibrator=prepared.recipe.calibrator,
         feeds=made.feeds_seen,
-        held_back=len(split.held_back),
+        held_out=len(split.held_out),
         tensors=len(ctx.requests),
         general_text=bool(text),
         padding_left_out=options.mask and any(t.token_axis is not None for t in made.taps),
@@ -211,7 +211,7 @@ def _held_out(prepared: Prepared) -> HeldOut:
 
 def _checked(prepared: Prepared, split: HoldOut, digest: FeedDigest) -> HeldOut:
     """What was held out. Raises RecipeError where a lock was made with other data."""
-    feeds = [part for feed in split.held_back for part in prepared.budget.parts(feed)]
+    feeds = [part for feed in split.held_out for part in prepared.budget.parts(feed)]
     found = HeldOut(feeds, digest.hexdigest(), split.reused)
     lock_check.check_data(prepared.options.lock, found.digest, prepared.general_text)
     return found
