@@ -100,7 +100,7 @@ def write_states(file: IO[bytes], collector: Collector, observed: list[dict[str,
 
 
 def read_states(path: Path) -> Checkpoint:
-    """Manifest and arrays. Raises DataError where the file is missing, damaged or of another kind."""
+    """Manifest and arrays. Raises DataError where the file is missing, damaged or foreign."""
     return npz_archive.read_archive(path, FORMAT, VERSION)
 
 

@@ -102,7 +102,7 @@ UNSOUND = [
     (swapped("channels/0/rows", np.zeros((2, 9), np.float32)), "shapes"),
     (swapped("channels/0/rows", np.zeros((2, 2))), "not finite float32"),
     (swapped("channels/0/lo", np.array([np.inf, 0], np.float32)), "not finite float32"),
-    (swapped("channels/1/reach_lo", np.zeros(2, np.float32)), "two values each"),
+    (swapped("channels/1/reach_lo", np.zeros(2, np.float32)), "two values per channel"),
     (swapped("channels/1/reach_hi", np.full(3, np.nan, np.float32)), "not finite float32"),
 ]
 
