@@ -17,7 +17,7 @@ import numpy as np
 from qcompile.errors import DataError
 from qcompile.quant import Array, ChannelStats, Range, Ranges
 from qcompile.system import npz_archive
-from qcompile.system.json_values import Record, members, read
+from qcompile.system.json_values import Record, from_json, members
 
 FORMAT, VERSION = "qcompile calibration", 1
 # Keys of ``background_extrema`` in the file.
@@ -100,7 +100,7 @@ def _calibration(manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> Ca
     channels = {
         str(name): _stats(arrays, f"channels/{i}/") for i, name in enumerate(manifest["channels"])
     }
-    account = read(CalibrationAccount, manifest["account"])
+    account = from_json(CalibrationAccount, manifest["account"])
     return Calibration(Ranges(ranges, missing), channels, account)
 
 

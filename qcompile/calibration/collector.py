@@ -33,7 +33,7 @@ from qcompile.ir.analysis import token_axes
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.shape_probing import probed_shapes
 from qcompile.ir.analysis.token_axes import FLAT, Probe
-from qcompile.ir.model_io.write_model import save, with_external_weights
+from qcompile.ir.model_io.write_model import save_proto, with_external_weights
 from qcompile.quant import (
     Array,
     Calibrator,
@@ -249,7 +249,7 @@ def collector(
     options = options or CollectorOptions()
     probe = cache(lambda: probed_shapes(graph, evaluate))
     requests = [*requests, *_by_channel(graph, watched, probe)]
-    axes = token_axes.axes(graph, probe) if options.mask else {}
+    axes = token_axes.find_token_axes(graph, probe) if options.mask else {}
     reduced = calibrator.needs == "extrema"
     tensors = graph.tensors()
     model, folder = with_external_weights(graph)
@@ -268,7 +268,7 @@ def collector(
         token_axis = token_axes.token_axis(axes.get(request.tensor))
         taps.append(Tap(request, token_axis, names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
-    path = save(with_outputs(model, wanted), folder)
+    path = save_proto(with_outputs(model, wanted), folder)
     session = Session(path, SessionOptions(threads=options.threads))
     return Collector(session, taps, options, takes_any_batch(graph))
 

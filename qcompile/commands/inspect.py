@@ -43,7 +43,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     shape_inference.infer(read_model.load(model))
     proto, _storage = read_model.read_model(model)
     wanted = report_file or sidecar_files.report_path(model)
-    report = sidecar_files.find_report(wanted, digests.of_file(model))
+    report = sidecar_files.find_report(wanted, digests.file_digest(model))
     known = sidecar_files.rows_of(report)
     size = model.stat().st_size + external_data.external_bytes(proto)
     rows = known if known is not None else ledger.rows(proto, size)

@@ -10,7 +10,7 @@ import numpy as np
 from qcompile.data.feeds import Feed
 
 
-def of_feeds(feeds: Iterable[Feed]) -> str:
+def digest_feeds(feeds: Iterable[Feed]) -> str:
     """Hex digest of feeds that nothing else needs."""
     made = FeedDigest()
     for feed in feeds:

@@ -64,7 +64,7 @@ def open_data(
     if not isinstance(data, str | Path):
         return _from_python(data, inputs, samples)
     path = Path(data)
-    if not path.exists() and user_function.is_name(str(data)):
+    if not path.exists() and user_function.is_function_name(str(data)):
         return _from_function(str(data), inputs, samples)
     if not path.exists():
         raise DataError(f"data {str(data)!r} does not exist, expected {_FORMS}")
@@ -101,7 +101,7 @@ def _as_feeds(found: object) -> Iterable[object]:
 
 
 def _from_function(name: str, inputs: Sequence[InputSpec], samples: int | None) -> Feeds:
-    function = user_function.find(name, "data")
+    function = user_function.find_function(name, "data")
     return Feeds(lambda: _as_feeds(function()), inputs, f"function {name}", samples=samples)
 
 

@@ -69,7 +69,7 @@ def _options(text: str) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """A YAML scalar; also 1e-3, a number to everyone but YAML."""
     try:
-        value = safe_yaml.load(text)
+        value = safe_yaml.load_yaml(text)
     except ValueError as e:
         raise RecipeError(f"option value {text!r} cannot be read") from e
     return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text) else value

@@ -162,7 +162,7 @@ class Comparison(Record):
 
     @property
     def environment(self) -> Environment:
-        return processor.describe()
+        return processor.describe_environment()
 
 
 def compare_latency(

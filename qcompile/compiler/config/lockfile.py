@@ -25,7 +25,7 @@ from qcompile.errors import DataError, OutputError, RecipeError
 from qcompile.planning.context import MODES
 from qcompile.rewriting.registry import nearest
 from qcompile.system import atomic_write, digests
-from qcompile.system.processor import describe
+from qcompile.system.processor import describe_environment
 from qcompile.targets.target import Mode
 
 VERSION = 1
@@ -101,7 +101,7 @@ class Lock:
             return None
         path = self.folder / str(self.calibration["file"])
         try:
-            found = digests.of_file(path)
+            found = digests.file_digest(path)
             if found != self.calibration["sha256"]:
                 expected = str(self.calibration["sha256"])[:12]
                 raise DataError(f"{str(path)!r} has sha256 {found[:12]}…, expected {expected}…")
@@ -126,7 +126,7 @@ _LINE: dict[str, Any] = {
 
 def environment() -> dict[str, Any]:
     """What the bytes of a build may depend on beside its inputs."""
-    return {"qcompile": __version__, **describe().to_dict()}
+    return {"qcompile": __version__, **describe_environment().to_dict()}
 
 
 def is_lock(source: str | Path) -> bool:
@@ -156,7 +156,7 @@ def save(path: Path, made: Lock, found: Calibration | None) -> None:
         beside = sidecar(path)
         with atomic_write.replacing(beside) as file:
             calibration_file.write_calibration(file, found)
-        named = {"file": beside.name, "sha256": digests.of_file(beside)}
+        named = {"file": beside.name, "sha256": digests.file_digest(beside)}
         made = replace(made, calibration={**named, **asdict(found.account)})
     atomic_write.write_atomic(path, made.to_yaml().encode())
 

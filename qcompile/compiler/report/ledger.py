@@ -18,7 +18,7 @@ from qcompile.ir.model_io.external_data import stored_bytes
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operator
 from qcompile.planning import Context, Decision
 from qcompile.quant import qparams
-from qcompile.system.json_values import Unbounded, read
+from qcompile.system.json_values import Unbounded, from_json
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
 
@@ -150,7 +150,7 @@ def summary(found: list[LedgerRow]) -> list[Summary]:
 
 def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
     """The ledger of a report's JSON. Raises KeyError where it has none, TypeError for others."""
-    found: list[LedgerRow] = read(list[LedgerRow], report["ledger"])
+    found: list[LedgerRow] = from_json(list[LedgerRow], report["ledger"])
     return found
 
 

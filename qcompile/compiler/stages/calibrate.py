@@ -14,7 +14,7 @@ from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.pipelines import Pipeline
 from qcompile.compiler.stages.prepare import Prepared
-from qcompile.data.feed_digest import FeedDigest, of_feeds
+from qcompile.data.feed_digest import FeedDigest, digest_feeds
 from qcompile.data.feeds import Feed, HoldOut
 from qcompile.errors import RecipeError
 from qcompile.ir import printer
@@ -118,7 +118,7 @@ def _kept(
     parts = [
         environment(), threads, prepared.float_model.digest, printer.structure(graph),
         held_out.digest, recipe.calibrator, recipe.mask_padding, prepared.options.max_memory,
-        [repr(r) for r in ctx.requests], watched, of_feeds(_general_text(prepared, watched)),
+        [repr(r) for r in ctx.requests], watched, digest_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
     return ResumableCalibration(cache, key_of(parts)), held_out
 

@@ -30,7 +30,7 @@ class FloatModel:
     @cached_property
     def digest(self) -> str:
         """SHA-256, with its external data."""
-        return digests.of_model(self.stored, self.external)
+        return digests.model_digest(self.stored, self.external)
 
     @cached_property
     def _externalized(self) -> ModelFiles | None:
@@ -72,7 +72,7 @@ class CompiledModel:
     @cached_property
     def sha256(self) -> str:
         """Of the model's own file, which names its data file by contents."""
-        return digests.of_file(self.path)
+        return digests.file_digest(self.path)
 
     @cached_property
     def parsed(self) -> tuple[onnx.ModelProto, Storage]:

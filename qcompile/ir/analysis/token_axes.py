@@ -31,7 +31,7 @@ POINTWISE = (*ELEMENTWISE, *QUANTIZERS)
 _KEEPING = (*NORMALIZATIONS, *ATTENTION, "Softmax")
 
 
-def axes(graph: Graph, probe: Probe | None = None) -> dict[str, Axes]:
+def find_token_axes(graph: Graph, probe: Probe | None = None) -> dict[str, Axes]:
     """What is known of each tensor's axes, by name; tensors of which nothing is are left out.
 
     Without ``probe`` the mask's axes are followed from operator to operator, contrib operators
