@@ -64,7 +64,7 @@ class FakeQuantizedModel:
 
 def switches(ctx: Context) -> list[FakeQuantSwitch]:
     """One for each quantized tensor; for each operator, where a target quantizes it as a whole."""
-    quantizer_nodes.lift_without_range(ctx)
+    quantizer_nodes.float_without_range(ctx)
     if ctx.target.quantize_interior:
         return [FakeQuantSwitch((decision,)) for decision in ctx.plan.quantized()]
     found: dict[str, list[Decision]] = {}
@@ -122,7 +122,7 @@ class _Maker:
         """Let the uses read the quantized tensor or the plain one, as the flag says."""
         graph, key = self.graph, (part.tensor, part.spec)
         if key not in self.pairs:
-            self.pairs[key] = quantizer_nodes.activation(graph, self.ctx, part)
+            self.pairs[key] = quantizer_nodes.dequantized_activation(graph, self.ctx, part)
         flag = graph.add_input(f"{part.tensor}/on", np.bool_, ())
         self.made.flags[flag.name] = switch
         for node, uses in self._readers(part):
@@ -152,7 +152,7 @@ class _Maker:
         node = self.graph.find(use.node)
         weight = node.inputs[use.index]
         values = array(weight)
-        on = real(quantizer_nodes.integers(self.ctx, part, values))
+        on = real(quantizer_nodes.rounded_weight(self.ctx, part, values))
         before = self.plain.get(use.node)
         if before is not None:
             self._bias(switch, node, before.bias)

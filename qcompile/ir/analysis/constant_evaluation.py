@@ -12,8 +12,8 @@ from qcompile.ir.operators import RANDOM
 from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.quant import Array
 
-# Runs nodes that depend only on constants: returns their outputs by name, or a Refusal. It is passed
-# in by the compiler, since passes and this module must not import the runtime.
+# Runs nodes that depend only on constants: returns their outputs by name, or a Refusal. The
+# compiler passes it in, since passes and this module must not import the runtime.
 Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
 # Not evaluated: random operators, and quantizers, because a weight's DequantizeLinear must stay (so

@@ -301,7 +301,7 @@ class _Finder:
 
     # ---- the rest
     def _mark_norm(self, node: Node) -> None:
-        """Mark a norm with its layer: the block's before it, or in pre-LN that of the block after."""
+        """Mark a norm: its layer is that of the block before it or, in pre-LN, after it."""
         source, out = node.inputs[0], node.outputs[0]
         skipped = len(self.graph.consumers(source)) > 1
         layer = self.found[source.name].layer if source.name in self.found else None

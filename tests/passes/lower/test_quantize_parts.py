@@ -118,7 +118,7 @@ def test_int8_saturates_at_ends_of_its_own() -> None:
     found = graph(text, "float[N,4] y", low=low, high=high, zero=zero)
     differential(found, QuantizeParts(), atol=EXACT, feeds=[feed()])
     deeper = graph(text, "float[N,4] y", low=low + float(STEP), high=high, zero=zero)
-    assert_refused(deeper, QuantizeParts(), "clips more")
+    assert_refused(deeper, QuantizeParts(), "cuts deeper")
 
 
 @pytest.mark.parametrize(("low", "high"), [(LOW + STEP / 2, HIGH), (LOW, HIGH - STEP)])
