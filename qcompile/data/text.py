@@ -1,7 +1,8 @@
 """Feeds from text: sentences are tokenized, sorted by length and padded per batch.
 
 Sorting reduces padding: a batch has sentences of similar length. The batches come in a fixed
-shuffled order, so that any part of them (held out, or the first few) has short and long sentences. No torch, no transformers: ``tokenizer.json`` is read by the tokenizers package.
+shuffled order, so that any part of them (held out, or the first few) has short and long sentences.
+No torch, no transformers: ``tokenizer.json`` is read by the tokenizers package.
 """
 
 from __future__ import annotations
