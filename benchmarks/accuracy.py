@@ -194,7 +194,7 @@ def spelled(line: Line) -> str:
 def versions() -> dict[str, Any]:
     """Of the machine and of everything that made a row."""
     peers = {p.package: p.version for p in PEERS if p.version and p.package != "onnxruntime"}
-    return {"qcompile": qcompile.__version__, **processor.describe().to_dict(), **peers}
+    return {"qcompile": qcompile.__version__, **processor.describe_environment().to_dict(), **peers}
 
 
 def spelled_versions(found: Mapping[str, Any]) -> str:

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qcompile.ir import Graph, Tensor
-from qcompile.planning import Context, Decision, activation, lift_without_range, weight
+from qcompile.planning import (
+    Context,
+    Decision,
+    dequantized_activation,
+    dequantized_weight,
+    float_without_range,
+)
 from qcompile.rewriting import Numerics, Pass, Stage
 
 
@@ -29,10 +35,11 @@ class InsertQdq(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        lift_without_range(ctx)
+        float_without_range(ctx)
         decisions = [d for d in ctx.plan.quantized() if _is_pending(graph, d)]
         for decision in decisions:
-            make = weight if decision.kind == "weight" else activation
+            is_weight = decision.kind == "weight"
+            make = dequantized_weight if is_weight else dequantized_activation
             _redirect(graph, decision, make(graph, ctx, decision))
         return bool(decisions)
 

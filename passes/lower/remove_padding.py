@@ -25,7 +25,7 @@ import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_op, rank, scalar, shape_of
 from qcompile.ir.analysis.data_path import MASK, derived_from
-from qcompile.ir.analysis.token_axes import POINTWISE, PRODUCTS, axes, by_position
+from qcompile.ir.analysis.token_axes import POINTWISE, PRODUCTS, by_position, find_token_axes
 from qcompile.ir.operators import ATTENTION, MASKING, NORMALIZATIONS
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -82,7 +82,7 @@ class _Finder:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.tokens = {name for name, known in axes(graph).items() if by_position(known)}
+        self.tokens = {name for name, known in find_token_axes(graph).items() if by_position(known)}
 
     def run(self) -> _Region:
         """All such nodes that are connected to a linear layer."""

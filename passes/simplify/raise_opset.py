@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from qcompile.ir import ONNX, Graph, Node, Refusal, has_subgraph, is_onnx_domain, is_op
-from qcompile.ir.model_io.opset_conversion import convert
+from qcompile.ir.model_io.opset_conversion import convert_opset
 from qcompile.ir.operators import REDUCTIONS
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -61,7 +61,7 @@ class RaiseOpset(Pass):
         obstacle = _first_obstacle(graph, wanted)
         if obstacle is not None:
             where, refusal = obstacle
-            failure = convert(graph, wanted)
+            failure = convert_opset(graph, wanted)
             if failure is not None:
                 ctx.skip(where, f"{refusal.reason}, and {failure.reason}")
             return failure is None

@@ -87,7 +87,7 @@ class GroupScales(Pass):
         return _obstacle(decision, tensor)
 
     def _group(self, ctx: Context, decision: Decision, stats: ChannelStats) -> None:
-        foreseen = stats.foreseen(self.doublings)
+        foreseen = stats.extrapolated(self.doublings)
         lo, hi = np.minimum(foreseen.lo, 0), np.maximum(foreseen.hi, 0)
         assert decision.spec is not None  # _obstacle
         fine = decision.spec.bits > 8

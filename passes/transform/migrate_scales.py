@@ -16,7 +16,7 @@ The best is taken, the data's error counting less: it differs from token to toke
 in attention and pooling, while the weights' is the same for all tokens.
 
 1/m goes into a LayerNormalization or linear layer that nothing else reads, else it becomes a Mul.
-Widths are those to foresee for unseen data (``ChannelStats.foreseen``).
+Widths are those to foresee for unseen data (``ChannelStats.extrapolated``).
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Errors:
     def __init__(
         self, stats: ChannelStats, spec: QSpec, weight: Array, doublings: float, penalty: float
     ) -> None:
-        foreseen = stats.foreseen(doublings)
+        foreseen = stats.extrapolated(doublings)
         self.lo, self.hi = np.minimum(foreseen.lo, 0), np.maximum(foreseen.hi, 0)
         self.width = np.maximum(np.maximum(-self.lo, self.hi), 1e-6)
         self.spec, self.weight, self.penalty = spec, np.abs(weight), penalty
@@ -221,7 +221,7 @@ def _apply(
         linear.set_weight(graph, ctx, values, f"{linear.weight.name}/scaled")
     site.redirect(graph, ctx, scaled)
     ctx.channels[scaled.name] = stats.scaled(inverse)
-    span = stats.foreseen(doublings).scaled(inverse)
+    span = stats.extrapolated(doublings).scaled(inverse)
     ctx.ranges.set(scaled.name, Range(span.lo.min(), span.hi.max()))
 
 

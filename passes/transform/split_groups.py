@@ -53,7 +53,7 @@ class SplitGroups(Pass):
             if refusal is not None:
                 ctx.skip(site.data, refusal.reason)
             elif stats is not None:
-                _split(graph, ctx, site, stats.foreseen(self.doublings), cuts)
+                _split(graph, ctx, site, stats.extrapolated(self.doublings), cuts)
                 changed = True
         return changed
 

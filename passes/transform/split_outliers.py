@@ -131,7 +131,7 @@ class SplitOutliers(Pass):
         return self._search(stats, spec, room)
 
     def _search(self, stats: ChannelStats, spec: QSpec, room: Array) -> Split | Refusal:
-        foreseen = stats.foreseen(self.doublings)
+        foreseen = stats.extrapolated(self.doublings)
         lo = np.minimum(foreseen.lo.astype(np.float64), 0)
         hi = np.maximum(foreseen.hi.astype(np.float64), 0)
         budget = max(_FEWEST, int(len(lo) * self.share))

@@ -43,7 +43,7 @@ class WidenRanges(Pass):
             if stats is None or span is None:
                 ctx.skip(site.data, "its channels were not sampled: the range stays as it is")
                 continue
-            ctx.ranges.set(site.data, _widened(span, stats, stats.foreseen(self.doublings)))
+            ctx.ranges.set(site.data, _widened(span, stats, stats.extrapolated(self.doublings)))
         return False
 
 

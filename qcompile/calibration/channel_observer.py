@@ -1,7 +1,7 @@
-"""What the channels of a tensor hold: extrema over all data, and a sample of its rows.
+"""Observes the channels of a tensor: their extrema over all data, and a sample of rows.
 
-Rows are positions (tokens), channels the last axis. Passes that choose scales per channel read the
-extrema; those that weigh the error of a product against float read the sample.
+Rows are positions (tokens), channels are the last axis. Passes that choose scales per channel use
+the extrema; passes that estimate the error of a matrix multiplication use the sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ ROWS = 1024
 # Odd multipliers of Knuth's multiplicative hashing; any fixed values do.
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _HASHED_CHANNELS = 32
-_REACH = ("reach_lo", "reach_hi")
+# Keys of ``background_extrema`` in a saved state.
+_BACKGROUND_KEYS = ("reach_lo", "reach_hi")
 
 
 @dataclass
@@ -29,39 +30,43 @@ class ChannelObserver(Observer):
     """
 
     limit: int = ROWS
-    keep: Callable[[Array], Array] | None = None  # where the sample is put between batches
+    keep: Callable[[Array], Array] | None = None  # stores the sample between batches
     _seen: ChannelStats | None = None
-    _reach: tuple[Array, Array] | None = None
+    _background: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    _lent: bool = False  # others hold the rows: what comes next goes into a copy
+    _lent: bool = False  # a caller holds the rows: changes go into a copy
 
     def fits(self, values: Array) -> bool:
-        """Whether these rows have the channels of those seen before."""
-        known = None if self._seen is None else self._seen.lo
-        known = self._reach[0] if known is None and self._reach is not None else known
-        return known is None or values.shape[1] == len(known)
+        """True where these rows have as many channels as those before."""
+        extrema = None if self._seen is None else self._seen.lo
+        if extrema is None and self._background is not None:
+            extrema = self._background[0]
+        return extrema is None or values.shape[1] == len(extrema)
 
     def update(self, values: Array) -> None:
-        """See rows, float (n, channels)."""
+        """Observe rows of calibration data, float (n, channels)."""
         if values.size:
             rows = np.asarray(values, np.float32)
             self._take(ChannelStats(rows.min(0), rows.max(0), rows), _keys(rows))
 
-    def foresee(self, values: Array) -> None:
-        """See rows, float (n, channels), of text beside the data: only their extrema count."""
+    def update_background(self, values: Array) -> None:
+        """Observe rows, float (n, channels), of background text: only their extrema are kept.
+
+        Batches with NaN or infinity are ignored.
+        """
         if values.size and np.isfinite(values).all():
             rows = np.asarray(values, np.float32)
             self._extend((rows.min(0), rows.max(0)))
 
-    def _extend(self, reach: tuple[Array, Array]) -> None:
-        old = self._reach or reach
-        self._reach = np.minimum(old[0], reach[0]), np.maximum(old[1], reach[1])
+    def _extend(self, extrema: tuple[Array, Array]) -> None:
+        old = self._background or extrema
+        self._background = np.minimum(old[0], extrema[0]), np.maximum(old[1], extrema[1])
 
     def merge(self, later: Observer) -> None:
-        """Take in another sketch of the same tensor."""
+        """Add another sketch of the same tensor."""
         assert isinstance(later, ChannelObserver)
-        if later._reach is not None:
-            self._extend(later._reach)
+        if later._background is not None:
+            self._extend(later._background)
         if later._seen is not None:
             self._take(later._in_order(), later._keys)
 
@@ -70,32 +75,33 @@ class ChannelObserver(Observer):
         lo, hi = np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi)
         rows = new.rows
         full = len(self._keys) == self.limit
-        if full:  # most rows of later batches have no chance: copy none
+        if full:  # skip rows that cannot enter the sample, most of a later batch
             fits = keys < self._keys.max()
             rows, keys = rows[fits], keys[fits]
         if len(keys):
-            every = np.concatenate([self._keys, keys])
-            kept = np.argsort(every, kind="stable")[: self.limit]
+            # The sample is the ``limit`` rows with the smallest hashes of old and new ones.
+            all_keys = np.concatenate([self._keys, keys])
+            kept = np.argsort(all_keys, kind="stable")[: self.limit]
             if full and self.keep is None:
                 rows = self._replace(old.rows, rows, keys, kept)
             else:
-                rows, self._keys = np.concatenate([old.rows, rows])[kept], every[kept]
+                rows, self._keys = np.concatenate([old.rows, rows])[kept], all_keys[kept]
                 rows = rows if self.keep is None else self.keep(rows)
         else:
             rows = old.rows
         self._seen = ChannelStats(lo, hi, rows)
 
     def _replace(self, rows: Array, new: Array, keys: Array, kept: Array) -> Array:
-        """New rows where those stood that are kept no longer: few change, so few are moved."""
+        """Overwrite the rows that leave the sample: in later batches these are few."""
         if self._lent:
             rows, self._keys, self._lent = rows.copy(), self._keys.copy(), False
-        gone = np.setdiff1d(np.arange(len(rows)), kept, assume_unique=True)
-        come = kept[kept >= len(rows)] - len(rows)
-        rows[gone], self._keys[gone] = new[come], keys[come]
+        removed = np.setdiff1d(np.arange(len(rows)), kept, assume_unique=True)
+        added = kept[kept >= len(rows)] - len(rows)
+        rows[removed], self._keys[removed] = new[added], keys[added]
         return rows
 
     def _in_order(self) -> ChannelStats:
-        """What was seen, rows by hash: their order does not depend on how the data was split."""
+        """The statistics with rows sorted by hash: independent of how the data was split."""
         assert self._seen is not None
         order = np.argsort(self._keys, kind="stable")
         if (order[1:] < order[:-1]).any():
@@ -105,38 +111,40 @@ class ChannelObserver(Observer):
         return self._seen
 
     def range(self) -> Range:
-        """Extrema by channel; raises ValueError where nothing was seen."""
+        """Extrema per channel; raises ValueError where no values were observed."""
         stats = self.stats()
         return Range(stats.lo, stats.hi, -1)
 
     def state(self) -> dict[str, Array]:
-        """The sketch: extrema, rows and their hashes; empty where nothing was seen."""
+        """The sketch: extrema, rows and their hashes; empty where no values were observed."""
         if self._seen is None:
             return {}
         seen = self._in_order()
-        made = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
-        return made if self._reach is None else made | dict(zip(_REACH, self._reach, strict=True))
+        state = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
+        if self._background is not None:
+            state |= zip(_BACKGROUND_KEYS, self._background, strict=True)
+        return state
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Raises ValueError or KeyError where ``state`` is no sketch."""
+        """Continue from ``state``. Raises ValueError or KeyError where it is not a sketch."""
         if not state:
             return
         lo, hi, rows, keys = (state[name] for name in ("lo", "hi", "rows", "keys"))
         if lo.shape != hi.shape or rows.shape != (len(keys), *lo.shape) or len(keys) > self.limit:
             raise ValueError(f"a sketch of {len(keys)} rows has shape {rows.shape}")
         self._seen, self._keys = ChannelStats(lo, hi, rows), keys
-        if _REACH[0] in state:
-            self._reach = state[_REACH[0]], state[_REACH[1]]
+        if _BACKGROUND_KEYS[0] in state:
+            self._background = state[_BACKGROUND_KEYS[0]], state[_BACKGROUND_KEYS[1]]
 
     def stats(self) -> ChannelStats:
-        """All that was seen; raises ValueError where nothing was."""
+        """The statistics of all data; raises ValueError where no values were observed."""
         if self._seen is None:
             raise ValueError("no values were seen")
-        return replace(self._in_order(), reach=self._reach)
+        return replace(self._in_order(), background_extrema=self._background)
 
 
 def _keys(rows: Array) -> Array:
-    """One uint64 a row: a hash of the bits of channels spread over the whole row."""
+    """A hash per row, uint64 (n,), over the bits of some evenly spaced channels."""
     step = max(1, rows.shape[1] // _HASHED_CHANNELS)
     bits = np.ascontiguousarray(rows[:, ::step]).view(np.uint32).astype(np.uint64)
     keys = np.zeros(len(rows), np.uint64)

@@ -1,10 +1,10 @@
 """Runs the calibration data once and gives every requested tensor its range.
 
 Where the calibrator needs only extrema, ReduceMin and ReduceMax over the last axis are added to
-the graph, so that activations never leave the runtime; a sum beside them, because those two of ONNX
-Runtime overlook NaN. Otherwise activations come out in groups
-that fit the memory budget; observers hold O(bins) or O(channels), whatever the number of batches.
-Positions that the attention mask marks as padding do not count.
+the graph, so that activations never leave the runtime. ReduceSum is added too, because those two
+ignore NaN in ONNX Runtime. Otherwise activations are fetched in groups that fit the memory budget.
+Observers hold O(bins) or O(channels) values, whatever the number of batches. Positions that the
+attention mask marks as padding are excluded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qcompile.ir.analysis import token_axes
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.shape_probing import probed_shapes
 from qcompile.ir.analysis.token_axes import FLAT, Probe
-from qcompile.ir.model_io.write_model import save, with_external_weights
+from qcompile.ir.model_io.write_model import save_proto, with_external_weights
 from qcompile.quant import (
     Array,
     Calibrator,
@@ -55,9 +55,9 @@ _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
 
 @dataclass(frozen=True)
 class CollectorOptions:
-    """``max_memory``: bytes of activations fetched at a time. ``mask``: leave padding out.
+    """``max_memory``: bytes of activations fetched at a time. ``mask``: exclude padding.
 
-    parts: cuts a feed into such as the model can run. keep: where samples of channels are put.
+    parts: splits a feed into feeds that the model can run. keep: stores samples of channels.
     """
 
     max_memory: int = 1 << 27
@@ -69,10 +69,10 @@ class CollectorOptions:
 
 @dataclass
 class Tap:
-    """One requested tensor: where its tokens lie, the outputs to fetch, and its observer.
+    """One requested tensor: its token axis, the outputs to fetch, and its observer.
 
-    ``outputs`` are minimum, maximum and sum, or the tensor itself and then ``size``, its elements.
-    ``fault``: why there is no range of what was seen.
+    ``outputs``: minimum, maximum and sum, or the tensor itself; then ``size`` is the output with
+    its number of elements. ``fault``: why the values give no range.
     """
 
     request: StatRequest
@@ -89,7 +89,7 @@ class Tap:
 
 @dataclass
 class Collector:
-    """Observes feeds one by one; ``ranges`` may be asked at any time."""
+    """Observes feeds one by one; ``ranges`` may be called at any time."""
 
     session: Session
     taps: list[Tap]
@@ -102,12 +102,12 @@ class Collector:
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""
-        for tap, kept in self._fetch(feed, self.taps):
-            self._observe(tap, kept)
+        for tap, arrays in self._fetch(feed, self.taps):
+            self._observe(tap, arrays)
         self.feeds_seen += 1
 
-    def foresee(self, feed: Feed) -> None:
-        """Run a feed beside the data: watched channels take note of how far it reaches.
+    def update_background(self, feed: Feed) -> None:
+        """Run a feed of background text: watched channels extend their background extrema.
 
         Raises DataError over the memory budget.
         """
@@ -115,29 +115,29 @@ class Collector:
         for tap, (values,) in self._fetch(feed, watched):
             assert isinstance(tap.observer, ChannelObserver)
             if tap.observer.fits(values):
-                tap.observer.foresee(values)
+                tap.observer.update_background(values)
             else:
                 tap.fault = _VARYING
 
     def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
-        """What each tap's outputs hold of real tokens, part by part of the feed."""
+        """The outputs of each tap at real tokens, for each part of the feed."""
         parts = (p for whole in self.options.parts(feed) for p in self._fitting(whole))
         for part in parts:
             mask = padding_mask(dict(part)) if self.options.mask else None
             for group in self._groups(part, taps):
-                wanted = dict.fromkeys(o for tap in group for o in tap.outputs)
-                values = self.session.run(part, list(wanted))
+                names = dict.fromkeys(o for tap in group for o in tap.outputs)
+                values = self.session.run(part, list(names))
                 last = {o: i for i, tap in enumerate(group) for o in tap.outputs}
                 for i, tap in enumerate(group):
                     place = tap.request.axis, tap.token_axis, mask
-                    kept = [_rows(values[o], *place) for o in tap.outputs]
-                    for name in tap.outputs:  # samples grow while what was fetched goes
+                    arrays = [_rows(values[o], *place) for o in tap.outputs]
+                    for name in tap.outputs:  # free it before the observer allocates
                         if last[name] == i:
                             values.pop(name, None)
-                    yield tap, kept
+                    yield tap, arrays
 
     def _fitting(self, feed: Feed) -> Iterator[Feed]:
-        """The feed, or parts of its batch of which all that is fetched fits the budget at once.
+        """The feed, or parts of its batch whose fetched tensors fit the budget together.
 
         Where the batch cannot be divided, each single tensor must fit.
         """
@@ -158,33 +158,33 @@ class Collector:
             )
 
     def ranges(self) -> Ranges:
-        """Ranges of all tensors that finite values were seen of, reasons for the others."""
-        found = Ranges()
+        """Ranges of all tensors with finite values only, reasons for the others."""
+        ranges = Ranges()
         for tap in self.taps:
             if isinstance(tap.observer, ChannelObserver):
                 continue
             try:
                 if tap.fault is not None:
                     raise ValueError(tap.fault)
-                found.set(tap.tensor, _scalable(tap.observer.range()))
+                ranges.set(tap.tensor, _scalable(tap.observer.range()))
             except ValueError as e:
-                found.missing[tap.tensor] = f"no range: {e}"
-        return found
+                ranges.missing[tap.tensor] = f"no range: {e}"
+        return ranges
 
     def channels(self) -> dict[str, ChannelStats]:
-        """Statistics of the watched tensors that finite values were seen of."""
+        """Statistics of the watched tensors with finite values only."""
         found = {}
         for tap in self.taps:
             if isinstance(tap.observer, ChannelObserver) and tap.fault is None:
-                with suppress(ValueError):  # never run: passes find no statistics
+                with suppress(ValueError):  # no values: passes find no statistics
                     _scalable(tap.observer.range())
                     found[tap.tensor] = tap.observer.stats()
         return found
 
-    def _observe(self, tap: Tap, kept: Sequence[Array]) -> None:
-        extrema, sums = kept[:2], kept[2:]
-        finite = all(np.isfinite(k).all() for k in extrema)
-        if not finite or any(np.isnan(k).any() for k in sums):
+    def _observe(self, tap: Tap, arrays: Sequence[Array]) -> None:
+        extrema, sums = arrays[:2], arrays[2:]
+        finite = all(np.isfinite(a).all() for a in extrema)
+        if not finite or any(np.isnan(a).any() for a in sums):
             tap.fault = "NaN or infinity among its values"
         elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
             tap.fault = _VARYING
@@ -192,7 +192,7 @@ class Collector:
             tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
 
     def _groups(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[list[Tap]]:
-        """Taps to fetch together: all that are reduced, and as many others as the budget holds."""
+        """Taps to fetch together: all reduced ones, and as many others as fit the budget."""
         sizes = self._sizes(feed)
         budget, used = self.options.max_memory, 0
         group = [tap for tap in taps if tap.size is None]
@@ -207,10 +207,10 @@ class Collector:
             yield group
 
     def _sizes(self, feed: Feed) -> dict[str, int]:
-        """Bytes of the tensors to fetch, or a bound on them.
+        """Bytes of the tensors to fetch, or an upper bound.
 
-        Counted in the runtime, on one sample where the model takes batches of any size; a pass of
-        its own, so it is left out for feeds of which an earlier one tells enough.
+        Counted by an extra run, on one sample where the model takes batches of any size. It is
+        skipped where the sizes for an earlier feed bound those for this one.
         """
         names = {t.tensor: t.size for t in self.taps if t.size is not None}
         key = tuple((name, array.shape) for name, array in sorted(feed.items()))
@@ -227,10 +227,10 @@ class Collector:
 
 
 def _scalable(span: Range) -> Range:
-    """The range itself; raises ValueError where its values get no scale."""
-    unfit = out_of_scale(float(span.lo.min()), float(span.hi.max()))
-    if unfit:
-        raise ValueError(unfit)
+    """The range itself; raises ValueError where no float32 scale represents it."""
+    reason = out_of_scale(float(span.lo.min()), float(span.hi.max()))
+    if reason:
+        raise ValueError(reason)
     return span
 
 
@@ -242,21 +242,21 @@ def collector(
     options: CollectorOptions | None = None,
     watched: Sequence[str] = (),
 ) -> Collector:
-    """A collector over the float graph; the session with its taps is made once.
+    """A collector over the float graph; its session is created once.
 
-    ``watched`` are tensors whose channels are to be sampled, beside the ranges of ``requests``.
+    ``watched``: tensors whose channels are sampled, in addition to the ranges of ``requests``.
     """
     options = options or CollectorOptions()
     probe = cache(lambda: probed_shapes(graph, evaluate))
     requests = [*requests, *_by_channel(graph, watched, probe)]
-    axes = token_axes.axes(graph, probe) if options.mask else {}
+    axes = token_axes.find_token_axes(graph, probe) if options.mask else {}
     reduced = calibrator.needs == "extrema"
     tensors = graph.tensors()
     model, folder = with_external_weights(graph)
     taps = []
     first_watched = len(requests) - len(watched)
     for i, request in enumerate(requests):
-        # A scalar has no axis to reduce, and of an unknown rank it is not known to have one.
+        # A scalar has no axis to reduce, and a tensor of unknown rank may be one.
         in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
         size = None if in_graph else _add_size(model, request, i)
@@ -268,7 +268,7 @@ def collector(
         token_axis = token_axes.token_axis(axes.get(request.tensor))
         taps.append(Tap(request, token_axis, names, observer, size=size))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
-    path = save(with_outputs(model, wanted), folder)
+    path = save_proto(with_outputs(model, wanted), folder)
     session = Session(path, SessionOptions(threads=options.threads))
     return Collector(session, taps, options, takes_any_batch(graph))
 
@@ -276,38 +276,38 @@ def collector(
 def _by_channel(graph: Graph, names: Sequence[str], probe: Probe) -> list[StatRequest]:
     """Requests for channels: the last axis, or the one before where only that has a fixed size.
 
-    A key is transposed before its product with the query, and may be watched there.
+    The latter is a key of attention after its transposition.
     """
     tensors = graph.tensors()
     shapes = {name: shape_of(tensors[name]) for name in names}
-    sure = all(shape and isinstance(shape[-1], int) for shape in shapes.values())
-    probes = [] if sure else probe()
-    made = []
+    known = all(shape and isinstance(shape[-1], int) for shape in shapes.values())
+    probes = [] if known else probe()
+    requests = []
     for name in names:
         ends = {shape[-2:] for p in probes if (shape := p.get(name))}
-        turned = len({end[-1] for end in ends}) > 1 and len({end[0] for end in ends}) == 1
-        axis = -2 if turned else -1
-        made.append(StatRequest(name, QSpec("uint8", False, granularity="channel", axis=axis)))
-    return made
+        transposed = len({end[-1] for end in ends}) > 1 and len({end[0] for end in ends}) == 1
+        axis = -2 if transposed else -1
+        requests.append(StatRequest(name, QSpec("uint8", False, granularity="channel", axis=axis)))
+    return requests
 
 
 def collect(
-    made: Collector, feeds: Iterable[Feed], on_feed: Callable[[int], None] | None = None
+    into: Collector, feeds: Iterable[Feed], on_feed: Callable[[int], None] | None = None
 ) -> Ranges:
     """Observe all feeds. Raises DataError where there are none."""
     for feed in feeds:
-        made.update(feed)
+        into.update(feed)
         if on_feed is not None:
-            on_feed(made.feeds_seen)
-    if made.feeds_seen == 0:
+            on_feed(into.feeds_seen)
+    if into.feeds_seen == 0:
         raise DataError("the calibration data is empty: no feed in it")
-    return made.ranges()
+    return into.ranges()
 
 
 def _add_extrema(
     model: onnx.ModelProto, graph: Graph, request: StatRequest, index: int
 ) -> tuple[str, ...]:
-    """Reduce over the last axis: rows stay, so that padding can be left out outside."""
+    """Reduce over the last axis: rows stay separate, so that padding can be excluded later."""
     names = []
     for op, since in _REDUCTIONS.items():
         name = f"qcompile/{index}/{op}"
@@ -332,7 +332,7 @@ def _add_size(model: onnx.ModelProto, request: StatRequest, index: int) -> str:
 
 
 def _rows(values: Array, axis: int | None, token_axis: int | None, mask: Array | None) -> Array:
-    """Values of real tokens: flat, or ``(n, channels)`` where ``axis`` is the channels'."""
+    """Values at real tokens: (n,), or (n, channels) where ``axis`` is that of the channels."""
     if axis is None:
         return _without_padding(values, token_axis, mask).ravel()
     axis %= values.ndim

@@ -24,7 +24,7 @@ Checkpoint = tuple[dict[str, Any], dict[str, Array]]
 
 @dataclass
 class ResumableCalibration:
-    """``notes`` are the report's: what was found in the cache is told there."""
+    """One calibration's entries in the cache; ``notes``, for the report, say what was reused."""
 
     cache: Cache
     key: str
@@ -33,7 +33,7 @@ class ResumableCalibration:
     took: float = 0.0
 
     def finished(self, tensors: set[str]) -> Calibration | None:
-        """What an earlier run found, None where there is none that covers these tensors."""
+        """The calibration of an earlier run, None where none covers these tensors."""
         found = self.cache.load(_WHOLE, self.key, calibration_file.read_calibration)
         if found is None or not found.covers(tensors):
             return None
@@ -42,84 +42,84 @@ class ResumableCalibration:
         return found
 
     def resumed(self, fresh: Callable[[], Collector]) -> Collector:
-        """A collector, where it was at the last checkpoint if there is one."""
-        made = fresh()
-        found = self.cache.load(_PART, self.key, read_states)
-        if found is None:
-            return made
+        """A collector in the state of the last checkpoint, or a fresh one."""
+        collector = fresh()
+        saved = self.cache.load(_PART, self.key, read_states)
+        if saved is None:
+            return collector
         try:
-            restore(made, found)
+            restore(collector, saved)
         except DataError as e:
             self.notes.append(f"ignored: {e}")
             return fresh()
         self.notes.append(
-            f"calibration continued after {made.feeds_seen} feeds of an earlier run "
+            f"calibration continued after {collector.feeds_seen} feeds of an earlier run "
             "(--no-cache starts again)"
         )
-        return made
+        return collector
 
-    def checkpoint(self, made: Collector) -> None:
-        """Keep what is known, where the last time is long ago; between two feeds only."""
+    def checkpoint(self, collector: Collector) -> None:
+        """Save the collector's state if the last time is long enough ago; between feeds only."""
         begun = time.monotonic()
         if begun - self.last < max(self.cache.every, _SHARE * self.took):
             return
-        known = states(made)
-        if known is not None:
-            self.cache.store(_PART, self.key, lambda file: write_states(file, made, known))
+        observed = states(collector)
+        if observed is not None:
+            self.cache.store(_PART, self.key, lambda file: write_states(file, collector, observed))
         self.last = time.monotonic()
         self.took = self.last - begun if self.cache.every else 0.0
 
     def finish(self, found: Calibration) -> None:
-        """Keep the whole in place of the part."""
+        """Store the finished calibration, and drop the checkpoint."""
         self.cache.store(
             _WHOLE, self.key, lambda file: calibration_file.write_calibration(file, found)
         )
         self.cache.drop(_PART, self.key)
 
 
-def states(made: Collector) -> list[dict[str, Array]] | None:
-    """Of all observers; None where one of them keeps none."""
-    found = [tap.observer.state() for tap in made.taps]
-    known = [state for state in found if state is not None]
-    return known if len(known) == len(found) else None
+def states(collector: Collector) -> list[dict[str, Array]] | None:
+    """The states of all observers; None where one of them has none."""
+    found = [tap.observer.state() for tap in collector.taps]
+    saved = [state for state in found if state is not None]
+    return saved if len(saved) == len(found) else None
 
 
-def write_states(file: IO[bytes], made: Collector, known: list[dict[str, Array]]) -> None:
-    """Write to a binary stream what the collector knows between two feeds."""
-    shapes = [[[[n, list(s)] for n, s in key], sizes] for key, sizes in made.counted.items()]
+def write_states(file: IO[bytes], collector: Collector, observed: list[dict[str, Array]]) -> None:
+    """Write a collector's state between two feeds to a binary stream."""
+    shapes = [[[[n, list(s)] for n, s in key], sizes] for key, sizes in collector.counted.items()]
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "feeds": made.feeds_seen,
-        "tensors": [tap.tensor for tap in made.taps],
-        "faults": [tap.fault or "" for tap in made.taps],
+        "feeds": collector.feeds_seen,
+        "tensors": [tap.tensor for tap in collector.taps],
+        "faults": [tap.fault or "" for tap in collector.taps],
         "counted": shapes,  # how feeds are divided depends on it
     }
-    arrays = {f"{i}/{name}": a for i, state in enumerate(known) for name, a in state.items()}
+    arrays = {f"{i}/{name}": a for i, state in enumerate(observed) for name, a in state.items()}
     npz_archive.write_archive(file, manifest, arrays)
 
 
 def read_states(path: Path) -> Checkpoint:
-    """Manifest and arrays. Raises DataError where the file is missing, damaged or another's."""
+    """Manifest and arrays. Raises DataError where the file is missing, damaged or foreign."""
     return npz_archive.read_archive(path, FORMAT, VERSION)
 
 
-def restore(made: Collector, found: Checkpoint) -> None:
-    """Bring a fresh collector to where the checkpoint was.
+def restore(collector: Collector, checkpoint: Checkpoint) -> None:
+    """Bring a fresh collector to the state of the checkpoint.
 
-    Raises DataError where it is another's; the collector is spoilt then.
+    Raises DataError where it belongs to another calibration; the collector is unusable then.
     """
-    manifest, arrays = found
+    manifest, arrays = checkpoint
     try:
-        if manifest["tensors"] != [tap.tensor for tap in made.taps]:
+        if manifest["tensors"] != [tap.tensor for tap in collector.taps]:
             raise ValueError("it is of other tensors")
-        for i, (tap, fault) in enumerate(zip(made.taps, manifest["faults"], strict=True)):
+        for i, (tap, fault) in enumerate(zip(collector.taps, manifest["faults"], strict=True)):
             tap.observer.restore(_own(arrays, f"{i}/"))
             tap.fault = str(fault) or None
         for key, sizes in manifest["counted"]:
             shapes = tuple((str(n), tuple(map(int, s))) for n, s in key)
-            made.counted[shapes] = {str(t): int(size) for t, size in sizes.items()}
-        made.feeds_seen = int(manifest["feeds"])
+            collector.counted[shapes] = {str(t): int(size) for t, size in sizes.items()}
+        collector.feeds_seen = int(manifest["feeds"])
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise DataError(f"a checkpoint of calibration does not fit: {e}") from e
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from qcompile.commands._printable import printable
-from qcompile.system.json_values import plain
+from qcompile.system.json_values import json_value
 
 _LOG_WIDTH = 160
 
@@ -60,7 +60,7 @@ def progress_bar(*, shown: bool) -> Iterator[Bar]:
 
 def print_json(value: Any) -> None:
     """JSON on stdout, as in ``compiler/report/schemas/output.json``; infinities are null."""
-    click.echo(json.dumps(plain(value), indent=1, allow_nan=False))
+    click.echo(json.dumps(json_value(value), indent=1, allow_nan=False))
 
 
 class Output(Console):

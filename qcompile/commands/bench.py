@@ -25,7 +25,7 @@ from qcompile.runtime import latency
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 from qcompile.system import atomic_write
-from qcompile.system.json_values import plain
+from qcompile.system.json_values import json_value
 from qcompile.system.processor import instruction_sets
 
 _DEFAULTS = latency.TimingOptions()
@@ -141,7 +141,7 @@ def _write(
         print_json(comparisons)
         return
     if arguments.json_file is not None:
-        text = json.dumps(plain(comparisons), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(json_value(comparisons), indent=1, allow_nan=False) + "\n"
         atomic_write.write_atomic(arguments.json_file, text.encode())
     if not arguments.quiet:
         for comparison in comparisons:

@@ -43,7 +43,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     shape_inference.infer(read_model.load(model))
     proto, _storage = read_model.read_model(model)
     report_file = report_file or sidecar_files.report_path(model)
-    report = sidecar_files.find_report(report_file, digests.of_file(model))
+    report = sidecar_files.find_report(report_file, digests.file_digest(model))
     reported = sidecar_files.rows_of(report)
     size = model.stat().st_size + external_data.external_bytes(proto)
     rows = reported if reported is not None else ledger.ledger_rows(proto, size)

@@ -99,4 +99,4 @@ def _check_metric(request: Request) -> None:
     if request.gates.min_metric is not None and metric is None:
         raise RecipeError("--min-metric needs a --metric, package.module:function")
     if metric is not None:
-        user_metric.named(metric)
+        user_metric.resolve_metric(metric)

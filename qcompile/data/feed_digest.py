@@ -10,31 +10,31 @@ import numpy as np
 from qcompile.data.feeds import Feed
 
 
-def of_feeds(feeds: Iterable[Feed]) -> str:
-    """Hex digest of feeds that nothing else needs."""
-    made = FeedDigest()
+def digest_feeds(feeds: Iterable[Feed]) -> str:
+    """Hex digest of all feeds."""
+    digest = FeedDigest()
     for feed in feeds:
-        made.update(feed)
-    return made.hexdigest()
+        digest.update(feed)
+    return digest.hexdigest()
 
 
 class FeedDigest:
     """Digest of all feeds that have passed, in their order: names, types, shapes and values."""
 
     def __init__(self) -> None:
-        self._found = hashlib.sha256()
+        self._hash = hashlib.sha256()
 
     def passing(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """The same feeds."""
+        """The same feeds, each added to the digest."""
         for feed in feeds:
             self.update(feed)
             yield feed
 
     def update(self, feed: Feed) -> None:
-        """Take in one feed."""
+        """Add one feed to the digest."""
         for name, array in sorted(feed.items()):
-            self._found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            self._found.update(np.ascontiguousarray(array).tobytes())
+            self._hash.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            self._hash.update(np.ascontiguousarray(array).tobytes())
 
     def hexdigest(self) -> str:
-        return self._found.hexdigest()
+        return self._hash.hexdigest()

@@ -1,4 +1,4 @@
-"""Feeds and what a model wants of them: every batch is checked before it reaches the runtime.
+"""Feeds, and what a model requires of them: every batch is checked before it is run.
 
 A feed is a dict of input name to array, one forward pass. ``Feeds`` checks each against the
 model's declared inputs and drops the arrays that the model does not declare.
@@ -27,7 +27,8 @@ Dim: TypeAlias = int | str | None
 class InputSpec:
     """One input as the model declares it.
 
-    A dimension is an int, the name of a symbolic one, or None; ``shape`` None is an unknown rank.
+    A dimension is an int, the name of a symbolic one, or None; ``shape`` is None if the rank is
+    unknown.
     """
 
     name: str
@@ -40,9 +41,9 @@ class InputSpec:
 
 
 def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
-    """What must be fed, in the model's order; inputs with a default value are not among them.
+    """The inputs that must be fed, in the model's order: those without a default value.
 
-    Raises ModelError where an input is no tensor of a known type.
+    Raises ModelError where an input is not a tensor of a known type.
     """
     return tuple(_spec(t) for t in graph.inputs if not is_constant(t))
 
@@ -50,19 +51,19 @@ def input_specs(graph: Graph) -> tuple[InputSpec, ...]:
 def _spec(tensor: Variable) -> InputSpec:
     dtype = tensor.dtype
     try:
-        if isinstance(dtype, int):  # an ONNX enum, for a type numpy lacks
+        if isinstance(dtype, int):  # an ONNX enum, for a type that numpy lacks
             dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
         if dtype is None:
             raise TypeError("no element type")
-        known: np.dtype[Any] = np.dtype(dtype)
+        np_dtype: np.dtype[Any] = np.dtype(dtype)
     except (KeyError, TypeError) as e:
         raise ModelError(f"input {tensor.name!r} of the model is no tensor of a known type") from e
     shape = shape_of(tensor)
-    return InputSpec(tensor.name, known, None if shape is None else tuple(map(_dim, shape)))
+    return InputSpec(tensor.name, np_dtype, None if shape is None else tuple(map(_dim, shape)))
 
 
 def _dim(dim: Dim) -> Dim:
-    """Some exporters write -1, or an empty name, for a dimension that they do not know."""
+    """A declared dimension; -1 and "", which some exporters write for unknown ones, become None."""
     return None if dim == "" or (isinstance(dim, int) and dim < 0) else dim
 
 
@@ -106,7 +107,7 @@ def _checked(value: object, spec: InputSpec, where: str) -> Array:
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """True for numpy's floats, and for bfloat16 and float8, which numpy does not know."""
+    """True for numpy's float types, and for bfloat16 and float8, which numpy lacks."""
     return dtype.kind == "f" or "float" in dtype.name
 
 
@@ -126,7 +127,7 @@ def _check_shape(array: Array, shape: tuple[Dim, ...], where: str) -> None:
 
 
 def _check_symbols(feed: Feed, inputs: Sequence[InputSpec], where: str) -> None:
-    """One symbolic dimension has one size in a feed, as ONNX says."""
+    """Raise DataError where a symbolic dimension has two sizes in one feed."""
     seen: dict[str, tuple[int, str]] = {}
     for spec in inputs:
         for dim, size in zip(spec.shape or (), feed[spec.name].shape, strict=False):
@@ -141,12 +142,12 @@ def _check_symbols(feed: Feed, inputs: Sequence[InputSpec], where: str) -> None:
 
 
 def sample_count(feed: Feed) -> int:
-    """Samples in a feed: axis 0 of its first array that has one, else 1."""
+    """Samples in a feed: size of axis 0 of its first array that has one, else 1."""
     return next((a.shape[0] for a in feed.values() if a.ndim), 1)
 
 
 def common_batch(feed: Mapping[str, Array]) -> int:
-    """Samples of a feed whose arrays all have as many, else 1: such a feed cannot be divided."""
+    """Samples of a feed if all arrays have the same number, else 1: it cannot be divided."""
     sizes = {v.shape[0] if v.ndim else 0 for v in feed.values()}
     return max(1, sizes.pop()) if len(sizes) == 1 else 1
 
@@ -164,10 +165,10 @@ def first_sample(feed: Feed) -> Feed:
 def split_to_fit(
     feed: Feed, fits: Callable[[Feed], bool], check_last: Callable[[Feed], None], *, divisible: bool
 ) -> Iterator[Feed]:
-    """The feed, or its batch in halves, each of them halved again until ``fits`` is true of it.
+    """The feed, or its batch halved until ``fits`` is true for each part.
 
-    divisible: the model takes batches of any size. What does not fit and cannot be divided goes to
-    ``check_last``, which raises DataError, or lets it pass as it is.
+    divisible: the model takes batches of any size. A part that does not fit and cannot be divided
+    goes to ``check_last``, which raises DataError or accepts it.
     """
     batch = common_batch(feed) if divisible else 1
     if fits(feed):
@@ -182,9 +183,9 @@ def split_to_fit(
 
 
 def growth(shapes: Mapping[str, tuple[int, ...]], feed: Feed) -> int:
-    """How much larger any tensor can be than for feeds of these shapes, 0 where that is not known.
+    """Upper bound of the growth of any tensor's size from these shapes to the feed's; 0 if unknown.
 
-    A tensor has the batch once and the length, as attention's scores, twice at most.
+    A tensor has the batch at most once, and the sequence length at most twice (attention scores).
     """
     times = 1
     for name, array in feed.items():
@@ -202,7 +203,7 @@ def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
     """True where a position is a real token, bool [batch, sequence]; None where all are.
 
     Read from input ``attention_mask`` of rank 2: integer, bool, or float of zeros and ones. Any
-    other form (an additive mask, one per head) says nothing here, and gives None too.
+    other mask (additive, or one per head) is ignored: None.
     """
     mask = feed.get(MASK)
     if mask is None or mask.ndim != 2:
@@ -214,7 +215,7 @@ def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
 
 
 class Feeds:
-    """Checked feeds, read anew by each loop over them, or once only where ``reusable`` is False.
+    """Checked feeds, read again by each loop over them, or only once where ``reusable`` is False.
 
     Looping raises DataError: a feed that does not fit, a source that fails, no feeds at all, a
     second loop over a one-pass source.
@@ -240,7 +241,7 @@ class Feeds:
         if self._spent:
             raise DataError(
                 f"{self.what} can be read once only and was read before; expected a list, a file "
-                "or a function that makes the feeds anew"
+                "or a function that returns the feeds"
             )
         self._spent = not self.reusable
         found = 0
@@ -257,25 +258,26 @@ class Feeds:
             raise DataError(f"{self.what} yields no feeds, expected at least one")
 
     def _raw(self) -> Iterator[object]:
-        """The source's feeds; whatever a user's code raises becomes a DataError."""
-        given = 0
+        """The source's feeds; any exception of the user's code becomes a DataError."""
+        count = 0
         try:
             for feed in self._read():
                 yield feed
-                given += 1
+                count += 1
         except DataError:
             raise
         except (Exception, SystemExit) as e:
-            said = f"{type(e).__name__}: {e}".splitlines()[0]
-            raise DataError(f"{self.what} failed after {given} feeds: {said}") from e
+            message = f"{type(e).__name__}: {e}".splitlines()[0]
+            raise DataError(f"{self.what} failed after {count} feeds: {message}") from e
 
 
 class HoldOut:
     """Splits feeds as they stream by: most to calibrate with, a few to verify with.
 
-    The second feed and every ``every``-th after it are held back, as long as they hold at most
-    ``at_most`` samples together (one is held whatever its size). A lone feed serves for both, and
-    ``reused`` says so. Held feeds are copies: a source may write into its arrays again.
+    The second feed and every ``every``-th after it are held out, up to ``at_most`` samples together
+    (but at least one feed). If there is only one feed, it serves for both, and ``reused`` is True.
+    Held-out feeds are copies, since a source may reuse its arrays. Raises ValueError for ``every``
+    below 2.
     """
 
     def __init__(self, feeds: Iterable[Feed], every: int = 8, at_most: int = 32) -> None:
@@ -284,26 +286,26 @@ class HoldOut:
         self._feeds = feeds
         self._every = every
         self._at_most = at_most
-        self.held_back: list[Feed] = []
+        self.held_out: list[Feed] = []
         self.reused = False
 
     def calibration(self) -> Iterator[Feed]:
-        """The feeds to calibrate with; ``held_back`` is complete when the loop ends."""
-        self.held_back, self.reused = [], False
-        lone: Feed | None = None
+        """The feeds to calibrate with; ``held_out`` is complete when the loop ends."""
+        self.held_out, self.reused = [], False
+        only: Feed | None = None
         held = 0
         for index, feed in enumerate(self._feeds):
             count = sample_count(feed)
             if index % self._every == 1 and (not held or held + count <= self._at_most):
-                self.held_back.append(_copied(feed))
+                self.held_out.append(_copied(feed))
                 held += count
-                lone = None
+                only = None
                 continue
             if index == 0:
-                lone = _copied(feed)
+                only = _copied(feed)
             yield feed
-        if lone is not None:
-            self.held_back, self.reused = [lone], True
+        if only is not None:
+            self.held_out, self.reused = [only], True
 
 
 def _copied(feed: Feed) -> Feed:

@@ -1,4 +1,4 @@
-"""Feeds from .npz files, read as a stream: memory holds one batch, whatever the file's size.
+"""Feeds from .npz files, read as a stream: one batch is in memory, whatever the file's size.
 
 ``x.npz`` has its samples on axis 0 of every array; a folder of .npz has one feed in each file.
 Arrays that the model does not declare are not read, and pickled ones never are.
@@ -22,7 +22,7 @@ from qcompile.errors import DataError
 from qcompile.quant import Array
 
 DEFAULT_BATCH = 8
-_MOST = 1 << 30  # bytes of one array of one feed: a few of deflated zeros make as many
+_MOST = 1 << 30  # bytes of one array of one feed: a few bytes of deflated zeros expand to as many
 
 
 def batch_of(inputs: Sequence[InputSpec], asked: int | None) -> tuple[int, bool]:
@@ -45,9 +45,9 @@ def batch_of(inputs: Sequence[InputSpec], asked: int | None) -> tuple[int, bool]
 
 @dataclass
 class _Member:
-    """One array of an .npz, taken from the front in slices of axis 0.
+    """One array of an .npz, read from the front in slices of axis 0.
 
-    ``held``: bytes that the archive says it has; it need not be true, but more are not read.
+    ``held``: its bytes according to the archive, which may be wrong; no more are read.
     """
 
     stream: IO[bytes]
@@ -58,18 +58,20 @@ class _Member:
     position: int = 0
 
     def take(self, rows: int) -> Array:
-        """The next rows, an array of their own; fewer where the array ends."""
+        """The next rows as a new array; fewer at the end of the array."""
         start, self.position = self.position, min(self.position + rows, self.shape[0])
         if self.whole is not None:
             return self.whole[start : self.position]
         return self.read((self.position - start, *self.shape[1:]))
 
     def rest(self) -> Array:
-        """The whole array, where nothing was taken yet."""
+        """The whole array; only before any ``take``."""
         return self.read(self.shape) if self.whole is None else self.whole
 
     def read(self, shape: tuple[int, ...]) -> Array:
-        """An array of that shape off the stream. Raises EOFError where the file ends early."""
+        """Read an array of that shape. Raises EOFError where the file ends early, ValueError where
+        it is over 1 GiB.
+        """
         size = math.prod(shape) * self.dtype.itemsize
         if size > min(_MOST, self.held):
             if size > _MOST:
@@ -94,14 +96,14 @@ def _open_member(stream: IO[bytes], held: int) -> _Member:
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
     member = _Member(stream, shape, dtype, held)
-    if is_fortran and len(shape) > 1:  # rows are not contiguous: no way but all at once
+    if is_fortran and len(shape) > 1:  # rows are not contiguous, so it is read at once
         member.whole = member.read(shape[::-1]).T
     return member
 
 
 @contextmanager
 def _members(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, _Member]]:
-    """The declared arrays of an .npz, opened. Raises DataError where one lacks or is unreadable."""
+    """The declared arrays of an .npz, opened. Raises DataError where one is missing or damaged."""
     at = "the file"
     try:
         with ExitStack() as stack:
@@ -110,7 +112,7 @@ def _members(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, _Mem
             found: dict[str, _Member] = {}
             for spec in inputs:
                 if spec.name not in held:
-                    raise DataError(_lacks(path, spec.name, held, inputs))
+                    raise DataError(_missing_message(path, spec.name, held, inputs))
                 at = f"array {spec.name!r}"
                 stream = stack.enter_context(archive.open(held[spec.name]))
                 size = archive.getinfo(held[spec.name]).file_size
@@ -118,11 +120,13 @@ def _members(path: Path, inputs: Sequence[InputSpec]) -> Iterator[dict[str, _Mem
             at = "an array"
             yield found
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        said = e.strerror if isinstance(e, OSError) and e.strerror else e
-        raise DataError(f"{path}: {at} cannot be read: {said}") from e
+        message = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise DataError(f"{path}: {at} cannot be read: {message}") from e
 
 
-def _lacks(path: Path, name: str, held: Mapping[str, str], inputs: Sequence[InputSpec]) -> str:
+def _missing_message(
+    path: Path, name: str, held: Mapping[str, str], inputs: Sequence[InputSpec]
+) -> str:
     return (
         f"{path}: no array for input {name!r}; found {', '.join(held) or 'nothing'}, "
         f"expected {', '.join(spec.name for spec in inputs)}"
@@ -130,8 +134,8 @@ def _lacks(path: Path, name: str, held: Mapping[str, str], inputs: Sequence[Inpu
 
 
 def _unsliced(members: Mapping[str, _Member], inputs: Sequence[InputSpec]) -> set[str]:
-    """Arrays fed whole each time: those without axis 0, and those of a wholly fixed shape where
-    the others hold another number of samples."""
+    """Arrays that are fed whole to each batch: scalars, and those of a fixed shape where the others
+    have another number of samples."""
     scalars = {n for n, m in members.items() if not m.shape}
     if len({m.shape[0] for m in members.values() if m.shape}) < 2:
         return scalars
@@ -143,8 +147,10 @@ def _length(path: Path, sliced: Mapping[str, _Member]) -> int:
     """Number of samples. Raises DataError where arrays disagree, or have none."""
     lengths = {name: m.shape[0] for name, m in sliced.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise DataError(f"{path}: found {told} samples, expected as many on axis 0 of every array")
+        counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise DataError(
+            f"{path}: found {counts} samples, expected as many on axis 0 of every array"
+        )
     if 0 in lengths.values():
         raise DataError(f"{path}: holds no samples, expected some on axis 0 of its arrays")
     return next(iter(lengths.values()), 1)
@@ -153,7 +159,7 @@ def _length(path: Path, sliced: Mapping[str, _Member]) -> int:
 def read_batches(
     path: Path, inputs: Sequence[InputSpec], batch_size: int | None, samples: int | None
 ) -> Iterator[Feed]:
-    """Slices of axis 0 of every array; the model's fixed batch is filled up by repeating rows."""
+    """Batches of slices along axis 0; to fill a model's fixed batch size, rows are repeated."""
     with _members(path, inputs) as members:
         whole = _unsliced(members, inputs)
         sliced = {name: m for name, m in members.items() if name not in whole}

@@ -1,6 +1,6 @@
-"""Opens calibration and verification data, whatever its form, as feeds checked for one model.
+"""Opens calibration and verification data of any format as feeds checked for one model.
 
-| form | read as |
+| format | read as |
 |---|---|
 | ``x.npz`` | arrays by input name, samples on axis 0, in batches |
 | a folder of .npz | each file one feed, by name |
@@ -40,7 +40,7 @@ Data: TypeAlias = str | Path | Mapping[str, object] | Iterable[object] | Callabl
 
 SENTENCES = Path(__file__).parent / "samples" / "calibration.txt"
 SAMPLES = SENTENCES.with_suffix(".npz")
-_FORMS = "x.npz, a folder of .npz, a .jsonl, .txt or .csv file, or package.module:function"
+_EXPECTED = "x.npz, a folder of .npz, a .jsonl, .txt or .csv file, or package.module:function"
 
 
 def open_data(
@@ -55,7 +55,7 @@ def open_data(
     """Feeds that fit ``inputs``, in batches of ``batch_size`` (8; the model's, where it fixes one).
 
     ``samples`` ends the data after that many (text: 256, everything else: all). ``batch_size`` is
-    for .npz files of samples and for text: other forms come in feeds already. ``max_length``
+    for .npz files of samples and for text: other formats consist of feeds. ``max_length``
     truncates text. Raises DataError for what can be seen without running through the data.
     """
     for name, value in (("samples", samples), ("batch size", batch_size), ("length", max_length)):
@@ -64,10 +64,10 @@ def open_data(
     if not isinstance(data, str | Path):
         return _from_python(data, inputs, samples)
     path = Path(data)
-    if not path.exists() and user_function.is_name(str(data)):
+    if not path.exists() and user_function.is_function_name(str(data)):
         return _from_function(str(data), inputs, samples)
     if not path.exists():
-        raise DataError(f"data {str(data)!r} does not exist, expected {_FORMS}")
+        raise DataError(f"data {str(data)!r} does not exist, expected {_EXPECTED}")
     if path.is_dir():
         files = list_folder(path)
         return Feeds(lambda: read_folder(files, inputs), inputs, str(path), samples=samples)
@@ -75,7 +75,7 @@ def open_data(
         text = (tokenizer, samples or DEFAULT_SAMPLES, batch_size, max_length)
         return _from_text(path, inputs, *text)
     if path.suffix.lower() != ".npz":
-        raise DataError(f"data {str(data)!r} is of no known form, expected {_FORMS}")
+        raise DataError(f"data {str(data)!r} is of no known format, expected {_EXPECTED}")
     check_npz(path, inputs, batch_size)
     return Feeds(
         lambda: read_batches(path, inputs, batch_size, samples), inputs, str(path), samples=samples
@@ -101,7 +101,7 @@ def _as_feeds(found: object) -> Iterable[object]:
 
 
 def _from_function(name: str, inputs: Sequence[InputSpec], samples: int | None) -> Feeds:
-    function = user_function.find(name, "data")
+    function = user_function.find_function(name, "data")
     return Feeds(lambda: _as_feeds(function()), inputs, f"function {name}", samples=samples)
 
 
@@ -164,6 +164,6 @@ def sample_feeds(inputs: Sequence[InputSpec], batch_size: int | None = None) -> 
 
 
 def _shortened(ids: list[int], width: int) -> Tokens:
-    """Cut to the width, the closing special token kept."""
+    """Truncate to the width, but keep the closing special token."""
     kept = ids if len(ids) <= width else [*ids[: width - 1], ids[-1]]
     return Tokens(kept, [0] * len(kept))

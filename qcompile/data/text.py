@@ -1,8 +1,8 @@
-"""Feeds from text: sentences are tokenized, sorted by length, padded batch by batch.
+"""Feeds from text: sentences are tokenized, sorted by length and padded per batch.
 
-Sorting keeps padding low: a batch holds sentences of like length. The batches themselves come in
-a fixed shuffled order, so that any part of them (the held-back ones, the first few) has short and
-long sentences. No torch, no transformers: ``tokenizer.json`` is read by the tokenizers package.
+Sorting reduces padding: a batch has sentences of similar length. The batches come in a fixed
+shuffled order, so that any part of them (held out, or the first few) has short and long sentences.
+No torch, no transformers: ``tokenizer.json`` is read by the tokenizers package.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Padding:
 
 
 def read_sentences(path: Path, limit: int) -> list[Sentence]:
-    """The first sentences of a .txt (one a line), .jsonl or .csv (by header) file, UTF-8.
+    """The first sentences of a .txt (one per line), .jsonl or .csv (by header) file, UTF-8.
 
     Blank lines do not count. Raises DataError, with the line, for what is malformed.
     """
@@ -71,7 +71,7 @@ def read_sentences(path: Path, limit: int) -> list[Sentence]:
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """Lines one by one; raises DataError for one that no sentence is, before it is in memory."""
+    """The lines; raises DataError for one that is too long, before it is read into memory."""
     number = 1
     while line := file.readline(_LONGEST_LINE + 1):
         if len(line) > _LONGEST_LINE:
@@ -134,7 +134,7 @@ def tokenize(
     # Imported here: 50 ms that commands without text need not pay.
     from tokenizers import Tokenizer
 
-    with _told_by(f"{file} is not a tokenizer"):
+    with _errors_as(f"{file} is not a tokenizer"):
         engine = Tokenizer.from_file(str(file))
     padding = _padding(engine, file.parent)
     special = engine.num_special_tokens_to_add(any(len(s) > 1 for s in sentences))
@@ -142,16 +142,16 @@ def tokenize(
         raise DataError(f"length {max_length} leaves no room: {special} tokens are special")
     engine.no_padding()
     engine.enable_truncation(max_length)
-    with _told_by(f"{file} cannot tokenize the text"):
+    with _errors_as(f"{file} cannot tokenize the text"):
         encoded = engine.encode_batch([s if len(s) > 1 else s[0] for s in sentences])
     return [Tokens(e.ids, e.type_ids) for e in encoded], padding
 
 
 @contextmanager
-def _told_by(what: str) -> Iterator[None]:
-    """Whatever the tokenizers package raises, as a DataError.
+def _errors_as(what: str) -> Iterator[None]:
+    """Turn any exception of the tokenizers package into a DataError.
 
-    It raises nothing narrower than Exception, and where its Rust code panics not even that.
+    It raises bare Exception, and where its Rust code panics only a BaseException.
     """
     try:
         yield
@@ -162,7 +162,9 @@ def _told_by(what: str) -> Iterator[None]:
 
 
 def _padding(engine: Any, folder: Path) -> Padding:
-    """From tokenizer.json itself, else the files beside it, else a usual pad token's id."""
+    """The padding of tokenizer.json, else of the other files in its folder, else a common pad
+    token's id.
+    """
     own = engine.padding
     if own is not None:
         return Padding(own["pad_id"], own["pad_type_id"], own["direction"] == "left")

@@ -1,9 +1,9 @@
-"""The one wrapper over onnx-graphsurgeon: walk, create, replace, remove, un-share, sort.
+"""The only wrapper of onnx-graphsurgeon: reading, creating, replacing, removing and sorting nodes.
 
 Why a wrapper: graphsurgeon compares tensors and nodes by name or content, shares one ``Constant``
-between all its users, prints a warning for duplicate names and says nothing of dangling inputs.
-All edits go through this class, and no one writes into ``Constant.values`` in place.
-Subgraphs (If, Loop, Scan) are never edited; what they read from outside keeps its name.
+between all its users, only warns about duplicate names and ignores dangling inputs. All edits go
+through this class, and ``Constant.values`` is never modified in place. Subgraphs (If, Loop, Scan)
+are never edited; the outer tensors that they read keep their names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qcompile.ir.lazy_values import FileValues, make_constant
 from qcompile.ir.operators import ONNX, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
 from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
-from qcompile.ir.topological_sort import Makers, in_order
+from qcompile.ir.topological_sort import Makers, topological_order
 from qcompile.quant import Array
 
 _LARGE = 1 << 20  # bytes of a constant that ``Graph.keep`` is asked to keep
@@ -29,10 +29,10 @@ _LARGE = 1 << 20  # bytes of a constant that ``Graph.keep`` is asked to keep
 
 @dataclass
 class Header:
-    """What a ModelProto carries beside its graph, and graphsurgeon does not keep.
+    """The parts of a ModelProto outside its graph, which graphsurgeon does not keep.
 
-    interface: inputs and outputs as declared. functions: as they were, never edited. extras: by
-    node name, its overload and metadata.
+    interface: inputs and outputs as declared. functions: as loaded, never edited. extras: overload
+    and metadata by node name.
     """
 
     ir_version: int = 8
@@ -53,9 +53,9 @@ class Graph:
     def __init__(
         self, inner: gs.Graph, header: Header | None = None, hidden: Sequence[Constant] = ()
     ) -> None:
-        """``hidden``: constants that subgraphs alone read."""
+        """``hidden``: constants that only subgraphs read."""
         self.header = header or Header()
-        self.keep: Callable[[Array], FileValues] | None = None  # where large new constants go
+        self.keep: Callable[[Array], FileValues] | None = None  # stores large new constants
         self._bind(inner, hidden)
 
     def _bind(self, inner: gs.Graph, hidden: Sequence[Constant]) -> None:
@@ -64,7 +64,7 @@ class Graph:
         self._names = set(self.tensors()) | {n.name for n in inner.nodes}
         self._names |= {name for sub in self._all_subgraphs() for name in (*sub.names, *sub.reads)}
         self._captured = self._read_inside()
-        # Whatever becomes of their uses out here, subgraphs go on reading them.
+        # Constants that subgraphs read stay, even without readers in the main graph.
         self._hidden = [t for name, t in self.constants().items() if name in self._captured]
 
     def _all_subgraphs(self) -> Iterator[Subgraph]:
@@ -102,8 +102,8 @@ class Graph:
 
     def domains(self) -> dict[str, int]:
         """Imported opset version by domain, '' for ONNX itself."""
-        found = {o.domain: int(o.version) for o in self._gs.import_domains or []}
-        return {**found, ONNX: self.opset}
+        versions = {o.domain: int(o.version) for o in self._gs.import_domains or []}
+        return {**versions, ONNX: self.opset}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the main graph by name, in a stable order."""
@@ -120,20 +120,20 @@ class Graph:
             yield from node.outputs
 
     def constants(self) -> dict[str, Constant]:
-        """Constants of the main graph that something uses, by name."""
+        """Used constants of the main graph, by name."""
         return {name: t for name, t in self.tensors().items() if is_constant(t)}
 
     def is_output(self, tensor: Tensor) -> bool:
-        """True where the tensor's name is needed: by a graph output, or inside a subgraph."""
+        """True where the tensor's name must stay: it is a graph output or read by a subgraph."""
         return tensor.name in self._captured or any(t is tensor for t in self._gs.outputs)
 
     def in_subgraph(self, tensor: Tensor) -> bool:
-        """True where an If, Loop or Scan reads the tensor inside its body, or is fed by it."""
+        """True where an If, Loop or Scan has the tensor as an input, or reads it in its body."""
         fed = any(has_subgraph(node) for node in tensor.outputs)
         return fed or any(tensor.name in sub.reads for sub in self._all_subgraphs())
 
     def producer(self, tensor: Tensor, *ops: str) -> Node | None:
-        """The node that computes a tensor, if it is one of ``ops`` where any are given.
+        """The node that computes a tensor; with ``ops``, only if it is one of these operators.
 
         None for graph inputs and constants.
         """
@@ -141,13 +141,13 @@ class Graph:
         return node if node is None or not ops or is_op(node, *ops) else None
 
     def consumers(self, tensor: Tensor) -> list[Node]:
-        """Nodes that read a tensor, one entry for each use; what subgraphs read ``is_output``."""
+        """Nodes that read a tensor, one entry per use, without subgraphs (see ``is_output``)."""
         return list(tensor.outputs)
 
     def only_consumer(self, tensor: Tensor, *ops: str) -> Node | None:
-        """The single reader of a tensor that nothing needs by its name, else None.
+        """The reader of a tensor with one use that is not ``is_output``, else None.
 
-        With ``ops``, None too where it is none of these.
+        With ``ops``, only if it is one of these operators.
         """
         if len(tensor.outputs) != 1 or self.is_output(tensor):
             return None
@@ -156,7 +156,7 @@ class Graph:
 
     # ---- editing
     def fresh(self, base: str) -> str:
-        """A name that no tensor and no node has, ``base`` itself where it is free."""
+        """A name that no tensor and no node has: ``base``, or with a number."""
         name, count = base, 1
         while not name or name in self._names:
             name, count = f"{base}_{count}", count + 1
@@ -164,7 +164,7 @@ class Graph:
         return name
 
     def constant(self, base: str, values: Array) -> Constant:
-        """A new constant under a fresh name; scalars stay scalars."""
+        """A new constant with a fresh name; scalars stay scalars."""
         if self.keep is not None and values.nbytes >= _LARGE:
             return gs.Constant(self.fresh(base), self.keep(values))
         return gs.Constant(self.fresh(base), np.array(values, order="C"))
@@ -182,12 +182,12 @@ class Graph:
     ) -> Node:
         """Append a node. None is an omitted operand; a string names a new output tensor.
 
-        ``like`` gives the first output its type: ONNX inference knows no contrib operators. The
-        nodes are sorted again when the caller's pass ends, so the position does not matter.
+        The first output gets type and shape of ``like``: ONNX inference knows no contrib operators.
+        Nodes are sorted again at the end of each pass, so the position does not matter.
         """
-        made = (gs.Variable(self.fresh(t)) if isinstance(t, str) else t for t in outputs)
+        named = (gs.Variable(self.fresh(t)) if isinstance(t, str) else t for t in outputs)
         tensors, results = ([gs.Variable.empty() if t is None else t for t in side]
-                            for side in (inputs, made))  # fmt: skip
+                            for side in (inputs, named))  # fmt: skip
         node = gs.Node(
             op=op,
             name=self.fresh(name or f"{results[0].name}/{op}"),
@@ -204,31 +204,31 @@ class Graph:
         return node
 
     def add_input(self, base: str, dtype: Any, shape: Shape) -> Variable:
-        """A new graph input under a fresh name."""
-        made = gs.Variable(self.fresh(base), np.dtype(dtype), list(shape or ()))
-        self._gs.inputs.append(made)
-        return made
+        """A new graph input with a fresh name."""
+        tensor = gs.Variable(self.fresh(base), np.dtype(dtype), list(shape or ()))
+        self._gs.inputs.append(tensor)
+        return tensor
 
     def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
-        """Point one input of one node elsewhere: other users of the old tensor keep it."""
+        """Let one input of one node read another tensor; other uses of the old one stay."""
         node.inputs[index] = tensor
 
     def set_constant(self, node: Node, index: int, values: Array, base: str = "") -> Constant:
-        """Give one use of a constant new values, un-sharing it from every other use."""
+        """Give one use of a constant new values; its other uses keep the old ones."""
         old = node.inputs[index]
         new = self.constant(base or old.name, values)
         node.inputs[index] = new
         return new
 
     def renew_output(self, node: Node, suffix: str, dtype: Any) -> None:
-        """Give a node's only output a fresh name and another type; its readers follow."""
+        """Give a node's only output a fresh name and another type; its readers read the new one."""
         old = node.outputs[0]
         new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), dtype, old.shape)
         self._redirect(old, new)
         node.outputs[0] = new
 
     def divert_output(self, node: Node, suffix: str, index: int = 0) -> Variable:
-        """Let a node make another tensor; readers keep its old output, which nothing makes."""
+        """Give a node a new output; readers keep the old tensor, which then has no producer."""
         old = node.outputs[index]
         new = gs.Variable(self.fresh(f"{old.name}/{suffix}"), old.dtype)
         node.outputs[index] = new
@@ -237,8 +237,8 @@ class Graph:
     def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:
         """Let every reader of ``old`` read ``new``; returns the tensor that survives.
 
-        Where ``old`` is visible outside, its name must survive: then ``old`` becomes the output of
-        what computes ``new``, and readers of ``new`` read ``old``.
+        Where ``old`` must keep its name (``is_output``), it becomes the output of the node that
+        computes ``new``, and readers of ``new`` read ``old``.
         """
         if not self.is_output(old):
             self._redirect(old, new)
@@ -266,12 +266,12 @@ class Graph:
         domain: str = ONNX,
         name: str = "",
     ) -> Node:
-        """Let a new node make what readers of ``old`` read, of its type; returns the node.
+        """Let a new node compute what readers of ``old`` read; returns the node.
 
-        Its first output is called after ``old``, with the suffix.
+        Its first output has the type of ``old``, and its name with the suffix.
         """
-        made = [f"{old.name}/{suffix}"]
-        node = self.add(op, inputs, made, attrs, domain=domain, name=name, like=old)
+        outputs = [f"{old.name}/{suffix}"]
+        node = self.add(op, inputs, outputs, attrs, domain=domain, name=name, like=old)
         self.replace_uses(old, node.outputs[0])
         return node
 
@@ -289,7 +289,7 @@ class Graph:
                     node.outputs[i] = gs.Variable(self.fresh(tensor.name + "/unused"))
 
     def remove_dead(self) -> int:
-        """Drop nodes that no graph output depends on; returns how many."""
+        """Remove nodes that no graph output depends on; returns their number."""
         nodes = self._gs.nodes
         makers = Makers(nodes)
         ends = {id(n): n for t in self._gs.outputs for n in t.inputs}
@@ -310,16 +310,16 @@ class Graph:
         return len(dead)
 
     def make_constant(self, variable: Variable, constant: Constant) -> None:
-        """Let a graph input become the constant, with the values of ``constant``, still lazy."""
+        """Turn a graph input into a constant with the values of ``constant``, still lazy."""
         self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
         make_constant(variable, constant)
 
     def adopt(self, other: Graph) -> None:
-        """Become another graph; the header stays."""
+        """Take over the nodes and tensors of another graph; the header stays."""
         self._bind(other._gs, other._hidden)
 
     def import_domain(self, domain: str, version: int) -> None:
-        """Declare an operator set, once."""
+        """Import a version of an operator set, in place of any other version."""
         imports = [o for o in self._gs.import_domains or [] if o.domain != domain]
         imports.append(onnx.helper.make_opsetid(domain, version))
         self._gs.import_domains = imports
@@ -327,14 +327,14 @@ class Graph:
             self._gs.opset = version
 
     def sort(self) -> None:
-        """Topological order, stable: nodes keep their order where the data allows.
+        """Sort nodes topologically; the sort is stable.
 
         Raises ModelError on a cycle.
         """
-        self._gs.nodes[:] = in_order(self._gs.nodes)
+        self._gs.nodes[:] = topological_order(self._gs.nodes)
 
     def find(self, name: str) -> Node:
-        """The node of that name; raises InvariantError where it is gone."""
+        """The node of that name; raises InvariantError where there is none."""
         for node in self._gs.nodes:
             if node.name == name:
                 return node
@@ -342,7 +342,7 @@ class Graph:
 
     @property
     def surgeon(self) -> gs.Graph:
-        """The graphsurgeon graph, for export alone."""
+        """The graphsurgeon graph, only for export."""
         return self._gs
 
 
@@ -352,7 +352,7 @@ def has_subgraph(node: Node) -> bool:
 
 
 def reads(node: Node) -> Iterator[str]:
-    """Names of a node's inputs, and of what its subgraphs read from outside of them."""
+    """Names of a node's inputs, and of the outer tensors that its subgraphs read."""
     yield from (t.name for t in node.inputs if t.name)
     for body in subgraphs(node):
         yield from body.reads

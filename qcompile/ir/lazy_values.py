@@ -1,6 +1,6 @@
-"""Values of constants: in memory, in their message, or in a file until they are asked for.
+"""Values of constants: in memory, in their protobuf message, or in a memory-mapped file.
 
-The only file that looks behind ``Constant.values``, which would read lazy values and keep them.
+Only this file bypasses ``Constant.values``, which would read lazy values and keep them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qcompile.system.memory_map import MappedFile
 
 
 class FileValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no types
-    """Values of a constant that lie in a file; ``tensor`` says all about it but its values."""
+    """Values of a constant in a file; ``tensor`` has its name, type and shape."""
 
     def __init__(self, tensor: onnx.TensorProto, file: MappedFile, offset: int) -> None:
         super().__init__(tensor)
@@ -23,14 +23,14 @@ class FileValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no types
         self._dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
 
     def load(self) -> Array:
-        """A view into the file, as it is on each call."""
+        """A read-only view into the file, in the constant's type and shape."""
         dtype = self._dtype
         size = int(np.prod(self.shape, dtype=np.int64)) * dtype.itemsize
         return self._file.view(self._offset, size).view(dtype).reshape(tuple(self.shape))
 
 
 def values_of(constant: gs.Constant) -> Array:
-    """The values as an array; of a file, a view that is not kept."""
+    """The values as an array; for values in a file, a view that is not cached."""
     values = constant._values
     if isinstance(values, FileValues):
         values = values.load()
@@ -46,22 +46,22 @@ def nbytes(constant: gs.Constant) -> int:
 
 
 def is_stored(constant: gs.Constant) -> bool:
-    """True where the values lie in a file, and are not in ``stored_proto`` either."""
+    """True where the values are in a file, so that ``stored_proto`` does not hold them either."""
     return isinstance(constant._values, FileValues)
 
 
 def stored_proto(constant: gs.Constant) -> onnx.TensorProto | None:
-    """The message that a constant came in, as long as its values are not an array."""
+    """The TensorProto that a constant was loaded from, None once its values are an array."""
     values = constant._values
     return values.tensor if isinstance(values, LazyValues) else None
 
 
 def sparse_proto(constant: gs.Constant) -> onnx.SparseTensorProto | None:
-    """The message of a constant that came in sparse and is not made dense yet."""
+    """The message of a constant that was loaded sparse and is not dense yet, else None."""
     values = constant._values
     return values.tensor if isinstance(values, SparseValues) else None
 
 
 def make_constant(variable: gs.Variable, constant: gs.Constant) -> None:
-    """Let the variable become a constant with the same values, wherever they lie."""
+    """Turn a variable into a constant with the values of ``constant``, without reading them."""
     variable.to_constant(constant._values)

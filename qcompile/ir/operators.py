@@ -1,7 +1,7 @@
-"""What is known of operators: domains, and the families to which they belong.
+"""Operators: their domains, and families of operators.
 
-A family is stated here once; whoever needs a longer list adds to it. Operators of ONNX Runtime
-have their domain in front: ``com.microsoft.FastGelu``. Quantized ones are in
+Each family is defined here once; code that needs a longer list extends it. Operators of ONNX
+Runtime have their domain in front: ``com.microsoft.FastGelu``. Quantized ones are in
 ``quantized_operators``.
 """
 
@@ -34,16 +34,16 @@ FUNCTIONS = (
     "Abs", "Ceil", "Cos", "Exp", "Floor", "Log", "Mod", "Reciprocal", "Round", "Sign", "Sin",
 )  # fmt: skip
 ELEMENTWISE = (*ACTIVATIONS, *ARITHMETIC, *COMPARISONS, *FUNCTIONS, "Identity")
-# Arithmetic by which data and a mask meet.
+# Arithmetic that combines data with a mask.
 MASKING = ("Add", "Max", "Min", "Mul", "Sub", "Where")
 
-# ---- layout: values are moved, none is changed
+# ---- layout: values are moved, not changed
 
 RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-MOVERS = (*RESHAPES, "Transpose")  # every value once
+MOVERS = (*RESHAPES, "Transpose")  # each value appears once in the result
 LAYOUT = (*MOVERS, "Expand", "Identity", "Slice", "Split")
 
-# ---- over an axis, and products
+# ---- over an axis, and matrix multiplications
 
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 REDUCTIONS = (
@@ -62,7 +62,7 @@ RANDOM = (
 
 
 def domain_of(node: Node | onnx.NodeProto) -> str:
-    """The domain of a node's operator; that of ONNX is ``""``, however it is spelled."""
+    """The domain of a node's operator; ``""`` for ONNX, however it is spelled."""
     return "" if node.domain in (None, "ai.onnx") else str(node.domain)
 
 
@@ -84,5 +84,5 @@ def is_op(node: Node | onnx.NodeProto, *ops: str) -> bool:
 
 
 def is_layout(node: Node) -> bool:
-    """True for operators that move values and change none."""
+    """True for operators that move values without changing them."""
     return is_op(node, *LAYOUT)

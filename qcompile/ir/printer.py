@@ -1,11 +1,11 @@
-"""A deterministic, readable dump of a graph, and a cheap fingerprint that shows any edit.
+"""A deterministic, readable dump of a graph, and a cheap fingerprint that detects edits.
 
     graph g(%x: f32[N,4]) -> (%y) opset=17
       %q = QuantizeLinear(%x, @s:f32[]=0.05, @z:u8[]=3)
       %y = MatMul(%q, @w:f32[4,4]#58dda3)
 
-Scalars are printed, arrays shown as type, shape and content hash; attributes sorted; no producer
-and no version, so that the text says only what the graph computes.
+Scalars are printed, arrays shown as type, shape and content hash. Attributes are sorted. Producer
+and version are omitted, so that the text depends only on what the graph computes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHORT = {"float": "f", "int": "i", "uint": "u", "bool": "bool", "complex": "c"}
 
 
 def dump(graph: Graph) -> str:
-    """The graph as text, one node a line, in topological order."""
+    """The graph as text, one node per line, in topological order."""
     inputs = ", ".join(f"%{t.name}: {_type(t)}" for t in graph.inputs)
     outputs = ", ".join(f"%{t.name}" for t in graph.outputs)
     head = f"graph {graph.name}({inputs}) -> ({outputs}) opset={graph.opset}"
@@ -52,7 +52,7 @@ def _operand(tensor: Tensor) -> str:
         return f"{head}={values.item()!r}"
     if values.size <= 8 and values.dtype.kind in "iub":
         return f"{head}={values.tolist()}"
-    text = values.dtype.kind in "OUS"  # whose bytes are addresses
+    text = values.dtype.kind in "OUS"  # of object arrays, bytes are addresses
     data = repr(values.tolist()).encode() if text else np.ascontiguousarray(values).tobytes()
     return f"{head}#{hashlib.sha256(data).hexdigest()[:6]}"
 
@@ -79,15 +79,15 @@ def _attribute(value: Any) -> str:
 
 
 def fingerprint(graph: Graph) -> int:
-    """Changes with any edit made through Graph; differs from process to process.
+    """A hash that changes with any edit made through Graph; it differs between processes.
 
-    Constants count by name alone: they are never written in place, and new ones get fresh names.
+    Of constants only the names count: values never change in place, and new ones get fresh names.
     """
     return hash(_rows(graph))
 
 
 def structure(graph: Graph) -> str:
-    """Hex digest of what ``fingerprint`` looks at, the same in every process."""
+    """Hex digest of what ``fingerprint`` covers, the same in every process."""
     return hashlib.sha256(repr(_rows(graph)).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Which inputs of quantized operators hold data, weights, scales and zero points: one table.
+"""Table of quantized operators: which inputs are data, weights, scales and zero points.
 
-Of ONNX and of ONNX Runtime (com.microsoft). Slots are those of the operators' schemas, to which a
-test holds this table.
+Operators of ONNX and of ONNX Runtime (com.microsoft). Input slots are those of the operators'
+schemas; a test checks the table against them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import onnx
 from qcompile.ir.operators import MICROSOFT, op_name
 from qcompile.ir.tensor import Node
 
-# "matmul", "gemm", "attention", "recurrent", "convolution": products of 8-bit integers. "wide":
-# a MatMul of 16-bit integers, "blocks": a MatMul of floats by integers with scales for each block.
+# "matmul", "gemm", "attention", "recurrent", "convolution": multiply 8-bit integers. "wide": a
+# MatMul of 16-bit integers. "blocks": a MatMul of floats by integers with a scale per block.
 Kind = Literal[
     "matmul",
     "wide",
@@ -32,9 +32,9 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Operand:
-    """Input slots of an operand: its values, their scale and zero point; None for what it lacks.
+    """Input slots of an operand's values, scale and zero point; None where there is none.
 
-    ``is_float``: the values come in float, and the operator quantizes them itself or not at all.
+    ``is_float``: the values are float, and the operator quantizes them itself or not at all.
     """
 
     value: int | None
@@ -43,7 +43,7 @@ class Operand:
     is_float: bool = False
 
     def names(self, node: onnx.NodeProto) -> tuple[str, str, str]:
-        """Tensors that a node has as values, scale and zero point, "" where one is missing."""
+        """A node's tensors for values, scale and zero point, "" where one is missing."""
         value, scale, zero = (
             input_name(node, slot) for slot in (self.value, self.scale, self.zero_point)
         )
@@ -52,10 +52,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class QuantizedOperator:
-    """The operands of an operator in the order of its inputs, so that data comes before weights.
+    """The operands of an operator in the order of its inputs, data before weights.
 
-    result: scale and zero point of what it makes. bias: an int32 one, in steps of the product of
-    the scales of both operands. repeats: the last operand, three slots, comes any number of times.
+    result: scale and zero point of the output. bias: slot of an int32 bias, whose scale is the
+    product of both operands' scales. repeats: the last operand (three slots) is variadic.
     """
 
     kind: Kind
@@ -66,11 +66,11 @@ class QuantizedOperator:
 
     @property
     def weights(self) -> tuple[Operand, ...]:
-        """Of a product: what is multiplied with the first operand, constant in most models."""
+        """The operands that are multiplied with the first one, constant in most models."""
         return self.operands[1:]
 
     def operands_of(self, node: onnx.NodeProto) -> Iterator[Operand]:
-        """The operands of one node, each repeated one by itself."""
+        """The operands of one node, with a variadic one expanded."""
         yield from self.operands
         if self.repeats:
             first = self.operands[-1].value or 0
@@ -78,9 +78,9 @@ class QuantizedOperator:
                 yield Operand(slot, slot + 1, slot + 2)
 
     def parameters(self, node: onnx.NodeProto) -> set[str]:
-        """Tensors that a node has as scales, zero points and biases in their steps."""
-        found = (o.names(node)[1:] for o in (*self.operands_of(node), self.result))
-        return {input_name(node, self.bias), *(name for pair in found for name in pair)} - {""}
+        """A node's tensors for scales, zero points and int32 bias."""
+        pairs = (o.names(node)[1:] for o in (*self.operands_of(node), self.result))
+        return {input_name(node, self.bias), *(name for pair in pairs for name in pair)} - {""}
 
 
 _ONE = (Operand(0, 1, 2),)
@@ -153,10 +153,10 @@ def quantized_operator(node: Node | onnx.NodeProto) -> QuantizedOperator | None:
 
 
 def byte_products(node: onnx.NodeProto) -> Iterator[tuple[Operand, Operand]]:
-    """The products of 8-bit integers that an operator computes: its left and right operands, as
-    ONNX Runtime's kernels have them.
+    """Left and right operands of each 8-bit matrix multiplication that an operator computes.
 
-    x86 without VNNI adds uint8 on the left by int8 on the right in int16, all others in int32.
+    Sides are those of ONNX Runtime's kernels: x86 without VNNI adds products of uint8 on the left
+    by int8 on the right in int16, all others in int32.
     """
     row = quantized_operator(node)
     if row is None or row.kind in ("wide", "blocks", "quantizer", "other"):
@@ -172,5 +172,5 @@ def _of_kinds(*kinds: Kind) -> tuple[str, ...]:
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 QUANTIZERS = (*QDQ, "DynamicQuantizeLinear")
 QUANTIZED_MATMULS = _of_kinds("matmul", "wide", "blocks")
-# Of data by a matrix, or by filters: what a model spends its time in.
+# Matrix multiplications and convolutions by weights, which take most of a model's time.
 QUANTIZED_LINEARS = _of_kinds("matmul", "wide", "blocks", "gemm", "attention", "convolution")

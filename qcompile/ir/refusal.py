@@ -1,4 +1,4 @@
-"""A refusal: why something that was looked at is left as it is."""
+"""A refusal: the reason why something is left unchanged, returned in place of a result."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why not, in words that follow a colon; what is returned in the place of a result."""
+    """The reason, phrased to follow a colon."""
 
     reason: str
 
     def about(self, what: str) -> Refusal:
-        """The same reason, said of ``what``."""
+        """The same reason, with ``what`` it is about in front."""
         return Refusal(f"{what}: {self.reason}")

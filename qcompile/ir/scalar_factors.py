@@ -1,4 +1,4 @@
-"""Scalar factors: constants by which a Mul, a Div or a Gemm multiplies what it reads."""
+"""Scalar factors: constants by which a Mul, Div or Gemm multiplies its input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qcompile.ir.tensor import Node, Tensor, scalar
 
 
 def scaled_operand(node: Node) -> tuple[Tensor, float] | None:
-    """x and c of ``x · c``, a Mul or Div by a finite scalar constant but 0; None of other nodes."""
+    """x and c of ``x · c``, for a Mul or Div by a finite nonzero scalar constant; else None."""
     if not is_op(node, "Mul", "Div"):
         return None
     divides = is_op(node, "Div")

@@ -1,4 +1,4 @@
-"""The bodies of If, Loop and Scan: what they read from outside, and a digest of one."""
+"""The bodies of If, Loop and Scan: the outer tensors that they read, and their digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import AttributeProto
 
 
 class Subgraph(gs.Graph):  # type: ignore[misc]  # graphsurgeon has no types
-    """The body of an If, Loop or Scan as it was read; to graphsurgeon an empty graph.
+    """The body of an If, Loop or Scan as loaded; for graphsurgeon an empty graph.
 
     ``reads``: outer tensors that it reads or returns, in order. ``names``: every name inside it.
     """
@@ -48,7 +48,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _made_in(proto: onnx.GraphProto) -> set[str]:
-    """Names that a graph gives to tensors of its own."""
+    """Names of the tensors that a graph defines itself."""
     own = {t.name for t in proto.input} | {t.name for t in proto.initializer}
     own |= {t.values.name for t in proto.sparse_initializer}
     return own | {name for n in proto.node for name in n.output}

@@ -14,7 +14,7 @@ Node: TypeAlias = gs.Node
 Tensor: TypeAlias = gs.Tensor
 Variable: TypeAlias = gs.Variable
 Constant: TypeAlias = gs.Constant
-# One entry a dimension: a size, the name of a symbolic dimension, or None where nothing is known.
+# One entry per dimension: a size, the name of a symbolic dimension, or None where unknown.
 Shape: TypeAlias = tuple[int | str | None, ...]
 _TENSOR = "tensor_type"
 
@@ -25,7 +25,7 @@ def is_constant(tensor: Tensor) -> bool:
 
 
 def is_float(tensor: Tensor, dtype: type[np.floating[Any]] = np.float32) -> bool:
-    """True where the tensor's type is known to be float32, or ``dtype``; no sequence of such."""
+    """True where the tensor is known to be of type float32, or ``dtype``, and not a sequence."""
     known = tensor.dtype is not None and getattr(tensor, "type", _TENSOR) == _TENSOR
     return known and _np_dtype(tensor.dtype) == dtype
 
@@ -36,9 +36,9 @@ def rank(tensor: Tensor) -> int | None:
 
 
 def array(tensor: Tensor) -> Array:
-    """The values of a constant. Read only: callers never write into it.
+    """The values of a constant, read only.
 
-    Weights that are still in the loaded file are viewed there, not copied and not kept.
+    Weights in the loaded file are views into it, neither copied nor cached.
     """
     return lazy_values.values_of(tensor)
 
@@ -52,14 +52,14 @@ def scalar(tensor: Tensor) -> float | None:
 
 
 def is_zero(tensor: Tensor) -> bool:
-    """True for an omitted input, and for a constant that holds nothing but zeros."""
+    """True for an omitted input, and for a constant with only zeros."""
     return not tensor.name or (is_constant(tensor) and not array(tensor).any())
 
 
 def _np_dtype(dtype: Any) -> np.dtype[Any] | None:
     try:
-        found: np.dtype[Any] = np.dtype(dtype)
-        return found
+        known: np.dtype[Any] = np.dtype(dtype)
+        return known
     except TypeError:  # an ONNX enum for a type numpy lacks
         return None
 

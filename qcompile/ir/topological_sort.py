@@ -1,4 +1,4 @@
-"""Topological order of nodes, subgraphs' reads included."""
+"""Topological order of nodes, including the outer tensors that subgraphs read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qcompile.errors import ModelError
 from qcompile.ir.subgraph import subgraphs
 
 
-def in_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
-    """The nodes sorted, stable: they keep their order where the data allows.
+def topological_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
+    """The nodes sorted topologically; the sort is stable.
 
     Raises ModelError on a cycle.
     """
@@ -24,23 +24,25 @@ def in_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
 
 
 class Makers:
-    """Which nodes a node needs: by identity for its inputs, by name for what subgraphs read."""
+    """The producers of a node's inputs (by identity) and of its subgraphs' reads (by name)."""
 
     def __init__(self, nodes: Sequence[gs.Node]) -> None:
-        self._place = {id(n): i for i, n in enumerate(nodes)}
-        self._made = {id(t): n for n in nodes for t in n.outputs}
-        self._named = {t.name: n for n in nodes for t in n.outputs if t.name}
+        self._position = {id(n): i for i, n in enumerate(nodes)}
+        self._producers = {id(t): n for n in nodes for t in n.outputs}
+        self._producers_by_name = {t.name: n for n in nodes for t in n.outputs if t.name}
 
     def before(self, node: gs.Node) -> list[gs.Node]:
-        """Makers of all that ``node`` reads, each once, in the order in which they stand."""
-        found = [self._made.get(id(t)) for t in node.inputs]
-        found += [self._named.get(name) for body in subgraphs(node) for name in body.reads]
+        """The producers of all that ``node`` reads, each once, in the order of the nodes."""
+        found = [self._producers.get(id(t)) for t in node.inputs]
+        found += [
+            self._producers_by_name.get(name) for body in subgraphs(node) for name in body.reads
+        ]
         unique = {id(n): n for n in found if n is not None}
-        return sorted(unique.values(), key=lambda n: self._place[id(n)])
+        return sorted(unique.values(), key=lambda n: self._position[id(n)])
 
 
 def _visit(root: gs.Node, makers: Makers, done: set[int], ordered: list[gs.Node]) -> None:
-    """Depth first with an explicit stack: graphs are deeper than Python's recursion limit."""
+    """Depth-first with an explicit stack: graphs can be deeper than Python's recursion limit."""
     open_nodes: set[int] = set()
     stack = [(root, False)]
     while stack:

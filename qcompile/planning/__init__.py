@@ -4,7 +4,11 @@ from qcompile.planning.context import Context, PassSettings, PrecisionRule, Skip
 from qcompile.planning.linear_groups import LinearGroup, QuantizedLinear, add_to_bias, linear_groups
 from qcompile.planning.plan import Decision, Kind, Plan, Use, uses_of
 from qcompile.planning.precision import PrecisionChoice
-from qcompile.planning.quantizer_nodes import activation, lift_without_range, weight
+from qcompile.planning.quantizer_nodes import (
+    dequantized_activation,
+    dequantized_weight,
+    float_without_range,
+)
 
 __all__ = [
     "Context",
@@ -18,10 +22,10 @@ __all__ = [
     "QuantizedLinear",
     "Skip",
     "Use",
-    "activation",
+    "dequantized_activation",
     "add_to_bias",
-    "lift_without_range",
+    "float_without_range",
     "linear_groups",
     "uses_of",
-    "weight",
+    "dequantized_weight",
 ]

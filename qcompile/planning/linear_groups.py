@@ -45,10 +45,10 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """All integer linear layers that read one tensor; ``spec``: its quantizer's at these uses.
+    """All quantized linear layers that read one tensor; ``spec``: that of its quantizer there.
 
-    ``spec`` is None where the values are quantized elsewhere, as where a layout operator lies
-    between the quantizer and the layer.
+    ``spec`` is None where the values are quantized elsewhere, for example where a layout operator
+    is between the quantizer and the layer.
     """
 
     tensor: Tensor
@@ -64,14 +64,14 @@ class LinearGroup:
         return tuple(linear.data_use for linear in self.linears)
 
     def redirect(self, graph: Graph, ctx: Context, tensor: Tensor) -> None:
-        """Let all layers read another tensor; what was decided follows."""
+        """Let all layers read another tensor; their decisions follow."""
         for linear in self.linears:
             graph.set_input(linear.node, 0, tensor)
         ctx.plan.move(self.uses, tensor.name)
 
 
 def linear_groups(graph: Graph, ctx: Context) -> list[LinearGroup]:
-    """Sites of the plan, in the order of the graph."""
+    """Linear groups of the plan, in the order of the graph."""
     weights = {u: d for d in ctx.plan.quantized("weight") for u in d.uses}
     data = {u: d.spec for d in ctx.plan.quantized("activation") for u in d.uses}
     grouped: dict[tuple[str, QSpec | None], list[QuantizedLinear]] = {}
@@ -93,10 +93,10 @@ def _linear(node: Node, decision: Decision | None) -> QuantizedLinear | None:
 
 
 def add_to_bias(graph: Graph, linear: QuantizedLinear, values: Array) -> None:
-    """Add a vector (outputs,) to what a layer adds to its product.
+    """Add a vector (outputs,) to a layer's bias.
 
-    It goes into the constant that is there already, a Gemm's third operand or the Add behind a
-    MatMul; where there is none, an Add is made.
+    It is added to an existing constant, a Gemm's third operand or that of the Add after a MatMul;
+    without one, an Add is inserted.
     """
     node, shift = linear.node, values.astype(np.float32)
     if is_op(node, "Gemm") and len(node.inputs) > 2 and is_constant(node.inputs[2]):

@@ -1,8 +1,7 @@
-"""What was decided for every tensor, before any node is edited.
+"""The plan: a decision for every tensor, before any node is edited.
 
-The plan is the contract between analysis and insertion: passes of the plan stage write it,
-``insert-qdq`` carries it out, and the ledger reports it. A decision to stay float is a decision
-too, with its reason.
+It is the contract between analysis and insertion: passes of the plan stage write it, ``insert-qdq``
+carries it out, and the ledger reports it. Staying float is also a decision, with a reason.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ def uses_of(tensor: Tensor) -> tuple[Use, ...]:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one tensor at the given uses; ``spec`` None means that it stays float.
+    """How one tensor is quantized at the given uses; ``spec`` None means that it stays float.
 
-    ``maker``: a node that runs in integers only where its result, this tensor, becomes integers.
+    ``maker``: the node that computes this tensor, where it runs in int8 only if the tensor is
+    quantized.
     """
 
     tensor: str
@@ -54,8 +54,7 @@ class Plan:
     decisions: list[Decision] = field(default_factory=list)
 
     def decide(self, decision: Decision) -> None:
-        """Record a decision; uses of one tensor with the same spec are joined, the first reason
-        stands."""
+        """Record a decision; uses of one tensor with the same spec are joined (first reason)."""
         for i, old in enumerate(self.decisions):
             same = (old.tensor, old.kind, old.spec) == (
                 decision.tensor,
@@ -69,34 +68,34 @@ class Plan:
         self.decisions.append(decision)
 
     def quantized(self, kind: Kind | None = None) -> Iterator[Decision]:
-        """Decisions that make a tensor an integer."""
+        """Decisions to quantize a tensor."""
         for decision in self.decisions:
             if decision.spec is not None and kind in (None, decision.kind):
                 yield decision
 
     def replace(self, decision: Decision, **changes: Any) -> None:
-        """Put a decision with other fields in the place of one that is here."""
+        """Change fields of a decision in the plan."""
         self.decisions[self.decisions.index(decision)] = replace(decision, **changes)
 
     def move(self, uses: tuple[Use, ...], tensor: str) -> None:
-        """Uses read another tensor now: what was decided for them goes with them."""
+        """Follow uses that read another tensor now, with their decisions."""
         for decision in self._take(lambda _, use: use in uses):
             self.decide(replace(decision, tensor=tensor))
 
     def forget(self, node: str) -> None:
-        """Drop what was decided for a node that is gone."""
+        """Drop the decisions for a node that was removed."""
         self._take(lambda _, use: use.node == node)
 
     def claim(self, uses: tuple[Use, ...]) -> None:
-        """These uses become integers after all: what was decided for them as floats is void."""
+        """Drop the decisions to stay float for uses that are quantized after all."""
         self._take(lambda decision, use: decision.spec is None and use in uses)
 
     def drop_activations(self) -> None:
-        """Decisions for weights alone stay."""
+        """Drop all decisions for activations."""
         self.decisions[:] = [d for d in self.decisions if d.kind == "weight"]
 
     def release(self, node: str, reason: str) -> None:
-        """Leave all operands of one node float; other readers keep what was decided for them."""
+        """Keep all operands of one node float; decisions for other readers stay."""
         for decision in list(self.quantized()):
             mine, others = _split(decision, lambda use: use.node == node)
             if mine is None:
@@ -107,13 +106,13 @@ class Plan:
             self.decide(replace(mine, spec=None, reason=reason))
 
     def _take(self, wanted: Callable[[Decision, Use], bool]) -> list[Decision]:
-        """Take uses out of their decisions, which stay in place for the uses that are left."""
+        """Remove uses from their decisions, and return those parts as decisions."""
         parts = [_split(d, partial(wanted, d)) for d in self.decisions]
         self.decisions[:] = [others for _, others in parts if others is not None]
         return [mine for mine, _ in parts if mine is not None]
 
     def rename(self, old: str, new: str) -> None:
-        """Follow a tensor whose readers read another in its place."""
+        """Follow a tensor that was replaced by another for all readers."""
         self.decisions[:] = [
             replace(d, tensor=new) if d.tensor == old else d for d in self.decisions
         ]
@@ -122,7 +121,7 @@ class Plan:
 def _split(
     decision: Decision, wanted: Callable[[Use], bool]
 ) -> tuple[Decision | None, Decision | None]:
-    """The decision for the uses that are wanted, None where none is; and for the others."""
+    """The decision for the selected uses and that for the others, each None if it has no uses."""
     mine = tuple(u for u in decision.uses if wanted(u))
     if not mine:
         return None, decision

@@ -1,7 +1,7 @@
-"""Which integers a tensor becomes: the rule's, unless the user's precision says otherwise.
+"""Which integer type a tensor gets: the target rule's, unless the user's precision differs.
 
-8 is what target rules give. 16 takes the target's wide types. A tensor for which 16 bits are asked
-and cannot be had stays float, which is more precise, never 8 bits.
+8 means the type of the target's rule, 16 the target's wide type. A tensor for which 16 bits are
+requested but not possible stays float, which is more precise, never 8 bits.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from qcompile.targets.target import WIDE_SINCE
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What a tensor becomes, None for float; ``reason`` is None where the user said nothing."""
+    """How a tensor is quantized, None for float; ``reason`` is None without a user's setting."""
 
     spec: QSpec | None
     reason: str | None = None
 
 
 def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:
-    """For data that goes by these names, where the rule says ``spec``."""
+    """The choice for an activation with these names, for which the rule has ``spec``."""
     return _choice(graph, ctx, names, spec, ctx.target.wide, ranged=True)
 
 
 def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:
-    """For a constant that goes by these names; 16 bits keep the rule's granularity."""
+    """The choice for a constant with these names; 16 bits keep the rule's granularity."""
     dtype = ctx.target.wide_weight
     wide = None if dtype is None else replace(spec, dtype=dtype, reduced=False, paired=False)
     return _choice(graph, ctx, names, spec, wide, ranged=False)

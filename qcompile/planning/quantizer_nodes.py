@@ -1,4 +1,4 @@
-"""A decision of the plan as nodes: Q/DQ of an activation, integers of a weight."""
+"""A decision of the plan as nodes: Q/DQ for an activation, int8 values for a weight."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from qcompile.quant import Array, Rounded, nearest, qparams
 from qcompile.quant.affine import quantized_sqnr_db
 
 
-def lift_without_range(ctx: Context) -> None:
-    """An operator whose data has no range, in mode static, stays float with all its operands."""
+def float_without_range(ctx: Context) -> None:
+    """In mode static, keep operators whose data has no range float, with all their operands."""
     if ctx.choices.mode != "static":
         return
     for decision in list(ctx.plan.quantized("activation")):
         if ctx.ranges.get(decision.tensor) is not None:
             continue
         reason = ctx.ranges.missing.get(decision.tensor, "its range was never asked for")
-        concerned = (*(u.node for u in decision.uses), decision.maker)
-        for node in dict.fromkeys(n for n in concerned if n is not None):
+        affected = (*(u.node for u in decision.uses), decision.maker)
+        for node in dict.fromkeys(n for n in affected if n is not None):
             ctx.plan.release(node, reason)
         ctx.skip(decision.tensor, reason)
 
 
-def integers(ctx: Context, decision: Decision, values: Array) -> Rounded:
-    """What a weight becomes: as a pass has rounded it, else to nearest."""
+def rounded_weight(ctx: Context, decision: Decision, values: Array) -> Rounded:
+    """The quantized weight: as a pass has rounded it, else to nearest."""
     assert decision.spec is not None  # quantized() yields no other
     return ctx.rounded_as(decision.tensor, decision.spec) or nearest(values, decision.spec)
 
 
-def weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
-    """The dequantized weight."""
+def dequantized_weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
+    """Add a weight's DequantizeLinear; returns its output."""
     assert decision.spec is not None
     spec = decision.spec
     weight = graph.find(decision.uses[0].node).inputs[decision.uses[0].index]
     values = array(weight)
-    rounded = integers(ctx, decision, values)
+    rounded = rounded_weight(ctx, decision, values)
     params = rounded.params
     noise = quantized_sqnr_db(values, rounded.values, params)
     q = graph.constant(f"{decision.tensor}/{spec.dtype}", rounded.values)
     ctx.origins[q.name] = (decision.tensor, noise)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
-    # ONNX makes the zero point optional; ONNX Runtime's fusions read it without asking and crash.
+    # ONNX makes the zero point optional, but ONNX Runtime's fusions crash without it.
     zero = graph.constant(f"{decision.tensor}/zero_point", params.zero_point)
     ctx.origins[scale.name] = ctx.origins[zero.name] = (decision.tensor, None)
     attrs = {} if spec.axis is None else {"axis": spec.axis}
@@ -51,15 +51,15 @@ def weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
     return graph.add("DequantizeLinear", [q, scale, zero], [name], attrs, like=weight).outputs[0]
 
 
-def activation(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
-    """The tensor through its quantizer and back."""
+def dequantized_activation(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
+    """Add a tensor's quantizer and dequantizer; returns the latter's output."""
     first = decision.uses[0]
     tensor = graph.find(first.node).inputs[first.index]
     name = decision.tensor
     if ctx.choices.mode == "dynamic":
         outs = [f"{name}/quantized", f"{name}/scale", f"{name}/zero_point"]
-        made = graph.add("DynamicQuantizeLinear", [tensor], outs).outputs
-        operands, attrs = list(made), dict[str, int]()
+        quantizer = graph.add("DynamicQuantizeLinear", [tensor], outs)
+        operands, attrs = list(quantizer.outputs), dict[str, int]()
     else:
         operands, attrs = _static_quantizer(graph, ctx, decision, tensor)
     node = graph.add("DequantizeLinear", operands, [f"{name}/dequantized"], attrs, like=tensor)
@@ -71,15 +71,18 @@ def _static_quantizer(
 ) -> tuple[list[Tensor], dict[str, int]]:
     """(quantized, scale, zero point) and the attributes of a pair with the calibrated range."""
     span = ctx.ranges.get(decision.tensor)
-    assert decision.spec is not None and span is not None  # lifted above otherwise
+    assert (
+        decision.spec is not None and span is not None
+    )  # else ``float_without_range`` made it float
     params = qparams(span, decision.spec)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
     zero = graph.constant(f"{decision.tensor}/zero_point", params.zero_point)
     attrs = {} if decision.spec.axis is None else {"axis": decision.spec.axis}
     name = f"{decision.tensor}/quantized"
-    made = graph.add("QuantizeLinear", [tensor, scale, zero], [name], attrs).outputs[0]
+    quantized = graph.add("QuantizeLinear", [tensor, scale, zero], [name], attrs).outputs[0]
     if decision.spec.reduced:  # QuantizeLinear saturates at 8 bits
         bounds = zip(("low", "high"), decision.spec.limits, strict=True)
         ends = [graph.constant(f"{name}/{n}", np.array(v, np.int8)) for n, v in bounds]
-        made = graph.add("Clip", [made, *ends], [f"{name}/clipped"], like=made).outputs[0]
-    return [made, scale, zero], attrs
+        clip = graph.add("Clip", [quantized, *ends], [f"{name}/clipped"], like=quantized)
+        quantized = clip.outputs[0]
+    return [quantized, scale, zero], attrs

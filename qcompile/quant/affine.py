@@ -1,4 +1,4 @@
-"""Quantization parameters and arithmetic, in plain numpy.
+"""Quantization parameters and arithmetic, in numpy.
 
 Formulas are those of ONNX QuantizeLinear and DequantizeLinear (opset 13 and later):
 ``q = saturate(round_half_even(x / scale) + zero_point)``, ``x' = (q - zero_point) * scale``.
@@ -14,15 +14,15 @@ import numpy as np
 
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 
-# The smallest normal float32: below it a scale would be denormal, and is taken for that of zeros.
+# The smallest normal float32. A smaller scale would be denormal: the tensor counts as all zeros.
 _SMALLEST_SCALE = np.float32(2.0**-126)
-# Beyond, products of squares, by which errors are predicted, leave float32.
+# Above it, predicted errors, which are products of squares, overflow float32.
 _LARGEST_VALUE = 2.0**28
-_STEP = 1 << 18  # values worked on at a time
+_STEP = 1 << 18  # values per step, so that temporaries stay in the cache
 
 
 def out_of_scale(lo: float, hi: float) -> str | None:
-    """Why values between these bounds get no scale, None where they do. Zeros do."""
+    """Why no scale represents values between these bounds, None where one does (also for zeros)."""
     top = max(abs(lo), abs(hi))
     if top > _LARGEST_VALUE:
         return f"values up to {top:.3g}, over 2^28: too large for a scale"
@@ -32,7 +32,7 @@ def out_of_scale(lo: float, hi: float) -> str | None:
 
 
 def qparams(span: Range, spec: QSpec) -> QParams:
-    """Scale and zero point that cover ``span``, which is first widened to include 0.
+    """Scale and zero point that cover ``span``, which is widened to include 0.
 
     0 must be exact, because padding and ReLU produce it. Symmetric: ``scale = max|x| / q_max`` and
     zero point 0 (128 for uint8). Asymmetric: ``scale = (hi - lo) / (q_max - q_min)`` and
@@ -46,7 +46,7 @@ def qparams(span: Range, spec: QSpec) -> QParams:
         zero = np.full(scale.shape, middle)
     else:
         scale = (hi - lo) / (q_max - q_min)
-        safe = np.where(scale < _SMALLEST_SCALE, 1.0, scale)
+        safe = np.where(scale < _SMALLEST_SCALE, 1.0, scale)  # no division by zero
         zero = np.clip(np.rint(q_min - lo / safe), q_min, q_max)
     scale = np.where(scale < _SMALLEST_SCALE, 1.0, scale)  # all-zero tensor: any scale is exact
     return QParams(scale.astype(np.float32), zero.astype(spec.dtype), spec)
@@ -62,11 +62,11 @@ def _spread(values: Array, ndim: int, axis: int | None) -> Array:
 
 
 def quantize(x: Array, params: QParams) -> Array:
-    """ONNX QuantizeLinear: float array of any shape to integers of ``params.spec.dtype``."""
-    made = np.empty(x.shape, params.spec.dtype)
+    """ONNX QuantizeLinear: a float array of any shape as ``params.spec.dtype``."""
+    quantized = np.empty(x.shape, params.spec.dtype)
     for rows, part in _parts(x.shape, params):
-        made[rows] = _quantized(x[rows], part)
-    return made
+        quantized[rows] = _quantized(x[rows], part)
+    return quantized
 
 
 def _quantized(x: Array, params: QParams) -> Array:
@@ -80,7 +80,7 @@ def _quantized(x: Array, params: QParams) -> Array:
 
 
 def dequantize(q: Array, params: QParams) -> Floats:
-    """ONNX DequantizeLinear: integers back to float32."""
+    """ONNX DequantizeLinear: quantized values of any shape as float32."""
     axis = params.spec.axis
     scale = _spread(params.scale, q.ndim, axis)
     zero = _spread(params.zero_point, q.ndim, axis)
@@ -89,16 +89,16 @@ def dequantize(q: Array, params: QParams) -> Floats:
 
 
 def _parts(shape: tuple[int, ...], params: QParams) -> Iterator[tuple[Any, QParams]]:
-    """Places along the first axis, and the parameters there: temporaries are small, in cache."""
+    """Slices of the first axis, each with its parameters: small enough for the cache."""
     if not shape:
         yield (), params
         return
     step = max(1, _STEP // max(1, math.prod(shape[1:])))
-    along = params.per_axis and (params.spec.axis or 0) % len(shape) == 0
+    split_params = params.per_axis and (params.spec.axis or 0) % len(shape) == 0
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
         part = params
-        if along:
+        if split_params:
             part = QParams(params.scale[rows], params.zero_point[rows], params.spec)
         yield rows, part
 
@@ -106,15 +106,15 @@ def _parts(shape: tuple[int, ...], params: QParams) -> Iterator[tuple[Any, QPara
 def weight_range(weight: Array, spec: QSpec) -> Range:
     """The exact range of a constant: per tensor, or per channel along ``spec.axis``.
 
-    Raises ValueError where the constant holds NaN or infinity.
+    Raises ValueError where the constant is empty, or holds NaN or infinity.
     """
     if weight.size == 0:
         raise ValueError("empty constant")
     if spec.axis is None:
         return Range(weight.min(), weight.max())
     axis = spec.axis % weight.ndim
-    rest = tuple(i for i in range(weight.ndim) if i != axis)
-    return Range(weight.min(axis=rest), weight.max(axis=rest), spec.axis)
+    other_axes = tuple(i for i in range(weight.ndim) if i != axis)
+    return Range(weight.min(axis=other_axes), weight.max(axis=other_axes), spec.axis)
 
 
 def sqnr_db(reference: Array, candidate: Array) -> float:
@@ -126,14 +126,14 @@ def sqnr_db(reference: Array, candidate: Array) -> float:
 
 
 def quantized_sqnr_db(reference: Array, q: Array, params: QParams) -> float:
-    """``sqnr_db`` of what integers stand for."""
+    """``sqnr_db`` of the values that ``q`` represents."""
     parts = _parts(reference.shape, params)
-    found = [_energies(reference[r], dequantize(q[r], part)) for r, part in parts]
-    return _ratio_db(sum(signal for signal, _ in found), sum(noise for _, noise in found))
+    energies = [_energies(reference[r], dequantize(q[r], part)) for r, part in parts]
+    return _ratio_db(sum(signal for signal, _ in energies), sum(noise for _, noise in energies))
 
 
 def _energies(reference: Array, candidate: Array) -> tuple[float, float]:
-    """Of signal and noise."""
+    """Sums of squares of the signal and of the noise."""
     x = np.asarray(reference, np.float64)
     return float(np.square(x).sum()), float(np.square(x - candidate).sum())
 

@@ -1,4 +1,4 @@
-"""What was seen of the channels of one tensor, and how far they are expected to reach."""
+"""Statistics of the channels of one tensor, and their extrapolation to more data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from qcompile.quant.types import Array
 
 _TAIL_ROWS = 8
-FEWEST_ROWS = 4 * _TAIL_ROWS  # samples with fewer say nothing of single channels
+FEWEST_ROWS = 4 * _TAIL_ROWS  # a sample with fewer rows is too small for statements on one channel
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,15 @@ class ChannelStats:
     """One tensor's channels (last axis): extrema over all data, and a sample of rows.
 
     Shapes: ``lo`` and ``hi`` (channels,), ``rows`` (n, channels), float32; a row is one position
-    (token). Rows that ``attention_mask`` marks as padding are not among them. ``reach``: extrema
-    over text beside the data, lowest and highest, (channels,) each; they count where unseen values
-    are foreseen, and nowhere else.
+    (token); padding by ``attention_mask`` is excluded. ``background_extrema``: minima and maxima,
+    (channels,) each, over text that is run in addition to the data; only ``extrapolated`` uses
+    them.
     """
 
     lo: Array
     hi: Array
     rows: Array
-    reach: tuple[Array, Array] | None = None
+    background_extrema: tuple[Array, Array] | None = None
 
     @property
     def width(self) -> Array:
@@ -35,11 +35,12 @@ class ChannelStats:
 
     @property
     def tail(self) -> Array:
-        """How heavy each channel's tail is, (channels,): its maximum grows as ``n ** tail``.
+        """Tail index of each channel, (channels,): the maximum of n rows grows as ``n ** tail``.
 
-        Hill's estimator (1975) over the largest rows of the sample. Few rows say little about one
-        channel, so the mean of all channels is a bound and half of the estimate: what hardly moves,
-        as an outlier with one value, keeps a short tail. A handful of rows says nothing.
+        Hill's estimator (1975) over the largest rows of the sample. One channel's estimate is
+        noisy, so it is limited to the mean of all channels and averaged with it: a channel that is
+        nearly constant, such as an outlier with one value, keeps a short tail. 0 for all channels
+        where the sample has fewer than ``FEWEST_ROWS`` rows.
         """
         count = _TAIL_ROWS
         if len(self.rows) < FEWEST_ROWS:
@@ -47,31 +48,35 @@ class ChannelStats:
         sizes = np.abs(self.rows)
         largest = np.sort(np.partition(sizes, -count - 1, axis=0)[-count - 1 :], axis=0)
         largest = largest.astype(np.float64)
+        # Hill: mean log excess of the largest rows over the next smaller one.
         logs = np.log(np.maximum(largest, np.finfo(np.float32).tiny))
         own = np.clip((logs[1:] - logs[0]).mean(0), 0, 1)
         common = own.mean()
         tail: Array = (np.minimum(own, common) + common) / 2
         return tail
 
-    def foreseen(self, doublings: float) -> ChannelStats:
-        """Extrema to expect once the data has doubled so many times; the sample as it is.
+    def extrapolated(self, doublings: float) -> ChannelStats:
+        """Extrema to expect from ``2 ** doublings`` times as much data; the sample is unchanged.
 
-        Text beside the data stands for half of the doublings: what is new in unseen text, it has
-        mostly shown (docs/accuracy.md has what that gains).
+        Where there are background extrema, the tails count for half of the doublings only: the
+        background text already shows most of what is new in unseen text (docs/accuracy.md).
         """
-        left = doublings if self.reach is None else doublings / 2
-        margin = (2.0 ** (self.tail * left)).astype(np.float32)
+        tail_doublings = doublings if self.background_extrema is None else doublings / 2
+        margin = (2.0 ** (self.tail * tail_doublings)).astype(np.float32)
         lo, hi = self.lo * margin, self.hi * margin
-        if self.reach is not None:
-            lo, hi = np.minimum(lo, self.reach[0]), np.maximum(hi, self.reach[1])
+        if self.background_extrema is not None:
+            lowest, highest = self.background_extrema
+            lo, hi = np.minimum(lo, lowest), np.maximum(hi, highest)
         return ChannelStats(lo, hi, self.rows)
 
     def scaled(self, factor: Array) -> ChannelStats:
-        """The statistics of ``x * factor``, a positive factor for each channel."""
-        reach = self.reach and (self.reach[0] * factor, self.reach[1] * factor)
-        return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor, reach)
+        """The statistics of ``x * factor``; ``factor``: positive, (channels,)."""
+        old = self.background_extrema
+        background = old and (old[0] * factor, old[1] * factor)
+        return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor, background)
 
     def permuted(self, order: Array) -> ChannelStats:
-        """The statistics of ``x[..., order]``."""
-        reach = self.reach and (self.reach[0][order], self.reach[1][order])
-        return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order], reach)
+        """The statistics of ``x[..., order]``; ``order``: a permutation of the channels."""
+        old = self.background_extrema
+        background = old and (old[0][order], old[1][order])
+        return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order], background)

@@ -1,4 +1,4 @@
-"""What a calibrator is: it makes observers, which see batches and give ranges."""
+"""What a calibrator is: a factory of observers, which see batches and return ranges."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Observer(ABC):
 
     @abstractmethod
     def update(self, values: Array) -> None:
-        """See one batch of finite float values: any shape, or (n, channels) where per channel."""
+        """Observe a batch of finite floats: any shape, or (n, channels) where per channel."""
 
     @abstractmethod
     def merge(self, later: Observer) -> None:
-        """Take in what another observer of the same kind saw after this one."""
+        """Add what another observer of the same class observed after this one."""
 
     @abstractmethod
     def range(self) -> Range:
-        """The range to quantize; raises ValueError where nothing was seen."""
+        """The range to quantize; raises ValueError where no values were observed."""
 
     def state(self) -> dict[str, Array] | None:
-        """All that was seen, for a checkpoint; None, the default, where it cannot be kept."""
+        """Everything observed, for a checkpoint; None, the default, where that is not supported."""
         return None
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Have seen what the observer had that gave ``state``; this one is fresh and of its kind.
+        """Continue from the ``state`` of an observer of the same class; this one must be fresh.
 
-        Raises ValueError or KeyError where that is no such state.
+        Raises ValueError or KeyError where ``state`` is of another form.
         """
         raise ValueError(f"{type(self).__name__} keeps no state")
 

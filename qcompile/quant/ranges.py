@@ -1,4 +1,4 @@
-"""Calibrated ranges of tensors, and what is asked of calibration."""
+"""Calibrated ranges of tensors, and requests for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qcompile.quant.types import QSpec, Range
 
 @dataclass(frozen=True)
 class StatRequest:
-    """A statistic that a pass asks for: the range of one tensor, per tensor or along an axis."""
+    """A request for the range of one tensor, per tensor or per channel along an axis."""
 
     tensor: str
     spec: QSpec
@@ -34,5 +34,5 @@ class Ranges:
         self.found[tensor] = span
 
     def drop(self, tensor: str) -> None:
-        """Forget a range whose tensor is gone or changed."""
+        """Remove the range of a tensor that was removed or changed."""
         self.found.pop(tensor, None)

@@ -20,21 +20,21 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 
 
-# 255 · 64 · 2 fits into int16.
+# Two products of uint8 by these fit into int16: 255 · 64 · 2 < 2^15.
 _REDUCED = (-64, 64)
 
 
 @dataclass(frozen=True)
 class QSpec:
-    """What one tensor should become.
+    """How one tensor is quantized.
 
     ``axis`` counts from the front for weights and from the back (negative) for activations, whose
-    leading dimensions vary. ``narrow`` gives up the most negative integer, so that symmetric
-    ranges stay symmetric. ``reduced``: int8 that uses 7 bits, -64 to 64 (a constant by its scale;
-    data is clipped, since QuantizeLinear saturates at 8 bits). ``paired``: int8 weights
-    of which no two values of one sign add up to more than 128 where a matrix multiplication or a
-    convolution sums them side by side (rows 2i and 2i + 1): every such pair with uint8 data fits
-    into int16.
+    leading dimensions vary. ``narrow`` does not use the most negative integer, so that symmetric
+    ranges stay symmetric. ``reduced``: int8 from -64 to 64, so 7 bits (by the scale of a constant;
+    activations are clipped, since QuantizeLinear saturates at 8 bits). ``paired``: int8 weights in
+    which two values of one sign that are summed as neighbours (rows 2i and 2i + 1 of a matrix
+    multiplication or convolution) add up to at most 128, so that the sum of both products with
+    uint8 data fits into int16. Raises ValueError on combinations that make no sense.
     """
 
     dtype: DType
@@ -79,7 +79,7 @@ class QSpec:
 
 @dataclass(frozen=True)
 class Range:
-    """The interval of values to represent; vectors along ``axis`` where it is set.
+    """The interval of values to represent, per channel along ``axis`` where that is set.
 
     Shapes: scalars (``()``) without axis, else ``(channels,)``. Raises ValueError on NaN, infinite
     or inverted bounds.

@@ -1,8 +1,8 @@
-"""How a weight becomes integers: to nearest, or as a pass has chosen for it.
+"""How a weight is rounded: to nearest, or as a pass has chosen.
 
 One place for both, because a shift that is folded into a bias must be multiplied by the weight as
-it will be quantized: with the float weight the error ``shift · (W - Wq·s)`` is the same for every
-token and adds up.
+it will be quantized: with the float weight, the error ``shift · (W - Wq·s)`` would be the same for
+every token and add up.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ def nearest(values: Array, spec: QSpec) -> Rounded:
 
 
 def weight_params(values: Array, spec: QSpec) -> QParams:
-    """Scales of a constant of any shape by its extrema; of a ``paired`` one by its pairs too.
+    """Scales of a constant of any shape from its extrema; if ``paired``, also from its pairs.
 
-    Per channel ``max(max |w| / 127, max same-sign sum of a pair / 127.5)``: no pair of integers
-    rounded to nearest then sums to over 128. Raises ValueError where the constant is empty or
-    holds NaN or infinity, or where a paired one is no matrix and no kernel.
+    Per channel ``max(max |w| / 127, max same-sign sum of a pair / 127.5)``: after rounding
+    to nearest, no pair sums to over 128. Raises ValueError where the constant is empty or
+    holds NaN or infinity, or where a paired one is neither matrix nor kernel.
     """
     params = qparams(weight_range(values, spec), spec)
     if not spec.paired:
         return params
     first, second = pairs(_inputs_first(values, spec))
+    # The scale at which the largest sum of a pair is 127.5 steps; (outputs,).
     needed = worst_sums(first, second).max(axis=0, initial=0) / np.float32(_PAIR_STEPS)
     # An all-zero channel keeps the scale that qparams gives it: ``needed`` is 0 there.
     return QParams(np.maximum(params.scale, needed), params.zero_point, spec)
 
 
 def pairs(weight: Array) -> tuple[Array, Array]:
-    """Rows 2i and rows 2i + 1 of a matrix (inputs, outputs); a last row alone has no partner."""
+    """Rows 2i and rows 2i + 1 of a matrix (inputs, outputs), without an odd last row."""
     even = weight[: len(weight) // 2 * 2]
     return even[0::2], even[1::2]
 
@@ -55,18 +56,18 @@ def pairs(weight: Array) -> tuple[Array, Array]:
 def worst_sums(first: Array, second: Array) -> Array:
     """Largest magnitude that ``a · first + b · second`` takes for a, b in [0, 1], elementwise.
 
-    Values of opposite sign never help each other: one of them counts alone.
+    Of values with opposite signs only one counts.
     """
     up = np.maximum(first, 0) + np.maximum(second, 0)
     down = np.minimum(first, 0) + np.minimum(second, 0)
-    found: Array = np.maximum(up, -down)
-    return found
+    largest: Array = np.maximum(up, -down)
+    return largest
 
 
 def summed_first(kernel: Array) -> Array:
-    """The kernel of a convolution [outputs, channels of a group, *space] as (inputs, outputs).
+    """A convolution's kernel [outputs, channels per group, *space] as (inputs, outputs).
 
-    In the order in which ONNX Runtime sums them: a position's channels side by side. Source:
+    In the order in which ONNX Runtime sums: the channels of one position are neighbours. Source:
     onnxruntime qlinearconv.cc, ReorderFilter and Im2col on channels last.
     """
     ordered: Array = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1).T
@@ -74,23 +75,23 @@ def summed_first(kernel: Array) -> Array:
 
 
 def _inputs_first(values: Array, spec: QSpec) -> Array:
-    """A matrix, or the kernel of a convolution, as (inputs, outputs)."""
+    """A matrix, or the kernel of a convolution, as (inputs, outputs). Raises ValueError else."""
     axis = -1 if spec.axis is None else spec.axis % max(values.ndim, 1)
     if values.ndim == 2 and axis >= 0:
         return values if axis == 1 else values.T
     if values.ndim > 2 and axis == 0:
         return summed_first(values)
-    raise ValueError(f"pairs are those of a matrix or a kernel, found shape {list(values.shape)}")
+    raise ValueError(f"pairs need a matrix or a kernel, found shape {list(values.shape)}")
 
 
 def real(rounded: Rounded) -> Array:
-    """The float values that the integers stand for, float32."""
+    """The float32 values that the rounded weight represents."""
     return dequantize(rounded.values, rounded.params)
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight as integers, in the shape of the weight, and what they stand for."""
+    """A quantized weight: values in the weight's shape, and their scales."""
 
     values: Array
     params: QParams

@@ -1,4 +1,4 @@
-"""A pass that rewrites what it finds around single nodes: the loop that all of these share."""
+"""Base class of passes that rewrite a pattern around single nodes, with their common loop."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ M = TypeVar("M")
 
 
 class NodeRewrite(Pass, Generic[M]):
-    """Subclasses say what they look for, and what takes its place; ``M``: what a match consists of.
+    """Subclasses define ``match`` and ``rewrite``; ``M`` is the type of a match.
 
-    Nodes are visited once, in the order of the graph, each right before it would be rewritten.
-    Those that a rewrite adds are not visited, those that one has removed are passed over.
-    ``ops``: the operators to look at, spelled as for ``is_op``; none is all.
+    Nodes are visited once, in the order of the graph, and matched right before the rewrite. Nodes
+    that a rewrite adds are not visited, those that it removes are skipped. ``ops``: the operators
+    to visit, spelled as for ``is_op``; all where empty.
     """
 
     ops: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def match(self, graph: Graph, ctx: Context, node: Node) -> M | Refusal | None:
-        """What there is to rewrite around a node, None where it is not this pattern.
+        """The match at a node, None where it is not this pattern.
 
-        A Refusal where it looks like the pattern but cannot be handled: users read its reason in
-        the report. Edits nothing.
+        A Refusal where it resembles the pattern but cannot be handled: the report shows its reason.
+        Edits nothing.
         """
 
     @abstractmethod
     def rewrite(self, graph: Graph, ctx: Context, match: M) -> None:
-        """Put something else in the place of what was matched. What is then dead goes at the end;
-        ``graph.remove_dead()`` drops it at once where it would stop the next match."""
+        """Replace the match. Dead nodes are removed at the end of the pass; call
+        ``graph.remove_dead()`` where they would prevent the next match.
+        """
 
     @final
     def run(self, graph: Graph, ctx: Context) -> bool:
         """Rewrite every match; True where there was one, or where dead nodes were removed."""
-        changed = bool(graph.remove_dead())  # what they read has one reader more than it seems
+        changed = bool(graph.remove_dead())  # dead nodes count as readers
         nodes = graph.nodes
         present = {id(n) for n in nodes}
         for node in nodes:
             if id(node) not in present or (self.ops and not is_op(node, *self.ops)):
                 continue
-            found = self.match(graph, ctx, node)
-            if isinstance(found, Refusal):
-                ctx.skip(node, found.reason)
-            elif found is not None:
-                self.rewrite(graph, ctx, found)
+            match = self.match(graph, ctx, node)
+            if isinstance(match, Refusal):
+                ctx.skip(node, match.reason)
+            elif match is not None:
+                self.rewrite(graph, ctx, match)
                 present = {id(n) for n in graph.nodes}
                 changed = True
         return bool(graph.remove_dead()) or changed

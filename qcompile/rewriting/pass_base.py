@@ -12,7 +12,7 @@ from qcompile.planning import Context
 
 
 class Stage(IntEnum):
-    """The order in which data flows; a pipeline never goes back."""
+    """Stages of a pipeline, in their order."""
 
     SIMPLIFY = 0
     PLAN = 1
@@ -22,7 +22,7 @@ class Stage(IntEnum):
 
 
 class Numerics(Enum):
-    """What a pass may do to the model's answers."""
+    """How a pass may change the model's outputs."""
 
     EXACT = "bit-equal"
     ROUNDING = "equal up to float rounding"
@@ -34,8 +34,8 @@ class Pass(ABC):
     on one node at a time derive from ``NodeRewrite``.
 
     The graph is valid before and after ``run``, not necessarily during it. ``run`` returns True
-    exactly where it changed the graph: the manager checks that claim. A pass that cannot handle a
-    node says so through ``ctx.skip`` and leaves it as it is.
+    exactly where it changed the graph, which the manager checks. A pass that cannot handle a node
+    reports that by ``ctx.skip`` and leaves it unchanged.
     """
 
     name: ClassVar[str]
@@ -44,7 +44,7 @@ class Pass(ABC):
     after: ClassVar[tuple[str, ...]] = ()
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        """Tensors whose channels the pass will look at in ``ctx.channels``; asked once planned."""
+        """Tensors whose channels the pass reads in ``ctx.channels``; called after planning."""
         return ()
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Runs passes in order, with instruments around each.
 
-The manager sorts the graph, refreshes types where a pass changed it, and holds each pass to its
-word: a change that was not claimed, or a claim without a change, is a PassError.
+The manager sorts the graph, infers types again where a pass changed it, and checks what the pass
+returned: a change that was not reported, or reported without a change, is a PassError.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PassManager:
         ctx.running = item.name
         old = fingerprint(graph)
         try:
-            claimed = item.run(graph, ctx)
+            reported = item.run(graph, ctx)
             graph.sort()
         except PassError as e:
             raise type(e)(f"pass {item.name!r}: {e}") from e
@@ -55,10 +55,10 @@ class PassManager:
                 f"(replay with --pipeline {spell(self.passes)!r})"
             ) from e
         changed = fingerprint(graph) != old
-        if claimed != changed:
+        if reported != changed:
             raise PassError(
-                f"pass {item.name!r} said changed={claimed}, but the graph "
-                f"{'changed' if changed else 'is as it was'}"
+                f"pass {item.name!r} returned {reported}, but the graph "
+                f"{'changed' if changed else 'did not change'}"
             )
         if changed:
             shape_inference.infer(graph)

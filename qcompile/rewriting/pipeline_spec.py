@@ -29,7 +29,7 @@ def parse(spec: str) -> tuple[Pass, ...]:
 
 
 def parse_items(spec: str, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and options of ``name,name{option=value}``. Raises RecipeError where it is not that."""
+    """Names and options of ``name,name{option=value}``. Raises RecipeError on a syntax error."""
     items: list[tuple[str, dict[str, Any]]] = []
     position = 0
     while position < len(spec):
@@ -67,9 +67,9 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A YAML scalar; also 1e-3, a number to everyone but YAML."""
+    """A YAML scalar, or a number such as 1e-3, which YAML reads as text."""
     try:
-        value = safe_yaml.load(text)
+        value = safe_yaml.load_yaml(text)
     except ValueError as e:
         raise RecipeError(f"option value {text!r} cannot be read") from e
     return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text) else value

@@ -85,7 +85,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def _check_type(what: str, value: object, wanted: str) -> None:
     accepted = _TYPES.get(wanted)
-    is_flag = isinstance(value, bool) and wanted != "bool"  # True is an int to Python, not to users
+    is_flag = isinstance(value, bool) and wanted != "bool"  # in Python, True is an int
     if accepted is not None and (not isinstance(value, accepted) or is_flag):
         raise RecipeError(f"{what} is {value!r}, expected {wanted}")
 

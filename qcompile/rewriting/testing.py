@@ -24,7 +24,7 @@ from qcompile.rewriting.pass_base import Pass
 from qcompile.rewriting.pass_manager import PassManager
 from qcompile.runtime.session import Session, SessionOptions, evaluate
 
-# What filecheck understands; it passes over everything else in silence.
+# The directives of filecheck, which silently ignores everything else.
 _DIRECTIVE = re.compile(r"CHECK(-(NEXT|NOT|DAG|SAME|LABEL|COUNT-[1-9]\d*))?(\{LITERAL\})?:")
 
 # The domain of an operator in the text of a graph: ``y = com.microsoft.Gelu(x)``.
@@ -73,7 +73,7 @@ def parse(text: str, opset: int = 17, /, **weights: Array) -> Graph:
 def context(
     target: str = "cpu", precision: Iterable[tuple[str, Precision]] = (), **choices: Any
 ) -> Context:
-    """A context as the compiler would make it, with ``precision`` as a recipe has it."""
+    """A context as in a compilation, with ``precision`` as in a recipe."""
     rules = tuple(PrecisionRule(*pair) for pair in precision)
     return Context(registry.target(target), evaluate, PassSettings(precision=rules, **choices))
 
@@ -87,7 +87,7 @@ def run_pass(graph: Graph, *items: Pass, ctx: Context | None = None) -> Context:
 
 
 def assert_refused(graph: Graph, item: Pass, reason: str, ctx: Context | None = None) -> Context:
-    """A pass leaves the whole graph as it is, and says why in these words."""
+    """Assert that a pass leaves the graph unchanged and reports this reason (a part of it)."""
     before = dump(graph)
     ctx = run_pass(graph, item, ctx=ctx)
     reasons = [s.reason for s in ctx.skips if s.pass_name == item.name]
@@ -104,7 +104,7 @@ def differential(
     feeds: Sequence[Mapping[str, Array]] = (),
     ctx: Context | None = None,
 ) -> Context:
-    """Run passes, which must change the graph, and compare answers before and after, unoptimized.
+    """Run passes, which must change the graph, and compare outputs before and after, unoptimized.
 
     Without ``feeds``: random ones of several sizes, batch and sequence of one among them.
     """
@@ -119,7 +119,7 @@ def differential(
 
 
 def plan_text(ctx: Context) -> str:
-    """Decisions, one a line: ``weight w: int8:sym:channel[1] at MatMul:y.1 because ...``."""
+    """Decisions, one per line: ``weight w: int8:sym:channel[1] at MatMul:y.1 because ...``."""
     lines = []
     for d in ctx.plan.decisions:
         uses = ", ".join(f"{u.node}.{u.index}" for u in d.uses)
@@ -173,7 +173,7 @@ def outputs(graph: Graph, feed: Mapping[str, Array], optimize: bool = False) -> 
 def assert_equivalent(
     before: Mapping[str, Array], after: Mapping[str, Array], *, atol: float, rtol: float = 0.0
 ) -> None:
-    """Outputs agree within explicit tolerances, which the caller derives; shapes and types too."""
+    """Assert equal shapes and types, and values within the caller's tolerances."""
     assert list(before) == list(after), f"outputs {list(after)}, expected {list(before)}"
     for name, old in before.items():
         new = after[name]
@@ -253,7 +253,7 @@ def encoder(
 
 
 def _encoder_weights(layers: int, width: int, outlier: float) -> dict[str, Array]:
-    """Matrices that keep the size of what they multiply, and vectors near those of training."""
+    """Matrices that preserve the magnitude of activations, and vectors as after training."""
     shapes = {"words": (64, width), "kinds": (2, width), "ga": (width,), "ba": (width,)}
     for i in range(layers):
         square = {f"w{n}{i}": (width, width) for n in "qkvg"}

@@ -1,11 +1,11 @@
-"""A model whose integer products are exact on x86 without VNNI as well: uint8 by uint8.
+"""Makes int8 matrix multiplications exact on x86 without VNNI, by multiplying uint8 by uint8.
 
-ONNX Runtime adds products of uint8 by int8 in int16 there, which saturates, and those of uint8 by
+There ONNX Runtime adds products of uint8 by int8 in int16, which saturates, and those of uint8 by
 uint8 in int32. Its session option ``session.x64quantprecision`` shifts constant int8 weights to
-uint8 where optimizations are on. This does what that option leaves: right operands that are data,
-the constants of sessions without optimizations, and copies of weights that several operators read,
-on which the option fails ("Attempt to replace the existing tensor", ONNX Runtime 1.32). A shift of
-both the values and their zero point by 128 changes no product.
+uint8 where optimizations are on. This module does what that option does not: right operands that
+are computed, constants in sessions without optimizations, and copies of weights that several
+operators read, on which the option fails ("Attempt to replace the existing tensor", ONNX Runtime
+1.32). A shift of both values and zero point by 128 does not change the result.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SHIFT = 128
 def exact_form(
     model: onnx.ModelProto, storage: Storage | None = None, *, optimized: bool = True
 ) -> bool:
-    """Make int8 right operands beside uint8 data uint8, in place; True where anything changed.
+    """Turn int8 right operands of uint8 data into uint8, in place; True where anything changed.
 
-    ``optimized``: the session's own option will shift the constants, which are only made single.
-    ``storage``: where values lie that the model does not hold; those that are shifted come into
-    it. Functions are left alone: with optimizations ONNX Runtime puts them in place first.
+    ``optimized``: the session option will shift the constants, so shared ones are only copied.
+    ``storage`` locates values that the model does not hold; shifted ones become part of the model.
+    Functions are unchanged: with optimizations ONNX Runtime inlines them first.
     """
     storage = storage or Storage()
     changed = _rewrite(model.graph, storage, {}, {}, constants=not optimized)
@@ -47,7 +47,7 @@ def _rewrite(
     *,
     constants: bool,
 ) -> bool:
-    """Shift the operands of a graph and of the bodies in it, which the session option leaves."""
+    """Shift operands of a graph, and in its subgraphs, which the session option ignores, all."""
     edit = _Edit(graph, storage, outer, types, constants=constants)
     nodes = [n for node in graph.node for n in edit.rewritten(node)]
     inner = [
@@ -61,8 +61,10 @@ def _rewrite(
 
 
 def _copy_shared(graph: onnx.GraphProto, storage: Storage) -> bool:
-    """An int8 constant of its own for each operator after the first, and a dequantizer of its own
-    for each reader; external data stays where it is."""
+    """Give each operator its own copy of int8 constants, and each reader its own dequantizer.
+
+    External data is not copied.
+    """
     constants = {t.name: t for t in graph.initializer if t.data_type == TensorProto.INT8}
     nodes = list(graph.node)
     changed = _copy_dequantizers(nodes, constants)
@@ -105,7 +107,7 @@ def _copy_dequantizers(
 
 
 class _Edit:
-    """One graph's rewriting: what is known of its tensors, and what was made for it.
+    """Rewrites one graph: the state of its tensors, and the shifted ones.
 
     ``outer``, ``types``: constants and element types of the graph around it.
     """
@@ -120,22 +122,22 @@ class _Edit:
         constants: bool,
     ) -> None:
         self.graph, self.storage, self.shifts_constants = graph, storage, constants
-        given = {value.name for value in graph.input}  # a feed may replace an initializer
-        own = {t.name: t for t in graph.initializer if t.name not in given}
+        inputs = {value.name for value in graph.input}  # a feed may replace an initializer
+        own = {t.name: t for t in graph.initializer if t.name not in inputs}
         self.constants = {**outer, **own}
         self.types = {**types, **element_types(graph)}
-        self.made: dict[str, str] = {}
+        self.shifted: dict[str, str] = {}  # names of uint8 tensors by those of int8 ones
         self.changed = False
 
     def rewritten(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """What the operator's right operands need before it, and the operator."""
+        """The operator, after the nodes that shift its right operands."""
         for left, right in byte_products(node):
-            if self._is_wanted(node, left, right):
+            if self._must_shift(node, left, right):
                 self.changed = True
-                yield from self._shifted(node, right)
+                yield from self._shift(node, right)
         yield node
 
-    def _is_wanted(self, node: onnx.NodeProto, left: Operand, right: Operand) -> bool:
+    def _must_shift(self, node: onnx.NodeProto, left: Operand, right: Operand) -> bool:
         if not left.is_float and self.types.get(left.names(node)[0]) == TensorProto.INT8:
             return False
         name, _, _ = right.names(node)
@@ -143,27 +145,27 @@ class _Edit:
             return False
         return self.types.get(name) == TensorProto.INT8
 
-    def _shifted(self, node: onnx.NodeProto, right: Operand) -> Iterator[onnx.NodeProto]:
+    def _shift(self, node: onnx.NodeProto, right: Operand) -> Iterator[onnx.NodeProto]:
         for slot in (s for s in (right.value, right.zero_point) if s is not None):
             node.input.extend([""] * (slot + 1 - len(node.input)))
             name = node.input[slot]
-            if not name:  # no zero point is one of 0
-                self.made[name] = self._constant("zero/uint8", np.array(_SHIFT, np.uint8))
-            elif name not in self.made and name in self.constants:
+            if not name:  # a missing zero point is 0
+                self.shifted[name] = self._constant("zero/uint8", np.array(_SHIFT, np.uint8))
+            elif name not in self.shifted and name in self.constants:
                 values = values_of(self.constants[name], self.storage)
                 shifted = (values.astype(np.int16) + _SHIFT).astype(np.uint8)
-                self.made[name] = self._constant(f"{name}/uint8", shifted)
-            elif name not in self.made:
+                self.shifted[name] = self._constant(f"{name}/uint8", shifted)
+            elif name not in self.shifted:
                 yield from self._computed(name)
-            node.input[slot] = self.made[name]
+            node.input[slot] = self.shifted[name]
 
     def _computed(self, name: str) -> Iterator[onnx.NodeProto]:
-        """The shift of data: through int32, since int8 has no room for it."""
+        """Nodes that shift a computed tensor: in int32, since the sum does not fit into int8."""
         shift = self._constant(f"{name}/shift", np.array(_SHIFT, np.int32))
-        wide, moved, self.made[name] = (f"{name}/{n}" for n in ("int32", "moved", "uint8"))
+        wide, moved, self.shifted[name] = (f"{name}/{n}" for n in ("int32", "moved", "uint8"))
         yield helper.make_node("Cast", [name], [wide], to=TensorProto.INT32)
         yield helper.make_node("Add", [wide, shift], [moved])
-        yield helper.make_node("Cast", [moved], [self.made[name]], to=TensorProto.UINT8)
+        yield helper.make_node("Cast", [moved], [self.shifted[name]], to=TensorProto.UINT8)
 
     def _constant(self, name: str, values: Array) -> str:
         if name not in self.constants:

@@ -1,8 +1,8 @@
-"""Side-by-side latency: one live session at a time, rounds in turn, ratios within a round.
+"""Compares latencies of models: in rounds, one session at a time, by ratios within a round.
 
-Two live sessions disturb each other (spinning threads), and a shared machine drifts: so each round
-loads, warms up and times the models one after the other, and models are compared by the ratio of
-their times in the same round. The interval is a bootstrap over rounds.
+Two sessions at once would disturb each other (spinning threads), and the speed of a shared machine
+drifts. So each round loads, warms up and times the models one after the other, and models are
+compared by the ratio of their times in the same round. The interval is a bootstrap over rounds.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from qcompile.system import memory, processor
 from qcompile.system.json_values import Record, members
 from qcompile.system.processor import Environment
 
-_NOISY = 1.25  # spread of one model's round medians over which the machine counts as noisy
+_NOISY = 1.25  # largest over smallest round median, above which the machine counts as noisy
 _RESAMPLES = 2000
-_SLOW = 0.4  # seconds: a run that is shorter is cheap to repeat
-_LEVEL = (2.5, 97.5)
+_SLOW = 0.4  # seconds: a shorter run is cheap to repeat
+_LEVEL = (2.5, 97.5)  # percentiles of the confidence interval
 
 
-# A model for ONNX Runtime, or what makes, for a number of threads, a function that runs one feed.
+# A model for ONNX Runtime, or a function that returns, for a number of threads, one to run a feed.
 Runnable = bytes | Path | Callable[[int], Callable[[Feed], Any]]
 
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """``seconds``: timed per model and round, in at least ``min_runs`` runs; one, of slow models.
+    """``seconds``: timed per model and round, with at least ``min_runs`` runs (1 of slow models).
 
-    Before, as many seconds or ``warmup`` runs are not timed, whichever is less.
+    Before that, the model is warmed up for as many seconds or ``warmup`` runs, whichever is less.
     """
 
     threads: int = 0
@@ -49,7 +49,7 @@ class TimingOptions:
 
 @dataclass
 class Timing:
-    """Latencies of one model in milliseconds, one list a round."""
+    """Latencies of one model in milliseconds, one list per round."""
 
     label: str
     rounds: list[list[float]] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Timing:
 
     @property
     def medians(self) -> list[float]:
-        """One median for each round."""
+        """The median of each round."""
         return [float(np.median(r)) for r in self.rounds]
 
     @property
@@ -82,7 +82,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Candidate over reference time: the median of round ratios, its interval, and of the bests."""
+    """Candidate over reference time: the median ratio of rounds with its interval, and that of the
+    best times."""
 
     median: float
     low: float
@@ -92,7 +93,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class TimedModel(Record):
-    """Latencies of one model, and over the reference's where it is another one."""
+    """Latencies of one model, and their ratios to the reference unless it is the reference."""
 
     model: str
     best_ms: float
@@ -124,6 +125,7 @@ class Comparison(Record):
         reference, candidate = self.timings[0], self.timings[index]
         ratios = np.array(candidate.medians) / np.array(reference.medians)
         rng = np.random.default_rng(self.seed)
+        # Bootstrap: medians of rounds drawn with replacement.
         picks = rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(ratios[picks], axis=1), _LEVEL)
         best = candidate.best / reference.best
@@ -135,7 +137,7 @@ class Comparison(Record):
 
     @property
     def models(self) -> list[TimedModel]:
-        """One row for each model, in the order in which they were given."""
+        """One row per model, in the given order."""
         rows = []
         for i, t in enumerate(self.timings):
             row = TimedModel(t.label, t.best, t.median, t.p90, len(t.all))
@@ -157,12 +159,12 @@ class Comparison(Record):
 
     @property
     def session_options(self) -> dict[str, str]:
-        """Empty: models are timed as a session is by default."""
+        """Empty: models are timed with default session options."""
         return {}
 
     @property
     def environment(self) -> Environment:
-        return processor.describe()
+        return processor.describe_environment()
 
 
 def compare_latency(
@@ -179,7 +181,7 @@ def compare_latency(
         order = range(len(models)) if number % 2 == 0 else reversed(range(len(models)))
         for i in order:
             timings[i].rounds.append(_round(models[i][1], feed, options, threads))
-            memory.release_memory()  # or the next model's weights come on top
+            memory.release_memory()  # else the next model's weights come in addition
         if on_round is not None:
             on_round()
     shapes = {name: list(v.shape) for name, v in feed.items()}
@@ -187,30 +189,30 @@ def compare_latency(
 
 
 def _round(model: Runnable, feed: Feed, options: TimingOptions, threads: int) -> list[float]:
-    """Milliseconds of each run of a fresh session, which is gone when this returns.
+    """Milliseconds of each run of a new session, which is closed afterwards.
 
-    Of a model whose first run takes longer than a round is to, one more is timed, and that is all.
+    If the first run takes longer than a round should, only one more run is made, and timed.
     """
     slow = False
     if callable(model):
-        call, wanted = model(threads), feed
+        call, inputs = model(threads), feed
     else:
         session = Session(model, SessionOptions(threads, provider=options.provider, exact=False))
-        wanted = {name: feed[name] for name in session.inputs if name in feed}
+        inputs = {name: feed[name] for name in session.inputs if name in feed}
         start = time.perf_counter()
-        session.run(wanted)  # names what is missing, which the bare call would not
+        session.run(inputs)  # reports missing inputs, unlike ``call``
         slow = time.perf_counter() - start > max(options.seconds, _SLOW)
         call = session.call
     end = time.perf_counter() + options.seconds
     for _ in range(0 if slow else options.warmup):
-        call(wanted)
-        if time.perf_counter() > end:  # a run that takes so long is warm after one
+        call(inputs)
+        if time.perf_counter() > end:  # one run that takes so long is enough
             break
     times: list[float] = []
-    least = 1 if slow else options.min_runs
+    min_runs = 1 if slow else options.min_runs
     end = time.perf_counter() + options.seconds
-    while len(times) < least or time.perf_counter() < end:
+    while len(times) < min_runs or time.perf_counter() < end:
         start = time.perf_counter()
-        call(wanted)
+        call(inputs)
         times.append((time.perf_counter() - start) * 1e3)
     return times

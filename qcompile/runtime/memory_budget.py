@@ -1,8 +1,8 @@
-"""What ``--max-memory`` means while the float model runs: its weights, and feeds that fit beside.
+"""Applies ``--max-memory`` to runs of the float model: splits feeds so that activations fit.
 
-The runtime needs all weights at once, so they are the least that a budget must hold. Beside them
-it holds activations, which smaller feeds make smaller: a feed is halved along its batch until its
-activations fit. Shapes alone decide that, so a build is the same whatever the machine.
+The runtime needs all weights at once, so they are the minimum. The rest is for activations: a feed
+is halved along its batch until they fit. Only shapes decide that, so the result does not depend on
+the machine.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from qcompile.ir.lazy_values import nbytes
 from qcompile.quant import Array
 from qcompile.runtime.spilled_arrays import Store
 
-LIBRARIES = 300 * 10**6  # what Python, numpy and ONNX Runtime take by themselves, at most
-FETCHED = 1 << 27  # bytes of activations that calibration fetches at a time, unless told less
-_SHARE = 8  # of a budget's bytes, one part in so many may be fetched
+LIBRARIES = 300 * 10**6  # bytes: upper bound for Python, numpy and ONNX Runtime themselves
+FETCHED = 1 << 27  # bytes of activations that calibration fetches at a time, without a limit
+_SHARE = 8  # with a limit, at most this fraction (one eighth) of it is fetched at a time
 # ONNX Runtime's arena grows in powers of two.
 _ARENA = 2
-_LARGE = 1 << 16  # bytes of an output that is worth a file
+_LARGE = 1 << 16  # bytes: larger outputs are kept in files
 _Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
 class Budget:
-    """``limit`` bytes for a process beside its libraries; None is no limit, and nothing changes.
+    """``limit``: bytes for the process without its libraries; None is no limit.
 
-    graph: the float model. divisible: it takes batches of any size. ``store`` keeps in files what
-    need not be in memory, where there is a limit.
+    graph: the float model. divisible: it takes batches of any size. ``store``: keeps arrays in
+    files, where there is a limit.
     """
 
     limit: int | None
@@ -56,7 +56,7 @@ class Budget:
 
     @property
     def switched(self) -> int:
-        """Bytes of a model whose weights are fed, each as float and as what its integers say."""
+        """Bytes of the fake-quantized model, whose weights are inputs: float and fake-quantized."""
         return 3 * self.weights
 
     @property
@@ -65,11 +65,11 @@ class Budget:
         return FETCHED if self.limit is None else min(FETCHED, self.limit // _SHARE)
 
     def parts(self, feed: Feed) -> Iterator[Feed]:
-        """The feed, or parts of its batch that fit. Raises DataError where a sample does not."""
+        """The feed, or parts of its batch that fit. Raises DataError where one sample does not."""
         return split_to_fit(feed, self._fits, self._refuse, divisible=self.divisible)
 
     def check(self, feeds: Iterable[Feed]) -> None:
-        """Raise DataError, before anything runs, for the sample of all feeds that needs most."""
+        """Raise DataError, before anything runs, if the largest of all samples does not fit."""
         if self.limit is None:
             return
         largest: list[Feed] = []
@@ -83,14 +83,14 @@ class Budget:
             self._refuse(largest[int(np.argmax(needed))])
 
     def kept(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Outputs that are to wait for others: in files, where there is a limit."""
+        """Outputs that are kept for a later comparison: in files, where there is a limit."""
         store = self.store
         if store is None:
             return outputs
         return {n: store.array(v) if _is_large(v) else v for n, v in outputs.items()}
 
     def excess_of(self, needed: int, what: str) -> Refusal | None:
-        """Why something that takes ``needed`` bytes cannot be done, None where it can."""
+        """A Refusal where ``needed`` bytes are over the limit, else None."""
         if self.limit is None or needed <= self.limit:
             return None
         return Refusal(f"{what} takes {needed} bytes, over --max-memory {self.limit}")
@@ -98,9 +98,9 @@ class Budget:
     def _fits(self, feed: Feed) -> bool:
         if self.limit is None:
             return True
-        for shapes, known in self._known:
+        for shapes, found in self._known:
             times = growth(shapes, feed)
-            if times and self._needed(known.bytes * times) <= self.limit:
+            if times and self._needed(found.bytes * times) <= self.limit:
                 return True
         return self._needed(self._footprint(feed).bytes) <= self.limit
 
@@ -117,7 +117,7 @@ class Budget:
         return found
 
     def _refuse(self, feed: Feed) -> None:
-        """Raise DataError, one line: over what, by which tensors, and what would fit."""
+        """Raise DataError: what is needed, the largest tensors, and what limit would do."""
         found = self._footprint(feed)
         rest = self.weights + _ARENA * found.bytes
         least = min(rest + FETCHED, rest * _SHARE // (_SHARE - 1) + _SHARE)
@@ -130,7 +130,7 @@ class Budget:
 
 
 def _is_within(feed: Feed, other: Feed) -> bool:
-    """True where no dimension of any input is larger than in the other feed."""
+    """True where every dimension of every input is at most that of the other feed."""
     return all(
         v.ndim == other[n].ndim
         and all(a <= b for a, b in zip(v.shape, other[n].shape, strict=True))

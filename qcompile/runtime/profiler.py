@@ -1,7 +1,7 @@
-"""Where a model's time goes: ONNX Runtime's own profile, summed by operator.
+"""Time per operator of a model, from ONNX Runtime's profiler.
 
-The profiler adds to every node, small ones most, so shares say more than sums; a node's time is
-the median over runs, which one interruption does not move.
+The profiler slows down every node, small ones most, so shares are more reliable than sums. A node's
+time is the median over runs, so that single interruptions do not count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KERNEL = "_kernel_time"
 
 @dataclass(frozen=True)
 class OpTime:
-    """One kind of operator in one model: how many nodes, and milliseconds a run."""
+    """One operator type in one model: number of nodes, and milliseconds per run."""
 
     op: str
     nodes: int
@@ -35,7 +35,7 @@ class OpTime:
 
 @dataclass(frozen=True)
 class Profile(Record):
-    """Operators of one model, the dearest first."""
+    """Operators of one model, the slowest first."""
 
     label: str
     ops: tuple[OpTime, ...]
@@ -44,7 +44,7 @@ class Profile(Record):
 
     @property
     def total(self) -> float:
-        """Milliseconds a run inside of operators."""
+        """Milliseconds per run inside operators."""
         return sum(o.ms for o in self.ops)
 
 
@@ -71,16 +71,16 @@ def _ops(
             exact=False,
         )
         session = Session(model, options)
-        wanted = {name: feed[name] for name in session.inputs if name in feed}
-        session.run(wanted)  # names what is missing, which the bare call would not
+        inputs = {name: feed[name] for name in session.inputs if name in feed}
+        session.run(inputs)  # reports missing inputs, unlike ``call``
         for _ in range(warmup + runs - 1):
-            session.call(wanted)
+            session.call(inputs)
         events = json.loads(session.end_profile().read_text())
     return _summed(events, warmup)
 
 
 def _summed(events: Sequence[dict[str, Any]], warmup: int) -> tuple[OpTime, ...]:
-    """Medians of nodes after warming up, summed by operator."""
+    """Medians of nodes after the warm-up runs, summed by operator."""
     times: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):

@@ -22,21 +22,21 @@ from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
 from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
-from qcompile.system.interrupts import held_back
+from qcompile.system.interrupts import deferred_interrupts
 
-with held_back():
+with deferred_interrupts():
     import onnxruntime as ort
 
 Feed = Mapping[str, Array]
 # Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
 _FAULTS = (RuntimeError, ValueError, TypeError, OSError)
-# Where an optimized model puts its weights: in one file they could be over protobuf's limit.
+# Optimized models are written with external weights: one file could exceed protobuf's limit.
 _EXTERNAL = "session.optimized_model_external_initializers"
-_LEAST_APART = 1 << 10
-_FATAL = 4  # ONNX Runtime's log severity: what is wrong comes as an exception
+_LEAST_EXTERNAL = 1 << 10
+_FATAL = 4  # ONNX Runtime's log severity: errors are raised as exceptions anyway
 CPU = "CPUExecutionProvider"
 # Turns int8 weights beyond ±64 into uint8 (onnxruntime_session_options_config_keys.h). On x86 with
-# VNNI that is as exact as before, and slow.
+# VNNI that changes no result, and is slow.
 EXACT_SUMS = ("session.x64quantprecision", "1")
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -47,11 +47,11 @@ def version() -> str:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session runs. ``threads`` 0 leaves the count to ONNX Runtime.
+    """How a session runs. ``threads`` 0 leaves the number to ONNX Runtime.
 
-    ``optimize`` False runs the graph node by node as written, which a recorded run needs.
-    ``exact``: sums of uint8 by int8 products are exact on x86 without VNNI too, which costs time
-    there; False is what a session does of itself.
+    ``optimize`` False runs the graph node by node as written, to record its tensors. ``exact``:
+    sums of uint8 by int8 products are exact also on x86 without VNNI, which costs time there; False
+    is ONNX Runtime's default.
     """
 
     threads: int = 0
@@ -63,7 +63,7 @@ class SessionOptions:
 
     @property
     def entries(self) -> dict[str, str]:
-        """ONNX Runtime's session options that change answers here; they belong to a figure."""
+        """ONNX Runtime's session options that change outputs on this machine, for the report."""
         return dict([EXACT_SUMS]) if self._shifts else {}
 
     @property
@@ -89,21 +89,21 @@ class Session:
             )
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
             raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
-        if options.provider not in self._inner.get_providers():  # it took the CPU in silence
+        if options.provider not in self._inner.get_providers():  # it fell back to the CPU silently
             raise ModelError(f"ONNX Runtime cannot load {options.provider} here")
         self.inputs = [i.name for i in self._inner.get_inputs()]
         self.outputs = [o.name for o in self._inner.get_outputs()]
 
     def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
         """Outputs by name for one feed. Raises ModelError where the runtime fails."""
-        wanted = list(names if names is not None else self.outputs)
+        outputs = list(names if names is not None else self.outputs)
         try:
-            values = self._inner.run(wanted, {n: feed[n] for n in self.inputs})
+            values = self._inner.run(outputs, {n: feed[n] for n in self.inputs})
         except KeyError as e:
             raise ModelError(f"no value was fed for input {e.args[0]!r}") from e
         except Exception as e:
             raise ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}") from e
-        return dict(zip(wanted, values, strict=True))
+        return dict(zip(outputs, values, strict=True))
 
     def call(self, feed: Feed) -> None:
         """Run without naming outputs: the inner loop of a timing."""
@@ -114,7 +114,7 @@ class Session:
 
 
 def _native(options: SessionOptions) -> ort.SessionOptions:
-    ort.set_default_logger_severity(_FATAL)  # it warns of models, in colours, whoever listens
+    ort.set_default_logger_severity(_FATAL)  # it logs coloured warnings about models
     native = ort.SessionOptions()
     native.log_severity_level = _FATAL
     native.intra_op_num_threads = options.threads
@@ -131,7 +131,7 @@ def _native(options: SessionOptions) -> ort.SessionOptions:
 
 
 def _exact(model: bytes | Path, native: ort.SessionOptions, *, optimize: bool) -> bytes | Path:
-    """The model with what the option does not shift in its exact form; itself where that is all."""
+    """The model rewritten by ``exact_form``; itself where the session option is enough."""
     try:
         proto, storage = read_model.read_model(model)
     except ModelError:
@@ -155,9 +155,9 @@ def _first_line(e: BaseException) -> str:
 
 @cache
 def provider_or_cpu(name: str) -> str:
-    """The provider where sessions really run on it; the CPU's where it is missing or does not load.
+    """The provider if sessions really run on it; the CPU's if it is missing or does not load.
 
-    A build may list a provider whose libraries are not there, so a session is the only proof.
+    ONNX Runtime may list a provider whose libraries are missing, so a session is the only proof.
     """
     if name == CPU:
         return CPU
@@ -180,7 +180,7 @@ def threads() -> int:
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The same model, changed to exactly these outputs; any tensor of the graph may be named.
+    """The same model with exactly these outputs, which may be any tensors of the graph.
 
     In place: a copy would hold the weights twice.
     """
@@ -190,14 +190,14 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | Refusal:
-    """Values of all outputs of nodes that depend on constants alone, or why they have none."""
+    """Values of all outputs of nodes that depend only on constants, or a Refusal."""
     proto = onnx.GraphProto(name="constants")
     proto.node.extend(map(node_proto, nodes))
-    made = {t.name for n in nodes for t in n.outputs if t.name}
+    outputs = {t.name for n in nodes for t in n.outputs if t.name}
     constants = {t.name: t for n in nodes for t in n.inputs if is_constant(t)}
     for constant in constants.values():
         fill_tensor(proto.initializer.add(), constant)
-    proto.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
+    proto.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(outputs))
     imports = [onnx.helper.make_opsetid(d, v) for d, v in graph.domains().items()]
     model = onnx.helper.make_model(
         proto, opset_imports=imports, functions=graph.functions, ir_version=10
@@ -212,7 +212,7 @@ def evaluate(graph: Graph, nodes: Sequence[Node]) -> dict[str, Array] | Refusal:
 
 
 def record_types(model: bytes | Path, feed: Feed) -> dict[str, tuple[Any, int]]:
-    """Dtype and rank of a model's outputs, seen in one run."""
+    """Dtype and rank of a model's outputs, from one run."""
     values = Session(model, SessionOptions(optimize=False)).run(feed)
     return {n: (v.dtype, v.ndim) for n, v in values.items() if isinstance(v, np.ndarray)}
 
@@ -223,7 +223,7 @@ def written_ops(model: onnx.ModelProto) -> Counter[str]:
 
 
 def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
-    """Operator counts of the graph that ONNX Runtime really runs, with their domains."""
+    """Operator counts of the graph after ONNX Runtime's optimizations, with their domains."""
     with tempfile.TemporaryDirectory() as folder:
         native = _native(SessionOptions(provider=provider, exact=False))
         path = _write_optimized(model, Path(folder), native, provider)
@@ -231,10 +231,9 @@ def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
 
 
 def write_optimized(model: bytes | Path, folder: Path) -> Path:
-    """Write the graph that ONNX Runtime runs of itself into a folder, its large weights beside it.
+    """Write the model as optimized by ONNX Runtime into a folder, with external weights.
 
-    With all fusions, but without the layouts that they choose for this very processor, and with
-    sums as the processor adds them.
+    With all fusions, but without layouts that depend on this processor, and without exact sums.
     """
     native = _native(SessionOptions(exact=False))
     native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -246,7 +245,7 @@ def _write_optimized(
 ) -> Path:
     path = folder / "optimized.onnx"
     native.optimized_model_filepath = str(path)
-    for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_APART))):
+    for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_EXTERNAL))):
         native.add_session_config_entry(f"{_EXTERNAL}_{key}", value)
     try:
         source = str(model) if isinstance(model, Path) else model
@@ -260,16 +259,16 @@ def _write_optimized(
 def saturates() -> bool:
     """True where ONNX Runtime adds products of uint8 by int8 in int16 here (x86 without VNNI).
 
-    Seen in one product: of 64 times 255 · 127, two neighbours are over 2^15.
+    Tested with a sum of 64 products 255 · 127, of which two exceed 2^15.
     """
     graph = onnx.parser.parse_graph(
         "g (uint8[1,64] a, int8[64,1] w) => (int32[1,1] y) { y = MatMulInteger(a, w) }"
     )
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[_opset(17)])
     feed = {"a": np.full((1, 64), 255, np.uint8), "w": np.full((64, 1), 127, np.int8)}
-    plain = SessionOptions(threads=1, exact=False)
-    found = Session(model.SerializeToString(), plain).run(feed)["y"]
-    return int(found[0, 0]) != 64 * 255 * 127
+    options = SessionOptions(threads=1, exact=False)
+    result = Session(model.SerializeToString(), options).run(feed)["y"]
+    return int(result[0, 0]) != 64 * 255 * 127
 
 
 def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:

@@ -1,7 +1,7 @@
-"""Arrays that are kept in files: what a tight memory budget moves out of the way.
+"""Arrays that are kept in files to save memory.
 
-A kept array is viewed anew each time it is asked for, so its pages are given back as soon as the
-view is gone; its file goes with the object that stands for it.
+Each access maps the file again, so the pages are released with the view. The file is removed with
+the object that represents the array.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qcompile.system.temporary_folder import TemporaryFolder
 
 
 class SpilledArray:
-    """One array in a file of its own."""
+    """One array in its own file. Raises OutputError where there is no room."""
 
     def __init__(self, folder: TemporaryFolder, path: Path, values: Array) -> None:
         self._folder = folder  # lives as long as its files
@@ -44,7 +44,7 @@ class SpilledArray:
 
 
 class KeptValues(FileValues):
-    """The values of a constant, kept."""
+    """The values of a constant, kept in a file."""
 
     def __init__(self, kept: SpilledArray) -> None:
         kind = element_type(kept.dtype)
@@ -72,15 +72,15 @@ class Store:
         return KeptValues(self.keep(values))
 
     def array(self, values: Array) -> Array:
-        """Write an array that is looked at once: a view, whose file goes with it."""
+        """A read-only view of an array in a file, which is removed with the view."""
         kept = self.keep(values)
         view = kept.load()
-        kept.path.unlink(missing_ok=True)  # the mapping holds what is in it
+        kept.path.unlink(missing_ok=True)  # the mapping keeps the contents
         return view
 
 
 class KeptChannels(MutableMapping[str, ChannelStats]):
-    """Statistics of channels by tensor, whose samples of rows are kept in files."""
+    """Channel statistics by tensor, with the samples of rows kept in files."""
 
     def __init__(self, store: Store, found: Mapping[str, ChannelStats]) -> None:
         self._store = store

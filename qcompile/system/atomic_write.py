@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from qcompile.errors import OutputError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes as ``replacing`` does."""
+    """Write a file atomically. Raises OutputError as ``replacing`` does."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose bytes are the file once all are written; an existing file survives failures.
+    """A stream to a temporary file that replaces ``path`` at the end of the block.
+
+    An existing file survives failures.
 
     Raises OutputError where the folder is missing, read only or full.
     """
@@ -44,14 +46,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def umask() -> int:
-    """The permissions that new files must not have."""
+    """The process's umask: permissions that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def check_writable(path: Path) -> None:
-    """Fail before any work is done where the output cannot be written. Raises OutputError."""
+    """Raise OutputError, before any work is done, where the output cannot be written."""
     path = destination(path)
     try:
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
@@ -61,15 +63,15 @@ def check_writable(path: Path) -> None:
 
 
 def destination(path: Path) -> Path:
-    """The file behind a name, links followed. Raises OutputError for what is no regular file."""
+    """The path with links resolved. Raises OutputError for what cannot be a regular file."""
     try:
-        found = path.resolve()
-        if found.is_dir():
+        resolved = path.resolve()
+        if resolved.is_dir():
             raise OutputError(f"output {str(path)!r} is a folder, expected a file name")
-        if found.exists() and not found.is_file():
+        if resolved.exists() and not resolved.is_file():
             raise OutputError(f"output {str(path)!r} is a device or pipe, expected a file")
-        if not found.parent.is_dir():
+        if not resolved.parent.is_dir():
             raise OutputError(f"output folder {str(path.parent)!r} does not exist")
     except (OSError, RuntimeError) as e:  # a name too long, a loop of links
         raise OutputError(f"output {str(path)!r} is no usable file name: {e}") from e
-    return found
+    return resolved

@@ -1,4 +1,4 @@
-"""SHA-256 of what goes into a build: files of a model, feeds as they stream by."""
+"""SHA-256 digests of files and models."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from qcompile.errors import DataError, ModelError
 _CHUNK = 1 << 20
 
 
-def of_file(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Hex digest of a file, read in pieces. Raises DataError where it cannot be read."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while piece := file.read(_CHUNK):
-                found.update(piece)
+                digest.update(piece)
     except OSError as e:
         raise DataError(f"{str(path)!r} cannot be read: {e.strerror}") from e
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
-def of_model(model: bytes | Path, external: Sequence[Path] = ()) -> str:
-    """Hex digest of a model: of its bytes, or of its file and then of what lies outside it.
+def model_digest(model: bytes | Path, external: Sequence[Path] = ()) -> str:
+    """Hex digest of a model: of its bytes, or of its file and its external data files.
 
     Raises ModelError where a file cannot be read.
     """
     if isinstance(model, bytes):
         return hashlib.sha256(model).hexdigest()
     try:
-        own = of_file(model)
-        rest = [of_file(path) for path in external]
+        own = file_digest(model)
+        rest = [file_digest(path) for path in external]
     except DataError as e:
         raise ModelError(f"model {e}") from e
     return hashlib.sha256("".join([own, *rest]).encode()).hexdigest() if rest else own

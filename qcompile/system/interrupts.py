@@ -1,4 +1,4 @@
-"""Holds back interrupts where one would break what it interrupts."""
+"""Defers interrupts during code that must not be interrupted."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """SIGINT and SIGTERM take effect once the block is done.
+def deferred_interrupts() -> Iterator[None]:
+    """SIGINT and SIGTERM take effect at the end of the block.
 
     For the initialization of native modules: interrupted, it fails as an ImportError or crashes.
-    Signals reach the main thread alone; in others this does nothing.
+    Only the main thread receives signals; in others this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, _frame: came.append(number))
+        number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -28,5 +28,5 @@ def held_back() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])

@@ -1,8 +1,8 @@
-"""Values as JSON has them: what commands print, and what is read back from it.
+"""Conversion between dataclasses and JSON values, for what commands print and read back.
 
-Dataclasses are objects, by default with a key for each field; where keys are others, the class says
-so in ``JSON``. The schema (``tools/json_schema.py``) is made from the same classes and their type
-hints. In ``Annotated[X, ...]`` a text describes the key, and a type is what JSON has in place of X.
+A dataclass becomes an object, by default with one key per field; other keys are listed in its
+``JSON``. The schema (``tools/json_schema.py``) is made from the same classes and type hints. In
+``Annotated[X, ...]``, a string describes the key, and a type is what JSON has in place of X.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from typing import (
     get_type_hints,
 )
 
-# Infinite, or not a number, is null.
+# Infinity and NaN become null.
 Unbounded: TypeAlias = Annotated[float, float | None]
 
 
 class Member(NamedTuple):
-    """One key of an object: the attribute that it shows, whose ``absent`` says what None becomes:
-    "null", "left out" or "{}"; key "**" shows the members of the attribute in its place."""
+    """One key of an object, and the attribute with its value.
+
+    ``absent``: what None becomes, "null", "left out" or "{}". Key "**" stands for the members of
+    the attribute.
+    """
 
     key: str
     attribute: str
@@ -41,10 +44,10 @@ class Member(NamedTuple):
 
 
 def members(names: str) -> tuple[Member, ...]:
-    """Keys in their order: ``key``, ``key=attribute``, ``key=attribute.of.attribute``.
+    """Keys in order, from words ``key``, ``key=attribute`` or ``key=attribute.of.attribute``.
 
-    With ``?`` at its end a key is left out where it is None, with ``{}`` it has an empty object
-    then. ``**attribute`` stands for the members of another object.
+    A word that ends in ``?`` is left out where it is None, one that ends in ``{}`` becomes an empty
+    object then. ``**attribute`` stands for the members of another object.
     """
     return tuple(map(_member, names.split()))
 
@@ -58,14 +61,14 @@ def _member(word: str) -> Member:
 
 
 class Record:
-    """A dataclass that says in ``JSON`` which keys it has; properties may be among them."""
+    """A dataclass with its JSON keys in ``JSON``; they may show properties too."""
 
     JSON: ClassVar[tuple[Member, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        found: dict[str, Any] = plain(self)
-        return found
+        """JSON values: dicts, lists and scalars."""
+        values: dict[str, Any] = json_value(self)
+        return values
 
 
 @cache
@@ -76,44 +79,46 @@ def members_of(cls: type[Any]) -> tuple[Member, ...]:
     return own or tuple(Member(name, name) for name in names)
 
 
-def plain(value: Any) -> Any:
-    """Objects, lists and scalars; None for infinities and NaN, which JSON lacks."""
+def json_value(value: Any) -> Any:
+    """A value as dicts, lists and scalars; None for infinity and NaN, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if is_dataclass(value) or hasattr(value, "_fields"):
         return _object(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [json_value(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def _object(value: Any) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     kind: Any = type(value)
     for key, attribute, absent in members_of(kind):
-        found = attrgetter(attribute)(value)
+        member = attrgetter(attribute)(value)
         if key == "**":
-            made |= _object(found)
-        elif found is not None or absent == "null":
-            made[key] = plain(found)
+            shown |= _object(member)
+        elif member is not None or absent == "null":
+            shown[key] = json_value(member)
         elif absent == "{}":
-            made[key] = {}
-    return made
+            shown[key] = {}
+    return shown
 
 
-def read(hint: Any, value: Any) -> Any:
-    """The inverse of ``plain``: a value of the type of ``hint``, which may hold dataclasses.
+def from_json(hint: Any, value: Any) -> Any:
+    """The inverse of ``json_value``: a value of type ``hint``, which may contain dataclasses.
 
-    Keys that no field has are passed over. Raises TypeError where a value is of another type, or
-    one without a default is missing.
+    Keys without a field are ignored. Raises TypeError where a value is of another type, or one
+    without a default is missing.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return read(args[0], value)
+        return from_json(args[0], value)
     if origin in (Union, UnionType):
-        return None if value is None else read(next(a for a in args if a is not NoneType), value)
+        return (
+            None if value is None else from_json(next(a for a in args if a is not NoneType), value)
+        )
     if is_dataclass(hint):
         return _record(hint, value)
     kind: Any = {float: int | float}.get(hint, hint)
@@ -123,16 +128,16 @@ def read(hint: Any, value: Any) -> Any:
         kind = str
     if not isinstance(value, kind):
         raise TypeError(f"found {value!r}, expected {hint}")
-    made = [read(args[0], v) for v in value] if kind is list else value
-    return tuple(made) if origin is tuple else made
+    items = [from_json(args[0], v) for v in value] if kind is list else value
+    return tuple(items) if origin is tuple else items
 
 
 def _record(cls: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"found {value!r}, expected an object")
     hints = _hints(cls)
-    shown = {a: value[key] for key, a, _ in members_of(cls) if key in value and a in hints}
-    return cls(**{a: read(hints[a], found) for a, found in shown.items()})
+    found = {a: value[key] for key, a, _ in members_of(cls) if key in value and a in hints}
+    return cls(**{a: from_json(hints[a], member) for a, member in found.items()})
 
 
 @cache

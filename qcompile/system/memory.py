@@ -1,4 +1,4 @@
-"""Memory of this process: its peak, and giving back what was freed."""
+"""Memory of this process: its peak, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import cache
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has had in memory so far."""
+    """Largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc.
+    """Return freed memory to the system, where the C library is glibc.
 
-    It keeps what it may need again: after a session is gone, about as much as its weights took,
-    in pieces that the next stage does not fill.
+    By itself glibc keeps it for reuse: after a session about the size of its weights, in pieces
+    that do not fit what the next stage allocates.
     """
     trim = _malloc_trim()
     if trim is not None:
@@ -26,7 +26,7 @@ def release_memory() -> None:
 
 @cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's; other C libraries have none. Source: malloc_trim(3)."""
+    """glibc's malloc_trim, None with other C libraries. Source: malloc_trim(3)."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

@@ -1,7 +1,7 @@
-"""Arrays and a manifest in one .npz whose bytes depend on its contents alone.
+"""Arrays and a manifest in one .npz whose bytes depend only on its contents.
 
-Members are stored, not compressed, at a fixed date and in the order given. Reading trusts nothing:
-no pickle, no compression (a small file cannot claim to be a large one), every member's checksum.
+Members are stored uncompressed, with a fixed date, in the given order. Reading trusts nothing: no
+pickle, no compression (so that a small file cannot expand), and all checksums are verified.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FAULTS = (
 def write_archive(
     file: IO[bytes], manifest: Mapping[str, Any], arrays: Mapping[str, Array]
 ) -> None:
-    """Write to a binary stream; keys of the manifest are sorted, arrays keep their order."""
+    """Write to a binary stream: keys of the manifest sorted, arrays in their order."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         text = json.dumps(manifest, sort_keys=True, indent=1)
         archive.writestr(_member(_MANIFEST), text)
@@ -42,16 +42,16 @@ def write_archive(
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    made = zipfile.ZipInfo(name, _DATE)
-    made.create_system = _UNIX  # else the platform's
-    made.external_attr = 0o644 << 16
-    return made
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system = _UNIX  # else the platform's
+    info.external_attr = 0o644 << 16
+    return info
 
 
 def read_archive(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Array]]:
     """Manifest and arrays of a file whose manifest names this format and version.
 
-    Raises DataError: not there, not such a file, truncated, damaged, of another version.
+    Raises DataError: missing, another format or version, truncated, damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -64,8 +64,8 @@ def read_archive(path: Path, kind: str, version: int) -> tuple[dict[str, Any], d
             names = [n for n in archive.namelist() if n.endswith(".npy")]
             return manifest, {n.removesuffix(".npy"): _array(archive, n) for n in names}
     except _FAULTS as e:
-        said = (str(e) or type(e).__name__).splitlines()[0]
-        raise DataError(f"{str(path)!r} cannot be read as a {kind}: {said}") from e
+        message = (str(e) or type(e).__name__).splitlines()[0]
+        raise DataError(f"{str(path)!r} cannot be read as a {kind}: {message}") from e
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
@@ -77,6 +77,6 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Array:
-    raw = archive.read(name)  # raises where the checksum does not fit
-    found: Array = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
-    return found
+    raw = archive.read(name)  # raises where the checksum is wrong
+    values: Array = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+    return values

@@ -1,4 +1,4 @@
-"""What machine and which library versions a figure was measured with; this process's memory."""
+"""The machine and library versions that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qcompile.system.json_values import Record, members
 
-# cpuinfo flags that decide which integer kernels ONNX Runtime runs, fastest first.
+# cpuinfo flags that decide which int8 kernels ONNX Runtime uses, fastest first.
 _FLAGS = {
     "amx_int8": "AMX-INT8",
     "avx512_vnni": "AVX512-VNNI",
@@ -22,7 +22,7 @@ _FLAGS = {
 
 
 def instruction_sets() -> list[str]:
-    """Names of the integer-relevant instruction sets of this machine; empty where unknown."""
+    """Instruction sets of this machine that matter for int8, fastest first; empty where unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -47,15 +47,15 @@ class Environment(Record):
     JSON = members("machine isa python onnx onnxruntime onnx-graphsurgeon=graphsurgeon numpy")
 
 
-def describe() -> Environment:
-    """This machine and what is installed on it."""
+def describe_environment() -> Environment:
+    """This machine and the installed versions."""
     packages = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
     here = platform.machine(), instruction_sets(), platform.python_version()
     return Environment(*here, *map(_version, packages))
 
 
 def _version(package: str) -> str:
-    """Of the package or of its build for another device, such as onnxruntime-gpu."""
+    """Version of the package, or of its build for GPUs, such as onnxruntime-gpu."""
     for name in (package, f"{package}-gpu"):
         try:
             return version(name)

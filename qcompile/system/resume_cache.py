@@ -1,8 +1,8 @@
-"""Unfinished work on disk, so that a run after an interrupt or a crash goes on where it was.
+"""Unfinished work on disk, so that the next run continues after an interrupt or a crash.
 
 Entries are files ``KIND-KEY.EXT``; the key is a digest of everything that the contents depend on. A
-finished run removes its own. What abandoned runs leave is bounded: the oldest entries go first. A
-cache that cannot be read or written costs time and nothing else, so its faults are notes.
+finished run removes its own entries. Entries of abandoned runs are limited in size: the oldest are
+removed first. A cache that cannot be read or written costs only time, so its errors become notes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def default_folder() -> Path:
 
 
 def key_of(parts: Iterable[Any]) -> str:
-    """Hex digest of plain values."""
+    """Hex digest of JSON values."""
     text = json.dumps(list(parts), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass
 class Cache:
-    """Entries in one folder, ``limit`` bytes at most; ``notes`` say what went wrong.
+    """Entries in one folder, at most ``limit`` bytes; ``notes`` say what went wrong.
 
-    every: seconds between checkpoints of one calibration at least, 0 for one after every feed.
-    ``touched`` are entries that this run asked for, ``own`` those that it wrote.
+    every: minimum seconds between checkpoints of one calibration, 0 for one after each feed.
+    ``touched``: entries that this run looked up, ``own``: those that it wrote.
     """
 
     folder: Path
@@ -53,13 +53,13 @@ class Cache:
     own: set[Path] = field(default_factory=set)
 
     def path(self, kind: str, key: str) -> Path:
-        """Where an entry lies, or would."""
-        made = self.folder / f"{kind}-{key[:32]}.{'json' if kind == 'search' else 'npz'}"
-        self.touched.add(made)
-        return made
+        """The path of an entry, which need not exist."""
+        path = self.folder / f"{kind}-{key[:32]}.{'json' if kind == 'search' else 'npz'}"
+        self.touched.add(path)
+        return path
 
     def load(self, kind: str, key: str, read: Callable[[Path], T]) -> T | None:
-        """What ``read`` makes of an entry, None where there is none or it cannot be read."""
+        """``read`` of an entry's path, None where there is no entry or it cannot be read."""
         path = self.path(kind, key)
         if not path.exists():
             return None
@@ -70,7 +70,7 @@ class Cache:
             return None
 
     def store(self, kind: str, key: str, write: Callable[[IO[bytes]], None]) -> None:
-        """Write an entry whole or not at all, and make room for it."""
+        """Write an entry atomically, then remove old entries over the limit."""
         path = self.path(kind, key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -87,11 +87,11 @@ class Cache:
         return self.path(kind, key) in self.own
 
     def drop(self, kind: str, key: str) -> None:
-        """Remove an entry, if it is there."""
+        """Remove an entry if it exists."""
         self._remove(self.path(kind, key))
 
     def forget(self) -> None:
-        """Remove the entries of this run, and what a killed one left of them half written."""
+        """Remove the entries of this run, and their partly written files from killed runs."""
         for path in sorted(self.touched):
             self._remove(path)
             for half in self.folder.glob(f".{glob.escape(path.name)}.*"):
@@ -103,8 +103,8 @@ class Cache:
         entries = []
         for path in self._entries():
             with suppress(OSError):
-                found = path.stat()
-                entries.append((path in self.touched, found.st_mtime, found.st_size, path))
+                status = path.stat()
+                entries.append((path in self.touched, status.st_mtime, status.st_size, path))
         total = sum(size for *_, size, _ in entries)
         for _, _, size, path in sorted(entries):
             if total <= self.limit:
@@ -113,12 +113,12 @@ class Cache:
             total -= size
 
     def _entries(self) -> list[Path]:
-        """Also what a killed run has left half written, which has a dot before its name."""
-        found: list[Path] = []
+        """All entries, and partly written files of killed runs (with a dot before the name)."""
+        paths: list[Path] = []
         with suppress(OSError):
-            found = [p for k in _KINDS for p in self.folder.glob(f"{k}-*")]
-            found += [p for k in _KINDS for p in self.folder.glob(f".{k}-*")]
-        return found
+            paths = [p for k in _KINDS for p in self.folder.glob(f"{k}-*")]
+            paths += [p for k in _KINDS for p in self.folder.glob(f".{k}-*")]
+        return paths
 
     def _remove(self, path: Path) -> None:
         with suppress(OSError):

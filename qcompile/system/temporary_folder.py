@@ -1,4 +1,4 @@
-"""Folders for files that a run needs and nobody keeps."""
+"""Folders for files that are needed only during a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qcompile.errors import OutputError
 
 
 class TemporaryFolder:
-    """A temporary folder in ``TMPDIR`` that is gone when nothing holds it any more.
+    """A temporary folder in ``TMPDIR``, removed when the last reference to this object is gone.
 
-    Raises OutputError where there is no room for one.
+    Raises OutputError where it cannot be created.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Threads of this machine: one for matrix products that must round alike, all for other work.
+"""Threads: one for matrix multiplications that must be reproducible, all cores for other work.
 
-numpy leaves Python's lock while it computes, so independent work runs on all cores.
+numpy releases Python's lock while it computes, so independent work runs on all cores.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ B = TypeVar("B")
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """numpy's BLAS on one thread: how it divides a product decides in which order it adds."""
+    """numpy's BLAS on one thread: the division over threads would change the order of sums."""
     with threadpool_limits(1, "blas"):
         yield
 
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """Results in the order of the items, whoever finishes first; the first error is raised."""
+    """``work`` of each item, in the order of the items; raises the first error among them."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(work, items))

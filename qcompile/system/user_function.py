@@ -1,4 +1,4 @@
-"""A user's Python function by the name ``package.module:function``."""
+"""A user's Python function, found by a name ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from qcompile.errors import DataError
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def is_name(text: str) -> bool:
+def is_function_name(text: str) -> bool:
     """True for ``package.module:function``."""
     return _NAME.fullmatch(text) is not None
 
 
-def find(name: str, what: str) -> Callable[..., object]:
-    """The function; modules of the current folder are found too, after the installed ones.
+def find_function(name: str, what: str) -> Callable[..., object]:
+    """The function of that name; installed modules come before those of the current folder.
 
-    Raises DataError, which starts with ``what`` the function is for.
+    Raises DataError, whose message starts with ``what``, the purpose of the function.
     """
-    if not is_name(name):
+    if not is_function_name(name):
         raise DataError(f"{what} {name!r}: expected package.module:function")
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
@@ -32,9 +32,9 @@ def find(name: str, what: str) -> Callable[..., object]:
     try:
         module = importlib.import_module(module_name)
     except Exception as e:  # a user's module may raise anything
-        said = f"{type(e).__name__}: {e}".splitlines()[0]
+        message = f"{type(e).__name__}: {e}".splitlines()[0]
         raise DataError(
-            f"{what} {name!r}: module {module_name!r} cannot be imported: {said}"
+            f"{what} {name!r}: module {module_name!r} cannot be imported: {message}"
         ) from e
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -42,5 +42,5 @@ def find(name: str, what: str) -> Callable[..., object]:
         raise DataError(
             f"{what} {name!r}: module {module_name!r} {found} {attribute!r}, expected a function"
         )
-    made: Callable[..., object] = function
-    return made
+    checked: Callable[..., object] = function
+    return checked

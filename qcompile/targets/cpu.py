@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider: operator form, because Q/DQ form has slow and fragile fusions.
+"""ONNX Runtime's CPU provider: its quantized operators, since fusions of Q/DQ are slow and fragile.
 
 Measured reasons are in docs/performance.md. Activations are uint8 because int8 x int8 has no
 vector kernel on x64 in MLAS; weights are symmetric int8 with one scale per output channel, in pairs
@@ -13,15 +13,15 @@ from qcompile.quant import QSpec
 from qcompile.targets.target import LoweringChoice, LoweringOption, OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
-# Weights beside float data have nothing to overflow.
+# With float data no sum saturates, so these weights need no bound on pairs.
 ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 WEIGHT = replace(ALONE, paired=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
 KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True, paired=True)
 
-# The right operand of a product of activations: the kernel packs int8, uint8 has no vector kernel.
-# 7 bits, clipped: 255 * 64 * 2 fits into int16 whatever comes in.
+# The right operand of a matrix multiplication of activations: the kernel packs int8, and has no
+# vector code for uint8. Clipped to 7 bits: 255 * 64 * 2 fits into int16 for any data.
 KEY = QSpec("int8", symmetric=False, reduced=True)
 
 _EMBEDDING = OpRule(

@@ -3,8 +3,8 @@
 Int8 does not pay there: the provider has no QLinearMatMul, no MatMulIntegerToFloat and no
 DynamicQuantizeLinear (they fall back to the CPU, microsoft/onnxruntime#12229, #24807), its
 MatMulInteger has no epilogue, and its Q/DQ fusions leave MatMul and Gemm out, so that a Q/DQ graph
-is a float product with quantizers around it. Weight-only saves memory: above a few rows
-MatMulNBits dequantizes to float16 and multiplies, so it is no default. Sources: the provider's
+is a float matrix multiplication with quantizers around it. Weight-only saves memory: above a few
+rows MatMulNBits dequantizes to float16 and multiplies, so it is no default. Sources: the provider's
 kernel list (``cuda_kernels.tsv``) and sources of ONNX Runtime 1.30.
 """
 

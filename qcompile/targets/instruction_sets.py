@@ -1,10 +1,10 @@
-"""What the integer kernels of a processor can add up: a table by instruction set, for recipes.
+"""Table of instruction sets: in how many bits their int8 kernels add, for a recipe's ``isa``.
 
-x86 without VNNI multiplies u8 by s8 with vpmaddubsw, which adds two neighbouring products in int16
-and saturates: 255 · 127 · 2 does not fit. All others add in int32. The targets' own integers are
-bounded so that they fit both; a recipe that names a processor without that limit gets all 8 bits.
-The machine that builds need not be the one that serves, and a build must not depend on where it
-ran: only the name ``native`` looks at the machine, and what it stands for is what is recorded.
+x86 without VNNI multiplies uint8 by int8 with vpmaddubsw, which adds two neighbouring products in
+int16 and saturates: 255 · 127 · 2 does not fit. All others add in int32. By default targets bound
+int8 values so that both give the same; a recipe with an isa without that limit gets all 8 bits. The
+machine that builds need not be the one that serves, and a build must not depend on where it ran:
+only the name ``native`` reads the machine's instruction sets, and the resolved name is recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qcompile.errors import RecipeError
 from qcompile.system.processor import instruction_sets
 from qcompile.targets.target import OpRule, Target
 
-# Names of a recipe's isa that are no row of the table.
+# Names for a recipe's isa that are not in the table.
 ANY, NATIVE = "any", "native"
 
 
@@ -24,8 +24,8 @@ ANY, NATIVE = "any", "native"
 class Isa:
     """One instruction set, and whether it adds products of 8-bit integers in too few bits.
 
-    ``saturates``: sums of two products need not fit. ``gain``: products of u8 by s8 for each of
-    float32 in the same time, at best; ``seen``: what ``processor.instruction_sets`` calls it.
+    ``saturates``: the sum of two products may not fit. ``gain``: best speed-up of uint8 by int8
+    over float32 matrix multiplication. ``seen``: names in ``processor.instruction_sets``.
     """
 
     name: str
@@ -54,12 +54,12 @@ TABLE = {
 
 
 def of_machine(sets: Sequence[str]) -> Isa | None:
-    """The row of the first, which is the fastest, of a machine's instruction sets."""
+    """The row of the first (fastest) of a machine's instruction sets, None if not in the table."""
     return next((isa for isa in TABLE.values() if sets and sets[0] in isa.seen), None)
 
 
 def resolved(name: str) -> str:
-    """A name as a recipe keeps it: ``native`` becomes this machine's, ``any`` the empty one.
+    """A name as a recipe keeps it: ``native`` becomes this machine's, ``any`` becomes ""
 
     Raises RecipeError where this machine has no instruction set of the table.
     """
@@ -89,10 +89,9 @@ def exact(name: str) -> bool:
 
 
 def fitted(target: Target, name: str) -> Target:
-    """The target with integers for the instruction set; itself where sums may saturate.
+    """The target with int8 bounds for the instruction set.
 
-    A target's own integers are bounded so that no sum does; where none can, all get 8 bits and no
-    bound.
+    Where sums may saturate, that is the target itself; else its rules with all 8 bits, unbounded.
     """
     if saturating(name):
         return target
@@ -101,15 +100,15 @@ def fitted(target: Target, name: str) -> Target:
 
 
 def _unbounded(rule: OpRule) -> OpRule:
-    """A rule of u8 by s8 with all 8 bits, any other as it is."""
+    """A rule of uint8 by int8 with all 8 bits; any other unchanged."""
     if not _is_u8_s8(rule):
         return rule
-    plain = {
+    unbounded = {
         side: replace(spec, reduced=False, paired=False)
         for side in ("weight", "right")
         if (spec := getattr(rule, side)) is not None
     }
-    return replace(rule, **plain)
+    return replace(rule, **unbounded)
 
 
 def _is_u8_s8(rule: OpRule) -> bool:

@@ -2,11 +2,11 @@
 
 A node without a kernel does not fail: the runtime moves it and its data to the CPU and back, in
 every run. The table is ONNX Runtime's own published list (``tools/cuda_kernel_table.py`` makes it):
-a line a kernel with its opset range, its operands and their types. Lookup is the runtime's: an open
-range means the newest version of the operator alone, and one type variable is one type.
+one line per kernel with its opset range, operands and types. Lookup follows the runtime: an open
+range means only the newest version of the operator, and one type variable is one type.
 
-Shape arithmetic is no compute: what depends on shapes and small constants alone is put on the CPU
-by the runtime on purpose, because the next operator reads it there. Such nodes are counted, named
+Shape arithmetic is exempt: the runtime puts nodes that depend only on shapes and small constants on
+the CPU on purpose, because the next operator reads them there. Such nodes are counted, named
 in the report, and need no kernel.
 """
 
@@ -64,7 +64,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Limit:
-    """A kernel refuses nodes whose attribute, where it is given, has another value than these."""
+    """A kernel supports no nodes whose attribute, if present, has a value not in ``values``."""
 
     ops: tuple[str, ...]
     attribute: str
@@ -98,7 +98,7 @@ class KernelTable:
         return False
 
     def obstacle(self, node: Node, opset: int) -> Refusal | None:
-        """Why a node has no kernel: what was found and what is expected. None where it has one."""
+        """Why a node has no kernel (found and expected), None where it has one."""
         found = self.find(node.op, node.domain, opset)
         if not found:
             return Refusal(self.absent(node.op, node.domain, opset))
@@ -112,7 +112,7 @@ class KernelTable:
         return None if first is None or None in refusals else first.about(node.op)
 
     def absent(self, op: str, domain: str | None, opset: int) -> str:
-        """That an operator has no kernel, and in which versions it would have one."""
+        """A message that an operator has no kernel, with the versions that have one."""
         version, rows = self._rows(op, domain, opset)
         if not rows:
             return f"{op} of {domain or 'ai.onnx'} has no {self.provider} kernel"
@@ -174,7 +174,7 @@ def _long(kinds: tuple[str, ...]) -> str:
 
 
 def _mismatch(node: Node, kernel: Kernel) -> Refusal | None:
-    """The first operand whose type the kernel does not take; one variable is one type."""
+    """The first operand with a type that the kernel does not take; None where all fit."""
     bound: dict[str, tuple[str, str]] = {}
     for side, tensors in ((kernel.inputs, node.inputs), (kernel.outputs, node.outputs)):
         for i, tensor in enumerate(tensors):
@@ -240,7 +240,7 @@ def _counted(graph: Graph, names: set[str]) -> str:
 
 
 def host_nodes(graph: Graph) -> set[str]:
-    """Names of nodes that the runtime leaves to the CPU by design: arithmetic on shapes.
+    """Names of nodes that the runtime runs on the CPU by design: arithmetic on shapes.
 
     As ONNX Runtime's GetCpuPreferredNodes: all operands are results of Shape or Size, or computed
     from such, or small constants; no float16 among them.

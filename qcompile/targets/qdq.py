@@ -13,7 +13,7 @@ from qcompile.targets.target import OpRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)
-# Weights beside float data have nothing to overflow.
+# With float data no sum saturates, so these weights need no bound on pairs.
 ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 WEIGHT = replace(ALONE, paired=True)  # ONNX Runtime fuses Q/DQ to the kernels that target cpu uses
 KERNEL_ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)

@@ -1,8 +1,7 @@
 """Requirements on Q/DQ nodes, for runtimes that read them as a contract (explicit quantization).
 
-Which integers, which zero points, where scales may lie and what may read them differ from runtime
-to runtime; a target lists the rules it needs, with their values. Each looks at one thing alone, so
-that its message says what is wrong.
+Integer types, zero points, scales and permitted readers differ between runtimes; a target lists the
+rules it needs, with their values. Each rule checks one thing, so that its message is specific.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _BIAS = 2  # input slot of Gemm and Conv
 
 
 def _dequantizer(graph: Graph, tensor: Tensor) -> Node | None:
-    """The DequantizeLinear that makes a tensor, layout operators on the way passed over."""
+    """The DequantizeLinear that computes a tensor, before layout operators; else None."""
     node = graph.producer(tensor)
     while node is not None and is_layout(node):
         node = graph.producer(node.inputs[0])
@@ -69,7 +68,7 @@ class Integers(Requirement):
 
 @dataclass(frozen=True)
 class ZeroPoints(Requirement):
-    """Zero points are constant and 0: the runtime knows symmetric quantization alone."""
+    """Zero points are constant and 0: the runtime supports only symmetric quantization."""
 
     rule: ClassVar[str] = "zero-points"
 
@@ -88,7 +87,7 @@ def _values(tensor: Tensor) -> str:
 
 @dataclass(frozen=True)
 class DataScales(Requirement):
-    """What is computed has one constant scale for the whole tensor."""
+    """Activations have one constant scale per tensor."""
 
     rule: ClassVar[str] = "data-scales"
 
@@ -106,7 +105,7 @@ class DataScales(Requirement):
 
 @dataclass(frozen=True)
 class WeightScales(Requirement):
-    """Weights have one scale for each output channel of what reads them.
+    """Weights have one scale per output channel of their reader.
 
     ``axes``: the axis of output channels by operator; Gemm's is the other one with transB.
     """
@@ -137,7 +136,7 @@ class WeightScales(Requirement):
 
 @dataclass(frozen=True)
 class FloatBiases(Requirement):
-    """A bias is float, with no quantizer of its own: the runtime keeps it as it is."""
+    """A bias is float, without a quantizer."""
 
     ops: tuple[str, ...] = ("Gemm", "Conv")
 
@@ -155,7 +154,7 @@ class FloatBiases(Requirement):
 
 @dataclass(frozen=True)
 class WholeOperands(Requirement):
-    """Both operands of a product are quantized, or neither: half of them gains nothing."""
+    """Both operands of a matrix multiplication are quantized, or neither: one gains nothing."""
 
     ops: tuple[str, ...]
 
@@ -172,10 +171,10 @@ class WholeOperands(Requirement):
 
 @dataclass(frozen=True)
 class Pairs(Requirement):
-    """Integers go from quantizer to dequantizer alone, and those feed these operators alone.
+    """Quantizers feed only dequantizers, and those feed only the operators ``readers``.
 
-    A dequantizer that feeds something else keeps the runtime from fusing the pair away; one
-    without a quantizer before it would read integers that no operator makes here.
+    A dequantizer with another reader prevents the fusion of the pair; one without a quantizer
+    before it would read integers that no operator computes.
     """
 
     readers: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""What a target demands of the graph that is emitted for it: rows of a table, checked at the end.
+"""A target's requirements on the emitted graph, checked at the end.
 
-A runtime does not say why it is slow: a node without a kernel runs elsewhere, a quantizer of the
-wrong form is left unfused, or rejected when the engine is built, often on another machine. So each
-target lists requirements; a graph that misses one is no result but an error that names the node.
+A runtime does not report why it is slow: a node without a kernel runs elsewhere, and an unsupported
+quantizer is not fused, or rejected when the engine is built, often on another machine. So each
+target lists requirements; a graph that violates one is an error that names the node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a graph misses a requirement, with what was found and what was expected."""
+    """A node that violates a requirement, with what was found and expected."""
 
     rule: str
     node: str
@@ -32,7 +32,7 @@ class Fault:
 
 @dataclass
 class Findings:
-    """What the requirements found: by rule how many nodes they looked at, and remarks."""
+    """Result of a check: number of nodes checked per rule, remarks and faults."""
 
     checked: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Findings:
 
 
 class Requirement(ABC):
-    """One demand. Subclasses are frozen dataclasses, whose fields are what is demanded.
+    """One requirement. Subclasses are frozen dataclasses; their fields are its parameters.
 
     ``rule`` is its name in messages and reports.
     """
@@ -49,11 +49,11 @@ class Requirement(ABC):
 
     @abstractmethod
     def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
-        """What misses the demand. Counts what was looked at in ``found.checked[self.rule]``."""
+        """The violations. Counts checked nodes in ``found.checked[self.rule]``."""
 
 
 def examine(graph: Graph, requirements: tuple[Requirement, ...]) -> Findings:
-    """Hold a sorted and typed graph to all requirements."""
+    """Check a sorted and typed graph against all requirements."""
     found = Findings()
     for requirement in requirements:
         found.checked[requirement.rule] = 0

@@ -1,4 +1,4 @@
-"""What a target can run, as data: rows of claims, no code paths.
+"""What a target can run, as tables without code.
 
 Each target is one table in ``qcompile/targets``; passes ask the table, never for its name.
 """
@@ -20,15 +20,14 @@ WIDE_SINCE = 21
 
 @dataclass(frozen=True)
 class OpRule:
-    """One operator that the target runs in integers.
+    """One operator that the target runs quantized.
 
     ``activation`` and ``weight`` say how the data and the constant operand are quantized; None is
     an operand that stays float. ``output`` is set where the result is quantized as well, ``right``
     where the second operand is data too.
-    ``min_bytes``: constants smaller than this stay float, for the reason in ``small``.
-    ``min_summed``: so do convolutions with groups, or with fewer products summed for each value,
-    unless what they read is integers already.
-    ``modes``: the modes that it holds in.
+    ``min_bytes``: smaller constants stay float, for the reason in ``small``. ``min_summed``: so do
+    convolutions with groups, or with fewer products summed per value, unless their input is
+    quantized already. ``modes``: where the rule applies.
     """
 
     op: str
@@ -45,10 +44,11 @@ class OpRule:
 
 @dataclass(frozen=True)
 class LoweringChoice:
-    """One way to lower something: passes of ``lower`` by what stands in their place, a pipeline.
+    """One alternative of a lowering option.
 
-    ``attention``: which of its products run in integers then; None leaves that alone. ``modes``:
-    where it is another way than the target's own.
+    ``instead``: passes of ``lower``, each with the pipeline that replaces it. ``attention``: which
+    of attention's matrix multiplications are int8 then, None for no change. ``modes``: where this
+    differs from the target's own way.
     """
 
     instead: dict[str, str] = field(default_factory=dict)
@@ -58,9 +58,10 @@ class LoweringChoice:
 
 @dataclass(frozen=True)
 class LoweringOption:
-    """Something that can be run in several ways with the same answers, up to rounding.
+    """A choice between operator patterns with the same outputs, up to rounding.
 
-    ``own`` names the target's own way, ``others`` the rest; ``why`` says when they can be faster.
+    ``own``: name of the target's default, ``others``: the alternatives; ``why``: when they can be
+    faster.
     """
 
     name: str
@@ -73,20 +74,18 @@ class LoweringOption:
 class Target:
     """A runtime and what it does well.
 
-    ``rules``: integer operators in static and dynamic mode; ``weight_only``: in weight-only mode.
-    ``chained``: operators that run in integers where all they read is integers that a convolution
-    has written.
-    ``product``: a product of two activations in integers, None where there is no such kernel;
-    ``attention``: which of attention's products run so unless the recipe says otherwise.
+    ``rules``: quantized operators in modes static and dynamic; ``weight_only``: in that mode.
+    ``chained``: operators that run in int8 where all their inputs are int8 results of convolutions.
+    ``product``: int8 matrix multiplication of two activations, None without such a kernel;
+    ``attention``: which ones of attention use it unless the recipe says otherwise.
     ``float_ops``: operators that stay float although they could be quantized, with the reason.
     ``gelu``: operators that compute GELU, best first, as (domain, op, minimal opset).
     ``transform`` and ``lower``: passes of those stages by mode. ``gate_latency``: whether
-    slower than float is a fault. ``quantize_interior``: every tensor has a quantizer of its own;
-    without it an operator runs in integers where all its operands are. ``wide``: what activations
-    become where 16 bits are asked for, ``wide_weight``: what weights do; None: no such kernels.
-    ``with_data`` and ``without_data``: the default mode, None where there is none without data.
-    ``no_modes``: why a mode is missing. ``requires``: what the emitted graph is held to.
-    ``forms``: what can be lowered otherwise, for ``--tune`` to time.
+    slower than float is a fault. ``quantize_interior``: every tensor has its own quantizer; else an
+    operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
+    activations and weights; None: no such kernels. ``with_data`` and ``without_data``: the default
+    mode, None where there is none without data. ``no_modes``: why a mode is missing. ``requires``:
+    requirements on the emitted graph. ``forms``: lowering options that ``--tune`` times.
     """
 
     name: str

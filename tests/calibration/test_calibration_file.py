@@ -32,7 +32,7 @@ def made() -> Calibration:
         },
         {"dead": "no range: no values seen"},
     )
-    far = replace(stats(), reach=(stats().lo * 2, stats().hi * 3))
+    far = replace(stats(), background_extrema=(stats().lo * 2, stats().hi * 3))
     channels = {"x/é": stats(), "empty": stats(2, 1), "far": far}
     return Calibration(ranges, channels, CalibrationAccount(feeds=3))
 
@@ -58,8 +58,13 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
             span.lo.tolist(), span.hi.tolist(), span.axis,
         )  # fmt: skip
     np.testing.assert_array_equal(found.channels["x/é"].rows, stats().rows)
-    assert found.channels["x/é"].reach is None and found.channels["far"].reach is not None
-    np.testing.assert_array_equal(found.channels["far"].reach, made().channels["far"].reach)
+    assert (
+        found.channels["x/é"].background_extrema is None
+        and found.channels["far"].background_extrema is not None
+    )
+    np.testing.assert_array_equal(
+        found.channels["far"].background_extrema, made().channels["far"].background_extrema
+    )
 
 
 def test_order_of_entry_does_not_show() -> None:
@@ -86,7 +91,7 @@ def swapped(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, Array]]
 
 UNSOUND = [
     (swapped("ranges", [{"tensor": "x"}]), "axis"),
-    (swapped("ranges", [{"tensor": "x", "axis": "0"}]), "no number"),
+    (swapped("ranges", [{"tensor": "x", "axis": "0"}]), "not an integer"),
     (swapped("ranges", 3), "not iterable"),
     (swapped("missing", []), "items"),
     (swapped("channels", ["a", "b", "c", "d"]), "channels/3/lo"),
@@ -97,7 +102,7 @@ UNSOUND = [
     (swapped("channels/0/rows", np.zeros((2, 9), np.float32)), "shapes"),
     (swapped("channels/0/rows", np.zeros((2, 2))), "not finite float32"),
     (swapped("channels/0/lo", np.array([np.inf, 0], np.float32)), "not finite float32"),
-    (swapped("channels/1/reach_lo", np.zeros(2, np.float32)), "two values each"),
+    (swapped("channels/1/reach_lo", np.zeros(2, np.float32)), "two values per channel"),
     (swapped("channels/1/reach_hi", np.full(3, np.nan, np.float32)), "not finite float32"),
 ]
 

@@ -121,25 +121,25 @@ def test_a_pareto_tail_is_found(exponent: float) -> None:
     assert stats.tail.max() <= exponent * 1.07
 
 
-def test_the_foreseen_maximum_is_that_of_more_data() -> None:
+def test_the_extrapolated_maximum_is_that_of_more_data() -> None:
     """A sample of a sixteenth: the maximum of 16 times the data is foretold on average."""
     uniform = np.random.default_rng(0).uniform(size=(16 * 500, 200))
     data = (uniform**-0.3).astype(np.float32)
-    foreseen, later = of(data[:500]).foreseen(4), of(data)
-    assert np.median(foreseen.hi) == pytest.approx(np.median(later.hi), rel=0.2)
+    extrapolated, later = of(data[:500]).extrapolated(4), of(data)
+    assert np.median(extrapolated.hi) == pytest.approx(np.median(later.hi), rel=0.2)
 
 
-def test_normal_data_is_foreseen_to_grow_little() -> None:
+def test_normal_data_is_extrapolated_a_little() -> None:
     """Normal maxima grow as sqrt(2 log n): from 1000 to 16000 by a fifth."""
     stats = of(rows(1000, 50))
-    growth = stats.foreseen(4).hi / stats.hi
+    growth = stats.extrapolated(4).hi / stats.hi
     assert 1.05 < growth.mean() < 1.6
 
 
-def test_foreseen_moves_ends_outwards_and_keeps_the_sample() -> None:
+def test_extrapolation_moves_ends_outwards_and_keeps_the_sample() -> None:
     stats = of(rows(200, 5))
-    assert np.array_equal(stats.foreseen(0).hi, stats.hi)
-    ahead = stats.foreseen(3)
+    assert np.array_equal(stats.extrapolated(0).hi, stats.hi)
+    ahead = stats.extrapolated(3)
     np.testing.assert_allclose(ahead.hi / stats.hi, 2.0 ** (3 * stats.tail), rtol=1e-6)
     np.testing.assert_allclose(ahead.lo / stats.lo, 2.0 ** (3 * stats.tail), rtol=1e-6)
     assert ahead.rows is stats.rows
@@ -149,7 +149,7 @@ def test_foreseen_moves_ends_outwards_and_keeps_the_sample() -> None:
 def test_too_few_rows_have_no_tail(count: int) -> None:
     stats = ChannelStats(-np.ones(3), np.ones(3), rows(count, 3))
     assert stats.tail.tolist() == [0, 0, 0]
-    assert np.array_equal(stats.foreseen(4).hi, stats.hi)
+    assert np.array_equal(stats.extrapolated(4).hi, stats.hi)
 
 
 def test_the_largest_values_alone_make_the_tail() -> None:
@@ -171,46 +171,48 @@ def test_the_tail_of_permuted_channels_is_permuted() -> None:
     np.testing.assert_array_equal(back.lo, stats.lo)
 
 
-# Reach: text beside the data -------------------------------------------------------------------
+# Background: text in addition to the data ------------------------------------------------------
 
 
-def test_text_beside_the_data_counts_where_values_are_foreseen_and_nowhere_else() -> None:
-    data, beside = rows(50, 4), rows(20, 4, seed=1) * 10
+def test_background_extrema_count_in_the_extrapolation_only() -> None:
+    data, text = rows(50, 4), rows(20, 4, seed=1) * 10
     observer = seen([data])
-    observer.foresee(beside)
+    observer.update_background(text)
     stats = observer.stats()
     np.testing.assert_array_equal(stats.hi, data.max(0))
     np.testing.assert_array_equal(stats.rows, seen([data]).stats().rows)
     np.testing.assert_array_equal(stats.tail, seen([data]).stats().tail)
-    np.testing.assert_array_equal(stats.foreseen(0).hi, np.maximum(data.max(0), beside.max(0)))
-    np.testing.assert_array_equal(stats.foreseen(0).lo, np.minimum(data.min(0), beside.min(0)))
+    np.testing.assert_array_equal(stats.extrapolated(0).hi, np.maximum(data.max(0), text.max(0)))
+    np.testing.assert_array_equal(stats.extrapolated(0).lo, np.minimum(data.min(0), text.min(0)))
 
 
-def test_beside_text_that_reaches_less_far_tails_foresee_half_of_the_doublings() -> None:
+def test_next_to_narrower_background_tails_extrapolate_half_of_the_doublings() -> None:
     data = rows(200, 6)
     observer = seen([data], limit=1000)
-    observer.foresee(data / 8)
-    np.testing.assert_array_equal(observer.stats().foreseen(4).hi, of(data).foreseen(2).hi)
+    observer.update_background(data / 8)
+    np.testing.assert_array_equal(observer.stats().extrapolated(4).hi, of(data).extrapolated(2).hi)
 
 
-def test_reach_of_merged_observers_is_that_of_one() -> None:
+def test_background_extrema_of_merged_observers_are_those_of_one() -> None:
     parts = [rows(9, 3, seed) for seed in range(3)]
     whole, left, right = seen([rows(5, 3)]), seen([rows(5, 3)]), ChannelObserver()
     for part in parts:
-        whole.foresee(part)
-    left.foresee(parts[0])
-    right.foresee(parts[1])
-    right.foresee(parts[2])
+        whole.update_background(part)
+    left.update_background(parts[0])
+    right.update_background(parts[1])
+    right.update_background(parts[2])
     left.merge(right)
-    assert whole.stats().reach is not None and left.stats().reach is not None
-    np.testing.assert_array_equal(left.stats().reach, whole.stats().reach)
+    assert (
+        whole.stats().background_extrema is not None and left.stats().background_extrema is not None
+    )
+    np.testing.assert_array_equal(left.stats().background_extrema, whole.stats().background_extrema)
 
 
-def test_reach_follows_the_channels_and_ignores_what_is_not_finite() -> None:
+def test_background_extrema_follow_the_channels_and_ignore_what_is_not_finite() -> None:
     observer, factor = seen([rows(40, 3)]), np.array([1, 2, 0.5], np.float32)
-    observer.foresee(np.full((2, 3), np.inf, np.float32))
-    assert observer.stats().reach is None
-    observer.foresee(np.array([[1, 20, 300]], np.float32))
+    observer.update_background(np.full((2, 3), np.inf, np.float32))
+    assert observer.stats().background_extrema is None
+    observer.update_background(np.array([[1, 20, 300]], np.float32))
     stats, order = observer.stats(), np.array([2, 0, 1])
-    assert stats.scaled(factor).foreseen(0).hi.tolist()[1:] == [40, 150]
-    assert stats.permuted(order).foreseen(0).hi.tolist()[::2] == [300, 20]
+    assert stats.scaled(factor).extrapolated(0).hi.tolist()[1:] == [40, 150]
+    assert stats.permuted(order).extrapolated(0).hi.tolist()[::2] == [300, 20]

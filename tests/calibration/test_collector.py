@@ -335,23 +335,25 @@ def test_the_graph_is_left_alone() -> None:
 
 
 @BOTH
-def test_text_beside_the_data_reaches_watched_channels_alone(calibrator: Calibrator) -> None:
+def test_background_text_changes_watched_channels_only(calibrator: Calibrator) -> None:
     """Ranges, extrema and the sample are those of the data; padding does not count here either."""
-    data, (beside,) = feeds((2, 6), (3, 5)), feeds((2, 7), seed=7)
-    beside = {**beside, "x": beside["x"] * 3}
+    data, (text,) = feeds((2, 6), (3, 5)), feeds((2, 7), seed=7)
+    text = {**text, "x": text["x"] * 3}
     plain, other = (
         collector(encoder(), [StatRequest("h", UINT8)], calibrator, evaluate, watched=["h"])
         for _ in range(2)
     )
     before, after = collect(plain, data), collect(other, data)
-    other.foresee(beside)
+    other.update_background(text)
     assert other.feeds_seen == 2 and vars(after.found["h"]) == vars(before.found["h"])
     stats, alone = other.channels()["h"], plain.channels()["h"]
     np.testing.assert_array_equal(stats.hi, alone.hi)
     np.testing.assert_array_equal(stats.rows, alone.rows)
-    h = beside["x"][beside["attention_mask"] == 1] @ normal(4, 4)
-    assert stats.reach is not None and alone.reach is None
-    np.testing.assert_allclose(stats.reach, (h.min(0), h.max(0)), rtol=1e-5)  # float32 sums of 4
+    h = text["x"][text["attention_mask"] == 1] @ normal(4, 4)
+    assert stats.background_extrema is not None and alone.background_extrema is None
+    np.testing.assert_allclose(
+        stats.background_extrema, (h.min(0), h.max(0)), rtol=1e-5
+    )  # float32 sums of 4
 
 
 def test_channels_are_the_last_axis_of_fixed_size() -> None:
@@ -370,7 +372,7 @@ def test_channels_are_the_last_axis_of_fixed_size() -> None:
     assert found["keys"].rows.shape[1] == 2 and found["h"].rows.shape[1] == 4
 
 
-def test_channels_of_another_number_beside_the_data_are_a_fault() -> None:
+def test_another_number_of_channels_in_background_text_is_a_fault() -> None:
     """The last axis of scores is as long as the text: no channels, whatever the data's lengths."""
     graph, (first, second, _) = encoder(), feeds(*SHAPES)
     for seen_first in (True, False):
@@ -379,8 +381,8 @@ def test_channels_of_another_number_beside_the_data_are_a_fault() -> None:
         if seen_first:
             found.update(first)
         else:
-            found.foresee(first)
-        found.foresee(second)
+            found.update_background(first)
+        found.update_background(second)
         if not seen_first:
             found.update(second)
         assert set(found.channels()) == {"h"}

@@ -132,16 +132,16 @@ def split(count: int, batch: int = 8, **options: int) -> tuple[list[Feed], HoldO
 
 def test_every_eighth_feed_is_held_back_up_to_a_bound() -> None:
     kept, holder = split(64)
-    held = [int(f["x"][0, 0]) // 24 for f in holder.held_back]
+    held = [int(f["x"][0, 0]) // 24 for f in holder.held_out]
     assert held == [1, 9, 17, 25] and len(kept) == 60 and not holder.reused
 
 
 def test_a_lone_feed_serves_for_both_and_two_are_split() -> None:
     kept, holder = split(1)
-    assert holder.reused and len(kept) == len(holder.held_back) == 1
+    assert holder.reused and len(kept) == len(holder.held_out) == 1
     assert list(holder.calibration()) and holder.reused  # and again
     kept, holder = split(2, batch=100)
-    assert not holder.reused and len(kept) == len(holder.held_back) == 1
+    assert not holder.reused and len(kept) == len(holder.held_out) == 1
 
 
 def test_held_feeds_survive_a_source_that_reuses_its_array() -> None:
@@ -153,7 +153,7 @@ def test_held_feeds_survive_a_source_that_reuses_its_array() -> None:
 
     holder = HoldOut(source())
     list(holder.calibration())
-    assert [f["x"][0, 0] for f in holder.held_back] == [1, 9]
+    assert [f["x"][0, 0] for f in holder.held_out] == [1, 9]
 
 
 def test_hold_back_needs_something_left() -> None:
@@ -200,10 +200,10 @@ def test_splitting_loses_and_doubles_nothing(
     count: int, batch: int, every: int, at_most: int
 ) -> None:
     kept, holder = split(count, batch, every=every, at_most=at_most)
-    first = [float(f["x"][0, 0]) for f in (*kept, *holder.held_back)]
-    assert holder.reused == (count == 1) and kept and holder.held_back
+    first = [float(f["x"][0, 0]) for f in (*kept, *holder.held_out)]
+    assert holder.reused == (count == 1) and kept and holder.held_out
     assert len(set(first)) == count and len(first) == count + holder.reused
-    assert sum(map(sample_count, holder.held_back)) <= max(at_most, batch)
+    assert sum(map(sample_count, holder.held_out)) <= max(at_most, batch)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.bool_, np.float32])

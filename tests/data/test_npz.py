@@ -141,5 +141,5 @@ def test_folder_without_npz_and_unknown_form(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.npz files"):
         open_data(tmp_path, [X])
     (tmp_path / "x.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match=r"of no known form, expected x\.npz"):
+    with pytest.raises(DataError, match=r"of no known format, expected x\.npz"):
         open_data(tmp_path / "x.parquet", [X])

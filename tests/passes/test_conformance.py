@@ -318,8 +318,8 @@ def append_identity(graph: Graph, name: str) -> None:
 @pytest.mark.parametrize(
     ("item", "found"),
     [
-        (ClaimsAChange(), ["pass 'broken' said changed=True, but the graph is as it was"]),
-        (HidesAChange(), ["pass 'broken' said changed=False, but the graph changed"]),
+        (ClaimsAChange(), ["pass 'broken' returned True, but the graph did not change"]),
+        (HidesAChange(), ["pass 'broken' returned False, but the graph changed"]),
         (
             LeavesADanglingInput(),
             ["after pass 'broken': inputs-come-first: node 'MatMul:y' (MatMul) reads tensor "

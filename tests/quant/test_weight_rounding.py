@@ -231,7 +231,7 @@ def test_clamped_rows_are_made_up_for(inputs: int) -> None:
 
 
 def test_pairs_are_those_of_a_matrix() -> None:
-    with pytest.raises(ValueError, match="pairs are those of a matrix"):
+    with pytest.raises(ValueError, match="pairs need a matrix"):
         nearest(normal(4, 3, 2), PAIRED)
     with pytest.raises(ValueError, match="symmetric int8 by channel"):
         QSpec("int8", symmetric=True, paired=True)

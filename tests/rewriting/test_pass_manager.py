@@ -64,12 +64,12 @@ def test_honest_claims() -> None:
 
 
 def test_a_silent_change_is_caught() -> None:
-    with pytest.raises(PassError, match="'does' said changed=False, but the graph changed"):
+    with pytest.raises(PassError, match="'does' returned False, but the graph changed"):
         run(Does(bypass))
 
 
 def test_an_empty_claim_is_caught() -> None:
-    with pytest.raises(PassError, match="'does' said changed=True, but the graph is as it was"):
+    with pytest.raises(PassError, match="'does' returned True, but the graph did not change"):
         run(Does(claim=True))
 
 

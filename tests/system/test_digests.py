@@ -10,7 +10,7 @@ import pytest
 from qcompile.data.feed_digest import FeedDigest
 from qcompile.data.feeds import Feed
 from qcompile.errors import DataError, ModelError
-from qcompile.system.digests import of_file, of_model
+from qcompile.system.digests import file_digest, model_digest
 
 
 def digest(*feeds: Feed) -> str:
@@ -34,15 +34,15 @@ def test_a_model_is_its_bytes_or_its_file_and_what_lies_outside(tmp_path: Path) 
     path, beside = tmp_path / "m.onnx", tmp_path / "w.bin"
     path.write_bytes(b"model" * 1_000_000)  # more than one piece
     beside.write_bytes(b"weights")
-    assert of_model(path) == of_model(path.read_bytes()) == of_file(path)
-    whole = of_model(path, [beside])
-    assert whole != of_model(path)
+    assert model_digest(path) == model_digest(path.read_bytes()) == file_digest(path)
+    whole = model_digest(path, [beside])
+    assert whole != model_digest(path)
     beside.write_bytes(b"Weights")
-    assert of_model(path, [beside]) != whole
+    assert model_digest(path, [beside]) != whole
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.*cannot be read: No such file"):
-        of_file(tmp_path / "none")
+        file_digest(tmp_path / "none")
     with pytest.raises(ModelError, match=r"model .*none.*cannot be read"):
-        of_model(tmp_path / "none")
+        model_digest(tmp_path / "none")

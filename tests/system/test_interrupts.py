@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from qcompile.system.interrupts import held_back
+from qcompile.system.interrupts import deferred_interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -17,7 +17,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block(number: signal.Signals) -> 
 
     before, reached = signal.signal(number, stop), False
     try:
-        with pytest.raises(KeyboardInterrupt), held_back():
+        with pytest.raises(KeyboardInterrupt), deferred_interrupts():
             signal.raise_signal(number)
             reached = True
         assert reached and signal.getsignal(number) is stop
@@ -27,7 +27,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block(number: signal.Signals) -> 
 
 def test_without_an_interrupt_nothing_happens() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with held_back():
+    with deferred_interrupts():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -36,7 +36,7 @@ def test_another_thread_leaves_signals_alone() -> None:
     seen = []
 
     def look() -> None:
-        with held_back():
+        with deferred_interrupts():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=look)

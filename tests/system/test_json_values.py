@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pytest
 
-from qcompile.system.json_values import Record, Unbounded, members, plain, read
+from qcompile.system.json_values import Record, Unbounded, from_json, json_value, members
 
 
 class Pair(NamedTuple):
@@ -77,18 +77,18 @@ def test_what_is_none_is_null_or_an_empty_object_or_left_out() -> None:
 
         JSON = members("a b{} c?")
 
-    assert plain(Optional()) == {"a": None, "b": {}}
+    assert json_value(Optional()) == {"a": None, "b": {}}
 
 
 def test_other_values() -> None:
     found = {1: (float("nan"), Path("a/b")), "p": Pair(1, 2)}
-    assert plain(found) == {"1": [None, "a/b"], "p": {"a": 1, "b": 2}}
+    assert json_value(found) == {"1": [None, "a/b"], "p": {"a": 1, "b": 2}}
 
 
 def test_records_come_back() -> None:
     kept = Kept((Point(1.0, "p"), Point(2.0)), "closed", [1, 2])
-    assert read(Kept, kept.to_dict()) == kept
-    assert read(Kept, {"points": [{"x": 1}], "new": 3}) == Kept((Point(1),))
+    assert from_json(Kept, kept.to_dict()) == kept
+    assert from_json(Kept, {"points": [{"x": 1}], "new": 3}) == Kept((Point(1),))
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_records_come_back() -> None:
 )
 def test_what_is_no_record_is_an_error(value: Any) -> None:
     with pytest.raises(TypeError):
-        read(Kept, value)
+        from_json(Kept, value)

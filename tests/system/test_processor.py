@@ -12,7 +12,7 @@ import pytest
 
 from qcompile.system import memory, processor
 from qcompile.system.memory import release_memory
-from qcompile.system.processor import describe, instruction_sets
+from qcompile.system.processor import describe_environment, instruction_sets
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_versions_of_builds_for_other_devices(monkeypatch: pytest.MonkeyPatch) -
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(processor, "version", version)
-    found = describe()
+    found = describe_environment()
     assert (found.onnxruntime, found.numpy, found.onnx) == ("1.0", "1.0", "unknown")
 
 

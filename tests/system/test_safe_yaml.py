@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from qcompile.system.safe_yaml import load
+from qcompile.system.safe_yaml import load_yaml
 
 
 def test_values_are_plain() -> None:
-    assert load("a: [1, 2.5, yes]\nb: {c: null}") == {"a": [1, 2.5, True], "b": {"c": None}}
+    assert load_yaml("a: [1, 2.5, yes]\nb: {c: null}") == {"a": [1, 2.5, True], "b": {"c": None}}
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_values_are_plain() -> None:
 )
 def test_anything_else_is_a_value_error(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        load(text)
+        load_yaml(text)

@@ -36,7 +36,7 @@ from qcompile.ir import (
     scaled_operand,
     shape_of,
 )
-from qcompile.ir.analysis.token_axes import axes, by_position
+from qcompile.ir.analysis.token_axes import by_position, find_token_axes
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -274,7 +274,7 @@ class _Maker:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.known = axes(graph)
+        self.known = find_token_axes(graph)
         self.masks: dict[tuple[str, ...], Tensor] = {}
 
     def fuse(self, match: _Match) -> None:

@@ -26,7 +26,7 @@ from qcompile.ir import (
     is_op,
     shape_of,
 )
-from qcompile.ir.analysis.token_axes import Axes, axes, by_position
+from qcompile.ir.analysis.token_axes import Axes, by_position, find_token_axes
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -41,7 +41,7 @@ class FuseSkipLayerNorm(Pass):
     after: ClassVar[tuple[str, ...]] = ("fuse-attention",)
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        known = axes(graph)
+        known = find_token_axes(graph)
         changed = False
         for node in graph.nodes:
             norm = is_op(node, "LayerNormalization")

@@ -25,7 +25,7 @@ from qcompile.errors import DataError, OutputError, RecipeError
 from qcompile.planning.context import MODES
 from qcompile.rewriting.registry import nearest
 from qcompile.system import atomic_write, digests
-from qcompile.system.processor import describe
+from qcompile.system.processor import describe_environment
 from qcompile.targets.target import Mode
 
 VERSION = 1
@@ -101,7 +101,7 @@ class Lock:
             return None
         path = self.folder / str(self.calibration["file"])
         try:
-            digest = digests.of_file(path)
+            digest = digests.file_digest(path)
             if digest != self.calibration["sha256"]:
                 expected = str(self.calibration["sha256"])[:12]
                 raise DataError(f"{str(path)!r} has sha256 {digest[:12]}…, expected {expected}…")
@@ -126,7 +126,7 @@ _LINE: dict[str, Any] = {
 
 def environment() -> dict[str, Any]:
     """Versions and processor: what the bytes of a build may depend on besides its inputs."""
-    return {"qcompile": __version__, **describe().to_dict()}
+    return {"qcompile": __version__, **describe_environment().to_dict()}
 
 
 def is_lock(source: str | Path) -> bool:
@@ -156,7 +156,7 @@ def save_lock(path: Path, lock: Lock, calibration: Calibration | None) -> None:
         data_path = calibration_path(path)
         with atomic_write.replacing(data_path) as file:
             calibration_file.write_calibration(file, calibration)
-        entry = {"file": data_path.name, "sha256": digests.of_file(data_path)}
+        entry = {"file": data_path.name, "sha256": digests.file_digest(data_path)}
         lock = replace(lock, calibration={**entry, **asdict(calibration.account)})
     atomic_write.write_atomic(path, lock.to_yaml().encode())
 

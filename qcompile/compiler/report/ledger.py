@@ -18,7 +18,7 @@ from qcompile.ir.model_io.external_data import stored_bytes
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operator
 from qcompile.planning import Context, Decision
 from qcompile.quant import qparams
-from qcompile.system.json_values import Unbounded, read
+from qcompile.system.json_values import Unbounded, from_json
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
 
@@ -150,7 +150,7 @@ def summarize_rows(rows: list[LedgerRow]) -> list[Summary]:
 
 def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
     """The ledger of a report's JSON. Raises KeyError if there is none, TypeError if it is wrong."""
-    rows: list[LedgerRow] = read(list[LedgerRow], report["ledger"])
+    rows: list[LedgerRow] = from_json(list[LedgerRow], report["ledger"])
     return rows
 
 

@@ -160,7 +160,7 @@ def read_side(path: Path) -> Side:
     """Read one model, and its report and lock if they are next to it. Raises ModelError."""
     model, storage = read_model.read_model(path)
     external = read_model.external_files(model, storage)
-    own = digests.of_file(path)
+    own = digests.file_digest(path)
     report = sidecar_files.find_report(sidecar_files.report_path(path), own)
     lock = sidecar_files.find_lock(path, own)
     size = path.stat().st_size + external_data.external_bytes(model)
@@ -174,7 +174,7 @@ def read_side(path: Path) -> Side:
     return Side(
         path=path,
         bytes=size,
-        sha256=digests.of_model(path, external) if external else own,
+        sha256=digests.model_digest(path, external) if external else own,
         has_report=report is not None,
         has_lock=lock is not None,
         header=_header(model),

@@ -66,7 +66,7 @@ class FakeQuantizedModel:
 
 def make_switches(ctx: Context) -> list[FakeQuantSwitch]:
     """One per quantized tensor, or per operator on targets that quantize an operator as a whole."""
-    quantizer_nodes.lift_without_range(ctx)
+    quantizer_nodes.float_without_range(ctx)
     if ctx.target.quantize_interior:
         return [FakeQuantSwitch((decision,)) for decision in ctx.plan.quantized()]
     by_node: dict[str, list[Decision]] = {}
@@ -127,7 +127,7 @@ class _Builder:
         """Let the uses read the quantized tensor or the float one, as the flag says."""
         graph, key = self.graph, (part.tensor, part.spec)
         if key not in self.pairs:
-            self.pairs[key] = quantizer_nodes.activation(graph, self.ctx, part)
+            self.pairs[key] = quantizer_nodes.dequantized_activation(graph, self.ctx, part)
         flag = graph.add_input(f"{part.tensor}/on", np.bool_, ())
         self.model.flags[flag.name] = switch
         for node, uses in self._readers(part):
@@ -157,7 +157,7 @@ class _Builder:
         node = self.graph.find(use.node)
         weight = node.inputs[use.index]
         values = array(weight)
-        on = real(quantizer_nodes.integers(self.ctx, part, values))
+        on = real(quantizer_nodes.rounded_weight(self.ctx, part, values))
         before = self.float_linears.get(use.node)
         if before is not None:
             self._switch_bias(switch, node, before.bias)

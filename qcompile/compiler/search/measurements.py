@@ -22,7 +22,7 @@ from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.errors import OutputError
 from qcompile.runtime import session
-from qcompile.runtime.evaluation.user_metric import named
+from qcompile.runtime.evaluation.user_metric import resolve_metric
 from qcompile.system.atomic_write import replacing
 from qcompile.system.resume_cache import Cache, key_of
 
@@ -149,7 +149,7 @@ def _scores(content: dict[str, dict[str, Any]]) -> dict[str, Score]:
 def _digest(measured: Measurable, names: Iterable[str]) -> str:
     """Identity of what is measured: model, all data, recipe, gates, items, versions."""
     prepared, data = measured.prepared, measured.calibrated.held_out.digest
-    metric = None if prepared.options.metric is None else named(prepared.options.metric)[0]
+    metric = None if prepared.options.metric is None else resolve_metric(prepared.options.metric)[0]
     threads = prepared.options.threads or session.threads()
     model, recipe = prepared.float_model.digest, prepared.recipe.digest()
     settings = [environment(), threads, model, data, recipe, prepared.mode, metric]

@@ -14,7 +14,7 @@ from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.pipelines import Pipeline
 from qcompile.compiler.stages.prepare import Prepared
-from qcompile.data.feed_digest import FeedDigest, of_feeds
+from qcompile.data.feed_digest import FeedDigest, digest_feeds
 from qcompile.data.feeds import Feed, HoldOut
 from qcompile.errors import RecipeError
 from qcompile.ir import printer
@@ -119,7 +119,7 @@ def _cached(
     parts = [
         environment(), threads, prepared.float_model.digest, printer.structure(graph),
         held_out.digest, recipe.calibrator, recipe.mask_padding, prepared.options.max_memory,
-        [repr(r) for r in ctx.requests], watched, of_feeds(_general_text(prepared, watched)),
+        [repr(r) for r in ctx.requests], watched, digest_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
     return ResumableCalibration(cache, key_of(parts)), held_out
 
@@ -155,11 +155,11 @@ def _run(
     held_out = _checked(prepared, split, digest)
     text = _general_text(prepared, watched)
     for feed in text:
-        collecting.foresee(feed)
+        collecting.update_background(feed)
     account = CalibrationAccount(
         calibrator=prepared.recipe.calibrator,
         feeds=collecting.feeds_seen,
-        held_back=len(split.held_back),
+        held_out=len(split.held_out),
         tensors=len(ctx.requests),
         general_text=bool(text),
         padding_left_out=options.mask and any(t.token_axis is not None for t in collecting.taps),
@@ -217,7 +217,7 @@ def _held_out(prepared: Prepared) -> HeldOut:
 
 def _checked(prepared: Prepared, split: HoldOut, digest: FeedDigest) -> HeldOut:
     """The held-out feeds. Raises RecipeError where a lock was made with other data."""
-    feeds = [part for feed in split.held_back for part in prepared.budget.parts(feed)]
+    feeds = [part for feed in split.held_out for part in prepared.budget.parts(feed)]
     held_out = HeldOut(feeds, digest.hexdigest(), split.reused)
     lock_check.check_data(prepared.options.lock, held_out.digest, prepared.general_text)
     return held_out

@@ -74,7 +74,7 @@ def check_data(locked: Lock | None, digest: str | None, general_text: Feeds | No
 
 def digests_of(digest: str | None, general_text: Feeds | None) -> dict[str, str | None]:
     """SHA-256 of the data and of the general text, as a lock stores them."""
-    text = None if general_text is None else feed_digest.of_feeds(general_text)
+    text = None if general_text is None else feed_digest.digest_feeds(general_text)
     return {"sha256": digest, "general_text": text}
 
 

@@ -30,7 +30,7 @@ class FloatModel:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the model with its external data."""
-        return digests.of_model(self.stored, self.external)
+        return digests.model_digest(self.stored, self.external)
 
     @cached_property
     def _externalized(self) -> ModelFiles | None:
@@ -72,7 +72,7 @@ class CompiledModel:
     @cached_property
     def sha256(self) -> str:
         """Of the model's own file, which holds the digest of its data file."""
-        return digests.of_file(self.path)
+        return digests.file_digest(self.path)
 
     @cached_property
     def parsed(self) -> tuple[onnx.ModelProto, Storage]:

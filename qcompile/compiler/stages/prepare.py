@@ -176,7 +176,7 @@ def _record_types(graph: Graph, unknown: list[str], feeds: Feeds | None, seed: i
         reusable = feeds is not None and feeds.reusable
         feed = next(iter(feeds or ())) if reusable else synthetic_feeds(graph, {}, 1, seed)[0]
         model, folder = write_model.with_external_weights(graph)
-        tapped = write_model.save(session.with_outputs(model, unknown), folder)
+        tapped = write_model.save_proto(session.with_outputs(model, unknown), folder)
         types = session.record_types(tapped, feed)
     except (DataError, ModelError) as e:
         return [Note("types-unknown", f"{len(unknown)} tensors have no known type: {e}")]

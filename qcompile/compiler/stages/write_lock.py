@@ -84,7 +84,10 @@ def _data(rewritten: Rewritten) -> dict[str, Any] | None:
     if digest is None:
         return None
     account = calibrated.account
-    counts = {k: account and getattr(account, k) for k in ("feeds", "held_back")}
+    counts = {
+        "feeds": account and account.feeds,
+        "held_back": account and account.held_out,
+    }
     chosen = {k: getattr(prepared.options, k) for k in DATA_OPTIONS}
     return {**digests_of(digest, prepared.general_text), **counts, **chosen}
 

@@ -1,7 +1,7 @@
 """How much memory a model's activations take at once, for inputs of given shapes.
 
-Tensors live from the node that makes them to the last that reads them, in the order of the graph,
-which is the runtime's. What it fuses takes less.
+A tensor lives from the node that computes it to the last that reads it, in the order of the graph,
+which is the runtime's. Fused operators take less.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNKNOWN_ITEM = 4
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes alive at once, and the largest tensor among all."""
+    """Largest number of bytes alive at once; name and bytes of the largest tensor."""
 
     bytes: int
     tensor: str
@@ -32,7 +32,7 @@ class Footprint:
 def footprint(
     graph: Graph, evaluate: Evaluator, inputs: Mapping[str, tuple[int, ...]]
 ) -> Footprint:
-    """Activations for inputs of these shapes; tensors whose shape depends on data count nothing."""
+    """Memory of activations for inputs of these shapes, without shapes that depend on data."""
     shapes = shapes_for(graph, inputs, evaluate)
     sizes = {name: _bytes(t, shapes.get(name)) for name, t in _activations(graph).items()}
     last = {name: i for i, node in enumerate(graph.nodes) for name in reads(node)}

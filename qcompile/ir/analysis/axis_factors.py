@@ -1,9 +1,9 @@
-"""Axes as products of factors that are merged and split: a union-find with refinement.
+"""Axes as products of factors that can be merged and split: a union-find with refinement.
 
-An axis of 384 channels may be 12 heads of 32: Reshape takes it apart and puts it together again.
-What holds for an axis holds for its factors, so that a later split reaches every axis merged
-before. Sizes are vectors, one number for each probe (shape_probing.py), so that a factor of varying
-size is told from one that happens to be as large.
+An axis of 384 channels may be 12 heads of 32: Reshape splits it and joins it again. Properties
+belong to factors, so that a later split applies to every axis merged before. Sizes are vectors with
+one number per probe (shape_probing.py), so that a factor of varying size differs from one that
+happens to be as large.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ Size: TypeAlias = tuple[int, ...]
 
 @dataclass(eq=False)
 class Factor:
-    """One factor, and what became of it: ``parts`` holds one where merged, two where split.
+    """One factor; ``parts`` has the factor that it was merged into, or the two it was split into.
 
-    ``pinned``: why its order must stay, None where it is free. ``weighted``: an axis of a linear's
-    weight or the columns of a table.
+    ``pinned``: why its order must stay, None where it is free. ``weighted``: it belongs to an axis
+    of a linear's weight or to the columns of a table.
     """
 
     size: Size
     pinned: str | None = None
     weighted: bool = False
     parts: tuple[Factor, ...] = ()
-    merged: int = 1  # how many it stands for: the larger one survives, so that chains stay short
+    merged: int = (
+        1  # factors merged into it; the larger one survives a merge, so that chains stay short
+    )
 
     @property
     def fixed(self) -> int | None:
-        """Its size where that does not vary."""
+        """Its size, None where that varies between probes."""
         return self.size[0] if len(set(self.size)) == 1 else None
 
 
@@ -45,15 +47,15 @@ def axis_of(size: Size, pinned: str | None = None) -> Axis:
 
 
 def leaves(axis: Sequence[Factor]) -> list[Factor]:
-    """The factors as they are now."""
-    found: list[Factor] = []
+    """The current factors, after all merges and splits."""
+    current: list[Factor] = []
     for factor in axis:
         if factor.parts:
             factor.parts = tuple(leaves(factor.parts))
-            found += factor.parts
+            current += factor.parts
         else:
-            found.append(factor)
-    return found
+            current.append(factor)
+    return current
 
 
 def size_of(axis: Sequence[Factor], probes: int) -> Size:
@@ -71,7 +73,7 @@ def pin(axis: Sequence[Factor], reason: str) -> None:
 
 
 def unify(left: Axis, right: Axis) -> bool:
-    """Let two axes have one order; False where their factors do not line up."""
+    """Give two axes one order; False where their factors do not align."""
     ours, theirs = list(reversed(left)), list(reversed(right))
     while True:
         a, b = _next(ours), _next(theirs)
@@ -94,9 +96,9 @@ def unify(left: Axis, right: Axis) -> bool:
 
 
 def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis] | None:
-    """The axes of a Reshape to ``sizes``, in row-major order; None where they do not line up."""
+    """The axes of a Reshape to ``sizes``, in row-major order; None where factors do not align."""
     waiting = [factor for axis in reversed(axes) for factor in reversed(axis)]
-    made: list[Axis] = []
+    grouped: list[Axis] = []
     for size in sizes:
         axis: Axis = []
         while any(n != 1 for n in size):
@@ -111,12 +113,12 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[Size]) -> list[Axis] | None:
                 waiting.append(factor)
             else:
                 return None
-        made.append(axis)
-    return None if _next(waiting) is not None else made
+        grouped.append(axis)
+    return None if _next(waiting) is not None else grouped
 
 
 def _next(stack: list[Factor]) -> Factor | None:
-    """Take the major factor off a stack, as it is now."""
+    """Pop the next current factor off a stack."""
     while stack:
         factor = stack.pop()
         if not factor.parts:

@@ -1,7 +1,7 @@
-"""What operators do to the axes of their operands, one rule for each kind.
+"""How operators map the axes of their operands to axes of their outputs: one rule per operator.
 
-A rule says what the outputs' axes are made of, and merges those that must have one order. What
-reads or writes single entries of an axis pins it: its order must stay.
+A rule returns the outputs' axes, and merges axes that must have one order. Operators that read or
+write single entries of an axis pin it: its order must stay.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _SMALL = 1 << 16
 class Flow:
     """Axes by tensor name, for tensors of known rank.
 
-    ``hidden``: tensors that an operator makes inside, as the sums of a Softmax and the products
-    of a MatMul. They say which entries meet.
+    ``hidden``: axes of intermediate results inside operators, such as the sums of a Softmax and the
+    products of a MatMul before their sum. They show which entries are combined.
     """
 
     graph: Graph
@@ -45,7 +45,7 @@ class Flow:
     fixed: set[str] = field(default_factory=set)  # made of constants alone
 
     def sizes(self, tensor: Tensor) -> list[Size] | None:
-        """Dimensions in every probe, None where one is not known to all of them."""
+        """Each dimension's size in every probe, None where one is unknown in some probe."""
         declared = shape_of(tensor)
         for found in ([p.get(tensor.name) for p in self.probes], [declared] * len(self.probes)):
             known = [s for s in found if s is not None and all(isinstance(d, int) for d in s)]
@@ -54,7 +54,7 @@ class Flow:
         return None
 
     def fresh(self, tensor: Tensor, pinned: str | None = None) -> Axes | None:
-        """Axes that have to do with no others; None where their sizes are unknown."""
+        """New axes, unrelated to others; None where their sizes are unknown."""
         sizes = self.sizes(tensor)
         return None if sizes is None else [axis_of(s, pinned) for s in sizes]
 
@@ -73,13 +73,13 @@ class Flow:
         return size_of(axis, len(self.probes))
 
     def weigh(self, tensor: Tensor, axes: Axes) -> None:
-        """Note the axes of a matrix that lies in the model."""
+        """Mark the axes as weighted, if the tensor is constant."""
         if tensor.name in self.fixed:
             for factor in (f for axis in axes for f in leaves(axis)):
                 factor.weighted = True
 
 
-# What a rule answers: the axes of each output, or why all axes of the inputs must keep their order.
+# What a rule returns: the axes of each output, or why all axes of the inputs must keep their order.
 Result: TypeAlias = list[Axes] | Refusal
 Rule: TypeAlias = Callable[[Flow, Node, list[Axes]], Result]
 
@@ -98,7 +98,7 @@ def _elementwise(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _normalize(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    """Mean and variance do not depend on the order of what they are taken over."""
+    """Mean and variance do not depend on the order of the normalized entries."""
     axes = _in_place(node, given)
     if isinstance(axes, Refusal):
         return axes
@@ -110,7 +110,7 @@ def _normalize(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 def _softmax(flow: Flow, node: Node, given: list[Axes]) -> Result:
     axes = given[0]
-    if flow.graph.opset < 13:  # older ones take all axes from there on for one
+    if flow.graph.opset < 13:  # older versions flatten all axes from there on
         return Refusal("flattens its input")
     axis = int(node.attrs.get("axis", -1)) % len(axes)
     flow.hidden.append([a for i, a in enumerate(axes) if i != axis])
@@ -118,9 +118,9 @@ def _softmax(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _reduce(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    """Sums, products and extrema do not depend on the order either."""
+    """Sums, products and extrema do not depend on the order of entries."""
     axes = given[0]
-    chosen = _integers(node, 1, "axes")
+    chosen = _axes_of(node, 1, "axes")
     if isinstance(chosen, Refusal):
         return chosen
     if not chosen and not node.attrs.get("noop_with_empty_axes", 0):
@@ -132,10 +132,10 @@ def _reduce(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _in_place(node: Node, given: list[Axes]) -> Axes | Refusal:
-    """Axes of what comes of operands value by value.
+    """Axes of an elementwise operator's result.
 
-    A constant that is the same all along an axis fits any order: it relates no axes. Exporters
-    share one vector of zeros between biases that have nothing to do with each other.
+    A constant that does not vary along an axis fits any order, so it relates no axes: exporters
+    share one vector of zeros between unrelated biases.
     """
     made = _broadcast([_varying(t, a) for t, a in zip(node.inputs, given, strict=True)])
     if isinstance(made, Refusal):
@@ -147,7 +147,7 @@ def _in_place(node: Node, given: list[Axes]) -> Axes | Refusal:
 
 
 def _varying(tensor: Tensor, axes: Axes) -> Axes:
-    """The axes of an operand without those along which it is a constant that does not vary."""
+    """An operand's axes, empty where it is a constant that does not vary along them."""
     size = np.prod(tensor.shape, dtype=np.int64) if is_constant(tensor) else 0
     if not 0 < size <= _SMALL:
         return axes
@@ -157,7 +157,7 @@ def _varying(tensor: Tensor, axes: Axes) -> Axes:
 
 
 def _broadcast(operands: Sequence[Axes]) -> Axes | Refusal:
-    """Axes of what comes of operands aligned at their last axis."""
+    """Axes of the result of broadcasting, which aligns operands at their last axis."""
     wide = max((len(axes) for axes in operands), default=0)
     made: Axes = [[] for _ in range(wide)]
     for axes in operands:
@@ -168,7 +168,7 @@ def _broadcast(operands: Sequence[Axes]) -> Axes | Refusal:
     return made
 
 
-# ---- rules: products
+# ---- rules: matrix multiplications
 
 
 def _matmul(flow: Flow, node: Node, given: list[Axes]) -> Result:
@@ -181,7 +181,7 @@ def _matmul(flow: Flow, node: Node, given: list[Axes]) -> Result:
     if isinstance(batch, Refusal):
         return batch
     columns = right[-1:] if len(right) > 1 else []
-    flow.hidden.append([*batch, *left[-2:], *columns])  # products before they are summed
+    flow.hidden.append([*batch, *left[-2:], *columns])  # products before their sum
     return [[*batch, *left[-2:-1], *columns]]
 
 
@@ -200,7 +200,7 @@ def _attention(flow: Flow, node: Node, given: list[Axes]) -> Result:
     more = [t for t in (*node.inputs[4:], *node.outputs[1:]) if t.name]
     query, key, value = given[:3]
     if more or any(len(axes) != 4 for axes in (query, key, value)):
-        return Refusal("is followed for four axes and without past keys alone")
+        return Refusal("is supported only with four axes and without past keys")
     if not unify(query[3], key[3]):
         return Refusal("splits it in a way that does not fit another")
     for other in (key, value):
@@ -229,7 +229,7 @@ def _transpose(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _unsqueeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    added = _integers(node, 1, "axes")
+    added = _axes_of(node, 1, "axes")
     if isinstance(added, Refusal):
         return added
     wide = len(given[0]) + len(added or ())
@@ -239,7 +239,7 @@ def _unsqueeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _squeeze(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    chosen = _integers(node, 1, "axes")
+    chosen = _axes_of(node, 1, "axes")
     if isinstance(chosen, Refusal):
         return chosen
     if chosen is None:
@@ -263,7 +263,7 @@ def _flatten(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _target_sizes(flow: Flow, node: Node, axes: Axes) -> list[Size] | None:
-    """Sizes out of a constant shape, where inference could not follow what came before."""
+    """Sizes from a Reshape's constant shape, where inference does not know its input; else None."""
     if len(node.inputs) < 2 or not is_constant(node.inputs[1]) or node.attrs.get("allowzero", 0):
         return None
     target = [int(n) for n in array(node.inputs[1])]
@@ -271,7 +271,7 @@ def _target_sizes(flow: Flow, node: Node, axes: Axes) -> list[Size] | None:
         return None
     count = len(flow.probes)
     sizes = [(abs(n),) * count if n else flow.size(axes[i]) for i, n in enumerate(target)]
-    if -1 in target:  # which stands among the sizes as one
+    if -1 in target:  # its size is 1 in ``sizes`` so far
         total = np.prod([flow.size(axis) for axis in (*axes, [])], axis=0, dtype=np.int64)
         others = np.prod(sizes, axis=0, dtype=np.int64)
         sizes[target.index(-1)] = tuple(int(n) for n in total // np.maximum(others, 1))
@@ -279,7 +279,7 @@ def _target_sizes(flow: Flow, node: Node, axes: Axes) -> list[Size] | None:
 
 
 def _expand(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    """Copies along an axis are all alike: they fit any order."""
+    """Copies along an axis are all equal: they fit any order."""
     wide = flow.fresh(node.outputs[0])
     if wide is None:
         return Refusal("makes a tensor of unknown shape")
@@ -291,28 +291,28 @@ def _expand(flow: Flow, node: Node, given: list[Axes]) -> Result:
 
 
 def _slice(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    chosen = _integers(node, 3, "axes")
+    chosen = _axes_of(node, 3, "axes")
     if isinstance(chosen, Refusal):
         return chosen
     if chosen is None:
         starts = flow.size(given[1][0])[0] if len(given) > 1 else len(node.attrs["starts"])
         chosen = list(range(starts))
-    return _cut(flow, node, given[0], chosen)
+    return _take_part(flow, node, given[0], chosen)
 
 
 def _split(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    return _cut(flow, node, given[0], [int(node.attrs.get("axis", 0))])
+    return _take_part(flow, node, given[0], [int(node.attrs.get("axis", 0))])
 
 
-def _cut(flow: Flow, node: Node, axes: Axes, chosen: Sequence[int]) -> Result:
-    made = [flow.fresh(t, reason(node, "cuts it out")) for t in node.outputs]
+def _take_part(flow: Flow, node: Node, axes: Axes, chosen: Sequence[int]) -> Result:
+    made = [flow.fresh(t, reason(node, "takes a part of it")) for t in node.outputs]
     known = [m for m in made if m is not None]
     if len(known) < len(made):
         return Refusal("makes a tensor of unknown shape")
-    cut = {i % len(axes) for i in chosen}
-    for i in cut:
-        pin(axes[i], reason(node, "cuts it"))
-    return [[m[i] if i in cut else axis for i, axis in enumerate(axes)] for m in known]
+    split = {i % len(axes) for i in chosen}
+    for i in split:
+        pin(axes[i], reason(node, "splits it"))
+    return [[m[i] if i in split else axis for i, axis in enumerate(axes)] for m in known]
 
 
 def _concat(flow: Flow, node: Node, given: list[Axes]) -> Result:
@@ -321,20 +321,20 @@ def _concat(flow: Flow, node: Node, given: list[Axes]) -> Result:
     if isinstance(rest, Refusal):
         return rest
     for axes in given:
-        pin(axes[axis], reason(node, "joins it with another"))
+        pin(axes[axis], reason(node, "concatenates it"))
     total = np.array([flow.size(axes[axis]) for axes in given]).sum(0)
-    rest[axis] = axis_of(tuple(int(n) for n in total), reason(node, "joins it"))
+    rest[axis] = axis_of(tuple(int(n) for n in total), reason(node, "concatenates it"))
     return [rest]
 
 
 def _shape(flow: Flow, node: Node, given: list[Axes]) -> Result:
-    """Only sizes are read."""
+    """The order of entries does not matter: only sizes are read."""
     made = flow.fresh(node.outputs[0], reason(node, "makes it"))
     return Refusal("makes a tensor of unknown shape") if made is None else [made]
 
 
-def _integers(node: Node, index: int, attribute: str) -> list[int] | Refusal | None:
-    """An operand that became an input in a later opset; None where there is none."""
+def _axes_of(node: Node, index: int, attribute: str) -> list[int] | Refusal | None:
+    """Axes from an attribute, or from an input as in later opsets; None where there are none."""
     if attribute in node.attrs:
         return [int(i) for i in node.attrs[attribute]]
     if len(node.inputs) <= index or not node.inputs[index].name:

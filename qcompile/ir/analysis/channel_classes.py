@@ -1,11 +1,11 @@
-"""Which axes must share the order of their channels, and what keeps an order from changing.
+"""Which axes must share one order of channels, and what prevents a change of that order.
 
-A linear's output, what is added to it, the normalization behind it and the rows of the weights
-that read it are one class: permute them all alike, and the model computes the same. Edits nothing.
+A linear's output, what is added to it, the normalization after it and the rows of the weights that
+read it are one class: if all are permuted alike, the model computes the same. Edits nothing.
 
-Classes are found by following axes through all operators (axis_propagation.py), as products of
-factors (axis_factors.py): of an axis of 12 heads by 32, the 32 are a class and each head may have
-an order of its own, as long as everything that carries these channels also carries the head.
+Classes are found by propagating axes through all operators (axis_propagation.py), as products of
+factors (axis_factors.py). Of an axis of 12 heads by 32 channels, the 32 are a class, and each head
+may have its own order, as long as every tensor with these channels also has the head.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ from qcompile.quant import Array
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of one tensor, counted from the back.
+    """One axis of one tensor; ``axis`` is counted from the back.
 
-    ``sizes``: the factors of the axis, major first. ``place``: which of them the channels are.
-    ``heads``: which of them the class's heads are, () where a head is not on this axis.
+    ``sizes``: the factors of the axis, major first. ``place``: index of the factor with the
+    channels. ``heads``: indices of the factors with the class's heads, () where one is not on this
+    axis.
     """
 
     tensor: str
@@ -52,9 +53,10 @@ class Member:
     heads: tuple[int, ...] = ()
 
     def spread(self, order: Array) -> Array:
-        """The order of the whole axis, for an order of the channels, (*heads, channels)."""
+        """The permutation of the whole axis, (length,), for an ``order`` (*heads, channels)."""
         places = (*self.heads, self.place)
         sizes = [n if i in places else 1 for i, n in enumerate(self.sizes)]
+        # Broadcast the order over the other factors, and apply it to the positions on the axis.
         index = order.transpose(np.argsort(places)).reshape(sizes)
         grid = np.arange(int(np.prod(self.sizes))).reshape(self.sizes)
         index = np.broadcast_to(index, grid.shape)
@@ -62,7 +64,7 @@ class Member:
         return spread
 
     def largest(self, values: Array) -> Array:
-        """The largest of the axis's values for each channel, (*heads, channels)."""
+        """For values along the axis, (length,): their maximum per channel, (*heads, channels)."""
         places = (*self.heads, self.place)
         rest = tuple(i for i in range(len(self.sizes)) if i not in places)
         kept = values.reshape(self.sizes).max(axis=rest)
@@ -74,8 +76,8 @@ class Member:
 class ChannelClass:
     """Axes that must share one order of ``size`` channels, in each block of ``heads``.
 
-    ``pinned``: why that order must stay, None where it may change. ``outputs``: those of the
-    activations that are graph outputs.
+    ``pinned``: why that order must stay, None where it may change. ``outputs``: the activations
+    that are graph outputs.
     """
 
     size: int
@@ -87,7 +89,7 @@ class ChannelClass:
 
     @property
     def name(self) -> str:
-        """Its first tensor that survives a permutation by name, for messages."""
+        """The first tensor, for messages."""
         return (*self.activations, *self.constants)[0].tensor
 
     @property
@@ -95,7 +97,7 @@ class ChannelClass:
         return bool(self.outputs)
 
     def alike(self) -> ChannelClass:
-        """The class where all heads have one order."""
+        """The same class with one order for all heads."""
         parts = (self.constants, self.activations, self.outputs)
         constants, activations, outputs = (
             tuple(replace(m, heads=()) for m in part) for part in parts
@@ -106,9 +108,9 @@ class ChannelClass:
 
 
 def channel_classes(graph: Graph, evaluate: Evaluator) -> list[ChannelClass]:
-    """The classes of all channels that a linear or a table of the model makes or reads.
+    """The classes of all channels that a linear or a table writes or reads.
 
-    An index over blocks of channels, as that of heads, keeps its order and is no class.
+    Indices over blocks of channels, such as heads, keep their order and are not classes.
     """
     flow = _followed(graph, evaluate)
     found = {name: [leaves(axis) for axis in axes] for name, axes in flow.axes.items()}
@@ -125,7 +127,7 @@ def channel_classes(graph: Graph, evaluate: Evaluator) -> list[ChannelClass]:
     }
     views = _Views(graph, tensors, found, hidden)
     classes = [views.channel_class(f) for f in _weighted(found) if id(f) not in majors]
-    return [c for c in classes if c.constants]  # a table that Expand makes is none
+    return [c for c in classes if c.constants]  # without constants there is nothing to permute
 
 
 def _weighted(found: Mapping[str, Axes]) -> Iterator[Factor]:
@@ -140,7 +142,7 @@ def _followed(graph: Graph, evaluate: Evaluator) -> Flow:
     """The axes of all tensors of a graph."""
     flow = Flow(graph, probed_shapes(_in_standard_operators(graph), evaluate))
     for tensor in graph.inputs:
-        axes = flow.fresh(tensor, f"graph input {tensor.name!r} comes in it")
+        axes = flow.fresh(tensor, f"graph input {tensor.name!r} has it")
         flow.axes |= {} if axes is None else {tensor.name: axes}
     tensors = graph.tensors()
     for node in graph.nodes:
@@ -149,7 +151,7 @@ def _followed(graph: Graph, evaluate: Evaluator) -> Flow:
 
 
 def _in_standard_operators(graph: Graph) -> Graph:
-    """A copy without weights, of the same shapes: inference knows no contrib operators."""
+    """A copy without weights, with contrib operators replaced, since inference knows none."""
     model = skeleton(graph)
     for node in model.graph.node:
         if node.domain == MICROSOFT and is_op(node, *ELEMENTWISE):
@@ -175,14 +177,14 @@ def _apply_rule(flow: Flow, node: Node) -> Result:
     given = [flow.of(t) for t in node.inputs]
     known = [axes for axes in given if axes is not None]
     if rule is None:
-        return Refusal("is not known to keep its entries apart")
+        return Refusal("may mix its entries")
     if len(known) < len(given):
         return Refusal("reads a tensor of unknown shape")
     return rule(flow, node, known)
 
 
 def _pin_all(flow: Flow, node: Node, why: str, tensors: Mapping[str, Tensor]) -> dict[str, Axes]:
-    """All that a node reads keeps its order, and what it makes has to do with nothing else."""
+    """Pin all axes that a node reads, and give its outputs new, pinned axes."""
     for tensor in (tensors[name] for name in reads(node) if name in tensors):
         for axis in flow.of(tensor) or []:
             pin(axis, why)
@@ -191,9 +193,9 @@ def _pin_all(flow: Flow, node: Node, why: str, tensors: Mapping[str, Tensor]) ->
 
 
 def _pin_outputs(graph: Graph, found: Mapping[str, Axes]) -> None:
-    """Outputs to which no order can be given back: a Gather stands behind the node that makes it.
+    """Pin graph outputs whose order cannot be restored by a Gather after their producer.
 
-    A tensor that a subgraph reads is pinned by the node that holds the subgraph.
+    A tensor that a subgraph reads is pinned by the node with the subgraph.
     """
     for tensor in graph.outputs:
         maker = graph.producer(tensor)
@@ -210,7 +212,7 @@ def _pin_outputs(graph: Graph, found: Mapping[str, Axes]) -> None:
 
 @dataclass(frozen=True)
 class _Views:
-    """All tensors by the factors of their axes; ``hidden`` ones have no names."""
+    """The axes of all tensors; ``hidden``: of intermediate results, which have no names."""
 
     graph: Graph
     tensors: Mapping[str, Tensor]
@@ -239,10 +241,11 @@ class _Views:
         )
 
     def _heads(self, factor: Factor) -> list[Factor]:
-        """Factors that choose the order: everything that carries the channels carries them once.
+        """Factors that may each have their own order of channels.
 
-        Constants and outputs must have them on the same axis, major to the channels: one order of
-        that axis is all that can be written into them.
+        Every tensor with the channels must have such a factor exactly once. Constants and outputs
+        must have it on the same axis, major to the channels, since one permutation of that axis is
+        all that can be applied to them.
         """
         common: list[Factor] | None = None
         for axes in self._carriers(factor):

@@ -1,4 +1,4 @@
-"""Replacing what is known at compile time by constants: evaluated nodes, fixed dimensions."""
+"""Replaces values known at compile time by constants: of nodes, and fixed dimensions."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from qcompile.ir.operators import RANDOM
 from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.quant import Array
 
-# Runs nodes that depend on constants alone: their outputs by name, or why there are none. The
-# compiler hands it in, since passes and this module do not know the runtime.
+# Runs nodes that depend only on constants: returns their outputs by name, or a Refusal. The
+# compiler passes it in, since passes and this module must not import the runtime.
 Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
-# Random and stateful operators; quantizers, because a weight's DequantizeLinear must stay (so must
-# the Cast of integer weights).
+# Not evaluated: random operators, and quantizers, because a weight's DequantizeLinear must stay (so
+# must the Cast of int8 weights).
 _KEPT = {*RANDOM, *QUANTIZERS, "Constant"}
 
 
 def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
-    """Nodes that depend on constants alone and that ``accept`` admits, in order."""
+    """Nodes that depend only on constants and that ``accept`` returns True for, in order."""
     known: set[str] = set()
-    found = []
+    nodes = []
     for node in graph.nodes:
         if node.op in _KEPT or not node.inputs or has_subgraph(node) or keeps_integers(node):
             continue
-        given = [t for t in node.inputs if t.name]
-        if all(is_constant(t) or t.name in known for t in given) and accept(node):
+        inputs = [t for t in node.inputs if t.name]
+        if all(is_constant(t) or t.name in known for t in inputs) and accept(node):
             known |= {t.name for t in node.outputs}
-            found.append(node)
-    return found
+            nodes.append(node)
+    return nodes
 
 
 def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) -> bool:
-    """Let constants stand for the outputs of ``nodes``; graph outputs keep their node."""
+    """Replace outputs of ``nodes`` by constants, but not graph outputs; True where any was."""
     changed = False
     for tensor in (t for n in nodes for t in n.outputs):
         if tensor.name in values and tensor.outputs and not graph.is_output(tensor):
@@ -46,7 +46,10 @@ def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) ->
 
 
 def fold_shape(graph: Graph, node: Node, shape: Shape | None) -> bool:
-    """Readers of a Shape node that ask only for fixed dimensions get them as constants."""
+    """Replace a Shape node, or Gather and Slice after it, by constants where dimensions are fixed.
+
+    Returns True where anything changed.
+    """
     out = node.outputs[0]
     if shape is None or graph.is_output(out) or not out.outputs:
         return False
@@ -65,7 +68,7 @@ def fold_shape(graph: Graph, node: Node, shape: Shape | None) -> bool:
 
 
 def _picked(reader: Node, dims_tensor: Tensor, dims: Shape) -> Array | None:
-    """What a Gather or Slice reads out of ``dims``, None unless all of it is fixed."""
+    """The dimensions that a Gather or Slice selects, int64; None unless all are fixed."""
     if not is_op(reader, "Gather", "Slice") or reader.inputs[0] is not dims_tensor:
         return None
     operands = [t for t in reader.inputs[1:] if t.name]

@@ -1,7 +1,7 @@
-"""What the passes on convolutions agree on: which activation becomes part of one, and its bounds.
+"""Shared by the passes on convolutions: which activation a quantized convolution includes.
 
-An integer convolution ends by cutting its sums to the range of its result. Where Relu or Clip does
-nothing else, it is part of the quantizer behind it, and the convolution writes what it would.
+A quantized convolution clips its sums to the range of its result. A Relu or Clip that does no more
+than the quantizer after it is redundant, so the convolution can write the quantized result.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _IMAGE_OPS = (
     "InstanceNormalization", "LRN", "MaxPool", "Upsample",
 )  # fmt: skip
 _KEEP_AXES = (*ELEMENTWISE, "Concat", "Pad", "Resize", "Slice")
-_HALF_STEP = 0.51  # zero points are rounded: saturation may begin half a step beyond a bound
+_HALF_STEP = 0.51  # zero points are rounded, so saturation may start half a step beyond a bound
 
 
 def result(graph: Graph, tensor: Tensor) -> Tensor:
-    """What stands for a tensor in integers: what Relu or Clip makes of it, if that alone reads."""
+    """The tensor to quantize for a result: that of the Relu or Clip after it, if any."""
     reader = graph.only_consumer(tensor)
     return tensor if reader is None or bounds(reader) is None else reader.outputs[0]
 
 
 def bounds(node: Node) -> tuple[float, float] | None:
-    """Lower and upper bound of a Relu or Clip that leaves 0 as it is, None for anything else."""
+    """Bounds of a Relu, or of a Clip whose interval includes 0; None for anything else."""
     if is_op(node, "Relu"):
         return 0.0, np.inf
     if not is_op(node, "Clip"):
@@ -41,40 +41,40 @@ def bounds(node: Node) -> tuple[float, float] | None:
 
 
 def saturates(node: Node, quantizer: Node) -> bool:
-    """True where a quantizer for the whole tensor cuts off all that a Relu or Clip would."""
+    """True where a per-tensor quantizer clips at least as much as the Relu or Clip before it."""
     limits, step = bounds(node), scalar(quantizer.inputs[1])
     zero = quantizer.inputs[2] if len(quantizer.inputs) > 2 else None
     if limits is None or step is None or zero is None or not is_constant(zero):
         return False
-    held, point = np.iinfo(zero.dtype), int(array(zero).reshape(-1)[0])
-    low, high = (held.min - point) * step, (held.max - point) * step
+    limits_q, point = np.iinfo(zero.dtype), int(array(zero).reshape(-1)[0])
+    low, high = (limits_q.min - point) * step, (limits_q.max - point) * step
     margin = _HALF_STEP * step
     return bool(low >= limits[0] - margin and high <= limits[1] + margin)
 
 
 def quantized_result(graph: Graph, node: Node) -> Node | Refusal:
-    """The quantizer of an operator's result, or why it cannot write integers itself.
+    """The quantizer of an operator's result, or why the operator cannot write quantized values.
 
-    Of a Relu or Clip in between the quantizer cuts off all that it would.
+    A Relu or Clip in between must clip no more than the quantizer.
     """
     reader = graph.only_consumer(node.outputs[0])
-    cut = reader if reader is not None and bounds(reader) is not None else None
-    if cut is not None:
-        reader = graph.only_consumer(cut.outputs[0])
+    activation = reader if reader is not None and bounds(reader) is not None else None
+    if activation is not None:
+        reader = graph.only_consumer(activation.outputs[0])
     if reader is None or not is_op(reader, "QuantizeLinear"):
         return Refusal("its result is not quantized, or has other readers")
     if not is_plain(reader):
         return Refusal("its result is not uint8 with one constant float32 scale and a zero point")
-    if cut is not None and not saturates(cut, reader):
-        return Refusal("the activation behind it cuts deeper than the integers end")
+    if activation is not None and not saturates(activation, reader):
+        return Refusal("the activation after it clips more than the quantizer does")
     if graph.is_output(reader.outputs[0]):
-        return Refusal("its integers are a graph output")
+        return Refusal("its quantized result is a graph output")
     return reader
 
 
 def is_plain(node: Node) -> bool:
-    """True for a quantizer, or what undoes one, with constant parameters for the whole tensor:
-    uint8, and a scale in float32, which is all that the integer operators take."""
+    """True for a per-tensor quantizer or dequantizer as QLinear operators accept it: constant
+    parameters, uint8, and a float32 scale."""
     if len(node.inputs) < 3 or any(scalar(t) is None for t in node.inputs[1:3]):
         return False
     return bool(node.inputs[1].dtype == np.float32 and node.inputs[2].dtype == np.uint8)
@@ -83,7 +83,7 @@ def is_plain(node: Node) -> bool:
 def channels_first(graph: Graph) -> set[str]:
     """Names of tensors whose channels are axis 1, as in [batch, channels, height, width].
 
-    Found from convolutions and pools, and followed both ways through operators that keep the axes.
+    From convolutions and pools, propagated both ways through operators that keep the axes.
     """
     found: set[str] = set()
     for node in graph.nodes:

@@ -1,8 +1,8 @@
 """Which tensors carry the model's data, and which only shapes, indices or masks.
 
-The data path starts at float graph inputs, embedding lookups and products with float weights, and
-follows every operator. A mask made from integers by Cast, Sub and Mul is not on it: quantizing
-that arithmetic gave other tools Gather indices out of range and NaN zero points.
+The data path starts at float graph inputs, embedding lookups and matrix multiplications by float
+weights, and follows every operator. A mask computed from integers by Cast, Sub and Mul is not on
+it: tools that quantize that arithmetic get Gather indices out of range and NaN zero points.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_layout, is_op, rank
 from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS
 
-MASK = "attention_mask"  # the input that tells text from padding, by transformers' convention
+MASK = "attention_mask"  # the input that marks padding, by the convention of transformers
 _WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm")
 # Masking constants: float32's and float16's lowest, and the round numbers exporters choose.
 _MASK_VALUE = 1e4
@@ -33,7 +33,9 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 def is_masking(node: Node, path: set[str]) -> bool:
-    """True where a node mixes data with a mask: a computed operand off the path, or a huge one."""
+    """True where a node combines data with a mask: a computed operand off the path, or a constant
+    with huge values.
+    """
     if not is_op(node, *MASKING):
         return False
     for tensor in node.inputs:
@@ -47,7 +49,7 @@ def is_masking(node: Node, path: set[str]) -> bool:
 
 
 def layout_root(graph: Graph, tensor: Tensor) -> Tensor:
-    """The tensor whose values these are, before layout operators moved them."""
+    """The tensor with the same values before all layout operators."""
     while (node := graph.producer(tensor)) is not None and is_layout(node):
         if is_constant(node.inputs[0]):
             break
@@ -56,9 +58,10 @@ def layout_root(graph: Graph, tensor: Tensor) -> Tensor:
 
 
 def aliases(graph: Graph, tensor: Tensor) -> tuple[list[str], list[str]]:
-    """Names that stand for a tensor's values: of tensors, and of nodes.
+    """Names for a tensor's values: of tensors, and of nodes.
 
-    Its own and what layout operators make of it; the node that makes it and all that read it.
+    Tensors: itself, and results of layout operators on it. Nodes: its producer, and all readers of
+    these tensors.
     """
     maker = graph.producer(tensor)
     nodes = [] if maker is None else [maker.name]
@@ -75,10 +78,10 @@ def aliases(graph: Graph, tensor: Tensor) -> tuple[list[str], list[str]]:
 
 
 def movers_before(graph: Graph, tensor: Tensor, also: tuple[str, ...] = ()) -> list[Node]:
-    """Operators that move values in front of a tensor, nearest first, that nothing else reads.
+    """Layout operators before a tensor, nearest first, whose results have no other reader.
 
-    Only those that take 8-bit tensors and have no operand whose meaning depends on the type;
-    ``also`` names more of them.
+    Only those that accept 8-bit tensors and have no operand whose meaning depends on the type;
+    ``also`` names more.
     """
     chain: list[Node] = []
     while graph.only_consumer(tensor) is not None:
@@ -93,7 +96,7 @@ def movers_before(graph: Graph, tensor: Tensor, also: tuple[str, ...] = ()) -> l
 
 
 def derived_from(graph: Graph, name: str) -> set[str]:
-    """Tensors computed from one graph input, constants and shapes alone, itself too."""
+    """The tensors computed only from one graph input, constants and shapes, and itself."""
     found, shapes = {name}, set[str]()
     for node in graph.nodes:
         data = [t.name for t in node.inputs if t.name and not is_constant(t)]

@@ -9,7 +9,7 @@ _PREFIX = "role:"
 
 
 def matches(pattern: str, names: Iterable[str]) -> bool:
-    """True where a glob fits a name; one that begins with ``role:`` is held to labels, no other."""
+    """True where a glob matches a name; globs that start with ``role:`` match only role labels."""
     asks_role = is_role(pattern)
     return any(fnmatchcase(n, pattern) for n in names if is_role(n) == asks_role)
 

@@ -1,8 +1,8 @@
-"""What a model has been quantized with when it comes in, and which of its weights are integers.
+"""Recognizes what is quantized already in an input model, and which of its weights are.
 
-Three forms: Q/DQ pairs; operators that compute in integers (MatMulInteger, QLinear*, those of
-com.microsoft); and integer constants that Cast, Sub and Mul turn to float. All stay as they are: to
-quantize them again would round twice.
+Three patterns: Q/DQ pairs; quantized operators (MatMulInteger, QLinear*, those of com.microsoft);
+and int8 constants that Cast, Sub and Mul convert to float. All are left unchanged: quantizing them
+again would round twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
 from qcompile.ir.operators import MOVERS
 from qcompile.ir.quantized_operators import quantized_operator
 
-# What stands between an integer constant and the operator that reads it as a float weight.
+# Operators between an int8 constant and the operator that reads it as a float weight.
 _PASS_WEIGHT = (
     *MOVERS, "Cast", "DequantizeLinear", "Mul", "Sub", "com.microsoft.DequantizeLinear",
 )  # fmt: skip
@@ -23,7 +23,7 @@ _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
 
 
 def is_quantized_weight(graph: Graph, tensor: Tensor) -> bool:
-    """True where float values are computed from an integer constant of rank 2 or more."""
+    """True where a float tensor is computed from an int8 or 4-bit constant of rank 2 or more."""
     node = graph.producer(tensor)
     while node is not None and is_op(node, *_PASS_WEIGHT):
         if any(_is_integer_constant(t) for t in node.inputs):
@@ -34,7 +34,9 @@ def is_quantized_weight(graph: Graph, tensor: Tensor) -> bool:
 
 
 def keeps_integers(node: Node) -> bool:
-    """True for a Cast of quantized weights to float: folded, it would take four times the bytes."""
+    """True for a Cast of quantized weights to float, which is not folded: that would take four
+    times the bytes.
+    """
     return is_op(node, "Cast") and _is_integer_constant(node.inputs[0])
 
 
@@ -55,9 +57,9 @@ def inventory(graph: Graph) -> str:
 
 
 def scale_arithmetic(graph: Graph) -> set[str]:
-    """Names of tensors that a dynamic quantizer's scale is multiplied into, up to the product.
+    """Names of the scales in the arithmetic after a dynamically quantized MatMulInteger.
 
-    ``Mul(Cast(MatMulInteger), Mul(a_scale, b_scale))``: scales and integers as floats, no data.
+    In ``Mul(Cast(MatMulInteger), Mul(a_scale, b_scale))`` these tensors are float, but not data.
     """
     found = {n.outputs[1].name for n in graph.nodes if is_op(n, "DynamicQuantizeLinear")}
     for node in graph.nodes:

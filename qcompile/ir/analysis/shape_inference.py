@@ -2,8 +2,8 @@
 
 Inference names the dimensions it cannot compute; two dimensions with one name are equal, also
 through Shape, Gather and Concat (data propagation). That is what lets passes prove that a Reshape
-keeps its batch dimension. ONNX Runtime's symbolic shape inference is not used: it fails on plain
-BERT exports.
+keeps its batch dimension. ONNX Runtime's symbolic shape inference is not used: it fails on
+standard BERT exports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qcompile.ir import Graph, Shape, is_constant
 from qcompile.ir.model_io.size_limits import check_sizes
 from qcompile.ir.model_io.to_proto import skeleton
 
-# Data propagation keeps a hundred bytes an element. A shape has a few, a vocabulary's bias 250,000.
+# Data propagation takes 100 bytes per element. A shape has a few, a vocabulary's bias 250,000.
 _LONGEST_VECTOR = 1 << 18
 
 
@@ -23,7 +23,7 @@ def infer(graph: Graph) -> list[str]:
     """Fill dtype and shape of every variable that inference can type; returns the others' names.
 
     Shapes of graph inputs and outputs stay as the model declares them, unless undeclared. Raises
-    ModelError where a shape is absurd.
+    ModelError where a tensor is too large (``check_sizes``).
     """
     found = _inferred(graph)
     unknown = []
@@ -53,7 +53,7 @@ def inferred_shapes(graph: Graph) -> dict[str, Shape]:
 
 
 def _inferred(graph: Graph) -> dict[str, onnx.ValueInfoProto]:
-    """Types by name, sizes checked before data propagation writes out what a vector holds."""
+    """Types by name; sizes are checked before data propagation stores the values of vectors."""
     model = skeleton(graph)
     found = _typed(model, data_prop=False)
     longest = check_sizes(graph, found)
@@ -68,6 +68,6 @@ def _typed(model: onnx.ModelProto, *, data_prop: bool) -> dict[str, onnx.ValueIn
     try:
         model = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return {}  # a node that inference rejects outright: the recorded run will tell
+        return {}  # inference rejects a node: types come from a recorded run
     typed = (*model.graph.value_info, *model.graph.input, *model.graph.output)
     return {v.name: v for v in typed if v.HasField("type")}

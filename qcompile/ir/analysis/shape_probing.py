@@ -1,9 +1,9 @@
 """Shapes for several assignments of numbers to the inputs' symbolic dimensions.
 
-With numbers in, slices, ranges and broadcasts have known sizes, which symbols cannot say: shape
-arithmetic is evaluated alternately with ONNX inference until nothing new comes out. Dimensions
-that depend on the data stay symbolic. Shape functions of exported models are products, sums,
-minima and maxima of dimensions: two that agree in every probe are taken as equal.
+With numbers, slices, ranges and broadcasts have known sizes, unlike with symbols. Shape arithmetic
+is evaluated alternately with ONNX inference until nothing new is found. Dimensions that depend on
+the data stay symbolic. Shape functions of exported models are products, sums, minima and maxima of
+dimensions: two that agree in every probe are considered equal.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from qcompile.ir.analysis.shape_inference import infer
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import skeleton
 
-# Primes, so that no product of other dimensions equals one of them by chance; a round of ones, so
-# that broadcasting shows. Small, so that tables of positions are long enough; and enough of them
-# that no two dimensions get the same.
+# Primes, so that no product of other dimensions equals one of them by chance, and a probe of ones,
+# which shows broadcasting. Small, so that position tables are long enough; and enough of them that
+# no two dimensions get the same.
 _MORE = tuple(n for n in range(31, 1000) if all(n % d for d in range(2, 32) if d < n))
 _PROBES = ((7, 11, 3, 17, 5, 13, *_MORE), (13, 5, 19, 2, 29, 23, *_MORE), (1,))
 _ROUNDS = 12
@@ -90,7 +90,7 @@ def _fold(graph: Graph, evaluate: Evaluator) -> bool:
 
 
 def _is_small(node: Node) -> bool:
-    """Shape arithmetic: results whose size is known and small."""
+    """True where all results have a known, small size, as in shape arithmetic."""
     shapes = [shape_of(t) for t in node.outputs]
     return all(
         s is not None

@@ -1,8 +1,8 @@
-"""Which tensors hold one row for each position of each sequence: [batch, sequence, channels].
+"""Which tensors have one row per position of each sequence: [batch, sequence, channels].
 
 ONNX inference loses the symbols of these two dimensions in shape arithmetic and knows nothing of
-contrib operators, so there are two ways to find them, from the attention mask both: see ``axes``.
-An axis that comes from elsewhere is unknown, never guessed.
+contrib operators, so there are two ways to find them, both from the attention mask: see
+``find_token_axes``. Any other axis is unknown, never guessed.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from qcompile.ir.quantized_operators import QUANTIZED_MATMULS, QUANTIZERS, quant
 BATCH, SEQUENCE = "batch", "sequence"
 TOKENS = "tokens"  # batch and sequence in one axis
 Axes: TypeAlias = tuple[str | None, ...]
-# Gives shapes by tensor name, one mapping for each of several sizes of the graph's inputs.
+# Returns shapes by tensor name, one mapping per probe (size of the graph's inputs).
 Probe: TypeAlias = Callable[[], Sequence[Mapping[str, Shape]]]
-FLAT = -1  # what ``token_axis`` says where batch and sequence are one axis, the first
+FLAT = -1  # result of ``token_axis`` where batch and sequence are one axis, the first
 
-# Operators with a second operand that is multiplied, not broadcast.
+# Matrix multiplications: the second operand is not broadcast elementwise.
 PRODUCTS = (*MATMULS, *QUANTIZED_MATMULS)
 POINTWISE = (*ELEMENTWISE, *QUANTIZERS)
-# Operators whose result has the axes of the first operand, as long as the last alone changes.
+# Operators whose result has the axes of the first operand, except for the last.
 _KEEPING = (*NORMALIZATIONS, *ATTENTION, "Softmax")
 
 
-def axes(graph: Graph, probe: Probe | None = None) -> dict[str, Axes]:
-    """What is known of each tensor's axes, by name; tensors of which nothing is are left out.
+def find_token_axes(graph: Graph, probe: Probe | None = None) -> dict[str, Axes]:
+    """What is known of each tensor's axes, by name; tensors without a known axis are left out.
 
-    Without ``probe`` the mask's axes are followed from operator to operator, contrib operators
-    too: the evidence for graphs that are being lowered. With it, axes are known by sizes that agree
-    with the mask's in every probe, whatever arithmetic lies behind a reshape: the evidence for the
-    float model in standard operators, as calibration runs it. There batch and sequence may lie in
-    one axis, ``TOKENS``.
+    Without ``probe`` the mask's axes are propagated from operator to operator, also contrib
+    operators: for graphs that are being lowered. With it, an axis is known where its size agrees
+    with the mask's in every probe, whatever shape arithmetic a reshape uses: for the float model in
+    standard operators, as calibration runs it. Then batch and sequence may be one axis, ``TOKENS``.
     """
     mask = next((t for t in graph.inputs if t.name == MASK), None)
     if mask is None or rank(mask) != 2:
@@ -52,7 +51,7 @@ def by_position(known: Axes | None) -> bool:
 
 
 def token_axis(known: Axes | None) -> int | None:
-    """The axis with one entry a token: ``FLAT``, or one between the batch and the channels.
+    """The axis with one entry per token: ``FLAT``, or one between the batch and the channels.
 
     None where the first axis is neither the batch nor all tokens, or no other is the sequence.
     """
@@ -80,7 +79,7 @@ def _observed(probes: Sequence[Mapping[str, Shape]]) -> dict[str, Axes]:
 
 
 def _agreeing(shapes: Sequence[Shape], sizes: Sequence[Mapping[str, object]]) -> Axes:
-    """Axes of one tensor that have the size of batch, sequence or both in all its shapes."""
+    """Axes of one tensor whose size is that of batch, sequence or both in every probe."""
 
     def named(axis: int) -> str | None:
         for name in (TOKENS, BATCH) if axis == 0 else (SEQUENCE,):
@@ -99,7 +98,7 @@ def _product_of(shape: Shape) -> int:
 
 
 def _followed(graph: Graph, mask: Tensor) -> dict[str, Axes]:
-    """Axis by axis; where one operand of a broadcast is known, so is the result."""
+    """Propagate the mask's axes through all nodes."""
     sizes = dict(zip(shape_of(mask) or (), (BATCH, SEQUENCE), strict=False))
     found: dict[str, Axes] = {}
     for tensor in graph.inputs:
@@ -147,7 +146,7 @@ def _broadcast(known: list[Axes]) -> Axes | None:
 
 
 def _looked_up(node: Node, operands: list[Axes | None]) -> Axes | None:
-    """Rows of a constant table by index, or constant channels of data."""
+    """Axes of rows looked up in a constant table, or of constant channels of data."""
     table, indices = node.inputs[:2]
     axis = node.attrs.get("axis", 0)
     if is_constant(table) and operands[1] is not None and axis == 0:
@@ -158,7 +157,7 @@ def _looked_up(node: Node, operands: list[Axes | None]) -> Axes | None:
 
 
 def _product(node: Node, left: Axes, found: dict[str, Axes]) -> Axes | None:
-    """Rows of the left operand, columns of the right."""
+    """Axes of a matrix multiplication: rows of the left operand, columns of the right."""
     right = found.get(_right(node).name)
     column = None
     if right is not None and len(right) > 1:

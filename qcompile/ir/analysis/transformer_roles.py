@@ -1,6 +1,6 @@
 """What each tensor is in a transformer: query, residual sum, FFN input and so on.
 
-Found by operators and dataflow, never by names, so that all exporters give the same. Quantities of
+Found by operators and dataflow, never by names, so that the exporter does not matter. Quantities of
 Bondarenko et al. 2021, figure 2 (their keys in parentheses), which ``docs/precision.md`` lists:
 
     a = LN(e);  q, k, v = linears of a;  s = q k' + mask;  p = softmax(s);  c = p v
@@ -10,7 +10,7 @@ Bondarenko et al. 2021, figure 2 (their keys in parentheses), which ``docs/preci
 
 With the norm before a block (pre-LN) the sums skip it: u = g + e, y = h + u. An FFN is two linears
 with an activation between, added to what the first reads or to what its norm reads: a pooler with
-its classifier is none. A model without any of this has the roles "embedding" and "other" alone.
+its classifier is not one. A model without any of this has only the roles "embedding" and "other".
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from qcompile.ir.analysis.name_patterns import _PREFIX
 from qcompile.ir.operators import ACTIVATIONS, ARITHMETIC, NORMALIZATIONS, QKV_ATTENTION
 
 OTHER = "other"
-# Operators that work on each value by itself, or join tensors.
+# Elementwise operators, and Concat.
 _VALUE_BY_VALUE = (*ACTIVATIONS, *ARITHMETIC, "Concat", "Dropout")
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a tensor is, in one or more words, and in which layer: None outside of layers."""
+    """What a tensor is, in one or more words, and its layer, None outside of layers."""
 
     names: tuple[str, ...]
     layer: int | None = None
@@ -43,21 +43,21 @@ class Role:
 
 
 def roles(graph: Graph) -> dict[str, Role]:
-    """Roles by tensor name: of all float data, and of the weights of linears and lookups."""
+    """Roles by tensor name, of all float data and of the weights of linears and lookups."""
     return _Finder(graph).run()
 
 
 def names_to_match(
     found: Mapping[str, Role], tensors: Iterable[str], nodes: Iterable[str] = ()
 ) -> list[str]:
-    """All that a pattern may call these by: their names, and labels of the tensors' roles."""
+    """Everything that a pattern can match: names of tensors and nodes, and labels of roles."""
     known = list(tensors)
     return [*known, *nodes, *(label for n in known if n in found for label in found[n].labels)]
 
 
 @dataclass(frozen=True)
 class _WeightedProduct:
-    """A product with a constant matrix."""
+    """A matrix multiplication by a constant."""
 
     node: Node
     weight: Tensor
@@ -80,7 +80,7 @@ class _Attention:
 
 @dataclass(frozen=True)
 class _Ffn:
-    """Two linears, or three where the first is gated; ``result`` is ``second`` up to the sum."""
+    """Two linears, or three where the first is gated; ``result``: from ``second`` up to the sum."""
 
     firsts: list[_WeightedProduct]
     second: _WeightedProduct
@@ -118,7 +118,7 @@ class _Finder:
         return self.found
 
     def mark(self, tensors: Iterable[Tensor], *names: str, layer: int | None = None) -> None:
-        """Add names to what tensors are; the first layer stands."""
+        """Add names to the roles of tensors; the first layer stays."""
         for tensor in tensors:
             old = self.found.get(tensor.name, Role(()))
             more = tuple(n for n in names if n not in old.names)
@@ -126,12 +126,13 @@ class _Finder:
             self.found[tensor.name] = Role(old.names + more, known)
 
     def has(self, tensor: Tensor, name: str) -> bool:
-        """True where the tensor is known to be that."""
+        """True where the tensor has that role."""
         return tensor.name in self.found and name in self.found[tensor.name].names
 
     # ---- walking
     def upstream(self, tensor: Tensor) -> tuple[dict[str, Tensor], list[Node]]:
-        """Tensors of which ``tensor`` is made elementwise, itself too, and what makes the first."""
+        """Tensors from which ``tensor`` is computed elementwise, and itself; and the nodes that
+        compute the first of them."""
         seen: dict[str, Tensor] = {}
         makers: dict[int, Node] = {}
         waiting = [tensor]
@@ -148,7 +149,7 @@ class _Finder:
         return seen, list(makers.values())
 
     def downstream(self, tensor: Tensor, through: Callable[[Node], bool]) -> dict[str, Tensor]:
-        """Tensors that are made of ``tensor`` by such nodes, itself too."""
+        """Tensors computed from ``tensor`` by nodes that ``through`` accepts, and itself."""
         seen: dict[str, Tensor] = {}
         waiting = [tensor]
         while waiting:
@@ -160,12 +161,12 @@ class _Finder:
         return seen
 
     def between(self, start: Tensor, end: Tensor) -> list[Tensor]:
-        """Tensors on the elementwise ways from one to the other."""
+        """Tensors on elementwise paths from one to the other."""
         above, _ = self.upstream(end)
         return [t for name, t in self.downstream(start, self._passes).items() if name in above]
 
     def _passes(self, node: Node) -> bool:
-        """True for operators that work on each value by itself, or only move values."""
+        """True for elementwise operators, and those that only move values."""
         picks = is_op(node, "Gather") and node.inputs[0].name in self.path
         return picks or is_layout(node) or is_op(node, *_VALUE_BY_VALUE)
 
@@ -176,14 +177,14 @@ class _Finder:
         return is_op(node, "Add") and all(t.name in self.path for t in node.inputs)
 
     def _has_one_operand(self, node: Node) -> bool:
-        """True for biases, constant factors and what moves values."""
+        """True for biases, constant factors and layout operators."""
         data = [t for t in node.inputs if t.name in self.path]
         return len(data) == 1 and (
             is_layout(node) or is_op(node, "Add", "Cast", "Div", "Dropout", "Mul", "Sub")
         )
 
     def follow(self, tensor: Tensor) -> tuple[list[Tensor], Node | None]:
-        """A linear's result through its bias, and the sum with other data that it goes into."""
+        """A linear's result and what follows it (bias, layout), and the sum with other data."""
         chain = [tensor]
         while True:
             readers = self.graph.consumers(chain[-1])
@@ -197,7 +198,7 @@ class _Finder:
 
     # ---- embeddings
     def _mark_embedding(self, node: Node) -> None:
-        """Lookups of rows, and sums of nothing but these and constants."""
+        """Mark lookups of rows, and sums of only these and constants."""
         if is_op(node, "Gather") and _is_matrix(node.inputs[0]):
             self.mark([node.inputs[0]], "embedding-weight")
             self.mark(node.outputs, "embedding")
@@ -214,18 +215,20 @@ class _Finder:
         if not is_op(node, "Softmax"):
             return None
         _, makers = self.upstream(node.inputs[0])
-        asked = [m for m in makers if self._is_product(m)]
+        score_products = [m for m in makers if self._is_product(m)]
         after = self.downstream(node.outputs[0], self._passes)
-        given = [n for t in after.values() for n in self.graph.consumers(t) if self._is_product(n)]
-        if len(asked) != 1 or not given:
+        readers = (n for t in after.values() for n in self.graph.consumers(t))
+        context_products = [n for n in readers if self._is_product(n)]
+        if len(score_products) != 1 or not context_products:
             return None  # a classifier's softmax, or a router's
-        query, key = asked[0].inputs
-        used, value = given[0].inputs
-        if used.name not in after:
-            used, value = value, used
+        query, key = score_products[0].inputs
+        weights, value = context_products[0].inputs
+        if weights.name not in after:
+            weights, value = value, weights
         operands = {"query": query, "key": key, "value": value}
-        scores = self.between(asked[0].outputs[0], node.inputs[0])
-        return _Attention(given[0], operands, scores, self.between(node.outputs[0], used))
+        scores = self.between(score_products[0].outputs[0], node.inputs[0])
+        probabilities = self.between(node.outputs[0], weights)
+        return _Attention(context_products[0], operands, scores, probabilities)
 
     def _mark_attention(self, attention: _Attention, layer: int) -> None:
         for name, tensor in attention.operands.items():
@@ -251,9 +254,9 @@ class _Finder:
         seen, makers = self.upstream(second.data)
         firsts = [self.linears[id(m)] for m in makers if id(m) in self.linears]
         one_input = len({f.data.name for f in firsts}) == 1 and len(firsts) == len(makers)
-        bends = any(self._is_activation(t) for t in seen.values())
+        has_activation = any(self._is_activation(t) for t in seen.values())
         result, total = self.follow(second.out)
-        if not (one_input and bends) or total is None:
+        if not (one_input and has_activation) or total is None:
             return None
         own = {t.name for t in result}
         others = {t.name for t in total.inputs} - own
@@ -266,7 +269,7 @@ class _Finder:
         return maker is not None and is_op(maker, *ACTIVATIONS)
 
     def _origins(self, tensor: Tensor) -> set[str]:
-        """What the input of a block is made of, through its norm, back to a product or a sum."""
+        """Tensors that a block's input is computed from, back to a matrix multiplication or sum."""
         seen: set[str] = set()
         waiting = [tensor]
         while waiting:
@@ -298,7 +301,7 @@ class _Finder:
 
     # ---- the rest
     def _mark_norm(self, node: Node) -> None:
-        """A norm after a block belongs to it; one before a block, whose sum skips it, to that."""
+        """Mark a norm: its layer is that of the block before it or, in pre-LN, after it."""
         source, out = node.inputs[0], node.outputs[0]
         skipped = len(self.graph.consumers(source)) > 1
         layer = self.found[source.name].layer if source.name in self.found else None

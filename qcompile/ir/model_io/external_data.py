@@ -1,7 +1,7 @@
-"""Tensor data before it is trusted: in the model file, or in a file beside it; both are mapped.
+"""Checked access to tensor data in the model file or in external data files, memory-mapped.
 
-That file must lie in the model's folder, also once links are followed. Either must hold all of the
-tensor.
+An external file must be in the model's folder, also after links are followed. A file must contain
+the whole tensor.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
 from qcompile.system.memory_map import MappedFile
 
-# Element types of which a byte holds several: not mapped, since numpy does not pack.
-_LARGEST = 1 << 48
+_LARGEST = 1 << 48  # elements
 _LONGEST_NUMBER = 19  # digits of 2^63
+# Bits of element types of which a byte holds several: not mapped, since numpy does not pack.
 _PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the values of a model lie that its ModelProto does not hold.
+    """Where those values of a model are that its ModelProto does not hold.
 
-    folder: that of its external data, None where unknown. own: the model's file, in which
-    ``spans`` say where the data of tensors is, by name.
+    folder: of its external data, None where unknown. own: the model's file. ``spans``: positions of
+    tensors' data in it, by tensor name.
     """
 
     folder: Path | None = None
@@ -40,7 +40,7 @@ class Storage:
     _opened: dict[Path, MappedFile] = field(default_factory=dict)
 
     def open(self, path: Path) -> MappedFile:
-        """A file beside the model, mapped once."""
+        """An external data file, mapped once. Raises OSError."""
         if path not in self._opened:
             self._opened[path] = MappedFile(path)
         return self._opened[path]
@@ -53,7 +53,7 @@ def check_values(tensor: onnx.TensorProto) -> None:
         found = len(tensor.raw_data)
     else:
         found = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type)))
-        if kind not in _PACKED:  # which have a byte an entry
+        if kind not in _PACKED:  # packed types have one byte per entry
             size = _elements(tensor) * (2 if kind.startswith("COMPLEX") else 1)
     if found != size:
         raise ModelError(_misfit(tensor, found, size))
@@ -72,7 +72,7 @@ def is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def external_file(tensor: onnx.TensorProto, storage: Storage) -> Path | None:
-    """The file that holds a tensor's data; None where there is none that may be read."""
+    """The file with a tensor's data; None where there is none, or it must not be read."""
     location = next((e.value for e in tensor.external_data if e.key == "location"), "")
     try:
         return _path(tensor.name, location, storage.folder)
@@ -81,20 +81,20 @@ def external_file(tensor: onnx.TensorProto, storage: Storage) -> Path | None:
 
 
 def is_whole(data_type: int) -> bool:
-    """True for element types that take whole bytes, the same in an array and in a file."""
+    """True for element types of whole bytes, which are the same in an array and in a file."""
     return _type_name(data_type) not in {*_PACKED, "STRING", "UNDEFINED", "?"}
 
 
 def mapped(name: str, tensor: onnx.TensorProto, storage: Storage) -> FileValues | None:
-    """Values of constant ``name`` that are not in the ModelProto; None where they had to be read.
+    """Values of constant ``name`` in a file; None where they were read into ``tensor`` instead.
 
-    Raises ModelError: no folder known, missing, too short, outside of the folder.
+    Raises ModelError: folder unknown, file missing, too short or outside of the folder.
     """
     span = storage.spans.get(name)
     if span is None:
         file, offset = _external(tensor, storage)
     else:
-        assert storage.own is not None  # whoever knows spans has the file
+        assert storage.own is not None  # spans are positions in it
         file, offset = storage.own, span.offset
         if span.size != data_size(tensor):
             raise ModelError(_misfit(tensor, span.size, data_size(tensor)))
@@ -109,7 +109,7 @@ def mapped(name: str, tensor: onnx.TensorProto, storage: Storage) -> FileValues 
 
 
 def values_of(tensor: onnx.TensorProto, storage: Storage) -> Array:
-    """The values of an initializer, wherever they lie. Raises ModelError as ``mapped`` does."""
+    """The values of an initializer, wherever they are. Raises ModelError as ``mapped`` does."""
     if is_external(tensor) or tensor.name in storage.spans:
         found = mapped(tensor.name, tensor, storage)
         if found is not None:
@@ -125,7 +125,7 @@ def embed_external(tensor: onnx.TensorProto, storage: Storage) -> None:
 
 
 def embed(tensor: onnx.TensorProto, file: MappedFile, span: Span) -> None:
-    """Put the data that was left out of a tensor back into it."""
+    """Copy a tensor's data from the model's file back into its message."""
     tensor.raw_data = file.view(span.offset, span.size).tobytes()
 
 
@@ -137,7 +137,7 @@ def _embed(tensor: onnx.TensorProto, file: MappedFile, offset: int) -> None:
 
 
 def _external(tensor: onnx.TensorProto, storage: Storage) -> tuple[MappedFile, int]:
-    """The file and offset of external data, which is all there."""
+    """File and offset of external data. Raises ModelError where it is not all there."""
     info = {entry.key: entry.value for entry in tensor.external_data}
     if _type_name(tensor.data_type) == "STRING":
         raise ModelError(f"tensor {tensor.name!r} holds strings, which cannot be external")
@@ -191,9 +191,9 @@ def _elements(tensor: onnx.TensorProto) -> int:
 
 
 def outside_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor's data that its message does not hold: external, or left out by ``thin``.
+    """Bytes of a tensor's data outside its message: external, or left out by ``thin``.
 
-    Data left out counts with the tag and length that it has in its file.
+    Data that was left out counts with its tag and length in the model's file.
     """
     if is_external(tensor):
         return data_size(tensor)
@@ -206,7 +206,7 @@ def outside_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def data_size(tensor: onnx.TensorProto) -> int:
-    """Bytes of the tensor in a file; strings, which have no size, count 0."""
+    """Bytes of the tensor in a file; 0 for strings, which have no fixed size."""
     kind, elements = _type_name(tensor.data_type), _elements(tensor)
     if kind in ("?", "UNDEFINED"):
         raise ModelError(f"tensor {tensor.name!r} is of unknown type {tensor.data_type}")
@@ -222,11 +222,15 @@ def _type_name(data_type: int) -> str:
     return str(known.get(data_type, "?"))
 
 
-def inner_tensors(model: onnx.ModelProto, apart: Container[str] = ()) -> Iterator[onnx.TensorProto]:
-    """Tensors in attributes, subgraphs and functions: all but the initializers of the graph, and
-    the Constant nodes whose values lie ``apart``."""
+def inner_tensors(
+    model: onnx.ModelProto, excluded: Container[str] = ()
+) -> Iterator[onnx.TensorProto]:
+    """Tensors in attributes, subgraphs and functions: all but the graph's initializers.
+
+    ``excluded``: outputs of Constant nodes to leave out.
+    """
     yield from _attribute_tensors(
-        n for n in model.graph.node if n.op_type != "Constant" or n.output[0] not in apart
+        n for n in model.graph.node if n.op_type != "Constant" or n.output[0] not in excluded
     )
     for function in model.functions:
         yield from _attribute_tensors(function.node)
@@ -243,10 +247,10 @@ def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorP
 
 
 def external_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of constants that lie outside the model's file."""
+    """Bytes of constants outside the model's file."""
     return sum(outside_bytes(t) for t in model.graph.initializer if is_external(t))
 
 
 def stored_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a constant in its file, and outside of it where its data is external."""
+    """Bytes of a constant in the model's file and in external files."""
     return int(tensor.ByteSize()) + outside_bytes(tensor)

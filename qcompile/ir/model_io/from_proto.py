@@ -1,8 +1,8 @@
-"""Reads a model from a path, bytes or a ModelProto, and brings it into one normal form.
+"""Converts a ModelProto into a Graph in normal form.
 
 Normal form: opset imports unique and complete, nodes sorted and named, Constant nodes turned into
-constants, sparse constants dense, external data mapped into memory instead of read. Subgraphs and
-functions stay as they are.
+constants, sparse constants dense, external data memory-mapped. Subgraphs and functions are
+unchanged.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from qcompile.quant import Array
 
 _CONSTANT_VALUES = {"value_float": np.float32, "value_int": np.int64}
 _CONSTANT_LISTS = {"value_floats": np.float32, "value_ints": np.int64}
-# What ONNX Runtime takes where ONNX's own operators are not imported is its newest; this one all
-# supported versions know.
-_OPSET_WHERE_UNSAID = 21
+# For models that do not import ONNX's own operators. ONNX Runtime takes its newest opset then; all
+# supported versions know this one.
+_DEFAULT_OPSET = 21
 _LARGEST = 2**31
 
 
 def from_proto(model: onnx.ModelProto, storage: Storage | None = None) -> Graph:
-    """Normalise a ModelProto into a Graph; ``storage`` is where values lie that are not in it.
+    """The Graph of a ModelProto; ``storage`` locates values that it does not hold.
 
-    The ModelProto is the graph's from then on. Raises ModelError where it is malformed.
+    The ModelProto is modified and must not be used afterwards. Raises ModelError where it is
+    malformed.
     """
     storage = storage or Storage()
     _check_text(model)
@@ -69,11 +70,11 @@ def from_proto(model: onnx.ModelProto, storage: Storage | None = None) -> Graph:
     return graph
 
 
-def _hidden(graph: onnx.GraphProto, wanted: set[str]) -> list[gs.Constant]:
-    """Initializers that subgraphs alone read, which graphsurgeon forgets."""
+def _hidden(graph: onnx.GraphProto, names: set[str]) -> list[gs.Constant]:
+    """Initializers that only subgraphs read, which graphsurgeon drops."""
     lazy, sparse = gs.ir.tensor.LazyValues, gs.ir.tensor.SparseValues
-    found = [gs.Constant(t.name, lazy(t)) for t in graph.initializer if t.name in wanted]
-    others = [t for t in graph.sparse_initializer if t.values.name in wanted]
+    found = [gs.Constant(t.name, lazy(t)) for t in graph.initializer if t.name in names]
+    others = [t for t in graph.sparse_initializer if t.values.name in names]
     return [*found, *(gs.Constant(t.values.name, sparse(t)) for t in others)]
 
 
@@ -92,14 +93,14 @@ def _header(model: onnx.ModelProto) -> Header:
 
 
 def _clean_imports(model: onnx.ModelProto) -> None:
-    """Import each domain that is used, once."""
+    """Import each used domain exactly once."""
     versions: dict[str, int] = {}
     for opset in model.opset_import:
         domain = ONNX if opset.domain == "ai.onnx" else opset.domain
         versions[domain] = max(versions.get(domain, 0), int(opset.version))
     if ONNX not in versions:
-        # ONNX: version 1 where a model of the oldest format says nothing at all.
-        versions[ONNX] = _OPSET_WHERE_UNSAID if versions else 1
+        # By ONNX's rule, a model of the oldest format without imports has version 1.
+        versions[ONNX] = _DEFAULT_OPSET if versions else 1
     for node in _all_nodes(model.graph):
         versions.setdefault(domain_of(node), 1)
     del model.opset_import[:]
@@ -126,15 +127,14 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
 
 
 def _forget_unnamed_sizes(inner: gs.Graph) -> None:
-    """Some exporters call every open dimension ``?``: that is no name, and says of no two sizes
-    that they are the same."""
+    """Make dimensions named ``?`` unknown: some exporters call all of them that, equal or not."""
     for tensor in inner.tensors().values():
         if not is_constant(tensor) and tensor.shape is not None and "?" in tensor.shape:
             tensor.shape = [None if d == "?" else d for d in tensor.shape]
 
 
 def _extras(inner: gs.Graph, graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """By name, what graphsurgeon does not keep of nodes."""
+    """Overload and metadata by node name, which graphsurgeon does not keep."""
     found = {}
     for node, proto in zip(inner.nodes, graph.node, strict=True):
         if proto.overload or proto.metadata_props:
@@ -145,7 +145,7 @@ def _extras(inner: gs.Graph, graph: onnx.GraphProto) -> dict[str, onnx.NodeProto
 
 
 def _check_text(model: onnx.ModelProto) -> None:
-    """A damaged file can be valid protobuf with names that are no text."""
+    """Raise ModelError on names that are not text, as in damaged files that are valid protobuf."""
     graph = model.graph
     names = [o.domain for o in model.opset_import] + [graph.name, graph.doc_string]
     names += [p for m in model.metadata_props for p in (m.key, m.value)]
@@ -160,7 +160,7 @@ def _check_text(model: onnx.ModelProto) -> None:
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
-    """Each tensor is made once, by some node, input or initializer, and made at all if used."""
+    """Raise ModelError unless each tensor is defined once, and each used one is defined."""
     constants = [t.name for t in graph.initializer]
     constants += [t.values.name for t in graph.sparse_initializer]
     defaults = set(constants)
@@ -191,7 +191,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
 
 
 def _absorb_constant_nodes(inner: gs.Graph, visible: set[str], storage: Storage) -> None:
-    """Constant nodes of the main graph become constants, unless their name is ``visible``."""
+    """Turn Constant nodes of the main graph into constants, unless their name is ``visible``."""
     kept = []
     for node in inner.nodes:
         values = None if node.op != "Constant" or node.domain else _constant_value(node)
@@ -221,7 +221,7 @@ def _constant_value(node: gs.Node) -> Array | gs.Constant | None:
 
 
 def _name_nodes(inner: gs.Graph) -> None:
-    """Unnamed and doubly named nodes get a name from their first output, stable across runs."""
+    """Name nodes without a unique name after their first output, the same in every run."""
     seen: set[str] = {n.name for n in inner.nodes if n.name}
     used: set[str] = set()
     for i, node in enumerate(inner.nodes):
@@ -237,7 +237,7 @@ def _name_nodes(inner: gs.Graph) -> None:
 
 
 def _open(constant: gs.Constant, storage: Storage) -> None:
-    """Values in files are mapped, sparse ones made dense."""
+    """Memory-map values in files, and make sparse ones dense."""
     sparse, stored = sparse_proto(constant), stored_proto(constant)
     if sparse is not None:
         constant.values = _dense(sparse)
@@ -250,24 +250,25 @@ def _open(constant: gs.Constant, storage: Storage) -> None:
 
 
 def _map(name: str, constant: gs.Constant, storage: Storage) -> None:
-    """Let the values be those in the file where they lie, under this name, if they can be."""
+    """Replace a constant's values by a view into their file, where their type allows it."""
     stored = stored_proto(constant)
-    found = None if stored is None else mapped(name, stored, storage)
-    if found is not None:
-        constant.values = found
+    values = None if stored is None else mapped(name, stored, storage)
+    if values is not None:
+        constant.values = values
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:
     check_values(sparse.values)
     check_values(sparse.indices)
     values = onnx.numpy_helper.to_array(sparse.values)
-    places = onnx.numpy_helper.to_array(sparse.indices)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
     what = f"sparse tensor {sparse.values.name!r} of shape {list(sparse.dims)}"
     if float(np.prod(sparse.dims, dtype=np.float64)) * values.itemsize > _LARGEST:
         raise ModelError(f"{what} is too large to be made dense")
-    made = np.zeros(tuple(sparse.dims), values.dtype)
-    try:
-        made[np.unravel_index(places, made.shape) if places.ndim == 1 else tuple(places.T)] = values
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    try:  # indices are flat, or one row of coordinates per value
+        where = np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)
+        dense[where] = values
     except (IndexError, ValueError) as e:
         raise ModelError(f"{what}: {e}") from e
-    return made
+    return dense

@@ -1,8 +1,8 @@
-"""What graphsurgeon would lose of an ONNX file, kept as it was read.
+"""Keeps attributes that graphsurgeon would lose, and converts its nodes to ONNX.
 
-graphsurgeon drops the rarer kinds of attribute, forgets the type of an empty list, fails on strings
-that are no text, and writes subgraphs anew without their optional, sequence and map types. Such
-attributes are taken out of the nodes before it reads them and put back afterwards.
+graphsurgeon drops rare kinds of attributes, forgets the type of an empty list, fails on strings
+that are not text, and rebuilds subgraphs without their optional, sequence and map types. Such
+attributes are removed from the nodes before it reads them and restored afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLAIN = (AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.TENSOR)
 
 
 class Empty(list[Any]):
-    """An empty list attribute, which remembers what it is a list of."""
+    """An empty list attribute that keeps the type of its items."""
 
     def __init__(self, kind: AttributeProto.AttributeType) -> None:
         super().__init__()
@@ -51,7 +51,9 @@ def _is_carried(attribute: AttributeProto) -> bool:
     if attribute.type == AttributeProto.STRING:
         return _is_text(attribute.s)
     if attribute.type in _LISTS:
-        values = getattr(attribute, _LISTS[attribute.type])  # of its own type: a file may lie
+        values = getattr(
+            attribute, _LISTS[attribute.type]
+        )  # a file may fill the list of another type
         return len(values) > 0 and all(map(_is_text, attribute.strings))
     return attribute.type in _PLAIN
 
@@ -80,34 +82,34 @@ def _value(attribute: AttributeProto) -> Subgraph | Empty | AttributeProto:
 
 
 def attribute_proto(name: str, value: Any) -> AttributeProto:
-    """The ONNX form of an attribute of a graphsurgeon node."""
+    """An attribute of a graphsurgeon node as AttributeProto."""
     if isinstance(value, AttributeProto):
         return value
-    made = AttributeProto(name=name)
+    attribute = AttributeProto(name=name)
     if isinstance(value, Subgraph):
-        made.type = AttributeProto.GRAPH
-        made.g.CopyFrom(value.proto)
+        attribute.type = AttributeProto.GRAPH
+        attribute.g.CopyFrom(value.proto)
     elif isinstance(value, gs.Constant):
-        made.type = AttributeProto.TENSOR
-        fill_tensor(made.t, value)
+        attribute.type = AttributeProto.TENSOR
+        fill_tensor(attribute.t, value)
     elif isinstance(value, Empty):
-        made.type = value.kind
+        attribute.type = value.kind
     else:
         return onnx.helper.make_attribute(name, value)
-    return made
+    return attribute
 
 
 def node_proto(node: gs.Node) -> onnx.NodeProto:
-    """The ONNX form of a node."""
-    made = onnx.NodeProto(op_type=node.op, name=node.name, domain=node.domain or "")
-    made.input.extend(t.name for t in node.inputs)
-    made.output.extend(t.name for t in node.outputs)
-    made.attribute.extend(attribute_proto(k, v) for k, v in node.attrs.items())
-    return made
+    """A graphsurgeon node as NodeProto."""
+    proto = onnx.NodeProto(op_type=node.op, name=node.name, domain=node.domain or "")
+    proto.input.extend(t.name for t in node.inputs)
+    proto.output.extend(t.name for t in node.outputs)
+    proto.attribute.extend(attribute_proto(k, v) for k, v in node.attrs.items())
+    return proto
 
 
 def fill_tensor(target: onnx.TensorProto, constant: gs.Constant) -> None:
-    """Write a constant; values that are still in the loaded file are copied from there."""
+    """Write a constant into ``target``; values in the loaded file are copied from there."""
     stored = stored_proto(constant)
     if stored is None:
         target.CopyFrom(onnx.numpy_helper.from_array(values_of(constant), constant.name))
@@ -119,7 +121,7 @@ def fill_tensor(target: onnx.TensorProto, constant: gs.Constant) -> None:
 
 
 def element_type(dtype: Any) -> int:
-    """ONNX's number for an element type, which graphsurgeon gives as numpy type or as number."""
+    """ONNX's number of an element type, which in graphsurgeon is a numpy type or that number."""
     if isinstance(dtype, int):
         return dtype
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

@@ -1,7 +1,7 @@
-"""Rewrites a graph for a newer opset with ONNX's own version converter.
+"""Converts a graph to a newer opset with ONNX's own version converter.
 
-The converter sees the weightless skeleton, so that it is quick and holds no second copy of the
-weights; the constants are put back by name afterwards.
+The converter gets the skeleton without weights, so that it is fast and makes no second copy of
+them; the constants are restored by name afterwards.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import skeleton
 
 
-def convert(graph: Graph, opset: int) -> Refusal | None:
-    """Bring ``graph`` to ``opset`` in place; returns why not where the converter cannot."""
+def convert_opset(graph: Graph, opset: int) -> Refusal | None:
+    """Convert ``graph`` to ``opset`` in place; returns a Refusal where that is not possible."""
     if graph.functions:
-        return Refusal("the model has functions of its own")
+        return Refusal("the model has local functions")
     if not all(is_onnx_domain(node) for node in graph.nodes):
         return Refusal("the model has operators outside ONNX")
     if any(has_subgraph(node) for node in graph.nodes):
-        return Refusal("subgraphs cannot be brought along")
+        return Refusal("the model has subgraphs")
     small = skeleton(graph)
     try:
         converted = version_converter.convert_version(small, opset)
@@ -39,7 +39,7 @@ def convert(graph: Graph, opset: int) -> Refusal | None:
 
 
 def _restore(old: Graph, new: Graph) -> None:
-    """Weights, and the declared types of inputs and outputs, which the skeleton lacks."""
+    """Restore weights and the declared types of inputs and outputs, which the skeleton lacks."""
     constants, tensors = old.constants(), new.tensors()
     for name, constant in constants.items():
         tensor = tensors.get(name)

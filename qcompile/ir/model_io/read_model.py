@@ -1,4 +1,4 @@
-"""A model from a path, bytes or a ModelProto: read, checked, and parsed."""
+"""Reads, checks and parses a model from a path, bytes or a ModelProto."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Source = str | Path | bytes | onnx.ModelProto
 
 
 def load(source: Source) -> Graph:
-    """The graph of a model. Raises ModelError: not there, not ONNX, truncated, data missing."""
+    """The graph of a model. Raises ModelError: missing, not ONNX, truncated, data missing."""
     return from_proto(*read_model(source))
 
 
 def read_model(source: Source) -> tuple[onnx.ModelProto, Storage]:
-    """The ModelProto without the weights that lie in files, and where those are."""
+    """The ModelProto without large weights that are in files, and where those are."""
     if isinstance(source, onnx.ModelProto):
         own = onnx.ModelProto()
-        own.CopyFrom(source)  # normalising edits it
+        own.CopyFrom(source)  # ``from_proto`` modifies it
         return own, Storage()
     if isinstance(source, bytes):
         return _parse(source, "the given bytes"), Storage()
@@ -83,7 +83,7 @@ def _parse(data: bytes, what: str, size: int = 0) -> onnx.ModelProto:
 
 
 def runnable(model: Source) -> bytes | Path:
-    """What ONNX Runtime loads: a path stays a path, so that external data is found."""
+    """The model as ONNX Runtime loads it: a path stays a path, so that external data is found."""
     if isinstance(model, onnx.ModelProto):
         data: bytes = model.SerializeToString()
         return data
@@ -91,15 +91,14 @@ def runnable(model: Source) -> bytes | Path:
 
 
 def external_files(model: onnx.ModelProto, storage: Storage) -> tuple[Path, ...]:
-    """Files beside the model that hold data of it, by name; those that may not be read are left
-    for ``from_proto`` to refuse."""
+    """External data files of the model, sorted; ``from_proto`` reports those that are invalid."""
     tensors = (*model.graph.initializer, *inner_tensors(model))
     found = {external_file(t, storage) for t in tensors if is_external(t)}
     return tuple(sorted(path for path in found if path is not None))
 
 
 def embed_inner(model: onnx.ModelProto, storage: Storage) -> None:
-    """Read into a ModelProto all data outside of it that is not an initializer's."""
+    """Read the data of all tensors but initializers into the ModelProto."""
     for tensor in inner_tensors(model):
         if is_external(tensor):
             embed_external(tensor, storage)

@@ -1,12 +1,12 @@
-"""Limits on what a model may ask for, checked before anything allocates it.
+"""Limits on what a model may make us allocate, checked before anything is allocated.
 
-Entries: two bytes of a file can be an empty message, which takes over a hundred bytes in memory,
-and 20 MB of them become 2 GB. So the entries of a model are counted in its bytes first, without
-parsing them: messages twice, for they weigh more, and strings once.
+Entries: two bytes of a file can be an empty message, which takes over a hundred bytes in memory, so
+20 MB of them become 2 GB. So the entries of a model are counted in its bytes before parsing:
+messages twice, since they are larger in memory, and strings once.
 Source: https://protobuf.dev/programming-guides/encoding
 
-Functions: ONNX's inference and ONNX Runtime both write a function's nodes where it is called. Ten
-functions that call the next one ten times each are 10^10 nodes.
+Functions: ONNX's inference and ONNX Runtime both inline functions. Ten functions that call the next
+one ten times each become 10^10 nodes.
 
 Tensors: a few bytes of a file can make the runtime allocate any amount.
 """
@@ -26,22 +26,20 @@ from qcompile.ir.subgraph import bodies
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
-# ONNX Runtime computes what depends on constants alone when it loads a model.
+# Bytes of a tensor that depends only on constants: ONNX Runtime computes it when loading.
 MOST_FOLDED = 1 << 30
-MOST_COMPUTED = 1 << 36
+MOST_COMPUTED = 1 << 36  # bytes of any other tensor
 MOST_AXES = 64  # of a numpy array
 _NARROW = 1  # bytes of an element of a type that numpy lacks
 
 
 def check_sizes(graph: Graph, types: Mapping[str, onnx.ValueInfoProto]) -> int:
-    """Elements of the longest vector.
+    """Check the inferred types of a graph's tensors; returns the elements of the longest vector.
 
-    Raises ModelError where a tensor is absurd by its inferred type.
-
-    That is over 1 GiB, and over 4 times the largest constant, of what constants alone make; over
-    64 GiB of anything; or over 64 axes. Dimensions that are no numbers count as 1.
+    Dimensions without a number count as 1. Raises ModelError for a tensor of over 64 axes, over
+    64 GiB, or, where it depends only on constants, over 1 GiB and 4 times the largest of these.
     """
-    made_of, longest = _constant_bytes(graph), 0
+    constant_bytes, longest = _constant_bytes(graph), 0
     for name, info in types.items():
         dims = [d.dim_value for d in info.type.tensor_type.shape.dim]
         if len(dims) > MOST_AXES:
@@ -49,7 +47,9 @@ def check_sizes(graph: Graph, types: Mapping[str, onnx.ValueInfoProto]) -> int:
         size = math.prod((d for d in dims if d > 0), start=_item_bytes(info))
         if len(dims) < 2:
             longest = max(longest, *dims, 0)
-        most = max(MOST_FOLDED, 4 * made_of[name]) if name in made_of else MOST_COMPUTED
+        most = (
+            max(MOST_FOLDED, 4 * constant_bytes[name]) if name in constant_bytes else MOST_COMPUTED
+        )
         if size > most:
             raise ModelError(f"tensor {name!r} of shape {dims} takes {size} bytes, over {most}")
     return longest
@@ -64,14 +64,14 @@ def _item_bytes(info: onnx.ValueInfoProto) -> int:
 
 
 def _constant_bytes(graph: Graph) -> dict[str, int]:
-    """Tensors that depend on constants alone: bytes of the largest, 8 an element at most."""
-    found = {name: 8 * math.prod(t.shape) for name, t in graph.constants().items()}
+    """For each tensor that depends only on constants: bytes of the largest, at 8 per element."""
+    sizes = {name: 8 * math.prod(t.shape) for name, t in graph.constants().items()}
     for node in graph.nodes:
-        given = [t.name for t in node.inputs if t.name]
-        if given and not has_subgraph(node) and all(name in found for name in given):
-            largest = max(found[name] for name in given)
-            found.update((t.name, largest) for t in node.outputs if not is_constant(t))
-    return found
+        inputs = [t.name for t in node.inputs if t.name]
+        if inputs and not has_subgraph(node) and all(name in sizes for name in inputs):
+            largest = max(sizes[name] for name in inputs)
+            sizes.update((t.name, largest) for t in node.outputs if not is_constant(t))
+    return sizes
 
 
 # A node with its tensors and their types counts about 40: these are 100,000 nodes, and at most some
@@ -85,9 +85,9 @@ _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 def check_entries(data: bytes, what: str, most: int = MOST_ENTRIES) -> None:
     """Raises ModelError where the bytes of a ModelProto hold over ``most`` entries.
 
-    Bytes that are no protobuf pass: the parser will say so.
+    Bytes that are not protobuf pass: the parser reports them.
     """
-    if len(data) > most and _count(data, most) > most:  # a byte counts once at most
+    if len(data) > most and _count(data, most) > most:  # a byte is one entry at most
         raise ModelError(
             f"{what} holds over {most // 2} nodes, tensors, attributes and other entries: "
             "no model needs so many"
@@ -133,7 +133,7 @@ def _count(data: bytes, most: int) -> int:
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The number at a place, and the place behind it; behind the end where there is none."""
+    """The number at a position and the position after it; ``end`` where there is none."""
     if at < end and data[at] < 128:  # nearly all of them
         return data[at], at + 1
     value = shift = 0
@@ -183,9 +183,9 @@ def _key(node: onnx.NodeProto) -> _Key:
 def _measure(
     start: _Key, functions: dict[_Key, onnx.FunctionProto], sizes: dict[_Key, int]
 ) -> None:
-    """Nodes of a function once expanded, into ``sizes``; an explicit stack, since chains are long.
+    """Enter the number of a function's nodes, once expanded, into ``sizes``.
 
-    Sizes are kept as they are: Python's integers do not overflow.
+    With an explicit stack, since chains of calls can be long.
     """
     open_calls: set[_Key] = set()
     stack = [start]

@@ -1,7 +1,4 @@
-"""Graph back to ModelProto and file; a weightless skeleton for shape inference.
-
-Files are written whole or not at all: to a temporary name in the same folder, then renamed.
-"""
+"""Converts a Graph to a ModelProto, to bytes, or to a skeleton without weights."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
-    """The model as it stands, with the header it came with."""
+    """The model with its constants, and the header that it was loaded with."""
     model = shell(graph)
     for constant in graph.constants().values():
         fill_tensor(model.graph.initializer.add(), constant)
@@ -54,14 +51,14 @@ def _imports(graph: Graph) -> list[onnx.OperatorSetIdProto]:
 
 
 def _node(graph: Graph, node: Node) -> onnx.NodeProto:
-    made = node_proto(node)
+    proto = node_proto(node)
     if node.name in graph.header.extras:
-        made.MergeFrom(graph.header.extras[node.name])
-    return made
+        proto.MergeFrom(graph.header.extras[node.name])
+    return proto
 
 
 def _declared(graph: Graph, tensor: Tensor) -> onnx.ValueInfoProto:
-    """An input or output as the model declared it; its inferred type where it declared none."""
+    """An input or output as the model declares it, or with its inferred type."""
     declared = graph.header.interface.get(tensor.name)
     if declared is not None and declared.HasField("type"):
         return declared
@@ -69,9 +66,9 @@ def _declared(graph: Graph, tensor: Tensor) -> onnx.ValueInfoProto:
 
 
 def _symbols(graph: Graph) -> set[str]:
-    """Names of the inputs' dimensions.
+    """Names of the inputs' symbolic dimensions.
 
-    Those of an inference are never written: a new one may use them for other sizes.
+    Names from shape inference are never written: another inference may use them for other sizes.
     """
     return {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
 
@@ -86,7 +83,7 @@ def _typed(tensor: Tensor, symbols: set[str]) -> onnx.ValueInfoProto:
 
 
 def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
-    """Types of the surviving float tensors: nothing else is asked of them later."""
+    """Types of inner float tensors, the only ones that are needed later."""
     skip = {t.name for t in (*graph.inputs, *graph.outputs)}
     symbols = _symbols(graph)
     return [
@@ -99,10 +96,10 @@ def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
 
 
 def skeleton(graph: Graph) -> onnx.ModelProto:
-    """The model without its weights: large constants stand as typed graph inputs.
+    """The model without weights: large constants become typed graph inputs.
 
-    Equivalent for type and shape inference, and small enough to copy freely. The shapes that
-    exporters wrote beside intermediate tensors and outputs are left out: they are often wrong.
+    Equivalent for type and shape inference, and small. Shapes that exporters wrote for intermediate
+    tensors and outputs are left out: they are often wrong.
     """
     model = onnx.ModelProto(ir_version=10, opset_import=_imports(graph), functions=graph.functions)
     proto = model.graph
@@ -110,7 +107,7 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
     proto.node.extend(_node(graph, n) for n in graph.nodes)
     proto.input.extend(_declared(graph, t) for t in graph.inputs)
     for dim in (d for i in proto.input for d in i.type.tensor_type.shape.dim):
-        if dim.dim_value < 0:  # how some exporters write a dimension that they do not know
+        if dim.dim_value < 0:  # how some exporters write an unknown dimension
             dim.Clear()
     for constant in graph.constants().values():
         if int(np.prod(constant.shape, dtype=np.int64)) <= _SHAPE_ELEMENTS:
@@ -123,16 +120,18 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
 
 
 def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
-    """Types of tensors that contrib operators make, which inference cannot find by itself."""
+    """Types of the outputs of contrib operators, which ONNX inference does not know."""
     symbols = _symbols(graph)
-    made = (t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs)
+    outputs = (t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs)
     return [
-        _typed(t, symbols) for t in made if t.name and t.dtype is not None and t.shape is not None
+        _typed(t, symbols)
+        for t in outputs
+        if t.name and t.dtype is not None and t.shape is not None
     ]
 
 
 def serialize(graph: Graph) -> bytes:
-    """The model's bytes, deterministic. Raises OutputError over protobuf's 2 GiB."""
+    """The model's bytes, deterministic. Raises OutputError above protobuf's limit of 2 GiB."""
     try:
         data: bytes = to_proto(graph).SerializeToString(deterministic=True)
     except (ValueError, EncodeError) as e:

@@ -1,8 +1,8 @@
-"""A model's protobuf without its weights: what is left is small, however large the file is.
+"""Extracts a model's protobuf without its weights, which is small however large the file is.
 
-The wire format is walked down to the raw data of initializers and of nodes' tensors; what is large
-there is left out, and where it lies is told. Anything unusual ends the walk, and the parser gets
-the file as it is: it knows what is damaged.
+The wire format is walked down to the raw data of initializers and of nodes' tensors. Large data is
+left out, and its position recorded. Anything unusual ends the walk; the caller then parses the
+whole file, and the parser reports damage.
 Source: https://protobuf.dev/programming-guides/encoding
 """
 
@@ -15,8 +15,7 @@ from functools import partial
 from typing import TypeAlias
 
 Buffer: TypeAlias = bytes | mmap.mmap
-# Makes the new bytes of a message inside another: where it begins and ends, its place among its
-# like.
+# Returns the new bytes of an inner message, given its start, its end and its index in its field.
 _Edit: TypeAlias = Callable[[int, int, int], bytes]
 
 # Field numbers of onnx.proto.
@@ -30,12 +29,12 @@ _MOST_FIELDS = 1 << 20  # a model with more is counted faster than it is walked
 
 
 class UnusualError(ValueError):
-    """The bytes are no protobuf, or not of the plain form that exporters write."""
+    """The bytes are not protobuf, or not in the simple form that exporters write."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tensor's data lies in the file."""
+    """Position of a tensor's data in the file, in bytes."""
 
     offset: int
     size: int
@@ -43,8 +42,9 @@ class Span:
 
 @dataclass
 class Thin:
-    """``model``: the bytes of a ModelProto without large data. The data left out: of initializers
-    by their place in the graph, of nodes' tensors by those of node and attribute.
+    """A ModelProto's bytes without large data, and the positions of that data.
+
+    initializers: by index in the graph. attributes: by index of node and attribute.
     """
 
     model: bytes = b""
@@ -54,15 +54,15 @@ class Thin:
 
 def thin(data: Buffer) -> Thin:
     """A ModelProto's bytes without large data. Raises UnusualError."""
-    made = Thin()
-    walk = _Walk(data, made)
-    made.model = walk.edited(0, len(data), {_GRAPH: walk.graph})
-    return made
+    result = Thin()
+    walk = _Walk(data, result)
+    result.model = walk.edited(0, len(data), {_GRAPH: walk.graph})
+    return result
 
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a message. ``value`` is where its payload begins, of a varint the number."""
+    """One field of a message. ``value``: where its payload begins; for a varint its value."""
 
     number: int
     wire: int
@@ -74,11 +74,11 @@ class _Field:
 @dataclass
 class _Walk:
     data: Buffer
-    made: Thin
+    result: Thin
     fields: int = 0
 
     def edited(self, at: int, end: int, edits: Mapping[int, _Edit]) -> bytes:
-        """A message whose large fields of these numbers are made anew."""
+        """A message in which ``edits`` replace the large fields with these numbers."""
         pieces: list[bytes] = []
         counts = dict.fromkeys(edits, 0)
         for found in self._fields(at, end):
@@ -101,7 +101,7 @@ class _Walk:
         span = self._raw_data(at, end)
         if span is None:
             return self.data[at:end]
-        self.made.initializers[index] = span
+        self.result.initializers[index] = span
         return self._without(at, end, span)
 
     def _node(self, at: int, end: int, index: int) -> bytes:
@@ -115,11 +115,11 @@ class _Walk:
         span = self._raw_data(at, end)
         if span is None:
             return self.data[at:end]
-        self.made.attributes[key] = span
+        self.result.attributes[key] = span
         return self._without(at, end, span)
 
     def _raw_data(self, at: int, end: int) -> Span | None:
-        """Where the data of a tensor lies; None where it is small, or not in this file."""
+        """Position of a tensor's data; None where it is small, or not in this file."""
         spans = []
         for found in self._fields(at, end):
             external = found.number == _DATA_LOCATION and found.value != 0
@@ -157,7 +157,7 @@ class _Walk:
             yield _Field(tag >> 3, wire, start, value, at)
 
     def _number(self, at: int, end: int) -> tuple[int, int]:
-        """A varint, and the place behind it."""
+        """A varint, and the position after it."""
         value = 0
         for i in range(_LONGEST_VARINT):
             if at + i >= end:
@@ -170,15 +170,15 @@ class _Walk:
 
 
 def _only(index: int) -> None:
-    """Entries of what is no list are to be merged, which is left to the parser."""
+    """Raise on a repeated entry of a singular field, which only the parser merges."""
     if index > 0:
         raise UnusualError("a field that should be there once")
 
 
 def varint(value: int) -> bytes:
-    """A number on the wire."""
-    made = bytearray()
+    """A number in protobuf's variable-length encoding."""
+    encoded = bytearray()
     while value > 127:
-        made.append(value & 127 | 128)
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*made, value])
+    return bytes([*encoded, value])

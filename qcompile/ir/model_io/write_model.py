@@ -1,8 +1,8 @@
-"""A graph becomes files, constant by constant: weights are never in memory together.
+"""Writes a graph to files, constant by constant: the weights are never in memory together.
 
-In one file, as protobuf; in two where protobuf's limit of 2 GiB does not allow that, or where the
-runtime is to map the weights. The second then holds the data of large constants, as ONNX's external
-data, at offsets that can be mapped.
+One protobuf file; two where that exceeds protobuf's limit of 2 GiB, or where the runtime is to map
+the weights. The second holds the data of large constants as ONNX external data, at page-aligned
+offsets.
 Source: https://protobuf.dev/programming-guides/encoding, and onnx/onnx docs/ExternalData.md
 """
 
@@ -31,7 +31,7 @@ from qcompile.quant import Array
 from qcompile.system import atomic_write, digests
 from qcompile.system.temporary_folder import TemporaryFolder
 
-LIMIT = 2**31 - 2**20  # protobuf's, and some room
+LIMIT = 2**31 - 2**20  # protobuf's limit, minus some room
 _LEAST = 1 << 10  # bytes of a constant whose data is streamed
 _PAGE = 1 << 12
 _GRAPH, _INITIALIZER, _RAW_DATA, _DELIMITED = 7, 5, 9, 2  # field numbers, and a wire type
@@ -42,7 +42,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk, in a folder that lives as long as this: its file, and that of its data."""
+    """A model in a temporary folder, which lives as long as this object: model and data file."""
 
     path: Path
     data: Path | None
@@ -54,31 +54,31 @@ class ModelFiles:
         return sum(p.stat().st_size for p in (self.path, self.data) if p is not None)
 
     def save(self, path: Path) -> None:
-        """Copy to a place where it stays, whole or not at all; what was there is replaced.
+        """Copy to ``path`` atomically, replacing any model there.
 
-        Data goes beside the model under its own name, before the model that names it; the data of
-        the model that was there goes after. Raises OutputError.
+        The data file goes to the same folder under its own name: it is written before the model
+        that names it, and that of the replaced model is removed last. Raises OutputError.
         """
         place = atomic_write.destination(path)
-        old = data_of(place)
+        old = data_file_of(place)
         if self.data is None:
             _copy(self.path, place)
         else:
-            beside = place.with_name(self.data.name)
-            is_new = not beside.exists()
+            data = place.with_name(self.data.name)
+            is_new = not data.exists()
             try:
-                _copy(self.data, beside)
+                _copy(self.data, data)
                 _copy(self.path, place)
             except BaseException:
                 if is_new:
-                    beside.unlink(missing_ok=True)
+                    data.unlink(missing_ok=True)
                 raise
         if old is not None and (self.data is None or old.name != self.data.name):
             old.unlink(missing_ok=True)
 
 
-def data_of(path: Path) -> Path | None:
-    """The data file that ``write`` made for the model at a place, None where there is none."""
+def data_file_of(path: Path) -> Path | None:
+    """The data file that ``write_model`` made for the model at a path, None where there is none."""
     try:
         model, storage = read_model.read_model(path)
     except ModelError:
@@ -96,7 +96,7 @@ def _copy(source: Path, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Piece:
-    """A constant: its message, and what gives the data that the message does not hold."""
+    """A constant: its message, and a function for the data that the message does not hold."""
 
     message: onnx.TensorProto
     values: Callable[[], Array] | None = None
@@ -105,16 +105,16 @@ class Piece:
     @property
     def head(self) -> bytes:
         """The message up to the data."""
-        made: bytes = self.message.SerializeToString(deterministic=True)
-        return made + (_head(_RAW_DATA, self.size) if self.values else b"")
+        message: bytes = self.message.SerializeToString(deterministic=True)
+        return message + (_head(_RAW_DATA, self.size) if self.values else b"")
 
 
 def write_model(graph: Graph, stem: str = "model", limit: int | None = None) -> ModelFiles:
-    """The model as files of a temporary folder, deterministic.
+    """The model as files in a temporary folder, deterministic.
 
-    One file, ``<stem>.onnx``; where that would be larger than ``limit``, by default protobuf's,
-    also a data file, named after its contents, so that a model never meets the data of another.
-    Raises OutputError where there is no room.
+    One file, ``<stem>.onnx``. If it would exceed ``limit``, by default protobuf's, also a data
+    file, named after its contents, so that a model never gets the data of another. Raises
+    OutputError where there is no room.
     """
     folder = TemporaryFolder()
     path, model = folder.path / f"{stem}.onnx", shell(graph)
@@ -124,9 +124,9 @@ def write_model(graph: Graph, stem: str = "model", limit: int | None = None) -> 
             with path.open("wb") as file:
                 _write_whole(file, model, pieces)
             return ModelFiles(path, None, folder)
-        spare = folder.path / _DATA
-        write_data(spare, model, pieces)
-        data = spare.rename(folder.path / f"{stem}-{digests.of_file(spare)[:_DIGITS]}.data")
+        unnamed = folder.path / _DATA
+        write_data(unnamed, model, pieces)
+        data = unnamed.rename(folder.path / f"{stem}-{digests.file_digest(unnamed)[:_DIGITS]}.data")
         for entry in (e for t in model.graph.initializer for e in t.external_data):
             if entry.key == "location":
                 entry.value = data.name
@@ -135,10 +135,10 @@ def write_model(graph: Graph, stem: str = "model", limit: int | None = None) -> 
 
 
 def with_external_weights(graph: Graph) -> tuple[onnx.ModelProto, TemporaryFolder]:
-    """The model with its data in a file of a temporary folder, in which it is to be saved.
+    """The model with its data in a file of a temporary folder, where it must be saved too.
 
-    The runtime maps that file when it loads the model, so the weights are in memory once, as it
-    packs them. Raises OutputError where there is no room.
+    The runtime maps that file when it loads the model, so the weights are in memory only once, as
+    it packs them. Raises OutputError where there is no room.
     """
     folder, model = TemporaryFolder(), shell(graph)
     with _room(folder):
@@ -147,7 +147,7 @@ def with_external_weights(graph: Graph) -> tuple[onnx.ModelProto, TemporaryFolde
 
 
 def externalize_weights(source: Path) -> ModelFiles | None:
-    """A model's file as ``apart`` has it, None where its weights are not in it to begin with.
+    """A copy of a model file with external weights, None where it holds no large weights.
 
     Raises OutputError where there is no room.
     """
@@ -161,11 +161,11 @@ def externalize_weights(source: Path) -> ModelFiles | None:
     with _room(folder):
         pieces = (_stored(t, storage) for t in tensors)
         write_data(folder.path / _DATA, model, pieces)
-    return ModelFiles(save(model, folder), folder.path / _DATA, folder)
+    return ModelFiles(save_proto(model, folder), folder.path / _DATA, folder)
 
 
 def _stored(tensor: onnx.TensorProto, storage: Storage) -> Piece:
-    """A constant as it is in a model's file."""
+    """A constant of a loaded model."""
     if not is_external(tensor) and tensor.name not in storage.spans:
         return Piece(tensor)
     values = mapped(tensor.name, tensor, storage)
@@ -174,8 +174,8 @@ def _stored(tensor: onnx.TensorProto, storage: Storage) -> Piece:
     return Piece(values.tensor, values.load, values.nbytes)
 
 
-def save(model: onnx.ModelProto, folder: TemporaryFolder) -> Path:
-    """Write a model beside its data. Raises OutputError where there is no room."""
+def save_proto(model: onnx.ModelProto, folder: TemporaryFolder) -> Path:
+    """Write a model into the folder of its data. Raises OutputError where there is no room."""
     path = folder.path / "model.onnx"
     with _room(folder):
         path.write_bytes(model.SerializeToString())
@@ -215,8 +215,8 @@ def _piece(constant: Constant) -> Piece:
 
 
 def _write_whole(file: IO[bytes], model: onnx.ModelProto, pieces: list[Piece]) -> None:
-    """Protobuf's own serialization, initializer by initializer."""
-    before, behind = _around(model, _GRAPH)
+    """Write the bytes that protobuf would, initializer by initializer."""
+    before, after = _around(model, _GRAPH)
     first, last = _around(model.graph, _INITIALIZER)
     sizes = [len(p.head) + p.size for p in pieces]
     inner = sum(len(_head(_INITIALIZER, size)) + size for size in sizes)
@@ -225,20 +225,20 @@ def _write_whole(file: IO[bytes], model: onnx.ModelProto, pieces: list[Piece]) -
         file.write(_head(_INITIALIZER, size) + piece.head)
         if piece.values is not None:
             file.write(_raw(piece.values()))
-    file.write(last + behind)
+    file.write(last + after)
 
 
 def _around(message: Any, number: int) -> tuple[bytes, bytes]:
-    """A message's fields below a number, and those above."""
+    """A message's bytes of fields below a number, and of those above."""
     parts = type(message)(), type(message)()
     for part in parts:
         part.CopyFrom(message)
-    for found, _ in message.ListFields():
-        for part, drop in zip(parts, (found.number >= number, found.number <= number), strict=True):
+    for entry, _ in message.ListFields():
+        for part, drop in zip(parts, (entry.number >= number, entry.number <= number), strict=True):
             if drop:
-                part.ClearField(found.name)
-    before, behind = (p.SerializeToString(deterministic=True) for p in parts)
-    return before, behind
+                part.ClearField(entry.name)
+    before, after = (p.SerializeToString(deterministic=True) for p in parts)
+    return before, after
 
 
 def _head(number: int, size: int) -> bytes:

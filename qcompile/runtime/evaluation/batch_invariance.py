@@ -1,7 +1,7 @@
-"""Whether a sample's answer depends on its batch mates, or on how far it is padded.
+"""Tests whether a sample's output depends on the rest of its batch, or on its padding.
 
-With static ranges and scales per token it does not, up to the order of float sums; ranges that are
-taken from each batch as it comes (mode dynamic) make it do so.
+With static ranges it does not, up to the order of float sums. With ranges per batch (mode dynamic)
+it does.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from qcompile.runtime.evaluation.closeness import Verdict, cosine
 
 _SAMPLES = 8
 _MORE = 4  # positions of padding to add
-# Float sums of a transformer in another order: 2^-24 a step moves a cosine by less than 1e-6.
+# Another order of float sums: a relative error of 2^-24 per step changes a cosine by under 1e-6.
 EQUAL = 1 - 1e-6
 Run = Callable[[Feed], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
 class Invariance:
-    """Worst cosines of samples' answers: alone against in the batch, and padded against not.
+    """Worst cosines of samples' outputs: alone against in a batch, and with more padding against
+    without.
 
-    None where that was not tried: one sample a feed, no attention mask, or a model that takes no
-    other shapes.
+    None where that was not tested: one sample per feed, no attention mask, or fixed shapes.
     """
 
     alone: float | None = None
@@ -37,13 +37,13 @@ class Invariance:
 
     @property
     def note(self) -> str | None:
-        """What a user should know, None where answers depend on nothing else."""
+        """A note for the report, None where outputs depend on nothing else."""
         what = {"its batch mates": self.alone, "its padding": self.padded}
         found = [f"{n} (cosine {c:.5f})" for n, c in what.items() if c is not None and c < EQUAL]
         return f"a sample's answer depends on {' and '.join(found)}" if found else None
 
     def on(self, verdict: Verdict) -> Verdict:
-        """The verdict, with what was found."""
+        """The verdict with these figures."""
         return replace(verdict, alone=self.alone, padded=self.padded)
 
 
@@ -64,7 +64,7 @@ def invariance(run: Run, feeds: Iterable[Feed], samples: int = _SAMPLES) -> Inva
 
 
 def _alone(run: Run, feed: Feed, together: Mapping[str, Array], limit: int) -> list[float]:
-    """Cosines of each sample of a batch, run alone and without its padding."""
+    """Cosines between each sample of a batch and the same sample run alone without padding."""
     count = common_batch(feed)
     if count < 2:
         return []
@@ -74,12 +74,12 @@ def _alone(run: Run, feed: Feed, together: Mapping[str, Array], limit: int) -> l
         one: Feed = {name: values[i : i + 1] for name, values in feed.items()}
         end = _end(real[i]) if real is not None else None
         if real is not None:
-            one = {n: _cut(v, real.shape[1], end) for n, v in one.items()}
+            one = {n: _truncate(v, real.shape[1], end) for n, v in one.items()}
         single = run(one)
         for name, values in together.items():
             mate = values[i : i + 1]
             if real is not None:
-                mate = _cut(mate, real.shape[1], end)
+                mate = _truncate(mate, real.shape[1], end)
                 at = real[i : i + 1, :end]
                 if mate.shape[:2] == at.shape == single[name].shape[:2]:
                     found += _cosine(mate[at], single[name][at])
@@ -94,8 +94,8 @@ def _end(real: Array) -> int | None:
     return count if count and real[:count].all() else None
 
 
-def _cut(values: Array, length: int, end: int | None) -> Array:
-    """Without the padding at the end of axis 1, where that is the sequence."""
+def _truncate(values: Array, length: int, end: int | None) -> Array:
+    """The array without the padding at the end of axis 1, if that is the sequence."""
     return values[:, :end] if values.shape[1:2] == (length,) else values
 
 
@@ -118,21 +118,21 @@ def _padded(run: Run, feed: Feed, together: Mapping[str, Array]) -> list[float]:
 
 
 def _pad(values: Array) -> Array:
-    """Zeros behind axis 1: token 0, masked."""
+    """The array with zeros at the end of axis 1: token 0, masked."""
     return np.pad(values, [(0, 0), (0, _MORE), *[(0, 0)] * (values.ndim - 2)])
 
 
 def _real(feed: Feed) -> Array | None:
-    """The mask as truth values, None where the feed has none of rank 2."""
+    """The attention mask as bool [batch, sequence], None where the feed has none of rank 2."""
     mask = feed.get(MASK)
     if mask is None or mask.ndim != 2:
         return None
-    found = padding_mask(feed)
-    return np.ones(mask.shape, np.bool_) if found is None else found
+    real = padding_mask(feed)
+    return np.ones(mask.shape, np.bool_) if real is None else real
 
 
 def _cosine(a: Array, b: Array) -> list[float]:
-    """One cosine of two float arrays; none of anything else, or where shapes do not match."""
+    """The cosine of two float arrays; empty for anything else, or where shapes differ."""
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return []  # sequences and maps
     if a.shape != b.shape or a.dtype.kind != "f" or not a.size:

@@ -1,10 +1,9 @@
-"""How close two models' outputs are, sample by sample, padding left out.
+"""Measures how close two models' outputs are, per sample and without padding.
 
-Cosine is taken over each sample's whole output (all tokens that are no padding), so that it can be
-averaged and its worst sample named. Of one number it says the sign and no more: an output with one
-value a sample (a regression's) counts as one vector over all samples. SQNR is over all values.
-Flips are samples (rows of a rank-2 output, tokens of a rank-3 output called logits) whose largest
-entry is another one.
+The cosine is over each sample's whole output (all real tokens), so that there is a mean and a worst
+sample. An output with one value per sample (a regression) counts as one vector over all samples,
+since the cosine of single numbers is only their sign. SQNR is over all values. Flips are samples
+(rows of a rank-2 output, tokens of a rank-3 output called logits) whose argmax differs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from qcompile.system.json_values import Record, Unbounded, members
 
 @dataclass(frozen=True)
 class Gates:
-    """Smallest closeness and largest slowness that count as good. None switches a gate off.
+    """Limits on closeness and latency. None switches a gate off.
 
     ``min_metric`` is for the user's own measure, ``Options.metric``.
     """
@@ -40,8 +39,8 @@ class Gates:
 
 @dataclass
 class Closeness(Record):
-    """Closeness of one output. ``cosine`` holds one value for each sample, in order; one for all
-    where each sample has one number, which are ``single``."""
+    """Closeness of one output. ``cosine``: one value per sample, in order; a single value for all
+    where each sample has one number, collected in ``single``."""
 
     name: str
     exact: bool = False  # integers or text, which should be equal
@@ -77,11 +76,11 @@ class Closeness(Record):
 
     @property
     def flip_share(self) -> float | None:
-        """None where the output decides nothing."""
+        """Share of samples or tokens whose argmax differs, None where the output has no argmax."""
         return self.flips / self.decisions if self.decisions else None
 
     def update(self, reference: Array, candidate: Array, mask: Array | None) -> None:
-        """Take in one batch of equal shapes."""
+        """Add one batch of outputs of equal shapes; ``mask``: bool [batch, tokens], real tokens."""
         x, y = np.asarray(reference), np.asarray(candidate)
         rows = [(x, y)] if x.ndim == 0 else zip(x, y, strict=True)
         # Only [batch, tokens, …]: a pooled output may have as many features as there are tokens.
@@ -95,7 +94,7 @@ class Closeness(Record):
                 self._decide(a, b, x.ndim)
 
     def close(self) -> None:
-        """All samples were seen."""
+        """Finish after the last sample."""
         if self.single and len(self.single) == len(self.cosine):
             a, b = np.array(self.single).T
             self.cosine = [cosine(a, b)]
@@ -122,7 +121,7 @@ class Closeness(Record):
 
 
 def cosine(a: Array, b: Array) -> float:
-    """Cosine of two arrays read as vectors; 1 where both are zero, 0 where one is or has NaN."""
+    """Cosine of two flattened arrays; 1 if both are zero, 0 if one is, or one has NaN."""
     a, b = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return 1.0 if np.array_equal(a, b, equal_nan=True) else 0.0
@@ -133,7 +132,7 @@ def cosine(a: Array, b: Array) -> float:
 
 
 class NotEmulated(NamedTuple):
-    """A node whose saturation is not in the figures, and why."""
+    """A node whose saturation is not emulated in the figures, and why."""
 
     node: str
     reason: str
@@ -145,21 +144,21 @@ class _Figures(NamedTuple):
 
 
 class MetricFigures(_Figures):
-    """The user's own measure, of the float model and of the candidate."""
+    """The user's metric, of the float model and of the candidate."""
 
     JSON = members("float=reference compiled")
 
 
 @dataclass
 class Verdict(Record):
-    """Closeness by output, and the gates that failed, in words.
+    """Closeness per output, and messages of the gates that failed.
 
-    ``metric``: the user's own measure, of the float model and of the candidate. ``alone`` and
-    ``padded``: worst cosine of the candidate's samples alone against in their batch, and padded
-    further against not; None where not tried. ``sums``: whether the candidate's integer sums were
-    exact, or saturated as on x86 without VNNI; ``by_sums``: the verdicts by both where they are not
-    the same, of which this is the worse. ``not_emulated``: nodes whose saturation is not in it, and
-    why. ``session_options``: those of ONNX Runtime that these figures were measured with.
+    ``metric``: the user's metric, of the float model and of the candidate. ``alone`` and
+    ``padded``: worst cosine of the candidate's samples alone against in a batch, and with more
+    padding against without; None where not tested. ``sums``: whether the candidate's int8 sums were
+    exact, or saturated as on x86 without VNNI; ``by_sums``: both verdicts where they differ, of
+    which this is the worse. ``not_emulated``: nodes whose saturation is not included, and why.
+    ``session_options``: those of ONNX Runtime for these figures.
     """
 
     outputs: list[Closeness]
@@ -199,16 +198,16 @@ class Verdict(Record):
 
     @property
     def worst_cosine(self) -> float:
-        """That of the worst sample of any output."""
+        """The cosine of the worst sample of any output."""
         return min((o.worst_cosine for o in self.outputs), default=1.0)
 
     @property
     def sqnr_db(self) -> float:
-        """That of the worst output; infinite where all are equal."""
+        """The SQNR of the worst output; infinite where all are equal."""
         return min((o.sqnr_db for o in self.outputs), default=float("inf"))
 
     def measured(self, old: float, new: float, gates: Gates) -> None:
-        """Take in the user's own measure, of float and candidate, and judge it."""
+        """Add the user's metric of the float model and of the candidate, and check its gate."""
         self.metric = MetricFigures(old, new)
         if gates.min_metric is not None and not new >= gates.min_metric:
             shown = _digits(new, gates.min_metric)
@@ -219,7 +218,7 @@ class Verdict(Record):
 def compare_outputs(
     reference: Session, candidate: Session, feeds: Iterable[Feed], gates: Gates
 ) -> Verdict:
-    """Run both models on all feeds. Raises DataError on no feed or outputs that do not match."""
+    """Run both models on all feeds. Raises DataError without feeds, or where outputs mismatch."""
     pairs = ((reference.run(feed), candidate.run(feed), feed) for feed in feeds)
     return judge(pairs, gates)
 
@@ -251,9 +250,9 @@ def judge(
 
 
 def tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Outputs by name, sequences and maps taken apart: ``y[0]``, ``y[0].values`` by sorted keys.
+    """Outputs by name, with sequences and maps split: ``y[0]``, ``y[0].values`` by sorted keys.
 
-    An optional that holds nothing, and what is no tensor, is left out.
+    Empty optionals and other values without a tensor are left out.
     """
     found: dict[str, Array] = {}
     for name, value in outputs.items():
@@ -301,7 +300,7 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
 
 
 def _digits(value: float, limit: float) -> str:
-    """Five significant digits, or as many more as show on which side of the limit a value is."""
+    """Five significant digits, or more if needed to show on which side of the limit it is."""
 
     def side(number: float) -> tuple[bool, bool]:
         return number < limit, number > limit

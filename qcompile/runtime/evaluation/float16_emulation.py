@@ -1,12 +1,12 @@
-"""A float16 model in a form that shows its answers on a provider without float16 kernels.
+"""Emulates a float16 model on a provider without float16 kernels.
 
-ONNX Runtime's CPU provider runs float16 operators in float32, and drops the rounding between them:
-neither an overflow nor a lost digit would show. Here each operator computes in float32, as kernels
-that accumulate in float32 do, and each result is rounded to float16 where it would be stored:
+ONNX Runtime's CPU provider runs float16 operators in float32 and omits the rounding between them,
+which hides overflow and rounding errors. Here each operator computes in float32, like kernels that
+accumulate in float32, and each result is rounded to float16:
 
     y = Op(x)   →   y = Cast(Op(x/wide), float16),  y/wide = Cast(y, float32)
 
-Only tensors that the model declares as float16 are touched; those of subgraphs stay as they are.
+Only tensors that the model declares as float16 are changed, and none in subgraphs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _TYPED = (
 
 
 def rounding_form(model: bytes) -> bytes:
-    """The model with float16 made explicit, in float32; the same bytes where there is none.
+    """The model in float32 with explicit rounding to float16; the same bytes without float16.
 
-    Raises ModelError where float32 takes more than protobuf holds.
+    Raises ModelError where it exceeds protobuf's limit of 2 GiB in float32.
     """
     proto = onnx.ModelProto.FromString(model)
     half = _half_tensors(proto.graph)
@@ -70,7 +70,7 @@ def _rewritten(node: onnx.NodeProto, half: set[str]) -> Iterator[onnx.NodeProto]
         yield node
         yield from (_widen(name) for name in node.output if name in half)
         return
-    made = [name for name in node.output if name in half]
+    results = [name for name in node.output if name in half]
     for i, name in enumerate(node.input):
         if name in half:
             node.input[i] = _wide(name)
@@ -78,7 +78,7 @@ def _rewritten(node: onnx.NodeProto, half: set[str]) -> Iterator[onnx.NodeProto]
         if name in half:
             node.output[i] = f"{name}/exact"
     yield node
-    for name in made:
+    for name in results:
         yield onnx.helper.make_node("Cast", [f"{name}/exact"], [name], f"{name}/round", to=_HALF)
         yield _widen(name)
 

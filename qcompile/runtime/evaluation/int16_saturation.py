@@ -1,9 +1,9 @@
-"""Whether a compiled model answers alike with and without VNNI: its sums of products, emulated.
+"""Counts int16 saturation in a compiled model, which changes outputs on x86 without VNNI.
 
-x86 without VNNI adds neighbouring products a[2i] w[2i] + a[2i+1] w[2i+1] of u8 by s8 in int16,
-which saturates (vpmaddubsw); everything else adds in int32. So for each integer linear: how many
-pairs of its weights can leave int16 whatever comes in (255 is the largest activation), and how many
-sums did on real inputs. Source: MLAS, QgemmU8S8KernelAvx2.
+There neighbouring products a[2i] w[2i] + a[2i+1] w[2i+1] of uint8 by int8 are added in int16, which
+saturates (vpmaddubsw); other processors add in int32. For each int8 matrix multiplication: how many
+pairs of weights can exceed int16 for some input (255 is the largest activation), and how many sums
+did on real inputs. Source: MLAS, QgemmU8S8KernelAvx2.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from qcompile.runtime.evaluation.tensor_facts import TensorFacts
 INT8, UINT8 = int(onnx.TensorProto.INT8), int(onnx.TensorProto.UINT8)
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
 _LARGEST = 255
-_ROWS = 256  # looked at of each linear, evenly spread
-_BATCHES = 16
+_ROWS = 256  # rows per linear that are checked, evenly spaced
+_BATCHES = 16  # matrices of a stack that are checked
 _CHUNK = 1 << 14  # pairs at a time: int32 sums of all rows are 16 MB
 _CONVOLUTIONS = ("ConvInteger", "QLinearConv", f"{MICROSOFT}.QLinearConv")
 
 
 @dataclass(frozen=True)
 class IntegerProduct:
-    """An integer product. ``weight``: int8 [inputs, outputs], None where ``right`` is data too.
+    """An int8 matrix multiplication.
 
-    ``left`` and ``right`` name the tensors that hold the operands, ``left`` "" where it is not to
-    be had. ``largest``: magnitude that data on the right cannot exceed.
+    ``weight``: int8 [inputs, outputs], None where the right operand is computed too. ``left`` and
+    ``right``: names of the operands, ``left`` "" where its values cannot be observed. ``largest``:
+    bound of the magnitude of a computed right operand.
     """
 
     node: str
@@ -48,7 +49,7 @@ class IntegerProduct:
 
 @dataclass(frozen=True)
 class Saturation:
-    """Of one linear: weight pairs that can saturate, of how many; sums that did, of how many."""
+    """Of one node: ``can`` of ``pairs`` weight pairs can saturate, ``did`` of ``sums`` did."""
 
     node: str
     can: int
@@ -58,15 +59,15 @@ class Saturation:
 
 
 def exact_on_all(found: list[Saturation]) -> bool:
-    """True where no sum can saturate: the model then answers alike on all machines."""
+    """True where no sum can saturate, so that outputs are the same on all processors."""
     return not any(s.can for s in found)
 
 
 def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[IntegerProduct]:
-    """The integer products of a model as ONNX Runtime runs it (``write_optimized``).
+    """The int8 matrix multiplications of a model as ONNX Runtime runs it (``write_optimized``).
 
-    Those in bodies of control flow come after the node that holds them. ``storage`` as
-    ``from_proto.read`` has it; weights in files are views.
+    Those in subgraphs come after the node with the subgraph. ``storage`` as from ``read_model``;
+    weights in files are views.
     """
     yield from _of_graph(model.graph, TensorFacts(model.graph, storage or Storage()))
     for function in model.functions:
@@ -77,7 +78,7 @@ def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[
 def _of_graph(
     graph: onnx.GraphProto, facts: TensorFacts, seen: bool = True
 ) -> Iterator[IntegerProduct]:
-    """``seen`` False: no run of the model shows the operands."""
+    """``seen`` False: the operands cannot be outputs of the model."""
     for node in graph.node:
         found = _of_node(node, facts)
         yield from found if seen else (replace(linear, left="") for linear in found)
@@ -90,7 +91,7 @@ def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduc
         (left, _, _), (right, _, _) = a.names(node), b.names(node)
         left = "" if a.is_float else left
         if facts.type(left) == INT8 or facts.type(right) == UINT8:
-            continue  # s8 by s8 and u8 by u8 are added in int32
+            continue  # int8 by int8 and uint8 by uint8 are added in int32
         if is_op(node, *_CONVOLUTIONS):
             yield from _kernel(node, right, facts)
         else:
@@ -122,7 +123,7 @@ def _linear(
     if values.ndim == 2:
         yield IntegerProduct(node.name, left, right, values.T if transposed else values)
         return
-    # A stack of matrices, or a vector: bounded, but no run says which rows meet which of them.
+    # A stack of matrices, or a vector: bounded, but rows are not counted, which differ by matrix.
     tall = values[:, None] if values.ndim == 1 else np.moveaxis(values, -2, 0)
     yield IntegerProduct(node.name, "", right, tall.reshape(len(tall), -1))
 
@@ -137,7 +138,7 @@ def _largest(name: str, facts: TensorFacts) -> int:
 
 
 def bound(linear: IntegerProduct) -> Saturation:
-    """What can happen, whatever comes in."""
+    """The pairs that can saturate, for any input."""
     if linear.weight is None:
         return Saturation(linear.node, int(2 * _LARGEST * linear.largest > HIGH), 1)
     found = can_leave(*pairs(linear.weight))
@@ -145,9 +146,9 @@ def bound(linear: IntegerProduct) -> Saturation:
 
 
 def can_leave(first: Array, second: Array) -> Array:
-    """Where ``a · first + b · second`` leaves int16 for some uint8 a, b; int8, elementwise."""
-    found: Array = worst_sums(first.astype(np.int16), second.astype(np.int16)) > PAIR_SUM
-    return found
+    """Elementwise, where ``a · first + b · second`` exceeds int16 for some uint8 a, b; int8."""
+    exceeds: Array = worst_sums(first.astype(np.int16), second.astype(np.int16)) > PAIR_SUM
+    return exceeds
 
 
 def _leaves(sums: Array) -> Array:
@@ -155,7 +156,7 @@ def _leaves(sums: Array) -> Array:
 
 
 def observe(linear: IntegerProduct, left: Array, right: Array | None = None) -> Saturation:
-    """What happened with these operands: uint8 [..., rows, inputs], int8 [..., inputs, outputs]."""
+    """Saturation with these operands: uint8 [..., rows, inputs], int8 [..., inputs, outputs]."""
     found = bound(linear)
     if left.dtype != np.uint8 or (right is not None and right.dtype != np.int8):
         return Saturation(found.node, 0, found.pairs)
@@ -169,7 +170,7 @@ def observe(linear: IntegerProduct, left: Array, right: Array | None = None) -> 
 
 
 def _batches(left: Array, right: Array) -> Iterator[tuple[Array, Array]]:
-    """The first matrices of two stacks that broadcast, as MatMul pairs them."""
+    """The first pairs of matrices of two stacks, broadcast as in MatMul."""
     left = left[None] if left.ndim == 1 else left
     right = right[:, None] if right.ndim == 1 else right
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -179,11 +180,11 @@ def _batches(left: Array, right: Array) -> Iterator[tuple[Array, Array]]:
 
 
 def _count(left: Array, weight: Array) -> tuple[int, int]:
-    """(sums that leave int16, sums looked at) for uint8 [rows, inputs]; only pairs that can."""
+    """(sums that exceed int16, all sums) for uint8 [rows, inputs] by int8 [inputs, outputs]."""
     rows = left[:: max(1, len(left) // _ROWS)].astype(np.int32)
     places, columns = np.nonzero(can_leave(*pairs(weight)))
     first, second = pairs(weight.astype(np.int32))
-    did = 0
+    did = 0  # only pairs that can exceed int16 are computed
     for start in range(0, len(places), _CHUNK):
         at, to = places[start : start + _CHUNK], columns[start : start + _CHUNK]
         sums = rows[:, 2 * at] * first[at, to] + rows[:, 2 * at + 1] * second[at, to]
@@ -192,10 +193,11 @@ def _count(left: Array, weight: Array) -> tuple[int, int]:
 
 
 def saturated_product(left: Array, weight: Array) -> Array:
-    """The product as x86 without VNNI computes it: uint8 [rows, inputs] by int8, in int32."""
+    """The result on x86 without VNNI, int32: uint8 [rows, inputs] by int8 [inputs, outputs]."""
     first, second = pairs(weight.astype(np.int32))
     a = left.astype(np.int32)
     even = a[:, : 2 * len(first)]
+    # Sums of pairs, [rows, pairs, outputs], which saturate to int16.
     sums = even[:, 0::2, None] * first + even[:, 1::2, None] * second
     total: Array = np.clip(sums, LOW, HIGH).sum(1, dtype=np.int32)
     if len(weight) % 2:

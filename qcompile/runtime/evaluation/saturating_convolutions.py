@@ -1,9 +1,9 @@
-"""Quantized convolutions as products of matrices, in the order in which ONNX Runtime adds them.
+"""Quantized convolutions as matrix multiplications, in the order in which ONNX Runtime sums.
 
 QLinearConv (qlinearconv.cc: ReorderFilter, Im2col NHWC) multiplies patches by filters with the
 position in the kernel outermost and the group's channels innermost, so neighbours are channels of
-one position; MLAS's kernels for symmetric weights (convsym.cpp) keep to that. Where a group has
-one channel, neighbours are positions. A depthwise convolution has kernels of its own, which add in
+one position; MLAS's kernels for symmetric weights (convsym.cpp) do the same. Where a group has
+one channel, neighbours are positions. Depthwise convolutions have separate kernels, which add in
 int32.
 """
 
@@ -43,12 +43,12 @@ class Filters:
 
     @property
     def positions(self) -> int:
-        """Of the kernel."""
+        """Number of positions of the kernel."""
         return math.prod(self.values.shape[2:])
 
     @property
     def channels(self) -> int:
-        """Of the data."""
+        """Number of channels of the data."""
         return self.groups * int(self.values.shape[1])
 
     def order(self) -> Array:
@@ -64,7 +64,7 @@ class Filters:
         return grouped.transpose(0, 3, 2, 1).reshape(self.groups, -1, outputs)
 
     def pairs(self) -> Pairs:
-        """Those that can saturate, of rows of ``patches``."""
+        """Pairs of rows of ``patches`` that can saturate."""
         found = []
         for i, (order, matrix) in enumerate(zip(self.order(), self.matrices(), strict=True)):
             pairs = saturable(matrix)
@@ -76,7 +76,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A QLinearConv of data [n, channels, *space]: its node, and its inputs by what they are."""
+    """A QLinearConv of data [n, channels, *space]: its node, and the names of its inputs."""
 
     node: onnx.NodeProto
     filters: Filters
@@ -87,13 +87,13 @@ class Convolution:
 
     @property
     def placing(self) -> dict[str, Any]:
-        """Attributes that say which data meets which part of a filter."""
+        """The attributes that define which data each filter position is multiplied with."""
         get = onnx.helper.get_attribute_value
         return {a.name: get(a) for a in self.node.attribute if a.name in _PLACING}
 
 
 def saturated(f: Fragment, it: Convolution, pairs: Pairs | None) -> str:
-    """The sums with saturation: int32 [n, outputs, *space]; with no ``pairs`` all are looked at."""
+    """The saturated sums: int32 [n, outputs, *space]. ``pairs`` None: all pairs are computed."""
     exact, data = _exact(f, it), _patches(f, it)
     swap = [1, 0, *range(2, it.filters.values.ndim)]
     outwards = f.add("Transpose", exact, perm=swap)
@@ -108,26 +108,26 @@ def saturated(f: Fragment, it: Convolution, pairs: Pairs | None) -> str:
 def _exact(f: Fragment, it: Convolution) -> str:
     """The sums without saturation: int32 [n, outputs, *space].
 
-    uint8 by uint8 is exact everywhere, and the one form of ConvInteger with a fast kernel, so the
-    weight and its zero point, of which all values are the same, are shifted.
+    uint8 by uint8 is exact on all processors, and the only types for which ConvInteger has a fast
+    kernel, so the weight and its zero point (all values equal) are shifted.
     """
     flat = f.add("Reshape", it.weight_zero, f.integers(-1))
     zero = f.add("Gather", flat, f.constant(np.array(0, np.int64)), axis=0)
     shift = f.constant(np.array(_SHIFT, np.int32))
-    moved = []
+    shifted = []
     for tensor in (it.weight, zero):
         wide = f.add("Add", f.cast(tensor, TensorProto.INT32), shift)
-        moved.append(f.cast(wide, TensorProto.UINT8))
-    weight, weight_zero = moved
+        shifted.append(f.cast(wide, TensorProto.UINT8))
+    weight, weight_zero = shifted
     operands = it.data, weight, it.zero, weight_zero
     return f.add("ConvInteger", *operands, group=it.filters.groups, **it.placing)
 
 
 def _patches(f: Fragment, it: Convolution) -> str:
-    """What meets the filters: uint8 [channels · positions, n · space].
+    """The data that filters are multiplied with (im2col): uint8 [channels · positions, n · space].
 
-    A float convolution that copies: one filter per channel and position, all zeros but one. So
-    padding is where the runtime has it. It pads with 0, which the zero point must be then.
+    By a float convolution that copies: one filter per channel and position, all zeros but one, so
+    padding is the runtime's. It pads with 0, so the zero point is subtracted first.
     """
     zero = f.cast(f.add("Reshape", it.zero, f.constant(np.zeros(0, np.int64))), TensorProto.FLOAT)
     centred = f.add("Sub", f.cast(it.data, TensorProto.FLOAT), zero)

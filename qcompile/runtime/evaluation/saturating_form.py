@@ -1,10 +1,10 @@
-"""A compiled model in the form that computes, with exact sums, what x86 without VNNI computes.
+"""Rewrites a compiled model to emulate x86 without VNNI on processors with exact sums.
 
 There ONNX Runtime adds neighbouring products of uint8 data by int8 weights in int16, which
-saturates. The form has such products as an exact integer product, what saturation adds to it
-(``saturating_sums``), and the operator's own arithmetic afterwards. It is made of the graph that
-ONNX Runtime really runs (``session.write_optimized``), runs with optimizations off, and only on a
-processor that adds in int32 itself (``session.saturates``): one that saturates would do it twice.
+saturates. The rewritten model has an exact int8 matrix multiplication, the effect of saturation
+(``saturating_sums``), and then the operator's own arithmetic. It is derived from the optimized
+graph (``session.write_optimized``), and must run with optimizations off, on a processor that adds
+in int32 (not ``session.saturates``): otherwise sums would saturate twice.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from qcompile.runtime.evaluation.saturating_sums import (
 )
 from qcompile.runtime.evaluation.tensor_facts import TensorFacts
 
-# Where more of all pairs can saturate, and more than a chunk of them, a loop over every pair is the
-# smaller graph.
+# If more than this share of the pairs can saturate, and more than CHUNK, a loop over all pairs is
+# the smaller graph.
 _FEW = 0.05
 _DYNAMIC, _TO_FLOAT = (
     f"{MICROSOFT}.{op}" for op in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
@@ -49,10 +49,10 @@ _UNKNOWN = "the types of its operands are not known"
 
 @dataclass(frozen=True)
 class SaturatingForm:
-    """A model with saturating sums; its weights lie where those of the model that it is of do.
+    """A model with saturating sums; external weights are where the original model has them.
 
-    emulated: nodes whose sums are saturated. left: nodes that may saturate and are as they were,
-    and why. Nodes whose sums never leave int16 are in neither.
+    emulated: nodes whose sums are saturated. left: nodes that may saturate but are unchanged, and
+    why. Nodes whose sums never exceed int16 are in neither.
     """
 
     model: onnx.ModelProto
@@ -61,21 +61,21 @@ class SaturatingForm:
 
 
 def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> SaturatingForm:
-    """The form of a model; ``storage`` as ``from_proto.read`` has it."""
+    """A copy of a model with saturating sums; ``storage`` as from ``read_model``."""
     form = onnx.ModelProto()
     form.CopyFrom(model)
     facts = TensorFacts(form.graph, storage or Storage())
     nodes, emulated, left = list(form.graph.node), [], []
     del form.graph.node[:]
     for node in nodes:
-        made = _rewritten(node, facts)
-        if isinstance(made, Fragment):
+        rewritten = _rewritten(node, facts)
+        if isinstance(rewritten, Fragment):
             emulated.append(_label(node))
-            form.graph.node.extend(made.nodes)
-            form.graph.initializer.extend(made.constants)
+            form.graph.node.extend(rewritten.nodes)
+            form.graph.initializer.extend(rewritten.constants)
             continue
         form.graph.node.append(node)
-        left += [] if made is None else [(_label(node), made.reason)]
+        left += [] if rewritten is None else [(_label(node), rewritten.reason)]
         left += _inside(node, facts)
     for function in form.functions:
         inner = TensorFacts(onnx.GraphProto(node=function.node), Storage())
@@ -104,7 +104,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
 
 
 def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | Refusal | None:
-    """What takes a node's place; why it is left as it is; None where its sums are exact."""
+    """The nodes that replace a node, why it is unchanged, or None where its sums are exact."""
     row = quantized_operator(node)
     products = [(a.names(node)[0], b.names(node)[0]) for a, b in byte_products(node)]
     if row is None or not products:
@@ -122,7 +122,7 @@ def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | Refusal |
 
 
 def _may_saturate(weight: str, facts: TensorFacts) -> bool:
-    """True but for constants of which no pair along the last axis but one can leave int16."""
+    """False for constants without a pair (along the second last axis) that can exceed int16."""
     if facts.type(weight) not in (0, TensorProto.INT8):
         return False
     values = facts.values(weight)
@@ -137,9 +137,9 @@ def _tall(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Product:
-    """A product of matrices: uint8 [..., rows, inputs] by int8 [..., inputs, outputs].
+    """Names of the tensors of an int8 matrix multiplication, "" where there is none.
 
-    The names of its tensors, "" where it has none.
+    uint8 [..., rows, inputs] by int8 [..., inputs, outputs].
     """
 
     left: str
@@ -167,8 +167,10 @@ def _product(
     if not isinstance(weight, _Weight):
         return weight
     f = Fragment(f"{_label(node)}/saturating", facts.names)
-    it = _plain(f, node, it, across)
-    exact = f.add("MatMulInteger", it.left, it.right, *_given(it.left_zero, it.right_zero))
+    it = _matmul_operands(f, node, it, across)
+    exact = f.add(
+        "MatMulInteger", it.left, it.right, *_without_trailing_gaps(it.left_zero, it.right_zero)
+    )
     total = _total(f, it, exact, weight)
     if is_op(node, _TO_FLOAT, _DYNAMIC):
         _to_float(f, node, it, (exact, total), facts.is_single(input_name(node, 2)))
@@ -188,9 +190,9 @@ def _typed(it: _Product) -> tuple[tuple[str, str], tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Weight:
-    """How a right operand's pairs are looked at: those that can saturate, or None for all.
+    """A right operand: its pairs that can saturate, None to compute all of them.
 
-    outputs: columns of a constant weight.
+    inputs, outputs: shape of a constant weight.
     """
 
     pairs: Pairs | None = None
@@ -199,7 +201,7 @@ class _Weight:
 
 
 def _weight(right: str, across: bool, facts: TensorFacts) -> _Weight | Refusal | None:
-    """``across``: the constant is [outputs, inputs]. None where no pair can saturate."""
+    """The right operand; None where no pair can saturate. ``across``: it is [outputs, inputs]."""
     values = facts.values(right)
     if values is None:
         is_vector = len(facts.shape(right) or (0, 0)) == 1
@@ -214,12 +216,12 @@ def _weight(right: str, across: bool, facts: TensorFacts) -> _Weight | Refusal |
 
 
 def _few(pairs: Pairs, of: int) -> Pairs | None:
-    """The pairs where they are few; None where all are to be looked at."""
+    """The pairs where they are few, else None."""
     return pairs if len(pairs.columns) <= max(CHUNK, _FEW * of) else None
 
 
-def _plain(f: Fragment, node: onnx.NodeProto, it: _Product, across: bool) -> _Product:
-    """The operands as MatMulInteger takes them."""
+def _matmul_operands(f: Fragment, node: onnx.NodeProto, it: _Product, across: bool) -> _Product:
+    """The operands quantized and transposed as MatMulInteger takes them."""
     if is_op(node, _DYNAMIC):
         left, scale, zero = f.add_all("DynamicQuantizeLinear", (it.left,), 3)
         return replace(it, left=left, left_scale=scale, left_zero=zero)
@@ -228,13 +230,13 @@ def _plain(f: Fragment, node: onnx.NodeProto, it: _Product, across: bool) -> _Pr
     return replace(it, right=f.add("Transpose", it.right, perm=[1, 0])) if across else it
 
 
-def _given(*inputs: str) -> tuple[str, ...]:
+def _without_trailing_gaps(*inputs: str) -> tuple[str, ...]:
     """Optional inputs without the missing ones at the end."""
-    return inputs if not inputs or inputs[-1] else _given(*inputs[:-1])
+    return inputs if not inputs or inputs[-1] else _without_trailing_gaps(*inputs[:-1])
 
 
 def _total(f: Fragment, it: _Product, exact: str, weight: _Weight) -> str:
-    """The saturated product: int32, in the shape of the exact one."""
+    """The saturated matrix multiplication: int32, in the shape of the exact one."""
     if weight.pairs is None:
         return every_pair(f, exact, it.left, it.right)
     rows = f.add("Reshape", it.left, f.integers(-1, weight.inputs))
@@ -246,11 +248,11 @@ def _total(f: Fragment, it: _Product, exact: str, weight: _Weight) -> str:
 def _to_float(
     f: Fragment, node: onnx.NodeProto, it: _Product, sums: tuple[str, str], single: bool
 ) -> str:
-    """MatMulIntegerToFloat after its sums, exact and saturated: float(sum) · scale + bias.
+    """The rest of MatMulIntegerToFloat for its ``sums``, (exact, saturated): sum · scale + bias.
 
-    With a scale for each row, or one not known to be ``single``, it is float(sum) · right · left.
-    ONNX Runtime then scales a bias by left too, so the operator itself runs where there is one, and
-    what saturation adds to the sums is added to what it gives.
+    With a scale per row, or one not known to be ``single``, it is float(sum) · right · left. ONNX
+    Runtime then scales the bias by left too, so with a bias the operator itself runs, and the
+    effect of saturation is added to its result.
     """
     exact, total = sums
     bias = input_name(node, 4 if is_op(node, _DYNAMIC) else 6)
@@ -265,12 +267,12 @@ def _to_float(
 
 
 def _multiplier(f: Fragment, it: _Product, scale: str) -> str:
-    """What MLAS multiplies sums by, in its order: left · right / output."""
+    """The factor by which MLAS multiplies sums, in its order: left · right / output."""
     return f.add("Div", f.add("Mul", it.left_scale, it.right_scale), scale)
 
 
 def _requantized(f: Fragment, sums: str, multiplier: str, zero: str) -> str:
-    """uint8 as MlasRequantizeOutput makes it: round_half_even(float(sum) · multiplier) + zero."""
+    """uint8 as in MlasRequantizeOutput: round_half_even(float(sum) · multiplier) + zero."""
     scaled = f.add("Mul", f.cast(sums, TensorProto.FLOAT), multiplier)
     shifted = f.add("Add", f.add("Round", scaled), f.cast(zero, TensorProto.FLOAT))
     low, high = (f.constant(np.array(limit, np.float32)) for limit in (0, 255))
@@ -280,7 +282,7 @@ def _requantized(f: Fragment, sums: str, multiplier: str, zero: str) -> str:
 def _gemm(
     f: Fragment, node: onnx.NodeProto, row: QuantizedOperator, it: _Product, sums: str
 ) -> str:
-    """QGemm after its sums: alpha (A · B + C) in integers, scaled, and uint8 where a zero is given.
+    """The rest of QGemm: sums + bias, scaled; as uint8 where there is a zero point.
 
     Its scales are multiplied as quant_gemm.cc does: alpha · left · right, then / output.
     """

@@ -1,9 +1,9 @@
-"""ONNX nodes that saturate sums of products as x86 without VNNI does.
+"""Builds ONNX nodes that saturate sums of products as x86 without VNNI does.
 
 That adds neighbouring products a[2i] w[2i] + a[2i+1] w[2i+1] of uint8 by int8 in int16 (MLAS,
 QgemmU8S8KernelAvx2: vpmaddubsw) and everything else in int32. So a saturated sum is the exact one
-plus the excess of each pair, clip(p) - p with p the pair's sum. No |p| is over 2^16 and no product
-over 2^15, so they are exact in float32, for which all operators exist since opset 11.
+plus clip(p) - p for each pair, with p the pair's sum. |p| is at most 2^16 and a product at most
+2^15, so both are exact in float32, for which all operators exist since opset 11.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from qcompile.quant.weight_rounding import pairs as neighbours
 from qcompile.runtime.evaluation.int16_saturation import HIGH, LOW, can_leave
 
 CHUNK = 1 << 12  # pairs at a time: their int32 sums are 16 KB for each row of data
-_BLOCK = 1 << 10  # columns of a weight looked at together
+_BLOCK = 1 << 10  # columns of a weight checked together
 _SUM = TensorProto.INT32
-_END = int(np.iinfo(np.int64).max)  # of a shape, however long
+_END = int(np.iinfo(np.int64).max)  # the end of a shape of any length
 
 
 @dataclass
 class Fragment:
-    """Nodes and constants to put into a graph, under names that are not ``taken`` in it.
+    """Nodes and constants to insert into a graph, with names that are not ``taken`` in it.
 
-    ``stem``: what all of the names begin with.
+    ``stem``: prefix of all names.
     """
 
     stem: str
@@ -41,13 +41,13 @@ class Fragment:
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
     def name(self, what: str) -> str:
-        """A name that is free, and taken from now on."""
-        number, found = 0, f"{self.stem}/{what}"
-        while found in self.taken:
+        """Reserve a free name."""
+        number, name = 0, f"{self.stem}/{what}"
+        while name in self.taken:
             number += 1
-            found = f"{self.stem}/{what}_{number}"
-        self.taken.add(found)
-        return found
+            name = f"{self.stem}/{what}_{number}"
+        self.taken.add(name)
+        return name
 
     def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Append a node; returns the name of its output."""
@@ -102,9 +102,9 @@ class Pairs:
 
 
 def saturable(weight: Array) -> Pairs:
-    """Pairs of an int8 weight [inputs, outputs] that can leave int16 for some uint8 data.
+    """Pairs of an int8 weight [inputs, outputs] that can exceed int16 for some uint8 data.
 
-    A last row without a partner is alone, and fits.
+    An odd last row has no partner, and fits.
     """
     first, second = neighbours(weight)
     places, columns = [], []
@@ -120,7 +120,7 @@ def saturable(weight: Array) -> Pairs:
 
 
 def excess(f: Fragment, data: str, pairs: Pairs, outputs: int) -> str:
-    """What saturation adds to the sums: int32 [outputs, rows], for uint8 data [inputs, rows]."""
+    """Saturated minus exact sums: int32 [outputs, rows], for uint8 data [inputs, rows]."""
     parts = [_excess(f, data, chunk, outputs) for chunk in pairs.chunks()]
     total = parts[0]
     for part in parts[1:]:
@@ -129,10 +129,10 @@ def excess(f: Fragment, data: str, pairs: Pairs, outputs: int) -> str:
 
 
 def _excess(f: Fragment, data: str, pairs: Pairs, outputs: int) -> str:
-    """Running sums over the pairs, in which those of a column are a difference.
+    """Cumulative sums over the pairs, so that the sum over a column is a difference of two.
 
-    Integers wrap around, so a difference is exact. A pair of weights 0 comes first, so that there
-    is a sum of nothing.
+    int32 wraps around, so differences are exact. A first pair with weights 0 gives the sum of no
+    pairs.
     """
     rows = np.pad(pairs.rows, ((1, 0), (0, 0))).astype(np.int32)
     weights = np.pad(pairs.weights, ((1, 0), (0, 0))).astype(np.float32)
@@ -149,17 +149,17 @@ def _excess(f: Fragment, data: str, pairs: Pairs, outputs: int) -> str:
 
 
 def _over(f: Fragment, sums: str) -> str:
-    """The excess of float32 sums of pairs, as int32."""
+    """clip(p) - p for float32 sums p of pairs, as int32."""
     low, high = (f.constant(np.array(limit, np.float32)) for limit in (LOW, HIGH))
     return f.cast(f.add("Sub", f.add("Clip", sums, low, high), sums), _SUM)
 
 
 def every_pair(f: Fragment, exact: str, left: str, right: str) -> str:
-    """The saturated product of two operands, pair by pair.
+    """The saturated matrix multiplication of two operands, pair by pair.
 
-    ``exact``: int32 [..., rows, outputs], the exact product. ``left`` [..., rows, inputs] and
+    ``exact``: int32 [..., rows, outputs], the exact result. ``left`` [..., rows, inputs] and
     ``right`` [..., inputs, outputs]: one uint8, the other int8. Their leading dimensions broadcast;
-    inputs may be odd. A Loop, since a Scan wants ranks to be known.
+    inputs may be odd. A Loop, since a Scan needs known ranks.
     """
     shape = f.add("Shape", left)
     inputs = f.sizes(shape, -1, _END)
@@ -173,8 +173,8 @@ def every_pair(f: Fragment, exact: str, left: str, right: str) -> str:
 def _in_pairs(f: Fragment, operand: str, odd: str, half: str, rest: int) -> str:
     """[..., inputs, *rest] as float32 [..., pairs, 2, *rest], a zero after an odd number of inputs.
 
-    ``odd`` and ``half``: int64 [1], inputs that have no partner, and pairs. ``rest``: 0 or 1
-    dimensions.
+    ``odd`` and ``half``: int64 [1], number of inputs without a partner, and of pairs. ``rest``: 0
+    or 1 dimensions.
     """
     shape = f.add("Shape", operand)
     lead, tail = f.sizes(shape, 0, -1 - rest), f.sizes(shape, -rest or _END, _END)
@@ -184,7 +184,10 @@ def _in_pairs(f: Fragment, operand: str, odd: str, half: str, rest: int) -> str:
 
 
 def _step(f: Fragment, left: str, right: str) -> onnx.GraphProto:
-    """Add the excess of one pair: [..., rows, pairs, 2] by [..., pairs, 2, outputs]."""
+    """Loop body for one pair: adds clip(p) - p.
+
+    ``left``: [..., rows, pairs, 2], ``right``: [..., pairs, 2, outputs].
+    """
     body = Fragment(f.stem, f.taken)
     place, go, before = (body.name(what) for what in ("place", "go", "sums"))
     first = body.add("Gather", left, place, axis=-2)

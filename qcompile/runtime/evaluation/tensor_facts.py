@@ -1,4 +1,4 @@
-"""What is known of a graph's tensors before it runs."""
+"""Static facts about a graph's tensors: types, shapes, constants, producers."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from qcompile.quant import Array
 
 
 class TensorFacts:
-    """Types, shapes, constants and makers; ``outer``: of the graph around it.
+    """Types, shapes, constants and producers; ``outer``: facts of the graph around this one.
 
-    ``storage`` is where values lie that the model does not hold. An initializer that is a graph
-    input too is no constant: a feed may replace it.
+    ``storage`` locates values that the model does not hold. An initializer that is also a graph
+    input is not a constant: a feed may replace it.
     """
 
     def __init__(
         self, graph: onnx.GraphProto, storage: Storage, outer: TensorFacts | None = None
     ) -> None:
-        given = {value.name for value in graph.input}
+        inputs = {value.name for value in graph.input}
         typed = (*graph.value_info, *graph.input, *graph.output)
         self.storage, self._outer = storage, outer
-        self._constants = {t.name: t for t in graph.initializer if t.name not in given}
+        self._constants = {t.name: t for t in graph.initializer if t.name not in inputs}
         self._makers = {name: node for node in graph.node for name in node.output if name}
         self._types = element_types(graph)
         self._declared = {v.name: v.type.tensor_type for v in typed}
-        self.names = set(_names(graph))  # of all that is in it, bodies too
+        self.names = set(_names(graph))  # all names in it, also in subgraphs
 
     def type(self, name: str) -> int:
         """The element type, 0 where unknown."""
         return self._types.get(name) or (self._outer.type(name) if self._outer else 0)
 
     def values(self, name: str) -> Array | None:
-        """Those of a constant, None of other tensors."""
+        """The values of a constant, None for other tensors."""
         if name in self._constants:
             return values_of(self._constants[name], self.storage)
         return self._outer.values(name) if self._outer else None
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Sizes, 0 where unknown; None where even their number is."""
+        """Sizes, 0 where unknown; None where the rank is unknown."""
         if name in self._constants:
             return tuple(self._constants[name].dims)
         known = self._declared.get(name)
@@ -53,14 +53,14 @@ class TensorFacts:
         return tuple(dim.dim_value for dim in known.shape.dim)
 
     def is_single(self, name: str) -> bool:
-        """True where the tensor is a scalar, or a vector of one element, for sure."""
+        """True where the tensor is known to be a scalar or a vector of one element."""
         maker = self._makers.get(name)
         if maker is not None and is_op(maker, "DynamicQuantizeLinear"):
             return True  # the scale, or the zero point
         return self.shape(name) in ((), (1,))
 
     def source(self, name: str) -> onnx.NodeProto | None:
-        """What makes the values of a tensor, before operators that move them."""
+        """The node that computes a tensor's values, before layout operators and Gather."""
         node = self._makers.get(name)
         while node is not None and is_op(node, *LAYOUT, "Gather"):
             node = self._makers.get(node.input[0])

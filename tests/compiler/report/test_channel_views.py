@@ -24,7 +24,7 @@ from qcompile.ir.analysis.transformer_roles import Role
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.quant import QSpec, Range
 from qcompile.rewriting.testing import encoder
-from qcompile.system.json_values import plain
+from qcompile.system.json_values import json_value
 from tests.compiler.report.html.reports import feeds
 
 UINT8 = QSpec("uint8", symmetric=False)
@@ -128,4 +128,4 @@ def test_of_very_many_sites_the_worst_are_kept_in_order() -> None:
 def test_a_site_takes_few_bytes() -> None:
     """Two views of at most 48 bins with two figures of up to 7 letters, and names."""
     for site in views("migrate-scales", width=256):
-        assert len(json.dumps(plain(site))) < 2 * 2 * 48 * 8 + 1500
+        assert len(json.dumps(json_value(site))) < 2 * 2 * 48 * 8 + 1500

@@ -22,7 +22,7 @@ from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.planning import Context, Decision
 from qcompile.quant import Range
 from qcompile.rewriting.testing import context, normal, parse, run_pass
-from qcompile.system.json_values import plain
+from qcompile.system.json_values import json_value
 
 TEXT = """g (float[N,8] x) => (float[N,8] y, float[N,8] z)
 <int64[2] k = {-1, 8}> {
@@ -112,7 +112,7 @@ def test_integers_of_the_model_that_came_in() -> None:
 
 def test_rows_survive_a_report() -> None:
     table = list(found(*compiled()).values())
-    assert read_rows({"ledger": plain(table)}) == table
+    assert read_rows({"ledger": json_value(table)}) == table
     assert all(dataclasses.is_dataclass(r) for r in table)
 
 

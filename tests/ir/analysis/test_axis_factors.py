@@ -80,12 +80,12 @@ def test_a_reshape_that_does_not_fit(target: list[int]) -> None:
 
 def test_pins_and_weights_outlive_merges_and_splits() -> None:
     pinned, weighted = fixed(12), fixed(12)
-    pin(pinned, "Slice 's' cuts it")
+    pin(pinned, "Slice 's' splits it")
     pin(pinned, "a later reason")
     weighted[0].weighted = True
     assert unify(weighted, pinned) and regroup([weighted], [(3, 3, 3), (4, 4, 4)]) is not None
     for factor in leaves(pinned):
-        assert (factor.pinned, factor.weighted) == ("Slice 's' cuts it", True)
+        assert (factor.pinned, factor.weighted) == ("Slice 's' splits it", True)
 
 
 def test_sizes_multiply() -> None:

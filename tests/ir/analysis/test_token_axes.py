@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.ir.analysis.shape_probing import probed_shapes
-from qcompile.ir.analysis.token_axes import FLAT, TOKENS, axes, by_position, token_axis
+from qcompile.ir.analysis.token_axes import FLAT, TOKENS, by_position, find_token_axes, token_axis
 from qcompile.quant import Array
 from qcompile.rewriting.testing import encoder, normal, parse
 from qcompile.runtime.session import evaluate
@@ -51,14 +51,14 @@ VALUES: dict[str, Array] = {
     ],
 )
 def test_axes_of_results(text: str, expected: tuple[str | None, ...] | None) -> None:
-    found = axes(parse(f"g ({INPUTS}) => (float y) {{ {text} }}", **VALUES))
+    found = find_token_axes(parse(f"g ({INPUTS}) => (float y) {{ {text} }}", **VALUES))
     assert found.get("y") == expected
     assert by_position(found["x"])
 
 
 def test_without_a_mask_nothing_is_known() -> None:
     graph = parse("g (float[B,S,8] x) => (float y) { y = Relu(x) }")
-    assert axes(graph) == {}
+    assert find_token_axes(graph) == {}
 
 
 def test_only_three_axes_with_both_known_are_positions() -> None:
@@ -68,7 +68,7 @@ def test_only_three_axes_with_both_known_are_positions() -> None:
 
 
 def test_everything_in_an_encoder_that_has_a_row_a_token() -> None:
-    found = {name for name, known in axes(encoder(1)).items() if by_position(known)}
+    found = {name for name, known in find_token_axes(encoder(1)).items() if by_position(known)}
     assert {"t", "e", "a", "qb0", "kb0", "vb0", "cr0", "g0", "u0", "x0", "r0", "y0", "z0"} <= found
     assert not {"q0", "k0", "s0", "p0", "c0", "bias"} & found
 
@@ -91,5 +91,5 @@ def test_axes_whose_sizes_agree_with_the_masks(
     text: str, expected: tuple[str | None, ...] | None, axis: int | None
 ) -> None:
     graph = parse(f"g ({INPUTS}) => (float y) {{ {text} }}", **VALUES, rows=np.array([-1, 8]))
-    known = axes(graph, lambda: probed_shapes(graph, evaluate)).get("y")
+    known = find_token_axes(graph, lambda: probed_shapes(graph, evaluate)).get("y")
     assert known == expected and token_axis(known) == axis

@@ -17,7 +17,7 @@ from qcompile.ir import Graph
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import serialize
-from qcompile.ir.model_io.write_model import save, with_external_weights, write_model
+from qcompile.ir.model_io.write_model import save_proto, with_external_weights, write_model
 from qcompile.quant import Array
 from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.session import Session
@@ -92,7 +92,7 @@ def test_other_contents_have_another_name() -> None:
 
 def test_a_session_maps_what_lies_apart() -> None:
     model, folder = with_external_weights(graph())
-    path = save(model, folder)
+    path = save_proto(model, folder)
     assert path.stat().st_size < 3000
     assert np.array_equal(Session(path).run(X)["y"], Session(serialize(graph())).run(X)["y"])
 

@@ -88,7 +88,7 @@ def test_an_activation_that_saturation_does_vanishes(activation: str, zero: int)
 
 def test_an_activation_that_cuts_deeper_stays() -> None:
     body = "c = Conv(xd, wd, b) r = Relu(c) " + QUANTIZED.format("r")
-    assert_refused(convolution(body), LowerConvolutions(), "cuts deeper than the integers end")
+    assert_refused(convolution(body), LowerConvolutions(), "clips more than the quantizer does")
 
 
 def test_a_bias_beyond_int32_gets_a_larger_scale() -> None:
@@ -117,7 +117,7 @@ def test_a_bias_beyond_int32_gets_a_larger_scale() -> None:
             convolution(
                 "c = Conv(xd, wd) y = QuantizeLinear(c, so, zo)", out="uint8[B,3,N,N] y"
             ),
-            "its integers are a graph output",
+            "its quantized result is a graph output",
         ),
         (
             convolution("c = Conv(xd, wd) " + QUANTIZED.format("c"), zo=np.array(1, np.int8)),

@@ -55,14 +55,14 @@ def test_relu_vanishes_where_the_integers_end_at_zero() -> None:
     ("graph", "reason"),
     [
         (total("y = Add(ad, bd)"), "not quantized, or has other readers"),
-        (total("s = Add(ad, bd) r = Relu(s) " + QUANTIZED.format("r")), "cuts deeper"),
+        (total("s = Add(ad, bd) r = Relu(s) " + QUANTIZED.format("r")), "clips more"),
         (
             total("s = Add(ad, bd) " + QUANTIZED.format("s"), zb=np.array(3, np.int8)),
             "an operand is not uint8",
         ),
         (
             total("s = Add(ad, bd) y = QuantizeLinear(s, so, zo)", "uint8[B,4,5,5] y"),
-            "its integers are a graph output",
+            "its quantized result is a graph output",
         ),
     ],
 )

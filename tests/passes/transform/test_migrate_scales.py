@@ -108,7 +108,7 @@ def test_what_is_known_of_the_scaled_tensor_is_true() -> None:
     found, before = ctx.channels["n/scaled"], ctx.channels["n"]
     inverse = 1 / factors(graph, "w")
     np.testing.assert_allclose(found.rows, before.rows * inverse, rtol=1e-5)
-    span, ahead = ctx.ranges.get("n/scaled"), before.foreseen(4).scaled(inverse)
+    span, ahead = ctx.ranges.get("n/scaled"), before.extrapolated(4).scaled(inverse)
     assert span is not None and span.axis is None
     np.testing.assert_allclose((span.lo, span.hi), (ahead.lo.min(), ahead.hi.max()), rtol=1e-5)
 
@@ -200,7 +200,7 @@ def test_groups_have_a_factor_each(groups: int) -> None:
     differential(graph, item, atol=ATOL, feeds=[feed()], ctx=ctx)
     found = factors(graph, "w")
     assert len(np.unique(found.round(4))) == groups
-    width = ctx.channels["n"].foreseen(4).width
+    width = ctx.channels["n"].extrapolated(4).width
     for part in np.array_split(np.argsort(width, kind="stable"), groups):
         np.testing.assert_allclose(found[part], found[part[0]], rtol=1e-5)
     np.testing.assert_allclose(found.max() / found.min(), _ratio(width, groups), rtol=1e-5)
@@ -218,12 +218,12 @@ def test_strength_is_the_exponent_of_the_widths(strength: float) -> None:
     item = MigrateScales(strength=strength, least_error=0, least_gain=0)
     ctx = planned(graph, item)
     differential(graph, item, atol=ATOL, feeds=[feed()], ctx=ctx)
-    width = ctx.channels["n"].foreseen(4).width
+    width = ctx.channels["n"].extrapolated(4).width
     np.testing.assert_allclose(
         factors(graph, "w"), (width / np.median(width)) ** strength, rtol=1e-5
     )
     if strength == 1:
-        after = ctx.channels["n/scaled"].foreseen(4).width
+        after = ctx.channels["n/scaled"].extrapolated(4).width
         np.testing.assert_allclose(after, after[0], rtol=1e-5)
 
 

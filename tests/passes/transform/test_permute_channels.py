@@ -339,9 +339,9 @@ BRANCHES = """y = If (c) <
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("y = Slice(r, two, four, last)", "Slice 'Slice:y' cuts it"),
-        ("y = CumSum(r, last)", "CumSum 'CumSum:y' is not known to keep its entries apart"),
-        (BRANCHES, "If 'If:y' is not known to keep its entries apart"),
+        ("y = Slice(r, two, four, last)", "Slice 'Slice:y' splits it"),
+        ("y = CumSum(r, last)", "CumSum 'CumSum:y' may mix its entries"),
+        (BRANCHES, "If 'If:y' may mix its entries"),
     ],
 )
 def test_refuses_a_pinned_class(body: str, reason: str) -> None:

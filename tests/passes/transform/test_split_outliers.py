@@ -346,7 +346,7 @@ def test_ranges_to_come_get_columns_too() -> None:
     graph, data = gathered(), rows()
     item = SplitOutliers(doublings=4, least_channels=0)
     ctx = planned(graph, data, item)
-    ahead = float(ctx.channels["x"].foreseen(4).hi[OUTLIER])
+    ahead = float(ctx.channels["x"].extrapolated(4).hi[OUTLIER])
     run_pass(graph, item, ctx=ctx)
     low, high, copies = ends(graph, "x")
     assert high + copies.max() * (high - low) >= ahead - (high - low) / 255

@@ -58,7 +58,7 @@ def test_golden() -> None:
     ctx = seen(graph, found)
     assert run_pass(graph, WidenRanges(doublings=4), ctx=ctx).skips == []
     check(graph, "CHECK: %y = MatMul(%x, @w:f32[4,3]")
-    ahead = found.foreseen(4)
+    ahead = found.extrapolated(4)
     low, high = float(ahead.lo.min()), float(ahead.hi.max())
     np.testing.assert_allclose(ends(ctx), (low, high), rtol=1e-6)
     run_pass(graph, InsertQdq(), ctx=ctx)
@@ -73,7 +73,7 @@ def test_ends_grow_by_the_channel_that_ends_up_the_widest() -> None:
     found = stats(data)
     ctx = seen(product(), found)
     run_pass(product(), WidenRanges(doublings=8), ctx=ctx)  # of the same names
-    ahead = found.foreseen(8)
+    ahead = found.extrapolated(8)
     assert ahead.hi[1] > ahead.hi[0] > found.hi[1]
     np.testing.assert_allclose(ends(ctx), (ahead.lo[1], ahead.hi[1]), rtol=1e-6)
 
@@ -83,7 +83,7 @@ def test_a_calibrated_range_is_widened_from_where_it_is() -> None:
     found = stats(pareto(0.3))
     ctx = seen(product(), found, (-1.0, 2.0))
     run_pass(product(), WidenRanges(doublings=4), ctx=ctx)
-    ahead = found.foreseen(4)
+    ahead = found.extrapolated(4)
     growth = ahead.lo.min() / found.lo.min(), ahead.hi.max() / found.hi.max()
     np.testing.assert_allclose(ends(ctx), (-growth[0], 2 * growth[1]), rtol=1e-6)
 

@@ -16,7 +16,7 @@ from qcompile.compiler.report.channel_views import ChannelSite, ChannelView, Ste
 from qcompile.compiler.report.html import units
 from qcompile.compiler.report.html.charts import Scale, axis, dumbbell, swatch
 from qcompile.compiler.report.html.markup import Markup, join, tag
-from qcompile.system.json_values import read
+from qcompile.system.json_values import from_json
 
 Plain: TypeAlias = dict[str, Any]
 _SHOWN = 6
@@ -34,7 +34,7 @@ _WHAT_PASSES_DID = {
 
 def channels(report: Plain) -> Markup | None:
     """The overview of all layers' inputs, and a picture of each; None if there are none."""
-    sites: list[ChannelSite] = read(list[ChannelSite], report.get("channels", []))
+    sites: list[ChannelSite] = from_json(list[ChannelSite], report.get("channels", []))
     if not sites:
         return None
     worst = sorted(sites, key=lambda s: s.before.median_steps / s.before.steps)

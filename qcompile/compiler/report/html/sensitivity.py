@@ -12,7 +12,7 @@ from qcompile.compiler.report.html.headline import card, cards
 from qcompile.compiler.report.html.markup import Markup, join, tag
 from qcompile.compiler.report.html.tables import Cell, Column, table
 from qcompile.compiler.report.records import RankedItem, SearchAccount
-from qcompile.system.json_values import read
+from qcompile.system.json_values import from_json
 
 Plain: TypeAlias = dict[str, Any]
 _SHOWN = 40
@@ -33,7 +33,7 @@ def of_search(report: Plain) -> Markup | None:
     """What the search measured and raised; None where none ran."""
     if not report["search"]:
         return None
-    search: SearchAccount = read(SearchAccount, {"ranking": [], **report["search"]})
+    search: SearchAccount = from_json(SearchAccount, {"ranking": [], **report["search"]})
     raised = {x.item for x in search.raised}
     ranking = search.ranking or [RankedItem(x.item, "", None, x.error_alone) for x in search.raised]
     items = [Item(r.item, place(r.role, r.layer), r.error_alone, r.item in raised) for r in ranking]

@@ -12,7 +12,7 @@ from qcompile.compiler.report.html.tables import Cell, Column, plain, table
 from qcompile.planning import Skip
 from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime.profiler import OpTime, Profile
-from qcompile.system.json_values import read
+from qcompile.system.json_values import from_json
 
 Plain: TypeAlias = dict[str, Any]
 _SHOWN_OPS = 12
@@ -48,7 +48,7 @@ def latency(report: Plain) -> Markup | None:
 
 def operators(report: Plain) -> Markup | None:
     """Two bars per operator, float and compiled, the slowest first; None without a profile."""
-    profiles: list[Profile] = read(list[Profile], report.get("profile", []))
+    profiles: list[Profile] = from_json(list[Profile], report.get("profile", []))
     if len(profiles) < 2:
         return None
     old, new = ({o.op: o for o in p.ops} for p in profiles[:2])
@@ -104,7 +104,7 @@ def _operator(op: str, old: OpTime | None, new: OpTime | None, scale: Scale) -> 
 
 def passes(report: Plain) -> Markup:
     """Seconds by stage, then each pass with what it did to the graph."""
-    records: list[PassRecord] = read(list[PassRecord], report["passes"])
+    records: list[PassRecord] = from_json(list[PassRecord], report["passes"])
     most = max((p.seconds for p in records), default=0.0)
     rows = [_pass(i, p, most) for i, p in enumerate(records, 1)]
     columns = [
@@ -158,7 +158,7 @@ def refusals(report: Plain) -> Markup:
     columns = [Column("pass", choice=True), Column("node or tensor"), Column("reason")]
     rows = [
         [Cell(s.pass_name), Cell(tag("code", s.node), s.node), Cell(s.reason)]
-        for s in read(list[Skip], report["skips"])
+        for s in from_json(list[Skip], report["skips"])
     ]
     return table(columns, rows, "Refusals")
 
