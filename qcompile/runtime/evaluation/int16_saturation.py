@@ -49,7 +49,7 @@ class IntegerProduct:
 
 @dataclass(frozen=True)
 class Saturation:
-    """Of one node: ``can`` of ``pairs`` weight pairs can saturate, ``did`` of ``sums`` did."""
+    """One node: weight pairs that can saturate, of all pairs; sums that did, of all checked."""
 
     node: str
     can: int
