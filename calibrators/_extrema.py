@@ -1,4 +1,4 @@
-"""The observer that all others extend: exact minimum and maximum, checks, lawful merging.
+"""The base observer: exact minimum and maximum, checks of the values, associative merging.
 
 State is one entry per channel; a tensor with a single range is treated as one channel, so shapes
 inside are always ``(n, channels)`` for values and ``(channels,)`` for statistics.
@@ -13,7 +13,7 @@ import numpy as np
 
 from qcompile.quant import Array, Floats, Observer, QSpec, Range
 
-_NOTHING: Floats = np.empty(0, np.float32)
+_NO_VALUES: Floats = np.empty(0, np.float32)
 
 
 class ExtremaObserver(Observer):
@@ -21,16 +21,16 @@ class ExtremaObserver(Observer):
 
     ``rule`` is the calibrator that made the observer: observers whose rule and spec are equal may
     be merged. ``lo`` and ``hi`` have shape ``(channels,)``, or ``(0,)`` while nothing was seen.
-    Subclasses add to ``_record``, ``_absorb`` and ``_bounds``, and to ``kept``, the attributes that
-    change with what is seen: arrays, or whole numbers.
+    Subclasses extend ``_record``, ``_absorb`` and ``_bounds``, and ``state_fields``: the attributes
+    that depend on the values seen, each an array or an int.
     """
 
-    kept: ClassVar[tuple[str, ...]] = ("lo", "hi")
+    state_fields: ClassVar[tuple[str, ...]] = ("lo", "hi")
 
     def __init__(self, rule: object, spec: QSpec) -> None:
         self.rule = rule
         self.spec = spec
-        self.lo = self.hi = _NOTHING
+        self.lo = self.hi = _NO_VALUES
 
     @property
     def empty(self) -> bool:
@@ -38,14 +38,15 @@ class ExtremaObserver(Observer):
         return self.lo.size == 0
 
     def update(self, values: Array) -> None:
-        """See a batch of finite float values: any shape, or ``(n, channels)`` where per channel.
+        """Record a batch of float values: any shape, or ``(n, channels)`` where per channel.
 
-        A batch without values changes nothing, not even a count of batches.
+        A batch without values changes nothing, not even a count of batches. Raises ValueError for
+        NaN, infinity and another shape or number of channels.
         """
         columns = self._columns(values)
         if columns.size == 0:
             return
-        # adding +0.0 turns -0.0 into 0.0: equal states are then equal bytes, in any order
+        # adding +0.0 turns -0.0 into 0.0, so that equal states have equal bytes in any order
         lo, hi = columns.min(axis=0) + np.float32(0), columns.max(axis=0) + np.float32(0)
         if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
             raise ValueError("values hold NaN or infinity, expected finite values")
@@ -53,7 +54,10 @@ class ExtremaObserver(Observer):
         self._record(columns, lo, hi)
 
     def merge(self, later: Observer) -> None:
-        """Take in what ``later``, of equal rule and spec, saw after this; ``later`` is kept."""
+        """Add what ``later`` recorded after this observer; ``later`` does not change.
+
+        Raises ValueError unless both have the same type, rule and spec.
+        """
         other = self._same_kind(later)
         if other.empty:
             return
@@ -70,22 +74,22 @@ class ExtremaObserver(Observer):
         return Range(lo, hi, self.spec.axis)
 
     def state(self) -> dict[str, Array]:
-        """The attributes in ``kept`` as arrays."""
-        return {name: np.asarray(getattr(self, name)) for name in self.kept}
+        """The attributes in ``state_fields`` as arrays."""
+        return {name: np.asarray(getattr(self, name)) for name in self.state_fields}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Raises ValueError or KeyError where ``state`` is of another kind of observer."""
-        for name in self.kept:
-            own, found = np.asarray(getattr(self, name)), state[name]
-            if (own.dtype, own.ndim) != (found.dtype, found.ndim):
-                raise ValueError(f"{name} is {found.dtype} of rank {found.ndim}")
-            setattr(self, name, found.item() if own.ndim == 0 else found.copy())
+        """Take over a saved state. Raises ValueError or KeyError for another kind of observer's."""
+        for name in self.state_fields:
+            own, stored = np.asarray(getattr(self, name)), state[name]
+            if (own.dtype, own.ndim) != (stored.dtype, stored.ndim):
+                raise ValueError(f"{name} is {stored.dtype} of rank {stored.ndim}")
+            setattr(self, name, stored.item() if own.ndim == 0 else stored.copy())
 
     def _record(self, columns: Floats, lo: Floats, hi: Floats) -> None:
-        """Count a batch whose extrema are ``lo`` and ``hi``; called after ``self.lo`` widened."""
+        """Record a batch with extrema ``lo`` and ``hi``; ``self.lo``, ``self.hi`` include them."""
 
     def _absorb(self, later: Self) -> None:
-        """Count what ``later`` saw; called after ``self.lo`` widened, never with it empty."""
+        """Add what ``later``, never empty, saw; ``self.lo``, ``self.hi`` include its extrema."""
 
     def _bounds(self) -> tuple[Array, Array]:
         """Lower and upper bound per channel."""
@@ -93,7 +97,7 @@ class ExtremaObserver(Observer):
 
     def _columns(self, values: Array) -> Floats:
         """The batch as float32 ``(n, channels)``."""
-        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinity
+        with np.errstate(over="ignore"):  # overflow becomes infinity, which update refuses
             columns: Floats = np.asarray(values, np.float32)
         if self.spec.axis is None:
             return columns.reshape(-1, 1)

@@ -1,9 +1,9 @@
-"""A histogram that depends only on the values seen, not on their batches or order.
+"""A histogram that depends only on the values seen, not on how they are batched or ordered.
 
 Bins are ``[i 2^k, (i + 1) 2^k)``: a value falls into bin ``floor(x / 2^k)``, exactly, since scaling
-by a power of two is exact. The exponent k is the smallest with which the bins from minimum to
-maximum fit into the memory allowed. When the range grows, k grows and pairs of bins join exactly
-(``i >> 1``), so that the counts are those of a histogram that knew the final range from the start.
+by a power of two is exact. The exponent k is the smallest for which the bins from minimum to
+maximum fit the number allowed. When the range grows, k grows and pairs of bins are merged exactly
+(``i >> 1``), so the counts equal those of a histogram that knew the final range from the start.
 Merging two histograms therefore equals, bit for bit, one histogram of all values. (Where the first
 batch sets the bin width, as in PyTorch or ONNX Runtime, the order of batches matters.)
 """
@@ -22,14 +22,13 @@ from qcompile.quant import Array, Calibrator, Floats, QSpec
 
 Ints = npt.NDArray[np.int64]
 
-_FEWEST, _MOST = 256, 2**20
-# One histogram per channel: an eighth of the bins each, so that 1000 channels stay near 8 MB.
+_FEWEST_BINS, _MOST_BINS = 256, 2**20
+# A per-channel histogram gets an eighth of the bins, so that 1000 channels need about 8 MB.
 _CHANNEL_SHARE = 8
-# Finer than float32 resolves (at its largest magnitude, or anywhere): no information, huge indices.
+# Bins narrower than the spacing of float32 values add no information, only huge indices.
 _MANTISSA_BITS, _SMALLEST_EXPONENT = 24, -126
-_OF_ZERO = -10_000
-# Values per step: temporaries stay in cache.
-_STEP = 1 << 16
+_EXPONENT_OF_ZERO = -10_000
+_CHUNK = 1 << 16  # values counted at once: temporaries stay in cache
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Bins:
 
 
 class HistogramCalibrator(Calibrator):
-    """A rule that finds the range in a histogram: subclasses add ``clip`` and the option ``bins``.
+    """A calibrator that derives the range from a histogram; subclasses add ``clip`` and ``bins``.
 
-    ``bins`` is a field of each, so that their other options keep their place before it. Raises
-    ValueError unless it is a power of two of sensible size.
+    ``bins`` is a field of each subclass, so that it comes after the subclass's other options.
+    Raises ValueError unless it is a power of two from 256 to 2**20.
     """
 
     needs: ClassVar[Literal["extrema", "values"]] = "values"
@@ -69,15 +68,15 @@ class HistogramCalibrator(Calibrator):
     @property
     @abstractmethod
     def bins(self) -> int:
-        """Bins of a tensor with one range, which bound memory and resolution."""
+        """Number of bins of a tensor with one range: it bounds memory and resolution."""
 
     @abstractmethod
     def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
         """The range to quantize as ``spec``, in the tensor's units."""
 
     def __post_init__(self) -> None:
-        if not (_FEWEST <= self.bins <= _MOST and self.bins & (self.bins - 1) == 0):
-            expected = f"a power of two from {_FEWEST} to {_MOST}"
+        if not (_FEWEST_BINS <= self.bins <= _MOST_BINS and self.bins & (self.bins - 1) == 0):
+            expected = f"a power of two from {_FEWEST_BINS} to {_MOST_BINS}"
             raise ValueError(f"found {self.bins} bins, expected {expected}")
 
     def observer(self, spec: QSpec) -> HistogramObserver:
@@ -86,22 +85,23 @@ class HistogramCalibrator(Calibrator):
 
 
 def _exponent(x: Array) -> Ints:
-    """Per entry the e with ``2^(e-1) <= x < 2^e``; far below all others for 0."""
-    return np.where(x == 0, _OF_ZERO, np.frexp(x)[1]).astype(np.int64)
+    """The e with ``2^(e-1) <= x < 2^e`` of each entry; for 0, a value far below all others."""
+    return np.where(x == 0, _EXPONENT_OF_ZERO, np.frexp(x)[1]).astype(np.int64)
 
 
 def _index(x: Array, exponent: Ints) -> Ints:
+    """The index of the bin of width ``2^exponent`` that each value falls into."""
     return np.floor(np.ldexp(x, -exponent)).astype(np.int64)
 
 
 def _grid(lo: Floats, hi: Floats, bins: int) -> tuple[Ints, Ints]:
-    """Per channel the exponent of the finest allowed grid, and the index of its first bin.
+    """The exponent of each channel's finest allowed grid, and the index of its first bin.
 
-    Never decreases when the range grows, or joining bins could not follow it.
+    The exponent never decreases when the range grows: bins can be merged but not split.
     """
     low, high = lo.astype(np.float64), hi.astype(np.float64)
     finest = _exponent(np.maximum(-low, high)) - _MANTISSA_BITS
-    # high - low < 2^e, so that e - log2(bins) nearly suffices: alignment may cost one bin more
+    # high - low < 2^e: exponent e - log2(bins) is enough, unless alignment needs one more bin
     spanning = _exponent(high - low) - (bins.bit_length() - 1)
     exponent = np.maximum(np.maximum(finest, spanning), _SMALLEST_EXPONENT)
     exponent += _index(high, exponent) - _index(low, exponent) >= bins
@@ -109,30 +109,36 @@ def _grid(lo: Floats, hi: Floats, bins: int) -> tuple[Ints, Ints]:
 
 
 def _tally(columns: Floats, exponent: Ints, first: Ints, bins: int) -> Ints:
-    """Counts ``(channels, bins)`` of values ``(n, channels)``."""
+    """Counts of values ``(n, channels)`` per bin: ``(channels, bins)``."""
     n, channels = columns.shape
     size = channels * bins
-    # float64: a tiny negative float32 times a tiny scale would become 0 and change its bin
+    # float64: in float32 a tiny negative value times a tiny scale would become 0, in another bin
     scale = np.ldexp(1.0, -exponent)
+    # bins of all channels in one vector: channel c starts at c * bins
     offset = np.arange(channels) * bins - first
     counts = np.zeros(size, np.int64)
-    step = max(1, max(_STEP, size) // channels)
+    step = max(1, max(_CHUNK, size) // channels)
     for start in range(0, n, step):
-        bin_of = np.floor(columns[start : start + step] * scale)
-        bin_of += offset
-        counts += np.bincount(bin_of.astype(np.intp).ravel(), minlength=size)
+        indices = np.floor(columns[start : start + step] * scale)
+        indices += offset
+        counts += np.bincount(indices.astype(np.intp).ravel(), minlength=size)
     return counts.reshape(channels, bins)
 
 
 class HistogramObserver(ExtremaObserver):
     """Counts ``(channels, bins)`` on power-of-two grids; ``rule.clip`` turns them into a range."""
 
-    kept: ClassVar[tuple[str, ...]] = (*ExtremaObserver.kept, "counts", "exponent", "first")
+    state_fields: ClassVar[tuple[str, ...]] = (
+        *ExtremaObserver.state_fields,
+        "counts",
+        "exponent",
+        "first",
+    )
 
     def __init__(self, rule: HistogramCalibrator, spec: QSpec) -> None:
         super().__init__(rule, spec)
         self._clip = rule.clip
-        per_channel = max(_FEWEST, rule.bins // _CHANNEL_SHARE)
+        per_channel = max(_FEWEST_BINS, rule.bins // _CHANNEL_SHARE)
         self.bins = rule.bins if spec.axis is None else per_channel
         self.counts: Ints = np.zeros((0, self.bins), np.int64)
         self.exponent: Ints = np.zeros(0, np.int64)
@@ -159,10 +165,10 @@ class HistogramObserver(ExtremaObserver):
         return lo, hi
 
     def _regrid(self) -> None:
-        """Follow ``lo`` and ``hi`` after they widened."""
+        """Move the counts to the grid that fits ``lo`` and ``hi`` now."""
         exponent, first = _grid(self.lo, self.hi, self.bins)
-        fits = np.array_equal(exponent, self.exponent) and np.array_equal(first, self.first)
-        if not fits:
+        same = np.array_equal(exponent, self.exponent) and np.array_equal(first, self.first)
+        if not same:
             self.counts = self._counts_on(exponent, first)
             self.exponent, self.first = exponent, first
 
@@ -170,8 +176,9 @@ class HistogramObserver(ExtremaObserver):
         """The same counts on a grid that is at least as coarse and covers all values."""
         size = exponent.size * self.bins
         channel, old = np.nonzero(self.counts)
-        joins = np.minimum(exponent[channel] - self.exponent[channel], 62)  # shifts end at 63
-        new = ((self.first[channel] + old) >> joins) - first[channel]
+        doublings = np.minimum(exponent[channel] - self.exponent[channel], 62)  # int64 shifts end
+        # merging 2^d bins of one is a right shift of the absolute index by d
+        new = ((self.first[channel] + old) >> doublings) - first[channel]
         counts = np.zeros(size, np.int64)
         np.add.at(counts, channel * self.bins + new, self.counts[channel, old])
         return counts.reshape(exponent.size, self.bins)

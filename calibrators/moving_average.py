@@ -4,18 +4,19 @@ With momentum c and batch minima (or maxima) x_1 ... x_n, started at the first b
 
     A_1 = x_1,   A_i = c A_(i-1) + (1 - c) x_i
 
-This alone cannot be merged, since A_1 is treated unlike the rest. Start from 0 instead:
+This alone cannot be merged, since A_1 is treated differently from the rest. Start from 0 instead:
 
     S_n = sum over i of (1 - c) c^(n-i) x_i,   and then   A_n = S_n + c^n x_1
 
 because the weight of x_1 becomes (1 - c) c^(n-1) + c^n = c^(n-1), as it is in A_n. The triples
 (n, S, x_1) form a monoid: (n, S, x)(m, T, y) = (n + m, c^m S + T, x). Order matters, grouping does
-not. Grouping changes the float64 rounding of S; the result is rounded to float32, which hides it
-except where averages of opposite sign cancel.
+not: it only changes the float64 rounding of S, which rounding the result to float32 hides unless
+averages of opposite sign cancel.
 
-Source: momentum 0.9 as ``running_minmax`` in Qualcomm's transformer-quantization (which keeps only
-the last batch, a slip); averaged activation ranges go back to Jacob et al. 2018 (arXiv 1712.05877),
-section 3.1. Gives exceptional batches less weight than min-max does. One update is one batch.
+Source: momentum 0.9 as ``running_minmax`` in Qualcomm's transformer-quantization (where, by
+mistake, only the last batch counts); averaged activation ranges go back to Jacob et al. 2018 (arXiv
+1712.05877), section 3.1. Exceptional batches get less weight than in min-max. One update is one
+batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from qcompile.quant import Array, Calibrator, Floats, QSpec
 class MovingAverageObserver(ExtremaObserver):
     """Averages of per-batch extrema: ``total`` and ``first`` are float64 ``(2, channels)``."""
 
-    kept: ClassVar[tuple[str, ...]] = (*ExtremaObserver.kept, "batches", "total", "first")
+    state_fields: ClassVar[tuple[str, ...]] = (
+        *ExtremaObserver.state_fields,
+        "batches",
+        "total",
+        "first",
+    )
 
     def __init__(self, rule: MovingAverage, spec: QSpec) -> None:
         super().__init__(rule, spec)
@@ -49,7 +55,7 @@ class MovingAverageObserver(ExtremaObserver):
         self._append(later.batches, later.total, later.first)
 
     def _append(self, batches: int, total: Array, first: Array) -> None:
-        """Multiply this triple by ``(batches, total, first)`` from the right."""
+        """Combine this triple with the later ``(batches, total, first)``, as in the module text."""
         self.first = self.first if self.batches else first
         self.total = self.momentum**batches * self.total + total
         self.batches += batches
@@ -57,12 +63,12 @@ class MovingAverageObserver(ExtremaObserver):
     def _bounds(self) -> tuple[Array, Array]:
         averages = self.total + self.momentum**self.batches * self.first
         lo, hi = np.clip(averages.astype(np.float32), self.lo, self.hi)
-        return lo + np.float32(0), hi + np.float32(0)  # clip gives 0 or -0, depending on the shape
+        return lo + np.float32(0), hi + np.float32(0)  # + 0: clip may return -0.0
 
 
 @dataclass(frozen=True)
 class MovingAverage(Calibrator):
-    """Exponential moving average of batch extrema; ``momentum`` in [0, 1) is the old weight."""
+    """Exponential moving average of batch extrema; ``momentum`` in [0, 1) weights the past."""
 
     momentum: float = 0.9
 

@@ -1,14 +1,14 @@
 """MSE: the clipping range with the smallest expected squared quantization error.
 
-The error is that of the spec's own arithmetic: candidate ranges go through ``affine.qparams``, with
-its widening to 0, rounded zero point and float32 scale. Values count as spread evenly over their
-bin, and the squared error of round-and-saturate is integrated exactly. With n the integer nearest
-to x / s, limited to what the type holds (relative to the zero point):
+The error is that of the arithmetic used later: candidate ranges go through ``affine.qparams``, with
+its widening to 0, rounded zero point and float32 scale. Values are assumed to be spread evenly over
+their bin, and the squared error of rounding and saturation is integrated exactly. With n the
+integer nearest to x / s, clipped to the limits of the type (relative to the zero point):
 
     F(x) = integral from 0 to x of (t - s n(t))^2 dt = n s^3 / 12 + (x - n s)^3 / 3
 
-since each full step adds s^3 / 12; beyond the limits n stays and the cube is the clipping error. A
-bin [a, b) with count m adds m (F(b) - F(a)) / (b - a), however its width compares with s.
+since each full step adds s^3 / 12; beyond the limits n is constant and the cube is the clipping
+error. A bin [a, b) with count m adds m (F(b) - F(a)) / (b - a), whether it is wider than s or not.
 
 Candidates shrink the extrema by factors, on a geometric grid refined twice around the best: both
 ends jointly for asymmetric specs, the larger magnitude for symmetric ones.
@@ -27,24 +27,23 @@ import numpy as np
 from qcompile.calibrators._histogram import Bins, HistogramCalibrator
 from qcompile.quant import Array, QSpec, Range, qparams
 
-# Octaves by which an end is moved: first from here down to 1/181, then around the best so far.
+# Exponents of 2 by which an end is scaled: from 1 down to 1/181, then finer around the best so far.
 _ROUNDS: tuple[Array, ...] = (
     -np.arange(16) / 2,
     np.arange(4, -5, -1) / 8,
     np.arange(4, -5, -1) / 40,
 )
-# Entries of the candidates x edges table held at once: it stays in cache.
-_TABLE = 1 << 15
+_TABLE = 1 << 15  # entries of the (candidates, edges) table evaluated at once: it stays in cache
 
 
 def expected_error(bins: Bins, lo: Array, hi: Array, spec: QSpec) -> Array:
-    """Sum of squared errors over all values, for each range ``[lo[i], hi[i]]``: ``(ranges,)``."""
+    """Sum of squared errors over all values for each range ``[lo[i], hi[i]]``: float64 ``(n,)``."""
     params = qparams(Range(lo, hi, axis=0), spec)
     scale = params.scale.astype(np.float64)[:, None]
     zero = params.zero_point.astype(np.float64)[:, None]
     q_min, q_max = spec.limits
     edges = bins.edges
-    # summed by parts: one weight per edge in place of one difference per bin
+    # summation by parts: sum of count * (F(b) - F(a)) / width as one weight per edge times F(edge)
     weights = -np.diff(bins.counts.astype(np.float64), prepend=0, append=0) / bins.width
     errors = np.empty(lo.size)
     step = max(1, _TABLE // edges.size)
@@ -58,13 +57,13 @@ def expected_error(bins: Bins, lo: Array, hi: Array, spec: QSpec) -> Array:
 def _integral(x: Array, scale: Array, least: Array, most: Array) -> Array:
     """F(x) of the module docstring: ``(candidates, 1)`` parameters, ``(edges,)`` positions."""
     n = np.clip(np.rint(x / scale), least, most)
-    rest = x - n * scale
-    result: Array = n * (scale * scale * scale / 12) + rest * rest * rest / 3
+    error = x - n * scale
+    result: Array = n * (scale * scale * scale / 12) + error * error * error / 3
     return result
 
 
 def _ranges(bins: Bins, spec: QSpec, low: Array, high: Array) -> tuple[Array, Array]:
-    """Bounds for each pair of octaves, inside [min, max]."""
+    """Candidate bounds, inside [min, max]: the ends times 2 to the power of ``low``, ``high``."""
     if spec.symmetric:
         bound = max(-bins.lo, bins.hi) * 2.0**high
         return np.clip(-bound, bins.lo, bins.hi), np.clip(bound, bins.lo, bins.hi)
@@ -82,11 +81,12 @@ class Mse(HistogramCalibrator):
     name: ClassVar[str] = "mse"
 
     def clip(self, bins: Bins, spec: QSpec) -> tuple[float, float]:
-        """The best range, in the tensor's units; of equals the widest."""
+        """The range with the least error, in the tensor's units; among equals the widest."""
         low_moves = not spec.symmetric and bins.lo < 0
         high_moves = spec.symmetric or bins.hi > 0
         low = high = lo = hi = 0.0
         for octaves in _ROUNDS:
+            # the grid around the best so far, widest first; an end that must stay has one candidate
             lows = np.unique(np.minimum(low + octaves * low_moves, 0))[::-1]
             highs = np.unique(np.minimum(high + octaves * high_moves, 0))[::-1]
             grid_low, grid_high = (g.ravel() for g in np.meshgrid(lows, highs))

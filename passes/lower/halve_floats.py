@@ -1,19 +1,19 @@
-"""Stores and computes data in float16, where that is safe and the target has a kernel.
+"""Stores and computes data in float16 where that is safe and the target has a kernel.
 
     MatMul(x, W) : float32   →   MatMul(Cast(x, float16), W : float16) : float16
 
-Only the data path (``dataflow.data_path``): masks, positions and scales that are computed from
-integers stay float32 and are cast where they meet data. Graph inputs and outputs keep their types.
+Only the data path (``data_path.py``): masks, positions and scales that are computed from integers
+stay float32 and are cast where they meet data. Graph inputs and outputs keep their types.
 
-Float32 stay, with a Cast on each side: reductions over many values (means, norms, sums: float16
-holds 11 bits and no more than 65504), powers, exponentials, logarithms and roots; elementwise
-operators that read such a result, up to the next product or normalization; operators with a
-constant that float16 cannot hold (an epsilon of 1e-12 would be 0); what has no float16 kernel in
-the target's table; what subgraphs read. LayerNormalization, softmax and attention take float16 and
-accumulate in float32 inside their kernels.
+These stay float32, with a Cast on each side: reductions over many values (means, norms, sums:
+float16 holds 11 bits and no more than 65504), powers, exponentials, logarithms and roots;
+elementwise operators that read such a result, up to the next matrix multiplication, convolution or
+normalization; operators with a constant that float16 cannot hold (an epsilon of 1e-12 would be 0);
+operators without a float16 kernel in the target's table; tensors that subgraphs read.
+LayerNormalization, softmax and attention take float16 and accumulate in float32 in their kernels.
 
 The huge constants that masks add (-3.4e38) would overflow to -inf, and a row of those is NaN after
-softmax. They become -32768: far below any score, finite, and with room to be added to.
+softmax. They become -32768: far below any score, finite, and small enough for sums with it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SENSITIVE = (
     "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softplus",
     "Sqrt",
 )  # fmt: skip
-# From a float32 result back to float16: operators that are worth it, and safe by themselves.
+# Operators whose inputs are cast from float32 back to float16: the gain is worth a Cast.
 _RETURNS = (
     "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul",
     "com.microsoft.MatMulNBits", "com.microsoft.MultiHeadAttention",
@@ -58,9 +58,9 @@ _RETURNS = (
 _BOUNDS = ("Clip", "Max", "Min")
 _ADDING = ("Add", "Sub", "com.microsoft.MultiHeadAttention")
 _LARGEST = float(np.finfo(np.float16).max)
-_SMALLEST = float(np.finfo(np.float16).tiny)  # the smallest with all its digits
+_SMALLEST = float(np.finfo(np.float16).tiny)  # the smallest normal number
 _MASKED = np.float32(-(2.0**15))
-_HUGE = 1e30  # what nothing but a mask has
+_HUGE = 1e30  # only masks have constants of this size
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,19 @@ class HalveFloats(Pass):
             ctx.skip(graph.name, f"target {ctx.target.name!r} has no table of kernels")
             return False
         path = data_path(graph)
-        kept = _Chooser(graph, tables[0], path).run()
-        for name, refusal in kept.items():
+        refusals = _Chooser(graph, tables[0], path).run()
+        for name, refusal in refusals.items():
             if refusal is not None:
                 ctx.skip(name, refusal.about("float32").reason)
-        work = _Rewriter(graph, tables[0], path)
-        changed = work.run({n for n, refusal in kept.items() if refusal is None})
-        for new, old in work.origins.items():
+        rewriter = _Rewriter(graph, tables[0], path)
+        changed = rewriter.run({n for n, refusal in refusals.items() if refusal is None})
+        for new, old in rewriter.origins.items():
             ctx.origins[new] = ctx.origins.get(old, (old, None))
         return changed
 
 
 class _Chooser:
-    """Goes through the graph once and says of each node on the data path why it stays float32."""
+    """Decides for each node on the data path, in graph order, whether it stays float32 and why."""
 
     def __init__(self, graph: Graph, table: KernelTable, path: set[str]) -> None:
         self.graph, self.table, self.path = graph, table, path
@@ -101,16 +101,16 @@ class _Chooser:
         self.opsets = graph.domains()
 
     def run(self) -> dict[str, Refusal | None]:
-        """Why nodes stay float32, by name; None for those that take float16."""
-        found: dict[str, Refusal | None] = {}
+        """Why nodes stay float32, by name; None for those that become float16."""
+        refusals: dict[str, Refusal | None] = {}
         for node in self.graph.nodes:
             data = [t for t in (*node.inputs, *node.outputs) if t.name in self.path]
-            if not data or _takes_anything(node):
+            if not data or _takes_any_float(node):
                 continue
-            found[node.name] = refusal = self._obstacle(node)
+            refusals[node.name] = refusal = self._obstacle(node)
             if refusal is not None:
                 self.wide |= {t.name for t in node.outputs}
-        return found
+        return refusals
 
     def _obstacle(self, node: Node) -> Refusal | None:
         if has_subgraph(node):
@@ -130,8 +130,8 @@ class _Chooser:
         return None
 
 
-def _takes_anything(node: Node) -> bool:
-    """True where a node gives the same for float32 and float16."""
+def _takes_any_float(node: Node) -> bool:
+    """True where a node has the same result for float32 and float16."""
     casts = is_op(node, "Cast") and not is_float(node.outputs[0])
     return casts or is_op(node, "Shape", "Size")
 
@@ -139,39 +139,40 @@ def _takes_anything(node: Node) -> bool:
 def half_values(node: Node, constant: Tensor) -> Array | None:
     """A constant in float16, None where that would change what the node computes."""
     values = array(constant)
-    sizes = np.abs(values)
-    if values.size == 1 and 0 < sizes.max() < _SMALLEST:
+    magnitudes = np.abs(values)
+    if values.size == 1 and 0 < magnitudes.max() < _SMALLEST:
         return None
-    large = np.isfinite(values) & (sizes >= _LARGEST)
+    large = np.isfinite(values) & (magnitudes >= _LARGEST)
     if not large.any():
         return values.astype(np.float16)
-    if is_op(node, *_BOUNDS):  # no float16 lies beyond
+    if is_op(node, *_BOUNDS):  # no float16 value is beyond the bound
         return np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
-    masking = large & ((sizes >= _HUGE) | (sizes == _LARGEST))
+    masking = large & ((magnitudes >= _HUGE) | (magnitudes == _LARGEST))
     if not is_op(node, *_ADDING, "Where") or (masking != large).any():
         return None
     return np.where(masking, -np.sign(values) * _MASKED, values).astype(np.float16)
 
 
 class _Rewriter:
-    """Carries the choice out: types change in place, with a Cast wherever they meet others."""
+    """Carries out the decisions: types change in place, with a Cast where float16 meets float32."""
 
     def __init__(self, graph: Graph, table: KernelTable, path: set[str]) -> None:
         self.graph, self.table, self.path = graph, table, path
         self.opsets = graph.domains()
-        self.turned: set[str] = set()  # tensors that were float32 and are float16
-        self.halves: dict[tuple[str, bool], Tensor] = {}  # (float32 tensor, is added) -> its half
+        self.converted: set[str] = set()  # tensors that were float32 and are float16 now
+        # (float32 tensor, whether a mask adds it) -> its float16 copy; and float16 -> float32 copy
+        self.halves: dict[tuple[str, bool], Tensor] = {}
         self.floats: dict[str, Tensor] = {}
-        self.origins: dict[str, str] = {}  # constant -> the one that it is made of
+        self.origins: dict[str, str] = {}  # new constant -> the constant that it was computed from
 
     def run(self, chosen: set[str]) -> bool:
         """True where any node was chosen."""
         for node in self.graph.nodes:
             if node.name in chosen:
                 self._halve(node)
-            elif not _takes_anything(node):
+            elif not _takes_any_float(node):
                 for i, tensor in enumerate(node.inputs):
-                    if tensor.name in self.turned:
+                    if tensor.name in self.converted:
                         self.graph.set_input(node, i, self._float(tensor))
         return bool(chosen)
 
@@ -182,7 +183,7 @@ class _Rewriter:
             takes = self.table.takes(node, opset, i, "f16")
             if tensor.name and is_float(tensor) and takes:
                 graph.set_input(node, i, self._half(node, tensor))
-            elif tensor.name in self.turned and not takes:
+            elif tensor.name in self.converted and not takes:
                 graph.set_input(node, i, self._float(tensor))
         if is_op(node, "Cast") and is_float(node.outputs[0]):
             node.attrs["to"] = int(onnx.TensorProto.FLOAT16)
@@ -193,51 +194,50 @@ class _Rewriter:
                 self._keep_output(node, i, tensor)
             else:
                 tensor.dtype = np.dtype(np.float16)
-                self.turned.add(tensor.name)
+                self.converted.add(tensor.name)
 
     def _keep_output(self, node: Node, index: int, tensor: Tensor) -> None:
-        """What is seen from outside stays float32, under its name."""
+        """A graph output stays float32 and keeps its name."""
         half = self.graph.divert_output(node, "half", index)
         half.dtype, half.shape = np.dtype(np.float16), tensor.shape
         self.halves[tensor.name, False] = self.halves[tensor.name, True] = half
         self.graph.add("Cast", [half], [tensor], {"to": int(onnx.TensorProto.FLOAT)})
 
     def _half(self, node: Node, tensor: Tensor) -> Tensor:
-        """A float32 tensor as float16, made once for all who read it."""
+        """The float16 copy of a float32 tensor, shared by all its readers."""
         values = half_values(node, tensor) if is_constant(tensor) else None
         if values is None:
-            added = is_op(node, *_ADDING) and tensor.name not in self.path
-        else:
+            is_mask = is_op(node, *_ADDING) and tensor.name not in self.path
+        else:  # half_values replaced the constants of a mask
             with np.errstate(over="ignore"):
-                added = bool((values != array(tensor).astype(np.float16)).any())
-        key = tensor.name, added
+                is_mask = bool((values != array(tensor).astype(np.float16)).any())
+        key = tensor.name, is_mask
         if key not in self.halves and values is not None:
-            made = self.graph.constant(f"{tensor.name}/half", values)
-            self.halves[key], self.origins[made.name] = made, tensor.name
+            half = self.graph.constant(f"{tensor.name}/half", values)
+            self.halves[key], self.origins[half.name] = half, tensor.name
         elif key not in self.halves:
-            self.halves[key] = self._cast(tensor, added)
+            self.halves[key] = self._cast(tensor, is_mask)
         return self.halves[key]
 
-    def _cast(self, tensor: Tensor, added: bool) -> Tensor:
-        """What a mask adds is made finite first: -3.4e38 would be -inf."""
-        source, maker = tensor, self.graph.producer(tensor)
-        if added:
+    def _cast(self, tensor: Tensor, is_mask: bool) -> Tensor:
+        """A Cast to float16. A mask is clipped before it: -3.4e38 would become -inf."""
+        source, producer = tensor, self.graph.producer(tensor)
+        if is_mask:
             least = self.graph.constant("masked", np.array(_MASKED))
             name = f"{tensor.name}/finite"
             source = self.graph.add("Clip", [tensor, least], [name], like=tensor).outputs[0]
-        elif maker is not None and is_op(maker, "Cast") and tensor.name not in self.path:
-            source = maker.inputs[0]  # an integer: one step is enough
+        elif producer is not None and is_op(producer, "Cast") and tensor.name not in self.path:
+            source = producer.inputs[0]  # cast from an integer: cast that to float16 directly
         return self._typed(source, f"{tensor.name}/half", np.float16, tensor)
 
     def _float(self, tensor: Tensor) -> Tensor:
         if tensor.name not in self.floats:
-            made = self._typed(tensor, f"{tensor.name}/float", np.float32, tensor)
-            self.floats[tensor.name] = made
+            name = f"{tensor.name}/float"
+            self.floats[tensor.name] = self._typed(tensor, name, np.float32, tensor)
         return self.floats[tensor.name]
 
     def _typed(self, source: Tensor, name: str, dtype: type, like: Tensor) -> Tensor:
         to = onnx.TensorProto.FLOAT16 if dtype is np.float16 else onnx.TensorProto.FLOAT
-        made = self.graph.add("Cast", [source], [name], {"to": int(to)}).outputs[0]
-        made.dtype, made.shape = np.dtype(dtype), like.shape
-        result: Tensor = made
+        result: Tensor = self.graph.add("Cast", [source], [name], {"to": int(to)}).outputs[0]
+        result.dtype, result.shape = np.dtype(dtype), like.shape
         return result

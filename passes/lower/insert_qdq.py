@@ -2,12 +2,12 @@
 
     weight:               W           →   DequantizeLinear(Wq, scale)
     activation, static:   x           →   DequantizeLinear(QuantizeLinear(x, s, z), s, z)
-    the same in 7 bits:   x           →   DequantizeLinear(Clip(QuantizeLinear(x, s, z)), s, z)
+    static, 7 bits:       x           →   DequantizeLinear(Clip(QuantizeLinear(x, s, z)), s, z)
     activation, dynamic:  x           →   DequantizeLinear(DynamicQuantizeLinear(x))
 
-One pair for each tensor, shared by all its planned uses: Q, K and V read one quantized input.
-Refuses an activation without a calibrated range; the operator's weight then stays float too where
-the rule needs both.
+One pair per tensor, shared by all its planned uses: Q, K and V read one quantized input. Refuses an
+activation without a calibrated range; where the rule needs both operands quantized, the operator's
+weight then stays float too.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Turns quantized convolutions into QLinearConv, which reads and writes integers.
+"""Turns quantized convolutions into QLinearConv, which reads and writes int8.
 
     QuantizeLinear(Relu(Conv(DQ(xq, s, z), DQ(Wq, t), b)), u, v)
         →   QLinearConv(xq, s, z, Wq, t, 0, u, v, round(b / (s·t)))
 
-Relu and Clip vanish where the integers end where they would cut. A bias that its channel's scale
-``s·t`` would push out of int32 gets a larger t, which rounds weights that do not count beside it.
-Refuses weights that are not symmetric int8 by output channel, activations other than uint8 with
-one constant scale, biases that are not constant, and results that are not quantized or not cut
-alike. Rounding: what lies half way between two integers may fall to either. Source: ONNX
-QLinearConv.
+Relu and Clip are removed where the quantizer saturates at the same bounds. Where a bias divided by
+its scale ``s·t`` would not fit int32, t is made larger: weights are then rounded more coarsely, but
+they are negligible next to such a bias. Refuses weights that are not symmetric int8 per output
+channel, activations other than uint8 with one constant scale, biases that are not constant, and
+results that are not quantized, or after a Relu or Clip with other bounds. Rounding: a value half
+way between two integers may be rounded to either. Source: ONNX QLinearConv.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
-_LARGEST_BIAS = 2.0**30  # half of int32: the sum of products is added to it
+_LARGEST_BIAS = 2.0**30  # half of int32, which also holds the sum of products
 
 
 @dataclass(frozen=True)
 class _Match:
-    """A Conv, what dequantizes its operands, and what quantizes its result."""
+    """A Conv, the DequantizeLinear nodes of its operands, and the quantizer of its result."""
 
     node: Node
     data: Node
@@ -54,24 +54,26 @@ class LowerConvolutions(NodeRewrite[_Match]):
         obstacle = _obstacle(node, data, weight)
         if obstacle is not None:
             return obstacle
-        found = quantized_result(graph, node)
-        return found if isinstance(found, Refusal) else _Match(node, data, weight, found)
+        quantizer = quantized_result(graph, node)
+        if isinstance(quantizer, Refusal):
+            return quantizer
+        return _Match(node, data, weight, quantizer)
 
     def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
         x, s, z = match.data.inputs[:3]
         u, v = match.quantizer.inputs[1:3]
         w, t = match.weight.inputs[:2]
         bias = next((b for b in match.node.inputs[2:] if b.name), None)
-        extra: list[Tensor] = []
+        biases: list[Tensor] = []
         if bias is not None:
-            w, t, whole = _with_bias(graph, ctx, w, t, array(s).reshape(()), bias)
-            extra = [whole]
+            w, t, int32_bias = _with_bias(graph, ctx, w, t, array(s).reshape(()), bias)
+            biases = [int32_bias]
         zero = graph.constant(f"{w.name}/zero_point", np.zeros(array(t).shape, np.int8))
         ctx.origins[zero.name] = ctx.origins.get(w.name, (w.name, None))
         graph.substitute(
             match.quantizer.outputs[0],
             "QLinearConv",
-            [x, s, z, w, t, zero, u, v, *extra],
+            [x, s, z, w, t, zero, u, v, *biases],
             "convolution",
             match.node.attrs,
             name=f"{match.node.name}/int8",
@@ -81,7 +83,7 @@ class LowerConvolutions(NodeRewrite[_Match]):
 def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
     kernel, scale = weight.inputs[:2]
     if not is_constant(kernel) or kernel.dtype != np.int8:
-        return Refusal("the weight is no int8 constant")
+        return Refusal("the weight is not an int8 constant")
     if not all(is_zero(t) for t in weight.inputs[2:]):
         return Refusal("the weight is not symmetric")
     if not is_constant(scale) or rank(scale) != 1 or weight.attrs.get("axis", 1) != 0:
@@ -97,17 +99,19 @@ def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
 def _with_bias(
     graph: Graph, ctx: Context, w: Tensor, t: Tensor, step: Array, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and scales in which the bias fits, and the bias as int32."""
+    """Weight and scales with which the bias fits int32, and the bias as int32."""
     values, scales = array(bias).astype(np.float64), array(t).astype(np.float64)
+    # the factor by which each channel's scale must grow for the bias to fit
     growth = np.maximum(np.abs(values) / (_LARGEST_BIAS * float(step) * scales), 1.0)
     if (growth > 1).any():
-        spread = growth.reshape(-1, *[1] * (array(w).ndim - 1))
-        fewer = graph.constant(f"{w.name}/fewer", np.rint(array(w) / spread).astype(np.int8))
+        per_output = growth.reshape(-1, *[1] * (array(w).ndim - 1))
+        smaller = np.rint(array(w) / per_output).astype(np.int8)
+        coarser = graph.constant(f"{w.name}/fewer", smaller)
         larger = graph.constant(f"{t.name}/larger", (scales * growth).astype(np.float32))
-        for new, old in ((fewer, w), (larger, t)):
+        for new, old in ((coarser, w), (larger, t)):
             ctx.origins[new.name] = ctx.origins.get(old.name, (old.name, None))
-        w, t, scales = fewer, larger, array(larger).astype(np.float64)
-    whole = np.clip(np.rint(values / (float(step) * scales)), -(2**31), 2**31 - 1)
-    made = graph.constant(f"{bias.name}/int32", whole.astype(np.int32))
-    ctx.origins[made.name] = (bias.name, None)
-    return w, t, made
+        w, t, scales = coarser, larger, array(larger).astype(np.float64)
+    rounded = np.clip(np.rint(values / (float(step) * scales)), -(2**31), 2**31 - 1)
+    int32_bias = graph.constant(f"{bias.name}/int32", rounded.astype(np.int32))
+    ctx.origins[int32_bias.name] = (bias.name, None)
+    return w, t, int32_bias

@@ -1,10 +1,10 @@
-"""Looks up int8 rows and scales only those, instead of dequantizing the whole table.
+"""Dequantizes only the rows that are looked up, instead of the whole table.
 
     Gather(DQ(Tq, s, axis=0), i)   →   Mul(Cast(Gather(Tq, i)), Gather(s[V,1], i))
 
-ONNX Runtime does not move a DequantizeLinear behind a Gather: it would dequantize the table in
-every run. The scale is one value a row. Refuses tables that are not symmetric int8 by row, and
-lookups along another axis.
+ONNX Runtime does not move a DequantizeLinear after a Gather: it would dequantize the table in every
+run. There is one scale per row. Refuses tables that are not symmetric int8 per row, and lookups
+along another axis.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
     ops: ClassVar[tuple[str, ...]] = ("Gather",)
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
-        """(the lookup, what dequantizes its table)."""
+        """(the lookup, the DequantizeLinear of its table)."""
         table = graph.producer(node.inputs[0], "DequantizeLinear")
         if table is None:
             return None
@@ -53,12 +53,12 @@ class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
 def _obstacle(node: Node, table: Node) -> Refusal | None:
     rows, scale = table.inputs[:2]
     if not is_constant(rows) or rank(rows) != 2:
-        return Refusal("the table is no constant matrix")
+        return Refusal("the table is not a constant matrix")
     if rows.dtype != np.int8 or not all(is_zero(t) for t in table.inputs[2:]):
         return Refusal("the table is not symmetric int8")
     by_row = shape_of(scale) == (rows.shape[0],) and table.attrs.get("axis", 1) in (0, -2)
     if not is_constant(scale) or not by_row:
-        return Refusal("the table has no scale by row")
+        return Refusal("the table does not have one scale per row")
     if node.attrs.get("axis", 0) not in (0, -2):
         return Refusal("the lookup is not along the rows of the table")
     return None

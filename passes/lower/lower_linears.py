@@ -1,12 +1,12 @@
-"""Turns quantized MatMul and Gemm into ONNX Runtime's fastest integer product.
+"""Turns quantized MatMul and Gemm into ONNX Runtime's fastest int8 matrix multiplication.
 
     MatMul(DQ(xq, s, z), DQ(Wq, t)) + b   →   MatMulIntegerToFloat(xq, Wq, s, t, z, , b)
 
-The operator form is independent of the session's Q/DQ options and of static shapes, which make
-the Q/DQ form fall back to float. The bias moves inside, the weight's zero point is left out
-(symmetric). Refuses weights that are not symmetric int8 per output channel, activations other than
-uint8 with one scale (those have no vector kernel), and Gemm with transA, alpha or beta. Source:
-ONNX Runtime matmul_integer_to_float.
+The operator is int8 in every session, while ONNX Runtime may compute Q/DQ nodes in float, depending
+on session options and on static shapes. The bias moves into the operator, the zero point of the
+weight is left out (symmetric). Refuses weights that are not symmetric int8 per output channel,
+activations other than uint8 with one scale (those have no vector kernel), and Gemm with transA,
+alpha or beta. Source: ONNX Runtime matmul_integer_to_float.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 @dataclass(frozen=True)
 class _Match:
-    """A product, and what dequantizes its operands."""
+    """A MatMul or Gemm, and the DequantizeLinear nodes of its operands."""
 
     node: Node
     data: Node
@@ -45,7 +45,7 @@ class _Match:
 
 @dataclass(frozen=True)
 class LowerLinears(NodeRewrite[_Match]):
-    """Lower Q/DQ products to MatMulIntegerToFloat."""
+    """Lower linear layers between Q/DQ nodes to MatMulIntegerToFloat."""
 
     name: ClassVar[str] = "lower-linears"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -77,18 +77,19 @@ class LowerLinears(NodeRewrite[_Match]):
             name=f"{node.name}/int8",
             like=result,
         )
-        product = lowered.outputs[0]
+        replacement = lowered.outputs[0]
         if outside is not None:
-            added = graph.add("Add", [product, outside], [f"{result.name}/biased"], like=result)
-            product = added.outputs[0]
-        graph.replace_uses(result, product)
+            inputs = [replacement, outside]
+            add = graph.add("Add", inputs, [f"{result.name}/biased"], like=result)
+            replacement = add.outputs[0]
+        graph.replace_uses(result, replacement)
 
 
 def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
     if not is_plain_gemm(node):
         return Refusal("Gemm with transA, alpha or beta")
     if not is_constant(weight.inputs[0]) or rank(weight.inputs[0]) != 2:
-        return Refusal("the weight is no constant matrix")
+        return Refusal("the weight is not a constant matrix")
     if weight.inputs[0].dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
         return Refusal("the weight is not symmetric int8")
     if data.inputs[0].dtype is not None and data.inputs[0].dtype != np.uint8:
@@ -101,14 +102,14 @@ def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
 
 
 def _fits_outputs(node: Node, weight: Node) -> bool:
-    """True for one scale, or one for each output channel."""
+    """True for one scale, or one per output channel."""
     axes = (0, -2) if node.attrs.get("transB") else (1, -1)
     dims = rank(weight.inputs[1])
     return dims == 0 or (dims == 1 and weight.attrs.get("axis", 1) in axes)
 
 
 def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(the tensor to replace, the vector that goes inside, what is still to be added to it)."""
+    """(the tensor to replace, the bias vector for the operator, the bias for an Add after it)."""
     out = node.outputs[0]
     if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
         bias = node.inputs[2]

@@ -1,11 +1,11 @@
-"""Turns quantized products of two activations into ONNX Runtime's integer product.
+"""Turns quantized matrix multiplications of two activations into MatMulIntegerToFloat.
 
     MatMul(DQ(a, s, z), Transpose(DQ(b, t, y)))
         →   MatMulIntegerToFloat(a, Transpose(b), s, t, z, y)
 
-Layout operators between a quantizer and the product move the integers, a quarter of the bytes.
-Refuses all but uint8 on the left and int8 on the right, with one scale each: the other types have
-no vector kernel. Source: ONNX Runtime matmul_integer_to_float, which takes batches on both sides.
+Layout operators between a quantizer and the MatMul then move int8 values, a quarter of the bytes.
+Requires uint8 on the left and int8 on the right, with one scale each: other types have no vector
+kernel. Source: ONNX Runtime matmul_integer_to_float, which takes batches on both sides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TYPES = (np.uint8, np.int8)
 
 @dataclass(frozen=True)
 class _Side:
-    """A DequantizeLinear, and what moves its values on the way to the product, nearest first."""
+    """A DequantizeLinear, and the layout operators between it and the MatMul, nearest first."""
 
     dequantizer: Node
     movers: list[Node]
@@ -33,7 +33,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Match:
-    """A product and its operands."""
+    """A MatMul and its operands."""
 
     node: Node
     left: _Side
@@ -42,7 +42,7 @@ class _Match:
 
 @dataclass(frozen=True)
 class LowerProducts(NodeRewrite[_Match]):
-    """Lower Q/DQ products of activations to MatMulIntegerToFloat."""
+    """Lower Q/DQ matrix multiplications of activations to MatMulIntegerToFloat."""
 
     name: ClassVar[str] = "lower-products"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -93,7 +93,7 @@ def _obstacle(left: _Side, right: _Side) -> Refusal | None:
 
 
 def _moved(graph: Graph, side: _Side, quantized: Tensor) -> Tensor:
-    """The integers after the movers, which carried floats before."""
+    """The quantized values after the movers, which moved floats before."""
     if not side.movers:
         return quantized
     for mover in side.movers:

@@ -1,14 +1,14 @@
-"""Turns a sum between integers into ONNX Runtime's QLinearAdd.
+"""Turns a sum of quantized tensors into ONNX Runtime's QLinearAdd.
 
     QuantizeLinear(Relu(Add(DQ(a, s, z), DQ(b, t, y))), u, v)
         →   QLinearAdd(a, s, z, b, t, y, u, v)
 
-Residual sums of convolutions: as a float Add they would turn two tensors to float and one back.
-Relu and Clip vanish where the integers end where they would cut. Refuses operands that are not
-uint8 with one constant float32 scale, and results that are not quantized or not cut alike; an Add
-with a float operand is none of its. Rounding: the operator rounds once what the pair rounded twice,
-so values half way between two integers may fall to either. Source: ONNX Runtime com.microsoft
-QLinearAdd.
+For residual sums of convolutions: a float Add would dequantize two tensors and quantize one. Relu
+and Clip are removed where the quantizer saturates at the same bounds. Refuses operands that are not
+uint8 with one constant float32 scale, and results that are not quantized, or after a Relu or Clip
+with other bounds; ignores an Add with a float operand. Rounding: the operator rounds once where the
+nodes rounded twice, so a value half way between two integers may be rounded to either. Source: ONNX
+Runtime com.microsoft QLinearAdd.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 @dataclass(frozen=True)
 class _Match:
-    """A sum, what dequantizes its operands, and what quantizes its result."""
+    """A sum, the DequantizeLinear nodes of its operands, and the quantizer of its result."""
 
     node: Node
     operands: list[Node]
@@ -42,15 +42,17 @@ class LowerSums(NodeRewrite[_Match]):
     ops: ClassVar[tuple[str, ...]] = ("Add",)
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
-        made = (graph.producer(t, "DequantizeLinear") for t in node.inputs)
-        operands = [maker for maker in made if maker is not None]
+        dequantizers = (graph.producer(t, "DequantizeLinear") for t in node.inputs)
+        operands = [d for d in dequantizers if d is not None]
         if len(operands) != 2:
             return None
         if not all(map(is_plain, operands)):
             reason = "an operand is not uint8 with one constant float32 scale and a zero point"
             return Refusal(reason)
-        found = quantized_result(graph, node)
-        return found if isinstance(found, Refusal) else _Match(node, operands, found)
+        quantizer = quantized_result(graph, node)
+        if isinstance(quantizer, Refusal):
+            return quantizer
+        return _Match(node, operands, quantizer)
 
     def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
         inputs = [t for operand in match.operands for t in operand.inputs[:3]]

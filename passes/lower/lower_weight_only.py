@@ -1,12 +1,12 @@
-"""Stores a linear's weight in 8 or 4 bits and multiplies in blocks.
+"""Stores a linear layer's weight in blocks of 8 or 4 bits.
 
-    MatMul(x, DQ(Wq, t))   →   com.microsoft.MatMulNBits(x, W8, t by block) {bits=8}
+    MatMul(x, DQ(Wq, t))   →   com.microsoft.MatMulNBits(x, W8, t per block) {bits=8}
 
-ONNX Runtime quantizes the activation itself, by row and block (accuracy_level 4): without that
-8-bit weights have no kernel and the whole matrix is dequantized in every call. A bias stays an
-Add, which the runtime fuses. With 4 bits each block has a scale of its own, which maps the value
-that is farthest from zero to -8: all 16 steps are used. Refuses weights that are not symmetric int8
-by output channel, and Gemm with transA, alpha or beta. Source: ONNX Runtime matmul_nbits.
+ONNX Runtime quantizes the activation itself, per row and block (accuracy_level 4): without that,
+8-bit weights have no kernel and the whole matrix is dequantized in every call. A bias stays an Add,
+which the runtime fuses. With 4 bits, each block has its own scale, which maps the value farthest
+from zero to -8, so that all 16 steps are used. Refuses weights that are not symmetric int8 per
+output channel, and Gemm with transA, alpha or beta. Source: ONNX Runtime matmul_nbits.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
     """Lower dequantized weights to MatMulNBits.
 
-    block: weights that share a scale, a power of two from 16 to 256. accuracy: ``accuracy_level``
-    of the operator, 0 leaves the activation as it is. bits: 8, or 4 for half the bytes.
+    bits: 8, or 4 for half the bytes. block: how many weights share a scale, a power of two from 16
+    to 256. accuracy: ``accuracy_level`` of the operator; 0 does not quantize the activation.
     """
 
     bits: int = 8
@@ -61,7 +61,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
             raise ValueError(f"accuracy is {self.accuracy}, expected 0 to 4")
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
-        """(the product, what dequantizes its weight)."""
+        """(the MatMul or Gemm, the DequantizeLinear of its weight)."""
         weight = graph.producer(node.inputs[1], "DequantizeLinear")
         if weight is None:
             return None
@@ -70,17 +70,18 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
     def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, Node]) -> None:
         node, weight = match
         values = array(weight.inputs[0])
-        rows = values if node.attrs.get("transB") else values.T  # one row an output channel
+        rows = values if node.attrs.get("transB") else values.T  # one row per output channel
         if self.bits == 8:
-            blocks, noise = _packed(rows, self.block), None
+            blocks, sqnr = _packed(rows, self.block), None
             scales = np.repeat(array(weight.inputs[1]), blocks.shape[1])
         else:
-            blocks, scales, noise = _nibbles(rows * array(weight.inputs[1])[:, None], self.block)
+            blocks, scales, sqnr = _nibbles(rows * array(weight.inputs[1])[:, None], self.block)
         packed = graph.constant(f"{weight.inputs[0].name}/blocks", blocks)
         scale = graph.constant(f"{weight.inputs[1].name}/blocks", scales)
         for new, old in ((packed, weight.inputs[0]), (scale, weight.inputs[1])):
-            origin, own = ctx.origins.get(old.name, (old.name, None))
-            ctx.origins[new.name] = origin, own if noise is None or own is None else noise
+            origin, old_sqnr = ctx.origins.get(old.name, (old.name, None))
+            keep_old = sqnr is None or old_sqnr is None
+            ctx.origins[new.name] = origin, old_sqnr if keep_old else sqnr
         attrs = {
             "K": rows.shape[1],
             "N": rows.shape[0],
@@ -89,7 +90,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
             **({"accuracy_level": self.accuracy} if self.accuracy else {}),
         }
         out = node.outputs[0]
-        made = graph.add(
+        lowered = graph.add(
             "MatMulNBits",
             [node.inputs[0], packed, scale],
             [f"{out.name}/{self.bits}bit"],
@@ -98,7 +99,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
             name=f"{node.name}/{self.bits}bit",
             like=out,
         )
-        result = made.outputs[0]
+        result = lowered.outputs[0]
         if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
             result = graph.add("Add", [result, node.inputs[2]], [f"{out.name}/biased"]).outputs[0]
         graph.replace_uses(out, result)
@@ -107,7 +108,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
 def _obstacle(graph: Graph, node: Node, weight: Node) -> Refusal | None:
     matrix, scale = weight.inputs[:2]
     if not is_constant(matrix) or rank(matrix) != 2:
-        return Refusal("the weight is no constant matrix")
+        return Refusal("the weight is not a constant matrix")
     if matrix.dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
         return Refusal("the weight is not symmetric int8")
     axes = (0, -2) if node.attrs.get("transB") else (1, -1)
@@ -118,7 +119,7 @@ def _obstacle(graph: Graph, node: Node, weight: Node) -> Refusal | None:
     if not is_plain_gemm(node):
         return Refusal("Gemm with transA, alpha or beta")
     if graph.producer(node.inputs[0], "DequantizeLinear") is not None:
-        return Refusal("its data came in quantized: it runs in integers as a whole")
+        return Refusal("its data is quantized too: it can run in int8")
     return None
 
 
@@ -132,9 +133,10 @@ def _packed(rows: Array, block: int) -> Array:
 
 
 def _nibbles(rows: Array, block: int) -> tuple[Array, Array, float]:
-    """float [N, K] to uint8 [N, blocks, block / 2], scales [N · blocks], and the noise in dB.
+    """float [N, K] to uint8 [N, blocks, block / 2], float32 scales [N · blocks], and SQNR in dB.
 
-    Two values a byte, the first in the low half, stored around 8; the rest of a block is zeros (8).
+    Two values per byte, the first in the low half, as value + 8; the last block is padded with
+    zeros (8).
     """
     n, k = rows.shape
     count = -(-k // block)
@@ -144,7 +146,7 @@ def _nibbles(rows: Array, block: int) -> tuple[Array, Array, float]:
     farthest = np.take_along_axis(values, np.abs(values).argmax(2)[..., None], 2)
     scale = np.where(farthest == 0, np.float32(1), farthest / np.float32(-8))
     steps = np.clip(np.rint(values / scale), -8, 7)
-    noise = sqnr_db(values, steps * scale)
+    sqnr = sqnr_db(values, steps * scale)
     stored = (steps + 8).astype(np.uint8)
     pairs: Array = stored[..., 0::2] | stored[..., 1::2] << 4
-    return pairs, scale.reshape(-1).astype(np.float32), noise
+    return pairs, scale.reshape(-1).astype(np.float32), sqnr

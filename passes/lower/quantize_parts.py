@@ -1,11 +1,11 @@
-"""Quantizes what is concatenated instead of the whole: a quarter of the bytes are then copied.
+"""Quantizes the operands of a Concat instead of its result: it then copies a quarter of the bytes.
 
     QuantizeLinear(Clip(Concat(x, y), L, H), s, z)
         →   Concat(QuantizeLinear(x, s, z), QuantizeLinear(y, s, z))
 
 Bit-equal: with one scale, quantizing and concatenating commute, and a Clip whose bounds are not
-inside what the integers can hold does what saturation does anyway. Refuses a Clip that cuts deeper,
-scales per axis, and tensors that anything else reads.
+inside the quantized range changes nothing that saturation does not. Refuses a Clip with narrower
+bounds, per-channel scales, and tensors with other readers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qcompile.rewriting import Numerics, Pass, Stage
 
 @dataclass(frozen=True)
 class QuantizeParts(Pass):
-    """Move quantizers in front of Concat, and drop Clip where they saturate."""
+    """Move quantizers before Concat, and remove Clip where they saturate at its bounds."""
 
     name: ClassVar[str] = "quantize-parts"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -32,7 +32,7 @@ class QuantizeParts(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
         waiting = graph.nodes
-        while waiting:  # parts may be clipped, or concatenated in their turn
+        while waiting:  # an operand of Concat may be a Clip or a Concat itself
             node = waiting.pop(0)
             if not is_op(node, "QuantizeLinear") or node.attrs.get("axis", 1) not in (1, -1):
                 continue
@@ -47,7 +47,7 @@ def _drop_clip(graph: Graph, ctx: Context, quantizer: Node) -> bool:
     clip = graph.producer(quantizer.inputs[0], "Clip")
     if clip is None or graph.only_consumer(clip.outputs[0]) is None:
         return False
-    refusal = _cuts(clip, quantizer)
+    refusal = _clip_obstacle(clip, quantizer)
     if refusal is not None:
         ctx.skip(clip, refusal.reason)
         return False
@@ -56,7 +56,7 @@ def _drop_clip(graph: Graph, ctx: Context, quantizer: Node) -> bool:
     return True
 
 
-def _cuts(clip: Node, quantizer: Node) -> Refusal | None:
+def _clip_obstacle(clip: Node, quantizer: Node) -> Refusal | None:
     """Why the Clip is needed, None where saturation does the same."""
     bounds = [scalar(t) for t in clip.inputs[1:3] if t.name]
     step, zero = scalar(quantizer.inputs[1]), quantizer.inputs[2:]
@@ -68,21 +68,21 @@ def _cuts(clip: Node, quantizer: Node) -> Refusal | None:
     limits, point = np.iinfo(array(zero[0]).dtype), int(array(zero[0]).reshape(-1)[0])
     least, most = (limits.min - point) * step, (limits.max - point) * step
     if low > least + step / 4 or high < most - step / 4:
-        return Refusal("it cuts deeper than the quantizer saturates")
+        return Refusal("its bounds are narrower than those at which the quantizer saturates")
     return None
 
 
 def _split(graph: Graph, ctx: Context, quantizer: Node) -> list[Node]:
-    """The quantizers of the parts, none where nothing was moved."""
+    """The quantizers of the Concat's operands, none where nothing was moved."""
     concat = graph.producer(quantizer.inputs[0], "Concat")
     if concat is None:
         return []
     result = quantizer.outputs[0]
     if graph.only_consumer(concat.outputs[0]) is None or graph.is_output(result):
-        ctx.skip(quantizer, "what is concatenated, or its integers, are visible elsewhere")
+        ctx.skip(quantizer, "the float or the quantized result of Concat is used elsewhere")
         return []
     if any(t.shape for t in quantizer.inputs[1:]):
-        ctx.skip(quantizer, "its scales are per axis")
+        ctx.skip(quantizer, "its scales are per channel")
         return []
     parts = [
         graph.add("QuantizeLinear", [t, *quantizer.inputs[1:]], [f"{t.name}/quantized"])
@@ -90,8 +90,8 @@ def _split(graph: Graph, ctx: Context, quantizer: Node) -> list[Node]:
     ]
     for part in parts:
         part.outputs[0].dtype = result.dtype
-    pieces = [part.outputs[0] for part in parts]
-    made = graph.add("Concat", pieces, [f"{result.name}/parts"], concat.attrs)
-    graph.replace_uses(result, made.outputs[0])
+    operands = [part.outputs[0] for part in parts]
+    joined = graph.add("Concat", operands, [f"{result.name}/parts"], concat.attrs)
+    graph.replace_uses(result, joined.outputs[0])
     graph.remove_dead()
     return parts

@@ -1,18 +1,17 @@
-"""Computes real tokens only: what works on each position by itself runs on them without padding.
+"""Skips padding: operators that handle each position separately run on real tokens only.
 
     x[B,S,H] → LayerNorm, linears, GELU, sums → y[B,S,H]
         →   x → rows where attention_mask → the same on [T,H] → rows back in their places
 
 T is the number of real tokens in the batch. Attention needs the sequence: query, key and value are
-put back in their places before it, and its result is packed again. Where the rows are is computed
-once from the mask: NonZero gives the real positions, CumSum the place of each among them. A padded
-position gets the row of the last real token before it; no real position sees these, because the
-attention that reads them masks them.
+unpacked before it, and its result is packed again. The positions are computed once from the mask:
+NonZero gives the real positions, CumSum the packed row of each. A padded position gets the row of
+the last real token before it; real positions do not depend on it, since attention masks it.
 
-Batches without padding pay for the copies, about one percent. Refuses models where something else
-reads across positions, where attention goes without a mask, or shapes do not say what a position
-is. Source: Effective Transformer (ByteDance 2020); ONNX Runtime's own RemovePadding runs on CUDA
-alone.
+Batches without padding pay for the copies, about one percent. Refuses models where another operator
+reads across positions, where attention has no mask, or where shapes do not show which axes are
+positions. Source: Effective Transformer (ByteDance 2020); ONNX Runtime's own RemovePadding runs
+only on CUDA.
 """
 
 from __future__ import annotations
@@ -70,7 +69,8 @@ _PREFIX = "padding/"
 
 @dataclass
 class _Region:
-    """Nodes that will see real tokens only, in order, and what they read of and give to others."""
+    """Nodes that will process real tokens only, in order; ``entries`` and ``exits``: the tensors
+    that they read from, and that they pass to, other nodes."""
 
     nodes: list[Node] = field(default_factory=list)
     entries: list[Tensor] = field(default_factory=list)
@@ -78,7 +78,7 @@ class _Region:
 
 
 class _Finder:
-    """Position-wise nodes, by forward propagation from what has the mask's shape."""
+    """Finds position-wise nodes by forward propagation from tensors [batch, sequence, …]."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -86,26 +86,28 @@ class _Finder:
 
     def run(self) -> _Region:
         """All such nodes that are connected to a linear layer."""
-        found = [n for n in self.graph.nodes if self._visit(n) and n.outputs[0].name in self.tokens]
-        kept = _with_linears(found)
-        inside = {id(n) for n in kept}
-        region = _Region(kept)
-        for node in kept:
+        candidates = [
+            n for n in self.graph.nodes if self._visit(n) and n.outputs[0].name in self.tokens
+        ]
+        nodes = _with_linears(candidates)
+        inside = {id(n) for n in nodes}
+        region = _Region(nodes)
+        for node in nodes:
             for tensor in node.inputs:
-                maker = self.graph.producer(tensor)
+                producer = self.graph.producer(tensor)
                 packed = tensor.name in self.tokens
-                if packed and (maker is None or id(maker) not in inside):
+                if packed and (producer is None or id(producer) not in inside):
                     region.entries.append(tensor)
             for tensor in node.outputs:
                 readers = self.graph.consumers(tensor)
-                seen = self.graph.is_output(tensor) or any(id(r) not in inside for r in readers)
-                if tensor.name in self.tokens and seen:
+                leaves = self.graph.is_output(tensor) or any(id(r) not in inside for r in readers)
+                if tensor.name in self.tokens and leaves:
                     region.exits.append(tensor)
         region.entries = list({t.name: t for t in region.entries}.values())
         return region
 
     def _visit(self, node: Node) -> bool:
-        """True where a node can work on packed rows: on each position by itself."""
+        """True where a node can work on packed rows: it handles each position separately."""
         data = [t for t in node.inputs if t.name in self.tokens]
         return bool(data) and self._is_positionwise(node, data)
 
@@ -126,9 +128,9 @@ class _Finder:
 
 
 def _with_linears(nodes: list[Node]) -> list[Node]:
-    """Nodes of those connected groups that hold a linear layer: others are not worth a copy."""
+    """Nodes of the connected groups that contain a linear layer: others are not worth a copy."""
     group = {id(n): i for i, n in enumerate(nodes)}
-    makers = {t.name: n for n in nodes for t in n.outputs}
+    producers = {t.name: n for n in nodes for t in n.outputs}
 
     def merge(a: int, b: int) -> None:
         for key, value in group.items():
@@ -137,15 +139,15 @@ def _with_linears(nodes: list[Node]) -> list[Node]:
 
     for node in nodes:
         for tensor in node.inputs:
-            maker = makers.get(tensor.name)
-            if maker is not None and group[id(maker)] != group[id(node)]:
-                merge(group[id(maker)], group[id(node)])
-    heavy = {group[id(n)] for n in nodes if is_op(n, *_LINEAR)}
-    return [n for n in nodes if group[id(n)] in heavy]
+            producer = producers.get(tensor.name)
+            if producer is not None and group[id(producer)] != group[id(node)]:
+                merge(group[id(producer)], group[id(node)])
+    with_linear = {group[id(n)] for n in nodes if is_op(n, *_LINEAR)}
+    return [n for n in nodes if group[id(n)] in with_linear]
 
 
 def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
-    """What might let a real position see a padded one, None where nothing does."""
+    """Why the result at a real position might depend on padding, None where it cannot."""
     if not region.nodes:
         return None
     if graph.opset < _SINCE:
@@ -169,14 +171,14 @@ def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
 
 
 def _mixes(graph: Graph, node: Node, masks: set[str]) -> Refusal | None:
-    """Why a reader outside may mix positions; products of attention are judged by their mask."""
+    """Why a reader outside the region may mix positions; attention is checked for its mask."""
     masked = is_op(node, "Mul", "Where", *ATTENTION) and any(t.name in masks for t in node.inputs)
     if masked or is_op(node, *PRODUCTS):
         return None
     if is_op(node, "Gather", "Slice") and all(is_constant(t) for t in node.inputs[1:]):
-        return None  # picks positions
+        return None  # selects positions
     if is_op(node, "Shape", "Size"):
-        return None  # the same as before
+        return None  # shapes do not change
     if not is_op(node, *_MOVERS, *POINTWISE):
         return Refusal(f"{node.op} {node.name!r} may read across positions")
     readers = (r for t in node.outputs for r in graph.consumers(t))
@@ -184,7 +186,7 @@ def _mixes(graph: Graph, node: Node, masks: set[str]) -> Refusal | None:
 
 
 def _scores_without_mask(graph: Graph, softmax: Node, masks: set[str]) -> bool:
-    """True for a softmax over a product of activations with no mask in between."""
+    """True for a softmax over a product of activations without a mask in between."""
     waiting = [softmax.inputs[0]]
     masked = product = False
     while waiting:
@@ -201,7 +203,11 @@ def _scores_without_mask(graph: Graph, softmax: Node, masks: set[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Places:
-    """Computed once: flat indices of real positions (T,), each position's row among them (B·S,)."""
+    """Tensors computed once from the mask, int64.
+
+    ``real``: flat indices of real positions, (T,). ``row``: the packed row of each position,
+    (B·S,). ``shape``: [B, S, -1].
+    """
 
     real: Tensor
     row: Tensor
@@ -229,7 +235,8 @@ def _apply(graph: Graph, mask: Tensor, region: _Region) -> None:
 
 
 def _places(graph: Graph, mask: Tensor) -> _Places:
-    """The first position counts as real, so that there is one even where all is padding."""
+    """Add the nodes that compute them. The first position counts as real, so that at least one
+    exists where all positions are padding."""
     flat = _chain(graph, mask, "Cast", {"to": 9})  # bool: any value but 0 is real
     flat = _chain(graph, flat, "Reshape", {}, np.array([-1]))
     one = graph.constant(f"{_PREFIX}first", np.array([True]))
@@ -268,7 +275,7 @@ def _packed(graph: Graph, tensor: Tensor, places: _Places) -> Tensor:
 
 
 def _restore(graph: Graph, node: Node, out: Tensor, inside: Iterable[int], places: _Places) -> None:
-    """Let a node make packed rows; those outside go on reading the old tensor, rows in place."""
+    """Make a node's output packed; readers outside the region read an unpacked copy, ``out``."""
     readers = [r for r in graph.consumers(out) if id(r) in set(inside)]
     packed = graph.divert_output(node, "packed")
     for reader in readers:

@@ -1,4 +1,4 @@
-"""Keeps ONNX Runtime's fusions away from activations with a scale for each channel.
+"""Keeps ONNX Runtime from fusing operators with per-channel quantizers of activations.
 
     DequantizeLinear(x, [s]) → MatMul   →   DequantizeLinear(x, [s]) → Sum → MatMul
     MatMul → QuantizeLinear(y, [s])     →   MatMul → Sum → QuantizeLinear(y, [s])
@@ -6,8 +6,8 @@
 ONNX Runtime 1.31 turns MatMul, Add and Mul between Q/DQ nodes into MatMulIntegerToFloat,
 QLinearMatMul, QLinearAdd and QLinearMul without looking at the scales; those take one scale only,
 and the model then fails to load ("Scale and Zero-point must be a scalar") or to run. Sum of one
-operand is the identity (ONNX Sum, 1 to n inputs) and, other than Identity, no optimizer removes it.
-Weights are left alone: a scale for each output channel is what the fusions expect.
+operand is the identity (ONNX Sum, 1 to n inputs) and, unlike Identity, no optimizer removes it.
+Weights are left alone: the fusions support one scale per output channel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 @dataclass(frozen=True)
 class _Match:
-    """A tensor to put a Sum behind, and the inputs that are to read the Sum, by node and slot."""
+    """A tensor to insert a Sum after, and the inputs that will read the Sum, by node and slot."""
 
     tensor: Tensor
     suffix: str
@@ -31,7 +31,7 @@ class _Match:
 
 @dataclass(frozen=True)
 class ShieldGroups(NodeRewrite[_Match]):
-    """Put a Sum between operators and the Q/DQ of activations with scales per channel."""
+    """Insert a Sum between operators and the per-channel Q/DQ nodes of activations."""
 
     name: ClassVar[str] = "shield-groups"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -42,9 +42,9 @@ class ShieldGroups(NodeRewrite[_Match]):
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | None:
         if not rank(node.inputs[1]):
             return None
-        if is_op(node, "QuantizeLinear"):  # a Sum of its own: other readers keep what they read
-            maker = graph.producer(node.inputs[0])
-            shielded = maker is None or is_op(maker, "Sum")
+        if is_op(node, "QuantizeLinear"):  # only the quantizer reads the Sum
+            producer = graph.producer(node.inputs[0])
+            shielded = producer is None or is_op(producer, "Sum")
             return None if shielded else _Match(node.inputs[0], "summed", [(node, 0)])
         out = node.outputs[0]
         readers = [(n, i) for n in graph.consumers(out) for i, t in enumerate(n.inputs) if t is out]
@@ -53,6 +53,6 @@ class ShieldGroups(NodeRewrite[_Match]):
 
     def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
         tensor = match.tensor
-        made = graph.add("Sum", [tensor], [f"{tensor.name}/{match.suffix}"], like=tensor)
+        shield = graph.add("Sum", [tensor], [f"{tensor.name}/{match.suffix}"], like=tensor)
         for reader, i in match.uses:
-            graph.set_input(reader, i, made.outputs[0])
+            graph.set_input(reader, i, shield.outputs[0])

@@ -1,14 +1,14 @@
-"""Decides which convolutions run in integers: data, weight and result. Edits nothing.
+"""Decides which convolutions run in int8: data, weight and result. Edits nothing.
 
-An integer convolution writes integers, so where the target has one its result needs a range as well
-as its data: that of the Relu or Clip behind it, which the integers can hold (``convolutions.py``).
-Data, weight and result become integers together or not at all, except on targets that give every
-tensor a quantizer anyway. What a target's ``chained`` rules name follows where all that it reads
-is integers of this kind: residual sums, Concat, MaxPool.
+An int8 convolution writes int8 results, so its result needs a range as well as its data: that of
+the Relu or Clip after it, which becomes part of the quantizer (``conv_activation.py``). Data,
+weight and result are quantized together or not at all, except on targets that quantize every tensor
+anyway. Operators of a target's ``chained`` rules (residual sums, Concat, MaxPool) are quantized
+where everything that they read is quantized by this pass.
 
-Refuses, with the reason: weights that are computed, results that are graph outputs (integers would
-be read back for nobody), and convolutions that the target's rule says are no faster, unless they
-stand between integers, where a float one would turn them to float and back.
+Refuses, with the reason: weights that are computed, results that are graph outputs (nothing would
+read the int8 values), and convolutions that the target's rule says are no faster, unless their data
+is int8 already: a float convolution would dequantize it and quantize its result again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PlanConvolutions(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         rule = ctx.target.rule("Conv", ctx.choices.mode)
         if rule is None or graph.opset < QDQ_SINCE:
-            return False  # plan-operands has said so
+            return False  # plan-operands reports it
         chained = {r.op: r for r in ctx.target.chained if ctx.choices.mode in r.modes}
         planner = _Planner(graph, ctx, roles(graph))
         for node in graph.nodes:
@@ -54,15 +54,15 @@ class PlanConvolutions(Pass):
 
 @dataclass
 class _Planner:
-    """``integers``: tensors that are quantized where they are made, for all their readers."""
+    """``quantized``: tensors that are quantized where they are computed, for all readers."""
 
     graph: Graph
     ctx: Context
-    found: Mapping[str, Role]
-    integers: set[str] = field(default_factory=set)
+    roles: Mapping[str, Role]
+    quantized: set[str] = field(default_factory=set)
 
     def convolution(self, node: Node, rule: OpRule) -> None:
-        """Plan one convolution, and say why where it stays float."""
+        """Plan one convolution; record the reason where it stays float."""
         data, weight = node.inputs[:2]
         result = conv_activation.result(self.graph, node.outputs[0])
         whole = rule.output is not None and not self.ctx.target.quantize_interior
@@ -89,9 +89,9 @@ class _Planner:
             self._result(node, result, out, rule)
 
     def chained(self, node: Node, rule: OpRule) -> None:
-        """Plan an operator that reads nothing but integers; any other is none of ours."""
+        """Plan an operator whose operands are all quantized by this pass; leave any other alone."""
         operands = [t for t in node.inputs if t.name]
-        if not all(t.name in self.integers for t in operands) or any(
+        if not all(t.name in self.quantized for t in operands) or any(
             t.name for t in node.outputs[1:]
         ):
             return
@@ -101,15 +101,15 @@ class _Planner:
             else node.outputs[0]
         )
         out = self._activation(node, [result, node.outputs[0]], rule.output)
-        names = names_to_match(self.found, [result.name], [node.name])
+        names = names_to_match(self.roles, [result.name], [node.name])
         if self._visible(node, result) is None and not self.ctx.choices.kept_by(names) and out.spec:
             self._result(node, result, out, rule)
 
     def _result(self, node: Node, result: Tensor, choice: PrecisionChoice, rule: OpRule) -> None:
-        """Integers for all that read a result; the node runs in integers only with them."""
-        self.ctx.plan.claim(uses_of(result))  # an Add that reads it was to be float
+        """Quantize a result for all its readers; ``node`` runs in int8 only with this decision."""
+        self.ctx.plan.claim(uses_of(result))  # replaces an earlier decision for float
         self._decide(result, "activation", choice, rule, uses_of(result), node.name)
-        self.integers.add(result.name)
+        self.quantized.add(result.name)
 
     def _decide(
         self,
@@ -128,19 +128,19 @@ class _Planner:
     def _weight(self, node: Node, spec: QSpec | None) -> PrecisionChoice:
         if spec is None:
             return PrecisionChoice(None)
-        names = names_to_match(self.found, [node.inputs[1].name], [node.name])
-        if _is_depthwise(node):  # its kernel in ONNX Runtime adds in int32 everywhere
+        names = names_to_match(self.roles, [node.inputs[1].name], [node.name])
+        if _is_depthwise(node):  # its kernel in ONNX Runtime never accumulates in int16
             spec = replace(spec, paired=False)
         return precision.of_weight(self.graph, self.ctx, names, spec)
 
     def _activation(self, node: Node, tensors: list[Tensor], spec: QSpec | None) -> PrecisionChoice:
         if spec is None:
             return PrecisionChoice(None)
-        names = names_to_match(self.found, [t.name for t in tensors], [node.name])
+        names = names_to_match(self.roles, [t.name for t in tensors], [node.name])
         return precision.of_activation(self.graph, self.ctx, names, spec)
 
     def _visible(self, node: Node, result: Tensor) -> Refusal | None:
-        """Why a result cannot become integers, None where it can."""
+        """Why a result cannot be quantized, None where it can."""
         if any(self.graph.is_output(t) for t in (result, node.outputs[0])):
             return Refusal(
                 "its result is a graph output, or read by a subgraph: it has to be float"
@@ -148,16 +148,16 @@ class _Planner:
         return None if result.outputs else Refusal("nothing reads its result")
 
     def _obstacle(self, node: Node, rule: OpRule) -> Refusal | None:
-        """Why a convolution cannot run in integers, or is no faster; None where neither holds."""
+        """Why a convolution cannot run in int8, or is no faster; None where neither is true."""
         data, weight = node.inputs[:2]
         names = (weight.name, data.name, *(t.name for t in node.outputs))
-        kept = self.ctx.choices.kept_by(names_to_match(self.found, names, [node.name]))
+        kept = self.ctx.choices.kept_by(names_to_match(self.roles, names, [node.name]))
         if kept is not None:
             return kept
         if is_quantized_weight(self.graph, weight):
-            return Refusal("its weight came in quantized")
+            return Refusal("its weight is already quantized in the input model")
         if not (is_constant(weight) and is_float(weight) and (rank(weight) or 0) >= 3):
-            return Refusal("the weight is no float32 constant of rank 3 or more")
+            return Refusal("the weight is not a float32 constant of rank 3 or more")
         if is_constant(data) or not is_float(data):
             return Refusal("the data operand is constant, or not float32")
         if any(t.name and not is_constant(t) for t in node.inputs[2:]):
@@ -165,8 +165,9 @@ class _Planner:
         values = array(weight)
         if values.size == 0 or not np.isfinite(values).all():
             return Refusal("the weight is empty, or holds NaN or infinity")
+        # few products per sum: grouped, or a small kernel with few input channels
         few = node.attrs.get("group", 1) != 1 or values[0].size < rule.min_summed
-        slower = rule.min_summed and few and data.name not in self.integers
+        slower = rule.min_summed and few and data.name not in self.quantized
         return Refusal(rule.small) if slower else None
 
 

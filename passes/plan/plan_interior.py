@@ -1,10 +1,10 @@
-"""Plans the tensors between linears too: residual sums, LayerNorm, softmax, GELU.
+"""Plans the tensors between linear layers: residual sums, LayerNorm, softmax, GELU.
 
-For targets that quantize everything, as in the paper (Bondarenko et al. 2021, section 3): each
-float tensor on the data path that a ruled operator reads or makes gets one quantizer, right where
-it is made, for all its readers. Layout operators share the quantizer of what they move. Left
-float, with the reason: divisors, sums with a mask, products whose bias is still to be added, graph
-outputs, and in images what a Relu or Clip cuts off next: integers end where it cuts.
+For targets that quantize everything, as in Bondarenko et al. 2021, section 3: each float tensor on
+the data path that an operator with a rule reads or writes gets one quantizer, where it is computed,
+for all its readers. Layout operators share the quantizer of their input. Left float, with the
+reason: divisors, sums with a mask, matrix multiplications whose bias is still to be added, graph
+outputs, and in images tensors that a Relu or Clip reads next: its result is quantized instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qcompile.targets.target import QDQ_SINCE
 
 @dataclass(frozen=True)
 class PlanInterior(Pass):
-    """Quantize every activation between the linears, on targets that ask for it."""
+    """Quantize every activation between linear layers, on targets that require it."""
 
     name: ClassVar[str] = "plan-interior"
     stage: ClassVar[Stage] = Stage.PLAN
@@ -47,34 +47,33 @@ class PlanInterior(Pass):
         if not ctx.target.quantize_interior or ctx.choices.mode != "static":
             return False
         if graph.opset < QDQ_SINCE:
-            return False  # plan-operands has said so
+            return False  # plan-operands reports it
         path = data_path(graph)
-        lifted = {d.tensor: Refusal(d.reason) for d in ctx.plan.decisions if d.spec is None}
-        wanted, found = _wanted(graph, ctx, path), roles(graph)
+        left_float = {d.tensor: Refusal(d.reason) for d in ctx.plan.decisions if d.spec is None}
+        candidates, role_of = _candidates(graph, ctx, path), roles(graph)
         images, scales = channels_first(graph), scale_arithmetic(graph)
-        # One quantizer for each tensor replaces the one for each operand that was planned before.
+        # One quantizer per tensor replaces those per operand that plan-operands decided on.
         ctx.plan.drop_activations()
         ctx.requests.clear()
-        for name, (tensor, spec) in sorted(wanted.items()):
-            names = names_to_match(found, *aliases(graph, tensor))
-            refusal = lifted.get(name) or ctx.choices.kept_by(names)
+        for name, (tensor, rule_spec) in sorted(candidates.items()):
+            names = names_to_match(role_of, *aliases(graph, tensor))
+            refusal = left_float.get(name) or ctx.choices.kept_by(names)
             refusal = refusal or _obstacle(graph, tensor, path)
             if refusal is None and name in images and result(graph, tensor) is not tensor:
-                reason = "the activation behind it cuts it off: what that makes is quantized"
-                refusal = Refusal(reason)
+                refusal = Refusal("the activation after it clips it: that result is quantized")
             if refusal is None and name in scales:
-                refusal = Refusal("a scale of what came in quantized")
-            chosen = precision.of_activation(graph, ctx, names, spec)
-            kept = None if refusal else chosen.spec
-            why = refusal.reason if refusal else chosen.reason or "quantized where it is made"
-            ctx.plan.decide(Decision(name, "activation", kept, why, uses_of(tensor)))
-            if kept is not None:
-                ctx.request(name, kept)
+                refusal = Refusal("a scale of a tensor that is already quantized")
+            choice = precision.of_activation(graph, ctx, names, rule_spec)
+            spec = None if refusal else choice.spec
+            why = refusal.reason if refusal else choice.reason or "quantized where it is made"
+            ctx.plan.decide(Decision(name, "activation", spec, why, uses_of(tensor)))
+            if spec is not None:
+                ctx.request(name, spec)
         return False
 
 
-def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tensor, QSpec]]:
-    """Tensors to quantize, traced back to where their values are made."""
+def _candidates(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tensor, QSpec]]:
+    """Tensors to quantize and the rules' specs, traced back to where the values are computed."""
     found: dict[str, tuple[Tensor, QSpec]] = {}
     for node in graph.nodes:
         rule = ctx.target.rule(node.op, ctx.choices.mode)
@@ -91,33 +90,32 @@ def _wanted(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tenso
 
 
 def _obstacle(graph: Graph, tensor: Tensor, path: set[str]) -> Refusal | None:
-    maker = graph.producer(tensor)
-    if maker is not None and is_masking(maker, path):
+    """Why a tensor cannot be quantized, None where it can."""
+    producer = graph.producer(tensor)
+    if producer is not None and is_masking(producer, path):
         return Refusal("a mask is added: its constants would fill the range")
-    if maker is not None and is_op(maker, "MatMul") and _awaits_bias(graph, tensor):
+    if producer is not None and is_op(producer, "MatMul") and _awaits_bias(graph, tensor):
         return Refusal("the bias is added first, the sum is quantized")
     if not tensor.outputs:
         return Refusal("graph output")
     if any(is_op(n, "Div") and n.inputs[1] is tensor for n in graph.consumers(tensor)):
+        return Refusal("it is a divisor: a value rounded to zero would give infinity")
+    neighbours = [*graph.consumers(tensor), *([] if producer is None else [producer])]
+    if any(is_op(n, *QUANTIZERS) for n in neighbours):
+        return Refusal("it is already quantized in the input model")
+    if _read_by_subgraph(graph, tensor):
         return Refusal(
-            "something is divided by it: what is rounded to zero would make that infinite"
-        )
-    beside = [*graph.consumers(tensor), *([] if maker is None else [maker])]
-    if any(is_op(n, *QUANTIZERS) for n in beside):
-        return Refusal("it came in quantized")
-    if _reaches_subgraph(graph, tensor):
-        return Refusal(
-            "a subgraph reads it: ONNX Runtime crashes on a quantizer that it moves up to one"
+            "a subgraph reads it: ONNX Runtime crashes when it moves a quantizer up to a subgraph"
         )
     return None
 
 
-def _reaches_subgraph(graph: Graph, tensor: Tensor) -> bool:
-    """True where a subgraph reads the tensor, or what layout operators make of it."""
+def _read_by_subgraph(graph: Graph, tensor: Tensor) -> bool:
+    """True where a subgraph reads the tensor, directly or through layout operators."""
     if graph.in_subgraph(tensor):
         return True
     movers = [n for n in graph.consumers(tensor) if is_layout(n)]
-    return any(_reaches_subgraph(graph, t) for n in movers for t in n.outputs)
+    return any(_read_by_subgraph(graph, t) for n in movers for t in n.outputs)
 
 
 def _awaits_bias(graph: Graph, tensor: Tensor) -> bool:

@@ -1,9 +1,9 @@
-"""Decides, operator by operator, which operands become integers. Edits nothing.
+"""Decides, operator by operator, which operands are quantized. Edits nothing.
 
-For each operator that the target has a rule for, the constant operand becomes a weight decision
-and the data operand an activation decision; static mode asks for its range. Every operand that
-could have been quantized and is not gets a decision too, with the reason it stays float. Where the
-target runs an operator in integers only as a whole, one float operand keeps the other float.
+For each operator that the target has a rule for, the constant operand gets a weight decision and
+the data operand an activation decision; static mode requests its range. Every operand that could
+have been quantized and is not gets a decision too, with the reason that it stays float. Where the
+target needs all operands of an operator quantized, one float operand keeps the other float.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qcompile.quant import QSpec, out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
 
-_ELSEWHERE = ("Conv",)  # what another pass plans, where the target has a rule
+_OTHER_PASSES = ("Conv",)  # operators that another pass plans, where the target has a rule
 
 
 @dataclass(frozen=True)
@@ -48,36 +48,39 @@ class PlanOperands(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        found = roles(graph)
-        _check_patterns(graph, ctx, found)
+        role_of = roles(graph)
+        _check_patterns(graph, ctx, role_of)
         if graph.opset < QDQ_SINCE:
-            ctx.skip(graph.name, f"opset {graph.opset} has no Q/DQ by channel, needs {QDQ_SINCE}")
+            ctx.skip(graph.name, f"opset {graph.opset} has no per-channel Q/DQ, needs {QDQ_SINCE}")
             return False
         for node in graph.nodes:
             rule = ctx.target.rule(op_name(node), ctx.choices.mode)
-            if rule is not None and node.op in _ELSEWHERE:
+            if rule is not None and node.op in _OTHER_PASSES:
                 continue
-            weighted = rule is not None and rule.weight is not None
-            if rule is not None and weighted and _weight_slot(node) is not None:
-                _plan(graph, ctx, node, rule, found)
+            has_weight = rule is not None and rule.weight is not None
+            if rule is not None and has_weight and _weight_slot(node) is not None:
+                _plan(graph, ctx, node, rule, role_of)
             elif has_subgraph(node):
                 ctx.skip(node, f"{node.op} holds a subgraph, which is never edited")
-            elif weighted and _came_quantized(graph, node):
-                ctx.skip(node, "its weight came in quantized")
-            elif rule is None or weighted:
+            elif has_weight and _is_prequantized(graph, node):
+                ctx.skip(node, "its weight is already quantized in the input model")
+            elif rule is None or has_weight:
                 _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
         return False
 
 
-def _came_quantized(graph: Graph, node: Node) -> bool:
+def _is_prequantized(graph: Graph, node: Node) -> bool:
     return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
 
 
-def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]) -> None:
+def _plan(
+    graph: Graph, ctx: Context, node: Node, rule: OpRule, role_of: Mapping[str, Role]
+) -> None:
+    """Decide on the weight and the data of one operator."""
     slot = _weight_slot(node) or 0
     weight, data = node.inputs[slot], node.inputs[1 - slot]
-    matrix, row = _choices(graph, ctx, node, rule, found)
-    refusal = _obstacle(ctx, node, rule, slot, found)
+    matrix, row = _choices(graph, ctx, node, rule, role_of)
+    refusal = _obstacle(ctx, node, rule, slot, role_of)
     if refusal is None and not ctx.target.quantize_interior:
         reasons = (c.reason for c in (matrix, row) if c.spec is None and c.reason)
         refusal = next(map(Refusal, reasons), None)
@@ -95,28 +98,28 @@ def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[s
 
 
 def _choices(
-    graph: Graph, ctx: Context, node: Node, rule: OpRule, found: Mapping[str, Role]
+    graph: Graph, ctx: Context, node: Node, rule: OpRule, role_of: Mapping[str, Role]
 ) -> tuple[PrecisionChoice, PrecisionChoice]:
-    """What the weight and the data become by the rule and the user's precision."""
+    """Types of the weight and the data, by the rule and the user's precision."""
     slot = _weight_slot(node) or 0
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     spec, matrix, row = _weight_spec(node, rule), PrecisionChoice(None), PrecisionChoice(None)
     if spec is not None:
-        names = names_to_match(found, [weight.name], [node.name])
+        names = names_to_match(role_of, [weight.name], [node.name])
         matrix = precision.of_weight(graph, ctx, names, spec)
     if rule.activation is not None:
         named = [data.name], [node.name]
-        if ctx.target.quantize_interior:  # plan-interior will ask again, for all readers
+        if ctx.target.quantize_interior:  # as plan-interior will decide, for all readers
             named = aliases(graph, layout_root(graph, data))
-        row = precision.of_activation(graph, ctx, names_to_match(found, *named), rule.activation)
+        row = precision.of_activation(graph, ctx, names_to_match(role_of, *named), rule.activation)
     if row.spec is not None and row.spec.dtype != "uint8" and matrix.spec is not None:
-        # Only uint8 data meets kernels that add in int16.
+        # Only kernels for uint8 data accumulate pairs in int16.
         matrix = replace(matrix, spec=replace(matrix.spec, paired=False))
     return matrix, row
 
 
 def _leave(ctx: Context, node: Node, reason: str | None) -> None:
-    """Operands of an operator that the target computes in float."""
+    """Record why the operands of an operator stay float that the target computes in float."""
     if reason is None:
         return
     for i, tensor in enumerate(node.inputs):
@@ -144,15 +147,15 @@ def _weight_spec(node: Node, rule: OpRule) -> QSpec | None:
 
 
 def _obstacle(
-    ctx: Context, node: Node, rule: OpRule, slot: int, found: Mapping[str, Role]
+    ctx: Context, node: Node, rule: OpRule, slot: int, role_of: Mapping[str, Role]
 ) -> Refusal | None:
-    """Why this operator cannot run in integers, None where it can."""
+    """Why this operator cannot be quantized, None where it can."""
     weight, data = node.inputs[slot], node.inputs[1 - slot]
     expected = 0 if node.op == "Gather" else 1
     tensors = (weight.name, data.name, *(t.name for t in node.outputs))
-    kept = ctx.choices.kept_by(names_to_match(found, tensors, [node.name]))
-    if kept is not None:
-        return kept
+    kept_float = ctx.choices.kept_by(names_to_match(role_of, tensors, [node.name]))
+    if kept_float is not None:
+        return kept_float
     if slot != expected:
         return Refusal("the weight is the left operand")
     if rank(weight) != 2:
@@ -173,20 +176,20 @@ def _obstacle(
         return Refusal("the weight holds NaN or infinity")
     if not values.any():
         return Refusal("the weight is zero throughout")
-    unfit = out_of_scale(float(values.min()), float(values.max()))
-    return None if unfit is None else Refusal(f"the weight holds {unfit}")
+    extreme_values = out_of_scale(float(values.min()), float(values.max()))
+    return None if extreme_values is None else Refusal(f"the weight holds {extreme_values}")
 
 
-def _check_patterns(graph: Graph, ctx: Context, found: Mapping[str, Role]) -> None:
-    """Raises RecipeError: a pattern that matches nothing is a mistake."""
-    known = ctx.original_names.union(n.name for n in graph.nodes)
-    names = names_to_match(found, graph.tensors(), known)
-    asked = [("--keep-float", p) for p in ctx.choices.keep_float]
-    asked += [("precision pattern", rule.pattern) for rule in ctx.choices.precision]
-    for where, pattern in asked:
+def _check_patterns(graph: Graph, ctx: Context, role_of: Mapping[str, Role]) -> None:
+    """Raises RecipeError for a pattern that matches nothing: it is a mistake."""
+    nodes = ctx.original_names.union(n.name for n in graph.nodes)
+    names = names_to_match(role_of, graph.tensors(), nodes)
+    patterns = [("--keep-float", p) for p in ctx.choices.keep_float]
+    patterns += [("precision pattern", rule.pattern) for rule in ctx.choices.precision]
+    for where, pattern in patterns:
         if matches(pattern, names):
             continue
         if not is_role(pattern):
             raise RecipeError(f"{where} {pattern!r} matches no node and no tensor")
-        have = ", ".join(sorted({n for role in found.values() for n in role.names})) or "none"
-        raise RecipeError(f"{where} {pattern!r} matches no role, this model has: {have}")
+        present = ", ".join(sorted({n for role in role_of.values() for n in role.names})) or "none"
+        raise RecipeError(f"{where} {pattern!r} matches no role, this model has: {present}")

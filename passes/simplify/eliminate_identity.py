@@ -3,9 +3,9 @@
     Identity(x), Dropout(x) in inference, Cast(x) to its own type, Transpose(x) by 0,1,2,…,
     Concat(x), Transpose(Transpose(x)) that undo each other                          →  x
 
-Refuses a Sum that shields a quantizer with scales per axis from fusions (``shield-groups``), and
-where the input is a graph input or constant and the output a graph output: the name of
-the output must survive, and the Identity is what carries it.
+Refuses a Sum that keeps ONNX Runtime from fusing a per-channel quantizer (``shield-groups``), and
+nodes whose input is a graph input or constant and whose output is a graph output: the name of the
+output must stay, and the node provides it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class EliminateIdentity(NodeRewrite[tuple[Tensor, Tensor]]):
     def match(
         self, graph: Graph, ctx: Context, node: Node
     ) -> tuple[Tensor, Tensor] | Refusal | None:
-        """(result, the tensor that it is the same as)."""
+        """(result, the tensor that it equals)."""
         source = _same_as(graph, node)
         if source is None:
             return None
         out = node.outputs[0]
         if _shields(graph, node):
-            return Refusal("it keeps fusions away from scales per channel")
+            return Refusal("it keeps ONNX Runtime from fusing a per-channel quantizer")
         if graph.is_output(out) and not _can_be_renamed(graph, source):
             return Refusal("it carries the name of a graph output")
         return out, source
@@ -48,19 +48,19 @@ class EliminateIdentity(NodeRewrite[tuple[Tensor, Tensor]]):
 
 
 def _shields(graph: Graph, node: Node) -> bool:
-    """True for a Sum beside a quantizer of data with scales per axis: without it models fail."""
+    """True for a Sum next to a per-channel quantizer of data: without it, the model cannot run."""
     if not is_op(node, "Sum"):
         return False
-    maker = graph.producer(node.inputs[0], "DequantizeLinear")
-    beside = [n for n in graph.consumers(node.outputs[0]) if is_op(n, "QuantizeLinear")]
-    if maker is not None:
-        beside.append(maker)
-    return any(rank(n.inputs[1]) for n in beside)
+    dequantizer = graph.producer(node.inputs[0], "DequantizeLinear")
+    neighbours = [n for n in graph.consumers(node.outputs[0]) if is_op(n, "QuantizeLinear")]
+    if dequantizer is not None:
+        neighbours.append(dequantizer)
+    return any(rank(n.inputs[1]) for n in neighbours)
 
 
 def _can_be_renamed(graph: Graph, source: Tensor) -> bool:
-    """Only a tensor that is made for this output alone: ONNX Runtime's own fusions fail on outputs
-    in the middle of what they match."""
+    """True for a tensor that is computed, and read by this node alone: ONNX Runtime's own fusions
+    fail where a graph output is inside the pattern that they match."""
     return graph.producer(source) is not None and graph.only_consumer(source) is not None
 
 
@@ -76,7 +76,7 @@ def _same_as(graph: Graph, node: Node) -> Tensor | None:
     if is_op(node, "Cast") and _casts_to_itself(node):
         return source
     if is_op(node, "Transpose"):
-        return _undone(graph, node)
+        return _before_transposes(graph, node)
     return None
 
 
@@ -88,21 +88,22 @@ def _is_inference(graph: Graph, node: Node) -> bool:
 
 
 def _casts_to_itself(node: Node) -> bool:
-    wanted = onnx.helper.tensor_dtype_to_np_dtype(node.attrs["to"])
+    target = onnx.helper.tensor_dtype_to_np_dtype(node.attrs["to"])
     try:
-        return bool(node.inputs[0].dtype is not None and node.inputs[0].dtype == wanted)
+        return bool(node.inputs[0].dtype is not None and node.inputs[0].dtype == target)
     except TypeError:
         return False
 
 
-def _undone(graph: Graph, node: Node) -> Tensor | None:
+def _before_transposes(graph: Graph, node: Node) -> Tensor | None:
+    """What a Transpose, alone or with the one before it, gives back in the same order."""
     perm = node.attrs.get("perm")
     if perm is None:
         return None
     if list(perm) == sorted(perm):
         return node.inputs[0]
-    maker = graph.producer(node.inputs[0], "Transpose")
-    if maker is None or "perm" not in maker.attrs:
+    first = graph.producer(node.inputs[0], "Transpose")
+    if first is None or "perm" not in first.attrs:
         return None
-    inner = maker.attrs["perm"]
-    return maker.inputs[0] if [inner[p] for p in perm] == sorted(perm) else None
+    inner = first.attrs["perm"]
+    return first.inputs[0] if [inner[p] for p in perm] == sorted(perm) else None

@@ -3,10 +3,10 @@
     MatMul(Transpose(Reshape(x·Wq + bq)), Kᵀ) / √d   →   MatMul(Transpose(Reshape(x·W' + b')), Kᵀ)
     with W' = Wq/√d and b' = bq/√d
 
-Any Mul or Div by a scalar constant is moved backwards through layout operators and products of
-two activations until it meets a MatMul or Gemm with a constant weight. One elementwise kernel per
-layer disappears, and int8 weights have a scale per channel that absorbs the factor. Refuses where
-a tensor on the way has a second reader, or the weight is shared.
+Any Mul or Div by a scalar constant is moved backwards, through layout operators and at most one
+matrix multiplication of two activations, to a MatMul or Gemm with a constant weight. One
+elementwise kernel per layer disappears, and the per-channel scales of int8 weights absorb the
+factor. Refuses where a tensor on the way has a second reader, or the weight is shared.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 @dataclass(frozen=True)
 class _Scaling:
-    """``result`` is ``source`` times ``factor``; ``constants`` are to be multiplied instead."""
+    """``result`` is ``source`` times ``factor``; ``constants`` (node, input) get it instead."""
 
     result: Tensor
     source: Tensor
@@ -53,15 +53,15 @@ class FoldAttentionScale(NodeRewrite[_Scaling]):
     ops: ClassVar[tuple[str, ...]] = ("Mul", "Div")
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Scaling | Refusal | None:
-        found = scaled_operand(node)
-        if found is None or not is_float(found[0]):
+        scaling = scaled_operand(node)
+        if scaling is None or not is_float(scaling[0]):
             return None
-        source, factor = found
+        source, factor = scaling
         if any((rank(t) or 0) > (rank(source) or 0) for t in node.inputs if t is not source):
             return None  # a factor of shape [1,1,1] raises the rank of a matrix
-        constants = _linear_behind(graph, source)
+        constants = _constants_before(graph, source)
         if constants is None or isinstance(constants, Refusal):
-            return constants  # None is a product like any other
+            return constants  # None: an ordinary multiplication
         user, index = constants[-1]
         weight = user.inputs[index]
         if len(graph.consumers(weight)) > 1 or graph.is_output(weight):
@@ -74,31 +74,34 @@ class FoldAttentionScale(NodeRewrite[_Scaling]):
             scaled = array(old) * np.float32(match.factor)
             graph.set_constant(user, index, scaled, f"{old.name}/scaled")
         graph.replace_uses(match.result, match.source)
-        graph.remove_dead()  # as a second reader it would stop the next factor
+        graph.remove_dead()  # a dead second reader would block the next factor
 
 
-def _linear_behind(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | Refusal | None:
-    """Constant operands to multiply so that ``tensor`` is multiplied, or why not."""
+def _constants_before(graph: Graph, tensor: Tensor) -> list[tuple[Node, int]] | Refusal | None:
+    """The constants, as (node, input), whose scaling scales ``tensor``, the weight last.
+
+    None where no linear layer is found, a Refusal where one cannot be used.
+    """
     constants: list[tuple[Node, int]] = []
-    crossed_product = False
+    crossed_matmul = False
     while True:
         node = graph.producer(tensor)
         if node is None:
             return None
         if graph.only_consumer(tensor) is None:
             reason = f"{tensor.name!r} has another reader"
-            return Refusal(reason) if crossed_product else None
+            return Refusal(reason) if crossed_matmul else None
         if is_op(node, *MOVERS, "Identity"):
             tensor = node.inputs[0]
-        elif is_op(node, "Add") and not constants and (place := _constant_input(node)) is not None:
-            constants.append((node, place))
-            tensor = node.inputs[1 - place]
+        elif is_op(node, "Add") and not constants and (slot := _constant_input(node)) is not None:
+            constants.append((node, slot))
+            tensor = node.inputs[1 - slot]
         elif is_op(node, "MatMul") and is_constant(node.inputs[1]):
             return [*constants, (node, 1)]
         elif is_op(node, "Gemm") and is_constant(node.inputs[1]):
             return _gemm(node, constants)
-        elif is_op(node, "MatMul") and not crossed_product and not constants:
-            crossed_product = True
+        elif is_op(node, "MatMul") and not crossed_matmul and not constants:
+            crossed_matmul = True
             tensor = node.inputs[0]
         else:
             return None

@@ -1,4 +1,4 @@
-"""Evaluates nodes that depend on constants alone, in ONNX Runtime itself.
+"""Evaluates nodes that depend only on constants, in ONNX Runtime.
 
     y = Add(@a, @b)   →   @y
 
@@ -46,9 +46,9 @@ class FoldConstants(Pass):
 
     def _affordable(self, node: Node, ctx: Context) -> bool:
         sizes = [_bytes(t) for t in node.outputs if t.name]
-        given = sum(_bytes(t) or 0 for t in node.inputs)
+        operands = sum(_bytes(t) or 0 for t in node.inputs)
         known = [s for s in sizes if s is not None]
-        if len(known) < len(sizes) or sum(known) > max(_SMALL_BYTES, self.max_growth * given):
+        if len(known) < len(sizes) or sum(known) > max(_SMALL_BYTES, self.max_growth * operands):
             ctx.skip(node, "its result is much larger than its operands, or of unknown size")
             return False
         return True

@@ -1,12 +1,12 @@
-"""Replaces shape arithmetic by what inference proves about its result.
+"""Replaces shape arithmetic by its result, where shape inference proves it.
 
     Reshape(x, Concat(Gather(Shape(x), 0), Gather(Shape(x), 1), 12, 64))  →  Reshape(x, [0,0,12,64])
     Shape(x)[-1] where that dimension is 768                              →  768
     Reshape, Expand to the shape that the tensor has already              →  nothing
 
-A dimension is kept by 0 where ONNX inference gives input and output the same symbol, or the same
-number for every probe of the inputs' sizes; at most one other becomes -1. Refuses a Reshape with
-two or more dimensions that are neither.
+A dimension becomes 0 (copied from the input) where ONNX inference gives input and output the same
+symbol, or the same number for all probed input sizes; at most one other becomes -1. Refuses a
+Reshape with two or more dimensions that are neither copied nor fixed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class FoldShapes(Pass):
 
 
 def _fold_noop(graph: Graph, node: Node, shapes: dict[str, Shape]) -> bool:
+    """Remove a Reshape or Expand that changes no shape; False where it may change one."""
     before, after = shapes.get(node.inputs[0].name), shapes.get(node.outputs[0].name)
     if before is None or before != after or None in before:
         return False
@@ -89,24 +90,24 @@ def _target(symbols: View, probes: list[View]) -> list[int] | Refusal:
     target = [_target_dim(i, symbols, probes) for i in range(len(after))]
     if target.count(-1) > 1:
         return Refusal(
-            f"two or more dimensions of {list(after)} follow neither from the input nor fixed"
+            f"two or more dimensions of {list(after)} are neither fixed nor copied from the input"
         )
     return target
 
 
 def _target_dim(i: int, symbols: View, probes: list[View]) -> int:
-    """What stands at place ``i``: a fixed size, 0 for "as the input", or -1."""
+    """Entry ``i`` of the target shape: a fixed size, 0 to copy it from the input, or -1."""
     before, after = symbols
     if after is not None and isinstance(after[i], int) and after[i] != 0:
         return int(after[i] or 0)
     if before is not None and after is not None and i < len(before) and before[i] == after[i]:
         return 0
-    known = [(b, a) for b, a in probes if b is not None and a is not None]
-    seen = [(b[i] if i < len(b) else None, a[i]) for b, a in known]
-    sizes = [a for _, a in seen]
-    if len(seen) < len(probes) or not all(isinstance(a, int) for a in sizes):
+    shapes = [(b, a) for b, a in probes if b is not None and a is not None]
+    dims = [(b[i] if i < len(b) else None, a[i]) for b, a in shapes]
+    sizes = [a for _, a in dims]
+    if len(dims) < len(probes) or not all(isinstance(a, int) for a in sizes):
         return -1
-    if all(b == a for b, a in seen):
+    if all(b == a for b, a in dims):
         return 0
-    same = len(set(sizes)) == 1 and sizes[0] != 0
-    return int(sizes[0] or 0) if same else -1
+    fixed = len(set(sizes)) == 1 and sizes[0] != 0
+    return int(sizes[0] or 0) if fixed else -1

@@ -1,4 +1,4 @@
-"""Recognises GELU written out with Erf or Tanh.
+"""Recognizes GELU decomposed into elementary operators with Erf or Tanh.
 
     0.5 · x · (1 + Erf(x / √2))                          →   Gelu(x)
     0.5 · x · (1 + Tanh(√(2/π) · (x + 0.044715 · x³)))   →   Gelu(x) {approximate="tanh"}
@@ -25,17 +25,17 @@ _CUBIC = 0.044715
 
 @dataclass(frozen=True)
 class _Match:
-    """``result`` is the GELU of ``x``; ``form``: domain, operator and opset of what is emitted."""
+    """``result`` is the GELU of ``x``; ``operator``: domain, name and opset of what is emitted."""
 
     x: Tensor
     result: Tensor
-    form: tuple[str, str, int]
+    operator: tuple[str, str, int]
     attrs: dict[str, str]
 
 
 @dataclass(frozen=True)
 class FuseGelu(NodeRewrite[_Match]):
-    """Fuse both forms of GELU."""
+    """Fuse decomposed GELU, exact or by tanh."""
 
     name: ClassVar[str] = "fuse-gelu"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
@@ -46,7 +46,7 @@ class FuseGelu(NodeRewrite[_Match]):
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
         tanh = is_op(node, "Tanh")
         x = _tanh_argument(graph, node) if tanh else _erf_argument(graph, node)
-        if x is None:  # a Tanh alone is an activation of its own, nothing to explain
+        if x is None:  # a Tanh elsewhere needs no explanation
             reason = "no Gelu: the argument of Erf is not x / sqrt(2)"
             return None if tanh else Refusal(reason)
         result = _product(graph, node, x)
@@ -54,14 +54,15 @@ class FuseGelu(NodeRewrite[_Match]):
             return Refusal(
                 "no Gelu: not multiplied by 0.5 and x, or an inner tensor is used elsewhere"
             )
-        forms = ctx.target.tanh_gelu if tanh else ctx.target.gelu
-        form = next((f for f in forms if f[0] != ONNX or graph.opset >= f[2]), None)
-        if form is None:
+        operators = ctx.target.tanh_gelu if tanh else ctx.target.gelu
+        operator = next((o for o in operators if o[0] != ONNX or graph.opset >= o[2]), None)
+        if operator is None:
             return Refusal(f"target {ctx.target.name!r} has no Gelu at opset {graph.opset}")
-        return _Match(x, result, form, {"approximate": "tanh"} if tanh and form[0] == ONNX else {})
+        attrs = {"approximate": "tanh"} if tanh and operator[0] == ONNX else {}
+        return _Match(x, result, operator, attrs)
 
     def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
-        domain, op, _ = match.form
+        domain, op, _ = match.operator
         graph.substitute(match.result, op, [match.x], "gelu", match.attrs, domain=domain)
 
 
@@ -92,7 +93,7 @@ def _product(graph: Graph, node: Node, x: Tensor) -> Tensor | None:
 
 
 def _other(node: Node, tensor: Tensor) -> Tensor | None:
-    """The operand that is not ``tensor``; a division must have ``tensor`` on top."""
+    """The operand that is not ``tensor``; None for a division that has ``tensor`` as divisor."""
     if is_op(node, "Div") and node.inputs[0] is not tensor:
         return None
     return next((t for t in node.inputs if t is not tensor), None)
@@ -114,8 +115,8 @@ def _constant_operand(node: Node) -> float | None:
     return next((s for t in node.inputs if (s := scalar(t)) is not None), None)
 
 
-def _near(value: float | None, wanted: float) -> bool:
-    return value is not None and math.isclose(value, wanted, rel_tol=_TOLERANCE)
+def _near(value: float | None, expected: float) -> bool:
+    return value is not None and math.isclose(value, expected, rel_tol=_TOLERANCE)
 
 
 def _erf_argument(graph: Graph, node: Node) -> Tensor | None:
@@ -123,10 +124,10 @@ def _erf_argument(graph: Graph, node: Node) -> Tensor | None:
     inner = graph.producer(node.inputs[0], "Div", "Mul")
     if inner is None:
         return None
-    wanted = math.sqrt(2) if is_op(inner, "Div") else math.sqrt(0.5)
+    expected = math.sqrt(2) if is_op(inner, "Div") else math.sqrt(0.5)
     if is_op(inner, "Div") and scalar(inner.inputs[0]) is not None:
         return None
-    return _variable_operand(inner) if _near(_constant_operand(inner), wanted) else None
+    return _variable_operand(inner) if _near(_constant_operand(inner), expected) else None
 
 
 def _variable_operand(node: Node) -> Tensor | None:
@@ -149,7 +150,7 @@ def _tanh_argument(graph: Graph, node: Node) -> Tensor | None:
 
 
 def _is_cubic(graph: Graph, tensor: Tensor, x: Tensor) -> bool:
-    """``0.044715 · x³`` in any association of its factors."""
+    """True for ``0.044715 · x³``, its factors in any order and grouping."""
     factors = _factors(graph, tensor, x)
     constants = [s for t in factors if (s := scalar(t)) is not None]
     powers = len([t for t in factors if t is x])
@@ -158,6 +159,7 @@ def _is_cubic(graph: Graph, tensor: Tensor, x: Tensor) -> bool:
 
 
 def _factors(graph: Graph, tensor: Tensor, x: Tensor, depth: int = 4) -> list[Tensor]:
+    """The factors that ``tensor`` is the product of, back to ``x``; x³ counts as three."""
     node = graph.producer(tensor)
     if tensor is x or node is None or depth == 0:
         return [tensor]

@@ -1,11 +1,11 @@
-"""Recognises HardSwish written out.
+"""Recognizes HardSwish decomposed into elementary operators.
 
     x · Clip(x + 3, 0, 6) / 6                       →   HardSwish(x)
     x · HardSigmoid(x) {alpha=1/6, beta=0.5}        →   HardSwish(x)
 
-The division may come before or after the product, or be a product with 1/6. One operator says what
-four do not: that all values below -3 give 0, which ``trim-ranges`` makes use of. Refuses other
-bounds or factors, and inner tensors that are used elsewhere. Source: ONNX HardSwish-14.
+The division may come before or after the multiplication by x, or be a Mul by 1/6. With one operator
+it is visible that all values below -3 give 0, which ``trim-ranges`` uses. Refuses other bounds or
+factors, and inner tensors that are used elsewhere. Source: ONNX HardSwish-14.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from qcompile.planning import Context
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _SINCE = 14
-_ALPHA, _BETA = 1 / 6, 0.5  # of the HardSigmoid inside; ONNX's defaults are 0.2 and 0.5
+_ALPHA, _BETA = 1 / 6, 0.5  # of the inner HardSigmoid; ONNX's defaults are 0.2 and 0.5
 _TOLERANCE = 1e-3  # exporters round 1/6
 
 
 @dataclass(frozen=True)
 class FuseHardswish(NodeRewrite[tuple[Tensor, Tensor]]):
-    """Fuse both forms of HardSwish."""
+    """Fuse decomposed HardSwish."""
 
     name: ClassVar[str] = "fuse-hardswish"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
@@ -38,15 +38,15 @@ class FuseHardswish(NodeRewrite[tuple[Tensor, Tensor]]):
         self, graph: Graph, ctx: Context, node: Node
     ) -> tuple[Tensor, Tensor] | Refusal | None:
         """(x, the tensor that is its HardSwish)."""
-        found = _gate(graph, node)
-        if found is None:
+        gate = _gate(graph, node)
+        if gate is None:
             return None
-        result = _product(graph, node.outputs[0], *found)
+        result = _product(graph, node.outputs[0], *gate)
         if result is None:
             return Refusal("no HardSwish: not multiplied by x and 1/6, or used elsewhere")
         if graph.opset < _SINCE:
             return Refusal(f"ONNX has no HardSwish at opset {graph.opset}, needs {_SINCE}")
-        return found[0], result
+        return gate[0], result
 
     def rewrite(self, graph: Graph, ctx: Context, match: tuple[Tensor, Tensor]) -> None:
         x, result = match
@@ -54,7 +54,7 @@ class FuseHardswish(NodeRewrite[tuple[Tensor, Tensor]]):
 
 
 def _gate(graph: Graph, node: Node) -> tuple[Tensor, float] | None:
-    """x of what looks like the gate of a HardSwish, and the factor that is still missing."""
+    """x of a node that looks like the gate of a HardSwish, and the factor that is still missing."""
     if is_op(node, "HardSigmoid"):
         alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
         fits = math.isclose(alpha, _ALPHA, rel_tol=_TOLERANCE) and beta == _BETA
@@ -63,8 +63,8 @@ def _gate(graph: Graph, node: Node) -> tuple[Tensor, float] | None:
     if add is None:
         return None
     constants = [s for t in add.inputs if (s := scalar(t)) is not None]
-    moved = [t for t in add.inputs if scalar(t) is None]
-    return (moved[0], 1 / 6) if constants == [3.0] and len(moved) == 1 else None
+    variables = [t for t in add.inputs if scalar(t) is None]
+    return (variables[0], 1 / 6) if constants == [3.0] and len(variables) == 1 else None
 
 
 def _product(graph: Graph, tensor: Tensor, x: Tensor, factor: float) -> Tensor | None:
@@ -75,10 +75,10 @@ def _product(graph: Graph, tensor: Tensor, x: Tensor, factor: float) -> Tensor |
         if node is None:
             return None
         other = next((t for t in node.inputs if t is not tensor), None)
-        on_top = is_op(node, "Mul") or node.inputs[0] is tensor
+        is_dividend = is_op(node, "Mul") or node.inputs[0] is tensor
         if other is x and missing_x and is_op(node, "Mul"):
             missing_x = False
-        elif other is not None and on_top and _is_factor(node, other, factor):
+        elif other is not None and is_dividend and _is_factor(node, other, factor):
             factor = 1.0
         else:
             return None
@@ -90,5 +90,5 @@ def _is_factor(node: Node, other: Tensor, factor: float) -> bool:
     value = scalar(other)
     if value is None or not value or factor == 1.0:
         return False
-    given = 1 / value if is_op(node, "Div") else value
-    return math.isclose(given, factor, rel_tol=_TOLERANCE)
+    multiplier = 1 / value if is_op(node, "Div") else value
+    return math.isclose(multiplier, factor, rel_tol=_TOLERANCE)

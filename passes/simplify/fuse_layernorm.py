@@ -1,10 +1,10 @@
-"""Recognises a LayerNormalization written out as elementary operators.
+"""Recognizes a LayerNormalization decomposed into elementary operators.
 
     m = ReduceMean(x, -1); d = x - m; v = ReduceMean(d², -1)
     y = d / Sqrt(v + ε) · γ + β          →   y = LayerNormalization(x, γ, β) {axis=-1, epsilon=ε}
 
-Exporters below opset 17 write this form. d² is Pow(d, 2) or Mul(d, d). Refuses where the mean is
-over another axis or drops it, γ or β is no vector of that length, an inner tensor is used
+Exporters below opset 17 write this pattern. d² is Pow(d, 2) or Mul(d, d). Refuses where the mean is
+over another axis or drops the axis, γ or β is not a vector of its length, an inner tensor is used
 elsewhere, or the opset is too old. Source: ONNX LayerNormalization-17.
 """
 
@@ -53,12 +53,12 @@ class FuseLayerNorm(NodeRewrite[_Match]):
     ops: ClassVar[tuple[str, ...]] = ("Sqrt",)
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal:
-        found = _match(graph, node)
-        if isinstance(found, Refusal):
-            return found.about("no LayerNormalization")
+        match = _match(graph, node)
+        if isinstance(match, Refusal):
+            return match.about("no LayerNormalization")
         if graph.opset < _SINCE:
             return Refusal(f"LayerNormalization needs opset {_SINCE}, this is {graph.opset}")
-        return found
+        return match
 
     def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
         inputs = [match.x, match.gamma, match.beta]
@@ -121,7 +121,7 @@ def _is_square(node: Node) -> bool:
 
 def _over_last_axis(node: Node, x: Tensor) -> bool:
     if not node.attrs.get("keepdims", 1):
-        return False  # means of other rows would be subtracted
+        return False  # without the axis, broadcasting would subtract the means of other rows
     axes = node.attrs.get("axes")
     if len(node.inputs) > 1 and is_constant(node.inputs[1]):
         axes = array(node.inputs[1]).tolist()
@@ -130,11 +130,11 @@ def _over_last_axis(node: Node, x: Tensor) -> bool:
 
 
 def _affine(graph: Graph, tensor: Tensor, op: str) -> tuple[Tensor, Tensor] | Refusal:
-    """(result, vector) of the Mul by γ or Add of β that alone reads ``tensor``."""
+    """(result, vector) of the Mul by γ or Add of β that is the only reader of ``tensor``."""
     node = graph.only_consumer(tensor, op)
     if node is None:
-        return Refusal(f"no {op} alone reads {tensor.name!r}")
+        return Refusal(f"{tensor.name!r} is not read by {op} alone")
     vector = next((t for t in node.inputs if t is not tensor), None)
     if vector is None or not is_constant(vector) or rank(vector) != 1:
-        return Refusal(f"the operand of {op} is no constant vector")
+        return Refusal(f"the operand of {op} is not a constant vector")
     return node.outputs[0], vector

@@ -2,8 +2,8 @@
 
     a = Cast(m); b = Cast(m)   →   a = Cast(m)
 
-Exporters write the attention mask and shape arithmetic anew for each layer. Refuses random
-operators, nodes with subgraphs, and nodes that make a graph output.
+Exporters repeat the attention mask and shape arithmetic in each layer. Refuses random operators,
+nodes with subgraphs, and nodes that compute a graph output.
 """
 
 from __future__ import annotations
@@ -41,29 +41,31 @@ class MergeDuplicates(Pass):
             key = _key(node)
             if key is None:
                 continue
-            kept = first.setdefault(key, node)
-            if kept is not node:
-                changed |= _merge(graph, ctx, kept, node)
+            original = first.setdefault(key, node)
+            if original is not node:
+                changed |= _merge(graph, ctx, original, node)
         return bool(graph.remove_dead()) or changed
 
 
-def _merge(graph: Graph, ctx: Context, kept: Node, node: Node) -> bool:
+def _merge(graph: Graph, ctx: Context, original: Node, node: Node) -> bool:
     if any(graph.is_output(t) for t in node.outputs):
         ctx.skip(node, "it carries the name of a graph output")
         return False
-    for old, new in zip(node.outputs, kept.outputs, strict=True):
+    for old, new in zip(node.outputs, original.outputs, strict=True):
         if old.name and old.outputs:
             graph.replace_uses(old, new)
     return True
 
 
 def _key(node: Node) -> Hashable | None:
+    """Equal for nodes that compute the same; None for a node with a subgraph."""
     if has_subgraph(node):
         return None
     attrs = tuple((k, _attribute_key(v)) for k, v in sorted(node.attrs.items()))
     inputs = tuple(_tensor_key(t) for t in node.inputs)
-    made = tuple(bool(t.name) for t in node.outputs)  # an omitted output cannot stand for another
-    return (node.op, node.domain, made, attrs, inputs)
+    # an omitted output cannot replace one that is present
+    present = tuple(bool(t.name) for t in node.outputs)
+    return (node.op, node.domain, present, attrs, inputs)
 
 
 def _attribute_key(value: object) -> Hashable:
@@ -71,7 +73,7 @@ def _attribute_key(value: object) -> Hashable:
 
 
 def _tensor_key(tensor: Tensor) -> Hashable:
-    """Small constants count by content, large ones by identity, so that no weight is read."""
+    """Small constants are compared by value, all else by name, so that no weight is read."""
     if is_constant(tensor) and int(np.prod(tensor.shape, dtype=np.int64)) <= _SMALL:
         values = array(tensor)
         return (values.dtype.str, values.shape, values.tobytes())

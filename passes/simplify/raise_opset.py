@@ -1,13 +1,13 @@
-"""Declares a newer ONNX opset where every operator in the graph means the same in it.
+"""Raises the ONNX opset of the graph, and rewrites nodes whose definition changed on the way.
 
     opset 14: Reshape, MatMul, Softmax, …   →   opset 17: the same nodes
 
 LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
-it admits, the nodes stay as they are; ReduceMean and its kin (axes became an input in opset 18)
-and Split are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum meant something
-else, and operators that changed their meaning on the way go through ONNX's version converter.
-16-bit integers, where the user asks for any, need opset 21. Refuses where the converter fails, and
-graphs with functions, contrib operators or subgraphs, which it cannot bring along.
+it allows, the nodes stay as they are; reductions (their axes became an input in opset 18) and Split
+are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum had another meaning, and
+operators whose meaning changed on the way are converted by ONNX's version converter. 16-bit
+integers, where the user asks for any, need opset 21. Refuses where the converter fails, and graphs
+with functions, contrib operators or subgraphs, which it cannot convert.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _AXES_INPUT = 18
 
 @dataclass(frozen=True)
 class RaiseOpset(Pass):
-    """Bring the model to the opset that the target's fusions need.
+    """Raise the model to the opset that the target's fusions need.
 
     to: the opset to declare; 0 means the target's, or 21 where precision asks for 16 bits.
     """
@@ -55,47 +55,47 @@ class RaiseOpset(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        wanted = self.to or _wanted(ctx)
-        if graph.opset >= wanted:
+        opset = self.to or _required_opset(ctx)
+        if graph.opset >= opset:
             return False
-        obstacle = _first_obstacle(graph, wanted)
+        obstacle = _first_obstacle(graph, opset)
         if obstacle is not None:
             where, refusal = obstacle
-            failure = convert_opset(graph, wanted)
+            failure = convert_opset(graph, opset)
             if failure is not None:
                 ctx.skip(where, f"{refusal.reason}, and {failure.reason}")
             return failure is None
-        if wanted >= _AXES_INPUT > graph.opset:
+        if opset >= _AXES_INPUT > graph.opset:
             for node in graph.nodes:
                 _move_axes(graph, node)
-        graph.import_domain(ONNX, wanted)
+        graph.import_domain(ONNX, opset)
         return True
 
 
-def _wanted(ctx: Context) -> int:
-    """What the target's fusions need, and what 16-bit integers need where any are to come."""
+def _required_opset(ctx: Context) -> int:
+    """The opset that the target's fusions need, or 16-bit integers where precision asks for any."""
     target, choices = ctx.target, ctx.choices
     has_wide = target.wide is not None or target.wide_weight is not None
     wide = has_wide and choices.asks_wide and choices.mode != "float"
     return max(target.opset, WIDE_SINCE if wide else 0)
 
 
-def _first_obstacle(graph: Graph, wanted: int) -> tuple[Node | str, Refusal] | None:
+def _first_obstacle(graph: Graph, opset: int) -> tuple[Node | str, Refusal] | None:
     """Where and why the nodes cannot stay as they are, None where they can."""
     if graph.opset < _OLDEST:
         return graph.name, Refusal(f"opset {graph.opset} is older than {_OLDEST}")
-    found = ((n, _obstacle(n, graph.opset, wanted)) for n in graph.nodes)
-    return next(((n, refusal) for n, refusal in found if refusal is not None), None)
+    obstacles = ((n, _obstacle(n, graph.opset, opset)) for n in graph.nodes)
+    return next(((n, refusal) for n, refusal in obstacles if refusal is not None), None)
 
 
 def _obstacle(node: Node, old: int, new: int) -> Refusal | None:
-    """Why a node cannot be brought along as it is, None where it can."""
+    """Why a node cannot stay as it is between two opsets, None where it can."""
     if has_subgraph(node):
         return Refusal(f"{node.op} holds a subgraph, which is never edited")
     if not is_onnx_domain(node) or node.op in _HARMLESS:
         return None
     if old < _CHANGED.get(node.op, 0) <= new:
-        return Refusal(f"{node.op} means something else in opset {new}")
+        return Refusal(f"{node.op} has another meaning in opset {new}")
     try:
         onnx.defs.get_schema(node.op, new)
     except onnx.defs.SchemaError:
@@ -104,7 +104,7 @@ def _obstacle(node: Node, old: int, new: int) -> Refusal | None:
 
 
 def _move_axes(graph: Graph, node: Node) -> None:
-    """Attributes that opset 18 made inputs or required."""
+    """Rewrite attributes that opset 18 turned into inputs or made mandatory."""
     if is_op(node, *REDUCTIONS) and "axes" in node.attrs:
         axes = np.array(node.attrs.pop("axes"), np.int64)
         node.inputs.append(graph.constant(f"{node.name}/axes", axes))

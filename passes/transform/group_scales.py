@@ -2,17 +2,17 @@
 
     QuantizeLinear(x, s)   →   QuantizeLinear(x, [s_g(1), ..., s_g(C)], axis=-1)
 
-Bondarenko et al. 2021, section 4: channels are sorted by range and cut into K groups, each with a
-scale and zero point of its own; the scale vector holds K distinct values. Here a group need not be
-adjacent channels, so no permutation is required; targets that want it run ``permute-channels``.
+Bondarenko et al. 2021, section 4: channels are sorted by range and divided into K groups, each with
+its own scale and zero point; the scale vector holds K distinct values. Here the channels of a group
+need not be adjacent, so no permutation is required; targets that need it run ``permute-channels``.
 
-A channel's noise is proportional to the square of its group's range, so groups are cut where the
-sum of ``size · range²`` is least. At most ``most`` of the channels leave the main group: ranges of
-few sentences say little about a single channel, and groups that are cut all over the range clip
-unseen text (equal groups and a scale per channel do). The number of groups is the smallest that
-comes within ``slack`` of the best. Ranges are those to foresee for unseen data. Edits nothing but
-the plan. Refuses tensors whose last axis has no fixed size or holds no channels (images), 16-bit
-ones (their range is widened all the same), and what was not sampled.
+A channel's noise is proportional to the square of its group's range, so the groups are those with
+the least sum of ``size · range²``. At most the share ``most`` of the channels is outside the main
+group: ranges from few sentences say little about a single channel, and many narrow groups clip
+unseen text (as equal groups and a scale per channel do). The number of groups is the smallest whose
+error is within ``slack`` of the best. Ranges are extrapolated. Edits only the plan. Refuses
+tensors whose last axis has no fixed size or is not the channels (images), 16-bit tensors (their
+range is extrapolated all the same), and tensors that were not sampled.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from qcompile.rewriting import Numerics, Pass, Stage
 class GroupScales(Pass):
     """Choose groups of channels, and a scale for each.
 
-    groups: 0 searches up to ``limit``, K takes the paper's K equal groups. most: share of the
-    channels outside the main group. slack: how far from the best error fewer groups may stay.
-    doublings: how often the data is thought to double until all is seen.
-    only: patterns of tensors or roles to group, ``role:ffn-in|role:ffn-out``; none is all.
+    groups: 0 searches up to ``limit``, K takes the paper's K equal groups. most: largest share of
+    the channels outside the main group. slack: fewer groups are taken if their error is at most
+    this many times the best. doublings: ranges are extrapolated to the data doubled so many times.
+    only: patterns of tensors or roles to group, ``role:ffn-in|role:ffn-out``; empty for all.
     """
 
     name: ClassVar[str] = "group-scales"
@@ -55,17 +55,17 @@ class GroupScales(Pass):
     only: str = ""
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        tensors, found, images = graph.tensors(), roles(graph), channels_first(graph)
+        tensors, role_of, images = graph.tensors(), roles(graph), channels_first(graph)
         for decision in ctx.plan.quantized("activation"):
-            if self._obstacle(decision, tensors.get(decision.tensor), found, images) is None:
+            if self._obstacle(decision, tensors.get(decision.tensor), role_of, images) is None:
                 yield decision.tensor
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        tensors, found, images = graph.tensors(), roles(graph), channels_first(graph)
+        tensors, role_of, images = graph.tensors(), roles(graph), channels_first(graph)
         for decision in list(ctx.plan.quantized("activation")):
             stats = ctx.channels.get(decision.tensor)
-            refusal = self._obstacle(decision, tensors.get(decision.tensor), found, images)
-            refusal = refusal or _too_little(stats)
+            refusal = self._obstacle(decision, tensors.get(decision.tensor), role_of, images)
+            refusal = refusal or _sample_obstacle(stats)
             if refusal is not None:
                 ctx.skip(decision.tensor, f"{refusal.reason}: one scale")
             elif stats is not None:
@@ -76,49 +76,49 @@ class GroupScales(Pass):
         self,
         decision: Decision,
         tensor: Tensor | None,
-        found: Mapping[str, Role],
+        role_of: Mapping[str, Role],
         images: set[str],
     ) -> Refusal | None:
-        names = names_to_match(found, [decision.tensor])
+        names = names_to_match(role_of, [decision.tensor])
         if self.only and not any(matches(p.strip(), names) for p in self.only.split("|")):
-            return Refusal("not among those to be grouped")
+            return Refusal("no pattern of the option 'only' matches it")
         if decision.tensor in images:
             return Refusal("its channels are not its last axis")
         return _obstacle(decision, tensor)
 
     def _group(self, ctx: Context, decision: Decision, stats: ChannelStats) -> None:
-        foreseen = stats.extrapolated(self.doublings)
-        lo, hi = np.minimum(foreseen.lo, 0), np.maximum(foreseen.hi, 0)
+        extrapolated = stats.extrapolated(self.doublings)
+        lo, hi = np.minimum(extrapolated.lo, 0), np.maximum(extrapolated.hi, 0)
         assert decision.spec is not None  # _obstacle
-        fine = decision.spec.bits > 8
-        parts = [np.arange(len(lo))] if fine else self._parts(hi - lo)
-        if len(parts) == 1:
+        wide = decision.spec.bits > 8
+        groups = [np.arange(len(lo))] if wide else self._groups(hi - lo)
+        if len(groups) == 1:
             ctx.ranges.set(decision.tensor, Range(lo.min(), hi.max()))
-            why = f"{decision.spec.bits} bits are fine enough" if fine else "groups would not help"
+            why = f"{decision.spec.bits} bits are fine enough" if wide else "groups would not help"
             ctx.skip(decision.tensor, f"{why}: one scale")
             return
-        for part in parts:
-            lo[part], hi[part] = lo[part].min(), hi[part].max()
+        for group in groups:
+            lo[group], hi[group] = lo[group].min(), hi[group].max()
         spec = replace(decision.spec, granularity="channel", axis=-1)
         ctx.ranges.set(decision.tensor, Range(lo, hi, -1))
-        why = f"{decision.reason}; {len(parts)} groups of channels"
+        why = f"{decision.reason}; {len(groups)} groups of channels"
         ctx.plan.replace(decision, spec=spec, reason=why)
 
-    def _parts(self, width: Array) -> list[Array]:
-        """Channels of each group, widest first."""
+    def _groups(self, width: Array) -> list[Array]:
+        """Indices of the channels of each group, widest group first; ``width`` (channels,)."""
         order = np.argsort(-width, kind="stable")
         if self.groups:
             return [p for p in np.array_split(order, self.groups) if len(p)]
         ranked = width[order].astype(np.float64)
-        cuts = _best_cuts(ranked, self.limit, int(len(order) * self.most), self.slack)
-        return np.split(order, cuts)
+        borders = _best_borders(ranked, self.limit, int(len(order) * self.most), self.slack)
+        return np.split(order, borders)
 
 
-def _too_little(stats: ChannelStats | None) -> Refusal | None:
+def _sample_obstacle(stats: ChannelStats | None) -> Refusal | None:
     if stats is None:
         return Refusal("its channels were not sampled")
     if len(stats.rows) < FEWEST_ROWS:
-        return Refusal(f"{len(stats.rows)} rows say too little of its channels")
+        return Refusal(f"{len(stats.rows)} rows are too few to judge its channels")
     return None
 
 
@@ -128,28 +128,31 @@ def _obstacle(decision: Decision, tensor: Tensor | None) -> Refusal | None:
     if len(tensor.shape) < 2 or tensor.shape[-1] < 2:
         return Refusal("it has no channels")
     if decision.spec is None or decision.spec.granularity != "tensor":
-        return Refusal("it has scales of its own")
+        return Refusal("it has several scales already")
     return None
 
 
-def _best_cuts(ranked: Array, limit: int, most: int, slack: float) -> list[int]:
-    """Where to cut sorted widths so that ``sum(size · widest²)`` is small: at most ``limit`` parts.
+def _best_borders(ranked: Array, limit: int, most: int, slack: float) -> list[int]:
+    """Where to divide widths, sorted descending, into at most ``limit`` groups.
 
-    Dynamic programming over a grid of positions, fine among the widest.
+    Minimizes ``sum(size · widest²)`` by dynamic programming over a grid of positions, which is fine
+    among the widest channels; then takes the fewest groups within ``slack`` of the minimum.
     """
     steps = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
     grid = [0, *(p for p in steps if p <= most and p < len(ranked)), len(ranked)]
+    # cost[i, j]: error of one group from grid[i] to grid[j]
     cost = {(i, j): (grid[j] - grid[i]) * ranked[grid[i]] ** 2
             for i in range(len(grid)) for j in range(i + 1, len(grid))}  # fmt: skip
     last = len(grid) - 1
+    # best[k][j]: least error of k groups up to grid[j], and the ends of these groups
     best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [])}]
     totals: list[tuple[float, list[int]]] = []
     for _ in range(limit):
         row: dict[int, tuple[float, list[int]]] = {}
         for j in range(1, len(grid)):
             options = [
-                (error + cost[i, j], [*cuts, grid[j]])
-                for i, (error, cuts) in best[-1].items()
+                (error + cost[i, j], [*borders, grid[j]])
+                for i, (error, borders) in best[-1].items()
                 if i < j
             ]
             if options:
@@ -158,4 +161,4 @@ def _best_cuts(ranked: Array, limit: int, most: int, slack: float) -> list[int]:
         if last in row:
             totals.append((row[last][0], row[last][1][:-1]))
     least = min(error for error, _ in totals)
-    return next(cuts for error, cuts in totals if error <= least * slack)
+    return next(borders for error, borders in totals if error <= least * slack)

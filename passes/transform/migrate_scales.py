@@ -2,21 +2,22 @@
 
     x → Linear(W)   →   x · (1/m) → Linear(diag(m) · W)
 
-One scale must cover a whole tensor, so a few wide channels coarsen it for all. Dividing them by
-``m_j`` narrows the tensor; the price are larger weight rows, which coarsen the weights. Both errors
-follow from the statistics, for a product y = x W of one token, steps s (data) and t_o (output o):
+One scale must cover a whole tensor, so a few wide channels make its step coarse for all. Dividing
+them by ``m_j`` narrows the tensor; in return, weight rows grow, and with them the steps of the
+weights. Both errors follow from the statistics, for y = x W of one token with step s of the data
+and steps t_o of the weights of output o:
 
     data:     s²/12 · sum_j m_j² |W_j|²                   s   = range(x / m) / 255
     weights:  sum_o t_o²/12 · sum_j E[x_j²] / m_j²        t_o = max_j m_j |W_jo| / 127
 
 The candidates are ``m_j = max(1, width_j / T)`` for several T: T at the k-th widest channel is
-per-embedding-group scaling (Bondarenko et al. 2021) with k groups of one and one for the rest;
-``m_j = width_j ** a`` is SmoothQuant's migration (Xiao et al. 2022); ``groups`` wants K equal ones.
-The best is taken, the data's error counting less: it differs from token to token and averages out
-in attention and pooling, while the weights' is the same for all tokens.
+per-embedding-group scaling (Bondarenko et al. 2021) with k groups of one channel and one group of
+the rest; ``m_j = width_j ** a`` is SmoothQuant's migration (Xiao et al. 2022); with ``groups``, K
+equal groups. The candidate with the least error is taken. The data's error counts less: it differs
+between tokens and averages out in attention and pooling; the weights' is the same for all tokens.
 
-1/m goes into a LayerNormalization or linear layer that nothing else reads, else it becomes a Mul.
-Widths are those to foresee for unseen data (``ChannelStats.extrapolated``).
+1/m goes into a LayerNormalization that nothing else reads, otherwise it becomes a Mul. Widths are
+extrapolated to unseen data (``ChannelStats.extrapolated``).
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ class MigrateScales(Pass):
     """Scale channels so that data and weights are equally hard to quantize.
 
     groups: 0 searches, K takes K equal groups of the sorted channels. strength: 0 searches, else
-    SmoothQuant's exponent alone. doublings: how often the data is thought to double until all
-    is seen. weight_penalty: what a weight's error counts against the data's. least_gain: the
-    predicted error must shrink by this factor, or the site is left alone; as is one whose error is
-    below ``least_error`` of the energy of its outputs, or of the residual sum that they go into.
-    most_channels: longer rows are for split-outliers, whose columns cost less there than a Mul.
+    the only candidate is SmoothQuant with this exponent. doublings: ranges are extrapolated to the
+    data doubled so many times. weight_penalty: weight of the weights' error relative to the data's.
+    least_gain: the predicted error must shrink at least by this factor. least_error: linear groups
+    with a smaller error, relative to the energy of their outputs or of the residual sum that these
+    are added to, are left alone. most_channels: longer rows are left to split-outliers, whose
+    columns cost less there than a Mul.
     """
 
     name: ClassVar[str] = "migrate-scales"
@@ -61,7 +63,7 @@ class MigrateScales(Pass):
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
         for site in linear_groups(graph, ctx):
             yield site.data
-            total = _sum_behind(graph, site)
+            total = _residual_sum(graph, site)
             if total is not None:
                 yield total.name
 
@@ -84,7 +86,7 @@ class MigrateScales(Pass):
         if stats is None:
             return Refusal("its channels were not sampled")
         if site.spec is None or site.spec.granularity != "tensor":
-            return Refusal("it has no quantizer of its own with one scale")
+            return Refusal("it does not have its own quantizer with one scale")
         if any(linear.transposed for linear in site.linears):
             return Refusal("a weight is transposed")
         if len(stats.lo) > self.most_channels:
@@ -96,22 +98,22 @@ class MigrateScales(Pass):
     ) -> Array | Refusal:
         weight = np.concatenate([array(linear.weight) for linear in site.linears], axis=1)
         errors = _Errors(stats, spec, weight, self.doublings, self.weight_penalty)
-        plain = errors.of(np.ones(len(stats.lo), np.float32))
-        share = plain / max(_signal(graph, ctx, site, stats, weight), 1e-30)
+        unscaled = errors.of(np.ones(len(stats.lo), np.float32))
+        share = unscaled / max(_signal(graph, ctx, site, stats, weight), 1e-30)
         if share < self.least_error:
-            return Refusal(f"its error is small: {share:.1e} of what it goes into")
-        best, least = None, plain
-        for factors in self._candidates(errors.width, errors.loudness):
+            return Refusal(f"its error is small: {share:.1e} of the signal that it is added to")
+        best, least = None, unscaled
+        for factors in self._candidates(errors.width, errors.balance):
             error = errors.of(factors)
             if error < least:
                 best, least = factors, error
-        if best is None or plain < least * self.least_gain:
-            return Refusal(
-                f"no scales would help: the predicted error shrinks {plain / least:.2f} times"
-            )
+        if best is None or unscaled < least * self.least_gain:
+            gain = unscaled / least
+            return Refusal(f"scaling helps little: the predicted error shrinks {gain:.2f} times")
         return best
 
-    def _candidates(self, width: Array, loudness: Array) -> Iterator[Array]:
+    def _candidates(self, width: Array, balance: Array) -> Iterator[Array]:
+        """Factors (channels,) to compare; ``balance``: see ``_Errors``."""
         ranked = np.sort(width)[::-1]
         middle = np.median(width)
         if self.groups:
@@ -125,39 +127,45 @@ class MigrateScales(Pass):
                 outliers = np.maximum(1, width / ranked[k]).astype(np.float32)
                 yield outliers
                 for share in (0.35, 0.5, 0.7, 1.0):
-                    yield np.maximum(outliers, share * loudness)
+                    yield np.maximum(outliers, share * balance)
         for strength in (0.2, 0.35, 0.5, 0.65, 0.8):
             yield ((width / middle) ** strength).astype(np.float32)
 
 
 class _Errors:
-    """Predicts the error of a site's products for given factors, up to a constant."""
+    """Predicts the error of a linear group's outputs for given factors, up to a constant factor.
+
+    ``balance``: the factors (channels,), median 1, that would minimize the sum of both errors if
+    steps did not depend on them.
+    """
 
     def __init__(
         self, stats: ChannelStats, spec: QSpec, weight: Array, doublings: float, penalty: float
     ) -> None:
-        foreseen = stats.extrapolated(doublings)
-        self.lo, self.hi = np.minimum(foreseen.lo, 0), np.maximum(foreseen.hi, 0)
+        extrapolated = stats.extrapolated(doublings)
+        self.lo, self.hi = np.minimum(extrapolated.lo, 0), np.maximum(extrapolated.hi, 0)
         self.width = np.maximum(np.maximum(-self.lo, self.hi), 1e-6)
         self.spec, self.weight, self.penalty = spec, np.abs(weight), penalty
-        self.rows = np.square(weight).sum(1)
-        # A token counts by its direction: what follows a linear layer is normalized.
-        length = _lengths(stats.rows)
-        self.moments = (np.square(stats.rows) / length).mean(0)
-        self.tokens = float((1 / length).mean())
-        loud = np.sqrt(np.sqrt(self.moments / np.maximum(self.rows, 1e-12)))
-        self.loudness = (loud / max(float(np.median(loud)), 1e-12)).astype(np.float32)
+        self.weight_energy = np.square(weight).sum(1)  # |W_j|² of each channel
+        # Rows are scaled to length 1: what follows a linear layer is normalized.
+        squared_lengths = _squared_lengths(stats.rows)
+        self.moments = (np.square(stats.rows) / squared_lengths).mean(0)  # E[x_j²]
+        self.tokens = float((1 / squared_lengths).mean())
+        # minimizes sum_j m_j² |W_j|² + E[x_j²] / m_j²
+        balance = np.sqrt(np.sqrt(self.moments / np.maximum(self.weight_energy, 1e-12)))
+        self.balance = (balance / max(float(np.median(balance)), 1e-12)).astype(np.float32)
 
     def of(self, factors: Array) -> float:
+        """The error of the module docstring's formulas; ``factors`` (channels,)."""
         low, high = (self.lo / factors).min(), (self.hi / factors).max()
         step = float(qparams(Range(low, high), self.spec).scale)
-        data = step**2 / 12 * self.tokens * float((factors**2 * self.rows).sum())
+        data = step**2 / 12 * self.tokens * float((factors**2 * self.weight_energy).sum())
         steps = (self.weight * factors[:, None]).max(0) / 127
         noise = float(np.square(steps).sum()) / 12
         return data + self.penalty * noise * float((self.moments / factors**2).sum())
 
 
-def _lengths(rows: Array) -> Array:
+def _squared_lengths(rows: Array) -> Array:
     """Squared length of each row, (n, 1)."""
     lengths: Array = np.square(rows).sum(1, keepdims=True) + np.float32(1e-12)
     return lengths
@@ -166,15 +174,15 @@ def _lengths(rows: Array) -> Array:
 def _signal(
     graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, weight: Array
 ) -> float:
-    """Mean energy that the error is to be compared with, per energy of a row of the data."""
-    total = _sum_behind(graph, site)
+    """Mean energy of the outputs, or of the residual sum they are added to, per energy of a row."""
+    total = _residual_sum(graph, site)
     sums = ctx.channels.get(total.name) if total is not None else None
     rows = sums.rows if sums is not None else stats.rows @ weight
-    return float(_lengths(rows).mean() / _lengths(stats.rows).mean())
+    return float(_squared_lengths(rows).mean() / _squared_lengths(stats.rows).mean())
 
 
-def _sum_behind(graph: Graph, site: LinearGroup) -> Tensor | None:
-    """The residual sum that a single linear layer goes into, None where there is none."""
+def _residual_sum(graph: Graph, site: LinearGroup) -> Tensor | None:
+    """The residual sum that the output of a single linear layer is added to, None without one."""
     tensor, linears = site.linears[0].node.outputs[0], site.linears
     for _ in range(2):  # past the bias
         add = graph.only_consumer(tensor, "Add")
@@ -187,7 +195,7 @@ def _sum_behind(graph: Graph, site: LinearGroup) -> Tensor | None:
 
 
 def _equal_groups(width: Array, groups: int) -> Array:
-    """The paper's groups: channels sorted by range, cut into K of one size, a scale for each."""
+    """The paper's groups: channels sorted by range, in K groups of equal size, a scale for each."""
     order = np.argsort(width, kind="stable")
     factors = np.ones_like(width, np.float32)
     for part in np.array_split(order, groups):
@@ -203,15 +211,16 @@ def _apply(
     factors: Array,
     doublings: float,
 ) -> None:
+    """Scale the data down and the weights up, and set the range of the scaled data."""
     inverse = (1 / factors).astype(np.float32)
-    maker = _foldable(graph, site)
-    if maker is not None:
-        for slot in range(1, len(maker.inputs)):
-            old = maker.inputs[slot]
+    norm = _foldable(graph, site)
+    if norm is not None:
+        for slot in range(1, len(norm.inputs)):
+            old = norm.inputs[slot]
             if old.name:
-                graph.set_constant(maker, slot, array(old) * inverse, f"{old.name}/scaled")
-        graph.renew_output(maker, "scaled", np.float32)
-        scaled = maker.outputs[0]
+                graph.set_constant(norm, slot, array(old) * inverse, f"{old.name}/scaled")
+        graph.renew_output(norm, "scaled", np.float32)
+        scaled = norm.outputs[0]
     else:
         scale = graph.constant(f"{site.data}/factors", inverse)
         node = graph.add("Mul", [site.tensor, scale], [f"{site.data}/scaled"], like=site.tensor)
@@ -226,17 +235,15 @@ def _apply(
 
 
 def _foldable(graph: Graph, site: LinearGroup) -> Node | None:
-    """The LayerNormalization whose gamma and beta can carry the factors: nothing else reads it."""
-    maker = graph.producer(site.tensor, "LayerNormalization")
-    if maker is None:
+    """The LayerNormalization whose gamma and beta can take the factors; None where it has other
+    readers or outputs, parameters that are not constant, or another axis than the last."""
+    norm = graph.producer(site.tensor, "LayerNormalization")
+    if norm is None:
         return None
     readers = {id(n) for n in graph.consumers(site.tensor)}
-    alone = readers == {id(linear.node) for linear in site.linears}
-    last = maker.attrs.get("axis", -1) in (-1, len(site.tensor.shape or ()) - 1)
-    constant = all(is_constant(t) for t in maker.inputs[1:] if t.name)
-    single = sum(bool(t.name) for t in maker.outputs) == 1
-    return (
-        maker
-        if alone and last and constant and single and not graph.is_output(site.tensor)
-        else None
-    )
+    exclusive = readers == {id(linear.node) for linear in site.linears}
+    last = norm.attrs.get("axis", -1) in (-1, len(site.tensor.shape or ()) - 1)
+    constant = all(is_constant(t) for t in norm.inputs[1:] if t.name)
+    single = sum(bool(t.name) for t in norm.outputs) == 1
+    fits = exclusive and last and constant and single and not graph.is_output(site.tensor)
+    return norm if fits else None

@@ -1,21 +1,20 @@
-"""Sorts channels by their calibrated width, so that channels of like width lie side by side.
+"""Sorts channels by their calibrated width, so that neighbouring channels have similar widths.
 
     y = LN(x·W + b)·V   →   y = LN(x·W[:, p] + b[p])·V[p, :]
 
-The order p goes into constants alone, one for each class of axes that must share it
+Only constants are reordered, with one order p for each class of axes that must share it
 (channel_classes.py): the residual stream, the hidden layer of each feed-forward block, queries and
-keys, values. Within heads each has its own order, where statistics tell heads apart; heads
-themselves stay where they are. An output of the graph gets its order back by one Gather in front of
-it.
+keys, values. Each head has its own order where statistics are per head; the order of the heads does
+not change. A Gather before each graph output restores its order.
 
 Widest first, by the largest magnitude that any tensor of the class had on each channel: the
 range-based permutation of Bondarenko et al. 2021, "Understanding and Overcoming the Challenges of
 Efficient Transformer Quantization", section 4. Groups of neighbouring channels can then share a
-scale without the wide ones spoiling it for the narrow. Refuses a class where some operator reads
-or writes single channels, and one of which nothing was seen.
+scale that fits all of them. Refuses a class where some operator reads or writes single channels,
+and one without statistics.
 
-Activations keep their names although their contents move: plan, ranges and statistics refer to
-them by name, and follow. What is visible outside keeps its contents too.
+Activations keep their names although their channels move: plan, ranges and statistics refer to them
+by name, and are updated. Graph outputs do not change.
 """
 
 from __future__ import annotations
@@ -45,34 +44,34 @@ class PermuteChannels(Pass):
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
-        """Quantized tensors of the classes that may change; those that tell heads apart first."""
+        """Quantized tensors of the classes that may change: per head if any is, otherwise all."""
         planned = {d.tensor for d in ctx.plan.quantized("activation")}
-        for found in channel_classes(graph, ctx.evaluate):
-            members = [m for m in found.activations if m.axis == -1 and m.tensor in planned]
-            apart = [m for m in members if len(m.heads) == len(found.heads)]
-            if not found.pinned:
-                yield from (m.tensor for m in apart or members)
+        for cls in channel_classes(graph, ctx.evaluate):
+            members = [m for m in cls.activations if m.axis == -1 and m.tensor in planned]
+            per_head = [m for m in members if len(m.heads) == len(cls.heads)]
+            if not cls.pinned:
+                yield from (m.tensor for m in per_head or members)
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         chosen = []
         tensors = graph.tensors()
-        for found in channel_classes(graph, ctx.evaluate):
-            known = _as_told_apart(ctx, found, tensors)
-            widths = _widths(ctx, known)
+        for cls in channel_classes(graph, ctx.evaluate):
+            sortable = _with_heads_of_statistics(ctx, cls, tensors)
+            widths = _widths(ctx, sortable)
             order = None if widths is None else np.argsort(-widths, axis=-1, kind="stable")
-            if order is not None and (order == np.arange(found.size)).all():
-                continue  # sorted as it is: nothing to do, and nothing to refuse
-            reason = found.pinned or ("no statistics of its channels" if order is None else "")
+            if order is not None and (order == np.arange(cls.size)).all():
+                continue  # sorted already: nothing to do, and nothing to refuse
+            reason = cls.pinned or ("no statistics of its channels" if order is None else "")
             if reason or order is None:
-                ctx.skip(found.name, reason)
+                ctx.skip(cls.name, reason)
             else:
-                chosen.append((known, order))
+                chosen.append((sortable, order))
         permute(graph, ctx, chosen)
         return bool(chosen)
 
 
 def permute(graph: Graph, ctx: Context, chosen: Sequence[tuple[ChannelClass, Array]]) -> None:
-    """Put classes into the given orders, (*heads, channels) each; statistics and plan follow."""
+    """Permute the axes of classes by orders (*heads, channels); update statistics and plan."""
     tensors = graph.tensors()
     for name, axes in _orders(chosen, "constants").items():
         values = array(tensors[name])
@@ -81,19 +80,19 @@ def permute(graph: Graph, ctx: Context, chosen: Sequence[tuple[ChannelClass, Arr
         new = graph.constant(f"{name}/permuted", values)
         graph.replace_uses(tensors[name], new)
         ctx.plan.rename(name, new.name)
-    moved = _orders(chosen, "activations")
+    orders = _orders(chosen, "activations")
     for name, axes in _orders(chosen, "outputs").items():
         inner = _restore(graph, tensors[name], axes)
         ctx.rename(name, inner.name)
-        moved[inner.name] = moved.pop(name)
+        orders[inner.name] = orders.pop(name)
         tensors[inner.name] = inner
-    _follow(ctx, moved, tensors)
+    _update_statistics(ctx, orders, tensors)
 
 
 def _orders(chosen: Sequence[tuple[ChannelClass, Array]], part: str) -> Orders:
-    """What happens to each axis of these members; two classes may lie on one.
+    """The order of each axis of the classes' members; two classes may share an axis.
 
-    Where a head is on another axis there is no one order: nothing is known of such activations.
+    Members with heads on another axis are left out: their channels have several orders.
     """
     found: Orders = {}
     for item, order in chosen:
@@ -105,23 +104,23 @@ def _orders(chosen: Sequence[tuple[ChannelClass, Array]], part: str) -> Orders:
     return found
 
 
-# ---- which order
+# ---- choosing the order
 
 
-def _as_told_apart(
-    ctx: Context, found: ChannelClass, tensors: Mapping[str, Tensor]
+def _with_heads_of_statistics(
+    ctx: Context, cls: ChannelClass, tensors: Mapping[str, Tensor]
 ) -> ChannelClass:
-    """The class, with one order for all heads where what is known of it has no heads.
+    """The class, with one order for all heads where its statistics are not per head.
 
-    Statistics of [batch, heads, tokens, channels] are by channel alone: an order for each head
-    would leave them untrue.
+    Statistics of [batch, heads, tokens, channels] are per channel only: with an order for each
+    head, they could not be permuted.
     """
-    known = [m for m in found.activations if _is_known(ctx, m, tensors)]
-    return found if all(m.heads for m in known) else found.alike()
+    measured = [m for m in cls.activations if _is_measured(ctx, m, tensors)]
+    return cls if all(m.heads for m in measured) else cls.alike()
 
 
-def _is_known(ctx: Context, member: Member, tensors: Mapping[str, Tensor]) -> bool:
-    """True where there are statistics or ranges by entry of this axis."""
+def _is_measured(ctx: Context, member: Member, tensors: Mapping[str, Tensor]) -> bool:
+    """True where there are statistics or ranges for the entries of this axis."""
     span = ctx.ranges.get(member.tensor)
     ranged = span is not None and _from_back(tensors[member.tensor], span) == member.axis
     return ranged or (member.axis == -1 and member.tensor in ctx.channels)
@@ -133,34 +132,35 @@ def _from_back(tensor: Tensor, span: Range) -> int | None:
     return axis - dims if axis is not None and axis >= 0 and dims is not None else axis
 
 
-def _widths(ctx: Context, found: ChannelClass) -> Array | None:
-    """The largest magnitude of each channel, (*heads, channels); None where nothing was seen."""
-    seen = [
+def _widths(ctx: Context, cls: ChannelClass) -> Array | None:
+    """The largest magnitude of each channel, (*heads, channels); None without statistics."""
+    widths = [
         m.largest(ctx.channels[m.tensor].width)
-        for m in found.activations
+        for m in cls.activations
         if m.axis == -1 and m.tensor in ctx.channels
     ]
-    return np.maximum.reduce(seen) if seen else None
+    return np.maximum.reduce(widths) if widths else None
 
 
-# ---- what follows
+# ---- updating outputs and statistics
 
 
 def _restore(graph: Graph, output: Tensor, axes: Mapping[int, Array]) -> Tensor:
-    """Give a graph output its order back; returns the permuted tensor that its readers now read."""
-    maker = graph.producer(output)
-    assert maker is not None  # classes of other outputs are pinned
-    graph.renew_output(maker, "permuted", output.dtype)
-    inner = made = maker.outputs[0]
+    """Restore the order of a graph output; returns the permuted tensor, which its readers read."""
+    producer = graph.producer(output)
+    assert producer is not None  # classes of other outputs are pinned
+    graph.renew_output(producer, "permuted", output.dtype)
+    inner = last = producer.outputs[0]
     for i, (axis, order) in enumerate(axes.items(), 1):
-        back = graph.constant(f"{output.name}/order", np.argsort(order))
+        inverse = graph.constant(f"{output.name}/order", np.argsort(order))
         result = output if i == len(axes) else f"{output.name}/restored"
-        made = graph.add("Gather", [made, back], [result], {"axis": axis}, like=output).outputs[0]
+        gather = graph.add("Gather", [last, inverse], [result], {"axis": axis}, like=output)
+        last = gather.outputs[0]
     return inner
 
 
-def _follow(ctx: Context, moved: Orders, tensors: Mapping[str, Tensor]) -> None:
-    for name, axes in moved.items():
+def _update_statistics(ctx: Context, orders: Orders, tensors: Mapping[str, Tensor]) -> None:
+    for name, axes in orders.items():
         if name in ctx.channels and -1 in axes:
             ctx.channels[name] = ctx.channels[name].permuted(axes[-1])
         span = ctx.ranges.get(name)

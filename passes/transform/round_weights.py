@@ -1,10 +1,10 @@
-"""Chooses the integers of each weight so that the product's error is small, not the weight's.
+"""Rounds weights so that the error of the layer's outputs is small, not that of single weights.
 
-Rounding to nearest minimizes the error of every weight alone. Rounding row by row and letting the
-rows to come make up for the error of those before (GPTQ, Frantar et al. 2022) minimizes the error
-of ``X W``. X is the calibration sample, each row divided by its length: the residual sum behind a
-linear layer is normalized, so a token counts by its direction. Edits nothing: ``insert-qdq`` takes
-the integers from the context. Refuses weights whose data was not sampled.
+Rounding to nearest minimizes the error of each weight separately. Rounding row by row, where later
+rows compensate for the error of earlier ones (GPTQ, Frantar et al. 2022), minimizes the error of
+``X W``. X is the calibration sample, each row divided by its length: the residual sum after a
+linear layer is normalized, so only a token's direction counts. Edits nothing: ``insert-qdq`` takes
+the rounded values from the context. Refuses weights whose data was not sampled.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from qcompile.system.threads import in_threads
 
 @dataclass(frozen=True)
 class RoundWeights(Pass):
-    """Round weights by the error of the product they are for.
+    """Round weights by the error of their layer's outputs.
 
-    damping: how much of the mean channel energy is added to every channel's; ranges from few
-    sentences say little about rare channels. max_inputs: longer weights cost too much to factor.
+    damping: share of the mean channel energy that is added to every channel's, since few sentences
+    say little about rare channels. max_inputs: with more input channels, the factorization of the
+    second moments would take too long.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -47,12 +48,12 @@ class RoundWeights(Pass):
             for site in linear_groups(graph, ctx)
             if self._is_sampled(ctx, site) and (linears := _unrounded(ctx, site))
         ]
-        taken: set[str] = set()  # a weight that several sites share is rounded for the first
+        assigned: set[str] = set()  # a weight that several groups share is rounded for the first
         for _, linears in tasks:
-            linears[:] = [x for x in linears if x.weight.name not in taken]
-            taken |= {x.weight.name for x in linears}
-        for found in in_threads(lambda task: self._rounded(ctx, *task), tasks):
-            ctx.rounded |= found
+            linears[:] = [x for x in linears if x.weight.name not in assigned]
+            assigned |= {x.weight.name for x in linears}
+        for rounded in in_threads(lambda task: self._rounded(ctx, *task), tasks):
+            ctx.rounded |= rounded
         return False
 
     def _is_sampled(self, ctx: Context, site: LinearGroup) -> bool:
@@ -68,28 +69,28 @@ class RoundWeights(Pass):
     def _rounded(
         self, ctx: Context, data: str, linears: list[QuantizedLinear]
     ) -> dict[str, Rounded]:
-        """Weights of layers that read one tensor, by name."""
+        """Rounded weights, by name, of layers that read one tensor."""
         if not linears:
             return {}
-        gram, made = _gram(ctx.channels[data].rows), dict[str, Rounded]()
+        gram, by_name = _gram(ctx.channels[data].rows), dict[str, Rounded]()
         for spec in dict.fromkeys(linear.spec for linear in linears):
-            alike = [linear for linear in linears if linear.spec == spec]
-            for linear, rounded in zip(alike, self._together(alike, gram), strict=True):
-                made[linear.weight.name] = rounded
-        return made
+            same_spec = [linear for linear in linears if linear.spec == spec]
+            for linear, rounded in zip(same_spec, self._together(same_spec, gram), strict=True):
+                by_name[linear.weight.name] = rounded
+        return by_name
 
     def _together(self, linears: list[QuantizedLinear], gram: Array) -> list[Rounded]:
-        """Layers that read one tensor side by side: its moments are factored once."""
+        """Weights with one spec, concatenated, so that the second moments are factored once."""
         values = [array(linear.weight) for linear in linears]
         spec = linears[0].spec
         if spec.axis is None:  # one scale for each weight cannot be shared
             return [compensated(v, gram, spec, self.damping) for v in values]
         whole = compensated(np.concatenate(values, axis=1), gram, spec, self.damping)
-        cuts = np.cumsum([v.shape[1] for v in values])[:-1]
+        borders = np.cumsum([v.shape[1] for v in values])[:-1]
         parts = (
-            np.split(whole.values, cuts, axis=1),
-            np.split(whole.params.scale, cuts),
-            np.split(whole.params.zero_point, cuts),
+            np.split(whole.values, borders, axis=1),
+            np.split(whole.params.scale, borders),
+            np.split(whole.params.zero_point, borders),
         )
         return [
             Rounded(np.ascontiguousarray(v), QParams(s, z, spec))
@@ -98,7 +99,7 @@ class RoundWeights(Pass):
 
 
 def _unrounded(ctx: Context, site: LinearGroup) -> list[QuantizedLinear]:
-    """Layers of a site that are to be rounded here."""
+    """Layers of a linear group whose weights are not rounded yet."""
     found = []
     for linear in site.linears:
         if linear.transposed:

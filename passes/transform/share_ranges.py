@@ -1,11 +1,12 @@
-"""Gives tensors between which values are only picked or placed one range: integers then pass as is.
+"""Gives tensors between which values are only moved or selected one range.
 
     range(a), range(b), range(Concat(a, b))   →   the union for all three
     range(x), range(MaxPool(x))               →   the union for both
 
-A Concat of integers needs one scale, and a quantizer behind MaxPool can move in front of it. Looks
-at MaxPool, Concat and layout operators whose operand and result are both planned with the same
-integers. Refuses a range that would grow by more than ``most``: its values would get too few steps.
+Int8 values then pass these operators unchanged: an int8 Concat needs one scale, and a quantizer
+after MaxPool can move before it. Handles MaxPool, Concat and layout operators whose operand and
+result are planned with the same type. Refuses a range that would grow by more than ``most``: its
+values would get too few steps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from qcompile.rewriting import Numerics, Pass, Stage
 class ShareRanges(Pass):
     """Share ranges over MaxPool, Concat and layout operators.
 
-    most: how many times a range may grow; 4 takes two of eight bits.
+    most: how many times wider a range may become; 4 costs two of eight bits.
     """
 
     most: float = 4.0
@@ -52,35 +53,35 @@ class ShareRanges(Pass):
             union = _union(list(spans.values()))
             narrow = [n for n, s in spans.items() if _width(union) > self.most * _width(s)]
             for name in narrow:
-                ctx.skip(name, "it would lose too many steps in the range of its neighbours")
+                ctx.skip(name, "it would get too few steps in the range of its neighbours")
             for name in spans.keys() - set(narrow):
                 ctx.ranges.set(name, _union([s for n, s in spans.items() if n not in narrow]))
         return False
 
 
 def _groups(graph: Graph, ctx: Context, specs: Mapping[str, QSpec]) -> list[list[str]]:
-    """Names that one chain of picking operators connects, each in the order of the graph."""
+    """Groups of names that such operators connect, each in the order of the graph."""
     group_of: dict[str, list[str]] = {}
     for node in graph.nodes:
-        if not _picks(node):
+        if not _only_selects(node):
             continue
         names = [t.name for t in (*node.inputs, node.outputs[0])]
-        own = [n for n in names if n in specs and _is_whole(ctx.ranges.get(n))]
+        planned = [n for n in names if n in specs and _is_per_tensor(ctx.ranges.get(n))]
         spec = specs.get(node.outputs[0].name)
         joined: list[str] = []
-        for name in (n for n in own if specs[n] == spec and node.outputs[0].name in own):
+        for name in (n for n in planned if specs[n] == spec and node.outputs[0].name in planned):
             joined += [n for n in group_of.get(name, [name]) if n not in joined]
         group_of |= dict.fromkeys(joined, joined)
-    found = {id(g): g for g in group_of.values() if len(g) > 1}
-    return list(found.values())
+    groups = {id(g): g for g in group_of.values() if len(g) > 1}
+    return list(groups.values())
 
 
-def _picks(node: Node) -> bool:
+def _only_selects(node: Node) -> bool:
     """True where every value of the first result is a value of an operand."""
     return is_layout(node) or is_op(node, "MaxPool", "Concat")
 
 
-def _is_whole(span: Range | None) -> bool:
+def _is_per_tensor(span: Range | None) -> bool:
     return span is not None and span.axis is None
 
 
@@ -89,5 +90,5 @@ def _union(spans: list[Range]) -> Range:
 
 
 def _width(span: Range) -> float:
-    """The length that is quantized: 0 is always part of it."""
+    """The width of the quantized range, which always includes 0."""
     return max(float(span.hi), 0.0) - min(float(span.lo), 0.0)

@@ -1,13 +1,13 @@
-"""One product for each group of channels, with scales of its own, summed.
+"""Splits each linear layer into one matrix multiplication per group of channels, and their sum.
 
     x → Linear(W)   →   x[:, :a] → Linear(W[:a]) + x[:, a:] → Linear(W[a:]) + ...
 
-The form that Bondarenko et al. 2021 (section 4) draw for hardware: channels sorted by range are cut
-into K groups, so each group has its own activation and weight scales and its product is an integer
-one. On CPU K products cost more than one, so no target does this by default; ``migrate-scales`` and
-``split-outliers`` keep one product. Wants ``permute-channels`` before it: groups are adjacent
-channels. Group sizes are multiples of ``align``, the width of integer dot product instructions.
-Refuses sites without statistics, of fewer channels than groups, and transposed weights.
+What Bondarenko et al. 2021 (section 4) propose for hardware: channels sorted by range are divided
+into K groups, so each group has its own activation and weight scales and its matrix multiplication
+runs in int8. On CPU, K multiplications cost more than one, so no target does this by default;
+``migrate-scales`` and ``split-outliers`` keep one. Needs ``permute-channels`` before it: groups are
+adjacent channels. Group sizes are multiples of ``align``, the width of int8 dot product
+instructions. Refuses linear groups without statistics or with too few channels, and Gemm.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from qcompile.rewriting import Numerics, Pass, Stage
 
 @dataclass(frozen=True)
 class SplitGroups(Pass):
-    """Split linear layers into one product for each group of channels.
+    """Split linear layers into one matrix multiplication per group of channels.
 
-    groups: how many. align: group sizes are multiples of this. doublings: how often the data is
-    thought to double until all is seen.
+    groups: how many. align: group sizes are multiples of this. doublings: ranges are extrapolated
+    to the data doubled so many times.
     """
 
     name: ClassVar[str] = "split-groups"
@@ -48,43 +48,43 @@ class SplitGroups(Pass):
         changed = False
         for site in linear_groups(graph, ctx):
             stats = ctx.channels.get(site.data)
-            cuts = _cuts(len(stats.lo), self.groups, self.align) if stats is not None else []
-            refusal = _obstacle(site, stats, cuts)
+            ends = _group_ends(len(stats.lo), self.groups, self.align) if stats is not None else []
+            refusal = _obstacle(site, stats, ends)
             if refusal is not None:
                 ctx.skip(site.data, refusal.reason)
             elif stats is not None:
-                _split(graph, ctx, site, stats.extrapolated(self.doublings), cuts)
+                _split(graph, ctx, site, stats.extrapolated(self.doublings), ends)
                 changed = True
         return changed
 
 
-def _cuts(channels: int, groups: int, align: int) -> list[int]:
+def _group_ends(channels: int, groups: int, align: int) -> list[int]:
     """Ends of the groups: as equal as multiples of ``align`` allow, the last one takes the rest."""
     ends = [round(channels * k / groups / align) * align for k in range(1, groups)]
     return sorted({e for e in ends if 0 < e < channels} | {channels})
 
 
-def _obstacle(site: LinearGroup, stats: ChannelStats | None, cuts: list[int]) -> Refusal | None:
+def _obstacle(site: LinearGroup, stats: ChannelStats | None, ends: list[int]) -> Refusal | None:
     if stats is None:
         return Refusal("its channels were not sampled")
     if site.spec is None or site.spec.granularity != "tensor":
-        return Refusal("it has no quantizer of its own with one scale")
+        return Refusal("it does not have its own quantizer with one scale")
     if any(linear.transposed or linear.node.op != "MatMul" for linear in site.linears):
         return Refusal("a layer is a Gemm: its bias would be added once for each group")
-    if len(cuts) < 2:
-        return Refusal(f"{cuts[0]} channels are too few for groups of this size")
+    if len(ends) < 2:
+        return Refusal(f"{ends[0]} channels are too few for groups of this size")
     return None
 
 
 def _split(
-    graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, cuts: list[int]
+    graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, ends: list[int]
 ) -> None:
-    starts = [0, *cuts[:-1]]
-    parts = [_slice(graph, site, a, b) for a, b in zip(starts, cuts, strict=True)]
-    for part, a, b in zip(parts, starts, cuts, strict=True):
+    starts = [0, *ends[:-1]]
+    parts = [_slice(graph, site, a, b) for a, b in zip(starts, ends, strict=True)]
+    for part, a, b in zip(parts, starts, ends, strict=True):
         ctx.ranges.set(part.name, Range(stats.lo[a:b].min(), stats.hi[a:b].max()))
     for linear in site.linears:
-        _sum_of_products(graph, ctx, site, linear, list(zip(parts, starts, cuts, strict=True)))
+        _sum_of_matmuls(graph, ctx, site, linear, list(zip(parts, starts, ends, strict=True)))
 
 
 def _slice(graph: Graph, site: LinearGroup, start: int, stop: int) -> Tensor:
@@ -96,27 +96,27 @@ def _slice(graph: Graph, site: LinearGroup, start: int, stop: int) -> Tensor:
     return node.outputs[0]
 
 
-def _sum_of_products(
+def _sum_of_matmuls(
     graph: Graph,
     ctx: Context,
     site: LinearGroup,
     linear: QuantizedLinear,
     parts: list[tuple[Tensor, int, int]],
 ) -> None:
-    """Replace one product; every part gets the decisions of the whole."""
+    """Replace one linear layer; the decisions on it are repeated for each part."""
     out, weight = linear.node.outputs[0], array(linear.weight)
-    mine = [d for d in ctx.plan.quantized() if any(u.node == linear.node.name for u in d.uses)]
-    why: dict[str, str] = {d.kind: d.reason for d in mine}
+    decisions = [d for d in ctx.plan.quantized() if any(u.node == linear.node.name for u in d.uses)]
+    why: dict[str, str] = {d.kind: d.reason for d in decisions}
     total: Tensor | None = None
     for part, start, stop in parts:
         rows = graph.constant(f"{linear.weight.name}/rows_{start}_{stop}", weight[start:stop])
         name = f"{linear.node.name}/{start}_{stop}"
-        made_name = f"{out.name}/{start}_{stop}"
-        product = graph.add("MatMul", [part, rows], [made_name], name=name, like=out)
-        _decide(ctx, product.name, part, rows, site, linear, why)
-        made = product.outputs[0]
-        total = made if total is None else graph.add(
-            "Add", [total, made], [f"{out.name}/to_{stop}"], like=out
+        output_name = f"{out.name}/{start}_{stop}"
+        matmul = graph.add("MatMul", [part, rows], [output_name], name=name, like=out)
+        _decide(ctx, matmul.name, part, rows, site, linear, why)
+        summand = matmul.outputs[0]
+        total = summand if total is None else graph.add(
+            "Add", [total, summand], [f"{out.name}/to_{stop}"], like=out
         ).outputs[0]  # fmt: skip
     ctx.plan.forget(linear.node.name)
     assert total is not None

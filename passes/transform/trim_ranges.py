@@ -1,13 +1,12 @@
-"""Gives no steps to values that all readers treat alike.
+"""Narrows ranges to the values that make a difference to the tensor's readers.
 
     [lo, hi] of x, read by HardSwish alone   →   [max(lo, -3 - step), hi]
 
-A convolution's result may reach from -100 to 80, and a HardSwish makes 0 of all below -3: a
-quantizer that saturates there answers the same, in steps half as wide. One step more is kept, since
-zero points are rounded: the lowest integer must not stand for more than the bound, or what should
-be 0 is not.
-Readers: HardSwish, HardSigmoid, Relu, Clip. Leaves tensors alone that anything else reads. Edits
-nothing.
+A convolution's result may range from -100 to 80, and HardSwish gives 0 for all values below -3: a
+quantizer that saturates there has the same result, with steps half as wide. The range keeps one
+more step, since zero points are rounded: the lowest quantized value must not be above the bound, or
+values that should become 0 would not. Readers: HardSwish, HardSigmoid, Relu, Clip. Leaves tensors
+alone that anything else reads. Edits nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Bounds = tuple[float, float]
 
 @dataclass(frozen=True)
 class TrimRanges(Pass):
-    """Trim ranges where what reads a tensor answers alike beyond a bound."""
+    """Trim ranges where all readers of a tensor give the same result beyond a bound."""
 
     name: ClassVar[str] = "trim-ranges"
     stage: ClassVar[Stage] = Stage.TRANSFORM
@@ -42,25 +41,24 @@ class TrimRanges(Pass):
             tensor, span = tensors.get(decision.tensor), ctx.ranges.get(decision.tensor)
             if tensor is None or span is None or decision.spec is None:
                 continue
-            alive = _alive(graph, tensor)
-            if alive is not None:
-                ctx.ranges.set(decision.tensor, _trimmed(span, alive, decision.spec))
+            sensitive = _sensitive_range(graph, tensor)
+            if sensitive is not None:
+                ctx.ranges.set(decision.tensor, _trimmed(span, sensitive, decision.spec))
         return False
 
 
-def _alive(graph: Graph, tensor: Tensor) -> Bounds | None:
-    """Beyond which values make no difference to any reader, None where there is no such bound."""
+def _sensitive_range(graph: Graph, tensor: Tensor) -> Bounds | None:
+    """Bounds beyond which values make no difference to any reader, None where there are none."""
     readers = graph.consumers(tensor)
     if not readers or graph.is_output(tensor) or graph.in_subgraph(tensor):
         return None
-    found = [_of_reader(node) for node in readers]
-    limits = [limit for limit in found if limit is not None]
-    if len(limits) < len(found):
+    ranges = [r for node in readers if (r := _range_of_reader(node)) is not None]
+    if len(ranges) < len(readers):
         return None
-    return min(low for low, _ in limits), max(high for _, high in limits)
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _of_reader(node: Node) -> Bounds | None:
+def _range_of_reader(node: Node) -> Bounds | None:
     for op, limits in _LIMITS.items():
         if is_op(node, op):
             return limits(node)
@@ -68,7 +66,7 @@ def _of_reader(node: Node) -> Bounds | None:
 
 
 def _hard_sigmoid(node: Node) -> Bounds | None:
-    """Zero and one of max(0, min(1, alpha x + beta)). Source: ONNX HardSigmoid."""
+    """Where max(0, min(1, alpha x + beta)) becomes 0 and 1. Source: ONNX HardSigmoid."""
     alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
     return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else None
 
@@ -79,12 +77,12 @@ _LIMITS: dict[str, Callable[[Node], Bounds | None]] = {
 }
 
 
-def _trimmed(span: Range, alive: Bounds, spec: QSpec) -> Range:
-    """The range cut to the bounds and one step beyond each that cuts."""
+def _trimmed(span: Range, sensitive: Bounds, spec: QSpec) -> Range:
+    """The range limited to the bounds, and one step beyond each bound that limits it."""
     smallest, largest = spec.limits
-    low = np.minimum(np.maximum(span.lo, alive[0]), 0)  # 0 is always part of what is quantized
-    high = np.maximum(np.minimum(span.hi, alive[1]), 0)
-    step = (high - low) / (largest - smallest - 2)  # as it will be once both ends have one more
-    low = np.minimum(np.maximum(span.lo, np.minimum(low, alive[0]) - step), span.hi)
-    high = np.maximum(np.minimum(span.hi, np.maximum(high, alive[1]) + step), span.lo)
+    low = np.minimum(np.maximum(span.lo, sensitive[0]), 0)  # the quantized range includes 0
+    high = np.maximum(np.minimum(span.hi, sensitive[1]), 0)
+    step = (high - low) / (largest - smallest - 2)  # of the range with one step more at both ends
+    low = np.minimum(np.maximum(span.lo, np.minimum(low, sensitive[0]) - step), span.hi)
+    high = np.maximum(np.minimum(span.hi, np.maximum(high, sensitive[1]) + step), span.lo)
     return Range(np.minimum(low, high), high, span.axis)

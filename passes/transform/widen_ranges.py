@@ -1,12 +1,12 @@
-"""Leaves room for values that the calibration data did not reach.
+"""Extrapolates ranges to values that the calibration data does not contain.
 
-    [lo, hi]   →   the extrema to foresee once the data has doubled ``doublings`` times
+    [lo, hi]   →   the extrema expected once the data has doubled ``doublings`` times
 
-Few sentences do not excite every channel: on text of another kind ranges are wider, and what lies
-outside is clipped, which moves the worst answers most. How much wider is foretold by the tails of
-the channels at hand (``ChannelStats.tail``); a range grows by the factor of the channel that ends
-up the widest. Steps are coarser by that much, which costs the mean little. Only activations that
-linear layers read; others are not sampled by channel. Edits nothing.
+Few sentences do not excite every channel: on text of another kind ranges are wider, and values
+outside are clipped, which changes the worst samples most. The tails of the channels' distributions
+predict how much wider (``ChannelStats.tail``); a range grows as much as the largest extremum of its
+channels. Steps are coarser by that factor, which costs little accuracy on average. Only activations
+that linear layers read; others are not sampled by channel. Edits nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from qcompile.rewriting import Numerics, Pass, Stage
 
 @dataclass(frozen=True)
 class WidenRanges(Pass):
-    """Widen ranges by what is to be expected of unseen data.
+    """Widen ranges to the values expected of unseen data.
 
-    doublings: how often the data is thought to double until all has been seen.
+    doublings: ranges are extrapolated to the data doubled so many times.
     """
 
     name: ClassVar[str] = "widen-ranges"
@@ -47,13 +47,13 @@ class WidenRanges(Pass):
         return False
 
 
-def _widened(span: Range, seen: ChannelStats, foreseen: ChannelStats) -> Range:
-    """The calibrated range, which need not be the extrema, times how these grow."""
-    up = _growth(float(seen.hi.max()), float(foreseen.hi.max()))
-    down = _growth(-float(seen.lo.min()), -float(foreseen.lo.min()))
+def _widened(span: Range, measured: ChannelStats, extrapolated: ChannelStats) -> Range:
+    """The calibrated range times the growth of the extrema, which it need not equal."""
+    up = _growth(float(measured.hi.max()), float(extrapolated.hi.max()))
+    down = _growth(-float(measured.lo.min()), -float(extrapolated.lo.min()))
     return Range(span.lo * down, span.hi * up, span.axis)
 
 
-def _growth(seen: float, foreseen: float) -> float:
-    """How far an end moves away from zero; one that is not on its own side of it stays."""
-    return max(foreseen / seen, 1.0) if seen > 0 else 1.0
+def _growth(measured: float, extrapolated: float) -> float:
+    """The factor by which an end grows away from zero; 1 for an end on the other side of zero."""
+    return max(extrapolated / measured, 1.0) if measured > 0 else 1.0

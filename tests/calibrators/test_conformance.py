@@ -354,7 +354,7 @@ class Unweighted(MovingAverageObserver):
 class Amnesiac(MovingAverageObserver):
     """Broken: its state lacks what averages are made of."""
 
-    kept = ExtremaObserver.kept
+    state_fields = ExtremaObserver.state_fields
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
-"""Recognises attention written out, and makes it one operator.
+"""Recognizes attention decomposed into elementary operators, and replaces it by one operator.
 
-    Softmax(heads(q) · heads(k)' · s + bias) · heads(v), heads joined again
+    Softmax(heads(q) · heads(k)' · s + bias) · heads(v), heads merged again
         →   MultiHeadAttention(q, k, v, bq|bk|bv, , bias) {num_heads, scale=s}
 
 heads(x) is Reshape to [batch, length, heads, size] and Transpose to [batch, heads, length, size].
-Constant biases of the linears before go into the operator. The runtime chooses its kernel by
+Constant biases of the linear layers before go into the operator. The runtime chooses its kernel by
 machine and shapes: cuDNN's or memory-efficient attention, which never store the scores, take the
-mask as ``attention_bias``, and it must have the full [1 or batch, 1 or heads, length, length]: a
-mask of one row is expanded once for all layers.
+mask as ``attention_bias``, which must have the full shape [1 or batch, 1 or heads, length, length]:
+a mask of one row is expanded once for all layers.
 
-Refuses where scores or probabilities are read elsewhere, masked otherwise than by a sum, or
-corrected by terms of their own; where heads are split in another way, as in DeBERTa's disentangled
-attention: that stays as it is. Source: ONNX Runtime com.microsoft.MultiHeadAttention.
+Refuses where scores or probabilities are read elsewhere, masked by another operator than Add, or a
+sum of several matrix multiplications (DeBERTa's disentangled attention), and where heads are split
+in another way. Source: ONNX Runtime com.microsoft.MultiHeadAttention.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from qcompile.rewriting import Numerics, Pass, Stage
 _HEADS = [0, 2, 1, 3]
 _KEY = [0, 2, 3, 1]
 _SWAP = [0, 1, 3, 2]
-_LAST_SINCE = 13  # before, a softmax without axis is over all but the first dimension
+_LAST_SINCE = 13  # the default axis of Softmax is -1; before, it was all but the first dimension
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FuseAttention(Pass):
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        maker = _Maker(graph)
+        fuser = _Fuser(graph)
         changed = False
         for node in graph.nodes:
             if not is_op(node, "Softmax"):
@@ -66,7 +66,7 @@ class FuseAttention(Pass):
             if isinstance(match, Refusal):
                 ctx.skip(node, match.about("no MultiHeadAttention").reason)
                 continue
-            maker.fuse(match)
+            fuser.fuse(match)
             changed = True
         return bool(graph.remove_dead()) or changed
 
@@ -84,7 +84,7 @@ class _Operand:
 
 @dataclass(frozen=True)
 class _Match:
-    """The pieces of one attention; ``result`` has its heads joined."""
+    """The parts of one attention; ``result`` has its heads merged."""
 
     query: _Operand
     key: _Operand
@@ -95,27 +95,27 @@ class _Match:
 
 
 def _match(graph: Graph, softmax: Node) -> _Match | Refusal | None:
-    """None for a softmax over no product: a classifier's, or a router's."""
+    """None for a softmax that does not follow a matrix multiplication, as in a classifier."""
     scores = _scores(graph, softmax)
     if not isinstance(scores, tuple):
         return scores
-    product, scale, terms = scores
+    matmul, scale, terms = scores
     if softmax.attrs.get("axis", -1 if graph.opset >= _LAST_SINCE else 1) not in (-1, 3):
         return Refusal("the softmax is not over the last axis")
-    used = graph.only_consumer(softmax.outputs[0], "MatMul")
-    if used is None or used.inputs[0] is not softmax.outputs[0]:
-        return Refusal("the probabilities are not multiplied with values alone")
-    parts = (product.inputs[0], product.inputs[1], used.inputs[1])
+    context = graph.only_consumer(softmax.outputs[0], "MatMul")
+    if context is None or context.inputs[0] is not softmax.outputs[0]:
+        return Refusal("the probabilities are not only multiplied by values")
+    parts = (matmul.inputs[0], matmul.inputs[1], context.inputs[1])
     operands = []
     for name, tensor in zip(("query", "key", "value"), parts, strict=True):
-        found = _operand(graph, tensor, name)
-        if isinstance(found, Refusal):
-            return found.about(name)
-        operands.append(found)
+        operand = _operand(graph, tensor, name)
+        if isinstance(operand, Refusal):
+            return operand.about(name)
+        operands.append(operand)
     query, key, value = operands
     if len({o.heads for o in operands}) > 1 or query.size != key.size:
-        return Refusal("query, key and value have not the same heads")
-    result = _joined(graph, used.outputs[0], value)
+        return Refusal("query, key and value do not have the same heads")
+    result = _merged(graph, context.outputs[0], value)
     if isinstance(result, Refusal):
         return result
     for term in terms:
@@ -127,57 +127,57 @@ def _match(graph: Graph, softmax: Node) -> _Match | Refusal | None:
 
 
 def _scores(graph: Graph, softmax: Node) -> tuple[Node, float, list[Tensor]] | Refusal | None:
-    """The product, its scale, and what is added to it, back from the softmax."""
+    """The MatMul of query and key, its scale and the terms added to it, back from the softmax."""
     tensor, scale = softmax.inputs[0], 1.0
     terms: list[Tensor] = []
     while True:
         node = graph.producer(tensor)
         if node is None or graph.only_consumer(tensor) is None:
-            leads = _leads_to_product(graph, tensor)
+            leads = _leads_to_matmul(graph, tensor)
             return Refusal("the scores are read elsewhere") if leads else None
-        if _is_product(node):
+        if _is_data_matmul(node):
             return node, scale, terms
         if is_op(node, "Add") and scale == 1.0:
-            ways = [t for t in node.inputs if _leads_to_product(graph, t)]
-            if not ways:
+            summands = [t for t in node.inputs if _leads_to_matmul(graph, t)]
+            if not summands:
                 return None
-            if len(ways) > 1:
+            if len(summands) > 1:
                 return Refusal(
                     "the scores are a sum of several products, as in disentangled attention"
                 )
-            terms += [t for t in node.inputs if t is not ways[0]]
-            tensor = ways[0]
+            terms += [t for t in node.inputs if t is not summands[0]]
+            tensor = summands[0]
         elif (scaled := scaled_operand(node)) is not None:
             tensor, scale = scaled[0], scale * scaled[1]
         else:
-            leads = _leads_to_product(graph, tensor)
+            leads = _leads_to_matmul(graph, tensor)
             return Refusal(f"{node.op} stands between scores and softmax") if leads else None
 
 
-def _is_product(node: Node | None) -> bool:
-    """A product of two tensors that are computed."""
+def _is_data_matmul(node: Node | None) -> bool:
+    """True for a matrix multiplication of two computed tensors."""
     return node is not None and is_op(node, "MatMul") and not any(map(is_constant, node.inputs))
 
 
-def _leads_to_product(graph: Graph, tensor: Tensor, depth: int = 6) -> bool:
-    """True where a product of data is near, whatever stands between."""
+def _leads_to_matmul(graph: Graph, tensor: Tensor, depth: int = 6) -> bool:
+    """True where such a MatMul is at most ``depth`` layout or elementwise operators before."""
     node = graph.producer(tensor)
     if node is None or depth == 0 or not is_float(tensor):
         return False
-    if _is_product(node):
+    if _is_data_matmul(node):
         return True
     near = is_layout(node) or is_op(node, "Add", "Sub", "Mul", "Div", "Where", "GatherElements")
-    return near and any(_leads_to_product(graph, t, depth - 1) for t in node.inputs)
+    return near and any(_leads_to_matmul(graph, t, depth - 1) for t in node.inputs)
 
 
 def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | Refusal:
-    """What a product reads, back through factors, Transpose and Reshape."""
+    """An operand of a MatMul, traced back through factors, Transpose and Reshape."""
     perms, factor = [], 1.0
-    node = _only_maker(graph, tensor)
+    node = _exclusive_producer(graph, tensor)
     scaled = None if node is None or name == "value" else scaled_operand(node)
     if scaled is not None:
         tensor, factor = scaled
-        node = _only_maker(graph, tensor)
+        node = _exclusive_producer(graph, tensor)
     swapped = _swapped(graph, tensor) if name == "key" else None
     if swapped is not None:
         perms.append(_SWAP)
@@ -185,7 +185,7 @@ def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | Refusal:
     while node is not None and is_op(node, "Transpose"):
         perms.append(list(node.attrs.get("perm", [])))
         tensor = node.inputs[0]
-        node = _only_maker(graph, tensor)
+        node = _exclusive_producer(graph, tensor)
     if perms not in (([_KEY], [_SWAP, _HEADS]) if name == "key" else ([_HEADS],)):
         return Refusal("its heads are not moved in front of the sequence")
     if node is None or not is_op(node, "Reshape"):
@@ -197,15 +197,15 @@ def _operand(graph: Graph, tensor: Tensor, name: str) -> _Operand | Refusal:
     if not (isinstance(heads, int) and isinstance(size, int)):
         return Refusal("the number of heads is not constant")
     if (shape_of(source) or ())[2:] != (heads * size,):
-        return Refusal(f"it is no [batch, length, {heads * size}]")
-    bias, plain = _bias(graph, source, heads * size)
-    return _Operand(plain, bias, heads, size, factor)
+        return Refusal(f"its shape is not [batch, length, {heads * size}]")
+    bias, unbiased = _bias(graph, source, heads * size)
+    return _Operand(unbiased, bias, heads, size, factor)
 
 
 def _swapped(graph: Graph, tensor: Tensor) -> Tensor | None:
-    """x of [a,b,c,d] → Reshape [a·b,c,d] → Transpose [0,2,1] → Reshape [a,b,d,c], as dynamo writes.
+    """x of [a,b,c,d] → Reshape [a·b,c,d] → Transpose [0,2,1] → Reshape [a,b,d,c], from dynamo.
 
-    What Shape reads of x goes into the targets of these Reshapes alone.
+    A Shape that reads x is allowed: it computes the target shapes of these Reshape nodes.
     """
     nodes = []
     for op in ("Reshape", "Transpose", "Reshape"):
@@ -214,19 +214,19 @@ def _swapped(graph: Graph, tensor: Tensor) -> Tensor | None:
             return None
         nodes.append(node)
         tensor = node.inputs[0]
-    apart, turn, merge = nodes
+    split, transpose, merge = nodes
     readers = [n for n in graph.consumers(tensor) if not is_op(n, "Shape")]
-    before, after = shape_of(tensor), shape_of(apart.outputs[0])
+    before, after = shape_of(tensor), shape_of(split.outputs[0])
     merged = shape_of(merge.outputs[0])
     if readers != [merge] or before is None or merged is None or None in (*before, *merged):
         return None
-    swaps = list(turn.attrs.get("perm", [])) == [0, 2, 1] and len(before) == 4
+    swaps = list(transpose.attrs.get("perm", [])) == [0, 2, 1] and len(before) == 4
     expected = (*before[:2], *reversed(before[2:]))
     return tensor if swaps and merged[1:] == before[2:] and after == expected else None
 
 
-def _only_maker(graph: Graph, tensor: Tensor) -> Node | None:
-    """What makes a tensor that has one reader."""
+def _exclusive_producer(graph: Graph, tensor: Tensor) -> Node | None:
+    """The producer of a tensor with one reader, None where there are more."""
     return graph.producer(tensor) if graph.only_consumer(tensor) is not None else None
 
 
@@ -244,7 +244,7 @@ def _keeps_rows(node: Node, count: int) -> bool:
 
 
 def _bias(graph: Graph, tensor: Tensor, width: int) -> tuple[Tensor | None, Tensor]:
-    """The constant vector that a linear adds last, and the tensor before."""
+    """The constant bias that a linear layer adds last, (width,), and the tensor before it."""
     node = graph.producer(tensor, "Add")
     if node is None or graph.only_consumer(tensor) is None:
         return None, tensor
@@ -254,31 +254,31 @@ def _bias(graph: Graph, tensor: Tensor, width: int) -> tuple[Tensor | None, Tens
     return None, tensor
 
 
-def _joined(graph: Graph, context: Tensor, value: _Operand) -> Tensor | Refusal:
-    """The tensor in which heads stand side by side again."""
-    turn = graph.only_consumer(context, "Transpose")
-    if turn is None or list(turn.attrs.get("perm", [])) != _HEADS:
+def _merged(graph: Graph, context: Tensor, value: _Operand) -> Tensor | Refusal:
+    """The result with its heads merged into one dimension again."""
+    transpose = graph.only_consumer(context, "Transpose")
+    if transpose is None or list(transpose.attrs.get("perm", [])) != _HEADS:
         return Refusal("the heads of the result are not moved back")
-    join = graph.only_consumer(turn.outputs[0], "Reshape")
-    if join is None or not _keeps_rows(join, 2):
-        return Refusal("the heads of the result are not joined by one Reshape")
-    shape = shape_of(join.outputs[0])
+    merge = graph.only_consumer(transpose.outputs[0], "Reshape")
+    if merge is None or not _keeps_rows(merge, 2):
+        return Refusal("the heads of the result are not merged by one Reshape")
+    shape = shape_of(merge.outputs[0])
     if shape is None or shape[2:] != (value.heads * value.size,):
-        return Refusal("the heads of the result are not joined into one dimension")
-    result: Tensor = join.outputs[0]
+        return Refusal("the heads of the result are not merged into one dimension")
+    result: Tensor = merge.outputs[0]
     return result
 
 
-class _Maker:
-    """Makes the operators; masks that blocks share are made once."""
+class _Fuser:
+    """Replaces matches by the operator; a mask that several layers share is expanded once."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.known = find_token_axes(graph)
+        self.token_axes = find_token_axes(graph)
         self.masks: dict[tuple[str, ...], Tensor] = {}
 
     def fuse(self, match: _Match) -> None:
-        """Put the operator in the place of what was matched."""
+        """Replace the matched nodes by the operator."""
         graph = self.graph
         operands = (match.query, match.key, match.value)
         biases, mask = self._biases(match), self._mask(match)
@@ -303,12 +303,12 @@ class _Maker:
         return self.graph.constant(f"{match.result.name}/biases", np.concatenate(values))
 
     def _mask(self, match: _Match) -> Tensor | None:
-        """What is added to the scores, in the shape that the operator asks for."""
+        """The sum of the terms added to the scores, in the shape that the operator requires."""
         if not match.terms:
             return None
         lengths = [o.tensor.name for o in (match.query, match.key)]
-        if all(by_position(self.known.get(n)) for n in lengths):
-            lengths = []  # the model's one sequence, whichever block it is
+        if all(by_position(self.token_axes.get(n)) for n in lengths):
+            lengths = []  # all layers have the length of the input sequence
         key = (*(t.name for t in match.terms), *lengths)
         if key not in self.masks:
             self.masks[key] = self._expanded(match)

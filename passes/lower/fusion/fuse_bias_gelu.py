@@ -1,10 +1,11 @@
-"""Adds the bias of a linear inside GELU.
+"""Fuses the bias of a linear layer into the GELU after it.
 
     Gelu(x + b)                        →   com.microsoft.BiasGelu(x, b)
     Gelu(x + b) {approximate="tanh"}   →   com.microsoft.FastGelu(x, b)
 
-One kernel instead of two; on CPU the bias belongs into the integer product, so this is for targets
-that list it. Refuses sums that something else reads. Source: ONNX Runtime contrib operators.
+One kernel instead of two. On CPU, the bias goes into the int8 matrix multiplication instead, so
+only other targets run this. Refuses sums with other readers. Source: ONNX Runtime contrib
+operators.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class FuseBiasGelu(NodeRewrite[_Match]):
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
         single = len([t for t in node.inputs if t.name]) == 1
-        found = _bias(graph, node.inputs[0]) if single else None
-        if found is None:
+        operands = _bias(graph, node.inputs[0]) if single else None
+        if operands is None:
             return None
         if graph.only_consumer(node.inputs[0]) is None:
-            return Refusal("no bias inside: something else reads the sum")
-        return _Match(node, *found)
+            return Refusal("the bias is not fused: the sum has other readers")
+        return _Match(node, *operands)
 
     def rewrite(self, graph: Graph, ctx: Context, match: _Match) -> None:
         node = match.node

@@ -1,11 +1,10 @@
-"""Lets the product read the key as it lies, instead of transposing it first.
+"""Fuses the transposition of the key into the matrix multiplication that reads it.
 
     MatMul(Q, Transpose(K, [0,2,3,1]))   →   FusedMatMul(Q, Transpose(K, [0,2,1,3]), transB=1)
 
-Swapping the last two axes costs a strided copy; the matrix kernel reads its right operand
-transposed at no cost. What is left of the permutation moves whole rows. Refuses where the
-transposed tensor has other readers, or the last axis does not move next to last. Source:
-ONNX Runtime com.microsoft.FusedMatMul.
+Swapping the last two axes costs a strided copy; the matrix kernel reads a transposed right operand
+at no cost. The rest of the permutation moves whole rows. Refuses where the transposed tensor has
+other readers. Source: ONNX Runtime com.microsoft.FusedMatMul.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 @dataclass(frozen=True)
 class FuseKeyTranspose(NodeRewrite[tuple[Node, Node]]):
-    """Fold the transposition of a right operand into the product."""
+    """Fuse the transposition of a right operand into the MatMul."""
 
     name: ClassVar[str] = "fuse-key-transpose"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -28,15 +27,15 @@ class FuseKeyTranspose(NodeRewrite[tuple[Node, Node]]):
     ops: ClassVar[tuple[str, ...]] = ("MatMul",)
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
-        """(the product, what transposes its right operand)."""
+        """(the MatMul, the Transpose of its right operand)."""
         transpose = graph.producer(node.inputs[1], "Transpose")
         if transpose is None:
             return None
         perm = transpose.attrs.get("perm", [])
         if len(perm) < 3 or perm[-2] < perm[-1] or is_constant(transpose.inputs[0]):
-            return None  # rows stay rows: nothing strided to save
+            return None  # rows stay contiguous: there is no strided copy to save
         if not is_float(node.inputs[0]):
-            return Refusal("the product is not known to be float32")
+            return Refusal("the MatMul is not known to be float32")
         if graph.only_consumer(node.inputs[1]) is None:
             return Refusal("the transposed operand has other readers")
         return node, transpose

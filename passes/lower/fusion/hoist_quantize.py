@@ -1,11 +1,11 @@
-"""Quantizes before layout operators instead of after them: they then move a quarter of the bytes.
+"""Moves quantizers before layout operators, which then move a quarter of the bytes.
 
     QuantizeLinear(Reshape(Transpose(x)), s, z)   →   Reshape(Transpose(QuantizeLinear(x, s, z)))
 
-Bit-equal: with one scale for the tensor, quantizing and moving values commute; the same holds for
-DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. A larger value never
-gets a smaller integer, so MaxPool, which picks values, commutes with QuantizeLinear too. Refuses
-scales per axis, chains that anything else reads, and integers that are visible outside.
+Bit-equal: with one scale per tensor, quantizing and moving values commute; the same is true of
+DynamicQuantizeLinear, whose minimum and maximum do not depend on the order. Quantization is
+monotonic, so MaxPool, which selects values, commutes with QuantizeLinear too. Refuses per-channel
+scales and quantized graph outputs; leaves layout operators with other readers where they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 @dataclass(frozen=True)
 class HoistQuantize(NodeRewrite[tuple[Node, list[Node]]]):
-    """Move quantizers in front of layout operators."""
+    """Move quantizers before layout operators."""
 
     name: ClassVar[str] = "hoist-quantize"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -33,8 +33,8 @@ class HoistQuantize(NodeRewrite[tuple[Node, list[Node]]]):
         self, graph: Graph, ctx: Context, node: Node
     ) -> tuple[Node, list[Node]] | Refusal | None:
         """(the quantizer, the layout operators before it, nearest first)."""
-        picks = ("MaxPool",) if is_op(node, "QuantizeLinear") else ()
-        chain = movers_before(graph, node.inputs[0], picks)
+        selecting = ("MaxPool",) if is_op(node, "QuantizeLinear") else ()
+        chain = movers_before(graph, node.inputs[0], selecting)
         if not chain:
             return None
         if "axis" in node.attrs or any(t.shape for t in node.inputs[1:] if is_constant(t)):
@@ -47,9 +47,9 @@ class HoistQuantize(NodeRewrite[tuple[Node, list[Node]]]):
         quantizer, chain = match
         first, last = chain[-1], chain[0]
         source, result = first.inputs[0], quantizer.outputs[0]
-        for node in chain:  # what they make is another tensor now, and another name says so
+        for node in chain:  # their outputs are int8 now, so they get new names
             graph.renew_output(node, "quantized", result.dtype)
-        graph.replace_uses(result, last.outputs[0])  # readers take the moved integers
+        graph.replace_uses(result, last.outputs[0])  # readers use the moved int8 values
         graph.set_input(quantizer, 0, source)
         graph.set_input(first, 0, result)
         result.shape = source.shape

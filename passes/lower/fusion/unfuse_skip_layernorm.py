@@ -1,10 +1,10 @@
-"""Keeps ONNX Runtime from fusing Add and LayerNormalization into its slower SkipLayerNormalization.
+"""Keeps ONNX Runtime from fusing Add and LayerNormalization into the slower SkipLayerNormalization.
 
     LayerNormalization(x + y, γ[H], β[H])   →   LayerNormalization(x + y, γ[1,H], β[1,H])
 
 In ONNX Runtime 1.31 SkipLayerNormalization is scalar code while LayerNormalization has a vector
-kernel; the fusion requires vectors of rank 1, and [1,H] broadcasts the same. Refuses parameters
-that are not constant vectors. Source: ONNX Runtime skip_layer_norm_fusion.
+kernel; the fusion requires parameters of rank 1, and [1,H] broadcasts the same way. Refuses
+parameters that are not constant vectors. Source: ONNX Runtime skip_layer_norm_fusion.
 """
 
 from __future__ import annotations

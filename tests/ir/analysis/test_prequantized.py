@@ -66,7 +66,7 @@ def test_integer_weights_stay_and_float_ones_are_completed(target: str, body: st
     names = {t.name for t in onnx.ModelProto.FromString(result.model).graph.initializer}
     assert {"q", "s", "w/int8"} <= names
     assert [s.reason for s in result.report.skips if s.pass_name == "plan-operands"] == [
-        "its weight came in quantized"
+        "its weight is already quantized in the input model"
     ]
     assert result.report.note_texts[0].startswith("the input model is already quantized: 1 ")
 
@@ -76,7 +76,7 @@ def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
     result = qcompile.compile(serialize(graph), options=UNTIMED)
     assert dump(load(result.model)) == dump(graph)
     assert result.report.note_texts[1] == (
-        "nothing was quantized: except for what was already quantized, its weight came in quantized"
+        "nothing was quantized: except for what was already quantized, its weight is already quantized in the input model"
     )
 
 
@@ -100,7 +100,7 @@ def test_scales_of_a_dynamic_product_are_no_data() -> None:
     ]
     result = qcompile.compile(serialize(graph), feeds, target="qdq", options=UNTIMED)
     reasons = {r.tensor: r.reason for r in result.report.ledger if r.kind == "activation"}
-    assert reasons["m"] == reasons["s"] == "a scale of what came in quantized"
+    assert reasons["m"] == reasons["s"] == "a scale of a tensor that is already quantized"
 
 
 # Our own output ------------------------------------------------------------------------------

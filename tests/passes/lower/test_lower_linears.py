@@ -273,7 +273,7 @@ def test_refuses_what_has_no_fast_kernel(old: str, new: str, weights: Any, reaso
 def test_refuses_a_weight_of_rank_3() -> None:
     prefix = QUANTIZED.replace("axis = 1", "axis = 2")
     graph = linear("y = MatMul(xd, wd)", prefix=prefix, wq=ints(1, 8, 4))
-    assert_refused(graph, LowerLinears(), "the weight is no constant matrix")
+    assert_refused(graph, LowerLinears(), "the weight is not a constant matrix")
 
 
 def test_refuses_a_computed_weight() -> None:

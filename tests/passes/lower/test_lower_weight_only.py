@@ -160,7 +160,7 @@ def test_refuses_other_weights(old: str, new: str, weights: Any, reason: str) ->
 @pytest.mark.parametrize("change", ["Identity(wq)", "Neg(wq)"])
 def test_refuses_a_computed_weight(change: str) -> None:
     body = f"k = {change} w = DequantizeLinear<axis = 1>(k, s) y = MatMul(x, w)"
-    assert_refused(linear(body), LowerWeightOnly(), "the weight is no constant matrix")
+    assert_refused(linear(body), LowerWeightOnly(), "the weight is not a constant matrix")
 
 
 def test_refuses_computed_scales() -> None:
@@ -171,7 +171,7 @@ def test_refuses_computed_scales() -> None:
 def test_refuses_a_weight_of_rank_3() -> None:
     body = "w = DequantizeLinear<axis = 2>(wq, s) y = MatMul(x, w)"
     graph = linear(body, wq=ints(1, 40, 4))
-    assert_refused(graph, LowerWeightOnly(), "the weight is no constant matrix")
+    assert_refused(graph, LowerWeightOnly(), "the weight is not a constant matrix")
 
 
 def test_float_weights_are_no_refusal() -> None:

@@ -118,18 +118,18 @@ def test_int8_saturates_at_ends_of_its_own() -> None:
     found = graph(text, "float[N,4] y", low=low, high=high, zero=zero)
     differential(found, QuantizeParts(), atol=EXACT, feeds=[feed()])
     deeper = graph(text, "float[N,4] y", low=low + float(STEP), high=high, zero=zero)
-    assert_refused(deeper, QuantizeParts(), "cuts deeper")
+    assert_refused(deeper, QuantizeParts(), "bounds are narrower")
 
 
 @pytest.mark.parametrize(("low", "high"), [(LOW + STEP / 2, HIGH), (LOW, HIGH - STEP)])
 def test_refuses_a_clip_that_cuts_deeper(low: float, high: float) -> None:
     found = graph(f"p = Clip(a, low, high) {PAIR}", "float[N,4] y", low=low, high=high)
-    assert_refused(found, QuantizeParts(), "it cuts deeper than the quantizer saturates")
+    assert_refused(found, QuantizeParts(), "its bounds are narrower than those at which the quantizer saturates")
 
 
 def test_a_clip_that_cuts_deeper_stays_around_the_concatenation() -> None:
     found = graph(f"{CONCAT} p = Clip(c, low, high) {PAIR}", low=-1)
-    assert_refused(found, QuantizeParts(), "it cuts deeper")
+    assert_refused(found, QuantizeParts(), "its bounds are narrower")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ BRANCHES = """i = If (k) <
 )
 def test_refuses_what_is_visible_elsewhere(body: str, results: str) -> None:
     found = graph(f"{CONCAT.replace('c =', 'p =')} {PAIR} {body}", results)
-    assert_refused(found, QuantizeParts(), "visible elsewhere")
+    assert_refused(found, QuantizeParts(), "used elsewhere")
 
 
 def test_a_clip_that_others_read_stays_and_nothing_is_said() -> None:
@@ -184,7 +184,7 @@ def test_refuses_scales_per_axis() -> None:
     scale, zero = np.full(6, STEP, np.float32), np.full(6, ZERO, np.uint8)
     pair = "q = QuantizeLinear<axis = -1>(p, s, z) y = DequantizeLinear<axis = -1>(q, s, z)"
     found = graph(f"{CONCAT.replace('c =', 'p =')} {pair}", scale=scale, zero=zero)
-    assert_refused(found, QuantizeParts(), "its scales are per axis")
+    assert_refused(found, QuantizeParts(), "its scales are per channel")
 
 
 def test_other_quantizers_are_no_refusal() -> None:

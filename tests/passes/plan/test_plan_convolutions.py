@@ -90,7 +90,7 @@ def test_a_depthwise_convolution_is_integer_between_integers_alone() -> None:
             network("c = Conv(x, w) y = Relu(c) z = Neg(y)", "float[1,C,H,W] y, float[1,C,H,W] z"),
             "its result is a graph output",
         ),
-        (network("i = Neg(w) c = Conv(x, i) y = Sigmoid(c)"), "no float32 constant"),
+        (network("i = Neg(w) c = Conv(x, i) y = Sigmoid(c)"), "not a float32 constant"),
         (network("n = Neg(b) c = Conv(x, w, n) y = Sigmoid(c)"), "the bias is computed"),
         (
             network("c = Conv(x, w) y = Sigmoid(c)", w=np.full((8, 8, 3, 3), np.nan, np.float32)),

@@ -136,7 +136,7 @@ def test_keep_float_may_name_what_an_earlier_pass_renamed() -> None:
 
 def test_refuses_opsets_without_scales_by_channel() -> None:
     graph = parse("g (float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }", 12, w=normal(8, 4))
-    ctx = assert_refused(graph, PlanOperands(), "opset 12 has no Q/DQ by channel, needs 13")
+    ctx = assert_refused(graph, PlanOperands(), "opset 12 has no per-channel Q/DQ, needs 13")
     assert not ctx.plan.decisions
 
 

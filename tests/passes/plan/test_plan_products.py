@@ -117,7 +117,7 @@ def test_products_stay_float_where_nothing_asks(choices: dict[str, Any]) -> None
 def test_a_target_without_such_a_kernel_says_so() -> None:
     ctx = plan(attention(), "qdq", attention="scores")
     assert [s.reason for s in ctx.skips if s.pass_name == "plan-products"] == [
-        "target 'qdq' has no integer products of two data"
+        "target 'qdq' cannot multiply two activations in int8"
     ]
 
 

@@ -98,7 +98,7 @@ def test_gemm(shape: tuple[int, int]) -> None:
         ),
         (
             convolution(f"i = Identity(w) c = Conv(x, i, b) {NORMALIZED}"),
-            "no float32 constant",
+            "not a float32 constant",
         ),
         (
             convolution(
@@ -108,15 +108,15 @@ def test_gemm(shape: tuple[int, int]) -> None:
         ),
         (
             convolution(f"n = Neg(h) c = Conv(x, w) {NORMALIZED.replace(' h', ' n')}"),
-            "its parameters are no float32 constants",
+            "its parameters are not float32 constants",
         ),
         (convolution(v=np.full(4, -1, F32)), "not finite"),
-        (convolution("c = Conv(x, w) y = Mul(c, k)", k=normal(6)), "one value for each channel"),
+        (convolution("c = Conv(x, w) y = Mul(c, k)", k=normal(6)), "one value per channel"),
         (
             convolution(
                 "c = Conv(x, w) y = Add(c, k)", "float[1,B,4,N,N] y", k=normal(1, 1, 4, 1, 1)
             ),
-            "one value for each channel",
+            "one value per channel",
         ),
         (
             convolution(

@@ -62,4 +62,4 @@ def test_what_was_not_sampled_keeps_its_bias() -> None:
     graph = biased()
     ctx = planned(graph)
     ctx.channels.clear()
-    assert_refused(graph, CorrectBias(), "its rows or its range are not known", ctx)
+    assert_refused(graph, CorrectBias(), "its sample or its range is missing", ctx)

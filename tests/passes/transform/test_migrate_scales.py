@@ -273,7 +273,7 @@ def test_refuses_a_quantizer_with_scales_per_channel_or_none() -> None:
         ctx.plan.decisions.remove(found)
         if spec is not None:
             ctx.plan.decide(type(found)("n", "activation", spec, "by hand", found.uses))
-        assert_refused(graph, item, "no quantizer of its own with one scale", ctx)
+        assert_refused(graph, item, "does not have its own quantizer with one scale", ctx)
 
 
 def test_refuses_a_transposed_weight() -> None:
@@ -293,11 +293,11 @@ def test_refuses_where_the_error_is_small() -> None:
 
 def test_refuses_where_no_scales_help() -> None:
     graph, item = plain(least_error=0, least_gain=1e6)
-    assert_refused(graph, item, "no scales would help: the predicted error shrinks", planned(graph))
+    assert_refused(graph, item, "scaling helps little: the predicted error shrinks", planned(graph))
     graph = normalized("r = Sigmoid(x) y = MatMul(r, w)", w=(8, 8))
     given = weights(w=(8, 8))["w"]
     assert np.abs(given[3]).max() > 0
-    assert_refused(graph, OUTLIER, "no scales would help", planned(graph))
+    assert_refused(graph, OUTLIER, "scaling helps little", planned(graph))
 
 
 def test_the_error_is_compared_with_the_residual_sum() -> None:

@@ -54,7 +54,7 @@ def test_a_range_that_would_grow_too_much_stays() -> None:
     ctx = planned(graph, x=(0, 4), p=(0, 4), k=(0, 0.5), c=(0, 4))
     run_pass(graph, ShareRanges(), ctx=ctx)
     assert spans(ctx) == {"x": (0, 4), "p": (0, 4), "k": (0, 0.5), "c": (0, 4)}
-    assert [(s.node, "too many steps" in s.reason) for s in ctx.skips] == [("k", True)]
+    assert [(s.node, "too few steps" in s.reason) for s in ctx.skips] == [("k", True)]
 
 
 def test_other_integers_and_float_tensors_have_no_part() -> None:

@@ -12,7 +12,7 @@ from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.lower.quantize_parts import QuantizeParts
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.round_weights import RoundWeights
-from qcompile.passes.transform.split_outliers import SplitOutliers, _matched
+from qcompile.passes.transform.split_outliers import SplitOutliers, _pairs
 from qcompile.planning import Context, Decision
 from qcompile.quant import PAIR_SUM, Array, QSpec, real, worst_sums
 from qcompile.quant.weight_rounding import pairs
@@ -372,7 +372,7 @@ def test_refuses_a_quantizer_without_one_scale_and_a_zero_point(spec: QSpec | No
     ctx.plan.decisions.remove(old)
     if spec is not None:
         ctx.plan.decide(Decision("x", "activation", spec, "by hand", old.uses))
-    assert_refused(graph, SPLIT, "no quantizer of its own with one scale and a zero point", ctx)
+    assert_refused(graph, SPLIT, "does not have its own quantizer with one scale and a zero point", ctx)
 
 
 def test_refuses_a_transposed_weight() -> None:
@@ -460,8 +460,8 @@ def test_without_the_bound_copies_lie_side_by_side() -> None:
 def test_columns_that_fit_each_other_share_a_pair() -> None:
     """Rows of two channels, each too large for itself: one beside the other, and no blanks."""
     large = np.array([[100, -100], [-100, 100]], np.int8)
-    assert _matched(np.repeat(large, 2, axis=0)) == [(0, 2), (1, 3)]
-    assert _matched(np.repeat(large[:1], 3, axis=0)) == [(0, None), (1, None), (2, None)]
+    assert _pairs(np.repeat(large, 2, axis=0)) == [(0, 2), (1, 3)]
+    assert _pairs(np.repeat(large[:1], 3, axis=0)) == [(0, None), (1, None), (2, None)]
 
 
 def test_the_integers_of_bounded_weights_are_the_same_without_vnni() -> None:

@@ -148,12 +148,12 @@ def test_without_that_each_block_has_its_own() -> None:
         ("s = Add(d, bias)", "e = Add(d, bias) s = Where(c0, e, d)", "Where stands between"),
         ("s = Add(d, bias)", "e = MatMul(q, k) s = Add(d, e)", "a sum of several products"),
         ("p = Softmax<axis = -1>", "p = Softmax<axis = 1>", "not over the last axis"),
-        ("o = MatMul(p, vt)", "r = Relu(p) o = MatMul(r, vt)", "not multiplied with values alone"),
+        ("o = MatMul(p, vt)", "r = Relu(p) o = MatMul(r, vt)", "not only multiplied by values"),
         ("qr = Reshape(qa, split)", "qr = Reshape(qa, odd)", "split off the last of three"),
         ("q = Transpose<perm = [0,2,1,3]>(qr)", "q = Transpose<perm = [0,2,1,3]>(qr) i = Relu(q)",
          "query: its heads are not"),
         ("t = Transpose<perm = [0,2,1,3]>(o)", "t = Identity(o)", "are not moved back"),
-        ("y = Reshape(t, joined)", "y = Reshape(t, apart)", "are not joined into one"),
+        ("y = Reshape(t, joined)", "y = Reshape(t, apart)", "are not merged into one"),
     ],
 )  # fmt: skip
 def test_refusals(old: str, new: str, reason: str) -> None:

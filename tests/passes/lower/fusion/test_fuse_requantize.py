@@ -63,11 +63,11 @@ def test_product_and_quantizer_become_one_node() -> None:
         ),
         (
             product("m = com.microsoft.MatMulIntegerToFloat(aq, bq, sa, sb) " + QUANTIZED),
-            "the product has no zero points",
+            "the matrix multiplication has no zero points",
         ),
         (
             product(f"{PRODUCT} {QUANTIZED}", zo=np.array(0, np.int8)),
-            "not of the type that it reads",
+            "not the type of the left operand",
         ),
     ],
 )

@@ -78,10 +78,10 @@ def test_shapes_may_be_known_by_the_attention_mask_alone() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (f"s = Add(x, e) {NORM}", "are not known to have one shape"),
-        (f"n = Neg(g) s = Add(x, r) {NORM.replace(' g,', ' n,')}", "no constant vector"),
-        ("s = Add(x, r) y = LayerNormalization<axis = 1>(s, k, k)", "no constant vector"),
-        ("s = Add(x, r) y, m = LayerNormalization(s, g, b) z = Neg(m)", "deviation is read"),
+        (f"s = Add(x, e) {NORM}", "are not known to have the same shape"),
+        (f"n = Neg(g) s = Add(x, r) {NORM.replace(' g,', ' n,')}", "not a constant vector"),
+        ("s = Add(x, r) y = LayerNormalization<axis = 1>(s, k, k)", "not a constant vector"),
+        ("s = Add(x, r) y, m = LayerNormalization(s, g, b) z = Neg(m)", "deviations is used"),
     ],
 )  # fmt: skip
 def test_refusals(body: str, reason: str) -> None:
