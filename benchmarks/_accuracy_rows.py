@@ -1,7 +1,7 @@
 """What benchmarks/accuracy.py compiles: every row of its table, as settings of a recipe.
 
-``recipe`` is the named recipe that the settings change; every other key is a key of a recipe. In
-``transforms`` the word ``default`` stands for the target's own passes.
+``recipe`` names the recipe that the settings are merged into; every other key is a key of a recipe.
+In ``transforms``, ``default`` stands for the target's own passes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ITEM = re.compile(r"[^,{]+(?:\{[^}]*\})?")
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the table, by the settings that make it."""
+    """One model of the table, and the settings that it is compiled with."""
 
     group: str
     name: str
@@ -90,46 +90,46 @@ ROWS = (
 
 def groups_of(text: str) -> tuple[str, ...]:
     """The groups of a comma-separated list."""
-    found = tuple(filter(None, (name.strip() for name in text.split(","))))
-    for name in found:
+    names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    for name in names:
         if name not in GROUPS:
             fail(f"--rows: unknown group {name!r}, expected some of {', '.join(GROUPS)}")
-    return found
+    return names
 
 
 def recipe_of(row: Row) -> Recipe:
     """The row's recipe. Raises RecipeError."""
     settings = dict(row.settings)
     base = read_recipe(settings.pop("recipe")) if "recipe" in settings else Recipe()
-    spelled = settings.get("transforms")
-    if spelled == DEFAULT:
+    transforms = settings.get("transforms")
+    if transforms == DEFAULT:
         settings["transforms"] = ""
-    elif spelled is not None:
+    elif transforms is not None:
         own = target(settings.get("target", base.target)).transform.get("static", ())
-        settings["transforms"] = expanded(spelled, own)
+        settings["transforms"] = expanded(transforms, own)
     return merge_settings(base, settings, f"row {row.name!r}")
 
 
 def expanded(transforms: str, own: tuple[str, ...]) -> str:
-    """The pipeline string with the target's own passes for ``default``.
+    """The pipeline string with the target's own passes in place of ``default``.
 
-    What is added to these goes as far back as the order of passes allows; no pass comes twice.
+    Each added pass comes as late as the order of passes allows; no pass comes twice.
     """
     first, *rest = _ITEM.findall(transforms)
-    found = [*own] if first == DEFAULT else [first]
+    items = [*own] if first == DEFAULT else [first]
     for item in rest:
-        if item not in found:
-            found.insert(_place(found, item), item)
-    return ",".join(found) or NONE
+        if item not in items:
+            items.insert(_last_valid_index(items, item), item)
+    return ",".join(items) or NONE
 
 
-def _place(found: list[str], item: str) -> int:
-    """The last place where ``item`` may stand; the end where there is none."""
-    for at in range(len(found), -1, -1):
+def _last_valid_index(items: list[str], item: str) -> int:
+    """The last index where ``item`` may be inserted; the end where there is none."""
+    for at in range(len(items), -1, -1):
         with suppress(RecipeError):
-            parse(",".join([*found[:at], item, *found[at:]]))
+            parse(",".join([*items[:at], item, *items[at:]]))
             return at
-    return len(found)
+    return len(items)
 
 
 def missing_passes(recipe: Recipe) -> list[str]:

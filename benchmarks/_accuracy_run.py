@@ -25,7 +25,7 @@ from qcompile.runtime.session import Session, SessionOptions
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured of one model."""
+    """The measurements of one model."""
 
     spearman: float
     cosine_mean: float
@@ -46,18 +46,18 @@ class Bench:
 
     @cached_property
     def key(self) -> str:
-        """Identifies what figures are measured with."""
+        """Identifies the files that figures are measured with."""
         files = (self.model, self.data, self.tokenizer / "tokenizer.json")
         return digest([file_digest(file) for file in files])
 
     @cached_property
     def source(self) -> str:
-        """Identifies what models are made of."""
+        """Identifies the files that models are compiled from."""
         return digest([file_digest(self.model), file_digest(self.calibration), self.samples])
 
     @cached_property
     def peer_feeds(self) -> list[Feed]:
-        """The calibration sentences one by one: without padding."""
+        """The calibration sentences one by one, and so without padding."""
         specs = input_specs(load(self.model))
         settings: dict[str, Any] = {"tokenizer": self.tokenizer, "samples": self.samples}
         return list(open_data(self.calibration, specs, batch_size=1, **settings))
@@ -87,7 +87,7 @@ class Bench:
         return self.embeddings(self.model)
 
     def embeddings(self, model: Path) -> Floats:
-        """Of all sentences of the data."""
+        """Mean-pooled embeddings of all sentences of the data, float64 [sentences, hidden]."""
         session = Session(model, SessionOptions(threads=self.threads, exact=False))
         return embed(session, self.feeds, len(self.texts[0]))
 
@@ -106,7 +106,7 @@ class Bench:
 
 
 def digest(value: Any) -> str:
-    """Short hash of what JSON can hold."""
+    """Short hash of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -1,7 +1,7 @@
 """Other quantizers of ONNX models, as benchmarks/accuracy.py calls them: each with its defaults.
 
-A peer that is not installed is no error. All get the same feeds, one sentence each, so that their
-ranges see no padding.
+A peer that is not installed is skipped. All get the same feeds of one sentence each, so that no
+padding enters their ranges.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MATMUL = ["MatMul"]
 
 
 class Reader:
-    """Feeds in the form that onnxruntime, and what is built on it, reads them."""
+    """Feeds as onnxruntime's CalibrationDataReader, which other tools use too."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds, self._left = feeds, iter(feeds)
@@ -44,7 +44,7 @@ class Reader:
 
 
 def ort_static(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[str, Any]) -> None:
-    """onnxruntime's calibrated quantizer; ``activations``: its name of their type."""
+    """onnxruntime's calibrated quantizer; setting ``activations``: name of a QuantType."""
     tools = importlib.import_module("onnxruntime.quantization")
     options = dict(settings)
     if "activations" in options:
@@ -53,7 +53,7 @@ def ort_static(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[
 
 
 def ort_dynamic(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[str, Any]) -> None:
-    """onnxruntime's quantizer that finds ranges as it runs."""
+    """onnxruntime's dynamic quantizer: ranges of activations are computed in every run."""
     tools = importlib.import_module("onnxruntime.quantization")
     tools.quantize_dynamic(model, out, **settings)
 
@@ -61,14 +61,14 @@ def ort_dynamic(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping
 def nncf(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[str, Any]) -> None:
     """NNCF for transformers: SmoothQuant and bias correction."""
     tool = importlib.import_module("nncf")
-    made = tool.quantize(
+    quantized = tool.quantize(
         onnx.load(model),
         tool.Dataset(feeds),
         model_type=tool.ModelType.TRANSFORMER,
         subset_size=len(feeds),
         **settings,
     )
-    onnx.save(made, out)
+    onnx.save(quantized, out)
 
 
 def quark(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ def quark(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[str, 
 
 
 def modelopt(model: Path, feeds: Sequence[Feed], out: Path, settings: Mapping[str, Any]) -> None:
-    """NVIDIA ModelOpt; what stays float stays 32 bits wide."""
+    """NVIDIA ModelOpt; tensors that are not quantized stay float32."""
     tool = importlib.import_module("modelopt.onnx.quantization")
     tool.quantize(
         str(model),
@@ -107,7 +107,7 @@ Function = Callable[[Path, Sequence[Feed], Path, Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of the table: a function, what it is given, and what must be installed."""
+    """One row of the table: a function, its settings, and the package that it needs."""
 
     name: str
     function: Function
@@ -117,15 +117,15 @@ class Peer:
 
     @property
     def version(self) -> str | None:
-        """None where it is not installed."""
+        """The installed version, None where the package is not installed."""
         try:
-            found = importlib.util.find_spec(self.module)
-            return None if found is None else metadata.version(self.package)
+            spec = importlib.util.find_spec(self.module)
+            return None if spec is None else metadata.version(self.package)
         except (ImportError, metadata.PackageNotFoundError):
             return None
 
     def quantize(self, model: Path, feeds: Sequence[Feed], out: Path) -> None:
-        """Write the quantized model; whatever the peer raises is for the caller to report."""
+        """Write the quantized model. Raises whatever the peer raises."""
         with redirect_stdout(stderr):  # several peers print
             self.function(model, feeds, out, self.settings)
 

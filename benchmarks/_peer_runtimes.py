@@ -1,4 +1,4 @@
-"""The other quantizers and runtimes that benchmarks/speed.py times, where installed."""
+"""The other quantizers and runtimes that benchmarks/speed.py times where they are installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Make = Callable[[Path, Sequence[Feed], Path], Runnable]
 
 @dataclass(frozen=True)
 class SpeedPeer:
-    """One row: a function that makes something to time, and the modules it needs."""
+    """One row: a function that builds the model to time, and the modules that it needs."""
 
     name: str
     make: Make
@@ -39,14 +39,14 @@ def _dynamic(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
 
 
 def _static(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
-    """onnxruntime's calibrated quantizer in the form that is fastest on x64."""
+    """onnxruntime's calibrated quantizer with the settings that are fastest on x64."""
     settings = {"activations": "QUInt8", "per_channel": True, "op_types_to_quantize": MATMUL}
     ort_static(model, feeds, out, settings)
     return out
 
 
 def _whole(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
-    """The same with every operator that it knows, convolutions among them."""
+    """The same for every operator that it supports, including convolutions."""
     ort_static(model, feeds, out, {"activations": "QUInt8", "per_channel": True})
     return out
 
@@ -56,9 +56,9 @@ def _fused(model: Path, feeds: Sequence[Feed], out: Path) -> Path:
     import onnx
 
     tool = importlib.import_module("onnxruntime.transformers.optimizer")
-    found = tool.optimize_model(str(model), model_type="bert", opt_level=0, use_gpu=False)
+    optimized = tool.optimize_model(str(model), model_type="bert", opt_level=0, use_gpu=False)
     fused = out.with_suffix(".fused.onnx")
-    found.save_model_to_file(str(fused))
+    optimized.save_model_to_file(str(fused))
     # Without a type for tensors whose type it cannot infer, quantize_dynamic fails on this graph.
     extra = {"DefaultTensorType": onnx.TensorProto.FLOAT}
     ort_dynamic(fused, feeds, out, {"extra_options": extra})
@@ -73,7 +73,7 @@ def _openvino(model: Path, feeds: Sequence[Feed], out: Path) -> Runnable:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """A model for OpenVINO; what it returns for a number of threads runs one feed."""
+    """A model for OpenVINO; calling it with a number of threads gives a function of one feed."""
 
     path: Path
 
@@ -81,9 +81,9 @@ class OpenVino:
         tool = importlib.import_module("openvino")
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         compiled = tool.Core().compile_model(str(self.path), "CPU", options)
-        known = {name for port in compiled.inputs for name in port.get_names()}
+        names = {name for port in compiled.inputs for name in port.get_names()}
         request = compiled.create_infer_request()
-        return lambda feed: request.infer({n: v for n, v in feed.items() if n in known})
+        return lambda feed: request.infer({n: v for n, v in feed.items() if n in names})
 
 
 PEERS = (
@@ -95,16 +95,16 @@ PEERS = (
 )
 
 
-def made(model: Path, feeds: Sequence[Feed], folder: Path) -> list[tuple[str, Runnable]]:
-    """All peers that are installed and take this model; says of the others why not."""
-    found: list[tuple[str, Runnable]] = []
+def build_peers(model: Path, feeds: Sequence[Feed], folder: Path) -> list[tuple[str, Runnable]]:
+    """All peers that are installed and accept this model; prints why others are missing."""
+    built: list[tuple[str, Runnable]] = []
     for i, peer in enumerate(PEERS):
         if not peer.installed:
             print(f"{peer.name}: not installed", file=stderr)
             continue
         try:
             with redirect_stdout(stderr):
-                found.append((peer.name, peer.make(model, feeds, folder / f"peer{i}.onnx")))
-        except Exception as e:  # peers fail in ways of their own; the table goes on without
+                built.append((peer.name, peer.make(model, feeds, folder / f"peer{i}.onnx")))
+        except Exception as e:  # peers raise anything; the table is printed without this one
             print(f"{peer.name}: {type(e).__name__}: {str(e).splitlines()[0]}", file=stderr)
-    return found
+    return built

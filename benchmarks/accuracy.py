@@ -8,8 +8,8 @@ _peer_quantizers.py compiles it, calibrated on the first sentences of --calibrat
 the cosine to the float model's embeddings are those of embedding_closeness.py on --data. A row that
 fails says why. With --tasks the table of benchmarks/task_accuracy.py follows.
 
-Compiled files stay in --work, and their figures beside them: an interrupted run goes on where it
-was, and what is there is made anew only where model, data, settings or qcompile have changed.
+Compiled files and their figures are kept in --work: an interrupted run continues, and a file is
+compiled again only where model, data, settings or qcompile have changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import qcompile
 from benchmarks import task_accuracy
 from benchmarks._accuracy_rows import GROUPS, ROWS, Row, groups_of, missing_passes, recipe_of
 from benchmarks._accuracy_run import Bench, Figures, digest, file_digest, write_calibration
-from benchmarks._integer_operators import what_is_integer
+from benchmarks._integer_operators import integer_operators
 from benchmarks._peer_quantizers import PEERS, Peer
 from models._common import fail, make_folder
 from qcompile import Options, QCompileError, compile
@@ -44,7 +44,7 @@ Build = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of making a file: on the clock, and of all cores together, which other work disturbs less."""
+    """Of compiling a file: wall time, and CPU time of all cores, which other load affects less."""
 
     seconds: float
     cpu_seconds: float
@@ -64,7 +64,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to make. ``identity``: all that decides what it will be."""
+    """A model to compile. ``identity``: everything that determines the file."""
 
     group: str
     name: str
@@ -74,25 +74,25 @@ class Candidate:
 
 
 def code_digest() -> str:
-    """Of qcompile's own source: another version may compile the same settings otherwise."""
+    """Hash of qcompile's source: another version may give another file for the same settings."""
     root = Path(str(qcompile.__file__)).parent
     folders = (root, root / "passes", root / "calibrators")  # the last two may be links
     return digest([file_digest(p) for f in folders for p in sorted(f.rglob("*.py"))])
 
 
-# ---- what to make
+# ---- what to compile
 
 
 def candidates(bench: Bench, groups: tuple[str, ...]) -> Iterator[Candidate]:
     """Rows of the groups, then peers."""
     code = code_digest()
     for row in (row for row in ROWS if row.group in groups):
-        yield _ours(bench, row, code)
+        yield _row_candidate(bench, row, code)
     for peer in PEERS if "peers" in groups else ():
-        yield _theirs(bench, peer)
+        yield _peer_candidate(bench, peer)
 
 
-def _ours(bench: Bench, row: Row, code: str) -> Candidate:
+def _row_candidate(bench: Bench, row: Row, code: str) -> Candidate:
     try:
         recipe = recipe_of(row)
         missing = missing_passes(recipe)
@@ -115,7 +115,7 @@ def _ours(bench: Bench, row: Row, code: str) -> Candidate:
     return Candidate(row.group, row.name, identity, build, obstacle)
 
 
-def _theirs(bench: Bench, peer: Peer) -> Candidate:
+def _peer_candidate(bench: Bench, peer: Peer) -> Candidate:
     identity = asdict(peer) | {"function": peer.function.__name__, "version": peer.version}
 
     def build(out: Path) -> None:
@@ -129,18 +129,18 @@ def _nothing(out: Path) -> None:
     """Builds nothing."""
 
 
-# ---- making and measuring
+# ---- compiling and measuring
 
 
-def measured(bench: Bench, candidate: Candidate, work: Path) -> Line:
-    """The candidate's line; nothing that a compiler raises ends the program."""
+def measure(bench: Bench, candidate: Candidate, work: Path) -> Line:
+    """The candidate's line; no exception of a compiler ends the program."""
     if candidate.obstacle:
         return Line(candidate.group, candidate.name, failure=candidate.obstacle)
     model = work / f"{digest(candidate.identity)}.onnx"
     try:
-        cost = made(candidate, model)
-        figures = remembered(bench, model, model.with_suffix(f".{bench.key}.json"))
-        what = what_is_integer(onnx.load(model, load_external_data=False))
+        cost = build_once(candidate, model)
+        figures = measure_once(bench, model, model.with_suffix(f".{bench.key}.json"))
+        what = integer_operators(onnx.load(model, load_external_data=False))
     except Exception as error:  # peers raise anything
         reason = str(error).strip() or "no message"
         return Line(
@@ -151,8 +151,8 @@ def measured(bench: Bench, candidate: Candidate, work: Path) -> Line:
     return Line(candidate.group, candidate.name, what, figures, cost)
 
 
-def made(candidate: Candidate, model: Path) -> Cost:
-    """What it took to make the file, now or earlier."""
+def build_once(candidate: Candidate, model: Path) -> Cost:
+    """Build the file unless it exists; the cost of building it, now or earlier."""
     note = model.with_suffix(".made.json")
     if model.is_file() and note.is_file():
         return Cost(**json.loads(note.read_text()))
@@ -166,75 +166,75 @@ def made(candidate: Candidate, model: Path) -> Cost:
     return cost
 
 
-def remembered(bench: Bench, model: Path, note: Path) -> Figures:
-    """The figures of a file, measured where the note does not hold them yet."""
+def measure_once(bench: Bench, model: Path, note: Path) -> Figures:
+    """The figures of a model, from the file ``note``, or measured and written there."""
     if note.is_file():
         return Figures(**json.loads(note.read_text()))
-    found = bench.figures(model)
-    note.write_text(json.dumps(asdict(found), indent=1))
-    return found
+    figures = bench.figures(model)
+    note.write_text(json.dumps(asdict(figures), indent=1))
+    return figures
 
 
 # ---- printing
 
 
-def spelled(line: Line) -> str:
-    """A line of the markdown table; five digits, for closeness differs in the fourth."""
+def markdown_line(line: Line) -> str:
+    """A line of the markdown table; five digits, since cosines differ in the fourth."""
     if line.figures is None:
         return f"| {line.model} | {line.failure.replace('|', '/')} | | | | | | |"
-    found, cost = line.figures, "- | -"
+    figures, cost = line.figures, "- | -"
     if line.cost is not None:
         cost = f"{line.cost.seconds:.1f} | {line.cost.cpu_seconds:.1f}"
     return (
-        f"| {line.model} | {line.what} | {found.spearman:.2f} | {found.cosine_mean:.5f} "
-        f"| {found.cosine_worst:.5f} | {found.bytes / 1e6:.1f} | {cost} |"
+        f"| {line.model} | {line.what} | {figures.spearman:.2f} | {figures.cosine_mean:.5f} "
+        f"| {figures.cosine_worst:.5f} | {figures.bytes / 1e6:.1f} | {cost} |"
     )
 
 
 def versions() -> dict[str, Any]:
-    """Of the machine and of everything that made a row."""
+    """Of the machine, and of every package that compiled a row."""
     peers = {p.package: p.version for p in PEERS if p.version and p.package != "onnxruntime"}
     return {"qcompile": qcompile.__version__, **processor.describe_environment().to_dict(), **peers}
 
 
-def spelled_versions(found: Mapping[str, Any]) -> str:
-    """One line beneath the table."""
-    isa = ", ".join(found["isa"]) or "unknown instruction sets"
-    rest = [f"{k} {v}" for k, v in found.items() if k not in ("isa", "machine")]
-    return f"{', '.join(rest)}; {found['machine']}, {isa}."
+def version_line(values: Mapping[str, Any]) -> str:
+    """The line under the table."""
+    isa = ", ".join(values["isa"]) or "unknown instruction sets"
+    rest = [f"{k} {v}" for k, v in values.items() if k not in ("isa", "machine")]
+    return f"{', '.join(rest)}; {values['machine']}, {isa}."
 
 
 def closeness_table(bench: Bench, groups: tuple[str, ...], work: Path) -> list[Line]:
     """Print the table line by line; progress goes to stderr."""
     print(f"{COLUMNS}\n|{'---|' * 8}", flush=True)
-    figures = remembered(bench, bench.model, work / f"float.{bench.key}.json")
+    figures = measure_once(bench, bench.model, work / f"float.{bench.key}.json")
     lines = [Line("", FLOAT, figures=figures)]
-    print(spelled(lines[0]), flush=True)
+    print(markdown_line(lines[0]), flush=True)
     chosen = list(candidates(bench, groups))
     for number, candidate in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {candidate.name}", file=sys.stderr, flush=True)
-        lines.append(measured(bench, candidate, work))
-        print(spelled(lines[-1]), flush=True)
+        lines.append(measure(bench, candidate, work))
+        print(markdown_line(lines[-1]), flush=True)
     pairs, texts = len(bench.texts[1]), len(bench.calibration.read_text().splitlines())
-    print(f"\n{pairs} pairs, {texts} sentences to calibrate; {spelled_versions(versions())}")
+    print(f"\n{pairs} pairs, {texts} sentences to calibrate; {version_line(versions())}")
     return lines
 
 
 def task_table(args: argparse.Namespace) -> list[task_accuracy.Outcome]:
-    """The table of benchmarks/task_accuracy.py; a task that cannot be measured says why."""
+    """Print the table of benchmarks/task_accuracy.py, with the error of a task that fails."""
     print(f"\n{task_accuracy.COLUMNS}\n|{'---|' * 9}", flush=True)
-    found = []
+    outcomes = []
     for folder in args.tasks:
         print(f"task {folder.name}", file=sys.stderr, flush=True)
         try:
             for outcome in task_accuracy.measure(
                 folder, args.task_data, TASK_RECIPES, None, args.samples, args.threads
             ):
-                found.append(outcome)
+                outcomes.append(outcome)
                 print(task_accuracy.line(outcome), flush=True)
         except QCompileError as error:
             print(f"| {folder.name} | {error} | | | | | | | |", flush=True)
-    return found
+    return outcomes
 
 
 # ---- the command line
@@ -247,7 +247,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="JSON lines of scored pairs")
-    parser.add_argument("--calibration", type=Path, required=True, help="text of any form")
+    parser.add_argument("--calibration", type=Path, required=True, help="text, CSV or JSON lines")
     parser.add_argument("--tokenizer", type=Path, required=True, help="holds tokenizer.json")
     parser.add_argument("--samples", type=int, default=256, help="sentences to calibrate with")
     parser.add_argument("--rows", default=",".join(GROUPS), help="default: %(default)s")
@@ -263,13 +263,13 @@ def arguments() -> argparse.Namespace:
         fail("--tasks needs --task-data")
     for path in (args.model, args.data, args.calibration, args.tokenizer / "tokenizer.json"):
         if not path.is_file():
-            fail(f"{path} is no file")
+            fail(f"{path} is not a file")
     args.rows = groups_of(args.rows)
     return args
 
 
 def run(args: argparse.Namespace, work: Path) -> None:
-    """Both tables, and the file of --json."""
+    """Print both tables, and write the file of --json."""
     try:
         texts = write_calibration(args.calibration, args.samples, work)
         bench = Bench(args.model, args.data, texts, args.tokenizer, args.samples, args.threads)
@@ -278,8 +278,8 @@ def run(args: argparse.Namespace, work: Path) -> None:
         fail(str(error))
     outcomes = task_table(args) if args.tasks else []
     if args.json is not None:
-        found = {"versions": versions(), "models": lines, "tasks": outcomes}
-        args.json.write_text(json.dumps(found, default=asdict, indent=1) + "\n")
+        values = {"versions": versions(), "models": lines, "tasks": outcomes}
+        args.json.write_text(json.dumps(values, default=asdict, indent=1) + "\n")
 
 
 def main() -> None:

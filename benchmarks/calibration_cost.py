@@ -1,11 +1,11 @@
-"""What calibration costs: seconds against plain float runs, and peak memory against sample count.
+"""What calibration costs: time relative to float inference, and peak memory by sample count.
 
     python -m benchmarks.calibration_cost MODEL.onnx --data DATA [--tokenizer DIR]
         [--calibrator minmax]
 
-Prints the time of one float forward pass over the samples (ONNX Runtime's defaults, same threads),
-the time of the collector's sweep over the same samples, their ratio in alternating rounds, and the
-peak memory of child processes that calibrate on 1, 2 and 4 times the samples.
+Prints the time of float inference over the samples (ONNX Runtime's defaults, same threads), the
+time of the collector over the same samples, their ratio in alternating rounds, and the peak memory
+of child processes that calibrate on 1, 2 and 4 times the samples.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from qcompile.runtime.session import Session, SessionOptions
 
 
 def planned(model: Path) -> tuple[Graph, Context]:
-    """The simplified graph, and the ranges that target cpu asks for."""
+    """The simplified graph, and a context with the ranges that target cpu requests."""
     graph = load(model)
     infer(graph)
     ctx = Context(target("cpu"), runtime.evaluate, PassSettings("static"))
@@ -52,7 +52,7 @@ def feeds_of(graph: Graph, args: argparse.Namespace) -> list[Feed]:
 
 
 def float_seconds(model: Path, feeds: list[Feed]) -> float:
-    """One float forward pass over all feeds, session creation left out."""
+    """Seconds of float inference over all feeds, without the creation of the session."""
     session = Session(model, SessionOptions(threads=runtime.threads()))
     session.run(feeds[0])
     start = time.perf_counter()
@@ -62,18 +62,18 @@ def float_seconds(model: Path, feeds: list[Feed]) -> float:
 
 
 def collect_seconds(graph: Graph, ctx: Context, calibrator: str, feeds: list[Feed]) -> float:
-    """The collector's sweep over all feeds, session creation left out."""
+    """Seconds of the collector over all feeds, without the creation of the session."""
     options = CollectorOptions(threads=runtime.threads())
-    chosen = Recipe(calibrator=calibrator).make_calibrator()
-    made = collector(graph, ctx.requests, chosen, ctx.evaluate, options)
-    made.update(feeds[0])
+    rule = Recipe(calibrator=calibrator).make_calibrator()
+    observers = collector(graph, ctx.requests, rule, ctx.evaluate, options)
+    observers.update(feeds[0])
     start = time.perf_counter()
-    collect(made, feeds)
+    collect(observers, feeds)
     return time.perf_counter() - start
 
 
 def peak_megabytes(args: argparse.Namespace, repeat: int) -> float:
-    """Peak resident memory of a fresh process that calibrates on the samples ``repeat`` times."""
+    """Peak resident memory of a new process that calibrates on the samples ``repeat`` times."""
     command = [
         sys.executable,
         "-m",
@@ -92,10 +92,10 @@ def peak_megabytes(args: argparse.Namespace, repeat: int) -> float:
 def child(args: argparse.Namespace) -> None:
     """Calibrate and print the peak memory in MB."""
     graph, ctx = planned(args.model)
-    chosen = Recipe(calibrator=args.calibrator).make_calibrator()
-    made = collector(graph, ctx.requests, chosen, ctx.evaluate)
+    rule = Recipe(calibrator=args.calibrator).make_calibrator()
+    observers = collector(graph, ctx.requests, rule, ctx.evaluate)
     feeds = feeds_of(graph, args)
-    collect(made, (feed for _ in range(args.child) for feed in feeds))
+    collect(observers, (feed for _ in range(args.child) for feed in feeds))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -4,8 +4,8 @@
         --data dev.jsonl --tokenizer DIR
 
 Embeddings are means over tokens of the first rank-3 output, in batches of sentences sorted by
-length, as in the table of docs/accuracy.md. ``--data`` is JSON lines with text_a, text_b and a
-score (STS-B's form): Spearman is of the pairs' cosines against the scores.
+length, as in the table of docs/accuracy.md. ``--data`` is JSON lines with text_a, text_b and score,
+as in STS-B: Spearman is the rank correlation of the pairs' cosines with the scores.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from qcompile.runtime.evaluation.closeness import cosine
 from qcompile.runtime.session import Session, SessionOptions
 
 Floats = npt.NDArray[Any]
-# What a session does of itself, on x86 without VNNI too.
-PLAIN = SessionOptions(exact=False)
+# ONNX Runtime's own arithmetic, even where int8 sums saturate (x86 without VNNI).
+DEFAULT_ARITHMETIC = SessionOptions(exact=False)
 
 
 def sentences(path: Path) -> tuple[list[str], list[float]]:
@@ -54,15 +54,15 @@ def feed_of(texts: list[str], specs: tuple[InputSpec, ...], tokenizer: Any) -> F
 
 def embed(session: Session, feeds: list[tuple[list[int], Feed]], count: int) -> Floats:
     """Mean-pooled embeddings, float64 [count, hidden]."""
-    found: Floats = np.zeros((0, 0))
+    embeddings: Floats = np.zeros((0, 0))
     for rows, feed in feeds:
         hidden = next(v for v in session.run(feed).values() if v.ndim == 3 and v.dtype.kind == "f")
         mask = feed["attention_mask"][..., None].astype(np.float64)
         pooled = (hidden * mask).sum(1) / mask.sum(1)
-        if found.size == 0:
-            found = np.zeros((count, pooled.shape[1]))
-        found[rows] = pooled
-    return found
+        if embeddings.size == 0:
+            embeddings = np.zeros((count, pooled.shape[1]))
+        embeddings[rows] = pooled
+    return embeddings
 
 
 def spearman(a: Floats, b: Floats) -> float:
@@ -72,6 +72,7 @@ def spearman(a: Floats, b: Floats) -> float:
 
 
 def _ranks(values: Floats) -> Floats:
+    """Ranks from 1 of the values, their mean where values are equal."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     middle: Floats = (ends - (counts - 1) / 2)[inverse]
@@ -79,7 +80,7 @@ def _ranks(values: Floats) -> Floats:
 
 
 def measure(models: list[Path], data: Path, tokenizer: Path) -> list[dict[str, Any]]:
-    """One row a model, the first being the reference."""
+    """One row per model; the first model is the reference."""
     from tokenizers import Tokenizer
 
     engine = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
@@ -89,13 +90,13 @@ def measure(models: list[Path], data: Path, tokenizer: Path) -> list[dict[str, A
     specs = input_specs(load(models[0]))
     feeds = [(rows, feed_of([texts[i] for i in rows], specs, engine)) for rows in batches(texts)]
     reference: Floats | None = None
-    found = []
+    rows_of_table = []
     for model in models:
-        vectors = embed(Session(model, PLAIN), feeds, len(texts))
+        vectors = embed(Session(model, DEFAULT_ARITHMETIC), feeds, len(texts))
         reference = vectors if reference is None else reference
         closeness = [cosine(x, y) for x, y in zip(reference, vectors, strict=True)]
         pairs = np.array([cosine(x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=True)])
-        found.append(
+        rows_of_table.append(
             {
                 "model": str(model),
                 "bytes": model.stat().st_size,
@@ -104,7 +105,7 @@ def measure(models: list[Path], data: Path, tokenizer: Path) -> list[dict[str, A
                 "cosine_worst": float(np.min(closeness)),
             }
         )
-    return found
+    return rows_of_table
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""One model from many exporters: how many integer linears each file ends with, and how close.
+"""One model from many exporters: how many linear layers run in int8, and the closeness of each.
 
     python -m benchmarks.exporters FILE.onnx ... [--data DATA --tokenizer DIR]
 
-Compiles each file for target cpu (static with data, else dynamic) and prints a row each. The same
-weights must give the same number of integer linears whatever the exporter; a linear that stays
-float is listed with its reason.
+Compiles each file for target cpu (static with data, otherwise dynamic) and prints a row per file.
+The same weights must give the same number of int8 linear layers with every exporter; layers that
+stay float are listed with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OPEN_GATES = Gates(min_cosine=None, min_worst_cosine=None)
 
 
 def row(model: Path, data: str | None, tokenizer: Path | None) -> str:
-    """One line of the table, and one for each linear that stayed float."""
+    """One line of the table, and one for each linear layer that stayed float."""
     options = Options(tokenizer=tokenizer, bench=False, samples=64 if data else None)
     try:
         report = compile(model, data, gates=OPEN_GATES, options=options).report
@@ -31,8 +31,8 @@ def row(model: Path, data: str | None, tokenizer: Path | None) -> str:
         f"| {model.parent.name} | {report.int8_linears} | {nodes} "
         f"| {report.size_ratio:.1%} | {worst:.4f} |"
     )
-    kept = [s for s in report.skips if s.pass_name in ("plan-operands", "lower-linears")]
-    return "\n".join([line, *(f"|  | {s.node}: {s.reason} | | | |" for s in kept)])
+    refusals = [s for s in report.skips if s.pass_name in ("plan-operands", "lower-linears")]
+    return "\n".join([line, *(f"|  | {s.node}: {s.reason} | | | |" for s in refusals)])
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--tokenizer", type=Path)
     args = parser.parse_args()
-    print("| export | integer linears | nodes | size | worst cosine |\n|---|---|---|---|---|")
+    print("| export | int8 linear layers | nodes | size | worst cosine |\n|---|---|---|---|---|")
     for model in args.models:
         print(row(model, args.data, args.tokenizer), flush=True)
 

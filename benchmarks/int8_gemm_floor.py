@@ -1,13 +1,13 @@
-"""How long the integer products of an encoder take and nothing else: the floor of its latency.
+"""How long only the int8 matrix multiplications of an encoder take: a lower bound of its latency.
 
     python -m benchmarks.int8_gemm_floor [--layers 12] [--width 768] [--inner 3072] [--tokens 128]
 
-Times a graph of MatMulIntegerToFloat alone, uint8 by int8 by output channel with the bias inside:
-for each layer four products [width, width], one [width, inner] and one [inner, width], each with a
-weight of its own, so that weights come from memory as they do in a model. Prints milliseconds a run
-(best and median of alternating rounds), billions of operations a second and core (a product and a
-sum are two), and the same for one layer, whose weights stay in the caches. What a model takes
-beyond the first figure is what a compiler can still gain.
+Times a graph of MatMulIntegerToFloat nodes, uint8 by per-channel int8 with a bias. Each layer has
+four weights [width, width], one [width, inner] and one [inner, width]; no weight is shared, so that
+weights come from memory as in a model. Prints milliseconds per run (best and median of alternating
+rounds), billions of operations per second and core (a multiplication and an addition are two), and
+the same for one layer, whose weights stay in the caches. A compiler can at most save the time that
+a model takes beyond the first figure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Size:
-    """Of an encoder and its input."""
+    """Sizes of an encoder and its input."""
 
     layers: int
     width: int
@@ -42,17 +42,17 @@ class Size:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Of the weights of one layer."""
+        """Shapes of the weights of one layer."""
         return [(self.width, self.width)] * 4 + [(self.width, self.inner), (self.inner, self.width)]
 
     @property
     def operations(self) -> int:
-        """Products and sums of a run."""
+        """Multiplications and additions per run."""
         return 2 * self.tokens * self.layers * sum(k * n for k, n in self.shapes)
 
 
-def products(size: Size, seed: int = 0) -> onnx.ModelProto:
-    """A model of all products; its inputs are ``x{K}``, uint8 [tokens, K]."""
+def matmul_model(size: Size, seed: int = 0) -> onnx.ModelProto:
+    """A model of all matrix multiplications; its inputs are ``x{K}``, uint8 [tokens, K]."""
     rng = np.random.default_rng(seed)
     constants: dict[str, Array] = {
         "step": np.array(0.02, np.float32),
@@ -72,26 +72,26 @@ def products(size: Size, seed: int = 0) -> onnx.ModelProto:
             outputs.append(
                 helper.make_tensor_value_info(f"y{name}", TensorProto.FLOAT, [size.tokens, n])
             )
-    given = [
+    inputs_of_graph = [
         helper.make_tensor_value_info(f"x{k}", TensorProto.UINT8, [size.tokens, k])
         for k in sorted({k for k, _ in size.shapes})
     ]
     stored = [numpy_helper.from_array(v, name) for name, v in constants.items()]
-    graph = helper.make_graph(nodes, "products", given, outputs, stored)
+    graph = helper.make_graph(nodes, "products", inputs_of_graph, outputs, stored)
     imports = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
 def feed(size: Size, seed: int = 0) -> dict[str, Array]:
-    """Random bytes."""
+    """Random uint8 inputs, by name."""
     rng = np.random.default_rng(seed)
     widths = sorted({k for k, _ in size.shapes})
     return {f"x{k}": rng.integers(0, 256, (size.tokens, k), np.uint8) for k in widths}
 
 
-def measured(sizes: Sequence[Size], options: latency.TimingOptions) -> list[latency.Timing]:
-    """Timings of one model for each size, alternating."""
-    models = [(str(s.layers), products(s).SerializeToString()) for s in sizes]
+def measure(sizes: Sequence[Size], options: latency.TimingOptions) -> list[latency.Timing]:
+    """Timings of one model for each size, in alternating rounds."""
+    models = [(str(s.layers), matmul_model(s).SerializeToString()) for s in sizes]
     return latency.compare_latency(models, feed(sizes[0]), options).timings
 
 
@@ -112,15 +112,15 @@ def main() -> None:
     sizes = [Size(n, args.width, inner, args.tokens) for n in (args.layers, 1)]
     threads = args.threads or session.threads()
     options = latency.TimingOptions(threads, args.rounds, args.seconds)
-    shown = Table(title=f"{threads} threads, {', '.join(processor.instruction_sets())}")
-    for heading in ("layers", "products", "best ms", "median", "GOPS a core"):
-        shown.add_column(heading, justify="right")
-    for size, found in zip(sizes, measured(sizes, options), strict=True):
-        gops = size.operations / found.best / 1e6 / threads
+    table = Table(title=f"{threads} threads, {', '.join(processor.instruction_sets())}")
+    for heading in ("layers", "MatMuls", "best ms", "median", "GOPS per core"):
+        table.add_column(heading, justify="right")
+    for size, timing in zip(sizes, measure(sizes, options), strict=True):
+        gops = size.operations / timing.best / 1e6 / threads
         count = size.layers * len(size.shapes)
-        cells = f"{size.layers}", f"{count}", f"{found.best:.2f}", f"{found.median:.2f}"
-        shown.add_row(*cells, f"{gops:.0f}")
-    Console().print(shown)
+        cells = f"{size.layers}", f"{count}", f"{timing.best:.2f}", f"{timing.median:.2f}"
+        table.add_row(*cells, f"{gops:.0f}")
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What a whole compile costs in memory: its peak by stage, in a process of its own.
+"""What a whole compilation costs in memory: the peak of each stage, in a separate process.
 
     python -m benchmarks.memory_cost MODEL.onnx --data DATA [--tokenizer DIR]
         [--max-memory 1GiB ...]
     python -m benchmarks.memory_cost --make LARGE.onnx [--gigabytes 2.5]
 
-Runs `qcompile compile` once for each budget, and once without where none is given. While a stage
-lasts its resident memory is read every few milliseconds; the largest value of each is printed, and
-how many times the float model that is. --make writes a stack of linear layers with random weights
-instead, in external data, and inputs for it beside it, LARGE.npz.
+Compiles once per budget, or once without a limit where none is given. The resident memory is read
+every few milliseconds; the largest value of each stage is printed, also relative to the size of the
+float model. --make instead writes a stack of linear layers with random weights in external data,
+and inputs for it, LARGE.npz, next to it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Watch:
         threading.Thread(target=self._read, daemon=True).start()
 
     def step(self, name: str, total: int | None = None) -> None:
-        """A new stage."""
+        """Start of a stage."""
         now = time.perf_counter()
         spent = self.seconds.get(self._stage, 0.0) + now - self._start
         self.seconds[self._stage] = round(spent, 2)
         self._stage, self._start = name, now
 
     def advance(self) -> None:
-        """Nothing to note."""
+        """Does nothing: only stages count."""
 
     def _read(self) -> None:
         page = os.sysconf("SC_PAGE_SIZE")
@@ -85,15 +85,15 @@ def child(args: argparse.Namespace) -> None:
     print(json.dumps({"peaks": watch.peaks, "seconds": watch.seconds, "notes": notes}))
 
 
-def measured(args: argparse.Namespace, budget: int | None) -> dict[str, object]:
-    """One compile in a fresh process: megabytes by stage, and against the float model."""
+def measure(args: argparse.Namespace, budget: int | None) -> dict[str, object]:
+    """One compilation in a new process: megabytes by stage, and relative to the float model."""
     command = [sys.executable, "-m", "benchmarks.memory_cost", *sys.argv[1:], "--child"]
     command += ["--max-memory", str(budget)] if budget else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"max_memory_mb": budget and budget / 1e6, "failed": done.stderr.splitlines()[-1]}
-    found = json.loads(done.stdout.splitlines()[-1])
-    peak = max(found["peaks"].values())
+    figures = json.loads(done.stdout.splitlines()[-1])
+    peak = max(figures["peaks"].values())
     size = args.model.stat().st_size + external_bytes(read_model(args.model)[0])
     return {
         "max_memory_mb": budget and round(budget / 1e6),
@@ -101,14 +101,14 @@ def measured(args: argparse.Namespace, budget: int | None) -> dict[str, object]:
         "peak_mb": round(peak / 1e6),
         "peak_over_float": round(peak / size, 2),
         "over_budget_mb": budget and round((peak - budget) / 1e6),
-        "stages_mb": {name: round(value / 1e6) for name, value in found["peaks"].items()},
-        "seconds": found["seconds"],
-        "notes": found["notes"],
+        "stages_mb": {name: round(value / 1e6) for name, value in figures["peaks"].items()},
+        "seconds": figures["seconds"],
+        "notes": figures["notes"],
     }
 
 
 def make(path: Path, gigabytes: float) -> None:
-    """A stack of square linears with Relu between, written layer by layer."""
+    """Write a stack of square linear layers with Relu between them, layer by layer."""
     layers = max(1, round(gigabytes * 1e9 / (4 * WIDTH * WIDTH)))
     rng, nodes, weights, last = np.random.default_rng(0), [], [], "x"
     with path.with_suffix(".data").open("wb") as file:
@@ -159,7 +159,7 @@ def main() -> None:
         args.max_memory = args.max_memory[-1:]
         child(args)
     else:
-        json.dump([measured(args, b) for b in args.max_memory or [None]], sys.stdout, indent=1)
+        json.dump([measure(args, b) for b in args.max_memory or [None]], sys.stdout, indent=1)
 
 
 def _size(text: str) -> int:

@@ -1,13 +1,13 @@
-"""Speed of a model compiled by qcompile beside ONNX Runtime's own quantizer, in one run.
+"""Speed of a model compiled by qcompile, compared with other quantizers and runtimes in one run.
 
     python -m benchmarks.speed MODEL.onnx [--dim sequence_length=128 ...]
         [--data DATA --tokenizer DIR]
 
 Builds the same model with every peer that is installed (onnxruntime's quantizers and fusions,
-OpenVINO through NNCF) and qcompile's float, dynamic and (with data, or made-up inputs) static
-forms, then times all of them: one live session at a time, alternating rounds. --dim name=32,128
-times one table a size; --data without --dim times its first --batch sentences, padded to the
-longest. docs/performance.md says how to read the figures.
+OpenVINO through NNCF) and with qcompile in the modes float, dynamic and static (calibrated on data,
+or on synthetic inputs), then times all of them: one session at a time, in alternating rounds. --dim
+name=32,128 prints one table per size; --data without --dim times its first --batch sentences,
+padded to the longest. docs/performance.md says how to read the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-from benchmarks._peer_runtimes import made
+from benchmarks._peer_runtimes import build_peers
 from qcompile import Options, Recipe, compile
 from qcompile.commands.bench import show
 from qcompile.compiler.config.recipe import merge_settings, read_recipe
@@ -31,7 +31,7 @@ from qcompile.ir.analysis.shape_inference import infer
 from qcompile.ir.model_io.read_model import load
 from qcompile.runtime import latency
 
-FORMS: dict[str, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "qcompile float": Recipe(mode="float"),
     "qcompile dynamic": Recipe(mode="dynamic"),
     "qcompile static": Recipe(mode="static"),
@@ -41,22 +41,22 @@ FORMS: dict[str, Recipe] = {
 }
 
 
-def ours(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, latency.Runnable]]:
-    """The forms of target cpu; not verified here, only timed."""
+def build_own(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, latency.Runnable]]:
+    """The model compiled for target cpu by each recipe; not verified, only timed."""
     unchecked = Options(verify=False, bench=False)
-    found: list[tuple[str, latency.Runnable]] = []
-    for name, recipe in FORMS.items():
+    built: list[tuple[str, latency.Runnable]] = []
+    for name, recipe in RECIPES.items():
         data = feeds if recipe.mode == "static" else None
         result = compile(model, data, recipe=recipe, options=unchecked)
         path = folder / f"{name}.onnx"
         result.save(path)
-        found.append((name, path))
-    return found
+        built.append((name, path))
+    return built
 
 
-def sizes(given: list[str]) -> list[dict[str, int]]:
+def sizes(arguments: list[str]) -> list[dict[str, int]]:
     """Every combination of ``name=a,b`` arguments."""
-    named = [(d.split("=")[0], d.split("=")[1].split(",")) for d in given]
+    named = [(d.split("=")[0], d.split("=")[1].split(",")) for d in arguments]
     names = [name for name, _ in named]
     return [
         {n: int(v) for n, v in zip(names, values, strict=True)}
@@ -65,7 +65,7 @@ def sizes(given: list[str]) -> list[dict[str, int]]:
 
 
 def main() -> None:
-    """Print one table a set of shapes, or JSON."""
+    """Print one table per set of shapes, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--dim", action="append", default=[], help="name=size[,size], repeatable")
@@ -84,26 +84,26 @@ def main() -> None:
     timed = [synthetic_feeds(graph, dims, 4, 0) for dims in sizes(args.dim)]
     feeds = timed[0]
     if args.data:
-        given = open_data(args.data, input_specs(graph), tokenizer=args.tokenizer)
-        feeds = list(given)
+        feeds = list(open_data(args.data, input_specs(graph), tokenizer=args.tokenizer))
         if not args.dim:
             timed = [batches(args.data, graph, args.tokenizer, args.batch)]
     options = latency.TimingOptions(args.threads, args.rounds, args.seconds)
     with tempfile.TemporaryDirectory() as name:
         models: list[tuple[str, latency.Runnable]] = [("float, defaults", args.model)]
-        models += [*made(args.model, feeds, Path(name)), *ours(args.model, feeds, Path(name))]
-        found = [latency.compare_latency(models, of[-1], options) for of in timed]
+        models += build_peers(args.model, feeds, Path(name))
+        models += build_own(args.model, feeds, Path(name))
+        comparisons = [latency.compare_latency(models, inputs[-1], options) for inputs in timed]
     if args.json:
-        json.dump([c.to_dict() for c in found], sys.stdout, indent=1)
+        json.dump([c.to_dict() for c in comparisons], sys.stdout, indent=1)
     else:
-        for comparison in found:
+        for comparison in comparisons:
             show(comparison)
 
 
 def batches(data: str, graph: Graph, tokenizer: Path, size: int) -> list[Feed]:
-    """Batches of sentences in the order of the file, padded to their longest, as a server sees."""
-    given = open_data(data, input_specs(graph), tokenizer=tokenizer, samples=size, batch_size=size)
-    return list(given)
+    """Batches of sentences in the order of the file, padded to their longest, as in a server."""
+    specs = input_specs(graph)
+    return list(open_data(data, specs, tokenizer=tokenizer, samples=size, batch_size=size))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What quantization costs on labelled tasks: the metric of float and compiled, flips, cosine.
+"""What quantization costs on labelled tasks: metric of both models, flips, cosine of the logits.
 
     python -m models.finetune_tasks tasks/ --data FOLDER
     python -m benchmarks.task_accuracy tasks/rte tasks/mrpc --data FOLDER --recipe default
@@ -43,7 +43,7 @@ COLUMNS = "| task | recipe | metric | n | float | compiled | difference | flips 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model answers to all examples, and how good that is."""
+    """A model's logits for all examples, and its score."""
 
     logits: Floats
     score: float
@@ -69,13 +69,13 @@ def read_task(folder: Path) -> Task:
     """The task that a folder of models/finetune_tasks.py holds."""
     path = folder / "task.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        name, split, kind = found["name"], found["split"], found["metric"]
-        return Task(name, split, kind, int(found["max_length"]), tuple(found["labels"]))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        name, split, kind = values["name"], values["split"], values["metric"]
+        return Task(name, split, kind, int(values["max_length"]), tuple(values["labels"]))
     except OSError as error:
         fail(f"cannot read {path}: {error.strerror}")
     except (KeyError, TypeError, ValueError) as error:
-        fail(f"{path} is no task.json of models/finetune_tasks.py: {error!r}")
+        fail(f"{path} is not a task.json of models/finetune_tasks.py: {error!r}")
 
 
 def load_examples(folder: Path, data: Path) -> Examples:
@@ -85,16 +85,16 @@ def load_examples(folder: Path, data: Path) -> Examples:
 
 
 def score(model: bytes | Path, examples: Examples, threads: int = 0) -> Scored:
-    """Runs a model over the examples, batch by batch; its first output holds the logits."""
+    """Run a model over the examples, batch by batch; its first output has the logits."""
     session = Session(model, SessionOptions(threads=threads, exact=False))
     name = session.outputs[0]
-    found = [session.run(feed, [name])[name] for _, feed in examples.feeds]
-    logits = gather(examples, found)
+    batches = [session.run(feed, [name])[name] for _, feed in examples.feeds]
+    logits = gather(examples, batches)
     return Scored(logits, metric(examples, logits))
 
 
 def mean_cosine(a: Floats, b: Floats) -> float:
-    """Of each row's logits; where a row has one, of the column."""
+    """Mean over rows of the logits' cosine; the cosine of the columns where a row has one logit."""
     if a.shape[1] == 1:
         return cosine(a, b)
     return float(np.mean([cosine(x, y) for x, y in zip(a, b, strict=True)]))
@@ -118,20 +118,20 @@ def outcome(recipe: str, examples: Examples, reference: Scored, candidate: Score
 
 
 def text_fields(row: Row) -> dict[str, str]:
-    """The row's text in the form that qcompile reads from JSON lines."""
+    """The row's text under the keys that qcompile reads from JSON lines."""
     if isinstance(row.text, str):
         return {"text": row.text}
     return dict(zip(("text_a", "text_b"), row.text, strict=True))
 
 
-def compiled(
+def compile_task(
     folder: Path,
     rows: Sequence[Row],
     recipe: str = DEFAULT,
     target: str | None = None,
     threads: int = 0,
 ) -> bytes:
-    """The folder's model, compiled on the texts of rows; a failed gate does not matter."""
+    """The folder's model, calibrated on the texts of rows; a failed gate is ignored."""
     chosen = None if recipe == DEFAULT else recipe
     options = Options(
         tokenizer=folder,
@@ -141,8 +141,8 @@ def compiled(
         bench=False,
         force=True,
     )
-    with tempfile.TemporaryDirectory() as made:
-        texts = Path(made) / "calibration.jsonl"
+    with tempfile.TemporaryDirectory() as temporary:
+        texts = Path(temporary) / "calibration.jsonl"
         texts.write_text("".join(json.dumps(text_fields(row)) + "\n" for row in rows))
         model = folder / "model.onnx"
         return compile(model, texts, target=target, recipe=chosen, options=options).model
@@ -156,27 +156,27 @@ def measure(
     samples: int = 256,
     threads: int = 0,
 ) -> Iterator[Outcome]:
-    """One outcome a recipe; the float model runs once."""
+    """One outcome per recipe; the float model runs once."""
     examples = load_examples(folder, data)
     rows = read_rows(data / examples.task.name / "train.jsonl")[:samples]
     reference = score(folder / "model.onnx", examples, threads)
     for recipe in recipes:
-        model = compiled(folder, rows, recipe, target, threads)
+        model = compile_task(folder, rows, recipe, target, threads)
         yield outcome(recipe, examples, reference, score(model, examples, threads))
 
 
-def line(found: Outcome) -> str:
+def line(item: Outcome) -> str:
     """A line of the markdown table."""
-    moved = f"{found.flips:.4f}" if found.metric == "spearman" else f"{found.flips:.2f} %"
+    flipped = f"{item.flips:.4f}" if item.metric == "spearman" else f"{item.flips:.2f} %"
     return (
-        f"| {found.task} | {found.recipe} | {found.metric}, {found.split} | {found.n} "
-        f"| {found.float_score:.2f} | {found.score:.2f} | {found.difference:+.2f} "
-        f"| {moved} | {found.cosine:.4f} |"
+        f"| {item.task} | {item.recipe} | {item.metric}, {item.split} | {item.n} "
+        f"| {item.float_score:.2f} | {item.score:.2f} | {item.difference:+.2f} "
+        f"| {flipped} | {item.cosine:.4f} |"
     )
 
 
 def outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
-    """All outcomes that the command line asks for, folder by folder."""
+    """All outcomes that the command line requests, folder by folder."""
     for folder in args.folders:
         try:
             yield from measure(
@@ -209,11 +209,11 @@ def main() -> None:
     if args.samples < 1 or args.threads < 0:
         fail("--samples must be at least 1 and --threads 0 or more")
     if args.json:
-        print(json.dumps([asdict(found) for found in outcomes(args)], indent=1))
+        print(json.dumps([asdict(item) for item in outcomes(args)], indent=1))
         return
     print(f"{COLUMNS}\n|{'---|' * 9}")
-    for found in outcomes(args):
-        print(line(found), flush=True)
+    for item in outcomes(args):
+        print(line(item), flush=True)
 
 
 if __name__ == "__main__":

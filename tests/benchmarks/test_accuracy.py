@@ -22,7 +22,7 @@ from qcompile.rewriting.testing import model_proto
 
 
 def says(text: str, **constants: Any) -> str:
-    return str(_integer_operators.what_is_integer(model_proto(text, 21, **constants)))
+    return str(_integer_operators.integer_operators(model_proto(text, 21, **constants)))
 
 
 WEIGHT, ZERO, SCALE = np.zeros((4, 4), np.int8), np.array(0, np.uint8), np.array(1, np.float32)
@@ -201,17 +201,17 @@ def candidate(**changes: Any) -> Any:
 def test_a_model_is_made_and_measured_once(tmp_path: Path) -> None:
     bench = stub(calls=0)
     one, built = candidate()
-    first = accuracy.measured(bench, one, tmp_path)
-    again = accuracy.measured(bench, one, tmp_path)
+    first = accuracy.measure(bench, one, tmp_path)
+    again = accuracy.measure(bench, one, tmp_path)
     assert first == again
     assert (len(built), bench.calls) == (1, 1)
 
 
 def test_other_settings_make_another_model(tmp_path: Path) -> None:
     bench = stub(calls=0)
-    accuracy.measured(bench, candidate()[0], tmp_path)
+    accuracy.measure(bench, candidate()[0], tmp_path)
     other, built = candidate(identity={"a": 2})
-    accuracy.measured(bench, other, tmp_path)
+    accuracy.measure(bench, other, tmp_path)
     assert (len(built), bench.calls) == (1, 2)
 
 
@@ -222,9 +222,9 @@ def test_what_was_not_finished_is_made_anew(tmp_path: Path) -> None:
 
     bench = stub(calls=0)
     with pytest.raises(KeyboardInterrupt):
-        accuracy.measured(bench, candidate(build=stop)[0], tmp_path)
+        accuracy.measure(bench, candidate(build=stop)[0], tmp_path)
     whole, built = candidate()
-    assert accuracy.measured(bench, whole, tmp_path).figures is not None
+    assert accuracy.measure(bench, whole, tmp_path).figures is not None
     assert len(built) == 1
 
 
@@ -232,14 +232,14 @@ def test_a_failure_is_a_line_of_the_table(tmp_path: Path) -> None:
     def broken(out: Path) -> None:
         raise ValueError("a | b\nmore")
 
-    found = accuracy.measured(stub(calls=0), candidate(build=broken)[0], tmp_path)
-    assert accuracy.spelled(found) == "| A row | ValueError: a / b | | | | | | |"
+    found = accuracy.measure(stub(calls=0), candidate(build=broken)[0], tmp_path)
+    assert accuracy.markdown_line(found) == "| A row | ValueError: a / b | | | | | | |"
 
 
 def test_an_obstacle_is_a_line_and_nothing_is_built(tmp_path: Path) -> None:
     absent, built = candidate(obstacle="not installed")
-    found = accuracy.measured(stub(calls=0), absent, tmp_path)
-    assert accuracy.spelled(found) == "| A row | not installed | | | | | | |"
+    found = accuracy.measure(stub(calls=0), absent, tmp_path)
+    assert accuracy.markdown_line(found) == "| A row | not installed | | | | | | |"
     assert built == []
 
 
@@ -247,19 +247,19 @@ def test_a_line_has_five_digits_of_closeness() -> None:
     figures = _accuracy_run.Figures(86.694, 0.993412, 0.976649, 23_500_000)
     line = accuracy.Line("cpu", "x", "36 linears", figures, accuracy.Cost(6.28, 9.0))
     assert (
-        accuracy.spelled(line)
+        accuracy.markdown_line(line)
         == "| x | 36 linears | 86.69 | 0.99341 | 0.97665 | 23.5 | 6.3 | 9.0 |"
     )
-    assert accuracy.COLUMNS.count("|") == accuracy.spelled(line).count("|")
+    assert accuracy.COLUMNS.count("|") == accuracy.markdown_line(line).count("|")
 
 
 def test_versions_name_the_instruction_sets() -> None:
     found = {"onnx": "1.2", "machine": "x86_64", "isa": ["AVX512-VNNI"]}
-    assert accuracy.spelled_versions(found) == "onnx 1.2; x86_64, AVX512-VNNI."
-    assert "unknown" in accuracy.spelled_versions({"machine": "x", "isa": []})
+    assert accuracy.version_line(found) == "onnx 1.2; x86_64, AVX512-VNNI."
+    assert "unknown" in accuracy.version_line({"machine": "x", "isa": []})
 
 
 def test_a_row_of_a_bad_recipe_says_so() -> None:
     bad = rows.Row("cpu", "bad", {"transform": "x"})
-    found = accuracy._ours(stub(calls=0, source="s"), bad, "code")
+    found = accuracy._row_candidate(stub(calls=0, source="s"), bad, "code")
     assert "unknown key 'transform'" in found.obstacle

@@ -113,7 +113,7 @@ def test_divisors_stay_float() -> None:
     plan(
         graph,
         f"""
-        CHECK: activation x: float at Div:y.1 because something is divided by it
+        CHECK: activation x: float at Div:y.1 because it is a divisor
         CHECK: activation z: uint8:asym:tensor at Div:y.0 {MADE}
         """,
     )
