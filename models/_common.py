@@ -1,4 +1,4 @@
-"""What every recipe in this folder shares: one-line errors, pip packages, the destination."""
+"""Shared by all scripts of this folder: one-line errors, pip packages, the destination folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def need(module: str) -> Any:
-    """Imports a module, or says in one line how to install it."""
+    """Imports a module; where that fails, ends with a line that says how to install it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return importlib.import_module(module)
@@ -35,7 +35,7 @@ def need(module: str) -> Any:
 
 
 def packaged_file(distribution: str, ending: str, install: str) -> Path:
-    """The installed file of a pip package whose path ends so."""
+    """The installed file of a pip package whose path has this ending."""
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
@@ -56,7 +56,7 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def make_folder(dest: Path) -> Path:
-    """Creates the destination folder, or says why it cannot."""
+    """Creates the destination folder; where that fails, ends with a line that says why."""
     try:
         dest.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -26,7 +26,7 @@ OPSETS = range(14, 26)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which exporter makes the file, for which opset, from which form of attention."""
+    """Exporter, opset, and transformers' implementation of attention."""
 
     exporter: str = "torchscript"
     opset: int = 17
@@ -48,7 +48,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def example(vocabulary: int, batch: int, length: int) -> tuple[Any, Any, Any]:
-    """Made inputs: random tokens, and every row but the first padded at its end."""
+    """Example inputs: random tokens, with padding at the end of every row but the first."""
     torch = need("torch")
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     ids = torch.randint(0, vocabulary, (batch, length), generator=generator)
@@ -109,7 +109,7 @@ def export_dynamo(model: Any, path: Path, recipe: Recipe) -> None:
 
 
 def export_optimum(model: Any, path: Path, recipe: Recipe) -> None:
-    """What optimum's main_export calls once it has loaded the model."""
+    """The function that optimum's main_export calls with the loaded model."""
     need("optimum.exporters.onnx").onnx_export_from_model(
         model=model,
         output=path.parent,
@@ -142,9 +142,9 @@ def differences(model: Any, path: Path) -> Iterator[float]:
 
 
 def vary_vectors(model: Any) -> None:
-    """Moves biases and LayerNorm gains off the 0 and 1 they start at, as training does.
+    """Moves biases and LayerNorm gains away from their initial 0 and 1, as training does.
 
-    Left equal, they would be exported as one constant behind many Identity nodes.
+    Equal ones would be exported as a single constant with many Identity nodes.
     """
     torch = need("torch")
     with torch.no_grad():

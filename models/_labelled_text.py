@@ -1,7 +1,7 @@
 """Labelled text for the scripts that train and score classifiers: rows, batches, metrics.
 
 A split is JSON lines with text, or text_a and text_b, and a label, or a score for regression. No
-torch and no qcompile here: both sides read the same rows and cut the same batches.
+torch and no qcompile here, so that training and evaluation read the same rows and batches.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured where: the split that the figures are of, and accuracy or spearman.
+    """A task: the split that it is measured on, and its metric, accuracy or spearman.
 
-    ``labels`` in the order of the logits; none for a regression.
+    ``labels`` are in the order of the logits; empty for a regression.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Examples:
-    """A split made ready: batches of row numbers with their feeds, and one target a row."""
+    """A tokenized split: batches of row numbers with their feeds, and one target per row."""
 
     task: Task
     feeds: list[tuple[list[int], Feed]]
@@ -69,12 +69,12 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(line: str, where: str) -> Row:
     try:
-        found = json.loads(line)
+        values = json.loads(line)
     except ValueError as error:
         fail(f"{where}: not JSON: {error}")
     try:
-        text = found["text"] if "text" in found else (found["text_a"], found["text_b"])
-        target = found["label"] if "label" in found else float(found["score"])
+        text = values["text"] if "text" in values else (values["text_a"], values["text_b"])
+        target = values["label"] if "label" in values else float(values["score"])
     except (KeyError, TypeError, ValueError) as error:
         fail(f"{where}: expected text, or text_a and text_b, and label or score; {error!r}")
     return Row(text, target)
@@ -82,10 +82,10 @@ def _row(line: str, where: str) -> Row:
 
 def labels_of(rows: Sequence[Row]) -> tuple[str | int, ...]:
     """The labels of training rows, sorted; none where they are scores."""
-    found = {row.target for row in rows}
-    if any(isinstance(target, float) for target in found):
+    distinct = {row.target for row in rows}
+    if any(isinstance(target, float) for target in distinct):
         return ()
-    return tuple(sorted(target for target in found if not isinstance(target, float)))
+    return tuple(sorted(target for target in distinct if not isinstance(target, float)))
 
 
 def targets(rows: Sequence[Row], labels: Sequence[str | int]) -> Floats:
@@ -100,7 +100,7 @@ def targets(rows: Sequence[Row], labels: Sequence[str | int]) -> Floats:
 
 
 def encode(texts: Sequence[Text], tokenizer: Path, max_length: int) -> tuple[list[Any], int]:
-    """One unpadded encoding a text, and the id that pads, by the folder's tokenizer.json."""
+    """One unpadded encoding per text, and the padding id, by the folder's tokenizer.json."""
     file = tokenizer / "tokenizer.json"
     if not file.is_file():
         fail(f"{tokenizer} holds no tokenizer.json")
@@ -138,17 +138,17 @@ def feed_of(encodings: Sequence[Any], pad: int) -> Feed:
 
 
 def examples_of(task: Task, rows: Sequence[Row], tokenizer: Path) -> Examples:
-    """The rows in batches of like length."""
+    """The rows in batches of similar length."""
     encoded, pad = encode([row.text for row in rows], tokenizer, task.max_length)
     numbers = batches([len(e.ids) for e in encoded])
     feeds = [(batch, feed_of([encoded[i] for i in batch], pad)) for batch in numbers]
     return Examples(task, feeds, targets(rows, task.labels))
 
 
-def gather(examples: Examples, found: Sequence[Floats]) -> Floats:
+def gather(examples: Examples, batch_logits: Sequence[Floats]) -> Floats:
     """The logits of all batches in the order of the rows, float64 [rows, outputs]."""
-    logits = np.zeros((len(examples.targets), found[0].shape[1]))
-    for (numbers, _), values in zip(examples.feeds, found, strict=True):
+    logits = np.zeros((len(examples.targets), batch_logits[0].shape[1]))
+    for (numbers, _), values in zip(examples.feeds, batch_logits, strict=True):
         logits[numbers] = values
     return logits
 
@@ -171,6 +171,7 @@ def spearman(a: Floats, b: Floats) -> float:
 
 
 def _ranks(values: Floats) -> Floats:
+    """Ranks from 1 of the values, their mean where values are equal."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     middle: Floats = (ends - (counts - 1) / 2)[inverse]

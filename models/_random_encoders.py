@@ -1,8 +1,8 @@
 """Small encoders of several architectures with random weights, as transformers folders.
 
-Each has a tokenizer of its own: 1000 tokens, found in the sentences that ship with qcompile, with
-the special tokens of its family. Weights are drawn so that a linear keeps the size of what it
-multiplies; with transformers' own 0.02 attention would look at all positions alike.
+Each has its own tokenizer: 1000 tokens, from the sentences that are part of qcompile, with the
+special tokens of its family. Weights are drawn so that a linear layer preserves the magnitude of
+its input; with transformers' default of 0.02, attention would weight all positions alike.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DEBERTA = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """transformers' name for the classes, what its configuration says, its special tokens."""
+    """Prefix of the class names in transformers, configuration values, special tokens."""
 
     prefix: str
     config: Mapping[str, Any]
@@ -101,7 +101,7 @@ def write(name: str, task: str, folder: Path, seed: int = 0) -> None:
 
 
 def _vocabulary(special: Mapping[str, str]) -> dict[str, int]:
-    """Special tokens, letters, and the commonest words; a trainer breaks ties by chance."""
+    """Special tokens, letters and the most common words; a trainer would break ties randomly."""
     text = SENTENCES.read_text().lower()
     letters = sorted(set(text) - set(string.whitespace))
     words = Counter(re.findall(r"\w\w+", text))

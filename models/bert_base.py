@@ -1,7 +1,7 @@
 """Builds an encoder of BERT-base's size with random weights, and exports it to ONNX.
 
 Nothing is downloaded: the shape is transformers' BertConfig (30,522 tokens, 12 layers x 768
-unless told otherwise), the weights are drawn from --seed. It is for measuring speed and size;
+by default), the weights are drawn from --seed. It is for measuring speed and size;
 its outputs mean nothing. Writes model.onnx and config.json into DEST.
 """
 

@@ -7,7 +7,7 @@ trec and banking77, dev.jsonl of rte and stsb): JSON lines with text, or text_a 
 label or score. Writes model.onnx, the tokenizer files, model.safetensors and task.json (labels,
 metric, float score, versions) into DEST/<task>; a task that has a model.onnx is skipped unless
 --force. rte starts from the encoder in DEST/stsb. The same seed, threads and versions give
-the same model. benchmarks/task_accuracy.py measures what came of it.
+the same model. benchmarks/task_accuracy.py measures the models.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def schedule(step: int, steps: int) -> float:
 
 
 def shuffled(lengths: list[int], generator: np.random.Generator) -> list[list[int]]:
-    """Batches of row numbers in random order, rows of like length together to keep padding low."""
+    """Batches of row numbers in random order, of similar length, to keep padding low."""
     order = generator.permutation(len(lengths)).tolist()
     window = BATCH * WINDOW
-    found = []
+    batches = []
     for start in range(0, len(order), window):
         part = sorted(order[start : start + window], key=lambda i: lengths[i])
-        found += [part[i : i + BATCH] for i in range(0, len(part), BATCH)]
-    return [found[i] for i in generator.permutation(len(found))]
+        batches += [part[i : i + BATCH] for i in range(0, len(part), BATCH)]
+    return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def load(source: Path, rows: list[Row], labels: tuple[str | int, ...]) -> Any:
@@ -161,15 +161,15 @@ def train(
 
 
 def torch_logits(model: Any, examples: Examples) -> Floats:
-    """What the trained model answers, in float32."""
+    """Logits of the trained model, float64 [rows, outputs]."""
     model.eval()
     with need("torch").no_grad():
-        found = [model(**tensors(feed)).logits.numpy() for _, feed in examples.feeds]
-    return gather(examples, found)
+        logits = [model(**tensors(feed)).logits.numpy() for _, feed in examples.feeds]
+    return gather(examples, logits)
 
 
 def export(model: Any, folder: Path) -> Path:
-    """What optimum's main_export calls once it has loaded the model."""
+    """The function that optimum's main_export calls with the loaded model; returns the file."""
     need("optimum.exporters.onnx").onnx_export_from_model(
         model=model,
         output=folder,
@@ -186,12 +186,12 @@ def difference(path: Path, examples: Examples, expected: Floats, threads: int) -
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = [session.run(["logits"], feed)[0] for _, feed in examples.feeds]
-    return float(np.abs(gather(examples, found) - expected).max())
+    logits = [session.run(["logits"], feed)[0] for _, feed in examples.feeds]
+    return float(np.abs(gather(examples, logits) - expected).max())
 
 
 def versions() -> dict[str, str]:
-    """What made the file."""
+    """Versions of the packages that the model depends on."""
     names = ("torch", "transformers", "onnxruntime")
     return {name: str(need(name).__version__) for name in names}
 
@@ -222,8 +222,8 @@ def make(training: Training, folder: Path, args: argparse.Namespace) -> None:
     score = round(metric(examples, logits), 2)
     settings = {"epochs": training.epochs, "rate": training.rate, "seed": args.seed}
     settings |= {"start": training.start, "bf16": args.bf16, "threads": torch.get_num_threads()}
-    found = asdict(task) | {"score": score, "training": settings, "versions": versions()}
-    (folder / "task.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    values = asdict(task) | {"score": score, "training": settings, "versions": versions()}
+    (folder / "task.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     print(
         f"{path}: {task.metric} {score:.2f} on {task.split}, torch differs by {worst:.1e} at most"
     )
@@ -246,9 +246,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument(
-        "--bf16", action="store_true", help="bfloat16 products in training: quicker on some CPUs"
+        "--bf16", action="store_true", help="train in bfloat16: faster on some CPUs"
     )
-    parser.add_argument("--force", action="store_true", help="train again what is there")
+    parser.add_argument("--force", action="store_true", help="train again if the model exists")
     args = parser.parse_args()
     if args.threads < 0 or args.seed < 0 or (args.epochs is not None and args.epochs < 1):
         fail("--threads and --seed must be 0 or more, --epochs at least 1")
@@ -258,7 +258,7 @@ def main() -> None:
     for training in trainings:
         folder = args.dest / training.task.name
         if (folder / "model.onnx").is_file() and not args.force:
-            print(f"{folder / 'model.onnx'}: is there already, --force trains it again")
+            print(f"{folder / 'model.onnx'} exists, --force trains it again")
             continue
         make(training, folder, args)
 

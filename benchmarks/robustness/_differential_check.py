@@ -1,11 +1,11 @@
-"""Is a compiled model right? Float against compiled, under bounds that the model itself gives.
+"""Compares a compiled model with its float model, under bounds that follow from the float model.
 
-`float`: a rewrite may round elsewhere, and rounding is a relative change of a few times 2^-24. So
-all constants and inputs are changed by up to 2^-22, in some random draws; a rewrite may move the
-outputs ``MARGIN`` times as far as that did. Integers: constants, inputs and all tensors between are
-changed by up to half a step of 8 bits of their range, which is what rounding them would do, and
-outputs are compared in root mean square over all feeds. A graph that blows small changes up is
-thereby judged mildly, and one that does not, sharply.
+Mode `float`: a rewrite may round at other places, and rounding is a relative change of a few times
+2^-24. So all constants and inputs are perturbed by up to 2^-22, in several random draws; a rewrite
+may change the outputs ``MARGIN`` times as much as these perturbations. Integer modes: constants,
+inputs and all intermediate tensors are perturbed by up to half a step of 8 bits of their range, as
+rounding would do, and outputs are compared by root mean square over all feeds. The bound is
+therefore wide for a graph that amplifies small changes, and narrow for one that does not.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Feed = dict[str, Array]
 Outputs = list[list[Array]]
 MARGIN = 16.0
 DRAWS = 3
-FLOOR = 2.0**-20  # of the largest output: what one rounding of it and of its parts comes to
-STEP = 2.0**-8  # of the largest output, in root mean square: its own quantizer, and a few more
-ROUNDING = 2.0**-22
+FLOOR = 2.0**-20  # smallest bound, relative to the largest output: rounding of it and its operands
+STEP = 2.0**-8  # the same for the root mean square in integer modes: the output's own quantizer
+ROUNDING = 2.0**-22  # relative perturbation
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ FORMS = (
 def check(
     model: onnx.ModelProto, feeds: Sequence[Feed], forms: Sequence[Form] = FORMS
 ) -> list[str]:
-    """What is wrong, form by form; a first word says of what kind: wrong, refused, crashed."""
+    """Faults, form by form, each starting with its kind: wrong, refused or crashed.
+
+    Only ``unrunnable`` or ``infinite`` where the float model has no finite outputs to compare with.
+    """
     data = model.SerializeToString()
     try:
         reference = run(data, feeds)
@@ -74,12 +77,12 @@ def check(
         "float": _bound(model, feeds, reference, ROUNDING, FLOOR, largest),
         "integer": _bound(noisy(model, feeds), feeds, reference, None, STEP, spread),
     }
-    found = []
+    faults = []
     for form in forms:
         fault = _check_form(data, feeds, form, reference, bounds)
         if fault:
-            found.append(f"{fault} [{form}]")
-    return found
+            faults.append(f"{fault} [{form}]")
+    return faults
 
 
 def _check_form(
@@ -91,9 +94,9 @@ def _check_form(
 ) -> str:
     options = CompileOptions(bench=False, verify=False, force=True)
     try:
-        made = qcompile.compile(
+        result = qcompile.compile(
             data,
-            [dict(f) for f in (*feeds, *feeds)],  # each to calibrate with, those held back too
+            [dict(f) for f in (*feeds, *feeds)],  # twice, so that each is also calibrated on
             target=form.target,
             mode=form.mode,  # type: ignore[arg-type]
             recipe=form.recipe,
@@ -104,13 +107,13 @@ def _check_form(
         return f"refused: {e}"
     except Exception as e:
         return f"crashed: {type(e).__name__}: {e}"
-    if sum(row.bytes for row in made.report.ledger) != len(made.model):
-        return "wrong: the ledger does not add up to the file"
-    fault = _interface(onnx.ModelProto.FromString(data), onnx.ModelProto.FromString(made.model))
+    if sum(row.bytes for row in result.report.ledger) != len(result.model):
+        return "wrong: the bytes of the ledger do not sum to the file size"
+    fault = _interface(onnx.ModelProto.FromString(data), onnx.ModelProto.FromString(result.model))
     if fault:
         return fault
     try:
-        outputs = run(made.model, feeds)
+        outputs = run(result.model, feeds)
     except RuntimeError as e:
         return f"wrong: does not run: {str(e).splitlines()[0][:200]}"
     kind = "float" if form.mode == "float" else "integer"
@@ -176,8 +179,9 @@ def _bound(
     floor: float,
     measure: Callable[[Sequence[Array]], float],
 ) -> list[float]:
-    """By output: how far changed constants and inputs move it, times the margin, and a floor."""
-    moved = [0.0] * len(reference[0])
+    """The bound of each output: its change by perturbed constants and inputs, times the margin,
+    plus a floor."""
+    changes = [0.0] * len(reference[0])
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         changed = onnx.ModelProto()
@@ -187,42 +191,42 @@ def _bound(
             if values.dtype == np.float32 and values.size:
                 new = _changed(values, relative, rng)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
-        shaken = [{k: _changed(v, relative, rng) for k, v in f.items()} for f in feeds]
-        outputs = run(changed.SerializeToString(), shaken)
-        for i in range(len(moved)):
+        perturbed = [{k: _changed(v, relative, rng) for k, v in f.items()} for f in feeds]
+        outputs = run(changed.SerializeToString(), perturbed)
+        for i in range(len(changes)):
             pairs = zip(outputs, reference, strict=True)
-            off = measure([new[i].astype(np.float64) - old[i] for new, old in pairs])
-            moved[i] = max(moved[i], off if np.isfinite(off) else np.inf)
-    tops = [largest([old[i] for old in reference]) for i in range(len(moved))]
-    return [MARGIN * m + floor * MARGIN * top for m, top in zip(moved, tops, strict=True)]
+            change = measure([new[i].astype(np.float64) - old[i] for new, old in pairs])
+            changes[i] = max(changes[i], change if np.isfinite(change) else np.inf)
+    sizes = [largest([old[i] for old in reference]) for i in range(len(changes))]
+    return [MARGIN * c + floor * MARGIN * size for c, size in zip(changes, sizes, strict=True)]
 
 
 def noisy(model: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
-    """The model with noise of half a step of 8 bits on every tensor that a node makes."""
+    """The model with noise of half a step of 8 bits on every tensor that a node computes."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     names = [n for node in model.graph.node if node.op_type != "Constant" for n in node.output]
     del tapped.graph.output[:]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
-    seen = run(tapped.SerializeToString(), feeds)
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    del found.graph.node[:]
+    tensors = run(tapped.SerializeToString(), feeds)
+    noised = onnx.ModelProto()
+    noised.CopyFrom(model)
+    del noised.graph.node[:]
     for node in model.graph.node:
-        found.graph.node.append(node)
+        noised.graph.node.append(node)
         for slot, name in enumerate(node.output):
-            values = [s[names.index(name)] for s in seen] if name in names else []
+            values = [t[names.index(name)] for t in tensors] if name in names else []
             if values and values[0].dtype == np.float32 and largest(values) > 0:
-                found.graph.node[-1].output[slot] = f"{name}/clean"
-                found.graph.node.extend(_noise(found, name, values))
-                # nodes with more outputs than one keep their place: noise comes right behind
+                noised.graph.node[-1].output[slot] = f"{name}/clean"
+                noised.graph.node.extend(_noise(noised, name, values))
+                # node[-1] is a noise node now: of several outputs, only the first gets noise
                 if len(node.output) > 1:
                     break
-    return found
+    return noised
 
 
 def _noise(model: onnx.ModelProto, name: str, values: Sequence[Array]) -> list[onnx.NodeProto]:
-    """Clip(x + noise): a quantizer does not leave the range either."""
+    """Nodes that compute Clip(x + noise); clipped, since a quantizer keeps the range too."""
     flat = np.concatenate([v.ravel() for v in values])
     low, high = min(0.0, float(flat.min())), max(0.0, float(flat.max()))
     half = (high - low) / 255 / 2
@@ -246,7 +250,7 @@ def _constants(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _changed(values: Array, relative: float | None, rng: np.random.Generator) -> Array:
-    """Each value moved: by a relative step, or by up to half a step of 8 bits of their range."""
+    """Values perturbed by a relative step, or by up to half a step of 8 bits of their range."""
     if values.dtype != np.float32:
         return values
     noise = rng.uniform(-1, 1, values.shape)

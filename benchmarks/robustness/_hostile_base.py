@@ -1,4 +1,4 @@
-"""What builders of harmful models share: where they register, and the model that they spoil."""
+"""Shared by the builders of hostile models: their registry, and helpers that build small models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Builder = Callable[[Path], Path]
 BUILDERS: dict[str, Builder] = {}
 HUGE = 1 << 60
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-SECRET = "secret.bin"  # lies outside the model's folder, and must never be read
+SECRET = "secret.bin"  # a file outside the model's folder, which must never be read
 ESCAPE = "\x1b[31mred\x1b[0m\x07\x9b2J\u202e\nfake: line"
 
 
@@ -30,7 +30,7 @@ def model_of(
     functions: list[onnx.FunctionProto] | None = None,
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """A model from float input x to output y; what it declares of y is its rank alone."""
+    """A model from float input x to float output y without a declared shape."""
     graph = helper.make_graph(
         nodes,
         "g",

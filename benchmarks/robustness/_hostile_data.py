@@ -1,4 +1,4 @@
-"""Data, tokenizers, recipes and reports that mean harm: each builder gives options for compile."""
+"""Hostile data, tokenizers and recipes: each builder returns arguments for compile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hostile(build: Builder) -> Builder:
 
 
 def text_model(folder: Path) -> Path:
-    """A table of four words and a linear, on input_ids [batch, length]."""
+    """A table of four words and a linear layer, on input_ids [batch, length]."""
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
         g (int64[batch,length] input_ids) => (float[batch,length,4] y)
@@ -69,7 +69,7 @@ def _recipe(folder: Path, text: str) -> list[str]:
 
 
 def _npy(shape: tuple[int, ...], descr: str = "<f4", data: bytes = b"") -> bytes:
-    """An .npy whose header claims what it likes."""
+    """An .npy with this header, whatever the data."""
     file = io.BytesIO()
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -101,7 +101,7 @@ def npz_bomb(folder: Path) -> list[str]:
         archive.open("x.npy", "w", force_zip64=True) as member,
     ):
         member.write(_npy((8, 1 << 27)))
-        for _ in range(64):  # 1 GiB of it is enough to tell
+        for _ in range(64):  # 1 GiB of it is enough
             member.write(bytes(1 << 24))
     return _numbers(folder, folder / "x.npz")
 

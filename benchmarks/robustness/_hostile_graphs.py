@@ -1,4 +1,4 @@
-"""Graphs that mean harm: without an end, too many or too deep, with names that steer a terminal."""
+"""Hostile graphs: cyclic, too large, too deep, or with names that control a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.robustness._hostile_base import (
 )
 
 
-# ---- graphs that do not end
+# ---- cyclic graphs
 @hostile
 def cycle(folder: Path) -> Path:
     nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
@@ -91,13 +91,13 @@ def function_defined_twice(folder: Path) -> Path:
 # ---- bombs
 @hostile
 def bodies_nested_deep(folder: Path) -> Path:
-    """As deep as protobuf lets a message be."""
+    """As deep as protobuf allows."""
     return save(_nested(24), folder)
 
 
 @hostile
 def bodies_nested_deeper(folder: Path) -> Path:
-    """Deeper than protobuf reads: written by hand."""
+    """Deeper than protobuf allows, so the bytes are composed here."""
     inner = b""
     for _ in range(2000):  # GraphProto{node{attribute{type: GRAPH, g: inner}}}
         attribute = _field(6, inner) + b"\xa0\x01\x05"
@@ -114,7 +114,7 @@ def _nested(depth: int) -> onnx.ModelProto:
     )
     for i in range(1, depth):
         node = helper.make_node("If", ["yes"], [f"o{i}"], then_branch=body, else_branch=body)
-        if i > 8:  # one branch from here on, or there would be 2^depth of them
+        if i > 8:  # only one branch from here on: two would give 2^depth bodies
             node = helper.make_node("If", ["yes"], [f"o{i}"], then_branch=body)
         outputs = [helper.make_tensor_value_info(f"o{i}", FLOAT, None)]
         body = helper.make_graph([node], "b", [], outputs)
@@ -143,7 +143,7 @@ def _write(folder: Path, data: bytes) -> Path:
 
 
 def _bomb(folder: Path, entry: bytes, count: int) -> Path:
-    """A graph of so many entries, after a node that makes it a model."""
+    """A graph of one valid node and ``count`` copies of ``entry``."""
     node = helper.make_node("Relu", ["x"], ["y"]).SerializeToString()
     return _write(folder, _field(7, _field(1, node) + entry * count))
 
@@ -193,7 +193,7 @@ def ten_million_unknown_fields(folder: Path) -> Path:
 
 @hostile
 def types_nested_deep(folder: Path) -> Path:
-    """sequence(sequence(… tensor)), as deep as protobuf lets it."""
+    """sequence(sequence(… tensor)), as deep as protobuf allows."""
     kind = helper.make_tensor_type_proto(FLOAT, [1])
     for _ in range(40):
         kind = helper.make_sequence_type_proto(kind)

@@ -1,4 +1,4 @@
-"""Models whose data or sizes mean harm: each builder writes one into a folder, returns its path."""
+"""Models with hostile data or sizes: each builder writes one into a folder and returns its path."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def constant_of_shape_2_60(folder: Path) -> Path:
 
 @hostile
 def constant_of_shape_2_36(folder: Path) -> Path:
-    """256 GiB, which ONNX Runtime would ask for while it folds constants."""
+    """256 GiB, which ONNX Runtime would allocate while it folds constants."""
     return _filled(folder, 1 << 36)
 
 

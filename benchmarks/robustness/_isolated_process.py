@@ -1,7 +1,7 @@
-"""Runs one case in a process of its own, which may crash, hang or ask for all memory.
+"""Runs one case in a separate process, which may crash, hang or try to use all memory.
 
-The child is forked from a process that has the package imported already and no threads, so a case
-costs milliseconds where a fresh interpreter costs a second.
+The child is forked from a process without threads that has imported the package already, so a case
+costs milliseconds, where a new interpreter costs a second.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from pathlib import Path
 
 _POLL = 0.005
 _PATIENCE = 10
-_LAST = 4096  # characters of output that are kept
+_LAST = 4096  # characters of output that are returned
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended. ``code`` is None where a signal ended it; memory in bytes, at its peak."""
+    """How a case ended. ``code`` is None where a signal ended it; ``memory``: peak in bytes;
+    ``output``: the end of stdout and stderr."""
 
     code: int | None
     signal: int
     hung: bool
     seconds: float
     memory: int
-    said: str
+    output: str
 
     @property
     def crashed(self) -> bool:
@@ -39,11 +40,10 @@ class Outcome:
 
 
 def run(case: Callable[[], object], seconds: float, memory: int, log: Path) -> Outcome:
-    """What becomes of ``case``: killed after ``seconds``, allocations over ``memory`` fail.
+    """Run ``case``: it is killed after ``seconds``, and allocations over ``memory`` bytes fail.
 
-    The seconds are the processor's, since the machine may be busy; a case that sleeps is given
-    ten times as long. ``log`` takes what it prints. An exception that ``case`` lets out is code 99
-    and a traceback.
+    The seconds are CPU time, since the machine may be busy; the limit of wall time is ten times as
+    long. Output is written to ``log``. An uncaught exception gives code 99 and a traceback.
     """
     start = time.monotonic()
     child = os.fork()
@@ -58,13 +58,12 @@ def run(case: Callable[[], object], seconds: float, memory: int, log: Path) -> O
             os.kill(child, signal.SIGKILL)
             hung = True
         time.sleep(_POLL)
-    took = used.ru_utime + used.ru_stime
+    cpu_seconds = used.ru_utime + used.ru_stime
     code = os.waitstatus_to_exitcode(status)
     hung = hung or code == -signal.SIGXCPU
-    said = log.read_bytes().decode(errors="replace")[-_LAST:]
-    return Outcome(
-        None if code < 0 else code, max(0, -code), hung, took, used.ru_maxrss * 1024, said
-    )
+    output = log.read_bytes().decode(errors="replace")[-_LAST:]
+    memory = used.ru_maxrss * 1024
+    return Outcome(None if code < 0 else code, max(0, -code), hung, cpu_seconds, memory, output)
 
 
 def _work(case: Callable[[], object], seconds: float, memory: int, log: Path) -> None:

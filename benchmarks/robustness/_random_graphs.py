@@ -1,7 +1,7 @@
-"""Random models that are valid, and feeds for them: shapes are known while the graph grows.
+"""Random valid models and feeds for them: shapes are tracked while the graph grows.
 
-A dimension is a number, or one of the symbols B and S, which differ from feed to feed. The same
-seed gives the same model, and one with fewer operators is a prefix of it.
+A dimension is a number or one of the symbols B and S, whose sizes vary between feeds. The same seed
+gives the same model, and with fewer operators, a prefix of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Value:
 
 @dataclass
 class Net:
-    """A graph on its way."""
+    """A graph under construction."""
 
     rng: np.random.Generator
     opset: int
@@ -82,7 +82,7 @@ class Net:
         return names
 
     def keep(self, name: str, shape: tuple[Dim, ...]) -> Value:
-        """Make a tensor one that later operators may read."""
+        """Register a tensor, so that later operators may read it."""
         value = Value(name, shape)
         self.values.append(value)
         return value
@@ -94,7 +94,7 @@ class Net:
         return self.add(op, [data], axes=list(axes), **attrs)
 
     def weight(self, *shape: int) -> Array:
-        """Values as layers have them, now and then with a channel of zeros, or a large one."""
+        """Values as in trained layers, sometimes with a channel of zeros or of large values."""
         values = np.asarray(self.rng.standard_normal(shape), np.float32)
         kind = self.rng.random()
         if not shape:
@@ -132,13 +132,13 @@ def start(net: Net) -> None:
 
 
 def finish(net: Net) -> onnx.ModelProto:
-    """The model of the last tensor and one or two others."""
-    made = [v for v in net.values if not any(v.name == i.name for i in net.inputs)]
-    if not made:
-        made = [net.keep(net.add("Relu", [net.values[-1].name]), net.values[-1].shape)]
-    chosen = [made[-1]]
+    """The model whose outputs are the last tensor and up to two others."""
+    computed = [v for v in net.values if not any(v.name == i.name for i in net.inputs)]
+    if not computed:
+        computed = [net.keep(net.add("Relu", [net.values[-1].name]), net.values[-1].shape)]
+    chosen = [computed[-1]]
     for _ in range(int(net.rng.integers(3))):
-        chosen.append(made[int(net.rng.integers(len(made)))])
+        chosen.append(computed[int(net.rng.integers(len(computed)))])
     outputs = [
         helper.make_tensor_value_info(v.name, TensorProto.FLOAT, list(v.shape))
         for v in dict.fromkeys(chosen)

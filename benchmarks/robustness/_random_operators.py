@@ -1,4 +1,4 @@
-"""Operators that a random graph grows by. Each takes a tensor and adds nodes, or does not fit."""
+"""Operators of random graphs. Each takes a tensor and adds nodes, or returns None if unsuitable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPS: list[tuple[float, Op]] = []
 
 
 def op(weight: float) -> Callable[[Op], Op]:
-    """Register an operator with how often it is drawn."""
+    """Register an operator with the weight with which it is drawn."""
 
     def register(grow: Op) -> Op:
         OPS.append((weight, grow))
@@ -28,14 +28,14 @@ def build(seed: int, count: int = 12) -> onnx.ModelProto:
     """The model of a seed, of at most ``count`` operators beyond its inputs."""
     rng = np.random.default_rng([seed, 0])
     net = Net(rng, OPSETS[int(rng.integers(len(OPSETS)))])
-    wanted = int(rng.integers(1, 13))
+    length = int(rng.integers(1, 13))
     start(net)
     shares = np.array([weight for weight, _ in OPS], float)
     shares /= shares.sum()
-    for _ in range(min(wanted, count)):
+    for _ in range(min(length, count)):
         grow = OPS[int(rng.choice(len(OPS), p=shares))][1]
-        late = min(len(net.values), 3)  # mostly what was made last, so that graphs grow deep
-        back = int(rng.integers(1, late + 1)) if net.chance(0.9) else len(net.values)
+        recent = min(len(net.values), 3)  # mostly one of the last tensors, so that graphs are deep
+        back = int(rng.integers(1, recent + 1)) if net.chance(0.9) else len(net.values)
         grow(net, net.values[-back])
     return finish(net)
 
@@ -54,7 +54,7 @@ def linear(net: Net, x: Value) -> Value | None:
 
 @op(3)
 def siblings(net: Net, x: Value) -> Value | None:
-    """Linears that read one tensor, as Q, K and V do; sometimes with one weight."""
+    """Linear layers that read one tensor, as Q, K and V do; sometimes with a shared weight."""
     if x.last is None or len(x.shape) < 2:
         return None
     shared = net.constant(net.weight(x.last, 8), "w")
@@ -230,7 +230,7 @@ def split_last(net: Net, x: Value) -> Value | None:
 
 @op(1)
 def computed_reshape(net: Net, x: Value) -> Value | None:
-    """As exporters write it: the shape is taken apart and put together again."""
+    """As exporters write it: the target is concatenated from entries of the input's shape."""
     if x.last is None or len(x.shape) != 3:
         return None
     shape = net.add("Shape", [x.name])
@@ -331,7 +331,7 @@ def conv(net: Net, x: Value) -> Value | None:
 
 @op(1)
 def branch(net: Net, x: Value) -> Value | None:
-    """If over a constant or computed condition; the branches read from outside."""
+    """If with a constant or computed condition; the branches read outer tensors."""
     if x.last is None or len(x.shape) < 2:
         return None
     weight = net.constant(net.weight(x.last, x.last), "w")
@@ -367,7 +367,7 @@ def gather_last(net: Net, x: Value) -> Value | None:
 
 @op(1)
 def table_of_constants(net: Net, x: Value) -> Value | None:
-    """A lookup at fixed places, which may be folded."""
+    """A lookup with constant indices, which may be folded."""
     if x.last is None or not x.shape:
         return None
     table = net.constant(net.weight(WIDE, x.last), "table")

@@ -4,11 +4,12 @@
 
 Writes small encoders with random weights (and MiniLM's real ones), runs `qcompile export` and
 `compile`, loads the result in optimum.onnxruntime's ORTModelFor..., runs a transformers pipeline on
-it, and prints a row each: how close the export is to torch, how many linears became integer, the
-cosine of the compiled model's outputs to the float model's, mean and worst over held-out sentences,
-and their signal to noise ratio. "same" says for how many of eight sentences the pipeline's answer
-is that of the float model's: label, span, labels of all tokens, which has the nearest vector.
-Without optimum, which has none for transformers 5, all but the pipeline is done, and "same" is "-".
+it, and prints a row for each: the largest difference of the export from torch, the number of int8
+linear layers, the cosine of the compiled model's outputs to the float model's, mean and worst over
+held-out sentences, and their SQNR. "same" is the number of sentences, of eight, for which the
+pipeline's answer is that of the float model: label, span, labels of all tokens, or the sentence
+with the nearest vector. Without optimum, which does not support transformers 5, the pipeline is
+skipped and "same" is "-".
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PROBES = 8
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one folder once it went all the way."""
+    """The results of one folder."""
 
     name: str
     task: str
@@ -64,19 +65,19 @@ class Row:
 
 
 def tasks_of(name: str) -> list[str]:
-    """MiniLM's weights are an encoder's, without a head."""
+    """All tasks; for MiniLM only feature extraction, as its weights have no head."""
     return ["feature-extraction"] if name == REAL else list(TASKS)
 
 
 def source(name: str, task: str, folder: Path) -> Path:
-    """The transformers folder of an architecture, made where it is not MiniLM's."""
+    """The transformers folder of an architecture, written to ``folder`` unless it is MiniLM's."""
     if name == REAL:
         return all_minilm_l6.model_folder()
     _random_encoders.write(name, task, folder)
     return folder
 
 
-def go(name: str, task: str, work: Path) -> Row:
+def run_all(name: str, task: str, work: Path) -> Row:
     """Export, compile, load, run."""
     folder = source(name, task, work / "torch")
     exported, compiled = work / "onnx", work / "int8"
@@ -93,7 +94,7 @@ def go(name: str, task: str, work: Path) -> Row:
 
 
 def run(*args: str) -> None:
-    """A command of qcompile, in a process of its own as a user would."""
+    """Run a command of qcompile in a separate process, as a user would."""
     command = [sys.executable, "-m", "qcompile.commands.cli", *args, "-q"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,7 +102,7 @@ def run(*args: str) -> None:
 
 
 def answer(task: str, folder: Path) -> list[Any]:
-    """What a pipeline on the folder's model says of the first sentences, in short."""
+    """A pipeline's answers for the last sentences, with the folder's model."""
     transformers, optimum = need("transformers"), need("optimum.onnxruntime")
     transformers.logging.set_verbosity_error()
     model = getattr(optimum, ORT_CLASSES[task]).from_pretrained(folder)
@@ -140,7 +141,7 @@ def main() -> None:
     if unknown:
         fail(f"unknown architecture {unknown[0]!r}, expected one of {', '.join(names)}")
     print(
-        "| architecture | task | export to torch | integer linears | cosine, mean | worst "
+        "| architecture | task | export to torch | int8 linear layers | cosine, mean | worst "
         "| SQNR dB | same |"
     )
     print("|---|---|---|---|---|---|---|---|")
@@ -149,7 +150,7 @@ def main() -> None:
         for task in tasks_of(name) if args.task is None else [args.task]:
             work = Path(tempfile.mkdtemp())
             try:
-                row = go(name, task, work)
+                row = run_all(name, task, work)
                 routes.add(row.export["route"])
                 print(row.text(), flush=True)
             finally:

@@ -1,20 +1,20 @@
-"""Compiles every model of a folder and says what came of each: the robustness benchmark.
+"""Compiles every model of a folder and reports the outcome of each: the robustness benchmark.
 
     python -m benchmarks.robustness.battery FOLDER [--form static,qdq]
         [--match GLOB] [--part 1/4] [--json FILE]
 
-FOLDER: any tree of .onnx files. An ``index.jsonl`` in it (one line a file, with ``file`` and
-``runs``) says which files count; without one all do. Each model is compiled in a process of its
-own by the command line, on random inputs, in these forms: static, dynamic, weight-only (target
-cpu) and qdq. Exit code 1 where anything is wrong, crashed or hung.
+FOLDER: any tree of .onnx files. An ``index.jsonl`` in it (one line per file, with ``file`` and
+``runs``) lists the files to use; without one, all are used. Each model is compiled in a separate
+process by the command line, on random inputs, in these forms: static, dynamic, weight-only (target
+cpu) and qdq. Exit code 1 if any is wrong, crashed or hung.
 
 | verdict | meaning |
 |---|---|
 | ok | written, runs, and passes its gate on inputs that the compiler did not see |
-| unchanged | nothing could be quantized, the report has the reason; runs and answers as before |
-| refused | exit code 2 with one line that says why, nothing written |
+| unchanged | nothing could be quantized, the report has the reason; runs, outputs are as before |
+| refused | exit code 2 with a one-line reason, nothing written |
 | gate | exit code 1: an accuracy gate failed, nothing written |
-| wrong | what was written does not run or answers otherwise; or a file in spite of an error |
+| wrong | the file does not run or has other outputs; or a file was written in spite of an error |
 | crashed | killed by a signal, a traceback, an internal error |
 | hung | over the time limit |
 """
@@ -69,7 +69,7 @@ def _files(folder: Path) -> list[tuple[str, bool | None]]:
 
 
 def show(console: Console, found: Sequence[Outcome]) -> None:
-    """One row a form over the files that run, and what is not good in it by name."""
+    """One row per form over the files that run, and a line for each bad outcome."""
     title = f"Files that run in ONNX Runtime {runtime_version()}"
     table = Table("form", "files", *VERDICTS, "good", title=title)
     for form in dict.fromkeys(o.form for o in found):
@@ -81,14 +81,14 @@ def show(console: Console, found: Sequence[Outcome]) -> None:
     console.print(table)
     rest = Counter(o.verdict for o in found if not o.runs)
     if rest:
-        told = ", ".join(f"{n} {v}" for v, n in sorted(rest.items()))
-        console.print(f"files that do not run there, in all forms: {told}")
+        counted = ", ".join(f"{n} {v}" for v, n in sorted(rest.items()))
+        console.print(f"files that do not run there, in all forms: {counted}")
     for item in (o for o in found if is_bad(o)):
         console.print(f"{item.verdict} {item.form} {escape(item.file)}: {escape(item.detail)}")
 
 
 def is_bad(item: Outcome) -> bool:
-    """A fault; or a file that runs and came out as nothing."""
+    """True for a fault, and for a file that runs but was not compiled."""
     return item.verdict in FAULTS or (item.runs and item.verdict in ("refused", "gate"))
 
 
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def _by_index(item: Outcome, runs: bool) -> Outcome:
-    """The index knows better: inputs made up here may not do for a model that runs."""
+    """The outcome with the index's ``runs``: random inputs may not suit a model that runs."""
     return Outcome(item.file, item.form, item.verdict, item.detail, runs)
 
 

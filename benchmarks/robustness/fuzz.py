@@ -1,10 +1,11 @@
-"""Feeds qcompile random models that are valid, and real files that are damaged; prints a summary.
+"""Runs qcompile on random valid models and on damaged real files; prints a summary.
 
-`graphs`: each is compiled in every form, and its outputs compared with the float model's under a
-bound that follows from the model (see _random_checks.py). `models`, `data`: a file is damaged, and
-`compile` must end with one line or a sound result. Every case runs in a process of its own, under
-limits of time and memory, and follows from its number: a run goes on with --start. What goes wrong
-is written into DEST, made as small as it goes, beside the line that replays it.
+`graphs`: each is compiled in every form, and its outputs are compared with the float model's under
+a bound that follows from the model (see _differential_check.py). `models`, `data`: a file is
+damaged, and `compile` must end with a one-line error or a correct result. Every case runs in a
+separate process, under limits of time and memory, and is determined by its number: --start
+continues a run. Failing cases are written into DEST, as small as possible, with the command line
+that reproduces them.
 """
 
 from __future__ import annotations
@@ -35,16 +36,15 @@ from qcompile.commands.cli import main as qcompile
 KINDS = ("graphs", "models", "data")
 SECONDS = 60.0
 MEMORY = 6 << 30
-PEAK = 3e9  # of real memory: weights of 500 MB that a damaged real file still makes
-FEWEST = (1, 2, 3, 4, 6, 8, 12)  # operators that a failing graph is cut to
-# A refusal of a graph that is valid, and an input that no float model has an answer to, are told
-# but are no faults.
-TOLD = ("refused", "unrunnable", "infinite")
+PEAK = 3e9  # resident memory: a damaged real file may still have weights of 500 MB
+COUNTS = (1, 2, 3, 4, 6, 8, 12)  # numbers of operators to try for a smaller failing graph
+# Counted but not faults: a refusal of a valid graph, and a float model without finite outputs.
+NO_FAULTS = ("refused", "unrunnable", "infinite")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case: what to run in a folder, and how its end is judged ("" is well)."""
+    """One case: ``files`` writes its inputs into a folder, ``run`` compiles them there."""
 
     kind: str
     number: int
@@ -67,7 +67,7 @@ def graph_case(number: int, count: int = 12) -> Case:
 
 
 def model_case(number: int, sources: Sequence[Path]) -> Case:
-    """A damaged model: one of the files given, or a random graph's."""
+    """A damaged model: one of the source files, or a random graph."""
 
     def files(folder: Path) -> None:
         rng = np.random.default_rng([number, 3])
@@ -90,7 +90,7 @@ def model_case(number: int, sources: Sequence[Path]) -> Case:
 
 
 def data_case(number: int) -> Case:
-    """Damaged data beside a good model: .npz, text, a tokenizer, a recipe."""
+    """Damaged data for a valid model: .npz, text, a tokenizer or a recipe."""
     kind = ("x.npz", "x.jsonl", "x.csv", "tokenizer.json", "r.yaml")[number % 5]
 
     def files(folder: Path) -> None:
@@ -119,19 +119,18 @@ def data_case(number: int) -> Case:
 
 
 def judge(case: Case) -> list[str]:
-    """What is wrong with how a case ended; the empty list where nothing is."""
+    """What is wrong with the outcome of a case; empty where nothing is."""
     with tempfile.TemporaryDirectory() as home:
         folder, log = Path(home, "case"), Path(home, "log")
         folder.mkdir()
         if case.kind == "graphs":
             end = _isolated_process.run(lambda: case.run(folder), SECONDS, MEMORY, log)
-            told = [
-                x.removeprefix("FAULT ") for x in end.said.splitlines() if x.startswith("FAULT")
-            ]
+            lines = end.output.splitlines()
+            results = [x.removeprefix("FAULT ") for x in lines if x.startswith("FAULT")]
             if end.hung or end.crashed or end.code:
-                last = end.said.strip().splitlines()[-1:]
-                told.append(f"crashed: {'hung' if end.hung else end.signal or last}")
-            return told
+                last = end.output.strip().splitlines()[-1:]
+                results.append(f"crashed: {'hung' if end.hung else end.signal or last}")
+            return results
         case.files(folder)
         before = hostile.listing(folder)
         end = _isolated_process.run(lambda: case.run(folder), SECONDS, MEMORY, log)
@@ -140,22 +139,22 @@ def judge(case: Case) -> list[str]:
 
 
 def shrunk(case: Case) -> Case:
-    """The same fault, of the graph with the fewest operators that shows it."""
+    """The same case with the fewest operators that still fail."""
     if case.kind != "graphs":
         return case
-    for count in FEWEST:
+    for count in COUNTS:
         smaller = graph_case(case.number, count)
         if _faults(judge(smaller)):
             return smaller
     return case
 
 
-def _faults(told: Sequence[str]) -> list[str]:
-    return [t for t in told if not t.startswith(TOLD)]
+def _faults(results: Sequence[str]) -> list[str]:
+    return [r for r in results if not r.startswith(NO_FAULTS)]
 
 
 def keep(case: Case, faults: Sequence[str], dest: Path) -> None:
-    """Write a case and the line that replays it."""
+    """Write a case and the command line that reproduces it."""
     folder = make_folder(dest / f"{case.kind}-{case.number}")
     shrunk(case).files(folder)
     replay = f"python -m benchmarks.robustness.fuzz {case.kind} --start {case.number} --count 1"
@@ -163,34 +162,34 @@ def keep(case: Case, faults: Sequence[str], dest: Path) -> None:
 
 
 def main() -> None:
-    """Runs cases from the command line; exit code 1 where one went wrong."""
+    """Run the cases of the command line; exit code 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="models to damage")
-    parser.add_argument("--dest", type=Path, help="folder for what goes wrong")
+    parser.add_argument("--dest", type=Path, help="folder for failing cases")
     parser.add_argument("--tell", action="store_true", help="print refusals too")
     args = parser.parse_args()
     missing = [p for p in args.files if not p.is_file()]
     if missing:
-        fail(f"{missing[0]} is no file")
+        fail(f"{missing[0]} is not a file")
     make = {"graphs": graph_case, "data": data_case}
     hostile.preload()
     ends: Counter[str] = Counter()
     began = time.monotonic()
     for number in range(args.start, args.start + args.count):
         case = model_case(number, args.files) if args.kind == "models" else make[args.kind](number)
-        told = judge(case)
-        faults = _faults(told)
-        ends.update(t.split(":")[0] for t in told)
+        results = judge(case)
+        faults = _faults(results)
+        ends.update(r.split(":")[0] for r in results)
         ends["good" if not faults else "bad"] += 1
-        for line in told if args.tell else faults:
+        for line in results if args.tell else faults:
             print(f"{args.kind} {number}: {line[:300]}", flush=True)
         if faults and args.dest:
             keep(case, faults, args.dest)
-    took = time.monotonic() - began
-    print(f"{args.count} cases from {args.start}, {took:.0f} s: {dict(sorted(ends.items()))}")
+    seconds = time.monotonic() - began
+    print(f"{args.count} cases from {args.start}, {seconds:.0f} s: {dict(sorted(ends.items()))}")
     sys.exit(bool(ends["bad"]))
 
 

@@ -1,7 +1,7 @@
-"""Gives qcompile files that mean harm, and prints what became of each.
+"""Runs qcompile on hostile files, and prints the outcome of each.
 
-Every case runs in a process of its own: it must end by itself, soon, in little memory, with one
-line that says what is wrong or with a sound result, and touch nothing outside of its output.
+Every case runs in a separate process: it must end by itself, soon, in little memory, with a
+one-line error or a correct result, and write nothing but its output.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from qcompile.commands.cli import main as qcompile
 from qcompile.rewriting import registry
 
 SECONDS = 20.0
-MEMORY = 4 << 30  # of address space: what a case may ask for
-PEAK = 800e6  # of real memory: what it may use, 60 MB of them for Python and its libraries
+MEMORY = 4 << 30  # limit of the address space
+PEAK = 800e6  # limit of resident memory, of which Python and its libraries need 60 MB
 COMMANDS = ("compile", "compile dynamic", "inspect")
-# What a fork of this process has imported already: else each case would pay for it.
+# Commands to import before processes are forked, so that not each case imports them.
 PRELOAD = ("compile", "inspect")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case: how it ended, and what is wrong with that ("" where nothing is)."""
+    """One case: how it ended, its error message, and what is wrong with that ("" for nothing)."""
 
     name: str
     command: str
@@ -51,7 +51,7 @@ class Row:
 
 
 def preload() -> None:
-    """Import what each case would."""
+    """Import the modules that each case needs."""
     for name in PRELOAD:
         importlib.import_module(f"qcompile.commands.{name}")
     registry.passes()
@@ -71,8 +71,8 @@ def judge(
     before: dict[str, tuple[int, int]],
     peak: float = PEAK,
 ) -> str:
-    """What is wrong with how a case ended, "" where nothing is."""
-    lines = [x for x in end.said.splitlines() if x.startswith(("error:", "Error:"))]
+    """What is wrong with the outcome of a case, "" where nothing is."""
+    lines = [x for x in end.output.splitlines() if x.startswith(("error:", "Error:"))]
     after = listing(out.parent)
     ours = {str(out), str(out.with_suffix(".report.json"))} if end.code == 0 else set()
     touched = sorted(n for n in after if after[n] != before.get(n) and n not in ours)
@@ -80,10 +80,10 @@ def judge(
         "hung": end.hung,
         f"signal {end.signal}": end.crashed,
         f"exit code {end.code}": not end.hung and not end.signal and end.code not in (0, 1, 2),
-        "traceback": "Traceback" in end.said,
-        "internal error": "internal error" in end.said,
-        "no line says why": end.code in (1, 2) and len(lines) != 1,
-        "steers the terminal": any(c in end.said for c in "\x1b\x9b\x07\u202e"),
+        "traceback": "Traceback" in end.output,
+        "internal error": "internal error" in end.output,
+        "not one line of error": end.code in (1, 2) and len(lines) != 1,
+        "controls the terminal": any(c in end.output for c in "\x1b\x9b\x07\u202e"),
         f"{end.memory / 1e6:.0f} MB": end.memory > peak,
         f"touched {', '.join(touched)}": bool(touched),
     }
@@ -113,7 +113,7 @@ def _numbers(folder: Path) -> list[str]:
 
 
 def run(name: str, command: str, build: Callable[[Path], list[str]]) -> Row:
-    """Build a case in a folder of its own and run it."""
+    """Build a case in a new folder and run it."""
     with tempfile.TemporaryDirectory() as home:
         folder, out = Path(home, "model"), Path(home, "out.onnx")
         folder.mkdir()
@@ -126,19 +126,19 @@ def run(name: str, command: str, build: Callable[[Path], list[str]]) -> Row:
             lambda: qcompile(arguments, color=True), SECONDS, MEMORY, Path(home, "log")
         )
         fault = judge(end, out, before)
-    said = [x for x in end.said.splitlines() if x.startswith("error:")] or [""]
-    return Row(name, command, end.code, round(end.seconds, 2), end.memory / 1e6, said[0], fault)
+    errors = [x for x in end.output.splitlines() if x.startswith("error:")] or [""]
+    return Row(name, command, end.code, round(end.seconds, 2), end.memory / 1e6, errors[0], fault)
 
 
 def show(row: Row) -> None:
     """One line of the table."""
-    told = row.said[:90] if row.code else "compiled" if row.command != "inspect" else "shown"
-    end = f"{row.seconds:5.1f} s {row.peak_mb:5.0f} MB  "
-    print(f"{row.name:42} {row.command:16} {end}{row.fault or told}", flush=True)
+    result = row.said[:90] if row.code else "compiled" if row.command != "inspect" else "shown"
+    figures = f"{row.seconds:5.1f} s {row.peak_mb:5.0f} MB  "
+    print(f"{row.name:42} {row.command:16} {figures}{row.fault or result}", flush=True)
 
 
 def main() -> None:
-    """Runs the cases from the command line; exit code 1 where one ends badly."""
+    """Run the cases of the command line; exit code 1 if one has a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="CASE", help="default: all")
     parser.add_argument("--command", choices=COMMANDS, help="default: all of them")
@@ -155,8 +155,8 @@ def main() -> None:
     slowest, largest = max(r.seconds for r in rows), max(r.peak_mb for r in rows)
     print(f"{len(rows)} cases, {len(bad)} bad; slowest {slowest:.1f} s, peak {largest:.0f} MB")
     if args.json:
-        plain: list[dict[str, Any]] = [asdict(r) for r in rows]
-        args.json.write_text(json.dumps(plain, indent=1))
+        values: list[dict[str, Any]] = [asdict(r) for r in rows]
+        args.json.write_text(json.dumps(values, indent=1))
     sys.exit(bool(bad))
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.robustness.kill_and_resume MODEL.onnx [--points 20] [--seed 0]
         -- --data DATA …
 
-What follows ``--`` goes to ``qcompile compile``. First one build that nothing disturbs, without a
-cache: its bytes are what all others must give, its seconds the span in which the others are killed,
-by SIGKILL, SIGTERM and SIGINT in turn. A killed build may leave nothing half written beside its
-output, and after SIGTERM and SIGINT no temporary file anywhere. Exit code 1 unless all resume.
+Arguments after ``--`` are passed to ``qcompile compile``. The first build is not interrupted and
+has no cache: all others must give the same bytes, and are killed within its duration, by SIGKILL,
+SIGTERM and SIGINT in turn. A killed build may leave no partial file next to its output, and after
+SIGTERM and SIGINT no temporary file anywhere. Exit code 1 unless all resume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from models._common import fail
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _OF_THE_RUNTIME = (".ses",)  # onnxruntime's, which importing it writes
-# As the shell sees it, and where the signal comes before qcompile has begun.
+# qcompile's exit code, and that of a process killed before qcompile handles the signal.
 _CODES = {
     signal.SIGKILL: (-signal.SIGKILL,),
     signal.SIGTERM: (143, -signal.SIGTERM),
@@ -34,41 +34,41 @@ _CODES = {
 
 
 def command(model: Path, folder: Path, options: list[str]) -> list[str]:
-    """A compilation into a folder that is its own."""
+    """The command line of a compilation into this folder."""
     own = [sys.executable, "-m", "qcompile.commands.cli", "compile", str(model)]
     return [*own, "-o", str(folder / "out.onnx"), *options]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Temporary files where they can be counted."""
+    """An environment with the folder for temporary files inside ``folder``."""
     scratch = folder / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     return {**os.environ, "TMPDIR": str(scratch)}
 
 
 def undisturbed(model: Path, folder: Path, options: list[str]) -> tuple[bytes, float]:
-    """Bytes and seconds."""
-    begun = time.monotonic()
+    """Bytes and seconds of a build that is not interrupted."""
+    start = time.monotonic()
     args = [*command(model, folder, options), "--no-cache", "-q"]
     done = subprocess.run(args, env=environment(folder), check=False)
     if done.returncode:
-        fail("the build that nothing disturbs failed: nothing to compare with", done.returncode)
-    return (folder / "out.onnx").read_bytes(), time.monotonic() - begun
+        fail("the first build failed: nothing to compare with", done.returncode)
+    return (folder / "out.onnx").read_bytes(), time.monotonic() - start
 
 
-def listening() -> None:
-    """A background job of a shell starts deaf to SIGINT, and so would what it starts."""
+def enable_sigint() -> None:
+    """Undo that a shell's background jobs, and their children, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def killed(args: list[str], folder: Path, after: float, number: signal.Signals) -> int | None:
-    """The exit code, None where the build was done before."""
+def kill(args: list[str], folder: Path, after: float, number: signal.Signals) -> int | None:
+    """The exit code of a build killed after so many seconds, None where it ended before."""
     process = subprocess.Popen(
         args,
         env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=listening,
+        preexec_fn=enable_sigint,
     )
     try:
         process.wait(after)
@@ -79,7 +79,7 @@ def killed(args: list[str], folder: Path, after: float, number: signal.Signals) 
 
 
 def debris(folder: Path, number: signal.Signals, expected: bytes) -> list[str]:
-    """What is left that should not be."""
+    """Partial outputs and temporary files that a killed build left."""
     out, found = folder / "out.onnx", []
     if out.exists() and out.read_bytes() != expected:
         found.append("half an output")
@@ -89,8 +89,8 @@ def debris(folder: Path, number: signal.Signals, expected: bytes) -> list[str]:
     return found
 
 
-def resumed(args: list[str], folder: Path, expected: bytes) -> tuple[bool, str]:
-    """Whether the same command gives the bytes now, and what it took over."""
+def resume(args: list[str], folder: Path, expected: bytes) -> tuple[bool, str]:
+    """Whether the same command now gives the expected bytes, and its notes or what is wrong."""
     done = subprocess.run(
         args, env=environment(folder), capture_output=True, text=True, check=False
     )
@@ -104,28 +104,28 @@ def resumed(args: list[str], folder: Path, expected: bytes) -> tuple[bool, str]:
 def attempt(
     model: Path, folder: Path, options: list[str], expected: bytes, after: float, number: int
 ) -> str | None:
-    """What went wrong, "" for nothing, None where the build was done before it was killed."""
+    """What went wrong, "" for nothing, None where the build ended before it was killed."""
     args = [*command(model, folder, options), "--cache", str(folder / "cache")]
     sign = _SIGNALS[number % len(_SIGNALS)]
-    code = killed(args, folder, after, sign)
+    code = kill(args, folder, after, sign)
     if code is None:
         return None
     left = debris(folder, sign, expected)
-    ok, said = resumed(args, folder, expected)
+    ok, detail = resume(args, folder, expected)
     faults = [f"left behind: {', '.join(left)}"] if left else []
-    faults += [] if ok else [said]
+    faults += [] if ok else [detail]
     faults += [] if code in _CODES[sign] else [f"exit code {code}"]
-    kept = list((folder / "cache").glob("*"))
-    faults += [f"{len(kept)} entries left in the cache"] if kept else []
-    shown = "; ".join(faults) or f"same bytes  {said}"
-    print(f"{number + 1:3d}  {sign.name:8} after {after:6.2f} s  {shown}", flush=True)
+    entries = list((folder / "cache").glob("*"))
+    faults += [f"{len(entries)} entries left in the cache"] if entries else []
+    result = "; ".join(faults) or f"same bytes  {detail}"
+    print(f"{number + 1:3d}  {sign.name:8} after {after:6.2f} s  {result}", flush=True)
     return "; ".join(faults)
 
 
-def divided(given: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The script's own arguments, and those after ``--``."""
-    at = given.index("--") if "--" in given else len(given)
-    return given[:at], given[at + 1 :]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
 
 
 def main() -> None:
@@ -136,18 +136,18 @@ def main() -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    own, options = divided(sys.argv[1:])
+    own, options = split_arguments(sys.argv[1:])
     args = parser.parse_args(own)
     draw, good, done = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as base:
         expected, span = undisturbed(args.model, Path(base) / "whole", options)
-        print(f"undisturbed: {len(expected):,} bytes in {span:.1f} s", flush=True)
+        print(f"not interrupted: {len(expected):,} bytes in {span:.1f} s", flush=True)
         while done < args.points:
             with tempfile.TemporaryDirectory(dir=base) as folder:
                 after = draw.uniform(0.1, 1) * span
-                said = attempt(args.model, Path(folder), options, expected, after, done)
-            if said is not None:
-                done, good = done + 1, good + (said == "")
+                faults = attempt(args.model, Path(folder), options, expected, after, done)
+            if faults is not None:
+                done, good = done + 1, good + (faults == "")
     print(f"{good} of {args.points} resume to the same bytes")
     sys.exit(0 if good == args.points else 1)
 

@@ -14,7 +14,7 @@ from qcompile.runtime.session import Session
 
 def test_the_graph_is_all_products_and_they_are_right() -> None:
     size = floor.Size(layers=2, width=16, inner=32, tokens=5)
-    model = floor.products(size)
+    model = floor.matmul_model(size)
     assert {n.op_type for n in model.graph.node} == {"MatMulIntegerToFloat"}
     assert len(model.graph.node) == 12
     found, given = Session(model.SerializeToString()).run(floor.feed(size)), floor.feed(size)

@@ -76,7 +76,8 @@ def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
     result = qcompile.compile(serialize(graph), options=UNTIMED)
     assert dump(load(result.model)) == dump(graph)
     assert result.report.note_texts[1] == (
-        "nothing was quantized: except for what was already quantized, its weight is already quantized in the input model"
+        "nothing was quantized: except for what was already quantized, "
+        "its weight is already quantized in the input model"
     )
 
 

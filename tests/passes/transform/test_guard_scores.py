@@ -68,7 +68,7 @@ def test_an_outlier_channel_keeps_them_float_and_says_why() -> None:
     text, ctx = guarded(rows(0, 30), rows(1))
     assert "attention in uint8" not in text
     filecheck(
-        text, "CHECK: float at {{.+}} because rounding noise of the scores would be {{0[.][0-9]+}} of"
+        text, "CHECK: float at {{.+}} because rounding noise of the scores would be {{0[.][0-9]+}}"
     )
     assert not any(d.spec and d.spec.dtype == "int8" for d in ctx.plan.quantized("activation"))
 
