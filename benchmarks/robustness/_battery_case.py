@@ -183,7 +183,7 @@ def _judge_file(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
 
 def _is_deterministic(model: Path, feeds: list[Feed]) -> bool:
     """False where the float model's outputs are random, or depend on earlier runs."""
-    forwards, backwards = (Session(read_model.runnable(model)) for _ in range(2))
+    forwards, backwards = Session(read_model.runnable(model)), Session(read_model.runnable(model))
     first = [forwards.run(feed) for feed in feeds]
     second = [backwards.run(feed) for feed in reversed(feeds)][::-1]
     runs = zip(first, second, feeds, strict=True)

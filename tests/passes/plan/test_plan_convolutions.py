@@ -126,7 +126,7 @@ def test_on_qdq_every_tensor_has_its_own_quantizer() -> None:
     run_pass(graph, PlanOperands(), PlanConvolutions(), PlanInterior(), ctx=ctx)
     quantized = {d.tensor for d in ctx.plan.quantized()}
     assert quantized == {"w", "v", "x", "r", "e"}
-    filecheck(plan_text(ctx), "CHECK: activation c: float {{.*}} the activation behind it")
+    filecheck(plan_text(ctx), "CHECK: activation c: float {{.*}} the activation after it")
 
 
 def test_weight_only_on_qdq() -> None:

@@ -193,7 +193,7 @@ def test_refuses_where_a_subgraph_reads_an_inner_tensor() -> None:
         else_branch = no () => (float[B,S,8] f) { f = Abs(o) }
     >"""
     graph = decomposed(("y = Add(p, b)", f"o = Add(p, b) {branches}"))
-    assert_refused(graph, FuseLayerNorm(), "is not read by Mul alone 'n'")
+    assert_refused(graph, FuseLayerNorm(), "'n' is not read by Mul alone")
 
 
 def test_a_subgraph_reads_the_result() -> None:
