@@ -19,7 +19,7 @@ import numpy as np
 from qcompile.ir import Graph, Node, Refusal, Shape, is_constant, is_op
 from qcompile.ir.analysis.constant_evaluation import fold_shape
 from qcompile.ir.analysis.shape_inference import inferred_shapes
-from qcompile.ir.analysis.shape_probing import probed_shapes
+from qcompile.ir.analysis.shape_probing import equal_in, fixed_in, probed_shapes
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -102,12 +102,13 @@ def _target_dim(i: int, symbols: View, probes: list[View]) -> int:
         return int(after[i] or 0)
     if before is not None and after is not None and i < len(before) and before[i] == after[i]:
         return 0
-    shapes = [(b, a) for b, a in probes if b is not None and a is not None]
-    dims = [(b[i] if i < len(b) else None, a[i]) for b, a in shapes]
-    sizes = [a for _, a in dims]
-    if len(dims) < len(probes) or not all(isinstance(a, int) for a in sizes):
+    dims = [
+        (before[i] if i < len(before) else None, after[i])
+        for before, after in probes
+        if before is not None and after is not None
+    ]
+    if len(dims) < len(probes):
         return -1
-    if all(b == a for b, a in dims):
+    if equal_in(dims):
         return 0
-    fixed = len(set(sizes)) == 1 and sizes[0] != 0
-    return int(sizes[0] or 0) if fixed else -1
+    return fixed_in([after for _, after in dims]) or -1

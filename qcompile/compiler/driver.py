@@ -17,7 +17,7 @@ from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.prepare import prepare
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.compiler.stages.rewrite import Rewritten, rewrite
-from qcompile.compiler.stages.verify import Verified, verify
+from qcompile.compiler.stages.verify import Verified, check_sizes, verify
 from qcompile.errors import DataError, RecipeError
 from qcompile.planning.context import Reasons
 from qcompile.runtime.evaluation import user_metric
@@ -53,6 +53,7 @@ def compile_model(request: Request) -> Result:
     )
     searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
     verified = searched.verified
+    check_sizes(verified)
     timed = bench(verified)
     locked = write_lock.compare_with_lock(verified.rewritten)
     cached = [] if options.cache is None else [Note("cache", text) for text in options.cache.notes]

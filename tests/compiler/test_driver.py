@@ -184,6 +184,28 @@ def test_a_model_that_was_only_copied_badly_is_still_caught(
         qcompile.compile(model("y = Neg(x)", weights=0), feeds(), options=options)
 
 
+@pytest.mark.parametrize("options", [{}, {"verify": False, "bench": False}])
+def test_a_file_that_runs_at_the_sizes_of_the_data_only_is_not_delivered(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The flattened size of the data's images, taken for that of all."""
+    monkeypatch.setattr(
+        "qcompile.passes.simplify.fold_shapes._target_dim", lambda i, *_: (0, 64)[i]
+    )
+    graph = parse(
+        """g (float[B,1,H,W] x) => (float[B,N] y) {
+            s = Shape(x) b = Slice(s, zero, one, zero) to = Concat<axis = 0>(b, rest)
+            n = Neg(x) y = Reshape(n, to)
+        }""",
+        zero=np.array([0]),
+        one=np.array([1]),
+        rest=np.array([-1]),
+    )
+    feeds = [{"x": normal(2, 1, 8, 8, seed=i)} for i in range(3)]
+    with pytest.raises(QCompileError, match=r"does not run on x \[1, 1, 4, 4\], where the float"):
+        qcompile.compile(serialize(graph), feeds, options=Options(threads=1, **options))
+
+
 def test_sequences_and_maps_are_compared() -> None:
     graph = parse(
         """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 2]>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError
 from qcompile.quant import Array
 from qcompile.runtime import session as runtime
-from qcompile.runtime.evaluation import closeness
+from qcompile.runtime.evaluation import closeness, other_sizes
 from qcompile.runtime.evaluation.batch_invariance import Invariance, invariance
 from qcompile.runtime.evaluation.closeness import Verdict
 from qcompile.runtime.evaluation.float16_emulation import rounding_form
@@ -28,6 +29,7 @@ from qcompile.runtime.session import Session, SessionOptions
 from qcompile.system.memory import release_memory
 
 _SYNTHETIC_FEEDS = 4
+_TRIAL_SAMPLES = 2  # of a feed whose sizes are changed
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,44 @@ def verify(rewritten: Rewritten) -> Verified:
         tuple(account.notes),
         tuple(account.failures),
     )
+
+
+def check_sizes(verified: Verified) -> None:
+    """Run what was written at other sizes than those of the data, in every mode.
+
+    Raises ModelError where the compiled model fails at sizes at which the float model runs. Builds
+    that a lock repeats without data were checked when they were locked.
+    """
+    prepared, options = verified.prepared, verified.prepared.options
+    if options.lock is not None and not (options.verify or options.bench):
+        return
+    with prepared.stopwatch.stage("other sizes"):
+        feeds = list(_resized(verified))
+        if not feeds:
+            return
+        reference = Session(prepared.float_model.running, _options(prepared, compiled=False))
+        feeds = other_sizes.feeds_that_run(reference.run, feeds)
+        del reference
+        release_memory()
+        compiled = Session(verified.rewritten.compiled.path, _options(prepared))
+        other_sizes.check_runs(compiled.run, feeds)
+
+
+def _resized(verified: Verified) -> Iterator[Feed]:
+    """Feeds of other sizes, within the memory limit; none if no inputs can be made."""
+    prepared = verified.prepared
+    feeds = verified.feeds or verified.held_out
+    try:
+        if not feeds:
+            feeds = synthetic_feeds(prepared.graph, {}, 1, prepared.recipe.seed)
+    except (DataError, ModelError):
+        return
+    feed = feeds[0]
+    if prepared.budget.divisible:
+        feed = {name: values[:_TRIAL_SAMPLES] for name, values in feed.items()}
+    for resized in other_sizes.resized_feeds(prepared.graph, feed):
+        with suppress(DataError):  # over the memory limit
+            yield from prepared.budget.parts(resized)
 
 
 def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:

@@ -2,35 +2,82 @@
 
 With numbers, slices, ranges and broadcasts have known sizes, unlike with symbols. Shape arithmetic
 is evaluated alternately with ONNX inference until nothing new is found. Dimensions that depend on
-the data stay symbolic. Shape functions of exported models are products, sums, minima and maxima of
-dimensions: two that agree in every probe are considered equal.
+the data stay symbolic.
+
+Shape functions of exported models are sums, products, quotients rounded down, minima and maxima of
+dimensions. A quotient is constant over a range of small sizes: a convolution of 16 x 16 patches
+makes one row of any image of 16 to 31 rows. So dimensions are probed at several magnitudes, and a
+size of one, which small quotients, products and minima share, proves nothing: ``equal_in`` and
+``fixed_in``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
+from qcompile.errors import ModelError
 from qcompile.ir import Graph, Node, Shape, is_op, shape_of
 from qcompile.ir.analysis.constant_evaluation import Evaluator, evaluable, fold_shape, put_values
 from qcompile.ir.analysis.shape_inference import infer
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import skeleton
 
+_PRIMES = tuple(n for n in range(2, 2000) if all(n % d for d in range(2, 45) if d < n))
 # Primes, so that no product of other dimensions equals one of them by chance, and a probe of ones,
 # which shows broadcasting. Small, so that position tables are long enough; and enough of them that
 # no two dimensions get the same.
-_MORE = tuple(n for n in range(31, 1000) if all(n % d for d in range(2, 32) if d < n))
+_MORE = tuple(n for n in _PRIMES if n > 30)
 _PROBES = ((7, 11, 3, 17, 5, 13, *_MORE), (13, 5, 19, 2, 29, 23, *_MORE), (1,))
+# Larger sizes, the first that the model takes: a position table ends, and so does memory.
+_MAGNITUDES = (900, 450, 200, 60, 35)
+_LARGE_PROBES = 2
 _ROUNDS = 12
 _SMALL = 4096
 
 
 def probed_shapes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
-    """Shapes by tensor name, one dictionary for each probe."""
-    return [_probe(graph, sizes, evaluate) for sizes in _PROBES]
+    """Shapes by tensor name, one dictionary for each probe; fewer where no larger size is taken."""
+    small = [_probe(graph, sizes, evaluate) for sizes in _PROBES]
+    return [*small, *_large_probes(graph, evaluate, _known(small[0]))]
+
+
+def _large_probes(graph: Graph, evaluate: Evaluator, known: int) -> list[dict[str, Shape]]:
+    """Probes at the largest magnitude at which as many shapes are known as at small sizes."""
+    for magnitude in _MAGNITUDES:
+        primes = [n for n in _PRIMES if n > magnitude]
+        probes = []
+        for start in range(_LARGE_PROBES):
+            sizes = tuple(primes[start::_LARGE_PROBES])
+            try:
+                probe = _probe(graph, sizes, evaluate, strict=True)
+            except ModelError:
+                break
+            if _known(probe) < known:
+                break
+            probes.append(probe)
+        if len(probes) == _LARGE_PROBES:
+            return probes
+    return []
+
+
+def _known(shapes: Mapping[str, Shape]) -> int:
+    """How many shapes have no symbol."""
+    return sum(all(isinstance(d, int) for d in shape) for shape in shapes.values())
+
+
+def equal_in(pairs: Sequence[tuple[int | str | None, int | str | None]]) -> bool:
+    """True where two dimensions are equal in every probe, at two sizes over one at least."""
+    sizes = {a for a, _ in pairs if isinstance(a, int) and a > 1}
+    return all(a == b for a, b in pairs) and len(sizes) > 1
+
+
+def fixed_in(sizes: Sequence[int | str | None]) -> int | None:
+    """The size over one that a dimension has in every probe, None where it varies."""
+    first = sizes[0] if sizes else None
+    return first if isinstance(first, int) and first > 1 and {*sizes} == {first} else None
 
 
 def shapes_for(
@@ -47,13 +94,19 @@ def shapes_for(
     return _shapes(model, evaluate)
 
 
-def _probe(graph: Graph, sizes: tuple[int, ...], evaluate: Evaluator) -> dict[str, Shape]:
+def _probe(
+    graph: Graph, sizes: tuple[int, ...], evaluate: Evaluator, *, strict: bool = False
+) -> dict[str, Shape]:
     model = skeleton(graph)
     _fix_inputs(model, sizes)
-    return _shapes(model, evaluate)
+    return _shapes(model, evaluate, strict=strict)
 
 
-def _shapes(model: onnx.ModelProto, evaluate: Evaluator) -> dict[str, Shape]:
+def _shapes(
+    model: onnx.ModelProto, evaluate: Evaluator, *, strict: bool = False
+) -> dict[str, Shape]:
+    """Raises ModelError where a tensor would be too large, or, if ``strict``, where operands do not
+    fit each other."""
     small = from_proto(model)
     seen: dict[str, Shape] = {}
     for _ in range(_ROUNDS):
@@ -65,7 +118,17 @@ def _shapes(model: onnx.ModelProto, evaluate: Evaluator) -> dict[str, Shape]:
         if not _fold(small, evaluate):
             break
         small.sort()
+    if strict:
+        _check_operands(small)
     return seen
+
+
+def _check_operands(graph: Graph) -> None:
+    """Raises ModelError where operands do not fit, as behind the end of a position table."""
+    try:
+        onnx.shape_inference.infer_shapes(skeleton(graph), strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
+        raise ModelError(f"the shapes of operands do not fit each other: {e}") from e
 
 
 def _fix_inputs(model: onnx.ModelProto, sizes: tuple[int, ...]) -> None:

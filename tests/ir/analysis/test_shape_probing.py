@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
 from qcompile.ir import Graph, Shape
-from qcompile.ir.analysis.shape_probing import _PROBES, probed_shapes
+from qcompile.ir.analysis.shape_probing import _PROBES, equal_in, fixed_in, probed_shapes
 from qcompile.ir.model_io.from_proto import from_proto
-from qcompile.rewriting.testing import parse
+from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import evaluate
 
 
@@ -86,3 +87,35 @@ def test_probes_are_primes_but_for_the_round_of_ones() -> None:
     for sizes in primes:
         assert len(set(sizes)) == len(sizes) > 100
         assert all(n % d for n in sizes for d in range(2, n))
+
+
+def test_a_quotient_is_probed_where_it_varies() -> None:
+    graph = parse(
+        """g (float[B,1,H,W] x) => (float[B,1,M,N] y) {
+            y = MaxPool<kernel_shape = [16, 16], strides = [16, 16]>(x)
+        }"""
+    )
+    rows = [y[2] for _, y in seen(graph, "y") if y is not None]
+    assert len({*rows}) > 2 and max(int(n or 0) for n in rows) > 50
+
+
+@pytest.mark.parametrize("rows", [64, 512])
+def test_no_probe_is_longer_than_a_table_of_positions(rows: int) -> None:
+    graph = parse(
+        """g (float[B,S,2] x) => (float[B,S,2] y) {
+            n = Shape<start = 1, end = 2>(x) rows = Slice(table, zero, n, one) y = Add(x, rows)
+        }""",
+        table=normal(1, rows, 2),
+        zero=np.array([0]),
+        one=np.array([1]),
+    )
+    shapes = seen(graph, "y")
+    lengths = [int(x[1] or 0) for x, _ in shapes if x is not None]
+    assert rows / 2 < max(lengths) <= rows and all(x == y for x, y in shapes)
+
+
+def test_ones_prove_nothing() -> None:
+    assert equal_in([(1, 1), (7, 7), (13, 13)]) and not equal_in([(1, 1), (7, 7), (7, 7)])
+    assert not equal_in([(1, 1), (7, 7), (13, 14)])
+    assert fixed_in([4, 4, 4]) == 4
+    assert fixed_in([1, 1, 1]) is None is fixed_in([4, 4, 5]) is fixed_in([]) is fixed_in(["n"])
