@@ -19,7 +19,7 @@ import numpy as np
 from qcompile.ir import Graph, Node, Refusal, Shape, is_constant, is_op
 from qcompile.ir.analysis.constant_evaluation import fold_shape
 from qcompile.ir.analysis.shape_inference import inferred_shapes
-from qcompile.ir.analysis.shape_probing import equal_in, fixed_in, probed_shapes
+from qcompile.ir.analysis.shape_probing import consistent_probes, equal_in, fixed_in
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -35,7 +35,7 @@ class FoldShapes(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         if not any(is_op(n, "Shape", "Reshape", "Expand") for n in graph.nodes):
             return False
-        shapes, probes = inferred_shapes(graph), probed_shapes(graph, ctx.evaluate)
+        shapes, probes = inferred_shapes(graph), consistent_probes(graph, ctx.evaluate)
         changed = False
         for node in graph.nodes:
             if is_op(node, "Shape"):

@@ -206,6 +206,24 @@ def test_a_file_that_runs_at_the_sizes_of_the_data_only_is_not_delivered(
         qcompile.compile(serialize(graph), feeds, options=Options(threads=1, **options))
 
 
+def test_images_are_tried_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float model takes images of 64 rows and more, which no input of small sizes is."""
+    monkeypatch.setattr("qcompile.passes.simplify.fold_shapes._target_dim", lambda i, *_: (0, 1)[i])
+    graph = parse(
+        """g (float[B,3,H,W] x) => (float[B,N] y) {
+            p = Conv<kernel_shape = [40, 40], strides = [20, 20]>(x, w)
+            s = Shape(p) b = Slice(s, zero, one, zero) to = Concat<axis = 0>(b, rest)
+            y = Reshape(p, to)
+        }""",
+        zero=np.array([0]),
+        one=np.array([1]),
+        rest=np.array([-1]),
+        w=normal(4, 3, 40, 40),
+    )
+    with pytest.raises(QCompileError, match=r"does not run on x \[1, 3, 64, 64\], where the float"):
+        qcompile.compile(serialize(graph), mode="float", options=Options(threads=1))
+
+
 def test_sequences_and_maps_are_compared() -> None:
     graph = parse(
         """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 2]>

@@ -18,6 +18,7 @@ from qcompile.compiler.stages.rewrite import Rewritten
 from qcompile.data.feeds import Feed
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError
+from qcompile.ir import is_float, rank
 from qcompile.quant import Array
 from qcompile.runtime import session as runtime
 from qcompile.runtime.evaluation import closeness, other_sizes
@@ -30,6 +31,7 @@ from qcompile.system.memory import release_memory
 
 _SYNTHETIC_FEEDS = 4
 _TRIAL_SAMPLES = 2  # of a feed whose sizes are changed
+_IMAGE_SIZES = (64, 224)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def check_sizes(verified: Verified) -> None:
     if options.lock is not None and not (options.verify or options.bench):
         return
     with prepared.stopwatch.stage("other sizes"):
-        feeds = list(_resized(verified))
+        feeds = list(_trial_feeds(verified))
         if not feeds:
             return
         reference = Session(prepared.float_model.running, _options(prepared, compiled=False))
@@ -127,21 +129,26 @@ def check_sizes(verified: Verified) -> None:
         other_sizes.check_runs(compiled.run, feeds)
 
 
-def _resized(verified: Verified) -> Iterator[Feed]:
-    """Feeds of other sizes, within the memory limit; none if no inputs can be made."""
+def _trial_feeds(verified: Verified) -> Iterator[Feed]:
+    """Feeds of other sizes than those of the data, or of several sizes, within the memory limit."""
     prepared = verified.prepared
-    feeds = verified.feeds or verified.held_out
-    try:
-        if not feeds:
-            feeds = synthetic_feeds(prepared.graph, {}, 1, prepared.recipe.seed)
-    except (DataError, ModelError):
-        return
-    feed = feeds[0]
-    if prepared.budget.divisible:
-        feed = {name: values[:_TRIAL_SAMPLES] for name, values in feed.items()}
-    for resized in other_sizes.resized_feeds(prepared.graph, feed):
-        with suppress(DataError):  # over the memory limit
-            yield from prepared.budget.parts(resized)
+    feeds = (verified.feeds or verified.held_out)[:1]
+    if feeds and prepared.budget.divisible:
+        feeds = [{name: values[:_TRIAL_SAMPLES] for name, values in feeds[0].items()}]
+    for feed in feeds or _made_up(prepared):
+        for resized in (feed, *other_sizes.resized_feeds(prepared.graph, feed)):
+            with suppress(DataError):  # over the memory limit
+                yield from prepared.budget.parts(resized)
+
+
+def _made_up(prepared: Prepared) -> Iterator[Feed]:
+    """Made-up inputs, also with images of usual sizes; none where no inputs can be made."""
+    graph, seed = prepared.graph, prepared.recipe.seed
+    images = [t.name for t in graph.inputs if is_float(t) and rank(t) == 4]
+    for size in (None, *_IMAGE_SIZES) if images else (None,):
+        shapes = {} if size is None else dict.fromkeys(images, (1, 3, size, size))
+        with suppress(DataError, ModelError):
+            yield synthetic_feeds(graph, {}, 1, seed, shapes=shapes)[0]
 
 
 def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:

@@ -13,6 +13,7 @@ size of one, which small quotients, products and minima share, proves nothing: `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,36 +32,44 @@ _PRIMES = tuple(n for n in range(2, 2000) if all(n % d for d in range(2, 45) if 
 # no two dimensions get the same.
 _MORE = tuple(n for n in _PRIMES if n > 30)
 _PROBES = ((7, 11, 3, 17, 5, 13, *_MORE), (13, 5, 19, 2, 29, 23, *_MORE), (1,))
-# Larger sizes, the first that the model takes: a position table ends, and so does memory.
-_MAGNITUDES = (900, 450, 200, 60, 35)
-_LARGE_PROBES = 2
+# Larger primes, in three probes of different magnitudes, so that quotients differ too. The first
+# row that the model takes counts: a position table ends, and so does memory.
+_MAGNITUDES = tuple((m, 3 * m // 5, 2 * m // 5) for m in (900, 450, 200, 60, 35))
+# Multiples of strides and windows, for models that take no primes: n times one of these.
+_STRIDES = (32, 96, 160)
 _ROUNDS = 12
 _SMALL = 4096
 
 
 def probed_shapes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
-    """Shapes by tensor name, one dictionary for each probe; fewer where no larger size is taken."""
-    small = [_probe(graph, sizes, evaluate) for sizes in _PROBES]
-    return [*small, *_large_probes(graph, evaluate, _known(small[0]))]
+    """Shapes by tensor name, one dictionary for each probe whose sizes the model takes.
+
+    Where it takes none, those of small sizes, as far as they can be inferred: no evidence, since
+    operands do not fit each other.
+    """
+    return consistent_probes(graph, evaluate) or [_probe(graph, p, evaluate) for p in _PROBES]
 
 
-def _large_probes(graph: Graph, evaluate: Evaluator, known: int) -> list[dict[str, Shape]]:
-    """Probes at the largest magnitude at which as many shapes are known as at small sizes."""
-    for magnitude in _MAGNITUDES:
-        primes = [n for n in _PRIMES if n > magnitude]
-        probes = []
-        for start in range(_LARGE_PROBES):
-            sizes = tuple(primes[start::_LARGE_PROBES])
-            try:
-                probe = _probe(graph, sizes, evaluate, strict=True)
-            except ModelError:
-                break
-            if _known(probe) < known:
-                break
-            probes.append(probe)
-        if len(probes) == _LARGE_PROBES:
-            return probes
+def consistent_probes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
+    """The probes whose sizes the model takes, of several magnitudes: their shapes are evidence."""
+    probes = [p for sizes in _PROBES if (p := _consistent(graph, sizes, evaluate)) is not None]
+    known = max(map(_known, probes), default=0)
+    rows = [[[n for n in _PRIMES if n > m] for m in magnitudes] for magnitudes in _MAGNITUDES]
+    for row in (*rows, [[stride * n for n in _PRIMES] for stride in _STRIDES]):
+        large = [_consistent(graph, tuple(sizes), evaluate) for sizes in row]
+        found = [p for p in large if p is not None and _known(p) >= known]
+        if len(found) == len(row):
+            return [*probes, *found]
     return []
+
+
+def _consistent(
+    graph: Graph, sizes: tuple[int, ...], evaluate: Evaluator
+) -> dict[str, Shape] | None:
+    try:
+        return _probe(graph, sizes, evaluate, strict=True)
+    except ModelError:
+        return None
 
 
 def _known(shapes: Mapping[str, Shape]) -> int:
@@ -124,11 +133,22 @@ def _shapes(
 
 
 def _check_operands(graph: Graph) -> None:
-    """Raises ModelError where operands do not fit, as behind the end of a position table."""
+    """Raises ModelError where operands do not fit, as behind the end of a position table, or a
+    Reshape makes more or fewer values, as of windows that do not divide an image."""
     try:
         onnx.shape_inference.infer_shapes(skeleton(graph), strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         raise ModelError(f"the shapes of operands do not fit each other: {e}") from e
+    for node in graph.nodes:
+        sizes = [_size(shape_of(t)) for t in (*node.inputs[:1], *node.outputs[:1])]
+        if is_op(node, "Reshape") and None not in sizes and len({*sizes}) > 1:
+            raise ModelError(f"node {node.name!r} reshapes {sizes[0]} values into {sizes[1]}")
+
+
+def _size(shape: Shape | None) -> int | None:
+    """How many values a tensor has, None where that is unknown."""
+    dims = [d for d in shape or (None,) if isinstance(d, int)]
+    return math.prod(dims) if shape is not None and len(dims) == len(shape) else None
 
 
 def _fix_inputs(model: onnx.ModelProto, sizes: tuple[int, ...]) -> None:

@@ -7,7 +7,13 @@ import onnx
 import pytest
 
 from qcompile.ir import Graph, Shape
-from qcompile.ir.analysis.shape_probing import _PROBES, equal_in, fixed_in, probed_shapes
+from qcompile.ir.analysis.shape_probing import (
+    _PROBES,
+    consistent_probes,
+    equal_in,
+    fixed_in,
+    probed_shapes,
+)
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import evaluate
@@ -119,3 +125,28 @@ def test_ones_prove_nothing() -> None:
     assert not equal_in([(1, 1), (7, 7), (13, 14)])
     assert fixed_in([4, 4, 4]) == 4
     assert fixed_in([1, 1, 1]) is None is fixed_in([4, 4, 5]) is fixed_in([]) is fixed_in(["n"])
+
+
+WINDOWS = """g (float[B,H,8] x) => (float[N,4,8] y) {
+    h = Shape<start = 1, end = 2>(x) b = Shape<start = 0, end = 1>(x) rows = Div(h, four)
+    to = Concat<axis = 0>(b, rows, four, eight) windows = Reshape(x, to) y = Reshape(windows, flat)
+}"""
+
+
+def test_windows_are_probed_at_multiples_of_their_size() -> None:
+    """No prime is one; what small primes seem to say is then no evidence."""
+    flat = np.array([-1, 4, 8])
+    graph = parse(WINDOWS, four=np.array([4]), eight=np.array([8]), flat=flat)
+    probes = consistent_probes(graph, evaluate)
+    heights = [int(p["x"][1] or 0) for p in probes]
+    assert len({*heights}) == 3 and all(h % 4 == 0 for h in heights)
+    assert all(p["windows"][1] == h // 4 for p, h in zip(probes, heights, strict=True))
+
+
+def test_a_model_that_takes_no_probe_has_no_evidence() -> None:
+    graph = parse(
+        "g (float[B,H] x) => (float[B,H] y) { y = Add(x, w) }", w=np.zeros((1, 7), np.float32)
+    )
+    graph.inputs[0].shape = ["B", "H"]
+    assert consistent_probes(graph, evaluate) == []
+    assert len(probed_shapes(graph, evaluate)) == len(_PROBES)
