@@ -35,8 +35,9 @@ class FoldShapes(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         if not any(is_op(n, "Shape", "Reshape", "Expand") for n in graph.nodes):
             return False
-        shapes, probes = inferred_shapes(graph), consistent_probes(graph, ctx.evaluate)
-        changed = False
+        shapes, changed = inferred_shapes(graph), False
+        computed = any(is_op(n, "Reshape") and not is_constant(n.inputs[1]) for n in graph.nodes)
+        probes = consistent_probes(graph, ctx.evaluate) if computed else []
         for node in graph.nodes:
             if is_op(node, "Shape"):
                 changed |= fold_shape(graph, node, shapes.get(node.inputs[0].name))

@@ -56,10 +56,14 @@ def consistent_probes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape
     known = max(map(_known, probes), default=0)
     rows = [[[n for n in _PRIMES if n > m] for m in magnitudes] for magnitudes in _MAGNITUDES]
     for row in (*rows, [[stride * n for n in _PRIMES] for stride in _STRIDES]):
-        large = [_consistent(graph, tuple(sizes), evaluate) for sizes in row]
-        found = [p for p in large if p is not None and _known(p) >= known]
-        if len(found) == len(row):
-            return [*probes, *found]
+        large: list[dict[str, Shape]] = []
+        for sizes in row:
+            probe = _consistent(graph, tuple(sizes), evaluate)
+            if probe is None or _known(probe) < known:
+                break
+            large.append(probe)
+        else:
+            return [*probes, *large]
     return []
 
 

@@ -1,4 +1,4 @@
-"""The search lifts few tensors, meets the gate, keeps to its time, and goes on where it was."""
+"""The search raises few tensors to more bits, meets the gate, keeps to its time, and resumes."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def hostile() -> dict[str, Any]:
 
 
 def searched(name: str = "h0") -> dict[str, Any]:
-    """What a search leaves: three items, of which one was lifted."""
+    """What a search leaves: three items, of which one was raised."""
     rows = [
         {"item": f"{name}{i}", "role": "ffn-out", "layer": i, "error_alone": error}
         for i, error in enumerate((2e-3, 4e-5, None))
@@ -96,7 +96,7 @@ def twelve_layers() -> dict[str, Any]:
 
 
 def ranking(name: str = "h") -> dict[str, Any]:
-    """What ``sensitivity --json`` prints: two items, with a policy that lifts the first."""
+    """What ``sensitivity --json`` prints: two items, with a policy that raises the first."""
 
     def score(error: float, noise: float | None) -> dict[str, Any]:
         return {
