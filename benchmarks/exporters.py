@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qcompile import Gates, Options, QCompileError, compile
 
-OPEN_GATES = Gates(min_cosine=None, min_worst_cosine=None)
+OPEN_GATES = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None, min_single_r2=None)
 
 
 def row(model: Path, data: str | None, tokenizer: Path | None) -> str:

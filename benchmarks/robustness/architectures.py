@@ -82,7 +82,7 @@ def run_all(name: str, task: str, work: Path) -> Row:
     folder = source(name, task, work / "torch")
     exported, compiled = work / "onnx", work / "int8"
     run("export", str(folder), "-o", str(exported))
-    data = ("--data", str(SENTENCES), "--no-bench", "--min-cosine", "0", "--min-worst-cosine", "-1")
+    data = ("--data", str(SENTENCES), "--no-bench", "--force")
     run("compile", str(exported), "-o", str(compiled), *data, "--search-time", "0")
     same = None
     if importlib.util.find_spec("optimum") is not None:

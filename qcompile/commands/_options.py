@@ -109,6 +109,9 @@ def data_options(command: F) -> F:
 _GATES = {
     "min_cosine": "Smallest mean cosine similarity of an output to the float model's.",
     "min_worst_cosine": "Smallest cosine similarity of any sample.",
+    "min_r2": "Smallest R² of columns of an output that vary on the same scale: 1 is equal, 0 "
+    "as good as a constant.",
+    "min_single_r2": "Smallest R² of an output with one number per sample.",
     "min_sqnr": "Smallest signal-to-quantization-noise ratio (SQNR) in dB.",
     "max_flips": "Largest share of decisions (argmax of an output) that may change.",
     "max_abs": "Largest absolute difference of any output value.",

@@ -98,6 +98,9 @@ def show(report: Report) -> None:
         name = output.name
         rows.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
         rows.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
+        if output.r2 is not None:
+            where = "" if output.r2_columns is None else f", {output.r2_columns}"
+            rows.add_row(f"R² of {name!r}{where}", "1", f"{output.r2:.4f}")
     if report.verdict is not None and report.verdict.metric is not None:
         rows.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
     if report.verdict is not None:

@@ -67,8 +67,9 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
 def sensitivity(**given: Any) -> None:
     """Rank the tensors of MODEL by the output error that quantizing them causes.
 
-    Errors are 1 - cosine, averaged over held-out samples and outputs. -o writes a recipe that
-    raises the most sensitive items to 16 bits, or to float where the target has no 16 bits.
+    Errors are 1 - cosine, or half of 1 - R² if that is more, averaged over outputs. -o writes a
+    recipe that raises the most sensitive items to 16 bits, or to float where the target has no
+    16 bits.
     """
     arguments = SensitivityArguments(**given)
     out = arguments.output
@@ -122,7 +123,7 @@ def show(found: Sensitivity, top: int) -> None:
     """Print the table: the error of each item alone, and the error left if it is raised."""
     prepared = found.found.prepared
     made = table(
-        f"{found.source}: target {prepared.target.name}, {prepared.mode}, 1 - cosine with all "
+        f"{found.source}: target {prepared.target.name}, {prepared.mode}, error with all "
         f"quantized {found.quantized.error:.2e}",
         "item",
         "rank",

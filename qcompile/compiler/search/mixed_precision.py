@@ -2,9 +2,11 @@
 
 Rank the items by the error of each quantized alone; find the shortest prefix of the ranking that
 passes, by bisection; drop items that are not needed. All of this runs on the fake-quantized model,
-without compiling. Then compile with these items raised and verify; if that fails, raise the next
-ones and compile again. The best result is kept. Measurements are stored in a state file, from which
-the same command resumes after an interrupt or after the search time ran out.
+where a raised item is float, without compiling. Then compile with these items raised and verify. If
+that fails, compile them with float instead of 16 bits, which are too few for a tensor whose spread
+is small next to its offset; if that fails too, raise the next ones and compile again. The best
+result is kept. Measurements are stored in a state file, from which the same command resumes after
+an interrupt or after the search time ran out.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
@@ -25,12 +27,38 @@ from qcompile.compiler.search.sensitivity import Score, score, shortest_prefix
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import sample_count
 from qcompile.ir import Refusal
-from qcompile.planning.context import Reasons
+from qcompile.planning.context import Precision, Reasons
 
 Raised: TypeAlias = frozenset[int]
+
+
+class _Build(NamedTuple):
+    """Items that are raised; ``to_float``: to float, also where the target has 16 bits."""
+
+    raised: Raised
+    to_float: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key in the file of measurements."""
+        return _FLOAT * self.to_float + bit_mask(self.raised)
+
+    @classmethod
+    def of(cls, key: str) -> _Build:
+        """The inverse of ``key``."""
+        mask = int(key.removeprefix(_FLOAT), 16)
+        items = frozenset(i for i in range(mask.bit_length()) if mask >> i & 1)
+        return cls(items, key.startswith(_FLOAT))
+
+
+_FLOAT = "float:"
 # Shares of the search time after which ranking, and all measuring, stop.
 _RANKED, _MEASURED = 0.6, 0.85
 _MOST_REPORTED = 400  # items, the most sensitive first
+_ADVICE = (
+    "a gate that is given as an option, also with its default, makes the same command search for "
+    "tensors to raise so that it passes; in Python, Options(search_time=300) does"
+)
 
 
 @dataclass(frozen=True)
@@ -54,12 +82,14 @@ class Tools:
 
 
 def search_precision(first: Verified, tools: Tools) -> Searched:
-    """Search if it was asked for, is needed and is possible; if not possible, a note says why."""
+    """Search if it was asked for, is needed and is possible; if not, a note says what to do."""
     prepared, verdict = first.prepared, first.verdict
-    asked = prepared.options.search_time > 0 and prepared.mode != "float"
-    if not asked or verdict is None or verdict.passed:
+    if verdict is None or verdict.passed or prepared.mode == "float":
         return Searched(first)
     obstacle = _obstacle(first)
+    if prepared.options.search_time <= 0:
+        advised = obstacle is None and prepared.options.lock is None and first.rewritten.quantized
+        return Searched(first, notes=(Note("search-advice", _ADVICE),) if advised else ())
     if obstacle is not None:
         note = Note("no-search", obstacle.about("no search for tensors to raise").reason)
         return Searched(first, notes=(note,))
@@ -86,7 +116,7 @@ class _Search:
         self.first, self.tools = first, tools
         self.options = first.prepared.options
         self.start = tools.clock()
-        self.built: dict[Raised, Verified] = {frozenset(): first}
+        self.built: dict[_Build, Verified] = {_Build(frozenset()): first}
 
     def run(self) -> Searched:
         """Search; measurements are stored also when it is interrupted."""
@@ -119,16 +149,17 @@ class _Search:
         self.progress.step("search: choose")
         chosen = self._drop(self._prefix())
         step = 1
-        while not self._is_float(chosen):
-            passing = self._build(chosen)
-            if passing is not None:
-                return self._passed(passing, chosen)
+        while builds := self._builds(chosen):
+            for build in builds:
+                passing = self._passing(build)
+                if passing is not None:
+                    return self._passed(passing, build)
             rest = [i for i in self.order if i not in chosen]
             if not rest or self._late(1.0):
                 break
             chosen |= frozenset(rest[:step])
             step *= 2
-        if self._is_float(chosen) and not self._late(_MEASURED):
+        if not self._builds(chosen) and not self._late(_MEASURED):
             return self._missed("all of them are needed, which leaves nothing quantized")
         return self._missed("")
 
@@ -191,33 +222,47 @@ class _Search:
                 chosen -= {i}
         return chosen
 
-    def _is_float(self, raised: Raised) -> bool:
-        """True where nothing would be left quantized."""
-        to_float = all(bits == "float" for item in self.items for _, bits in item.raised)
-        return to_float and len(raised) == len(self.items)
+    def _builds(self, raised: Raised) -> list[_Build]:
+        """With these raised, to 16 bits and to float; none that leaves nothing quantized."""
+        bits = {bits for i in raised for _, bits in self.items[i].raised}
+        nothing_left = len(raised) == len(self.items)
+        wide = [] if nothing_left and self._all_to_float() else [_Build(raised)]
+        return wide if nothing_left or bits <= {"float"} else [*wide, _Build(raised, to_float=True)]
+
+    def _all_to_float(self) -> bool:
+        return all(bits == "float" for item in self.items for _, bits in item.raised)
 
     # ---- compiling
-    def _build(self, raised: Raised) -> Verified | None:
-        """Compile with these raised; None if the gates fail, now or in an earlier run."""
-        key = bit_mask(raised)
+    def _passing(self, build: _Build) -> Verified | None:
+        """Compile; None if the gates fail, now or in an earlier run."""
+        key = build.key
         if key in self.state.tried and self.state.tried[key].failures:
             return None
-        verified = self._compiled(raised)
+        verified = self._compiled(build)
         verdict = verified.verdict
         if verdict is None:
             return None
         self.state.tried[key] = score(verdict)
         return verified if verdict.passed else None
 
-    def _compiled(self, raised: Raised) -> Verified:
-        if raised not in self.built:
-            chosen = [i for i in self.order if i in raised]
-            entries = [(entry, i) for i in chosen for entry in self.items[i].raised]
+    def _compiled(self, build: _Build) -> Verified:
+        if build not in self.built:
+            entries = self._entries(build)
             old = self.first.prepared.recipe
-            recipe = replace(old, precision=(*(entry for entry, _ in entries), *old.precision))
-            reasons = {pattern: self._reason(i) for (pattern, _), i in entries}
-            self.built[raised] = self.tools.build(recipe, reasons)
-        return self.built[raised]
+            precision = tuple((pattern, bits) for pattern, bits, _ in entries)
+            recipe = replace(old, precision=(*precision, *old.precision))
+            reasons = {pattern: self._reason(i) for pattern, _, i in entries}
+            self.built[build] = self.tools.build(recipe, reasons)
+        return self.built[build]
+
+    def _entries(self, build: _Build) -> list[tuple[str, Precision, int]]:
+        """Pattern, precision and item of what is raised, the most sensitive first."""
+        return [
+            (pattern, "float" if build.to_float else bits, i)
+            for i in self.order
+            if i in build.raised
+            for pattern, bits in self.items[i].raised
+        ]
 
     def _reason(self, item: int) -> str:
         error = self.alone.get(item)
@@ -225,25 +270,24 @@ class _Search:
         return f"raised by the search: {measured}"
 
     # ---- reporting
-    def _passed(self, verified: Verified, raised: Raised) -> Searched:
+    def _passed(self, verified: Verified, build: _Build) -> Searched:
         hint = "; with more --search-time it may be fewer" if self._late(_MEASURED) else ""
-        note = Note("searched", f"by the search {self._count(raised)}{hint}")
-        return Searched(verified, self._account(verified, raised), notes=(note,))
+        note = Note("searched", f"by the search {self._count(build)}{hint}")
+        return Searched(verified, self._account(verified, build.raised), notes=(note,))
 
     def _missed(self, why: str) -> Searched:
         """The best build; its failure says what was reached and what to do next."""
-        tried = {int(k, 16): s for k, s in self.state.tried.items()}
+        tried = {_Build.of(key): s for key, s in self.state.tried.items()}
         verdict = self.first.verdict
         assert verdict is not None  # else there is no search
-        tried[0] = score(verdict)
-        best = min(tried, key=lambda m: (len(tried[m].failures), tried[m].error))
-        raised = frozenset(i for i in range(len(self.items)) if best >> i & 1)
-        verified = self._compiled(raised)
-        reached = f"the search reached this with {self._count(raised)}"
+        tried[_Build(frozenset())] = score(verdict)
+        best = min(tried, key=lambda build: (len(tried[build].failures), tried[build].error))
+        verified = self._compiled(best)
+        reached = f"the search reached this with {self._count(best)}"
         failure = f"{reached}: {why or self._advice()}"
         if why:
             self.state.drop()
-        return Searched(verified, self._account(verified, raised), failures=(failure,))
+        return Searched(verified, self._account(verified, best.raised), failures=(failure,))
 
     def _advice(self) -> str:
         if not self._late(_MEASURED):
@@ -251,9 +295,10 @@ class _Search:
         again = "the same command continues, " if self.options.search_state else ""
         return f"the search time ran out ({again}--search-time allows more)"
 
-    def _count(self, raised: Raised) -> str:
+    def _count(self, build: _Build) -> str:
         words = {16: "16 bits", 8: "8 bits", "float": "float"}
-        bits = sorted({words[b] for i in raised for _, b in self.items[i].raised})
+        raised, entries = build.raised, self._entries(build)
+        bits = sorted({words[bits] for _, bits, _ in entries})
         names = [self.items[i].name for i in self.order if i in raised]
         shown = f" ({', '.join([*names[:3], '…'] if len(names) > 3 else names)})" if names else ""
         to = f" to {' or '.join(bits)}" if bits else ""

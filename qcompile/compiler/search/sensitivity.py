@@ -32,11 +32,12 @@ MEASURES: tuple[Measure, ...] = ("both", "alone", "lifted")
 class Score:
     """One run over the feeds with some switches on; cosines are those of the worst output."""
 
-    error: Annotated[float, "mean of 1 - cosine"]
+    error: Annotated[float, "1 - cosine, or half of 1 - R² if that is more"]
     sqnr_db: Unbounded
     mean_cosine: float
     worst_cosine: float
     metric: float | None = None
+    r2: Annotated[float | None, "of the columns that lose most of their spread"] = None
     failures: tuple[str, ...] = ()
 
 
@@ -49,6 +50,7 @@ def score(verdict: Verdict) -> Score:
         mean_cosine=min((o.mean_cosine for o in outputs), default=1.0),
         worst_cosine=min((o.worst_cosine for o in outputs), default=1.0),
         metric=None if verdict.metric is None else verdict.metric[1],
+        r2=verdict.r2,
         failures=tuple(verdict.failures),
     )
 

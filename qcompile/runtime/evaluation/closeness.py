@@ -2,8 +2,10 @@
 
 The cosine is over each sample's whole output (all real tokens), so that there is a mean and a worst
 sample. An output with one value per sample (a regression) counts as one vector over all samples,
-since the cosine of single numbers is only their sign. SQNR is over all values. Flips are samples
-(rows of a rank-2 output, tokens of a rank-3 output called logits) whose argmax differs.
+since the cosine of single numbers is only their sign. SQNR is over all values. R² is that of the
+columns that lose most of their spread (``column_spread.py``): it sees what a cosine over columns of
+different scale, or over answers far from zero, does not. Flips are samples (rows of a rank-2
+output, tokens of a rank-3 output called logits) whose argmax differs.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from qcompile.data.feeds import padding_mask
 from qcompile.errors import DataError
 from qcompile.quant import Array
+from qcompile.runtime.evaluation.column_spread import ColumnGroup, ColumnSpread
 from qcompile.runtime.session import Feed, Session
 from qcompile.system.json_values import Record, Unbounded, members
 
@@ -25,6 +28,7 @@ from qcompile.system.json_values import Record, Unbounded, members
 class Gates:
     """Limits on closeness and latency. None switches a gate off.
 
+    ``min_single_r2`` is for outputs with one number per sample, ``min_r2`` for others.
     ``min_metric`` is for the user's own measure, ``Options.metric``.
     """
 
@@ -35,12 +39,14 @@ class Gates:
     max_abs: float | None = None
     max_latency_ratio: float | None = 1.0
     min_metric: float | None = None
+    min_r2: float | None = 0.5
+    min_single_r2: float | None = 0.9
 
 
 @dataclass
 class Closeness(Record):
     """Closeness of one output. ``cosine``: one value per sample, in order; a single value for all
-    where each sample has one number, collected in ``single``."""
+    where each sample has one number (``is_single``), collected in ``single``."""
 
     name: str
     exact: bool = False  # integers or text, which should be equal
@@ -51,8 +57,14 @@ class Closeness(Record):
     max_abs: Unbounded = 0.0
     decisions: int = 0
     flips: int = 0
+    columns: ColumnGroup | None = None
+    is_single: bool = False
+    _spread: ColumnSpread = field(default_factory=ColumnSpread, repr=False)
 
-    JSON = members("output=name mean_cosine worst_cosine worst_sample sqnr_db max_abs flip_share")
+    JSON = members(
+        "output=name mean_cosine worst_cosine worst_sample sqnr_db r2 r2_columns "
+        "single_number=is_single max_abs flip_share"
+    )
 
     @property
     def mean_cosine(self) -> float:
@@ -75,6 +87,25 @@ class Closeness(Record):
         return 10 * float(np.log10(self.signal / self.noise)) if self.signal else 0.0
 
     @property
+    def r2(self) -> float | None:
+        """R² of the columns that lose most; None if nothing varies, or there is too little data."""
+        return None if self.columns is None else self.columns.r2
+
+    @property
+    def r2_columns(self) -> str | None:
+        """Which columns ``r2`` is of, in words; None where all values are one column."""
+        return None if self.columns is None else str(self.columns) or None
+
+    @property
+    def error(self) -> float:
+        """1 - cosine, the mean over samples, or half of 1 - R² if that is more.
+
+        For small errors of outputs with mean zero the two are equal: 2 (1 - cosine) is the energy
+        of the error over that of the output.
+        """
+        return max(1 - self.mean_cosine, 0.0 if self.r2 is None else (1 - self.r2) / 2)
+
+    @property
     def flip_share(self) -> float | None:
         """Share of samples or tokens whose argmax differs, None where the output has no argmax."""
         return self.flips / self.decisions if self.decisions else None
@@ -92,12 +123,16 @@ class Closeness(Record):
             if a.size:
                 self._sample(a, b)
                 self._decide(a, b, x.ndim)
+                if not self.exact:
+                    self._spread.update(a, b, rows=int(by_token))
 
     def close(self) -> None:
         """Finish after the last sample."""
-        if self.single and len(self.single) == len(self.cosine):
+        self.is_single = 0 < len(self.single) == len(self.cosine)
+        if self.is_single:
             a, b = np.array(self.single).T
             self.cosine = [cosine(a, b)]
+        self.columns = self._spread.worst()
 
     def _sample(self, a: Array, b: Array) -> None:
         self.cosine.append(cosine(a, b))
@@ -192,9 +227,13 @@ class Verdict(Record):
 
     @property
     def error(self) -> float:
-        """1 - cosine, the mean over outputs and their samples."""
-        cosines = [c for o in self.outputs for c in o.cosine]
-        return 1 - float(np.mean(cosines)) if cosines else 0.0
+        """The mean of the outputs' errors."""
+        return float(np.mean([o.error for o in self.outputs])) if self.outputs else 0.0
+
+    @property
+    def r2(self) -> float | None:
+        """The smallest R² of any output, None where none has one."""
+        return min((o.r2 for o in self.outputs if o.r2 is not None), default=None)
 
     @property
     def worst_cosine(self) -> float:
@@ -277,7 +316,7 @@ def _check_match(name: str, a: Array, b: Array | None) -> None:
 
 
 def _failures(output: Closeness, gates: Gates) -> list[str]:
-    lower = (
+    lower: tuple[tuple[str, float, float | None, str], ...] = (
         ("mean cosine", output.mean_cosine, gates.min_cosine, "--min-cosine"),
         ("worst cosine", output.worst_cosine, gates.min_worst_cosine, "--min-worst-cosine"),
         ("SQNR in dB", output.sqnr_db, gates.min_sqnr, "--min-sqnr"),
@@ -286,6 +325,12 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
         ("share of argmax flips", output.flip_share or 0.0, gates.max_flips, "--max-flips"),
         ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
     )
+    if output.r2 is not None:
+        what = "R²" if output.r2_columns is None else f"R² of {output.r2_columns}"
+        if output.is_single:
+            lower = (*lower, (what, output.r2, gates.min_single_r2, "--min-single-r2"))
+        else:
+            lower = (*lower, (what, output.r2, gates.min_r2, "--min-r2"))
     found = [
         f"output {output.name!r}: {what} {_digits(value, limit)} is below {limit:.15g} ({flag})"
         for what, value, limit, flag in lower

@@ -15,7 +15,7 @@ from qcompile.runtime.evaluation import closeness as compare
 from qcompile.runtime.evaluation.closeness import Closeness, Gates, Verdict, cosine, judge
 from qcompile.runtime.session import Session
 
-OPEN = Gates(None, None, None, None, None, None)
+OPEN = Gates(**dict.fromkeys((f.name for f in fields(Gates)), None))
 
 
 def closeness(a: Array, b: Array, mask: Array | None = None, name: str = "y") -> Closeness:
@@ -156,6 +156,8 @@ def test_what_counts_as_a_decision(shape: tuple[int, ...], name: str, decisions:
 
 A = np.array([[3.0, 4.0], [4.0, 3.0]])
 B = np.array([[4.0, 3.0], [4.0, 3.0]])  # cosines 0.96... and 1, one flip, 1 apart
+# Each column 7 ± 1 and ± 0.25 away from it: energies 8 and 0.5, with n - 1 for the first.
+EIGHT = np.tile([[6.0, 8.0], [8.0, 6.0]], (4, 1)), np.tile([[6.25, 8.25], [8.25, 6.25]], (4, 1))
 
 
 @pytest.mark.parametrize(
@@ -165,12 +167,22 @@ B = np.array([[4.0, 3.0], [4.0, 3.0]])  # cosines 0.96... and 1, one flip, 1 apa
         ("min_worst_cosine", 0.9599, 0.9601, r"worst cosine 0\.96 is below .*--min-worst-cosine"),
         ("min_sqnr", 13.9, 14.1, r"SQNR in dB 13\.979 is below 14\.1 \(--min-sqnr\)"),
         ("max_flips", 0.5, 0.49, r"share of argmax flips 0\.5 is above 0\.49 \(--max-flips\)"),
+        (
+            "min_r2",
+            0.94,
+            0.95,
+            r"R² of all 2 columns on axis 1 0\.945.* is below 0\.95 \(--min-r2\)",
+        ),
+        ("min_single_r2", 0.94, 0.95, r"R² 0\.945.* is below 0\.95 \(--min-single-r2\)"),
         ("max_abs", 1.0, 0.99, r"largest difference 1 is above 0\.99 \(--max-abs\)"),
     ],
 )
 def test_every_gate_passes_and_fails(gate: str, passes: float, fails: float, said: str) -> None:
-    assert verdict(A, B, replace(OPEN, **{gate: passes})).passed
-    (failure,) = verdict(A, B, replace(OPEN, **{gate: fails})).failures
+    a, b = EIGHT if gate.endswith("r2") else (A, B)
+    if gate == "min_single_r2":
+        a, b = a[:, 0], b[:, 0]
+    assert verdict(a, b, replace(OPEN, **{gate: passes})).passed
+    (failure,) = verdict(a, b, replace(OPEN, **{gate: fails})).failures
     assert failure.startswith("output 'y': ")
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(failure)
@@ -209,7 +221,7 @@ def test_the_default_gates_let_int8_pass_and_rubbish_not() -> None:
     rng = np.random.default_rng(0)
     a = rng.standard_normal((8, 64))
     assert verdict(a, a + 0.05 * rng.standard_normal(a.shape), Gates()).passed
-    assert len(verdict(a, rng.standard_normal(a.shape), Gates()).failures) == 2
+    assert len(verdict(a, rng.standard_normal(a.shape), Gates()).failures) == 3
 
 
 def test_plain_values_for_reports() -> None:

@@ -37,14 +37,17 @@ def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:
     limits, verdict, bench = report["gates"], report["verify"], report["bench"]
     outputs = verdict["outputs"] if verdict is not None else []
 
-    def worst(key: str, pick: Callable[[list[float]], float]) -> float | None:
-        found = [o[key] for o in outputs if o[key] is not None]
+    def worst(key: str, pick: Callable[[list[float]], float], **of: bool) -> float | None:
+        chosen = [o for o in outputs if all(o.get(k) == v for k, v in of.items())]
+        found = [o[key] for o in chosen if o.get(key) is not None]
         return pick(found) if found else None
 
     metric = verdict.get("metric") if verdict is not None else None
     rows = {
         "min_cosine": ("mean cosine", worst("mean_cosine", min)),
         "min_worst_cosine": ("worst cosine", worst("worst_cosine", min)),
+        "min_r2": ("R² of columns", worst("r2", min, single_number=False)),
+        "min_single_r2": ("R² of single numbers", worst("r2", min, single_number=True)),
         "min_sqnr": ("SQNR, dB", worst("sqnr_db", min)),
         "max_flips": ("share of argmax flips", worst("flip_share", max)),
         "max_abs": ("largest difference", worst("max_abs", max)),
@@ -86,8 +89,8 @@ def _figure(found: float, key: str) -> str:
 def _outputs(verdict: Plain | None) -> Markup | None:
     if verdict is None or not verdict["outputs"]:
         return None
-    heads = ("output", "mean cosine", "worst cosine", "worst sample", "SQNR", "largest difference",
-             "argmax flips")  # fmt: skip
+    heads = ("output", "mean cosine", "worst cosine", "worst sample", "R²", "SQNR",
+             "largest difference", "argmax flips")  # fmt: skip
     rows = [
         tag(
             "tr",
@@ -113,7 +116,16 @@ def _output(row: Plain) -> list[str]:
         units.cosine(row["mean_cosine"]),
         units.cosine(row["worst_cosine"]),
         units.NONE if worst is None else f"#{worst}",
+        _r2(row),
         "∞" if noise is None else f"{noise:.1f} dB",
         units.value(row["max_abs"]),
         units.NONE if flips is None else units.percent(flips),
     ]
+
+
+def _r2(row: Plain) -> str:
+    """R², with its columns; a report of an older version has none."""
+    if row.get("r2") is None:
+        return units.NONE
+    columns = row["r2_columns"]
+    return f"{row['r2']:.4f}" + ("" if columns is None else f" ({columns})")

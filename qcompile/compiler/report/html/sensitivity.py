@@ -21,7 +21,7 @@ _DECADES = 4  # below the largest error
 
 @dataclass(frozen=True)
 class Item:
-    """``error`` is 1 - cosine, None where there was no time to measure."""
+    """``error`` is 1 - cosine or half of 1 - R², None where there was no time to measure."""
 
     name: str
     where: str
@@ -61,7 +61,7 @@ def chart(items: Sequence[Item]) -> Markup:
     foot = tag(
         "li",
         tag("span"),
-        axis(scale, _power, "1 − cosine of the outputs, logarithmic"),
+        axis(scale, _power, "error of the outputs (1 − cosine or ½ − ½ R²), logarithmic"),
         tag("span"),
     )
     rows = [_row(i, scale) for i in items]

@@ -1,0 +1,142 @@
+"""How much of an output's own spread a model keeps: R² of columns that vary on the same scale.
+
+The cosine of a whole output is blind where columns differ in scale (boxes in pixels next to scores)
+or where the answers are far from zero (prices): a constant answer may have a cosine of .98, or
+1.0000. R², the coefficient of determination, is 1 - sum (x - y)² / sum (x - mean of its column)²,
+where x are the float model's values: 1 for equal outputs, 0 for answers as good as the float
+model's mean, negative for worse ones. It is pooled over columns whose standard deviations are
+within a factor of ten, so that large columns do not hide small ones, and a column that hardly
+varies does not count as much as its neighbours.
+
+Columns are the entries along an axis behind the batch axis. Which axis holds them differs between
+models ([batch, 14, boxes], [batch, boxes, 85], [batch, tokens, hidden]), so all axes whose size is
+the same for all data are looked at, and the worst result counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qcompile.quant import Array
+
+# Fewer values in a column do not tell its spread.
+_LEAST_VALUES = 8
+# Standard deviations of the columns of a group are within this factor.
+_DECADE = 10.0
+# Groups with a smaller share of the columns do not count: encoders have a few channels out of
+# hundreds that stay almost constant and carry nothing.
+_LEAST_SHARE = 1 / 32
+# Two float32 implementations of a model differ by up to 1e-5 of an output's size (2^-24 a rounding,
+# over thousands of them). A spread of less than a few times that says nothing: 2^-14 is 6e-5.
+_ROUNDING = 2.0**-14
+
+
+@dataclass(frozen=True)
+class ColumnGroup:
+    """Columns of one scale, and how much of their spread is kept.
+
+    axis: of the output, on which the columns lie. columns: their indices, of ``of``.
+    """
+
+    r2: float
+    axis: int
+    columns: list[int]
+    of: int
+
+    def __str__(self) -> str:
+        """Such as ``columns 4-13 of 14 on axis 1``; empty if all values are one column."""
+        if self.of == 1:
+            return ""
+        if len(self.columns) == self.of:
+            return f"all {self.of} columns on axis {self.axis}"
+        return f"columns {_spans(self.columns)} of {self.of} on axis {self.axis}"
+
+
+@dataclass
+class ColumnSpread:
+    """Collects one output, a sample at a time."""
+
+    _axes: dict[int, _Moments] = field(default_factory=dict)
+    _dropped: set[int] = field(default_factory=set)
+    _whole: _Moments = field(default_factory=lambda: _Moments(1))
+
+    def update(self, reference: Array, candidate: Array, *, rows: int = 0) -> None:
+        """Add a sample, both float64 of equal shapes; its first ``rows`` axes hold no columns."""
+        shape = reference.shape
+        self._whole.update(reference.reshape(1, -1), candidate.reshape(1, -1))
+        for axis in range(rows, len(shape)):
+            moments = self._axes.setdefault(axis, _Moments(shape[axis]))
+            if axis in self._dropped or moments.size != shape[axis] or shape[axis] < 2:
+                self._dropped.add(axis)
+                continue
+            across = [np.moveaxis(v, axis, 0).reshape(shape[axis], -1)
+                      for v in (reference, candidate)]  # fmt: skip
+            moments.update(*across)
+
+    def worst(self) -> ColumnGroup | None:
+        """The group with the smallest R²; None if nothing varies, or there are too few values."""
+        kept = {axis: m for axis, m in self._axes.items() if axis not in self._dropped}
+        found = [
+            ColumnGroup(moments.r2(group), axis + 1, group.tolist(), moments.size)
+            for axis, moments in (kept or {-1: self._whole}).items()
+            for group in moments.groups()
+        ]
+        return min(found, key=lambda group: group.r2, default=None)
+
+
+class _Moments:
+    """Count, mean, squared deviations and squared errors of each of ``size`` columns."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.count, self.mean, self.deviation, self.error = np.zeros((4, size))
+
+    def update(self, x: Array, y: Array) -> None:
+        """Add values [size, n]; those that are infinite or NaN in one model are left out."""
+        valid = np.isfinite(x) & np.isfinite(y)
+        count = valid.sum(1)
+        x, y = np.where(valid, x, 0.0), np.where(valid, y, 0.0)
+        mean = x.sum(1) / np.maximum(count, 1)
+        own = (np.square(x - mean[:, None]) * valid).sum(1)
+        # Chan et al. 1983: deviations of two parts, plus those of their means.
+        total = np.maximum(self.count + count, 1)
+        shift = mean - self.mean
+        self.deviation += own + np.square(shift) * self.count * count / total
+        self.mean += shift * count / total
+        self.count += count
+        self.error += np.square(x - y).sum(1)
+
+    def groups(self) -> list[Array]:
+        """Indices of columns that vary, those within a decade of standard deviation together."""
+        variance = self.deviation / np.maximum(self.count - 1, 1)
+        left = np.flatnonzero((self.count >= _LEAST_VALUES) & (variance > 0))
+        left = left[np.argsort(-variance[left], kind="stable")]
+        found = []
+        while left.size:
+            near = variance[left] * _DECADE**2 > variance[left[0]]
+            group, left = left[near], left[~near]
+            energy = (variance + np.square(self.mean))[group].sum()
+            varies = variance[group].sum() > _ROUNDING**2 * energy
+            if varies and group.size >= _LEAST_SHARE * self.size:
+                found.append(np.sort(group))
+        return found
+
+    def r2(self, group: Array) -> float:
+        """Pooled over the columns of the group, with the unbiased estimate of their spread."""
+        count = self.count[group]
+        spread = self.deviation[group] * count / (count - 1)
+        return 1 - float(self.error[group].sum() / spread.sum())
+
+
+def _spans(numbers: list[int]) -> str:
+    """``0-3, 7``; the first spans only where there are many."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], n]
+        else:
+            spans.append([n])
+    texts = ["-".join(map(str, span)) for span in spans]
+    return ", ".join([*texts[:3], "…"] if len(texts) > 3 else texts)
