@@ -100,7 +100,7 @@ def _check_form(
             target=form.target,
             mode=form.mode,  # type: ignore[arg-type]
             recipe=form.recipe,
-            gates=Gates(None, None, max_latency_ratio=None),
+            gates=Gates(None, None, min_r2=None, max_latency_ratio=None),
             options=options,
         )
     except QCompileError as e:

@@ -87,7 +87,7 @@ def test_one_feed_serves_for_both_and_the_note_says_so() -> None:
 def test_a_dead_activation_gets_a_reason_not_a_scale() -> None:
     """log of a negative number is NaN: the product that reads it stays float."""
     body = "l = Log(x) h = MatMul(l, w0) a = Abs(x) b = MatMul(a, w1) y = Add(h, b)"
-    gates = qcompile.Gates(min_cosine=None, min_worst_cosine=None)
+    gates = qcompile.Gates(min_cosine=None, min_worst_cosine=None, min_r2=None)
     result = qcompile.compile(model(body), feeds(), gates=gates, options=UNTIMED)
     assert result.report.int8_linears == 1
     assert any("NaN or infinity" in row.reason for row in result.report.ledger)
@@ -162,7 +162,7 @@ def test_where_nothing_was_quantized_any_difference_is_the_models_own(
         return {name: value + 1e-3 * next(drift) for name, value in run(self, feed).items()}
 
     monkeypatch.setattr(Session, "run", unsteady)
-    gates = Gates(min_cosine=None, min_worst_cosine=None, max_abs=1e-9)
+    gates = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None, max_abs=1e-9)
     made = qcompile.compile(model("y = Relu(x)", weights=0), feeds(), gates=gates, options=UNTIMED)
     assert RANDOM_MODEL in {note.code for note in made.report.notes}
 

@@ -20,7 +20,7 @@ from qcompile.rewriting.testing import encoder, normal
 from tests.passes.corpus import outliers
 
 UNTIMED = Options(bench=False, threads=1, force=True)
-OPEN = Gates(min_cosine=None, min_worst_cosine=None)
+OPEN = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None)
 
 
 @dataclass(frozen=True)

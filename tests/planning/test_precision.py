@@ -30,7 +30,7 @@ from qcompile.runtime.session import Session, SessionOptions
 from tests.encoder_files import token_feeds
 
 UNTIMED = Options(bench=False, threads=1)
-OFF = Gates(min_cosine=None, min_worst_cosine=None)
+OFF = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None)
 CPU_16 = "16-bit integers have no kernel on target 'cpu': left float"
 
 

@@ -27,7 +27,7 @@ TEXT = """mlp (float[batch,1024] x) => (float[batch,8] y) {
     h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2)
 }"""
 WEIGHTS = 4 * WIDE * (WIDE + 8)
-OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
+OPEN = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None, max_latency_ratio=None)
 
 
 def proto() -> onnx.ModelProto:

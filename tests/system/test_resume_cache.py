@@ -23,7 +23,7 @@ from qcompile.quant import Array, Calibrator, Observer, QSpec, Range
 from qcompile.rewriting.testing import encoder
 from qcompile.system.resume_cache import Cache, default_folder, key_of
 
-OPEN = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
+OPEN = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None, max_latency_ratio=None)
 CALIBRATORS = ["minmax", "moving-average", "percentile", "entropy", "mse"]
 
 

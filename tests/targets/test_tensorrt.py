@@ -20,7 +20,7 @@ from qcompile.targets.tensorrt import TENSORRT
 LAYERS = 2
 LINEARS = 6 * LAYERS
 QUANTIZERS = 4 * LAYERS  # of what query, key and value read, of the context, and two of the FFN
-OPEN = Gates(min_cosine=None, min_worst_cosine=None)
+OPEN = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None)
 HERE = provider_or_cpu(TENSORRT.provider)
 
 

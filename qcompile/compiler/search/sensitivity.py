@@ -37,8 +37,8 @@ class Score:
     mean_cosine: float
     worst_cosine: float
     metric: float | None = None
-    r2: Annotated[float | None, "of the columns that lose most of their spread"] = None
     failures: tuple[str, ...] = ()
+    r2: Annotated[float | None, "of the columns that lose most of their spread"] = None
 
 
 def score(verdict: Verdict) -> Score:
@@ -50,8 +50,8 @@ def score(verdict: Verdict) -> Score:
         mean_cosine=min((o.mean_cosine for o in outputs), default=1.0),
         worst_cosine=min((o.worst_cosine for o in outputs), default=1.0),
         metric=None if verdict.metric is None else verdict.metric[1],
-        r2=verdict.r2,
         failures=tuple(verdict.failures),
+        r2=verdict.r2,
     )
 
 

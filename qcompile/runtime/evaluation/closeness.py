@@ -19,7 +19,12 @@ import numpy as np
 from qcompile.data.feeds import padding_mask
 from qcompile.errors import DataError
 from qcompile.quant import Array
-from qcompile.runtime.evaluation.column_spread import ColumnGroup, ColumnSpread
+from qcompile.runtime.evaluation.column_spread import (
+    ColumnGroup,
+    ColumnSpread,
+    lost_spread,
+    worst_group,
+)
 from qcompile.runtime.session import Feed, Session
 from qcompile.system.json_values import Record, Unbounded, members
 
@@ -58,6 +63,7 @@ class Closeness(Record):
     decisions: int = 0
     flips: int = 0
     columns: ColumnGroup | None = None
+    lost_spread: float = 0.0
     is_single: bool = False
     _spread: ColumnSpread = field(default_factory=ColumnSpread, repr=False)
 
@@ -98,12 +104,12 @@ class Closeness(Record):
 
     @property
     def error(self) -> float:
-        """1 - cosine, the mean over samples, or half of 1 - R² if that is more.
+        """1 - cosine, the mean over samples, or half of 1 - R², the mean over columns, if more.
 
         For small errors of outputs with mean zero the two are equal: 2 (1 - cosine) is the energy
         of the error over that of the output.
         """
-        return max(1 - self.mean_cosine, 0.0 if self.r2 is None else (1 - self.r2) / 2)
+        return max(1 - self.mean_cosine, self.lost_spread / 2)
 
     @property
     def flip_share(self) -> float | None:
@@ -132,7 +138,8 @@ class Closeness(Record):
         if self.is_single:
             a, b = np.array(self.single).T
             self.cosine = [cosine(a, b)]
-        self.columns = self._spread.worst()
+        groups = self._spread.groups()
+        self.columns, self.lost_spread = worst_group(groups), lost_spread(groups)
 
     def _sample(self, a: Array, b: Array) -> None:
         self.cosine.append(cosine(a, b))

@@ -75,15 +75,32 @@ class ColumnSpread:
                       for v in (reference, candidate)]  # fmt: skip
             moments.update(*across)
 
-    def worst(self) -> ColumnGroup | None:
-        """The group with the smallest R²; None if nothing varies, or there are too few values."""
+    def groups(self) -> list[list[ColumnGroup]]:
+        """The groups of each axis that holds columns; none if nothing varies, or values are few."""
         kept = {axis: m for axis, m in self._axes.items() if axis not in self._dropped}
         found = [
-            ColumnGroup(moments.r2(group), axis + 1, group.tolist(), moments.size)
+            [
+                ColumnGroup(moments.r2(group), axis + 1, group.tolist(), moments.size)
+                for group in moments.groups()
+            ]
             for axis, moments in (kept or {-1: self._whole}).items()
-            for group in moments.groups()
         ]
-        return min(found, key=lambda group: group.r2, default=None)
+        return [groups for groups in found if groups]
+
+
+def worst_group(axes: list[list[ColumnGroup]]) -> ColumnGroup | None:
+    """The group with the smallest R², None without groups."""
+    return min((g for groups in axes for g in groups), key=lambda g: g.r2, default=None)
+
+
+def lost_spread(axes: list[list[ColumnGroup]]) -> float:
+    """1 - R², the mean over columns, of the axis where it is largest; 0 without groups."""
+    return max((_mean_loss(groups) for groups in axes), default=0.0)
+
+
+def _mean_loss(groups: list[ColumnGroup]) -> float:
+    columns = [len(group.columns) for group in groups]
+    return float(np.average([1 - group.r2 for group in groups], weights=columns))
 
 
 class _Moments:

@@ -269,7 +269,7 @@ def steady(inputs: Sequence[Mapping[str, Array]], made: Sequence[Mapping[str, Ar
 @pytest.fixture
 def scores(model: bytes) -> Iterator[tuple[float, float]]:
     """The metric of the float model, and of the one at 8 bits."""
-    open_gates = Gates(None, None, max_latency_ratio=None)
+    open_gates = Gates(None, None, min_r2=None, max_latency_ratio=None)
     report = compile(model, gates=open_gates, given=options(metric=steady)).report
     assert report.verdict is not None and report.verdict.metric is not None
     yield report.verdict.metric
@@ -282,7 +282,7 @@ def test_a_metric_is_a_gate_and_a_goal(model: bytes, scores: tuple[float, float]
     def measure(a: Sequence[Mapping[str, Array]], b: Sequence[Mapping[str, Array]]) -> float:
         return -abs(steady(a, b) - was)
 
-    gates = Gates(None, None, max_latency_ratio=None, min_metric=-abs(was - now) / 4)
+    gates = Gates(None, None, min_r2=None, max_latency_ratio=None, min_metric=-abs(was - now) / 4)
     with pytest.raises(RejectedError, match="--min-metric"):
         compile(model, gates=gates, given=options(seconds=0, metric=measure))
     report = compile(model, gates=gates, given=options(metric=measure)).report

@@ -26,7 +26,7 @@ from qcompile.runtime.session import Session, SessionOptions
 from tests.targets.test_instruction_sets import PLAIN, compiled, feeds, model
 
 OPTION = 'add_session_config_entry("session.x64quantprecision", "1")'
-LOOSE = Gates(min_cosine=None, min_worst_cosine=None, max_latency_ratio=None)
+LOOSE = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None, max_latency_ratio=None)
 
 
 def plain() -> bytes:
@@ -171,7 +171,7 @@ def test_an_encoder_compiled_by_default_is_the_same_everywhere(target: str, atte
 
 def test_data_that_can_be_read_once_is_enough_for_both() -> None:
     """A generator: it is kept where the candidate has to run twice."""
-    gates = Gates(min_cosine=None, min_worst_cosine=None)
+    gates = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None)
     once = (feed for feed in feeds(0.9))
     found = qcompile.verify(model(), plain(), once, gates=gates)
     again = qcompile.verify(model(), plain(), feeds(0.9), gates=gates)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qcompile.quant import Array
 from qcompile.runtime.evaluation.closeness import Closeness, Gates, judge
-from qcompile.runtime.evaluation.column_spread import ColumnGroup, ColumnSpread
+from qcompile.runtime.evaluation.column_spread import ColumnGroup, ColumnSpread, worst_group
 
 RNG = np.random.default_rng(5)
 
@@ -18,7 +18,7 @@ def spread(reference: Array, candidate: Array, rows: int = 0) -> ColumnGroup | N
     collected = ColumnSpread()
     for a, b in zip(np.asarray(reference, float), np.asarray(candidate, float), strict=True):
         collected.update(a, b, rows=rows)
-    return collected.worst()
+    return worst_group(collected.groups())
 
 
 def worst(reference: Array, candidate: Array, rows: int = 0) -> ColumnGroup:
@@ -76,13 +76,13 @@ def test_axes_of_changing_size_have_no_columns() -> None:
     for tokens in (3, 5, 4):
         x = RNG.normal(size=(tokens, 8))
         collected.update(x, x + 0.1)
-    found = collected.worst()
+    found = worst_group(collected.groups())
     assert found is not None and (found.axis, found.of) == (2, 8)
     collected = ColumnSpread()
     for tokens in (3, 5, 4):
         x = RNG.normal(size=tokens)
         collected.update(x, -x)
-    found = collected.worst()
+    found = worst_group(collected.groups())
     assert found is not None and (found.of, str(found)) == (1, "") and found.r2 < -2
 
 
@@ -128,3 +128,15 @@ def test_the_error_is_half_of_what_is_lost() -> None:
     offset.close()
     assert offset.error == pytest.approx(found.error, rel=0.1)
     assert 1 - offset.mean_cosine < 1e-6
+
+
+def test_lost_scores_are_a_larger_error_than_boxes_a_pixel_off() -> None:
+    boxes, scores = RNG.normal(320, 100, (6, 4, 20)), RNG.uniform(0, 0.1, (6, 10, 20))
+    x = np.concatenate([boxes, scores], 1)
+    errors = []
+    for y in (np.concatenate([boxes + 1, scores], 1), np.concatenate([boxes, 0 * scores], 1)):
+        found = Closeness("y")
+        found.update(x, y, None)
+        found.close()
+        errors.append(found.error)
+    assert errors[0] < 1e-4 and errors[1] > 0.5
