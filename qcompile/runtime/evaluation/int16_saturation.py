@@ -190,7 +190,7 @@ def _fusible(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduc
 
 
 def _requantized(node: onnx.NodeProto, facts: TensorFacts) -> bool:
-    """True where the result is quantized, directly or after a bound that a quantizer can replace."""
+    """True where the result is quantized, directly or after a bound that a quantizer sets too."""
     after = facts.readers(node.output[0])
     return any(
         is_op(reader, "QuantizeLinear")

@@ -35,16 +35,16 @@ def planted(shape: Place, places: tuple[Place, Place]) -> Array:
     """int8 filters [outputs, channels of a group, *kernel] with two large weights each."""
     weights = np.zeros(shape, np.int8)
     for place in places:
-        weights[:, *place] = 127
+        weights[(slice(None), *place)] = 127
     return weights
 
 
 def convolution(weights: Array, data: str, group: int = 1) -> onnx.ModelProto:
     """A convolution between Q/DQ nodes; ``data``: the type between the first two."""
-    outputs, channels, *kernel = weights.shape
+    channels, *kernel = weights.shape[1:]
     zero = 0 if data == "uint8" else -128
     space = ",".join(str(size + 1) for size in kernel)
-    result = ",".join("MNPQ"[: len(kernel) + 2])
+    result = ",".join("NMPQ"[: len(kernel) + 2])
     return model_proto(
         f"""g (float[1,{channels * group},{space}] x) => (float[{result}] y)
         <float s = {{0.003921569}}, {data} z = {{{zero}}}, float sw = {{0.01}}, int8 zw = {{0}},
@@ -128,8 +128,8 @@ def reasons(body: str, weights: Array) -> list[str]:
     quantized = "QuantizeLinear" in body
     model = model_proto(
         f"""g (float[1,4,2,2] x) => ({"uint8" if quantized else "float"}[N,M,P,Q] y)
-        <float s = {{0.01}}, uint8 z = {{0}}, int8 zw = {{0}}, float low = {{0}}, float high = {{1}},
-         float factor = {{0.7}}> {{
+        <float s = {{0.01}}, uint8 z = {{0}}, int8 zw = {{0}}, float low = {{0}},
+         float high = {{1}}, float factor = {{0.7}}> {{
           q = QuantizeLinear(x, s, z)
           d = DequantizeLinear(q, s, z)
           v = DequantizeLinear(w, s, zw)
