@@ -35,7 +35,7 @@ class SaturationAccount:
     """Whether outputs are the same on x86 without VNNI (docs/processors.md)."""
 
     isa: Annotated[str, "that the model is compiled for"]
-    same_without_vnni: bool
+    same_without_vnni: Annotated[bool, "by bound; false also where no bound is known, see rows"]
     linears: int
     can_saturate: Annotated[int, "of the linears"]
     did_saturate: Annotated[int, "of the linears, on the samples looked at"]

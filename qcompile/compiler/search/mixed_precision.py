@@ -98,6 +98,8 @@ def search_precision(first: Verified, tools: Tools) -> Searched:
 
 def _obstacle(first: Verified) -> Refusal | None:
     prepared = first.prepared
+    if not first.rewritten.quantized:  # a model that came in quantized, and misses a gate
+        return Refusal("nothing was quantized here")
     if not first.held_out:
         return Refusal("it needs data")
     if prepared.reusable_feeds is None:

@@ -36,7 +36,7 @@ _SAMPLES = 4
 OPTION = 'add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
 REMEDY = (
     f"For exact sums there, call onnxruntime.SessionOptions().{OPTION}, or compile the float model "
-    "again without --isa, or with --isa avx2"
+    "again without --isa, or with --isa avx2 (in a recipe, isa: avx2)"
 )
 
 
@@ -64,17 +64,23 @@ class Runner:
 class IntegerSums:
     """The int8 operators of a model as ONNX Runtime runs it, and the processors it is made for.
 
-    The model's optimized graph is in a temporary folder that lives as long as this object.
+    ``provider``: that the model is made for; the processor's sums matter to the CPU's alone. The
+    model's optimized graph is in a temporary folder that lives as long as this object.
     """
 
-    def __init__(self, model: read_model.Source, isa_name: str = "") -> None:
-        self.model, self.isa = read_model.runnable(model), isa_name
+    def __init__(
+        self, model: read_model.Source, isa_name: str = "", provider: str = runtime.CPU
+    ) -> None:
+        self.model, self.isa, self.provider = read_model.runnable(model), isa_name, provider
         self._folder = TemporaryFolder()
+        self._unoptimized = ""
         try:
             self.path = runtime.write_optimized(self.model, self._folder.path)
-        except ModelError:  # made for another provider: use the model as written
+        except ModelError as e:  # made for another provider, or with operators that are not here
             self.path = self._written()
-        self.linears = list(int16_saturation.linears(*read_model.read_model(self.path)))
+            self._unoptimized = f"what ONNX Runtime fuses is not known, it fails here: {e}"
+        parsed = read_model.read_model(self.path)
+        self.linears = list(int16_saturation.linears(*parsed, unoptimized=self._unoptimized))
         self.bounds = [int16_saturation.bound(linear) for linear in self.linears]
 
     def _written(self) -> Path:
@@ -90,9 +96,19 @@ class IntegerSums:
         return int16_saturation.exact_on_all(self.bounds)
 
     @property
+    def on_processor(self) -> bool:
+        """False for a model whose integers another provider adds, such as a GPU's."""
+        return self.provider == runtime.CPU
+
+    @property
+    def can_differ(self) -> bool:
+        """True where sums may saturate on processors that the model is made for."""
+        return not self.same and self.on_processor and instruction_sets.saturating(self.isa)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of sums to judge the model by; one kind if both are the same."""
-        if self.same:
+        if self.same or not self.on_processor:
             return (EXACT,)
         needed = (instruction_sets.exact(self.isa), instruction_sets.saturating(self.isa))
         return tuple(k for k, yes in zip((EXACT, SATURATING), needed, strict=True) if yes)
@@ -112,14 +128,16 @@ class IntegerSums:
         path = self.path.with_name("saturating.onnx")
         path.write_bytes(emulation.model.SerializeToString())
         session = Session(path, replace(inexact, optimize=False))
-        return Runner(session, {}, emulation.left)
+        whole = (("the model", self._unoptimized),) if self._unoptimized else ()
+        return Runner(session, {}, (*whole, *emulation.left))
 
     def observed(self, feed: Feed, threads: int = 0) -> list[Saturation]:
         """The bounds, with the saturation observed in one run of a few samples, if that works."""
-        risky = [x for x, b in zip(self.linears, self.bounds, strict=True) if b.can and x.left]
+        both = zip(self.linears, self.bounds, strict=True)
+        risky = {i: x for i, (x, b) in enumerate(both) if b.can and x.left}
         model = onnx.load(self.path, load_external_data=False)
         computed = {name for node in model.graph.node for name in node.output}
-        names = {n for linear in risky for n in (linear.left, linear.right)} & computed
+        names = {n for linear in risky.values() for n in (linear.left, linear.right)} & computed
         if not names:
             return self.bounds
         tapped = self.path.with_name("tapped.onnx")
@@ -132,11 +150,11 @@ class IntegerSums:
                 continue
             values = {**part, **outputs}  # an operand can be an input of the model
             observed = {
-                x.node: int16_saturation.observe(x, values[x.left], values.get(x.right))
-                for x in risky
+                i: int16_saturation.observe(x, values[x.left], values.get(x.right))
+                for i, x in risky.items()
                 if x.left in values and (x.weight is not None or x.right in values)
             }
-            return [observed.get(b.node, b) for b in self.bounds]
+            return [observed.get(i, b) for i, b in enumerate(self.bounds)]
         return self.bounds
 
 
@@ -171,8 +189,7 @@ def saturation_account(
     sums: IntegerSums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
 ) -> SaturationAccount:
     """The report's part on a compiled model's sums; ``feed``: to observe which ones saturate."""
-    can_differ = not sums.same and instruction_sets.saturating(sums.isa)
-    observe = feed is not None and can_differ
+    observe = feed is not None and sums.can_differ
     bounds = sums.observed(feed, threads) if observe and feed is not None else sums.bounds
     return SaturationAccount(
         isa=sums.isa or instruction_sets.ANY,
@@ -187,7 +204,7 @@ def saturation_account(
 
 def saturation_advice(sums: IntegerSums, verdict: Verdict | None) -> str:
     """One line of advice for a model whose sums may saturate, else an empty string."""
-    if sums.same or not instruction_sets.saturating(sums.isa):
+    if not sums.can_differ:
         return ""
     can = sum(b.can > 0 for b in sums.bounds)
     return (

@@ -81,7 +81,9 @@ def verify(rewritten: Rewritten) -> Verified:
     operators = _operators(rewritten, account)
     release_memory()
     with prepared.stopwatch.stage("saturation"):
-        sums = saturation_check.IntegerSums(rewritten.compiled.path, prepared.recipe.isa)
+        sums = saturation_check.IntegerSums(
+            rewritten.compiled.path, prepared.recipe.isa, prepared.target.provider
+        )
     feeds: list[Feed] = []
     if options.verify or options.bench:
         feeds = _feeds(rewritten, account)

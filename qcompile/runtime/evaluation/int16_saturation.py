@@ -8,19 +8,21 @@ did on real inputs. Source: MLAS, QgemmU8S8KernelAvx2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import onnx
 
 from qcompile.ir import MICROSOFT, is_op
 from qcompile.ir.model_io.external_data import Storage
-from qcompile.ir.quantized_operators import byte_products
+from qcompile.ir.operators import MATMULS, is_onnx_domain, op_name
+from qcompile.ir.quantized_operators import QUANTIZED, byte_products, quantized_operator
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import PAIR_SUM, Array, worst_sums
 from qcompile.quant.weight_rounding import pairs, summed_first
-from qcompile.runtime.evaluation.tensor_facts import TensorFacts
+from qcompile.runtime.evaluation.tensor_facts import TensorFacts, function_names
 
 INT8, UINT8 = int(onnx.TensorProto.INT8), int(onnx.TensorProto.UINT8)
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
@@ -29,6 +31,13 @@ _ROWS = 256  # rows per linear that are checked, evenly spaced
 _BATCHES = 16  # matrices of a stack that are checked
 _CHUNK = 1 << 14  # pairs at a time: int32 sums of all rows are 16 MB
 _CONVOLUTIONS = ("ConvInteger", "QLinearConv", f"{MICROSOFT}.QLinearConv")
+_FLOAT_CONVOLUTIONS = ("Conv", f"{MICROSOFT}.FusedConv")
+_FUSED_MATMUL = f"{MICROSOFT}.FusedMatMul"
+_FLOAT_MATMULS = (*MATMULS, "Gemm", f"{MICROSOFT}.FusedGemm")
+# Multiplies quantized weights, but no source says in how many bits on each processor.
+_UNSPECIFIED = (f"{MICROSOFT}.QMoE",)
+_COMPUTED = "its int8 operand is computed, so that any value is possible"
+_FUSIBLE = "this version of ONNX Runtime computes it in float, another may fuse its Q/DQ nodes"
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class IntegerProduct:
 
     ``weight``: int8 [inputs, outputs], None where the right operand is computed too. ``left`` and
     ``right``: names of the operands, ``left`` "" where its values cannot be observed. ``largest``:
-    bound of the magnitude of a computed right operand.
+    bound of the magnitude of a right operand that is computed, or added in an unknown order.
+    ``reason``: why it is not known how, or whether, its products are added in int16.
     """
 
     node: str
@@ -45,6 +55,7 @@ class IntegerProduct:
     right: str
     weight: Array | None
     largest: int = 128
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Saturation:
     pairs: int
     did: int | None = None
     sums: int = 0
+    reason: Annotated[str, "why no better bound is known; empty where pairs of weights tell"] = ""
 
 
 def exact_on_all(found: list[Saturation]) -> bool:
@@ -63,16 +75,42 @@ def exact_on_all(found: list[Saturation]) -> bool:
     return not any(s.can for s in found)
 
 
-def linears(model: onnx.ModelProto, storage: Storage | None = None) -> Iterator[IntegerProduct]:
+def linears(
+    model: onnx.ModelProto, storage: Storage | None = None, *, unoptimized: str = ""
+) -> Iterator[IntegerProduct]:
     """The int8 matrix multiplications of a model as ONNX Runtime runs it (``write_optimized``).
 
     Those in subgraphs come after the node with the subgraph. ``storage`` as from ``read_model``;
-    weights in files are views.
+    weights in files are views. ``unoptimized``: why this is the model as written instead, so that
+    other operators may be fused to int8 matrix multiplications.
     """
-    yield from _of_graph(model.graph, TensorFacts(model.graph, storage or Storage()))
+    if unoptimized and has_bytes(model):
+        yield IntegerProduct("the model", "", "", None, reason=unoptimized)
+    own = function_names(model)
+    facts = TensorFacts(model.graph, storage or Storage(), functions=own)
+    yield from _of_graph(model.graph, facts)
     for function in model.functions:
         inner = onnx.GraphProto(node=function.node)
-        yield from _of_graph(inner, TensorFacts(inner, Storage()), seen=False)
+        yield from _of_graph(inner, TensorFacts(inner, Storage(), functions=own), seen=False)
+
+
+def has_bytes(model: onnx.ModelProto) -> bool:
+    """True where any operator, also in a body or a function, reads or makes 8-bit integers."""
+    graphs = [model.graph, *(onnx.GraphProto(node=f.node) for f in model.functions)]
+    return any(_has_bytes(graph, TensorFacts(graph, Storage())) for graph in graphs)
+
+
+def _has_bytes(graph: onnx.GraphProto, facts: TensorFacts) -> bool:
+    return any(
+        quantized_operator(node) is not None
+        or _reads_bytes(node, facts)
+        or any(_has_bytes(b, TensorFacts(b, facts.storage, facts)) for b in bodies(node))
+        for node in graph.node
+    )
+
+
+def _reads_bytes(node: onnx.NodeProto, facts: TensorFacts) -> bool:
+    return any(facts.type(name) in (INT8, UINT8) for name in node.input)
 
 
 def _of_graph(
@@ -87,6 +125,10 @@ def _of_graph(
 
 
 def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduct]:
+    if is_unspecified(node, facts):
+        yield IntegerProduct(node.name, "", "", None, reason=unspecified(node))
+    elif is_op(node, *_FLOAT_CONVOLUTIONS, *_FLOAT_MATMULS):
+        yield from (p for p in _fusible(node, facts) if bound(p).can)
     for a, b in byte_products(node):
         (left, _, _), (right, _, _) = a.names(node), b.names(node)
         left = "" if a.is_float else left
@@ -96,6 +138,65 @@ def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduc
             yield from _kernel(node, right, facts)
         else:
             yield from _linear(node, left, right, facts)
+
+
+def is_unspecified(node: onnx.NodeProto, facts: TensorFacts) -> bool:
+    """True for an operator of another library that reads int8, or constants of 8 bits.
+
+    ONNX's own operators, those of the table ``QUANTIZED`` but for some, and the model's functions,
+    which are examined themselves, are known. uint8 data alone may be an encoded image.
+    """
+    if is_op(node, *_UNSPECIFIED):
+        return True
+    name = op_name(node)
+    if is_onnx_domain(node) or name in QUANTIZED or name in facts.functions:
+        return False
+    types = ((facts.type(name), facts.values(name) is not None) for name in node.input)
+    return any(kind == INT8 or (kind == UINT8 and constant) for kind, constant in types)
+
+
+def unspecified(node: onnx.NodeProto) -> str:
+    """The reason why an operator has no bound."""
+    return f"how {op_name(node)} adds products of integers is not known"
+
+
+def _fusible(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduct]:
+    """A float operator between DequantizeLinear nodes, bounded as the kernel that it may become.
+
+    int8 data counts as uint8, into which ONNX Runtime turns it on x86 (QDQS8ToU8Transformer).
+    """
+    data, weight = (facts.source(name) for name in node.input[:2])
+    if data is None or weight is None or not is_op(data, "DequantizeLinear"):
+        return
+    if not is_op(weight, "DequantizeLinear") or facts.type(weight.input[0]) != INT8:
+        return
+    if facts.type(data.input[0]) not in (INT8, UINT8):
+        return
+    if is_op(node, *_FLOAT_CONVOLUTIONS) and not _requantized(node, facts):
+        return  # an integer convolution writes integers
+    name = weight.input[0]
+    values = facts.values(name)
+    if values is None or not values.size:
+        found: Iterable[IntegerProduct] = [IntegerProduct(node.name, "", name, None)]
+    elif facts.maker(node.input[1]) is not weight or is_op(node, _FUSED_MATMUL):
+        # Moved in between, or by the operator itself: any two may become neighbours.
+        largest = int(np.abs(values.astype(np.int16)).max())
+        found = [IntegerProduct(node.name, "", name, None, largest)]
+    elif is_op(node, *_FLOAT_CONVOLUTIONS):
+        found = _kernel(node, name, facts)
+    else:
+        found = _linear(node, "", name, facts)
+    yield from (replace(product, reason=_FUSIBLE) for product in found)
+
+
+def _requantized(node: onnx.NodeProto, facts: TensorFacts) -> bool:
+    """True where the result is quantized, directly or after a bound that a quantizer sets too."""
+    after = facts.readers(node.output[0])
+    return any(
+        is_op(reader, "QuantizeLinear")
+        or (is_op(reader, "Clip", "Relu") and _requantized(reader, facts))
+        for reader in after
+    )
 
 
 def _kernel(node: onnx.NodeProto, weight: str, facts: TensorFacts) -> Iterator[IntegerProduct]:
@@ -140,9 +241,12 @@ def _largest(name: str, facts: TensorFacts) -> int:
 def bound(linear: IntegerProduct) -> Saturation:
     """The pairs that can saturate, for any input."""
     if linear.weight is None:
-        return Saturation(linear.node, int(2 * _LARGEST * linear.largest > HIGH), 1)
-    found = can_leave(*pairs(linear.weight))
-    return Saturation(linear.node, int(found.sum()), found.size)
+        can, total = int(2 * _LARGEST * linear.largest > HIGH), 1
+        reason = linear.reason or _COMPUTED
+    else:
+        found = can_leave(*pairs(linear.weight))
+        can, total, reason = int(found.sum()), found.size, linear.reason
+    return Saturation(linear.node, can, total, reason=reason if can else "")
 
 
 def can_leave(first: Array, second: Array) -> Array:
@@ -166,7 +270,7 @@ def observe(linear: IntegerProduct, left: Array, right: Array | None = None) -> 
     else:
         assert linear.weight is not None
         did, sums = _count(left.reshape(-1, left.shape[-1]), linear.weight)
-    return Saturation(found.node, found.can, found.pairs, did, sums)
+    return replace(found, did=did, sums=sums)
 
 
 def _batches(left: Array, right: Array) -> Iterator[tuple[Array, Array]]:

@@ -27,6 +27,7 @@ from qcompile.ir.quantized_operators import (
 )
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
+from qcompile.runtime.evaluation.int16_saturation import is_unspecified, unspecified
 from qcompile.runtime.evaluation.saturating_convolutions import Convolution, Filters, saturated
 from qcompile.runtime.evaluation.saturating_sums import (
     CHUNK,
@@ -36,7 +37,7 @@ from qcompile.runtime.evaluation.saturating_sums import (
     excess,
     saturable,
 )
-from qcompile.runtime.evaluation.tensor_facts import TensorFacts
+from qcompile.runtime.evaluation.tensor_facts import TensorFacts, function_names
 
 # If more than this share of the pairs can saturate, and more than CHUNK, a loop over all pairs is
 # the smaller graph.
@@ -64,7 +65,8 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
     """A copy of a model with saturating sums; ``storage`` as from ``read_model``."""
     form = onnx.ModelProto()
     form.CopyFrom(model)
-    facts = TensorFacts(form.graph, storage or Storage())
+    own = function_names(form)
+    facts = TensorFacts(form.graph, storage or Storage(), functions=own)
     nodes, emulated, left = list(form.graph.node), [], []
     del form.graph.node[:]
     for node in nodes:
@@ -78,7 +80,7 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
         left += [] if rewritten is None else [(_label(node), rewritten.reason)]
         left += _inside(node, facts)
     for function in form.functions:
-        inner = TensorFacts(onnx.GraphProto(node=function.node), Storage())
+        inner = TensorFacts(onnx.GraphProto(node=function.node), Storage(), functions=own)
         risky = (n for n in function.node if _rewritten(n, inner) is not None)
         left += [(_label(n), f"it is in the function {function.name}") for n in risky]
     return SaturatingForm(form, tuple(emulated), tuple(left))
@@ -105,6 +107,8 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
 
 def _rewritten(node: onnx.NodeProto, facts: TensorFacts) -> Fragment | Refusal | None:
     """The nodes that replace a node, why it is unchanged, or None where its sums are exact."""
+    if is_unspecified(node, facts):
+        return Refusal(unspecified(node))
     row = quantized_operator(node)
     products = [(a.names(node)[0], b.names(node)[0]) for a, b in byte_products(node)]
     if row is None or not products:

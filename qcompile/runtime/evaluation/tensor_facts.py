@@ -18,17 +18,27 @@ class TensorFacts:
     """Types, shapes, constants and producers; ``outer``: facts of the graph around this one.
 
     ``storage`` locates values that the model does not hold. An initializer that is also a graph
-    input is not a constant: a feed may replace it.
+    input is not a constant: a feed may replace it. ``functions``: the model's, as ``op_name`` gives
+    their calls.
     """
 
     def __init__(
-        self, graph: onnx.GraphProto, storage: Storage, outer: TensorFacts | None = None
+        self,
+        graph: onnx.GraphProto,
+        storage: Storage,
+        outer: TensorFacts | None = None,
+        functions: frozenset[str] = frozenset(),
     ) -> None:
         inputs = {value.name for value in graph.input}
         typed = (*graph.value_info, *graph.input, *graph.output)
         self.storage, self._outer = storage, outer
+        self.functions: frozenset[str] = outer.functions if outer else functions
         self._constants = {t.name: t for t in graph.initializer if t.name not in inputs}
         self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
         self._types = element_types(graph)
         self._declared = {v.name: v.type.tensor_type for v in typed}
         self.names = set(_names(graph))  # all names in it, also in subgraphs
@@ -59,12 +69,25 @@ class TensorFacts:
             return True  # the scale, or the zero point
         return self.shape(name) in ((), (1,))
 
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that computes a tensor, also in the graph around; None for others."""
+        return self._makers.get(name) or (self._outer.maker(name) if self._outer else None)
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes of this graph, without its subgraphs, that read a tensor."""
+        return self._readers.get(name, [])
+
     def source(self, name: str) -> onnx.NodeProto | None:
         """The node that computes a tensor's values, before layout operators and Gather."""
-        node = self._makers.get(name)
+        node = self.maker(name)
         while node is not None and is_op(node, *LAYOUT, "Gather"):
-            node = self._makers.get(node.input[0])
+            node = self.maker(node.input[0])
         return node
+
+
+def function_names(model: onnx.ModelProto) -> frozenset[str]:
+    """The model's own functions, as ``op_name`` gives their calls."""
+    return frozenset(f"{f.domain}.{f.name}" if f.domain else f.name for f in model.functions)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

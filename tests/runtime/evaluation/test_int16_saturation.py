@@ -192,3 +192,54 @@ def test_bounds_of_data_are_followed_through_movers(mover: str, can: int) -> Non
         {{ c = Clip(b, l, h) d = {mover}(c) y = MatMulInteger(a, d) }}"""
     )
     assert [bound(x).can for x in linears(model)] == [can]
+
+
+def reasons(body: str) -> list[str]:
+    """Why the products of a graph, as it is, have no better bound."""
+    model = model_proto(
+        f"""g (uint8[2,4] a, int8[4,4] b) => (float[2,4] y)
+        <float s = {{1}}, uint8 z = {{0}}, int8 o = {{0}}> {{
+          d = DequantizeLinear(a, s, z) {body} }}""",
+        w=np.array([[64, 0, 64, 0]] * 4, np.int8).T.copy(),  # neighbours of rows, not of columns
+    )
+    return [found.reason for found in map(bound, linears(model)) if found.can]
+
+
+FUSIBLE = "this version of ONNX Runtime computes it in float, another may fuse its Q/DQ nodes"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("v = DequantizeLinear(w, s, o) y = MatMul(d, v)", []),
+        ("v = DequantizeLinear(w, s, o) y = Gemm(d, v)", []),
+        # Its own order of rows and columns, and an order that is not followed.
+        ("v = DequantizeLinear(w, s, o) y = com.microsoft.FusedMatMul(d, v)", []),
+        ("v = DequantizeLinear(b, s, o) y = MatMul(d, v)", [FUSIBLE]),
+        ("v = DequantizeLinear(a, s, z) y = MatMul(d, v)", []),  # uint8 by uint8
+        ("y = own.Product(a, b)", ["how own.Product adds products of integers is not known"]),
+        ("y = own.Product(a, w)", ["how own.Product adds products of integers is not known"]),
+        ("y = own.Product(a)", []),
+        (
+            "y = com.microsoft.QMoE(d, d, a, s, , a, s)",
+            ["how com.microsoft.QMoE adds products of integers is not known"],
+        ),
+        (
+            "i = MatMulInteger(a, b) y = Cast<to = 1>(i)",
+            ["its int8 operand is computed, so that any value is possible"],
+        ),
+    ],
+)
+def test_what_is_not_known_has_its_reason(body: str, found: list[str]) -> None:
+    assert reasons(body) == found
+
+
+@pytest.mark.parametrize(("mover", "found"), [("Transpose", [FUSIBLE]), ("Identity", [FUSIBLE])])
+def test_moved_weights_may_have_any_neighbours(mover: str, found: list[str]) -> None:
+    large = model_proto(
+        f"""g (uint8[2,4] a) => (float[2,4] y) <float s = {{1}}, uint8 z = {{0}}, int8 o = {{0}}> {{
+          d = DequantizeLinear(a, s, z) v = DequantizeLinear(w, s, o) t = {mover}(v)
+          y = MatMul(d, t) }}""",
+        w=np.array([[65, 0, 65, 0]] * 4, np.int8).T.copy(),
+    )
+    assert [bound(x).reason for x in linears(large)] == found
