@@ -234,6 +234,10 @@ class Graph:
         node.outputs[index] = new
         return new
 
+    def take_name(self, node: Node, old: Node) -> None:
+        """Give a node the name of the one that it replaces, by which users may have selected it."""
+        node.name, old.name = old.name, node.name
+
     def replace_uses(self, old: Tensor, new: Tensor) -> Tensor:
         """Let every reader of ``old`` read ``new``; returns the tensor that survives.
 

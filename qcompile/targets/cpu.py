@@ -143,6 +143,7 @@ CPU = Target(
         "com.microsoft.FastGelu": "no integer kernel",
         "Add": "an integer Add is no faster than float and loses accuracy",
         "Attention": "the fused operator computes in float",
+        "Einsum": "this one is no multiplication by a constant matrix",
         "Conv": "integers in mode static alone: ConvInteger takes longer than float",
         "ConvTranspose": "no integer kernel",
     },

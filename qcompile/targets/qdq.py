@@ -49,6 +49,7 @@ QDQ = Target(
     lower={"static": ("shield-groups",), "weight-only": (), "float": ()},
     float_ops={
         "Attention": "the fused operator computes in float",
+        "Einsum": "this one is no multiplication by a constant matrix",
         "ConvTranspose": "this target has no rule for ConvTranspose",
     },
     gelu=(("", "Gelu", 20),),

@@ -64,6 +64,7 @@ TENSORRT = Target(
         "LayerNormalization": "TensorRT computes it in float",
         "Gelu": "TensorRT fuses it behind the product, in float",
         "Add": "residual sums stay float",
+        "Einsum": "this one is no multiplication by a constant matrix",
         "ConvTranspose": "this target has no rule for ConvTranspose",
     },
     gelu=(("", "Gelu", 20),),
