@@ -36,7 +36,7 @@ from qcompile.quant import QSpec, out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
 
-_OTHER_PASSES = ("Conv",)  # operators that another pass plans, where the target has a rule
+_OTHER_PASSES = ("Conv", "LSTM")  # operators that other passes plan, where the target has a rule
 
 
 @dataclass(frozen=True)

@@ -172,5 +172,7 @@ def _of_kinds(*kinds: Kind) -> tuple[str, ...]:
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 QUANTIZERS = (*QDQ, "DynamicQuantizeLinear")
 QUANTIZED_MATMULS = _of_kinds("matmul", "wide", "blocks")
-# Matrix multiplications and convolutions by weights, which take most of a model's time.
-QUANTIZED_LINEARS = _of_kinds("matmul", "wide", "blocks", "gemm", "attention", "convolution")
+# Products by weights, which take most of a model's time.
+QUANTIZED_LINEARS = _of_kinds(
+    "matmul", "wide", "blocks", "gemm", "attention", "recurrent", "convolution"
+)

@@ -6,13 +6,14 @@ carries it out, and the ledger reports it. Staying float is also a decision, wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from qcompile.ir import Tensor
-from qcompile.quant import QSpec
+from qcompile.quant import Array, QSpec
 
 Kind = Literal["weight", "activation"]
 
@@ -36,7 +37,8 @@ class Decision:
     """How one tensor is quantized at the given uses; ``spec`` None means that it stays float.
 
     ``maker``: the node that computes this tensor, where it runs in int8 only if the tensor is
-    quantized.
+    quantized. ``stacked``: of a weight with more than two axes, how many leading axes are joined to
+    the rows that ``spec`` speaks of; the others are joined to columns.
     """
 
     tensor: str
@@ -45,6 +47,14 @@ class Decision:
     reason: str
     uses: tuple[Use, ...] = ()
     maker: str | None = None
+    stacked: int = 0
+
+    def quantized_view(self, values: Array) -> Array:
+        """The values of a weight in the shape in which they are quantized."""
+        if not self.stacked:
+            return values
+        rows = math.prod(values.shape[: self.stacked])
+        return values.reshape(rows, math.prod(values.shape[self.stacked :]))
 
 
 @dataclass
@@ -56,12 +66,7 @@ class Plan:
     def decide(self, decision: Decision) -> None:
         """Record a decision; uses of one tensor with the same spec are joined (first reason)."""
         for i, old in enumerate(self.decisions):
-            same = (old.tensor, old.kind, old.spec) == (
-                decision.tensor,
-                decision.kind,
-                decision.spec,
-            )
-            if same:
+            if _subject(old) == _subject(decision):
                 uses = old.uses + tuple(u for u in decision.uses if u not in old.uses)
                 self.decisions[i] = replace(old, uses=uses, maker=old.maker or decision.maker)
                 return
@@ -116,6 +121,10 @@ class Plan:
         self.decisions[:] = [
             replace(d, tensor=new) if d.tensor == old else d for d in self.decisions
         ]
+
+
+def _subject(decision: Decision) -> tuple[object, ...]:
+    return decision.tensor, decision.kind, decision.spec, decision.stacked
 
 
 def _split(

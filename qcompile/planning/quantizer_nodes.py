@@ -26,9 +26,13 @@ def float_without_range(ctx: Context) -> None:
 
 
 def rounded_weight(ctx: Context, decision: Decision, values: Array) -> Rounded:
-    """The quantized weight: as a pass has rounded it, else to nearest."""
+    """The quantized weight: as a pass has rounded it, else to nearest.
+
+    In the shape of ``decision.quantized_view``.
+    """
     assert decision.spec is not None  # quantized() yields no other
-    return ctx.rounded_as(decision.tensor, decision.spec) or nearest(values, decision.spec)
+    rounded = ctx.rounded_as(decision.tensor, decision.spec)
+    return rounded or nearest(decision.quantized_view(values), decision.spec)
 
 
 def dequantized_weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor:
@@ -39,7 +43,7 @@ def dequantized_weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor
     values = array(weight)
     rounded = rounded_weight(ctx, decision, values)
     params = rounded.params
-    noise = quantized_sqnr_db(values, rounded.values, params)
+    noise = quantized_sqnr_db(decision.quantized_view(values), rounded.values, params)
     q = graph.constant(f"{decision.tensor}/{spec.dtype}", rounded.values)
     ctx.origins[q.name] = (decision.tensor, noise)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
@@ -48,7 +52,15 @@ def dequantized_weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor
     ctx.origins[scale.name] = ctx.origins[zero.name] = (decision.tensor, None)
     attrs = {} if spec.axis is None else {"axis": spec.axis}
     name = f"{decision.tensor}/dequantized"
-    return graph.add("DequantizeLinear", [q, scale, zero], [name], attrs, like=weight).outputs[0]
+    node = graph.add("DequantizeLinear", [q, scale, zero], [name], attrs, like=weight)
+    real = node.outputs[0]
+    if not decision.stacked:
+        return real
+    real.shape = rounded.values.shape
+    shape = graph.constant(f"{decision.tensor}/shape", np.array(values.shape, np.int64))
+    return graph.add("Reshape", [real, shape], [f"{decision.tensor}/stacked"], like=weight).outputs[
+        0
+    ]
 
 
 def dequantized_activation(graph: Graph, ctx: Context, decision: Decision) -> Tensor:

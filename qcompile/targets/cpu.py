@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompile.quant import QSpec
-from qcompile.targets.target import LoweringChoice, LoweringOption, OpRule, Target
+from qcompile.targets.target import (
+    MODES,
+    LoweringChoice,
+    LoweringOption,
+    OpRule,
+    StoredRule,
+    Target,
+)
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 # With float data no sum saturates, so these weights need no bound on pairs.
@@ -78,6 +85,26 @@ _CONVOLUTION = OpRule(
     why="QLinearConv: uint8 x int8 by output channel, activation and bias inside",
     modes=("static",),
 )
+_RECURRENT_BYTES = 1 << 14
+_LSTM = OpRule(
+    "LSTM",
+    activation=ACTIVATION,
+    weight=replace(TABLE, paired=True),
+    min_bytes=_RECURRENT_BYTES,
+    small="weights under 16 KiB: quantizing the state in each step costs more than it saves",
+    why="DynamicQuantizeLSTM: uint8 x int8 by gate and unit; data and state quantized in each step",
+)
+_STORED = "8 bits in the file, float once loaded: no integer kernel"
+_ANY_ROWS = -1
+
+
+def _stored(
+    op: str, slots: tuple[int, ...], rows: int, modes: tuple[str, ...] = MODES
+) -> StoredRule:
+    """Weights of an operator that has no integer kernel, at least in these modes."""
+    return StoredRule(op, slots, TABLE, rows, _STORED, min_bytes=_RECURRENT_BYTES, modes=modes)
+
+
 _LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
 
 CPU = Target(
@@ -88,6 +115,7 @@ CPU = Target(
         OpRule("MatMul", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
         OpRule("Gemm", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
         _CONVOLUTION,
+        _LSTM,
         _EMBEDDING,
     ),
     weight_only=(
@@ -99,6 +127,15 @@ CPU = Target(
         OpRule("Add", activation=ACTIVATION, output=ACTIVATION, why=f"QLinearAdd: {_CHAIN}"),
         OpRule("Concat", activation=ACTIVATION, output=ACTIVATION, why=f"moves bytes: {_CHAIN}"),
         OpRule("MaxPool", activation=ACTIVATION, output=ACTIVATION, why=f"picks bytes: {_CHAIN}"),
+    ),
+    stored=(
+        _stored("GRU", (1, 2), 2),
+        _stored("LSTM", (1, 2), 2),
+        _stored("RNN", (1, 2), 2),
+        _stored("MatMul", (0, 1), _ANY_ROWS),
+        _stored("Einsum", (0, 1), _ANY_ROWS),
+        _stored("ConvTranspose", (1,), 1),
+        _stored("Conv", (1,), 1, ("weight-only",)),
     ),
     product=OpRule(
         "MatMul", activation=ACTIVATION, right=KEY, why="attention in uint8 x int8: less to move"
@@ -119,6 +156,7 @@ CPU = Target(
     lower={
         "static": (
             "lower-linears",
+            "lower-recurrent",
             "lower-products",
             "lower-embeddings",
             "hoist-quantize",
@@ -128,10 +166,23 @@ CPU = Target(
             "lower-convolutions",
             "lower-sums",
             "fuse-requantize",
+            "dequantize-at-load",
             *_FLOAT_FORMS,
         ),
-        "dynamic": ("lower-linears", "lower-embeddings", "hoist-quantize", *_FLOAT_FORMS),
-        "weight-only": ("lower-weight-only", "lower-embeddings", *_FLOAT_FORMS),
+        "dynamic": (
+            "lower-linears",
+            "lower-recurrent",
+            "lower-embeddings",
+            "hoist-quantize",
+            "dequantize-at-load",
+            *_FLOAT_FORMS,
+        ),
+        "weight-only": (
+            "lower-weight-only",
+            "lower-embeddings",
+            "dequantize-at-load",
+            *_FLOAT_FORMS,
+        ),
         "float": _FLOAT_FORMS,
     },
     float_ops={

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompile.quant import QSpec
-from qcompile.targets.target import OpRule, Target
+from qcompile.targets.target import OpRule, StoredRule, Target
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)
@@ -42,6 +42,10 @@ QDQ = Target(
         OpRule("Gemm", weight=ALONE, why="DequantizeLinear on the weight"),
         OpRule("Conv", weight=KERNEL_ALONE, why="DequantizeLinear on the weight"),
         OpRule("Gather", weight=TABLE, why="rows of the table in int8"),
+    ),
+    stored=tuple(
+        StoredRule(op, (1, 2), TABLE, 2, "DequantizeLinear on the weight")
+        for op in ("GRU", "LSTM", "RNN")
     ),
     modes=("static", "weight-only", "float"),
     without_data=None,

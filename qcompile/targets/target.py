@@ -16,6 +16,7 @@ Mode = Literal["static", "dynamic", "weight-only", "float"]
 # QuantizeLinear and DequantizeLinear take 16-bit integers from this ONNX opset on.
 QDQ_SINCE = 13  # the first opset in which DequantizeLinear has an axis
 WIDE_SINCE = 21
+MODES = ("static", "dynamic", "weight-only")  # those that quantize
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,26 @@ class OpRule:
     min_summed: int = 0
     small: str = ""
     why: str = ""
-    modes: tuple[str, ...] = ("static", "dynamic", "weight-only")
+    modes: tuple[str, ...] = MODES
+
+
+@dataclass(frozen=True)
+class StoredRule:
+    """An operator without an integer kernel, whose constants may still be integers in the file.
+
+    ``slots``: inputs that may be such constants. ``rows``: how many of their leading axes have a
+    scale for each index; all but the last axis where negative. ``min_rank``, ``min_bytes``: smaller
+    constants stay float. ``modes``: where the rule applies.
+    """
+
+    op: str
+    slots: tuple[int, ...]
+    weight: QSpec
+    rows: int
+    why: str
+    min_rank: int = 3
+    min_bytes: int = 0
+    modes: tuple[str, ...] = MODES
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,7 @@ class Target:
 
     ``rules``: quantized operators in modes static and dynamic; ``weight_only``: in that mode.
     ``chained``: operators that run in int8 where all their inputs are int8 results of convolutions.
+    ``stored``: operators whose weights are integers in the file alone, and computed with in float.
     ``product``: int8 matrix multiplication of two activations, None without such a kernel;
     ``attention``: which ones of attention use it unless the recipe says otherwise.
     ``float_ops``: operators that stay float although they could be quantized, with the reason.
@@ -98,6 +119,7 @@ class Target:
     float_ops: dict[str, str]
     transform: dict[str, tuple[str, ...]] = field(default_factory=dict)
     chained: tuple[OpRule, ...] = ()
+    stored: tuple[StoredRule, ...] = ()
     product: OpRule | None = None
     attention: Literal["float", "scores", "all"] = "float"
     gelu: tuple[tuple[str, str, int], ...] = ()

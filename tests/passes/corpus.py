@@ -384,6 +384,32 @@ def bert_layer() -> Graph:
     )
 
 
+def sequence() -> Graph:
+    """A projection by Einsum, an LSTM of both directions, a GRU; rows are steps."""
+    return parse(
+        """g (float[B,S,8] x) => (float[B,S,64] y, float[1,S,64] h) {
+            e = Einsum<equation = "btd,dhk->bthk">(x, k)
+            n = Add(e, b)
+            j = Reshape(n, joined)
+            l = LSTM<hidden_size = 16, direction = "bidirectional">(j, lw, lr, lb)
+            t = Transpose<perm = [0, 2, 1, 3]>(l)
+            r = Reshape(t, wide)
+            s, h = GRU<hidden_size = 64>(r, gw, gr)
+            y = Squeeze(s, axis)
+        }""",
+        k=normal(8, 2, 32, seed=1) / 4,
+        b=normal(2, 32, seed=2),
+        lw=normal(2, 64, 64, seed=3) / 8,
+        lr=normal(2, 64, 16, seed=4) / 4,
+        lb=normal(2, 128, seed=5),
+        gw=normal(1, 192, 32, seed=6) / 8,
+        gr=normal(1, 192, 64, seed=7) / 8,
+        joined=np.array([0, 0, 64]),
+        wide=np.array([0, 0, 32]),
+        axis=np.array([1]),
+    )
+
+
 CORPUS: dict[str, Callable[[], Graph]] = {
     "attention": attention,
     "branch": branch,
@@ -397,6 +423,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "outliers": outliers,
     "pooled": pooled,
     "quantized": quantized,
+    "sequence": sequence,
 }
 
 

@@ -50,6 +50,8 @@ NEEDS = {
     "trim-ranges": _CONVOLUTIONS,
     "group-scales": ("plan-operands", "plan-interior"),
     "guard-scores": ("plan-operands", "plan-products"),
+    "lower-recurrent": ("plan-recurrent", "insert-qdq"),
+    "dequantize-at-load": ("plan-stored", "insert-qdq"),
     "lower-products": ("plan-operands", "plan-products", "insert-qdq"),
     "fuse-requantize": ("plan-operands", "plan-products", "insert-qdq"),
     "fuse-bias-gelu": ("fuse-gelu",),

@@ -157,7 +157,7 @@ class _Builder:
         node = self.graph.find(use.node)
         weight = node.inputs[use.index]
         values = array(weight)
-        on = real(quantizer_nodes.rounded_weight(self.ctx, part, values))
+        on = real(quantizer_nodes.rounded_weight(self.ctx, part, values)).reshape(values.shape)
         before = self.float_linears.get(use.node)
         if before is not None:
             self._switch_bias(switch, node, before.bias)

@@ -19,7 +19,7 @@ SIMPLIFY = (
     "merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,"
     "fuse-hardswish,fold-attention-scale,merge-duplicates"
 )
-PLAN = "plan-operands,plan-convolutions,plan-products,plan-interior"
+PLAN = "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior"
 INSERT = "insert-qdq"
 NO_TRANSFORMS = "none"
 

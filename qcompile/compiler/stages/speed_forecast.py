@@ -2,10 +2,10 @@
 
     time of compiled / time of float   ≈   1 - s + s / g
 
-s is the share of the float model's time in matrix multiplications and convolutions, from ONNX
-Runtime's profile of two runs; g is how many times as fast the machine's instruction set computes
-them in int8 at best (``instruction_sets.TABLE``). All other operators are assumed to take the same
-time. The real speed-up is measured at the end.
+s is the share of the float model's time in matrix multiplications, LSTMs and convolutions, from
+ONNX Runtime's profile of two runs; g is how many times as fast the machine's instruction set
+computes them in int8 at best (``instruction_sets.TABLE``). All other operators are assumed to take
+the same time. The real speed-up is measured at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from qcompile.runtime.profiler import Profile, profile
 from qcompile.system import processor
 from qcompile.targets import instruction_sets
 
-_LINEAR_OPERATORS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "Attention")
+_LINEAR_OPERATORS = (
+    "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "Attention", "LSTM",
+)  # fmt: skip
 _RUNS = 2
 _MODES = ("static", "dynamic")
 
