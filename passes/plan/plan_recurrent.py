@@ -63,11 +63,15 @@ def _plan(graph: Graph, ctx: Context, node: Node, rule: OpRule, names: list[str]
     refusal = refusal or next(chosen, None) or _obstacle(node, rule)
     if refusal is not None:
         ctx.skip(node, refusal.reason)
-        return
+    spec, why = weight.spec, weight.reason or rule.why
     for slot in WEIGHTS:
         tensor, uses = node.inputs[slot], (Use(node.name, slot),)
-        why = weight.reason or rule.why
-        ctx.plan.decide(Decision(tensor.name, "weight", weight.spec, why, uses, stacked=2))
+        if refusal is None:
+            ctx.plan.decide(Decision(tensor.name, "weight", spec, why, uses, stacked=2))
+        elif is_constant(tensor):
+            ctx.plan.decide(Decision(tensor.name, "weight", None, refusal.reason, uses))
+    if refusal is not None:
+        return
     x = node.inputs[0]
     ctx.plan.decide(Decision(x.name, "activation", None, _DATA, (Use(node.name, 0),)))
 

@@ -2,12 +2,13 @@
 
 For operators without an integer kernel (the target's ``stored`` rules): the file is smaller, the
 runtime multiplies by float weights as before. Decides only on constants that no pass before it has
-quantized, and never on what the user wants float. Refuses constants that are empty, hold NaN or
-infinity or values that no scale represents.
+quantized, and never on what the user wants float. Refuses constants that are small, have too few
+values for each scale, or hold NaN, infinity or values that no scale represents.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,8 @@ from qcompile.planning import Context, Decision, Use, precision
 from qcompile.quant import out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, StoredRule
+
+_COLUMNS = 8  # fewer values, with a scale of 4 bytes, are hardly smaller than float
 
 
 @dataclass(frozen=True)
@@ -38,45 +41,47 @@ class PlanStored(Pass):
         planned = {use for d in ctx.plan.quantized("weight") for use in d.uses}
         for node in graph.nodes:
             rule = rules.get(op_name(node))
-            if rule is None:
-                continue
-            for slot in rule.slots:
-                tensor = node.inputs[slot] if slot < len(node.inputs) else None
-                if tensor is None or Use(node.name, slot) in planned or not _fits(tensor, rule):
+            for slot in () if rule is None else rule.slots:
+                use = Use(node.name, slot)
+                if rule is None or slot >= len(node.inputs) or use in planned:
                     continue
-                tensors = [tensor.name, *(t.name for t in node.outputs if t.name)]
-                names = names_to_match(role_of, tensors, [node.name])
-                _plan(graph, ctx, rule, Use(node.name, slot), tensor, names)
+                if _is_candidate(node.inputs[slot], rule):
+                    outputs = (t.name for t in node.outputs if t.name)
+                    tensors = [node.inputs[slot].name, *outputs]
+                    _plan(
+                        graph, ctx, node, slot, rule, names_to_match(role_of, tensors, [node.name])
+                    )
         return False
 
 
-def _fits(tensor: Tensor, rule: StoredRule) -> bool:
-    """True for a float constant of the rank and the size that the rule asks for."""
-    if not is_constant(tensor) or not is_float(tensor) or (rank(tensor) or 0) < rule.min_rank:
-        return False
-    return 4 * int(np.prod(tensor.shape, dtype=np.int64)) >= max(rule.min_bytes, 1)
+def _is_candidate(tensor: Tensor, rule: StoredRule) -> bool:
+    return is_constant(tensor) and is_float(tensor) and (rank(tensor) or 0) >= rule.min_rank
 
 
 def _plan(
-    graph: Graph, ctx: Context, rule: StoredRule, use: Use, tensor: Tensor, names: list[str]
+    graph: Graph, ctx: Context, node: Node, slot: int, rule: StoredRule, names: list[str]
 ) -> None:
-    node: Node = graph.find(use.node)
+    tensor, use = node.inputs[slot], Use(node.name, slot)
     choice = precision.of_weight(graph, ctx, names, rule.weight)
     refusal = ctx.choices.kept_by(names)
     if refusal is None and choice.spec is None and choice.reason:
         refusal = Refusal(choice.reason)
-    refusal = refusal or _obstacle(tensor)
-    ctx.plan.claim((use,))
-    if refusal is not None:
+    rows = rule.rows if rule.rows > 0 else len(tensor.shape) + rule.rows
+    refusal = refusal or _obstacle(tensor, rule, rows)
+    if refusal is None:
+        ctx.plan.claim((use,))
+        why = choice.reason or rule.why
+        ctx.plan.decide(Decision(tensor.name, "weight", choice.spec, why, (use,), stacked=rows))
+    elif not any(use in d.uses for d in ctx.plan.decisions):
         ctx.skip(node, refusal.reason)
         ctx.plan.decide(Decision(tensor.name, "weight", None, refusal.reason, (use,)))
-        return
-    rows = rule.rows if rule.rows > 0 else len(tensor.shape) + rule.rows
-    why = choice.reason or rule.why
-    ctx.plan.decide(Decision(tensor.name, "weight", choice.spec, why, (use,), stacked=rows))
 
 
-def _obstacle(tensor: Tensor) -> Refusal | None:
+def _obstacle(tensor: Tensor, rule: StoredRule, rows: int) -> Refusal | None:
+    if 4 * math.prod(tensor.shape) < rule.min_bytes:
+        return Refusal(rule.small)
+    if math.prod(tensor.shape[rows:]) < _COLUMNS:
+        return Refusal(f"under {_COLUMNS} values for each scale: not worth it")
     values = array(tensor)
     if not np.isfinite(values).all():
         return Refusal("the weight holds NaN or infinity")

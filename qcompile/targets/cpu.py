@@ -85,12 +85,12 @@ _CONVOLUTION = OpRule(
     why="QLinearConv: uint8 x int8 by output channel, activation and bias inside",
     modes=("static",),
 )
-_RECURRENT_BYTES = 1 << 14
+_SMALL_BYTES = 1 << 14
 _LSTM = OpRule(
     "LSTM",
     activation=ACTIVATION,
     weight=replace(TABLE, paired=True),
-    min_bytes=_RECURRENT_BYTES,
+    min_bytes=_SMALL_BYTES,
     small="weights under 16 KiB: quantizing the state in each step costs more than it saves",
     why="DynamicQuantizeLSTM: uint8 x int8 by gate and unit; data and state quantized in each step",
 )
@@ -102,7 +102,10 @@ def _stored(
     op: str, slots: tuple[int, ...], rows: int, modes: tuple[str, ...] = MODES
 ) -> StoredRule:
     """Weights of an operator that has no integer kernel, at least in these modes."""
-    return StoredRule(op, slots, TABLE, rows, _STORED, min_bytes=_RECURRENT_BYTES, modes=modes)
+    small = "weight under 16 KiB: not worth the operators that turn it to float"
+    return StoredRule(
+        op, slots, TABLE, rows, _STORED, min_bytes=_SMALL_BYTES, small=small, modes=modes
+    )
 
 
 _LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"

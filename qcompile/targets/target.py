@@ -48,8 +48,8 @@ class StoredRule:
     """An operator without an integer kernel, whose constants may still be integers in the file.
 
     ``slots``: inputs that may be such constants. ``rows``: how many of their leading axes have a
-    scale for each index; all but the last axis where negative. ``min_rank``, ``min_bytes``: smaller
-    constants stay float. ``modes``: where the rule applies.
+    scale for each index, counted from the end where negative. ``min_rank``, ``min_bytes``: smaller
+    constants stay float, for the reason in ``small``. ``modes``: where the rule applies.
     """
 
     op: str
@@ -58,7 +58,8 @@ class StoredRule:
     rows: int
     why: str
     min_rank: int = 3
-    min_bytes: int = 0
+    min_bytes: int = 1
+    small: str = "the weight is empty"
     modes: tuple[str, ...] = MODES
 
 

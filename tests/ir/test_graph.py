@@ -48,6 +48,19 @@ def test_replace_uses_inside() -> None:
     assert run(graph) == pytest.approx([np.e, np.exp(-2)])
 
 
+def test_a_node_takes_the_name_of_the_one_it_replaces() -> None:
+    graph = graph_of(CHAIN)
+    old = graph.producer(graph.tensors()["b"])
+    assert old is not None
+    name = old.name
+    new = graph.substitute(graph.tensors()["b"], "Relu", [graph.tensors()["a"]], "relu")
+    graph.take_name(new, old)
+    assert new.name == name != old.name
+    graph.remove_dead()
+    assert graph.find(name) is new
+    assert run(graph) == pytest.approx([np.e, 1])
+
+
 def test_substitute_names_a_node_s_result_after_what_it_stands_for() -> None:
     graph = graph_of("g (float[2] x) => (float[2] y) { h = Neg(x) y = Relu(h) }")
     h = graph.tensors()["h"]

@@ -25,6 +25,25 @@ def test_uses_of_one_tensor_are_joined_once_each() -> None:
     assert plan.decisions == [decision("x", q, k)]
 
 
+def test_leading_axes_of_a_stack_are_rows() -> None:
+    stack = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
+    for stacked, shape in ((0, (2, 3, 2, 2)), (1, (2, 12)), (2, (6, 4)), (3, (12, 2))):
+        one = Decision("w", "weight", INT8, "because", (Use("a", 1),), stacked=stacked)
+        assert one.quantized_view(stack).shape == shape
+        assert one.quantized_view(stack).reshape(-1).tolist() == list(range(24))
+
+
+def test_one_weight_seen_in_two_shapes_is_two_decisions() -> None:
+    plan = Plan()
+    made = [
+        Decision("w", "weight", INT8, "because", (Use(f"n{stacked}", 1),), stacked=stacked)
+        for stacked in (1, 2)
+    ]
+    for one in made:
+        plan.decide(one)
+    assert plan.decisions == made
+
+
 def test_other_specs_kinds_and_tensors_stay_apart() -> None:
     plan = Plan()
     made = [

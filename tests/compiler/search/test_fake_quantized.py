@@ -23,7 +23,7 @@ from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, registry
 from qcompile.rewriting.pipeline_spec import parse as passes_of
-from qcompile.rewriting.testing import context, encoder, outputs, run_pass
+from qcompile.rewriting.testing import context, encoder, normal, outputs, parse, run_pass
 from qcompile.runtime.session import Session, SessionOptions, evaluate
 
 OUTLIER = 5.0  # a few more columns hold it
@@ -117,3 +117,21 @@ def test_all_off_is_the_float_graph(target: str, text: str, mode: str) -> None:
     for feed, old in zip(feeds(), expected, strict=True):
         np.testing.assert_allclose(run(made, feed, ()), old, atol=atol, rtol=0)
         assert not np.array_equal(run(made, feed, range(len(made.switches))), old)
+
+
+@pytest.mark.parametrize("mode", ["static", "weight-only"])
+def test_weights_quantized_in_another_shape_are_switched_in_their_own(mode: str) -> None:
+    """Those of an LSTM have a scale for each row of each direction."""
+    graph = parse(
+        """g (float[T,N,24] x) => (float out) {
+            out = LSTM<hidden_size = 32, direction = "bidirectional">(x, w, r) }""",
+        w=normal(2, 128, 24) / 4,
+        r=normal(2, 128, 32) / 4,
+    )
+    feed = {"x": normal(3, 2, 24)}
+    old = outputs(graph, feed)["out"]
+    made, found, inserted = both(graph, "cpu", mode=mode)
+    new = Session(inserted, SessionOptions(threads=1, optimize=False)).run(feed)["out"]
+    assert len(found) == 1 and not np.array_equal(old, new)
+    np.testing.assert_array_equal(run(made, feed, ()), old)
+    np.testing.assert_array_equal(run(made, feed, (0,)), new)
