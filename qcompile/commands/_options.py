@@ -89,10 +89,16 @@ class DataArguments:
     tokenizer: Path | None
     samples: int | None
     batch_size: int | None
+    max_length: int | None
 
 
 def data_options(command: F) -> F:
     """How --data is read, for ``DataArguments``."""
+    command = click.option(
+        "--max-length",
+        type=click.IntRange(1),
+        help="Most tokens of a text.  [default: the tokenizer's own limit, 128 at most]",
+    )(command)
     command = click.option(
         "--batch-size",
         type=click.IntRange(1),

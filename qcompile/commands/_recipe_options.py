@@ -102,6 +102,7 @@ class RecipeArguments(DataArguments):
             tokenizer=self.tokenizer,
             samples=self.samples,
             batch_size=self.batch_size,
+            max_length=self.max_length,
             max_memory=self.max_memory,
             threads=self.threads,
             cache=self._make_cache(),

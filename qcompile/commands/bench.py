@@ -22,6 +22,7 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.rewriting import registry
 from qcompile.runtime import latency
+from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 from qcompile.system import atomic_write
@@ -122,6 +123,8 @@ def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
             tokenizer=arguments.tokenizer,
             samples=arguments.samples,
             batch_size=arguments.batch_size,
+            max_length=arguments.max_length,
+            takes=trial_run(lambda: read_model.runnable(arguments.models[0])),
         )
         yield next(iter(data))
         return

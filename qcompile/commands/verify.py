@@ -58,6 +58,7 @@ def verify(**given: Any) -> None:
         tokenizer=arguments.tokenizer,
         samples=arguments.samples,
         batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
         isa=arguments.isa or "",
     )
     if arguments.as_json:

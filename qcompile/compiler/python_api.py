@@ -27,6 +27,7 @@ from qcompile.runtime import latency
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.batch_invariance import invariance
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
+from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.session import Session, SessionOptions
 from qcompile.targets.target import Mode
@@ -115,9 +116,10 @@ def verify(
     tokenizer: str | Path | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
+    max_length: int | None = None,
     isa: str = "",
 ) -> Verdict:
-    """Compare the outputs of two models on data.
+    """Compare the outputs of two models on data, which is read as ``open_data`` says.
 
     ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
     the worse verdict counts where x86 without VNNI computes other outputs. Raises ModelError,
@@ -129,7 +131,13 @@ def verify(
     graph = read_model.load(reference)
     shape_inference.infer(graph)
     feeds = open_data(
-        data, input_specs(graph), tokenizer=tokenizer, samples=samples, batch_size=batch_size
+        data,
+        input_specs(graph),
+        tokenizer=tokenizer,
+        samples=samples,
+        batch_size=batch_size,
+        max_length=max_length,
+        takes=trial_run(lambda: read_model.runnable(reference)),
     )
     sums = saturation_check.IntegerSums(candidate, isa)
     # Data that can be read only once is stored if the candidate runs more than once.

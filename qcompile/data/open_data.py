@@ -23,16 +23,17 @@ from qcompile.data.feeds import (
 )
 from qcompile.data.npz import batch_of, check_npz, list_folder, read_batches, read_folder
 from qcompile.data.text import (
+    DEFAULT_LENGTH,
     DEFAULT_SAMPLES,
     FORMATS,
-    Padding,
-    Tokens,
+    Takes,
     check_inputs,
     fixed_width,
+    longest_taken,
     read_sentences,
     token_feeds,
-    tokenize,
 )
+from qcompile.data.tokenizer import Padding, TextTokenizer, Tokens
 from qcompile.errors import DataError
 from qcompile.system import user_function
 
@@ -50,13 +51,16 @@ def open_data(
     tokenizer: str | Path | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
+    takes: Takes | None = None,
 ) -> Feeds:
     """Feeds that fit ``inputs``, in batches of ``batch_size`` (8; the model's, where it fixes one).
 
     ``samples`` ends the data after that many (text: 256, everything else: all). ``batch_size`` is
-    for .npz files of samples and for text: other formats consist of feeds. ``max_length``
-    truncates text. Raises DataError for what can be seen without running through the data.
+    for .npz files of samples and for text: other formats consist of feeds. ``max_length`` truncates
+    text; by default the tokenizer's own limit does, and 128 tokens. ``takes`` runs the model on
+    text, which is cut where it takes no more. Raises DataError for what can be seen without running
+    through the data.
     """
     for name, value in (("samples", samples), ("batch size", batch_size), ("length", max_length)):
         if value is not None and value < 1:
@@ -72,8 +76,10 @@ def open_data(
         files = list_folder(path)
         return Feeds(lambda: read_folder(files, inputs), inputs, str(path), samples=samples)
     if path.suffix.lower() in FORMATS:
-        text = (tokenizer, samples or DEFAULT_SAMPLES, batch_size, max_length)
-        return _from_text(path, inputs, *text)
+        rows, padding, note = _tokenized(
+            path, inputs, tokenizer, samples or DEFAULT_SAMPLES, max_length, takes
+        )
+        return _of_tokens(rows, padding, inputs, batch_size, str(path), note)
     if path.suffix.lower() != ".npz":
         raise DataError(f"data {str(data)!r} is of no known format, expected {_EXPECTED}")
     check_npz(path, inputs, batch_size)
@@ -105,20 +111,46 @@ def _from_function(name: str, inputs: Sequence[InputSpec], samples: int | None) 
     return Feeds(lambda: _as_feeds(function()), inputs, f"function {name}", samples=samples)
 
 
-def _from_text(
+def _tokenized(
     path: Path,
     inputs: Sequence[InputSpec],
-    tokenizer: str | Path | None,
+    folder: str | Path | None,
     samples: int,
-    batch_size: int | None,
-    max_length: int,
-) -> Feeds:
-    if tokenizer is None:
+    max_length: int | None,
+    takes: Takes | None,
+) -> tuple[list[Tokens], Padding, str | None]:
+    """The text as tokens, no longer than model and tokenizer allow; a note where it was cut because
+    the model takes no more. Raises DataError."""
+    if folder is None:
         raise DataError(f"{path} is text and needs a tokenizer: a folder holding tokenizer.json")
     check_inputs(inputs)
-    width = fixed_width(inputs) or max_length
-    rows, padding = tokenize(read_sentences(path, samples), Path(tokenizer), width)
-    return _of_tokens(rows, padding, inputs, batch_size, str(path))
+    tokenizer, sentences = TextTokenizer(Path(folder)), read_sentences(path, samples)
+    length = _length(inputs, tokenizer.longest, max_length)
+    rows = tokenizer.encode(sentences, length)
+    longest = max(rows, key=lambda row: len(row.ids))
+    most = takes and longest_taken(longest, inputs, tokenizer.padding, takes)
+    if not most:  # it takes all; or none, and then its own error says more
+        return rows, tokenizer.padding, None
+    fixed = fixed_width(inputs)
+    if fixed is not None:
+        raise DataError(
+            f"the length is fixed at {fixed} tokens, but the model takes {most} at most"
+        )
+    if max_length is not None:
+        raise DataError(f"length {max_length}: the model takes {most} tokens at most")
+    note = f"text is cut after {most} tokens: the model takes no more"
+    return tokenizer.encode(sentences, most), tokenizer.padding, note
+
+
+def _length(inputs: Sequence[InputSpec], own: int | None, asked: int | None) -> int:
+    """The most tokens of a text: as asked for, else as the tokenizer says and the model fixes, and
+    128 where it fixes nothing. Raises DataError where more are asked for than the model fixes."""
+    fixed = fixed_width(inputs)
+    if asked is None:
+        return min(fixed or DEFAULT_LENGTH, own or fixed or DEFAULT_LENGTH)
+    if fixed is not None and asked > fixed:
+        raise DataError(f"length {asked} was asked for, but the model's is fixed at {fixed}")
+    return asked
 
 
 def _of_tokens(
@@ -127,9 +159,10 @@ def _of_tokens(
     inputs: Sequence[InputSpec],
     batch_size: int | None,
     what: str,
+    note: str | None = None,
 ) -> Feeds:
     batch_of(inputs, batch_size)
-    return Feeds(lambda: token_feeds(rows, inputs, padding, batch_size), inputs, what)
+    return Feeds(lambda: token_feeds(rows, inputs, padding, batch_size), inputs, what, note=note)
 
 
 def general_text(
@@ -137,6 +170,8 @@ def general_text(
     inputs: Sequence[InputSpec],
     tokenizer: str | Path | None,
     batch_size: int | None = None,
+    max_length: int | None = None,
+    takes: Takes | None = None,
 ) -> Feeds | None:
     """The sentences that ship with qcompile, as tokens of the model that ``data`` is for.
 
@@ -146,7 +181,14 @@ def general_text(
     is_text = isinstance(data, str | Path) and Path(data).suffix.lower() in FORMATS
     if not is_text or tokenizer is None:
         return None
-    return open_data(SENTENCES, inputs, tokenizer=tokenizer, batch_size=batch_size)
+    return open_data(
+        SENTENCES,
+        inputs,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        max_length=max_length,
+        takes=takes,
+    )
 
 
 def sample_feeds(inputs: Sequence[InputSpec], batch_size: int | None = None) -> Feeds:
@@ -156,7 +198,7 @@ def sample_feeds(inputs: Sequence[InputSpec], batch_size: int | None = None) -> 
     that text does not give.
     """
     check_inputs(inputs)
-    width = fixed_width(inputs) or 128
+    width = fixed_width(inputs) or DEFAULT_LENGTH
     with np.load(SAMPLES, allow_pickle=False) as stored:
         ends = np.cumsum(stored["lengths"], dtype=np.int64)[:-1]
         rows = [_shortened(ids.tolist(), width) for ids in np.split(stored["ids"], ends)]

@@ -2,54 +2,44 @@
 
 Sorting reduces padding: a batch has sentences of similar length. The batches come in a fixed
 shuffled order, so that any part of them (held out, or the first few) has short and long sentences.
-No torch, no transformers: ``tokenizer.json`` is read by the tokenizers package.
+
+| input | holds |
+|---|---|
+| ``input_ids``, ``token_type_ids`` | what the tokenizer gives, padded |
+| ``attention_mask`` | 1, and 0 for padding |
+| ``position_ids`` | the number of the token in its row, counted without padding |
+
+Positions are counted as transformers counts them for decoders and for RoBERTa, by the sums of the
+mask; where padding is on the right, this is what other models count too.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 
 from qcompile.data.feeds import Feed, InputSpec
 from qcompile.data.npz import batch_of
-from qcompile.errors import DataError
+from qcompile.data.tokenizer import Padding, Sentence, Tokens
+from qcompile.errors import DataError, ModelError
 from qcompile.ir.analysis.data_path import MASK
 from qcompile.quant import Array
 
-IDS, TYPES = "input_ids", "token_type_ids"
+IDS, TYPES, POSITIONS = "input_ids", "token_type_ids", "position_ids"
+MADE = (IDS, MASK, TYPES, POSITIONS)
 FORMATS = (".csv", ".jsonl", ".txt")
-DEFAULT_SAMPLES = 256
+DEFAULT_SAMPLES, DEFAULT_LENGTH = 256, 128
 _LONGEST_LINE = 1 << 20
-_LARGEST_TOKENIZER = 1 << 28
 _FIELDS = "'text', or 'text_a' and 'text_b'"
-_PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 
-Sentence = tuple[str, ...]  # one text, or a pair of texts
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One tokenized sentence: ids and segment ids, of equal length, special tokens included."""
-
-    ids: Sequence[int]
-    types: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Padding:
-    """What fills a row up to its batch's width, and on which side."""
-
-    token: int = 0
-    segment: int = 0
-    left: bool = False
+# Runs a feed; None where the model takes it, else its error.
+Takes: TypeAlias = Callable[[Feed], ModelError | None]
 
 
 def read_sentences(path: Path, limit: int) -> list[Sentence]:
@@ -119,80 +109,13 @@ def _sentence(row: dict[str, Any], where: str) -> Sentence:
     return tuple(row[name] for name in names)
 
 
-def tokenize(
-    sentences: Sequence[Sentence], tokenizer: Path, max_length: int
-) -> tuple[list[Tokens], Padding]:
-    """Tokens of each sentence, truncated to ``max_length``, and the tokenizer's padding.
-
-    ``tokenizer`` is a folder with tokenizer.json, or that file. Raises DataError.
-    """
-    file = tokenizer if tokenizer.is_file() else tokenizer / "tokenizer.json"
-    if not file.is_file():
-        raise DataError(f"tokenizer {str(tokenizer)!r} holds no tokenizer.json")
-    if file.stat().st_size > _LARGEST_TOKENIZER:
-        raise DataError(f"{file} is no tokenizer: {file.stat().st_size} bytes")
-    # Imported here: 50 ms that commands without text need not pay.
-    from tokenizers import Tokenizer
-
-    with _errors_as(f"{file} is not a tokenizer"):
-        engine = Tokenizer.from_file(str(file))
-    padding = _padding(engine, file.parent)
-    special = engine.num_special_tokens_to_add(any(len(s) > 1 for s in sentences))
-    if max_length <= special:
-        raise DataError(f"length {max_length} leaves no room: {special} tokens are special")
-    engine.no_padding()
-    engine.enable_truncation(max_length)
-    with _errors_as(f"{file} cannot tokenize the text"):
-        encoded = engine.encode_batch([s if len(s) > 1 else s[0] for s in sentences])
-    return [Tokens(e.ids, e.type_ids) for e in encoded], padding
-
-
-@contextmanager
-def _errors_as(what: str) -> Iterator[None]:
-    """Turn any exception of the tokenizers package into a DataError.
-
-    It raises bare Exception, and where its Rust code panics only a BaseException.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as e:
-        raise DataError(f"{what}: {(str(e) or type(e).__name__).splitlines()[0]}") from e
-
-
-def _padding(engine: Any, folder: Path) -> Padding:
-    """The padding of tokenizer.json, else of the other files in its folder, else a common pad
-    token's id.
-    """
-    own = engine.padding
-    if own is not None:
-        return Padding(own["pad_id"], own["pad_type_id"], own["direction"] == "left")
-    config = _json(folder / "tokenizer_config.json")
-    named = config.get("pad_token") or _json(folder / "special_tokens_map.json").get("pad_token")
-    if isinstance(named, dict):
-        named = named.get("content")
-    ids = (engine.token_to_id(t) for t in (named, *_PAD_TOKENS) if isinstance(t, str))
-    # Padded positions are masked out, so a tokenizer that has no pad token may use any id.
-    token = next((i for i in ids if i is not None), 0)
-    return Padding(token, left=config.get("padding_side") == "left")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def check_inputs(inputs: Sequence[InputSpec]) -> None:
     """Raises DataError where an input cannot be made from text, or is of no fitting type."""
     for spec in inputs:
-        if spec.name not in (IDS, MASK, TYPES):
+        if spec.name not in MADE:
             raise DataError(
                 f"input {spec.name!r} cannot be made from text, "
-                f"expected {IDS}, {MASK}, {TYPES} only: give .npz data or a function"
+                f"expected {', '.join(MADE)} only: give .npz data or a function"
             )
         if spec.shape is not None and len(spec.shape) != 2:
             raise DataError(f"input {spec.name!r} has rank {len(spec.shape)}, expected 2 for text")
@@ -230,6 +153,32 @@ def token_feeds(
         yield _feed(chosen, inputs, padding, width or max(1, *(len(r.ids) for r in chosen)))
 
 
+def longest_taken(
+    row: Tokens, inputs: Sequence[InputSpec], padding: Padding, takes: Takes
+) -> int | None:
+    """Tokens of the longest beginning of a row that the model takes, None where it takes all.
+
+    0 where it takes none, so that the length is not what is wrong. A fixed width counts as if the
+    row had it. Position tables end somewhere, so the length is found by bisection.
+    """
+    batch, is_fixed = batch_of(inputs, None)
+    rows = [row] * (batch if is_fixed else 1)
+
+    def is_taken(length: int) -> bool:
+        return takes(_feed(rows, inputs, padding, length)) is None
+
+    taken, refused = 0, fixed_width(inputs) or len(row.ids)
+    if is_taken(refused):
+        return None
+    while refused - taken > 1:
+        middle = (taken + refused) // 2
+        if is_taken(middle):
+            taken = middle
+        else:
+            refused = middle
+    return taken
+
+
 def _feed(
     rows: Sequence[Tokens], inputs: Sequence[InputSpec], padding: Padding, width: int
 ) -> Feed:
@@ -245,4 +194,6 @@ def _feed(
         made[IDS][i, span] = row.ids[:count]
         made[MASK][i, span] = 1
         made[TYPES][i, span] = row.types[:count]
+    counted = np.cumsum(made[MASK], axis=1) + padding.before_first
+    made[POSITIONS] = np.where(made[MASK], counted, max(padding.before_first, 0))
     return {spec.name: made[spec.name].astype(spec.dtype) for spec in inputs}

@@ -86,6 +86,7 @@ def _open(path: Path, data: Data, options: CompileOptions) -> None:
         tokenizer=options.tokenizer,
         samples=options.samples,
         batch_size=options.batch_size,
+        max_length=options.max_length,
     )
 
 

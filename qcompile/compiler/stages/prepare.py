@@ -25,6 +25,7 @@ from qcompile.rewriting.registry import nearest
 from qcompile.rewriting.registry import target as find_target
 from qcompile.runtime import session
 from qcompile.runtime.evaluation.closeness import Gates
+from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.memory_budget import Budget
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
@@ -96,7 +97,8 @@ def prepare(request: Request) -> Prepared:
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
     fix_dims(graph, dict(recipe.dims))
     unknown = shape_inference.infer(graph)
-    feeds, text = _open(request, graph)
+    feeds, text = _open(request, graph, model)
+    notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
     if budget.store is not None:
         graph.keep = budget.store.constant
@@ -153,21 +155,32 @@ def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:
                 dim.dim_value = dims[dim.dim_param]
 
 
-def _open(request: Request, graph: Graph) -> tuple[Feeds | None, Feeds | None]:
+def _open(request: Request, graph: Graph, model: FloatModel) -> tuple[Feeds | None, Feeds | None]:
     """The data, and the general text to run with it."""
     if request.data is None:
         return None, None
     options, inputs = request.options, input_specs(graph)
+    takes = trial_run(lambda: model.running, options.threads)
     feeds = open_data(
         request.data,
         inputs,
         tokenizer=options.tokenizer,
         samples=options.samples,
         batch_size=options.batch_size,
+        max_length=options.max_length,
+        takes=takes,
     )
     if not request.recipe.general_text:
         return feeds, None
-    return feeds, general_text(request.data, inputs, options.tokenizer, options.batch_size)
+    text = general_text(
+        request.data,
+        inputs,
+        options.tokenizer,
+        options.batch_size,
+        max_length=options.max_length,
+        takes=takes,
+    )
+    return feeds, text
 
 
 def _record_types(graph: Graph, unknown: list[str], feeds: Feeds | None, seed: int) -> list[Note]:
