@@ -21,10 +21,19 @@ from qcompile.errors import ModelError
               help="What the model is for.  [default: from config.json]")  # fmt: skip
 @click.option("--opset", type=click.IntRange(14, 20), default=torch_export.OPSET, show_default=True,
               help="ONNX opset of the file.")  # fmt: skip
+@click.option("--drop-input", "dropped", multiple=True, metavar="NAME",
+              help="An input that the file shall not have: the model's default is used. "
+              "Repeatable.")  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit on the Hugging Face hub.")
 @output_options
 def export(
-    source: str, output: Path, task: str | None, opset: int, revision: str | None, **given: Any
+    source: str,
+    output: Path,
+    task: str | None,
+    opset: int,
+    dropped: tuple[str, ...],
+    revision: str | None,
+    **given: Any,
 ) -> None:
     """Export SOURCE, a transformers folder or a model's name on the Hugging Face hub, to ONNX.
 
@@ -47,7 +56,7 @@ def export(
         with atomic_folder.folder_to_fill(output, folder.path) as stage:
             atomic_folder.copy_companions(folder, stage)
             bar.step("export")
-            exported = torch_export.export_folder(folder, stage, chosen, opset)
+            exported = torch_export.export_folder(folder, stage, chosen, opset, dropped=dropped)
             account = torch_export.ExportAccount(Path(source).name, folder, exported)
             atomic_folder.write_manifest(stage, account.to_dict())
     if arguments.as_json:

@@ -9,41 +9,50 @@ from typing import Any
 
 from qcompile.errors import ModelError
 
+_HEADS = ("HeadModel", "HeadsModel")  # of language models
+
 
 @dataclass(frozen=True)
 class Task:
     """One task, by optimum's name.
 
-    architecture: suffix of the class names of its models. auto: the transformers class that loads
-    one. outputs: names of the ONNX model's outputs. by_token: the outputs' second axis is tokens.
+    architecture: suffixes of the class names of its models. auto: the transformers class that loads
+    one. outputs: names of the ONNX model's outputs.
     """
 
     name: str
-    architecture: str
+    architecture: tuple[str, ...]
     auto: str
     outputs: tuple[str, ...]
-    by_token: bool = True
+
+    def is_of(self, architecture: str) -> bool:
+        """True for a class of models for this task; ``GPT2LMHeadModel`` is none without a head."""
+        return architecture.endswith(self.architecture) and not architecture.endswith(_HEADS)
 
 
 TASKS = (
-    Task("feature-extraction", "Model", "AutoModel", ("last_hidden_state",)),
-    Task("fill-mask", "ForMaskedLM", "AutoModelForMaskedLM", ("logits",)),
+    Task(
+        "feature-extraction",
+        ("Model", "ModelWithProjection", "Encoder"),
+        "AutoModel",
+        ("last_hidden_state",),
+    ),
+    Task("fill-mask", ("ForMaskedLM",), "AutoModelForMaskedLM", ("logits",)),
     Task(
         "text-classification",
-        "ForSequenceClassification",
+        ("ForSequenceClassification",),
         "AutoModelForSequenceClassification",
         ("logits",),
-        by_token=False,
     ),
     Task(
         "token-classification",
-        "ForTokenClassification",
+        ("ForTokenClassification",),
         "AutoModelForTokenClassification",
         ("logits",),
     ),
     Task(
         "question-answering",
-        "ForQuestionAnswering",
+        ("ForQuestionAnswering",),
         "AutoModelForQuestionAnswering",
         ("start_logits", "end_logits"),
     ),
@@ -59,14 +68,24 @@ def task_named(name: str) -> Task:
     return named
 
 
-def task_of(folder: Path) -> Task:
-    """The task that ``architectures`` in config.json means. Raises ModelError if it is unknown."""
-    config = read_json(folder / "config.json")
-    names = config.get("architectures")
+def architecture_of(folder: Path) -> str | None:
+    """The first of ``architectures`` in config.json, None where it names none."""
+    names = read_json(folder / "config.json").get("architectures")
     name = names[0] if isinstance(names, list) and names else None
+    return name if isinstance(name, str) else None
+
+
+def task_of(folder: Path) -> Task:
+    """The task that ``architectures`` in config.json means. Raises ModelError if it is unknown.
+
+    A folder of sentence-transformers (modules.json) holds an encoder, whatever it was trained as.
+    """
+    name = architecture_of(folder)
     for task in TASKS:
-        if isinstance(name, str) and name.endswith(task.architecture):
+        if name is not None and task.is_of(name):
             return task
+    if (folder / "modules.json").is_file():
+        return TASKS[0]
     known = ", ".join(task.name for task in TASKS)
     raise ModelError(
         f"config.json names the architecture {name!r}, whose task is unknown: give --task, one of "

@@ -23,10 +23,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qcompile.compiler.model_folder import layout, tasks, torch_parity
+from qcompile.compiler.model_folder.forward_inputs import (
+    FED,
+    IDS,
+    TYPES,
+    ForwardInputs,
+    forward_inputs,
+)
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.tasks import Task
-from qcompile.compiler.model_folder.torch_parity import Parity, Vocabulary
+from qcompile.compiler.model_folder.torch_parity import SHAPES, Parity, Vocabulary, example_feed
 from qcompile.errors import GateError, ModelError, QCompileError
 from qcompile.ir.model_io import read_model
 from qcompile.quant import Array
@@ -38,10 +47,12 @@ INSTALL = "pip install -e '.[export]' in a checkout"
 # Versions that the extra installs: optimum-onnx requires transformers below 4.58.
 TOGETHER = ("optimum-onnx 0.1.0", "transformers 4.57.6", "torch 2.13.0")
 OLDEST = (4, 56)  # transformers: the first version whose from_pretrained has the argument dtype
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _AXES = {0: "batch_size", 1: "sequence_length"}
 _INDEX = "model.safetensors.index.json"
 _TOKENS = ("last_hidden_state",)
+_EMBEDDINGS = ("text_embeds", "pooler_output")
+# Models of one part, by what stands for "Model" in their names.
+_PARTS = ("TextModelWithProjection", "TextModel", "EncoderModel")
 
 
 @dataclass(frozen=True)
@@ -90,34 +101,20 @@ class ExportAccount(Record):
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded torch model, its folder, the task and opset to export, and notes for the report."""
+    """A loaded torch model and what is known about it.
+
+    view: its folder. outputs: those that the file must have, with the axes whose sizes vary. notes:
+    for the report.
+    """
 
     model: Any
     view: Path
     task: Task
     opset: int
+    inputs: ForwardInputs
+    vocabulary: Vocabulary
+    outputs: Mapping[str, Mapping[int, str]]
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the model's inputs; token_type_ids only if it has several types of them."""
-        import inspect
-
-        parameters = inspect.signature(self.model.forward).parameters
-        several = getattr(self.model.config, "type_vocab_size", 0) > 1
-        return tuple(n for n in _INPUTS if n in parameters and (several or n != _INPUTS[2]))
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The values that inputs may have."""
-        config = self.model.config
-        longest = int(getattr(config, "max_position_embeddings", 0) or 512)
-        return Vocabulary(
-            int(config.vocab_size),
-            int(getattr(config, "pad_token_id", None) or 0),
-            int(getattr(config, "type_vocab_size", 0)),
-            max(1, longest - 2),  # RoBERTa counts positions from two
-        )
 
 
 Route = Callable[[Source, Path], str]
@@ -129,19 +126,21 @@ def export_folder(
     task: Task | None = None,
     opset: int = OPSET,
     routes: tuple[Route, ...] | None = None,
+    dropped: tuple[str, ...] = (),
 ) -> Exported:
     """Write ``model.onnx``, its data file and the tokenizer into ``dest``, an empty folder.
 
-    ``task`` None is read from config.json. Raises ModelError: no weights or only pickled ones,
-    unknown architecture, weights that do not fit the task, missing packages; GateError if the
-    outputs of the file differ from the torch model's.
+    ``task`` None is read from config.json. ``dropped``: inputs that the file shall not have. Raises
+    ModelError: no weights or only pickled ones, unknown architecture, weights that do not fit the
+    task, an input that would be lost, missing packages; GateError if the outputs of the file differ
+    from the torch model's.
     """
     chosen = task or tasks.task_of(folder.path)
     check_weights(folder)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         view, exported = Path(scratch, "view"), Path(scratch, "made")
         _make_view(folder, view)
-        source = Source(_load(view, chosen), view, chosen, opset)
+        source = _inspect(_load(view, chosen), view, folder.path, chosen, opset, dropped)
         route = _by_first_route(source, exported, routes or (by_optimum, by_torch))
         parity = _compared(source, exported / MODEL, route)
         files = sorted(p.name for p in exported.iterdir() if p.name.startswith(MODEL))
@@ -218,7 +217,7 @@ def _load(view: Path, task: Task) -> Any:
         )
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, info = getattr(transformers, task.auto).from_pretrained(
+        model, info = _model_class(view, task).from_pretrained(
             view,
             use_safetensors=True,
             trust_remote_code=False,
@@ -242,6 +241,163 @@ def _load(view: Path, task: Task) -> Any:
     return model.eval()
 
 
+def _model_class(view: Path, task: Task) -> Any:
+    """The class that config.json names if it is one of transformers for the task, else the task's.
+
+    The model of an encoder alone (T5EncoderModel) or of one of two towers (CLIPTextModel) has the
+    same configuration as the whole, so only its name tells.
+    """
+    import transformers
+
+    name = tasks.architecture_of(view)
+    named = getattr(transformers, name, None) if name is not None and task.is_of(name) else None
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model else getattr(transformers, task.auto)
+
+
+def _inspect(
+    model: Any, view: Path, folder: Path, task: Task, opset: int, dropped: tuple[str, ...]
+) -> Source:
+    """What the model takes and gives. Raises ModelError for inputs that the file would lose."""
+    try:
+        inputs = forward_inputs(
+            model, tokenizer_gives_types=_tokenizer_gives_types(model, view), dropped=dropped
+        )
+        vocabulary = _vocabulary(model.config, view)
+    except ModelError as e:
+        raise ModelError(f"{e}: {_other_ways(model, folder)}") from e
+    kind, feed = type(model).__name__, example_feed(inputs.kept, vocabulary, *SHAPES[0])
+    try:
+        given = _run(model, feed)
+    except Exception as e:  # models raise whatever they like where an input is missing
+        more = inputs.unknown or ("decoder_input_ids",) * bool(model.config.is_encoder_decoder)
+        also = f"; it also takes {', '.join(more)}: {_other_ways(model, folder)}" if more else ""
+        raise ModelError(
+            f"{kind} does not run on {', '.join(inputs.kept)}: {_first_line(e)}{also}"
+        ) from e
+    lost = [name for name in inputs.unknown if _matters(model, feed, given, name)]
+    if lost:
+        drop = " ".join(f"--drop-input {name}" for name in lost)
+        raise ModelError(
+            f"{kind} takes {', '.join(lost)}, which the exported file would lose, since its valid "
+            f"values are not known: qcompile export {drop} leaves it at the model's default; "
+            f"{_other_ways(model, folder)}"
+        )
+    batch, length = SHAPES[0]
+    longer = _run(model, example_feed(inputs.kept, vocabulary, batch + 1, length - 1))
+    notes = [f"{name} is left at the model's default (--drop-input)" for name in dropped]
+    outputs = {name: _open_axes(given[name], longer[name]) for name in _wanted(model, task, given)}
+    return Source(model, view, task, opset, inputs, vocabulary, outputs, notes)
+
+
+def _vocabulary(config: Any, view: Path) -> Vocabulary:
+    """The values that inputs may have. Raises ModelError if config.json does not say."""
+    size = getattr(config, "vocab_size", None)
+    if not isinstance(size, int):
+        raise ModelError(f"{type(config).__name__} has no vocab_size, expected a model of text")
+    segments = getattr(config, "type_vocab_size", 2)
+    longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+    return Vocabulary(
+        size,
+        int(getattr(config, "pad_token_id", None) or 0),
+        segments if isinstance(segments, int) else 2,
+        max(1, longest - 2),  # RoBERTa counts positions from two
+        min(1000, int(getattr(config, "max_2d_position_embeddings", 1)) - 1),
+        _tokenizer_config(view).get("padding_side") == "left",
+    )
+
+
+def _tokenizer_config(view: Path) -> dict[str, Any]:
+    file = view / "tokenizer_config.json"
+    return tasks.read_json(file) if file.is_file() else {}
+
+
+def _tokenizer_gives_types(model: Any, view: Path) -> bool:
+    """True if the model's tokenizer gives token_type_ids, by its settings or by its class."""
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    named = TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
+    classes = [named] if isinstance(named, str) else [*(named or ())]
+    found = (getattr(transformers, name, None) for name in classes if name)
+    by_class = next((getattr(c, "model_input_names", None) for c in found if c), None)
+    return TYPES in (_tokenizer_config(view).get("model_input_names") or by_class or ())
+
+
+def _run(model: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """All outputs of the torch model that are one tensor each."""
+    import torch
+
+    with torch.no_grad():
+        tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+        outputs = model(**tensors, return_dict=True)
+    return {name: v.numpy() for name, v in outputs.items() if isinstance(v, torch.Tensor)}
+
+
+def _matters(model: Any, feed: Mapping[str, Array], given: Mapping[str, Array], name: str) -> bool:
+    """False if the outputs stay the same when an input is zeros or ones, one for each token."""
+    for value in (0, 1):
+        try:
+            found = _run(model, {**feed, name: np.full_like(feed[IDS], value)})
+        except Exception:  # of another shape or type, so nothing is known
+            return True
+        if any(not np.array_equal(found[n], v, equal_nan=True) for n, v in given.items()):
+            return True
+    return False
+
+
+def _wanted(model: Any, task: Task, given: Mapping[str, Array]) -> tuple[str, ...]:
+    """The outputs that the file must have: the task's, and what a text tower embeds text as.
+
+    Raises ModelError if the model gives none of them.
+    """
+    is_tower = getattr(model.config, "base_config_key", "") == "text_config"
+    names = [*task.outputs, *(n for n in _EMBEDDINGS if is_tower and n in given)]
+    if task.outputs == _TOKENS and _TOKENS[0] not in given:
+        names = [n for n in _EMBEDDINGS if n in given][:1]
+    missing = next((n for n in names if n not in given), None) if names else task.outputs[0]
+    if missing is not None:
+        had = ", ".join(given) or "no tensor"
+        raise ModelError(f"{type(model).__name__} gives {had}, expected {missing} for {task.name}")
+    return tuple(dict.fromkeys(names))
+
+
+def _open_axes(value: Array, other: Array) -> dict[int, str]:
+    """The axes whose sizes follow the inputs', given two outputs of the shapes of two inputs."""
+    sizes = enumerate(zip(value.shape, other.shape, strict=True))
+    return {axis: _AXES.get(axis, f"axis_{axis}") for axis, (one, two) in sizes if one != two}
+
+
+def _other_ways(model: Any, folder: Path) -> str:
+    """What else can be done with a model that this module does not export."""
+    import transformers
+
+    kind = type(model).__name__
+    ways = []
+    for part in _PARTS:
+        name = kind.removesuffix("Model").removesuffix("ForConditionalGeneration") + part
+        if name != kind and hasattr(transformers, name):
+            ways.append(
+                f"for {name} alone: transformers.{name}.from_pretrained({str(folder)!r})"
+                ".save_pretrained(PART), copy the tokenizer, and export PART"
+            )
+            break
+    try:
+        from optimum.exporters.tasks import TasksManager
+
+        known = TasksManager.get_supported_tasks_for_model_type(
+            model.config.model_type, "onnx", library_name="transformers"
+        )
+    except (ImportError, KeyError):
+        known = {}
+    if known:
+        ways.append(
+            f"for all of it: optimum-cli export onnx --model {folder} DIR, then qcompile compile "
+            "DIR with .npz data"
+        )
+    return "; ".join(ways) or "no other exporter is known for it"
+
+
 def _first_line(e: BaseException) -> str:
     """The first line of an error, after its type unless it is a QCompileError."""
     message = str(e) if isinstance(e, QCompileError) else f"{type(e).__name__}: {e}"
@@ -259,7 +415,7 @@ def _by_first_route(source: Source, out: Path, routes: tuple[Route, ...]) -> str
         name = route.__name__.removeprefix("by_")
         try:
             description = route(source, out)
-            _check_inputs(out / MODEL)
+            _check_interface(source, out / MODEL)
             return description
         except ImportError as e:
             source.notes.append(f"{name}: {_first_line(e)} ({INSTALL} takes {', '.join(TOGETHER)})")
@@ -268,18 +424,30 @@ def _by_first_route(source: Source, out: Path, routes: tuple[Route, ...]) -> str
     raise ModelError(f"the model cannot be exported: {'; '.join(source.notes)}")
 
 
-def _check_inputs(path: Path) -> None:
-    """Raises ModelError if a file has inputs that a tokenizer does not give."""
+def _check_interface(source: Source, path: Path) -> None:
+    """Raises ModelError if a file lost an input or an output, or has inputs that cannot be fed."""
     model, _storage = read_model.read_model(path)
-    for tensor in model.graph.input:
-        if tensor.name not in _INPUTS:
-            raise ModelError(f"the file has input {tensor.name!r}, expected tokens only")
+    has = {tensor.name for tensor in model.graph.input}
+    gives = {tensor.name for tensor in model.graph.output}
+    for name in source.inputs.kept:
+        if name not in has:
+            raise ModelError(f"the file lost input {name!r}")
+    for name in sorted(has):
+        if name not in FED:
+            raise ModelError(f"the file has input {name!r}, expected {', '.join(FED)} only")
+        if name in source.inputs.dropped:
+            raise ModelError(f"the file has input {name!r}, which is to be dropped")
+    for name in source.outputs:
+        if name not in gives:
+            raise ModelError(f"the file has no output {name!r}")
 
 
 def _compared(source: Source, path: Path, route: str) -> Parity:
     """Compare the file with the model. Raises what ``compare_with_torch`` does, with the route."""
     try:
-        return torch_parity.compare_with_torch(path, _reference(source), source.vocabulary)
+        return torch_parity.compare_with_torch(
+            path, lambda feed: _run(source.model, feed), source.vocabulary
+        )
     except (GateError, ModelError) as e:
         tried = "".join(f"; {note}" for note in source.notes)
         raise type(e)(f"{_first_line(e)}; exported by {route}{tried}") from e
@@ -301,7 +469,7 @@ def by_torch(source: Source, out: Path) -> str:
     """Export by torch's tracing exporter, with dynamic batch and sequence axes."""
     import torch
 
-    names, model, outputs = source.inputs, source.model, source.task.outputs
+    names, model, outputs = source.inputs.kept, source.model, tuple(source.outputs)
 
     class Narrow(torch.nn.Module):  # type: ignore[misc]
         """These inputs by position and these outputs only: others confuse the tracer."""
@@ -314,11 +482,10 @@ def by_torch(source: Source, out: Path) -> str:
             by_name = self.model(**dict(zip(names, values, strict=True)), return_dict=True)
             return tuple(by_name[name] for name in outputs)
 
-    feed = torch_parity.example_feed(names, source.vocabulary, *torch_parity.SHAPES[0])
+    feed = example_feed(names, source.vocabulary, *SHAPES[0])
     tensors = tuple(torch.from_numpy(feed[name]) for name in names)
     narrow = Narrow().eval()  # the exporter restores the model to the mode of its wrapper
-    axes = dict.fromkeys(names, _AXES)
-    axes |= dict.fromkeys(outputs, _AXES if source.task.by_token else {0: _AXES[0]})
+    axes = {**dict.fromkeys(names, _AXES), **source.outputs}
     torch.onnx.export(
         narrow,
         tensors,
@@ -330,19 +497,6 @@ def by_torch(source: Source, out: Path) -> str:
         dynamic_axes=axes,
     )
     return f"torch.onnx.export, torch {torch.__version__}"
-
-
-def _reference(source: Source) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
-    """The torch model as a function of arrays."""
-    import torch
-
-    def run(feed: Mapping[str, Array]) -> Mapping[str, Array]:
-        with torch.no_grad():
-            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
-            outputs = source.model(**tensors, return_dict=True)
-        return {name: outputs[name].numpy() for name in source.task.outputs}
-
-    return run
 
 
 def _add_tokenizer(folder: Folder, source: Source, dest: Path) -> None:
