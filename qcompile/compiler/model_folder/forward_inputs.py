@@ -24,6 +24,7 @@ FED = (IDS, MASK, TYPES, POSITIONS, BOXES)
 _DERIVED = frozenset(
     (
         POSITIONS,
+        "inputs",
         "inputs_embeds",
         "sliding_window_mask",
         "indices",

@@ -319,9 +319,13 @@ def _tokenizer_gives_types(model: Any, view: Path) -> bool:
 
     named = TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
     classes = [named] if isinstance(named, str) else [*(named or ())]
-    found = (getattr(transformers, name, None) for name in classes if name)
-    by_class = next((getattr(c, "model_input_names", None) for c in found if c), None)
-    return TYPES in (_tokenizer_config(view).get("model_input_names") or by_class or ())
+    names = _tokenizer_config(view).get("model_input_names")
+    for name in classes:
+        try:
+            names = names or getattr(getattr(transformers, name), "model_input_names", None)
+        except (AttributeError, ImportError, TypeError):  # needs a package that is not here
+            continue
+    return TYPES in (names or ())
 
 
 def _run(model: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -382,20 +386,28 @@ def _other_ways(model: Any, folder: Path) -> str:
                 ".save_pretrained(PART), copy the tokenizer, and export PART"
             )
             break
+    optimum_task = _optimum_task(model)
+    if optimum_task is not None:
+        ways.append(
+            f"for the whole model: optimum-cli export onnx --model {folder} --task {optimum_task} "
+            "DIR, then qcompile compile DIR with .npz data"
+        )
+    return "; ".join(ways) or "no other exporter is known for it"
+
+
+def _optimum_task(model: Any) -> str | None:
+    """The task for which optimum exports this model, None if it does not."""
     try:
+        from optimum.exporters.onnx import model_configs  # registers what it supports
         from optimum.exporters.tasks import TasksManager
 
+        task = TasksManager.infer_task_from_model(model)
         known = TasksManager.get_supported_tasks_for_model_type(
             model.config.model_type, "onnx", library_name="transformers"
         )
-    except (ImportError, KeyError):
-        known = {}
-    if known:
-        ways.append(
-            f"for all of it: optimum-cli export onnx --model {folder} DIR, then qcompile compile "
-            "DIR with .npz data"
-        )
-    return "; ".join(ways) or "no other exporter is known for it"
+    except (ImportError, KeyError, ValueError):
+        return None
+    return str(task) if task in known else None
 
 
 def _first_line(e: BaseException) -> str:
