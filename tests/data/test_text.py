@@ -32,7 +32,7 @@ def tokenizer(tmp_path: Path) -> Path:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     cls, sep = ("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])
     made.post_processor = processors.BertProcessing(sep, cls)
-    made.enable_truncation(6)
+    made.enable_truncation(20)
     made.enable_padding(pad_id=PAD, pad_type_id=3, pad_token="[PAD]", length=20)
     folder = tmp_path / "tokenizer"
     folder.mkdir()

@@ -86,7 +86,8 @@ def forward_inputs(
     tensors = [name for name, p in parameters.items() if _is_tensor(p)]
     kind = type(model).__name__
     if IDS not in tensors:
-        raise ModelError(f"{kind} takes {', '.join(tensors) or 'nothing'}, expected {IDS}")
+        own = ", ".join(n for n in tensors if n not in _DERIVED)
+        raise ModelError(f"{kind} takes {own or 'nothing'}, expected {IDS}")
     absent = [name for name in dropped if name not in tensors or name == IDS]
     if absent:
         droppable = ", ".join(n for n in tensors if n not in _DERIVED and n != IDS)

@@ -24,6 +24,9 @@ def config(folder: Path, **keys: object) -> Path:
         ("MPNetForTokenClassification", "token-classification"),
         ("RobertaForQuestionAnswering", "question-answering"),
         ("DistilBertForMaskedLM", "fill-mask"),
+        ("T5EncoderModel", "feature-extraction"),
+        ("CLIPTextModelWithProjection", "feature-extraction"),
+        ("DPRQuestionEncoder", "feature-extraction"),
     ],
 )
 def test_architectures(tmp_path: Path, architecture: str, task: str) -> None:
@@ -32,13 +35,20 @@ def test_architectures(tmp_path: Path, architecture: str, task: str) -> None:
 
 @pytest.mark.parametrize(
     "keys", [{}, {"architectures": []}, {"architectures": "x"}, {"architectures": [3]},
-             {"architectures": ["T5ForConditionalGeneration"]}],
+             {"architectures": ["T5ForConditionalGeneration"]},
+             {"architectures": ["GPT2LMHeadModel"]}, {"architectures": ["GPT2DoubleHeadsModel"]}],
 )  # fmt: skip
 def test_unknown_architectures(tmp_path: Path, keys: dict[str, object]) -> None:
     with pytest.raises(
         ModelError, match=r"task is unknown: give --task, one of feature-extraction"
     ):
         task_of(config(tmp_path, **keys))
+
+
+def test_a_folder_of_sentence_transformers_holds_an_encoder(tmp_path: Path) -> None:
+    """Embedders made from decoders keep the architecture that they were trained as."""
+    (tmp_path / "modules.json").write_text("[]")
+    assert task_of(config(tmp_path, architectures=["Qwen3ForCausalLM"])).name == TASKS[0].name
 
 
 def test_names() -> None:

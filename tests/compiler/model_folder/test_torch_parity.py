@@ -17,7 +17,7 @@ from qcompile.compiler.model_folder.torch_parity import (
     compare_with_torch,
     example_feed,
 )
-from qcompile.errors import GateError
+from qcompile.errors import GateError, ModelError
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.quant import Array
 from qcompile.rewriting.testing import normal, parse
@@ -102,6 +102,29 @@ def test_examples_are_padded_at_their_ends() -> None:
     assert all((again[n] == a).all() for n, a in zip(names, (ids, mask, types), strict=True))
     one_kind = example_feed(names, Vocabulary(20, 0, 1, 9), 2, 1)
     assert not one_kind["token_type_ids"].any() and one_kind["attention_mask"].all()
+
+
+def test_boxes_and_positions_are_valid() -> None:
+    limits = Vocabulary(size=20, padding=3, segments=2, longest=9, boxes=1000)
+    boxes, positions = example_feed(("bbox", "position_ids"), limits, 3, 9).values()
+    assert boxes.shape == (3, 9, 4) and boxes.min() >= 0 and 900 < boxes.max() <= 1000
+    assert (boxes[..., :2] <= boxes[..., 2:]).all() and (boxes[..., :2] < boxes[..., 2:]).any()
+    assert positions[0].tolist() == list(range(9)) and positions[1].tolist() == [*range(7), 6, 6]
+
+
+def test_outputs_of_padding_on_the_left_are_not_compared(exported: Path) -> None:
+    left = Vocabulary(size=20, padding=3, segments=2, longest=128, left=True)
+    mask, positions = example_feed(("attention_mask", "position_ids"), left, 2, 5).values()
+    assert mask.tolist() == [[1] * 5, [0, 0, 1, 1, 1]]
+    assert positions.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
+    assert compare_with_torch(exported, lost_mask, left).worst == 0.0  # differs in padding alone
+    with pytest.raises(GateError, match="differs from torch"):
+        compare_with_torch(exported, slightly_off, left)
+
+
+def test_an_output_of_its_own_is_refused(exported: Path) -> None:
+    with pytest.raises(ModelError, match="output 'y', which the model does not give"):
+        compare_with_torch(exported, lambda _feed: {}, VOCABULARY)
 
 
 def test_plain_values() -> None:
