@@ -11,6 +11,7 @@ Python files are not in it, so nothing can open them.
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import re
@@ -398,8 +399,9 @@ def _other_ways(model: Any, folder: Path) -> str:
 def _optimum_task(model: Any) -> str | None:
     """The task for which optimum exports this model, None if it does not."""
     try:
-        from optimum.exporters.onnx import model_configs  # registers what it supports
         from optimum.exporters.tasks import TasksManager
+
+        importlib.import_module("optimum.exporters.onnx.model_configs")  # registers what it exports
 
         task = TasksManager.infer_task_from_model(model)
         known = TasksManager.get_supported_tasks_for_model_type(
