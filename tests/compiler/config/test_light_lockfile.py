@@ -84,7 +84,7 @@ def test_it_says_what_was_not_kept_and_what_to_do(model: Path, data: Path) -> No
     assert file.read_text().splitlines()[0].endswith("--data DATA --recipe THIS.yaml -o OUT")
     assert found["data"] == {
         "sha256": found["data"]["sha256"], "general_text": None, "feeds": 3, "held_back": 1,
-        "samples": None, "batch_size": None,
+        "samples": None, "batch_size": None, "max_length": None,
     }  # fmt: skip
 
 

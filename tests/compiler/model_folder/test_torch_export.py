@@ -177,11 +177,11 @@ def test_a_file_that_wants_more_than_tokens_is_not_taken(copied: Path, tmp_path:
     def by_luck(source: torch_export.Source, made: Path) -> str:
         torch_export.by_torch(source, made)
         proto = onnx.load(made / "model.onnx")
-        proto.graph.input.append(onnx.ValueInfoProto(name="position_ids"))
+        proto.graph.input.append(onnx.ValueInfoProto(name="global_attention_mask"))
         onnx.save(proto, made / "model.onnx")
         return "luck"
 
-    said = "cannot be exported: luck: the file has input 'position_ids', expected tokens only"
+    said = "cannot be exported: luck: the file has input 'global_attention_mask', expected input"
     with pytest.raises(ModelError, match=said):
         torch_export.export_folder(layout.read_folder(copied), tmp_path, routes=(by_luck,))
     (tmp_path / "out").mkdir()
