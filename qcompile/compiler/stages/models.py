@@ -20,12 +20,14 @@ from qcompile.system import digests
 @dataclass(frozen=True)
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
-    files. content: bytes and counts by kind and type."""
+    files. content: bytes and counts by kind and type. raised: the same model in float32, where this
+    one cannot run."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
+    raised: ModelFiles | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -39,6 +41,8 @@ class FloatModel:
     @property
     def running(self) -> bytes | Path:
         """The model for the runtime to load: weights in a separate file, which is memory-mapped."""
+        if self.raised is not None:
+            return self.raised.path
         return self.stored if self._externalized is None else self._externalized.path
 
 

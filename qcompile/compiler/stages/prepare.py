@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from qcompile.compiler.config import lowering_options
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.stages import lock_check
+from qcompile.compiler.stages import lock_check, raised_reference
 from qcompile.compiler.stages.models import FloatModel, read_float_model
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
@@ -28,6 +28,11 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.memory_budget import Budget
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
+
+_BFLOAT16 = (
+    "the model computes in bfloat16, which ONNX Runtime's CPU provider cannot run: compared and "
+    "timed with the same model in float32"
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,9 @@ def prepare(request: Request) -> Prepared:
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
     fix_dims(graph, dict(recipe.dims))
     unknown = shape_inference.infer(graph)
+    if raised_reference.computes_in_bfloat16(graph):
+        model = replace(model, raised=raised_reference.raised(request.model))
+        notes.append(Note("bfloat16-raised", _BFLOAT16))
     feeds, text = _open(request, graph)
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
     if budget.store is not None:

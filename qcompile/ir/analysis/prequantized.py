@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import onnx
 
 from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
 from qcompile.ir.operators import MOVERS
@@ -20,6 +21,8 @@ _PASS_WEIGHT = (
     *MOVERS, "Cast", "DequantizeLinear", "Mul", "Sub", "com.microsoft.DequantizeLinear",
 )  # fmt: skip
 _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
+_SHORT = ("INT2", "INT4", "UINT2", "UINT4")
+_SHORT_INTEGERS = {number for name, number in onnx.TensorProto.DataType.items() if name in _SHORT}
 
 
 def is_quantized_weight(graph: Graph, tensor: Tensor) -> bool:
@@ -43,10 +46,9 @@ def keeps_integers(node: Node) -> bool:
 def _is_integer_constant(tensor: Tensor) -> bool:
     if not is_constant(tensor) or (rank(tensor) or 0) < 2:
         return False
-    try:
-        return np.dtype(tensor.dtype) in _INTEGERS
-    except TypeError:  # an ONNX enum for a type numpy lacks: four bits
-        return True
+    if isinstance(tensor.dtype, int):  # an ONNX enum, for a type that numpy lacks
+        return int(tensor.dtype) in _SHORT_INTEGERS
+    return np.dtype(tensor.dtype) in _INTEGERS
 
 
 def inventory(graph: Graph) -> str:
