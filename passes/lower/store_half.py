@@ -6,7 +6,7 @@
 ``raise-half`` turned them into float32, which is twice the bytes. ONNX Runtime computes a Cast of a
 constant once, when it loads the model; a table keeps its type in memory, and the Cast comes after
 the lookup. Exact: only weights all whose values the 16-bit type holds. Refuses others, as where a
-scale was multiplied into them, and leaves small constants and the vectors of quantized operators as they are.
+scale was multiplied into them; leaves small constants, and vectors of quantized operators.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 ONNX Runtime's CPU provider has no bfloat16 kernels and computes float16 in float32, with casts
 around every operator; and all passes after this one look for float32. Graph inputs and outputs keep
 their types. Weights keep their names and values: ``store-half`` writes those that are still float
-at the end in their own type. On targets that compute in a 16-bit type (``Target.halves``) only
-weights behind a Cast to float32 are raised.
+at the end in their own type. In mode float, on targets that compute in a 16-bit type
+(``Target.halves``), only weights behind a Cast to float32 are raised.
 
 Refuses, and casts around: nodes with a body (its tensors have declared types), operators of
 functions and other libraries, and BitCast. Rounding: what was rounded to 16 bits is not any more.
@@ -57,7 +57,8 @@ class RaiseHalf(Pass):
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        raised = frozenset(HALF_TYPES.values()) - set(ctx.target.halves)
+        kept = ctx.target.halves if ctx.choices.mode == "float" else ()
+        raised = frozenset(HALF_TYPES.values()) - set(kept)
         raiser = _Raiser(graph, ctx, raised, _stays(graph, ctx, raised))
         raiser.weights()
         raiser.results()
@@ -162,8 +163,8 @@ class _Raiser:
         for name, value in node.attrs.items():
             if name in _TYPE_ATTRIBUTES and HALF_TYPES.get(value) in self.raised:
                 node.attrs[name] = int(onnx.TensorProto.FLOAT)
-            elif isinstance(value, Constant) and half_type(value) in self.raised:
-                values = array(value).astype(np.float32)  # the value of a ConstantOfShape
+            elif name == "value" and half_type(value) in self.raised:  # of a ConstantOfShape
+                values = array(value).astype(np.float32)
                 node.attrs[name] = Constant(value.name, values)
 
     def _raise_result(self, node: Node, index: int, tensor: Tensor) -> None:

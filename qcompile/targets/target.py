@@ -108,8 +108,9 @@ class Target:
     operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
     activations and weights; None: no such kernels. ``with_data`` and ``without_data``: the default
     mode, None where there is none without data. ``halves``: the 16-bit float types that it computes
-    in where a model does; others become float32. ``no_modes``: why a mode is missing. ``requires``:
-    requirements on the emitted graph. ``forms``: lowering options that ``--tune`` times.
+    in where a model does, in mode float; others become float32. ``no_modes``: why a mode is
+    missing. ``requires``: requirements on the emitted graph. ``forms``: lowering options that
+    ``--tune`` times.
     """
 
     name: str

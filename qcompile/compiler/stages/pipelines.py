@@ -15,7 +15,7 @@ from qcompile.targets.target import LoweringChoice, Mode, Target
 # The order matters: shapes fold once identities are removed, fusions need the raised opset, and the
 # attention scale folds once only matrix multiplications read the tensors between it and them.
 SIMPLIFY = (
-    "raise-half,fold-constants,eliminate-identity,fold-shapes,fold-constants,"
+    "raise-half,fold-constants,move-dequantize,eliminate-identity,fold-shapes,fold-constants,"
     "einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
     "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates"
 )

@@ -12,10 +12,12 @@ from collections import Counter
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
 from qcompile.ir.operators import MOVERS
 from qcompile.ir.quantized_operators import quantized_operator
 
+IN_INPUT = "its weight is already quantized in the input model"
+BROUGHT = "it has a quantizer in the input model"
 # Operators between an int8 constant and the operator that reads it as a float weight.
 _PASS_WEIGHT = (
     *MOVERS, "Cast", "DequantizeLinear", "Mul", "Sub", "com.microsoft.DequantizeLinear",
@@ -49,6 +51,37 @@ def _is_integer_constant(tensor: Tensor) -> bool:
     if isinstance(tensor.dtype, int):  # an ONNX enum, for a type that numpy lacks
         return int(tensor.dtype) in _SHORT_INTEGERS
     return np.dtype(tensor.dtype) in _INTEGERS
+
+
+def has_quantizer(graph: Graph, tensor: Tensor) -> bool:
+    """True where data comes from a quantizer of the model with a constant 8-bit scale."""
+    dequantizer = graph.producer(tensor, "DequantizeLinear")
+    if dequantizer is None or graph.producer(dequantizer.inputs[0], "QuantizeLinear") is None:
+        return False
+    parameters = dequantizer.inputs[1:]
+    return bool(dequantizer.inputs[0].dtype in _INTEGERS) and all(
+        is_constant(t) and not rank(t) for t in parameters
+    )
+
+
+def is_quantized_next(graph: Graph, tensor: Tensor) -> bool:
+    """True where all that reads a tensor are quantizers of the model."""
+    readers = graph.consumers(tensor)
+    return bool(readers) and all(is_op(n, "QuantizeLinear") for n in readers)
+
+
+def constant_bias(graph: Graph, bias: Tensor) -> Tensor:
+    """A bias as a float constant where it is a dequantized int32 constant, else itself.
+
+    ``q · s`` in float32, as DequantizeLinear computes it; int32 has no zero point.
+    """
+    dequantizer = graph.producer(bias, "DequantizeLinear")
+    if dequantizer is None or not all(map(is_constant, dequantizer.inputs)):
+        return bias
+    values, scale = (array(t) for t in dequantizer.inputs[:2])
+    if values.dtype != np.int32 or values.ndim > 1 or not is_float(dequantizer.inputs[1]):
+        return bias
+    return graph.constant(f"{bias.name}/float", values.astype(np.float32) * scale)
 
 
 def inventory(graph: Graph) -> str:
