@@ -10,8 +10,8 @@ their types. Weights keep their names and values: ``store-half`` writes those th
 at the end in their own type. In mode float, on targets that compute in a 16-bit type
 (``Target.halves``), only weights behind a Cast to float32 are raised.
 
-Refuses, and casts around: nodes with a body (its tensors have declared types), operators of
-functions and other libraries, and BitCast. Rounding: what was rounded to 16 bits is not any more.
+Refuses, and casts around: nodes with a body (its tensors have declared types), and operators of
+functions and other libraries. Rounding: what was rounded to 16 bits is not any more.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _obstacle(graph: Graph, node: Node) -> str | None:
         return f"{node.op} holds a subgraph, which is never edited"
     if domain_of(node) not in (ONNX, MICROSOFT) or _is_function(graph, node):
         return f"{node.op} is no operator of ONNX or ONNX Runtime"
-    return "BitCast reads the bits" if is_op(node, "BitCast") else None
+    return None
 
 
 def _is_function(graph: Graph, node: Node) -> bool:

@@ -32,8 +32,9 @@ from qcompile.targets import requirements
 class Rewritten:
     """A model that is compiled and written, not yet verified.
 
-    quantized: at least one tensor is. requirements: number of nodes that each rule of the target
-    was checked on. channels: the inputs of linear layers before and after the transforms.
+    quantized: at least one tensor is. brought: the input model has integers of its own.
+    requirements: number of nodes that each rule of the target was checked on. channels: the inputs
+    of linear layers before and after the transforms.
     """
 
     prepared: Prepared
@@ -46,7 +47,14 @@ class Rewritten:
     requirements: dict[str, int]
     channels: list[ChannelSite]
     quantized: bool
+    brought: bool = False
     notes: tuple[Note, ...] = ()
+
+    @property
+    def brought_alone(self) -> bool:
+        """True where all integers came with the model, which saturates where they do: that is
+        noted, and no fault of the compilation."""
+        return self.brought and not self.quantized
 
 
 def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
@@ -82,6 +90,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         requirements=checked.checked,
         channels=watch.sites(),
         quantized=quantized,
+        brought=bool(came_quantized),
         notes=(
             *came_quantized,
             *stayed_float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +223,8 @@ def _verdict(
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             account.note("not-verified", f"not verified: {e}")
             return None
+    if verdict.by_sums and rewritten.brought_alone:
+        verdict = replace(verdict, failures=verdict.by_sums[saturation_check.EXACT].failures)
     if verdict.failures and not _repeats(rewritten, old, feeds):
         account.notes.append(coded_note(RANDOM_MODEL))
         return None
