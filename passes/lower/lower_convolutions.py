@@ -20,7 +20,7 @@ import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_zero, rank
 from qcompile.ir.analysis.conv_activation import is_plain, quantized_result
-from qcompile.ir.analysis.prequantized import constant_bias
+from qcompile.ir.analysis.prequantized import bias_values, constant_bias
 from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
@@ -90,8 +90,7 @@ def _obstacle(graph: Graph, node: Node, data: Node, weight: Node) -> Refusal | N
     by_output = rank(scale) == 0 or (rank(scale) == 1 and weight.attrs.get("axis", 1) == 0)
     if not is_constant(scale) or not by_output:
         return Refusal("the weight's scales are not along the output channels")
-    biases = (constant_bias(graph, t) for t in node.inputs[2:] if t.name)
-    if not all(is_constant(t) for t in biases):
+    if any(t.name and bias_values(graph, t) is None for t in node.inputs[2:]):
         return Refusal("the bias is not constant")
     if not is_plain(data):
         reason = "the data is not uint8 with one constant float32 scale and a zero point"

@@ -1,4 +1,4 @@
-"""Models in float16 and bfloat16, in arithmetic or only in storage, compiled on every way."""
+"""Models in float16 and bfloat16, in arithmetic or only in storage, compiled in every way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 import qcompile
+from qcompile.compiler.stages.models import computes_in_bfloat16
 from qcompile.compiler.stages.options import CompileOptions
-from qcompile.compiler.stages.raised_reference import computes_in_bfloat16
-from qcompile.errors import RejectedError
+from qcompile.compiler.stages.result import RejectedError
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.quant import Array
 from qcompile.rewriting.testing import normal, parse
@@ -36,7 +36,7 @@ def weights(dtype: Any) -> dict[str, Array]:
     return {"w": W.astype(dtype), "v": V.astype(dtype)}
 
 
-def arithmetic(kind: str, dtype: Any, body: str = "") -> bytes:
+def arithmetic(kind: str, dtype: Any) -> bytes:
     """float32 in and out, or float16; everything between in 16 bits."""
     number = {"float16": 10, "bfloat16": 16}[kind]
     if kind == "float16":
@@ -48,7 +48,7 @@ def arithmetic(kind: str, dtype: Any, body: str = "") -> bytes:
             f"c = Cast<to = {number}>(x)",
             "y = Cast<to = 1>(n)",
         )
-    text = f"g ({ends[0]}) => ({ends[1]}) {{ {ends[2]} m = MatMul(c, w) r = Relu(m) {body}"
+    text = f"g ({ends[0]}) => ({ends[1]}) {{ {ends[2]} m = MatMul(c, w) r = Relu(m)"
     return serialize(parse(f"{text} n = MatMul(r, v) {ends[3]} }}", **weights(dtype)))
 
 
@@ -79,8 +79,9 @@ def test_is_compiled_as_float32_would_be(name: str, way: dict[str, Any]) -> None
     assert found.dtype == dtype
     noise = np.square(found - expected).sum() / np.square(expected).sum()
     assert noise < 1e-2
-    wanted = 0.65 if way["mode"] != "float" else 1.08  # with nodes and names
-    assert len(result.model) < wanted * len(model)
+    # with scales, which are by block in mode weight-only, and names
+    share = {"float": 1.08, "weight-only": 0.9}.get(way["mode"], 0.65)
+    assert len(result.model) < share * len(model)
     text = " ".join([*result.report.note_texts, *(s.reason for s in result.report.skips)])
     assert not any(w in text for w in ("two activations", "integer weights", "nothing was"))
     assert ("computes in bfloat16" in text) == (name == "bfloat16")
@@ -89,15 +90,12 @@ def test_is_compiled_as_float32_would_be(name: str, way: dict[str, Any]) -> None
 def test_weights_keep_their_names_for_patterns() -> None:
     model, _ = MODELS["stored float16"]
     result = qcompile.compile(model, keep_float=["w"], options=UNTIMED, mode="dynamic")
-    rows = {r.origin: r for r in result.report.ledger if r.kind == "weight"}
+    rows = {r.tensor: r for r in result.report.ledger if r.kind == "weight"}
     assert (rows["w"].dtype, rows["v"].dtype) == ("float16", "int8")
     assert rows["w"].reason == "kept float by pattern 'w'"
 
 
 def test_an_output_that_overflows_float16_is_named() -> None:
-    """Large values are infinite in the model's own outputs, as nearly all others differ."""
-    model = arithmetic("float16", np.float16, "q = Mul(r, r) t = Mul(q, q) u = Mul(t, t)")
-    model = model.replace(b"", b"")
     graph = parse(
         """g (float16[B,64] x) => (float16[B,32] y) {
             m = MatMul(x, w) n = MatMul(m, v) q = Mul(n, k) y = Mul(q, k)
@@ -113,7 +111,6 @@ def test_an_output_that_overflows_float16_is_named() -> None:
 
 
 def test_casts_alone_are_no_bfloat16_arithmetic() -> None:
-    text = "g (float[B,64] x) => (float[B,64] y) { a = Cast<to = 16>(x) y = Cast<to = 1>(a) }"
-    assert not computes_in_bfloat16(parse(text))
-    text = "g (float[B,64] x) => (float[B,64] y) { a = Cast<to = 16>(x) b = Neg(a) y = Cast<to = 1>(b) }"
-    assert computes_in_bfloat16(parse(text))
+    text = "g (float[B,64] x) => (float[B,64] y) {{ a = Cast<to = 16>(x) {} y = Cast<to = 1>(b) }}"
+    assert not computes_in_bfloat16(parse(text.format("b = Cast<to = 16>(a)")))
+    assert computes_in_bfloat16(parse(text.format("b = Neg(a)")))

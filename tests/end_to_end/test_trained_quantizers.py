@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from qcompile.ir.model_io.to_proto import serialize
 from qcompile.quant import Array
 from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import Session, SessionOptions
+from qcompile.targets.target import Mode
 
 UNTIMED = CompileOptions(bench=False)
 F32 = np.float32
@@ -90,7 +92,7 @@ def image(by_channel: bool = True) -> Graph:
     )
 
 
-def compiled(graph: Graph, target: str, mode: str) -> tuple[onnx.ModelProto, float, float]:
+def compiled(graph: Graph, target: str, mode: Mode) -> tuple[onnx.ModelProto, float, float]:
     """The compiled model, its error against the given one, and its share of the bytes."""
     model = serialize(graph)
     shape = [d if isinstance(d, int) else 4 for d in graph.inputs[0].shape]
@@ -105,14 +107,19 @@ def compiled(graph: Graph, target: str, mode: str) -> tuple[onnx.ModelProto, flo
     return onnx.ModelProto.FromString(result.model), float(error), len(result.model) / len(model)
 
 
-WAYS = [("cpu", "static"), ("cpu", "dynamic"), ("cpu", "weight-only"), ("qdq", "static")]
+WAYS: list[tuple[str, Mode]] = [
+    ("cpu", "static"),
+    ("cpu", "dynamic"),
+    ("cpu", "weight-only"),
+    ("qdq", "static"),
+]
 
 
 @pytest.mark.parametrize(("target", "mode"), WAYS)
 @pytest.mark.parametrize(
     "options", [{}, {"signed": True}, {"by_channel": False}, {"bias": "int32"}], ids=repr
 )
-def test_linears(options: dict[str, bool], target: str, mode: str) -> None:
+def test_linears(options: dict[str, Any], target: str, mode: Mode) -> None:
     model, error, share = compiled(linears(**options), target, mode)
     assert error < 1e-5  # float rounding: the integers are the same
     assert share < 0.6
@@ -128,7 +135,7 @@ def test_linears(options: dict[str, bool], target: str, mode: str) -> None:
 
 @pytest.mark.parametrize(("target", "mode"), WAYS)
 @pytest.mark.parametrize("by_channel", [True, False])
-def test_convolutions(by_channel: bool, target: str, mode: str) -> None:
+def test_convolutions(by_channel: bool, target: str, mode: Mode) -> None:
     model, error, share = compiled(image(by_channel), target, mode)
     assert error < 0.02  # a value half way between two integers may become either
     assert share < 0.5

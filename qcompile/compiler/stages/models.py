@@ -10,10 +10,16 @@ import onnx
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.ledger import Summary
-from qcompile.ir import Graph
-from qcompile.ir.model_io import external_data, from_proto, read_model
+from qcompile.ir import Graph, half_type, is_op
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
+from qcompile.planning import Context
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.rewriting.pipeline_spec import parse
+from qcompile.rewriting.registry import target
+from qcompile.runtime import session
 from qcompile.system import digests
 
 
@@ -56,6 +62,30 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     graph = from_proto.from_proto(proto, storage)
     content = ledger.summarize_rows(ledger.ledger_rows(proto, size))
     return FloatModel(stored, external, size, content), graph
+
+
+def computes_in_bfloat16(graph: Graph) -> bool:
+    """True where a node other than Cast reads or makes bfloat16: the CPU provider has no kernels.
+
+    Casts it has, so that weights stored in bfloat16 are no obstacle.
+    """
+    return any(
+        half_type(tensor) == "bfloat16"
+        for node in graph.nodes
+        if not is_op(node, "Cast")
+        for tensor in (*node.inputs, *node.outputs)
+    )
+
+
+def in_float32(model: read_model.Source) -> ModelFiles:
+    """The model after ``raise-half`` alone, in a temporary folder.
+
+    Raises ModelError where it cannot be read, OutputError where there is no room.
+    """
+    graph = from_proto.from_proto(*read_model.read_model(model))
+    shape_inference.infer(graph)
+    PassManager(tuple(parse("raise-half"))).run(graph, Context(target("cpu"), session.evaluate))
+    return write_model.write_model(graph, "reference")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,13 @@ import numpy as np
 from qcompile.compiler.config import lowering_options
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.stages import lock_check, raised_reference
-from qcompile.compiler.stages.models import FloatModel, read_float_model
+from qcompile.compiler.stages import lock_check
+from qcompile.compiler.stages.models import (
+    FloatModel,
+    computes_in_bfloat16,
+    in_float32,
+    read_float_model,
+)
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
 from qcompile.data.feeds import Feeds, input_specs, takes_any_batch
@@ -101,8 +106,8 @@ def prepare(request: Request) -> Prepared:
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
     fix_dims(graph, dict(recipe.dims))
     unknown = shape_inference.infer(graph)
-    if raised_reference.computes_in_bfloat16(graph):
-        model = replace(model, raised=raised_reference.raised(request.model))
+    if computes_in_bfloat16(graph):
+        model = replace(model, raised=in_float32(request.model))
         notes.append(Note("bfloat16-raised", _BFLOAT16))
     feeds, text = _open(request, graph)
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))

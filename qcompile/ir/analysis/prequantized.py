@@ -12,9 +12,10 @@ from collections import Counter
 import numpy as np
 import onnx
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_op, rank
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
 from qcompile.ir.operators import MOVERS
 from qcompile.ir.quantized_operators import quantized_operator
+from qcompile.quant import Array
 
 IN_INPUT = "its weight is already quantized in the input model"
 BROUGHT = "it has a quantizer in the input model"
@@ -70,18 +71,28 @@ def is_quantized_next(graph: Graph, tensor: Tensor) -> bool:
     return bool(readers) and all(is_op(n, "QuantizeLinear") for n in readers)
 
 
-def constant_bias(graph: Graph, bias: Tensor) -> Tensor:
-    """A bias as a float constant where it is a dequantized int32 constant, else itself.
+def bias_values(graph: Graph, bias: Tensor) -> Array | None:
+    """The values of a constant bias in float, None where it is computed.
 
-    ``q · s`` in float32, as DequantizeLinear computes it; int32 has no zero point.
+    Of an int32 constant behind DequantizeLinear ``q · s`` in float32; int32 has no zero point.
     """
+    if is_constant(bias):
+        return array(bias)
     dequantizer = graph.producer(bias, "DequantizeLinear")
     if dequantizer is None or not all(map(is_constant, dequantizer.inputs)):
-        return bias
+        return None
     values, scale = (array(t) for t in dequantizer.inputs[:2])
-    if values.dtype != np.int32 or values.ndim > 1 or not is_float(dequantizer.inputs[1]):
+    if values.dtype != np.int32 or values.ndim > 1 or scale.dtype != np.float32:
+        return None
+    return values.astype(np.float32) * scale
+
+
+def constant_bias(graph: Graph, bias: Tensor) -> Tensor:
+    """A new float constant for an int32 constant behind DequantizeLinear; any other bias itself."""
+    values = bias_values(graph, bias)
+    if is_constant(bias) or values is None:
         return bias
-    return graph.constant(f"{bias.name}/float", values.astype(np.float32) * scale)
+    return graph.constant(f"{bias.name}/float", values)
 
 
 def inventory(graph: Graph) -> str:
