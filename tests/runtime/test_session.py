@@ -114,3 +114,14 @@ def test_profiles_are_written(tmp_path: Path) -> None:
     events = json.loads(session.end_profile().read_text())
     assert any(e.get("args", {}).get("op_name") == "Abs" for e in events)
     assert threads() >= 1
+
+
+def test_bfloat16_arithmetic_is_refused_with_the_way_out() -> None:
+    body = "c = Cast<to = 16>(x) m = {} y = Cast<to = 1>(m)"
+    text = "g (float[2,2] x) => (float[2,2] y) {{ " + body + " }}"
+    with pytest.raises(ModelError, match=r"Could not find.* bfloat16.*: compile it, with --mode"):
+        Session(serialize(parse(text.format("MatMul(c, c)"))))
+    other = "g (float[2,2] x) => (float[2,2] y) { y = other.library.Own(x) }"
+    with pytest.raises(ModelError) as raised:
+        Session(serialize(parse(other)))
+    assert "bfloat16" not in str(raised.value)
