@@ -160,3 +160,34 @@ def test_quantizers_of_data_alone_are_kept() -> None:
         operators = Counter(n.op_type for n in model.graph.node)
         assert operators == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
         assert error < 0.02
+
+
+def saturating(then: str = "y = Relu(m)", **weights: Array) -> Graph:
+    """A product whose sums exceed int16 on x86 without VNNI, by the weights that came."""
+    return parse(
+        f"""g (float[B,32] x) => (float[B,C] y) {{
+            p = Abs(x) q = QuantizeLinear(p, s, z) d = DequantizeLinear(q, s, z)
+            e = DequantizeLinear(w, t, k) m = MatMul(d, e) {then}
+        }}""",
+        s=np.array(0.02, F32),
+        z=np.array(0, np.int8),
+        w=np.full((32, 8), 127, np.int8) - np.arange(8, dtype=np.int8),
+        t=np.array(0.01, F32),
+        k=np.array(0, np.int8),
+        **weights,
+    )
+
+
+def test_saturation_of_integers_that_came_is_noted_and_no_failure() -> None:
+    feeds = [{"x": normal(8, 32, seed=i)} for i in range(4)]
+    result = qcompile.compile(serialize(saturating()), feeds, options=UNTIMED)
+    assert result.report.failures == []
+    assert not result.report.saturation.same_without_vnni
+    assert any("outputs may differ on x86 without VNNI" in n for n in result.report.note_texts)
+
+
+def test_saturation_fails_a_gate_where_weights_of_the_plan_are_involved() -> None:
+    feeds = [{"x": normal(8, 32, seed=i)} for i in range(4)]
+    graph = saturating("y = MatMul(m, v)", v=normal(8, 4))
+    with pytest.raises(qcompile.RejectedError, match="on x86 without VNNI"):
+        qcompile.compile(serialize(graph), feeds, options=UNTIMED)

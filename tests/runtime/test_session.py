@@ -117,11 +117,14 @@ def test_profiles_are_written(tmp_path: Path) -> None:
 
 
 def test_bfloat16_arithmetic_is_refused_with_the_way_out() -> None:
-    body = "c = Cast<to = 16>(x) m = {} y = Cast<to = 1>(m)"
-    text = "g (float[2,2] x) => (float[2,2] y) {{ " + body + " }}"
+    inside = "c = Cast<to = 16>(x) m = MatMul(c, c) y = Cast<to = 1>(m)"
+    other = "y = other.library.Own(x)"
+    model, unknown = (
+        model_proto(f"g (float[2,2] x) => (float[2,2] y) {{ {body} }}").SerializeToString()
+        for body in (inside, other)
+    )
     with pytest.raises(ModelError, match=r"Could not find.* bfloat16.*: compile it, with --mode"):
-        Session(serialize(parse(text.format("MatMul(c, c)"))))
-    other = "g (float[2,2] x) => (float[2,2] y) { y = other.library.Own(x) }"
+        Session(model)
     with pytest.raises(ModelError) as raised:
-        Session(serialize(parse(other)))
+        Session(unknown)
     assert "bfloat16" not in str(raised.value)
