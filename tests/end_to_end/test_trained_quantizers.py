@@ -182,7 +182,9 @@ def test_saturation_of_integers_that_came_is_noted_and_no_failure() -> None:
     feeds = [{"x": normal(8, 32, seed=i)} for i in range(4)]
     result = qcompile.compile(serialize(saturating()), feeds, options=UNTIMED)
     assert result.report.failures == []
-    assert not result.report.saturation.same_without_vnni
+    saturation = result.report.saturation
+    assert saturation is not None
+    assert not saturation.same_without_vnni
     assert any("outputs may differ on x86 without VNNI" in n for n in result.report.note_texts)
 
 
