@@ -6,7 +6,7 @@ import numpy as np
 
 from qcompile.ir import Graph
 from qcompile.ir.printer import dump
-from qcompile.passes.lower.sink_dequantize import SinkDequantize
+from qcompile.passes.lower.fusion.sink_dequantize import SinkDequantize
 from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from qcompile.ir import Graph
 from qcompile.ir.printer import dump
-from qcompile.passes.lower.shift_integers import ShiftIntegers
+from qcompile.passes.lower.fusion.shift_integers import ShiftIntegers
 from qcompile.quant import Array
 from qcompile.rewriting.testing import (
     assert_refused,
