@@ -20,6 +20,7 @@ import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_zero, rank
 from qcompile.ir.analysis.conv_activation import is_plain, quantized_result
+from qcompile.ir.analysis.prequantized import bias_values, constant_bias
 from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
@@ -51,7 +52,7 @@ class LowerConvolutions(NodeRewrite[_Match]):
         data, weight = (graph.producer(t, "DequantizeLinear") for t in node.inputs[:2])
         if data is None or weight is None:
             return None  # nothing was planned
-        obstacle = _obstacle(node, data, weight)
+        obstacle = _obstacle(graph, node, data, weight)
         if obstacle is not None:
             return obstacle
         quantizer = quantized_result(graph, node)
@@ -63,7 +64,7 @@ class LowerConvolutions(NodeRewrite[_Match]):
         x, s, z = match.data.inputs[:3]
         u, v = match.quantizer.inputs[1:3]
         w, t = match.weight.inputs[:2]
-        bias = next((b for b in match.node.inputs[2:] if b.name), None)
+        bias = next((constant_bias(graph, b) for b in match.node.inputs[2:] if b.name), None)
         biases: list[Tensor] = []
         if bias is not None:
             w, t, int32_bias = _with_bias(graph, ctx, w, t, array(s).reshape(()), bias)
@@ -80,15 +81,16 @@ class LowerConvolutions(NodeRewrite[_Match]):
         )
 
 
-def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
+def _obstacle(graph: Graph, node: Node, data: Node, weight: Node) -> Refusal | None:
     kernel, scale = weight.inputs[:2]
     if not is_constant(kernel) or kernel.dtype != np.int8:
         return Refusal("the weight is not an int8 constant")
     if not all(is_zero(t) for t in weight.inputs[2:]):
         return Refusal("the weight is not symmetric")
-    if not is_constant(scale) or rank(scale) != 1 or weight.attrs.get("axis", 1) != 0:
+    by_output = rank(scale) == 0 or (rank(scale) == 1 and weight.attrs.get("axis", 1) == 0)
+    if not is_constant(scale) or not by_output:
         return Refusal("the weight's scales are not along the output channels")
-    if any(t.name and not is_constant(t) for t in node.inputs[2:]):
+    if any(t.name and bias_values(graph, t) is None for t in node.inputs[2:]):
         return Refusal("the bias is not constant")
     if not is_plain(data):
         reason = "the data is not uint8 with one constant float32 scale and a zero point"

@@ -3,10 +3,11 @@
     MatMul(DQ(xq, s, z), DQ(Wq, t)) + b   →   MatMulIntegerToFloat(xq, Wq, s, t, z, , b)
 
 The operator is int8 in every session, while ONNX Runtime may compute Q/DQ nodes in float, depending
-on session options and on static shapes. The bias moves into the operator, the zero point of the
-weight is left out (symmetric). Refuses weights that are not symmetric int8 per output channel,
-activations other than uint8 with one scale (those have no vector kernel), and Gemm with transA,
-alpha or beta. Source: ONNX Runtime matmul_integer_to_float.
+on session options and on static shapes. The bias moves into the operator, also where it is int32
+behind DequantizeLinear; the zero point of a symmetric weight is left out. Refuses weights that are
+not int8 with constant scales per output channel, activations other than uint8 with one scale (those
+have no vector kernel), and Gemm with transA, alpha or beta. Source: ONNX Runtime
+matmul_integer_to_float.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from qcompile.ir import (
     rank,
     scalar,
 )
+from qcompile.ir.analysis.prequantized import constant_bias
 from qcompile.planning import Context
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
@@ -71,7 +73,7 @@ class LowerLinears(NodeRewrite[_Match]):
         fused = [] if inside is None else [inside]
         lowered = graph.add(
             "MatMulIntegerToFloat",
-            [xq, matrix, scale, weight.inputs[1], zero, None, *fused],
+            [xq, matrix, scale, weight.inputs[1], zero, _weight_zero(weight), *fused],
             [f"{result.name}/int8"],
             domain=MICROSOFT,
             name=f"{node.name}/int8",
@@ -90,8 +92,8 @@ def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
         return Refusal("Gemm with transA, alpha or beta")
     if not is_constant(weight.inputs[0]) or rank(weight.inputs[0]) != 2:
         return Refusal("the weight is not a constant matrix")
-    if weight.inputs[0].dtype != np.int8 or not all(is_zero(t) for t in weight.inputs[2:]):
-        return Refusal("the weight is not symmetric int8")
+    if weight.inputs[0].dtype != np.int8 or not all(is_constant(t) for t in weight.inputs[1:]):
+        return Refusal("the weight is not int8 with constant scales")
     if data.inputs[0].dtype is not None and data.inputs[0].dtype != np.uint8:
         return Refusal("the activation is not uint8")
     if rank(data.inputs[1]) and scalar(data.inputs[1]) is None:
@@ -99,6 +101,11 @@ def _obstacle(node: Node, data: Node, weight: Node) -> Refusal | None:
     if not _fits_outputs(node, weight):
         return Refusal("the weight's scales are not along the output channels")
     return None
+
+
+def _weight_zero(weight: Node) -> Tensor | None:
+    """The weight's zero point, None where it is zero."""
+    return next((t for t in weight.inputs[2:] if not is_zero(t)), None)
 
 
 def _fits_outputs(node: Node, weight: Node) -> bool:
@@ -112,13 +119,14 @@ def _bias(graph: Graph, node: Node) -> tuple[Tensor, Tensor | None, Tensor | Non
     """(the tensor to replace, the bias vector for the operator, the bias for an Add after it)."""
     out = node.outputs[0]
     if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
-        bias = node.inputs[2]
+        bias = constant_bias(graph, node.inputs[2])
         vector = is_constant(bias) and _is_vector(bias, node)
         return (out, _flat(graph, bias), None) if vector else (out, None, bias)
     add = graph.only_consumer(out, "Add")
     if add is None:
         return out, None, None
     other = next((t for t in add.inputs if t is not out), None)
+    other = other if other is None else constant_bias(graph, other)
     if other is None or not is_constant(other) or not _is_vector(other, node):
         return out, None, None
     return add.outputs[0], _flat(graph, other), None

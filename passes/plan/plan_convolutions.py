@@ -20,8 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_float, is_op, rank
-from qcompile.ir.analysis import conv_activation
-from qcompile.ir.analysis.prequantized import is_quantized_weight
+from qcompile.ir.analysis import conv_activation, prequantized
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision, uses_of
 from qcompile.quant import QSpec
@@ -69,11 +68,11 @@ class _Planner:
         refusal = self._obstacle(node, rule) or (self._visible(node, result) if whole else None)
         matrix = self._weight(node, rule.weight)
         row = self._activation(node, [data], rule.activation)
-        out = (
-            self._activation(node, [result, node.outputs[0]], rule.output)
-            if whole
-            else PrecisionChoice(None)
-        )
+        if prequantized.has_quantizer(self.graph, data):
+            row = PrecisionChoice(None)
+        out = PrecisionChoice(None)
+        if whole and not prequantized.is_quantized_next(self.graph, result):
+            out = self._activation(node, [result, node.outputs[0]], rule.output)
         if not self.ctx.target.quantize_interior:
             linked = (matrix, row, out) if whole else (matrix, row)
             missing = (Refusal(c.reason) for c in linked if c.spec is None and c.reason)
@@ -120,7 +119,9 @@ class _Planner:
         uses: tuple[Use, ...],
         maker: str | None = None,
     ) -> None:
-        why = choice.reason or rule.why
+        unplanned = prequantized.has_quantizer(self.graph, tensor)
+        brought = kind == "activation" and unplanned
+        why = choice.reason or (prequantized.BROUGHT if brought else rule.why)
         self.ctx.plan.decide(Decision(tensor.name, kind, choice.spec, why, uses, maker))
         if kind == "activation" and choice.spec is not None and self.ctx.choices.mode == "static":
             self.ctx.request(tensor.name, choice.spec)
@@ -154,8 +155,8 @@ class _Planner:
         kept = self.ctx.choices.kept_by(names_to_match(self.roles, names, [node.name]))
         if kept is not None:
             return kept
-        if is_quantized_weight(self.graph, weight):
-            return Refusal("its weight is already quantized in the input model")
+        if prequantized.is_quantized_weight(self.graph, weight):
+            return Refusal(prequantized.IN_INPUT)
         if not (is_constant(weight) and is_float(weight) and (rank(weight) or 0) >= 3):
             return Refusal("the weight is not a float32 constant of rank 3 or more")
         if is_constant(data) or not is_float(data):

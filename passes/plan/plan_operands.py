@@ -27,9 +27,9 @@ from qcompile.ir import (
     op_name,
     rank,
 )
+from qcompile.ir.analysis import prequantized
 from qcompile.ir.analysis.data_path import aliases, layout_root
 from qcompile.ir.analysis.name_patterns import is_role, matches
-from qcompile.ir.analysis.prequantized import is_quantized_weight
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
 from qcompile.quant import QSpec, out_of_scale
@@ -63,14 +63,14 @@ class PlanOperands(Pass):
             elif has_subgraph(node):
                 ctx.skip(node, f"{node.op} holds a subgraph, which is never edited")
             elif has_weight and _is_prequantized(graph, node):
-                ctx.skip(node, "its weight is already quantized in the input model")
+                ctx.skip(node, prequantized.IN_INPUT)
             elif rule is None or has_weight:
                 _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
         return False
 
 
 def _is_prequantized(graph: Graph, node: Node) -> bool:
-    return any(is_quantized_weight(graph, t) for t in node.inputs[:2])
+    return any(prequantized.is_quantized_weight(graph, t) for t in node.inputs[:2])
 
 
 def _plan(
@@ -91,7 +91,9 @@ def _plan(
     ctx.plan.decide(Decision(weight.name, "weight", matrix.spec, why, (Use(node.name, slot),)))
     if rule.activation is None and (ctx.choices.mode != "weight-only" or not is_float(data)):
         return
-    why = row.reason or (rule.why if row.spec else "only weights are quantized in this mode")
+    brought = prequantized.has_quantizer(graph, data)
+    unplanned = prequantized.BROUGHT if brought else "only weights are quantized in this mode"
+    why = row.reason or (rule.why if row.spec else unplanned)
     ctx.plan.decide(Decision(data.name, "activation", row.spec, why, (Use(node.name, 1 - slot),)))
     if row.spec is not None and ctx.choices.mode == "static":
         ctx.request(data.name, row.spec)
@@ -112,6 +114,8 @@ def _choices(
         if ctx.target.quantize_interior:  # as plan-interior will decide, for all readers
             named = aliases(graph, layout_root(graph, data))
         row = precision.of_activation(graph, ctx, names_to_match(role_of, *named), rule.activation)
+    if row.spec is not None and prequantized.has_quantizer(graph, data):
+        row = PrecisionChoice(None)
     if row.spec is not None and row.spec.dtype != "uint8" and matrix.spec is not None:
         # Only kernels for uint8 data accumulate pairs in int16.
         matrix = replace(matrix, spec=replace(matrix.spec, paired=False))

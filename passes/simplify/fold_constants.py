@@ -1,9 +1,12 @@
 """Evaluates nodes that depend only on constants, in ONNX Runtime.
 
-    y = Add(@a, @b)   →   @y
+    y = Add(@a, @b)                →   @y
+    q = QuantizeLinear(@w, s, z)   →   @q : int8
 
-Refuses: random and stateful operators, subgraphs, quantizers (a weight's DequantizeLinear must
-stay), results over ``max_growth`` times their inputs (a Tile or Expand would blow up the file).
+A model trained with fake quantization has float weights behind QuantizeLinear: they become the
+integers that it was trained with. Refuses: random and stateful operators, subgraphs, dequantizers
+(a weight's DequantizeLinear must stay), results over ``max_growth`` times their inputs (a Tile or
+Expand would blow up the file).
 """
 
 from __future__ import annotations

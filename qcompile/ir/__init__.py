@@ -13,12 +13,15 @@ from qcompile.ir.operators import (
 from qcompile.ir.refusal import Refusal
 from qcompile.ir.scalar_factors import is_plain_gemm, scaled_operand
 from qcompile.ir.tensor import (
+    HALF_TYPES,
     Constant,
+    HalfType,
     Node,
     Shape,
     Tensor,
     Variable,
     array,
+    half_type,
     is_constant,
     is_float,
     is_zero,
@@ -28,10 +31,12 @@ from qcompile.ir.tensor import (
 )
 
 __all__ = [
+    "HALF_TYPES",
     "MICROSOFT",
     "ONNX",
     "Constant",
     "Graph",
+    "HalfType",
     "Node",
     "Refusal",
     "Shape",
@@ -39,6 +44,7 @@ __all__ = [
     "Variable",
     "array",
     "domain_of",
+    "half_type",
     "has_subgraph",
     "is_constant",
     "is_float",

@@ -144,6 +144,11 @@ class Graph:
         """Nodes that read a tensor, one entry per use, without subgraphs (see ``is_output``)."""
         return list(tensor.outputs)
 
+    def slots(self, tensor: Tensor) -> list[tuple[Node, int]]:
+        """The (node, input index) of each use of a tensor, without subgraphs."""
+        readers = {id(node): node for node in tensor.outputs}.values()
+        return [(n, i) for n in readers for i, t in enumerate(n.inputs) if t is tensor]
+
     def only_consumer(self, tensor: Tensor, *ops: str) -> Node | None:
         """The reader of a tensor with one use that is not ``is_output``, else None.
 
@@ -168,6 +173,17 @@ class Graph:
         if self.keep is not None and values.nbytes >= _LARGE:
             return gs.Constant(self.fresh(base), self.keep(values))
         return gs.Constant(self.fresh(base), np.array(values, order="C"))
+
+    def retyped(self, constant: Constant, values: Array) -> Constant:
+        """The same constant in another type; it keeps its name, but for the readers in subgraphs.
+
+        Nothing reads the new one until ``set_input`` says so. If a reader of the old one is to
+        stay, the new one must have a name of its own: use ``constant``.
+        """
+        if self.is_output(constant):
+            return self.constant(f"{constant.name}/{values.dtype.name}", values)
+        kept = values if self.keep is None or values.nbytes < _LARGE else self.keep(values)
+        return gs.Constant(constant.name, kept)
 
     def add(
         self,

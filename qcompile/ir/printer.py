@@ -81,7 +81,8 @@ def _attribute(value: Any) -> str:
 def fingerprint(graph: Graph) -> int:
     """A hash that changes with any edit made through Graph; it differs between processes.
 
-    Of constants only the names count: values never change in place, and new ones get fresh names.
+    Of constants only names and types count: values never change in place, and new ones get fresh
+    names.
     """
     return hash(_rows(graph))
 
@@ -97,7 +98,7 @@ def _rows(graph: Graph) -> tuple[Hashable, ...]:
             node.op,
             node.domain,
             node.name,
-            tuple(t.name for t in node.inputs),
+            tuple((t.name, str(t.dtype)) if is_constant(t) else t.name for t in node.inputs),
             tuple(t.name for t in node.outputs),
             repr([(k, _attribute(v)) for k, v in sorted(node.attrs.items())]),
         )

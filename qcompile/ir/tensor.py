@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.ir import lazy_values
@@ -17,6 +18,11 @@ Constant: TypeAlias = gs.Constant
 # One entry per dimension: a size, the name of a symbolic dimension, or None where unknown.
 Shape: TypeAlias = tuple[int | str | None, ...]
 _TENSOR = "tensor_type"
+HalfType = Literal["float16", "bfloat16"]
+HALF_TYPES: dict[int, HalfType] = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
 
 
 def is_constant(tensor: Tensor) -> bool:
@@ -28,6 +34,18 @@ def is_float(tensor: Tensor, dtype: type[np.floating[Any]] = np.float32) -> bool
     """True where the tensor is known to be of type float32, or ``dtype``, and not a sequence."""
     known = tensor.dtype is not None and getattr(tensor, "type", _TENSOR) == _TENSOR
     return known and _np_dtype(tensor.dtype) == dtype
+
+
+def half_type(tensor: Tensor) -> HalfType | None:
+    """Which 16-bit float type a tensor is known to have, None for any other type."""
+    if tensor.dtype is None or getattr(tensor, "type", _TENSOR) != _TENSOR:
+        return None
+    if isinstance(tensor.dtype, int):  # an ONNX enum, for a type that numpy lacks
+        return HALF_TYPES.get(int(tensor.dtype))
+    known = _np_dtype(tensor.dtype)
+    return next(
+        (name for name in HALF_TYPES.values() if known is not None and known.name == name), None
+    )
 
 
 def rank(tensor: Tensor) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from qcompile.ir import Node, Refusal
+from qcompile.ir import HalfType, Node, Refusal
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.planning.plan import Plan
@@ -94,6 +94,8 @@ class Context:
     skips: list[Skip] = field(default_factory=list)
     # quantized constant -> (original constant, SQNR in dB), for the ledger
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    # 16-bit float types of the weights that became float32
+    stored_as: set[HalfType] = field(default_factory=set)
     # names of the model as it came in: a fusion must not turn a pattern into a mistake
     original_names: frozenset[str] = frozenset()
     running: str = ""

@@ -88,7 +88,8 @@ class Session:
                 providers=[options.provider],
             )
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
-            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+            reason = f"{_first_line(e)}{_bfloat16_hint(model, str(e))}"
+            raise ModelError(f"ONNX Runtime cannot load the model: {reason}") from e
         if options.provider not in self._inner.get_providers():  # it fell back to the CPU silently
             raise ModelError(f"ONNX Runtime cannot load {options.provider} here")
         self.inputs = [i.name for i in self._inner.get_inputs()]
@@ -151,6 +152,24 @@ def _exact(model: bytes | Path, native: ort.SessionOptions, *, optimize: bool) -
 def _first_line(e: BaseException) -> str:
     text = str(e).strip() or type(e).__name__
     return text.splitlines()[0][:400]
+
+
+def _bfloat16_hint(model: bytes | Path, error: str) -> str:
+    """What to do where a kernel is missing because a model computes in bfloat16, else ""."""
+    if "Could not find an implementation" not in error:
+        return ""
+    try:
+        graph = read_model.read_model(model)[0].graph
+    except ModelError:
+        return ""
+    types = {t.data_type for t in graph.initializer}
+    types |= {a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute}
+    if onnx.TensorProto.BFLOAT16 not in types:
+        return ""
+    return (
+        "; the model computes in bfloat16, for which this provider lacks kernels: compile it, with "
+        "--mode float for the same model in float32"
+    )
 
 
 @cache

@@ -39,6 +39,12 @@ _EMBEDDING = OpRule(
     why="rows are looked up as int8 and scaled after the lookup",
 )
 _FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm", "remove-padding")
+# Quantizers that a model brings, in the form in which those of the plan are.
+_BROUGHT = ("shift-integers", "sink-dequantize")
+_INTEGERS = (
+    "hoist-quantize", "quantize-parts", "hoist-quantize", "cancel-requantize",
+    "lower-convolutions", "lower-sums", "fuse-requantize",
+)  # fmt: skip
 _FORMS = (
     LoweringOption(
         "padding",
@@ -158,25 +164,22 @@ CPU = Target(
     },
     lower={
         "static": (
+            *_BROUGHT,
             "lower-linears",
             "lower-recurrent",
             "lower-products",
             "lower-embeddings",
-            "hoist-quantize",
-            "quantize-parts",
-            "hoist-quantize",
-            "cancel-requantize",
-            "lower-convolutions",
-            "lower-sums",
-            "fuse-requantize",
+            *_INTEGERS,
             "dequantize-at-load",
             *_FLOAT_FORMS,
         ),
+        # static quantizers that a model brings need no data
         "dynamic": (
+            *_BROUGHT,
             "lower-linears",
             "lower-recurrent",
             "lower-embeddings",
-            "hoist-quantize",
+            *_INTEGERS,
             "dequantize-at-load",
             *_FLOAT_FORMS,
         ),

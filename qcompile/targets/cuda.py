@@ -62,6 +62,7 @@ CUDA = Target(
         "weight-only": ("lower-weight-only{accuracy=0}", "lower-embeddings", *_FUSED),
         "float": _FUSED,
     },
+    halves=("float16",),
     float_ops={"Attention": "the fused operator computes in float"},
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("com.microsoft", "FastGelu", 1),),

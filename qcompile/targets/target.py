@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from qcompile.ir import HalfType
 from qcompile.quant import QSpec
 from qcompile.quant.types import DType
 from qcompile.targets.requirements import Requirement
@@ -106,8 +107,10 @@ class Target:
     slower than float is a fault. ``quantize_interior``: every tensor has its own quantizer; else an
     operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
     activations and weights; None: no such kernels. ``with_data`` and ``without_data``: the default
-    mode, None where there is none without data. ``no_modes``: why a mode is missing. ``requires``:
-    requirements on the emitted graph. ``forms``: lowering options that ``--tune`` times.
+    mode, None where there is none without data. ``halves``: the 16-bit float types that it computes
+    in where a model does, in mode float; others become float32. ``no_modes``: why a mode is
+    missing. ``requires``: requirements on the emitted graph. ``forms``: lowering options that
+    ``--tune`` times.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Target:
     quantize_interior: bool = False
     wide: QSpec | None = None
     wide_weight: DType | None = None
+    halves: tuple[HalfType, ...] = ()
     with_data: Mode = "static"
     without_data: Mode | None = "dynamic"
     no_modes: dict[Mode, str] = field(default_factory=dict)

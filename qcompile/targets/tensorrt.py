@@ -57,6 +57,7 @@ TENSORRT = Target(
         )
     },
     lower={"static": (), "float": ()},
+    halves=("float16",),
     float_ops={
         "MatMul": "product of two activations: float unless the recipe's attention asks for it",
         "Gather": "TensorRT looks rows up in float",

@@ -345,6 +345,66 @@ def quantized() -> Graph:
     )
 
 
+def trained() -> Graph:
+    """What training with fake quantization leaves: float weights behind quantizers, int8 data."""
+    weights = {
+        "w": normal(6, 8),
+        "ws": np.linspace(0.02, 0.03, 6, dtype=F32),
+        "wz": np.zeros(6, np.int8),
+        "v": normal(8, 6, seed=1),
+        "vs": np.array(0.02, F32),
+        "vz": np.array(128, np.uint8),
+        "s": np.array(0.03, F32),
+        "z": np.array(3, np.int8),
+        "b": normal(6),
+        "rows": np.array([-1, 8]),
+    }
+    return parse(
+        """g (float[B,S,8] x) => (float[R,6] y, float[R,6] a) {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            f = Reshape(d, rows)
+            wq = QuantizeLinear<axis = 0>(w, ws, wz)
+            wd = DequantizeLinear<axis = 0>(wq, ws, wz)
+            wt = Transpose<perm = [1, 0]>(wd)
+            m = MatMul(f, wt)
+            a = Add(m, b)
+            r = QuantizeLinear(a, s)
+            e = DequantizeLinear(r, s)
+            vq = QuantizeLinear(v, vs, vz)
+            vd = DequantizeLinear(vq, vs, vz)
+            p = Gemm<transB = 1>(e, vd)
+            y = MatMul(p, wt)
+        }""",
+        **weights,
+    )
+
+
+def half_stored() -> Graph:
+    """Weights in float16 and bfloat16, and a table, cast to float32 where they are used."""
+    bfloat16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    return parse(
+        """g (float[B,S,8] x) => (float[B,S,8] y) {
+            f = Cast<to = 1>(w)
+            u = Unsqueeze(x, second)
+            m = Mul(u, f)
+            r = ReduceMax<axes = [2], keepdims = 0>(m)
+            k = Cast<to = 1>(v)
+            o = Unsqueeze(r, second)
+            n = Mul(o, k)
+            s = ReduceMax<axes = [2], keepdims = 0>(n)
+            i = ArgMax<axis = -1, keepdims = 0>(s)
+            e = Gather(t, i)
+            c = Cast<to = 1>(e)
+            y = Add(s, c)
+        }""",
+        w=normal(32, 8).astype(np.float16),
+        v=normal(32, 8, seed=1).astype(bfloat16),
+        t=normal(32, 8, seed=2).astype(np.float16),
+        second=np.array([2]),
+    )
+
+
 def bert_layer() -> Graph:
     """One layer of BERT: width 6, two heads of 3, a hidden layer of 10, and a pooler."""
     shapes = {
@@ -417,6 +477,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "convolutions": convolutions,
     "embedding": embedding,
     "gelu": gelu,
+    "half_stored": half_stored,
     "hardswish": hardswish,
     "layernorm": layernorm,
     "linear": linear,
@@ -424,6 +485,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "pooled": pooled,
     "quantized": quantized,
     "sequence": sequence,
+    "trained": trained,
 }
 
 

@@ -42,6 +42,9 @@ MODES = {"lower-weight-only": "weight-only"}
 # the transform stage need a plan.
 _CONVOLUTIONS = ("plan-operands", "plan-convolutions")
 NEEDS = {
+    "move-dequantize": ("fold-constants",),
+    "shift-integers": ("fold-constants", "move-dequantize"),
+    "sink-dequantize": ("fold-constants", "move-dequantize"),
     "insert-qdq": ("plan-operands",),
     "cancel-requantize": (*_CONVOLUTIONS, "share-ranges", "insert-qdq"),
     "lower-convolutions": (*_CONVOLUTIONS, "insert-qdq"),

@@ -114,3 +114,17 @@ def test_profiles_are_written(tmp_path: Path) -> None:
     events = json.loads(session.end_profile().read_text())
     assert any(e.get("args", {}).get("op_name") == "Abs" for e in events)
     assert threads() >= 1
+
+
+def test_bfloat16_arithmetic_is_refused_with_the_way_out() -> None:
+    inside = "c = Cast<to = 16>(x) m = MatMul(c, c) y = Cast<to = 1>(m)"
+    other = "y = other.library.Own(x)"
+    model, unknown = (
+        model_proto(f"g (float[2,2] x) => (float[2,2] y) {{ {body} }}").SerializeToString()
+        for body in (inside, other)
+    )
+    with pytest.raises(ModelError, match=r"Could not find.* bfloat16.*: compile it, with --mode"):
+        Session(model)
+    with pytest.raises(ModelError) as raised:
+        Session(unknown)
+    assert "bfloat16" not in str(raised.value)

@@ -103,8 +103,8 @@ def _no_decision(dtype: str, ctx: Context | None) -> str:
         return "quantized in the input model"
     if ctx is None:
         return "float in the file"
-    if dtype == "float16":
-        return f"stored and computed in float16, as target {ctx.target.name!r} does"
+    if dtype in ctx.target.halves:
+        return f"stored and computed in {dtype}, as target {ctx.target.name!r} does"
     if ctx.choices.mode == "float":
         return "mode float quantizes nothing"
     return f"target {ctx.target.name!r} has no rule for the operator that reads it"

@@ -10,22 +10,30 @@ import onnx
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.ledger import Summary
-from qcompile.ir import Graph
-from qcompile.ir.model_io import external_data, from_proto, read_model
+from qcompile.ir import Graph, half_type, is_op
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
+from qcompile.planning import Context
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.rewriting.pipeline_spec import parse
+from qcompile.rewriting.registry import target
+from qcompile.runtime import session
 from qcompile.system import digests
 
 
 @dataclass(frozen=True)
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
-    files. content: bytes and counts by kind and type."""
+    files. content: bytes and counts by kind and type. raised: the same model in float32, where this
+    one cannot run."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
+    raised: ModelFiles | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -39,6 +47,8 @@ class FloatModel:
     @property
     def running(self) -> bytes | Path:
         """The model for the runtime to load: weights in a separate file, which is memory-mapped."""
+        if self.raised is not None:
+            return self.raised.path
         return self.stored if self._externalized is None else self._externalized.path
 
 
@@ -52,6 +62,30 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     graph = from_proto.from_proto(proto, storage)
     content = ledger.summarize_rows(ledger.ledger_rows(proto, size))
     return FloatModel(stored, external, size, content), graph
+
+
+def computes_in_bfloat16(graph: Graph) -> bool:
+    """True where a node other than Cast reads or makes bfloat16: the CPU provider has no kernels.
+
+    Casts it has, so that weights stored in bfloat16 are no obstacle.
+    """
+    return any(
+        half_type(tensor) == "bfloat16"
+        for node in graph.nodes
+        if not is_op(node, "Cast")
+        for tensor in (*node.inputs, *node.outputs)
+    )
+
+
+def in_float32(model: read_model.Source) -> ModelFiles:
+    """The model after ``raise-half`` alone, in a temporary folder.
+
+    Raises ModelError where it cannot be read, OutputError where there is no room.
+    """
+    graph = from_proto.from_proto(*read_model.read_model(model))
+    shape_inference.infer(graph)
+    PassManager(tuple(parse("raise-half"))).run(graph, Context(target("cpu"), session.evaluate))
+    return write_model.write_model(graph, "reference")
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from qcompile.targets.target import LoweringChoice, Mode, Target
 # The order matters: shapes fold once identities are removed, fusions need the raised opset, and the
 # attention scale folds once only matrix multiplications read the tensors between it and them.
 SIMPLIFY = (
-    "fold-constants,eliminate-identity,fold-shapes,fold-constants,einsum-to-matmul,"
-    "merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,"
-    "fuse-hardswish,fold-attention-scale,merge-duplicates"
+    "raise-half,fold-constants,move-dequantize,eliminate-identity,fold-shapes,fold-constants,"
+    "einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
+    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates"
 )
 PLAN = "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior"
 INSERT = "insert-qdq"
+STORE = "store-half"
 NO_TRANSFORMS = "none"
 
 
@@ -79,4 +80,5 @@ def default_pipeline(
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
         quantize = [PLAN, *chosen, INSERT]
-    return ",".join([SIMPLIFY, *quantize, *lowering_options.lowering_passes(target, mode, choices)])
+    lowering = lowering_options.lowering_passes(target, mode, choices)
+    return ",".join([SIMPLIFY, *quantize, *lowering, STORE])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,12 @@ from qcompile.compiler.config import lowering_options
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
-from qcompile.compiler.stages.models import FloatModel, read_float_model
+from qcompile.compiler.stages.models import (
+    FloatModel,
+    computes_in_bfloat16,
+    in_float32,
+    read_float_model,
+)
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
 from qcompile.data.feeds import Feeds, input_specs, takes_any_batch
@@ -29,6 +34,11 @@ from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.memory_budget import Budget
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
+
+_BFLOAT16 = (
+    "the model computes in bfloat16, which ONNX Runtime's CPU provider cannot run: compared and "
+    "timed with the same model in float32"
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,9 @@ def prepare(request: Request) -> Prepared:
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
     fix_dims(graph, dict(recipe.dims))
     unknown = shape_inference.infer(graph)
+    if computes_in_bfloat16(graph):
+        model = replace(model, raised=in_float32(request.model))
+        notes.append(Note("bfloat16-raised", _BFLOAT16))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))

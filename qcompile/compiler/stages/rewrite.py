@@ -32,8 +32,9 @@ from qcompile.targets import requirements
 class Rewritten:
     """A model that is compiled and written, not yet verified.
 
-    quantized: at least one tensor is. requirements: number of nodes that each rule of the target
-    was checked on. channels: the inputs of linear layers before and after the transforms.
+    quantized: at least one tensor is. brought: the input model has integers of its own.
+    requirements: number of nodes that each rule of the target was checked on. channels: the inputs
+    of linear layers before and after the transforms.
     """
 
     prepared: Prepared
@@ -46,7 +47,14 @@ class Rewritten:
     requirements: dict[str, int]
     channels: list[ChannelSite]
     quantized: bool
+    brought: bool = False
     notes: tuple[Note, ...] = ()
+
+    @property
+    def brought_alone(self) -> bool:
+        """True where all integers came with the model, which saturates where they do: that is
+        noted, and no fault of the compilation."""
+        return self.brought and not self.quantized
 
 
 def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
@@ -67,9 +75,8 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
     quantized = any(ctx.plan.quantized())
-    stayed_float = (
-        [] if quantized or prepared.mode == "float" else [_stayed_float(ctx, came_quantized)]
-    )
+    float_throughout = not quantized and prepared.mode != "float"
+    stayed_float = _stayed_float(ctx, came_quantized) if float_throughout else []
     checked = requirements.require(graph, prepared.target.name, prepared.target.requires)
     compiled = _written(prepared)
     return Rewritten(
@@ -83,6 +90,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         requirements=checked.checked,
         channels=watch.sites(),
         quantized=quantized,
+        brought=bool(came_quantized),
         notes=(
             *came_quantized,
             *stayed_float,
@@ -140,13 +148,19 @@ def _came_quantized(prepared: Prepared) -> list[Note]:
     if not operators:
         return []
     before = prequantized.compiled_before(prepared.graph)
-    text = f"the input model is already quantized{before}: {operators} stay as they are"
+    text = (
+        f"the input model is already quantized{before}: {operators} keep their integers and scales"
+    )
     return [Note("came-quantized", text)]
 
 
-def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> Note:
+def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
+    """The note that nothing was quantized; none where all that could be came in integers."""
+    why = why_float(ctx)
+    if came_quantized and why == prequantized.IN_INPUT:
+        return []
     except_for = "except for what was already quantized, " if came_quantized else ""
-    return coded_note(NOTHING_QUANTIZED, f"{except_for}{why_float(ctx)}")
+    return [coded_note(NOTHING_QUANTIZED, f"{except_for}{why}")]
 
 
 def _written(prepared: Prepared) -> CompiledModel:

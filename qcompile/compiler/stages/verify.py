@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from qcompile.compiler.report.records import SaturationAccount
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.rewrite import Rewritten
-from qcompile.data.feeds import Feed
+from qcompile.data.feeds import Feed, is_floating
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError
 from qcompile.ir import is_float, rank
@@ -223,6 +223,8 @@ def _verdict(
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             account.note("not-verified", f"not verified: {e}")
             return None
+    if verdict.by_sums and rewritten.brought_alone:
+        verdict = replace(verdict, failures=verdict.by_sums[saturation_check.EXACT].failures)
     if verdict.failures and not _repeats(rewritten, old, feeds):
         account.notes.append(coded_note(RANDOM_MODEL))
         return None
@@ -232,7 +234,24 @@ def _verdict(
     if dependent is not None:
         account.note("batch-dependent", dependent)
     account.failures += verdict.failures
+    if verdict.failures:
+        account.failures += _not_finite(old)
     return verdict
+
+
+def _not_finite(outputs: list[dict[str, Array]]) -> list[str]:
+    """Messages on the float model's outputs with NaN or infinity, which nothing is close to."""
+    messages = []
+    for name in outputs[0]:
+        arrays = [o[name] for o in outputs if isinstance(o[name], np.ndarray)]
+        bad = sum(not np.isfinite(a).all() for a in arrays if is_floating(a.dtype))
+        if bad:
+            largest = " (float16 ends at 65504)" if arrays[0].dtype == np.float16 else ""
+            messages.append(
+                f"the float model's own output {name!r} holds NaN or infinity for {bad} of "
+                f"{len(arrays)} feeds{largest}: correct the model, or choose other data"
+            )
+    return messages
 
 
 def _judged(

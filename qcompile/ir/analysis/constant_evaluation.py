@@ -17,8 +17,9 @@ from qcompile.quant import Array
 Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
 # Not evaluated: random operators, and quantizers, because a weight's DequantizeLinear must stay (so
-# must the Cast of int8 weights).
+# must the Cast of int8 weights). QuantizeLinear of a weight is evaluated: integers are smaller.
 _KEPT = {*RANDOM, *QUANTIZERS, "Constant"}
+_EVALUATED_INTEGERS = (np.int8, np.uint8, np.int16, np.uint16)
 
 
 def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
@@ -26,13 +27,19 @@ def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
     known: set[str] = set()
     nodes = []
     for node in graph.nodes:
-        if node.op in _KEPT or not node.inputs or has_subgraph(node) or keeps_integers(node):
+        kept = node.op in _KEPT and not _quantizes(node)
+        if kept or not node.inputs or has_subgraph(node) or keeps_integers(node):
             continue
         inputs = [t for t in node.inputs if t.name]
         if all(is_constant(t) or t.name in known for t in inputs) and accept(node):
             known |= {t.name for t in node.outputs}
             nodes.append(node)
     return nodes
+
+
+def _quantizes(node: Node) -> bool:
+    """True for a QuantizeLinear to integers that numpy has."""
+    return is_op(node, "QuantizeLinear") and node.outputs[0].dtype in _EVALUATED_INTEGERS
 
 
 def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) -> bool:

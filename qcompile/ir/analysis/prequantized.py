@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import onnx
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_op, rank
+from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
 from qcompile.ir.operators import MOVERS
 from qcompile.ir.quantized_operators import quantized_operator
+from qcompile.quant import Array
 
+IN_INPUT = "its weight is already quantized in the input model"
+BROUGHT = "it has a quantizer in the input model"
 # Operators between an int8 constant and the operator that reads it as a float weight.
 _PASS_WEIGHT = (
     *MOVERS, "Cast", "DequantizeLinear", "Mul", "Sub", "com.microsoft.DequantizeLinear",
 )  # fmt: skip
 _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
+_SHORT = ("INT2", "INT4", "UINT2", "UINT4")
+_SHORT_INTEGERS = {number for name, number in onnx.TensorProto.DataType.items() if name in _SHORT}
 
 
 def is_quantized_weight(graph: Graph, tensor: Tensor) -> bool:
@@ -43,10 +49,50 @@ def keeps_integers(node: Node) -> bool:
 def _is_integer_constant(tensor: Tensor) -> bool:
     if not is_constant(tensor) or (rank(tensor) or 0) < 2:
         return False
-    try:
-        return np.dtype(tensor.dtype) in _INTEGERS
-    except TypeError:  # an ONNX enum for a type numpy lacks: four bits
-        return True
+    if isinstance(tensor.dtype, int):  # an ONNX enum, for a type that numpy lacks
+        return int(tensor.dtype) in _SHORT_INTEGERS
+    return np.dtype(tensor.dtype) in _INTEGERS
+
+
+def has_quantizer(graph: Graph, tensor: Tensor) -> bool:
+    """True where data comes from a quantizer of the model with a constant 8-bit scale."""
+    dequantizer = graph.producer(tensor, "DequantizeLinear")
+    if dequantizer is None or graph.producer(dequantizer.inputs[0], "QuantizeLinear") is None:
+        return False
+    parameters = dequantizer.inputs[1:]
+    return bool(dequantizer.inputs[0].dtype in _INTEGERS) and all(
+        is_constant(t) and not rank(t) for t in parameters
+    )
+
+
+def is_quantized_next(graph: Graph, tensor: Tensor) -> bool:
+    """True where all that reads a tensor are quantizers of the model."""
+    readers = graph.consumers(tensor)
+    return bool(readers) and all(is_op(n, "QuantizeLinear") for n in readers)
+
+
+def bias_values(graph: Graph, bias: Tensor) -> Array | None:
+    """The values of a constant bias in float, None where it is computed.
+
+    Of an int32 constant behind DequantizeLinear ``q · s`` in float32; int32 has no zero point.
+    """
+    if is_constant(bias):
+        return array(bias)
+    dequantizer = graph.producer(bias, "DequantizeLinear")
+    if dequantizer is None or not all(map(is_constant, dequantizer.inputs)):
+        return None
+    values, scale = (array(t) for t in dequantizer.inputs[:2])
+    if values.dtype != np.int32 or values.ndim > 1 or scale.dtype != np.float32:
+        return None
+    return values.astype(np.float32) * scale
+
+
+def constant_bias(graph: Graph, bias: Tensor) -> Tensor:
+    """A new float constant for an int32 constant behind DequantizeLinear; any other bias itself."""
+    values = bias_values(graph, bias)
+    if is_constant(bias) or values is None:
+        return bias
+    return graph.constant(f"{bias.name}/float", values)
 
 
 def inventory(graph: Graph) -> str:

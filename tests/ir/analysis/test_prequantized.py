@@ -10,8 +10,15 @@ import pytest
 
 import qcompile
 from qcompile import Options
-from qcompile.ir import Graph
-from qcompile.ir.analysis.prequantized import inventory, is_quantized_weight, scale_arithmetic
+from qcompile.ir import Graph, array
+from qcompile.ir.analysis.prequantized import (
+    constant_bias,
+    has_quantizer,
+    inventory,
+    is_quantized_next,
+    is_quantized_weight,
+    scale_arithmetic,
+)
 from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.printer import dump
@@ -75,10 +82,53 @@ def test_a_model_that_is_quantized_throughout_comes_out_as_it_is() -> None:
     graph = stored(f"{BY_CAST} y = Relu(m)")
     result = qcompile.compile(serialize(graph), options=UNTIMED)
     assert dump(load(result.model)) == dump(graph)
-    assert result.report.note_texts[1] == (
-        "nothing was quantized: except for what was already quantized, "
-        "its weight is already quantized in the input model"
+    assert result.report.note_texts[0] == (
+        "the input model is already quantized: 1 integer weights with Cast keep their integers "
+        "and scales"
     )
+    assert not any("nothing was quantized" in note for note in result.report.note_texts)
+
+
+def test_what_stays_float_beside_integers_has_its_reason() -> None:
+    graph = stored(f"{BY_CAST} r = Relu(m) y = MatMul(r, w)")
+    result = qcompile.compile(serialize(graph), keep_float=["w"], options=UNTIMED)
+    assert result.report.note_texts[1] == (
+        "nothing was quantized: except for what was already quantized, kept float by pattern 'w'"
+    )
+
+
+def test_bfloat16_weights_are_no_integers() -> None:
+    bfloat16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+    graph = parse(
+        "g (float[B,8] x) => (float[B,6] y) { v = Cast<to = 1>(w) y = MatMul(x, v) }",
+        w=normal(8, 6).astype(bfloat16),
+    )
+    assert inventory(graph) == ""
+    assert not is_quantized_weight(graph, graph.tensors()["v"])
+
+
+def test_quantizers_around_data_are_recognised() -> None:
+    graph = quantized()
+    tensors = graph.tensors()
+    assert has_quantizer(graph, tensors["d"])
+    assert not has_quantizer(graph, tensors["e"])  # a weight
+    assert not has_quantizer(graph, tensors["f"])
+    assert is_quantized_next(graph, tensors["m"])
+    assert not is_quantized_next(graph, tensors["a"])
+
+
+def test_a_bias_of_integers_is_a_constant_in_float() -> None:
+    graph = parse(
+        """g (float[B,3] x) => (float[B,3] y) {
+            b = DequantizeLinear<axis = 0>(q, s)
+            y = Add(x, b)
+        }""",
+        q=np.array([1, -2, 3], np.int32),
+        s=np.array([0.5, 0.25, 2], np.float32),
+    )
+    bias = constant_bias(graph, graph.tensors()["b"])
+    assert array(bias).tolist() == [0.5, -0.5, 6]
+    assert constant_bias(graph, graph.tensors()["x"]) is graph.tensors()["x"]
 
 
 def test_scales_of_a_dynamic_product_are_no_data() -> None:

@@ -48,6 +48,28 @@ def convolution(
     return parse(f"g ({x}) => ({out}) {{ {prefix} {body} }}", **weights)
 
 
+def test_one_scale_for_all_weights() -> None:
+    graph = convolution("c = Conv(xd, wd, b) " + QUANTIZED.format("c"), sw=np.array(1 / 127, F32))
+    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+    check(graph, "CHECK: QLinearConv(%xq, {{.*}}, @wq/zero_point:i8[]=0, {{.*}}, @b/int32")
+
+
+def test_an_int32_bias_keeps_its_integers() -> None:
+    """As tools export it: with the scale s · t, by which the operator expects it."""
+    steps = np.array([1, 2, 0.5], F32) / F32(127)
+    unit = (F32(6 / 255) * steps).astype(F32)
+    values = np.array([100, -70, 3], np.int32)
+    graph = convolution(
+        "c = Conv(xd, wd, bias) " + QUANTIZED.format("c"),
+        prefix=PREFIX + " bias = DequantizeLinear<axis = 0>(bq, u) ",
+        sw=steps,
+        bq=values,
+        u=unit,
+    )
+    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+    check(graph, "CHECK: QLinearConv({{.*}}, @bias/float/int32:i32[3]=[100, -70, 3])")
+
+
 def test_convolution_bias_and_quantizer_become_one_node() -> None:
     graph = convolution("c = Conv<pads = [1, 1, 1, 1]>(xd, wd, b) " + QUANTIZED.format("c"))
     differential(graph, LowerConvolutions(), atol=STEP * 1.001)
@@ -132,7 +154,11 @@ def test_a_bias_beyond_int32_gets_a_larger_scale() -> None:
             "the bias is not constant",
         ),
         (
-            convolution("c = Conv(xd, wd) " + QUANTIZED.format("c"), sw=np.array(0.1, F32)),
+            convolution(
+                "c = Conv(xd, wd) " + QUANTIZED.format("c"),
+                prefix=PREFIX.replace("axis = 0", "axis = 1"),
+                sw=np.full(4, 0.1, F32),
+            ),
             "not along the output channels",
         ),
         (

@@ -251,14 +251,35 @@ def test_nothing_is_dequantized_after_optimization() -> None:
         assert optimized_ops(serialize(graph)) == ops
 
 
+def test_a_weight_may_have_zero_points() -> None:
+    prefix = QUANTIZED.replace("wq, sw", "wq, sw, zw")
+    zero_points = np.array([1, -2, 0, 5], np.int8)
+    graph = linear("y = MatMul(xd, wd)", *ROWS, prefix, zw=zero_points)
+    differential(graph, LowerLinears(), atol=ATOL)
+    check(graph, "CHECK: MatMulIntegerToFloat({{.*}}, @zw:i8[4]=[1, -2, 0, 5])")
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["y = Gemm(xd, wd, bias)", "m = MatMul(xd, wd) y = Add(m, bias)"],
+)
+def test_a_dequantized_bias_moves_inside(body: str) -> None:
+    """It is int32 with the scale of the products, as tools export it."""
+    prefix = QUANTIZED + " bias = DequantizeLinear<axis = 0>(bq, u) "
+    integers = np.array([100, -70, 3, 0], np.int32)
+    unit = np.full(4, 0.01, np.float32)
+    graph = linear(body, *ROWS, prefix, bq=integers, u=unit)
+    differential(graph, LowerLinears(), atol=ATOL)
+    check(graph, "CHECK: MatMulIntegerToFloat({{.*}}, none, @bias/float:f32[4]")
+
+
 EIGHT: dict[str, Array] = {"sx": np.full(8, 0.02, np.float32), "zx": np.full(8, 128, np.uint8)}
 
 
 @pytest.mark.parametrize(
     ("old", "new", "weights", "reason"),
     [
-        ("wq, sw", "wq, sw, zw", {"zw": np.ones(4, np.int8)}, "weight is not symmetric int8"),
-        ("", "", {"wq": ints(8, 4).astype(np.uint8)}, "weight is not symmetric int8"),
+        ("", "", {"wq": ints(8, 4).astype(np.uint8)}, "weight is not int8 with constant scales"),
         ("axis = 1>(wq", "axis = 0>(wq", {"sw": np.ones(8, np.float32)}, "output channels"),
         ("", "", {"zx": np.array(0, np.int8)}, "activation is not uint8"),
         ("Linear(x", "Linear<axis = -1>(x", EIGHT, "a scale per channel"),
