@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -216,15 +216,16 @@ def _verdict(
         release_memory()  # so that the weights of both sessions are never in memory together
         try:
             verdict = saturation_check.judge_by_sums(
-                sums, lambda kind: _judged(prepared, sums, feeds, old, kind)
+                sums,
+                lambda kind: _judged(
+                    prepared, sums, feeds, _reference(rewritten, feeds, old, kind), kind
+                ),
             )
         except DataError as e:
             if rewritten.calibrated.held_out.feeds and rewritten.quantized:
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             account.note("not-verified", f"not verified: {e}")
             return None
-    if verdict.by_sums and rewritten.brought_alone:
-        verdict = replace(verdict, failures=verdict.by_sums[saturation_check.EXACT].failures)
     if verdict.failures and not _repeats(rewritten, old, feeds):
         account.notes.append(coded_note(RANDOM_MODEL))
         return None
@@ -237,6 +238,20 @@ def _verdict(
     if verdict.failures:
         account.failures += _not_finite(old)
     return verdict
+
+
+def _reference(
+    rewritten: Rewritten, feeds: list[Feed], old: list[dict[str, Array]], kind: str
+) -> list[dict[str, Array]]:
+    """Outputs of the model that came in; ``old`` are those with exact sums.
+
+    If all integers came with it, its own sums saturate on the same processors.
+    """
+    if kind == saturation_check.EXACT or not rewritten.brought_alone:
+        return old
+    prepared = rewritten.prepared
+    given = saturation_check.IntegerSums(prepared.float_model.running, prepared.recipe.isa)
+    return list(_outputs(prepared, given.runner(kind, _options(prepared)), feeds))
 
 
 def _not_finite(outputs: list[dict[str, Array]]) -> list[str]:

@@ -13,7 +13,7 @@ import qcompile
 from qcompile import Gates, Options
 from qcompile.commands.cli import main
 from qcompile.compiler.config.recipe import Recipe
-from qcompile.compiler.stages.result import RejectedError, Result
+from qcompile.compiler.stages.result import Result
 from qcompile.compiler.stages.saturation_check import IntegerSums
 from qcompile.quant import Array
 from qcompile.rewriting.testing import model_proto
@@ -69,21 +69,20 @@ def test_the_promise_is_kept_by_default_and_not_given_for_vnni(target: str) -> N
 
 
 @pytest.mark.parametrize("target", ["cpu", "qdq"])
-def test_a_refused_model_names_the_remedy(target: str, tmp_path: Path) -> None:
-    """Compiled for VNNI, it comes in again: its weights are as they are."""
+def test_what_came_saturating_is_as_it_was_and_the_remedy_is_named(
+    target: str, tmp_path: Path
+) -> None:
+    """Compiled for VNNI, it comes in again: on x86 without it, both saturate alike."""
     made = compiled(cnn(), Recipe(target=target, isa="avx512-vnni")).model
-    strict = Gates(min_cosine=0.9999)
-    with pytest.raises(RejectedError, match="on x86 without VNNI") as refused:
-        compiled(made, Recipe(target=target), strict)
-    [note] = [n.text for n in refused.value.result.report.notes if n.code == "saturation"]
+    report = compiled(made, Recipe(target=target), Gates(min_cosine=0.9999)).report
+    [note] = [n.text for n in report.notes if n.code == "saturation"]
     assert "2 of 2 int8 operators" in note and "isa: avx2" in note and runtime.EXACT_SUMS[0] in note
     (tmp_path / "m.onnx").write_bytes(made)
     np.savez(tmp_path / "x.npz", x=images())
     files = [str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx")]
     given = ["--data", str(tmp_path / "x.npz"), "--target", target, "--min-cosine", "0.9999"]
     shown = CliRunner().invoke(main, ["compile", *files, *given, "--no-bench"])
-    assert shown.exit_code == 1 and "nothing was quantized here" in shown.output
-    assert "isa: avx2" in " ".join(shown.output.split())
+    assert shown.exit_code == 0 and "isa: avx2" in " ".join(shown.output.split())
 
 
 def test_convolutions_for_a_gpu_are_not_judged_as_x86_runs_them() -> None:
