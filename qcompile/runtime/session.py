@@ -20,6 +20,7 @@ from qcompile.ir import Graph, Node, Refusal, is_constant, op_name
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
+from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.system.interrupts import deferred_interrupts
@@ -272,4 +273,10 @@ def saturates() -> bool:
 
 
 def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
-    return Counter(map(op_name, nodes))
+    """Nodes by operator, with those in bodies of If, Loop and Scan."""
+    found: Counter[str] = Counter()
+    for node in nodes:
+        found[op_name(node)] += 1
+        for body in bodies(node):
+            found += _count(body.node)
+    return found
