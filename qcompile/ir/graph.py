@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
 from qcompile.ir.lazy_values import FileValues, make_constant
-from qcompile.ir.operators import ONNX, is_op
+from qcompile.ir.operators import BUILT_IN_DOMAINS, ONNX, domain_of, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
 from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
 from qcompile.ir.topological_sort import Makers, topological_order
@@ -100,6 +100,12 @@ class Graph:
     @property
     def functions(self) -> list[onnx.FunctionProto]:
         return list(self.header.functions)
+
+    def is_custom(self, node: Node) -> bool:
+        """True for an operator of a user's own library, of which nothing is known."""
+        if domain_of(node) in BUILT_IN_DOMAINS:
+            return False
+        return all((f.domain, f.name) != (node.domain, node.op) for f in self.header.functions)
 
     def domains(self) -> dict[str, int]:
         """Imported opset version by domain, '' for ONNX itself."""

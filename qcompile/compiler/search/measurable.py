@@ -70,5 +70,6 @@ def measurable(prepared: Prepared) -> Measurable:
         prepared.options.metric,
         SessionOptions(prepared.options.threads, provider=prepared.provider),
         prepared.budget.divisible,
+        prepared.selection,
     )
     return Measurable(prepared, calibrated, ctx, meter, origins)

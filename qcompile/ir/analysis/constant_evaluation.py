@@ -16,7 +16,7 @@ from qcompile.quant import Array
 # compiler passes it in, since passes and this module must not import the runtime.
 Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
-# Not evaluated: random operators, and quantizers, because a weight's DequantizeLinear must stay (so
+# Not evaluated: random and custom operators, and quantizers, because a weight's DequantizeLinear must stay (so
 # must the Cast of int8 weights).
 _KEPT = {*RANDOM, *QUANTIZERS, "Constant"}
 
@@ -27,6 +27,8 @@ def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
     nodes = []
     for node in graph.nodes:
         if node.op in _KEPT or not node.inputs or has_subgraph(node) or keeps_integers(node):
+            continue
+        if graph.is_custom(node):
             continue
         inputs = [t for t in node.inputs if t.name]
         if all(is_constant(t) or t.name in known for t in inputs) and accept(node):

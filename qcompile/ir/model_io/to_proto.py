@@ -123,9 +123,7 @@ def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
     """Types of the outputs of contrib operators, which ONNX inference does not know."""
     symbols = _symbols(graph)
     outputs = (t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs)
-    return [
-        typed(t, symbols) for t in outputs if t.name and t.dtype is not None and t.shape is not None
-    ]
+    return [typed(t, symbols) for t in outputs if t.name and t.dtype is not None]
 
 
 def serialize(graph: Graph) -> bytes:
