@@ -16,7 +16,7 @@ from qcompile.quant import Array
 # compiler passes it in, since passes and this module must not import the runtime.
 Evaluator = Callable[[Graph, Sequence[Node]], dict[str, Array] | Refusal]
 
-# Not evaluated: random and custom operators, and quantizers, because a weight's DequantizeLinear must stay (so
+# Not evaluated: random operators, and quantizers, because a weight's DequantizeLinear must stay (so
 # must the Cast of int8 weights).
 _KEPT = {*RANDOM, *QUANTIZERS, "Constant"}
 

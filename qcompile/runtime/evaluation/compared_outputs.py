@@ -14,7 +14,7 @@ Selections by integers and masks alone are the same in both models and are left 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import onnx
 
 from qcompile.data.feeds import Feed
 from qcompile.ir import Graph, Node, Tensor, is_op
+from qcompile.ir.analysis import shape_inference
 from qcompile.ir.analysis.data_path import data_path
 from qcompile.ir.graph import reads
 from qcompile.ir.model_io import read_model, write_model
@@ -51,28 +52,48 @@ class Selection:
     """Where a model selects by computed values.
 
     ``nodes``: the operators that select. ``deciding``: the float tensors nearest to them.
-    ``before``: for each float tensor, those that it is computed from. ``types``: element types.
+    ``before``: for each float tensor, those that it is computed from. ``readers``: the operands
+    that it is, as node and index. ``types``: element types.
     """
 
     nodes: tuple[str, ...]
     deciding: tuple[str, ...]
     before: Mapping[str, tuple[str, ...]]
+    readers: Mapping[str, tuple[tuple[str, int], ...]]
     types: Mapping[str, int]
 
-    def nearest(self, present: Collection[str]) -> list[str]:
-        """The deciding tensors; in place of one that is not ``present``, the nearest before it."""
-        found: dict[str, None] = {}
+    def places(self, candidate: Graph) -> dict[str, str]:
+        """The deciding tensors, and what they are called in the candidate.
+
+        In place of one that it does not have, the nearest ones in front of it.
+        """
+        nodes = {n.name: n for n in candidate.nodes}
+        made = {t.name: t for n in candidate.nodes for t in n.outputs}
+        found: dict[str, str] = {}
         waiting, seen = list(reversed(self.deciding)), set[str]()
         while waiting:
             name = waiting.pop()
             if name in seen:
                 continue
             seen.add(name)
-            if name in present:
-                found[name] = None
-            else:
+            place = self._place(name, nodes, made)
+            if place is None:
                 waiting += reversed(self.before[name])
-        return list(found)
+            else:
+                found[name] = place
+        return found
+
+    def _place(
+        self, name: str, nodes: Mapping[str, Node], made: Mapping[str, Tensor]
+    ) -> str | None:
+        """A tensor of the candidate with the same name, or what the same operand reads there."""
+        operands = ((nodes[node], i) for node, i in self.readers[name] if node in nodes)
+        read = (str(node.inputs[i].name) for node, i in operands if i < len(node.inputs))
+        for other in (name, *read):
+            tensor = made.get(other)
+            if tensor is not None and _kind(tensor) == self.types[name]:
+                return other
+        return None
 
 
 def find_selection(graph: Graph) -> Selection | None:
@@ -87,6 +108,7 @@ def find_selection(graph: Graph) -> Selection | None:
         tuple(f"{node.op} {node.name!r}" for node, _ in chosen.values()),
         tuple(dict.fromkeys(deciding)),
         {t.name: tuple(values.floats_before(t.name)) for t in floats},
+        {t.name: tuple(_readers(graph, t)) for t in floats},
         {t.name: element_type(t.dtype) for t in floats},
     )
 
@@ -151,13 +173,20 @@ class _Values:
         return list(found)
 
 
-def _is_floating(tensor: Tensor) -> bool:
+def _readers(graph: Graph, tensor: Tensor) -> Iterator[tuple[str, int]]:
+    for node in graph.consumers(tensor):
+        yield from ((node.name, i) for i, t in enumerate(node.inputs) if t is tensor)
+
+
+def _kind(tensor: Tensor) -> int | None:
+    """The element type of a tensor; None where it is unknown, or not a tensor."""
     known = tensor.dtype is not None and getattr(tensor, "type", "tensor_type") == "tensor_type"
-    return known and element_type(tensor.dtype) in (
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.DOUBLE,
-    )
+    return element_type(tensor.dtype) if known else None
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    kinds = onnx.TensorProto
+    return _kind(tensor) in (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE)
 
 
 def _has_selector(graph: onnx.GraphProto) -> bool:
@@ -204,41 +233,49 @@ def compared_models(
     old, new = read_model.runnable(reference), read_model.runnable(candidate)
     if selection is None:
         return ComparedModels(old, new)
-    graph = read_model.read_model(new)[0].graph
-    names = selection.nearest({name for node in graph.node for name in node.output})
-    if not names:
+    graph = read_model.load(new)
+    shape_inference.infer(graph)
+    places = selection.places(graph)
+    if not places:
         return ComparedModels(old, new)
-    first = write_model.edited_copy(old, partial(_add_outputs, names=names, types=selection.types))
-    second = write_model.edited_copy(
-        new, partial(_feed_tensors, names=names, types=selection.types)
-    )
-    shown = " and ".join(map(repr, names))
+    kinds = {name: selection.types[name] for name in places}
+    first = write_model.edited_copy(old, partial(_add_outputs, kinds=kinds))
+    second = write_model.edited_copy(new, partial(_feed_tensors, places=places, kinds=kinds))
+    names = [repr(name) for name in places]
     note = (
-        f"{', '.join(selection.nodes)} selects by values, which may differ: {shown} {_are(names)} "
-        "compared in front of it, and what follows is compared on the float model's selection"
+        f"{', '.join(selection.nodes)} selects by values, which may differ: {' and '.join(names)} "
+        f"{'is' if len(names) == 1 else 'are'} compared in front of it, and what follows is "
+        "compared on the float model's selection"
     )
-    return ComparedModels(first.path, second.path, tuple(names), note, (first, second))
+    return ComparedModels(first.path, second.path, tuple(places), note, (first, second))
 
 
-def _are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"
-
-
-def _add_outputs(graph: onnx.GraphProto, names: list[str], types: Mapping[str, int]) -> None:
+def _add_outputs(graph: onnx.GraphProto, kinds: Mapping[str, int]) -> None:
     present = {t.name for t in graph.output}
-    graph.output.extend(_declared(n, types[n]) for n in names if n not in present)
+    graph.output.extend(_declared(n, kind) for n, kind in kinds.items() if n not in present)
 
 
-def _feed_tensors(graph: onnx.GraphProto, names: list[str], types: Mapping[str, int]) -> None:
-    """Make tensors inputs, and what the graph computes for them outputs."""
+def _feed_tensors(
+    graph: onnx.GraphProto, places: Mapping[str, str], kinds: Mapping[str, int]
+) -> None:
+    """Make tensors inputs under the reference's names, and what the graph has there outputs."""
+    names = {place: name for name, place in places.items()}
     for node in graph.node:
-        node.output[:] = [n + _OWN if n in names else n for n in node.output]
+        _rename_reads(node, names)
+        node.output[:] = [names[n] + _OWN if n in names else n for n in node.output]
     kept = [t for t in graph.output if t.name not in names]
     known = [t for t in graph.value_info if t.name not in names]
     del graph.output[:], graph.value_info[:]
     graph.value_info.extend(known)
-    graph.output.extend((*kept, *(_declared(n + _OWN, types[n]) for n in names)))
-    graph.input.extend(_declared(n, types[n]) for n in names)
+    graph.output.extend((*kept, *(_declared(n + _OWN, kind) for n, kind in kinds.items())))
+    graph.input.extend(_declared(n, kind) for n, kind in kinds.items())
+
+
+def _rename_reads(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    node.input[:] = [names.get(n, n) for n in node.input]
+    for body in bodies(node):
+        for inner in body.node:
+            _rename_reads(inner, names)
 
 
 def _declared(name: str, kind: int) -> onnx.ValueInfoProto:
