@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 import qcompile
 from qcompile import Options
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, TargetError
 from qcompile.ir.model_io.bodies import Digests, opened
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.subgraph import bodies
@@ -193,3 +193,19 @@ def test_a_damaged_body_is_named() -> None:
     next(bodies(node)).node[0].input[0] = "nowhere"
     with pytest.raises(ModelError, match="'nowhere', which nothing produces"):
         qcompile.compile(model, mode="float", options=OPTIONS)
+
+
+def test_bodies_are_not_ranked_and_sensitivity_says_so() -> None:
+    text, weights, feed = GIVEN["Loop"]
+    with pytest.raises(TargetError, match="bodies of If, Loop and Scan are not ranked"):
+        qcompile.sensitivity(model_proto(text, **weights), feeds_of(feed), options=OPTIONS)
+
+
+def test_bodies_without_weights_are_not_opened() -> None:
+    text = """g (float[N,32] x, bool c) => (float[N,32] y) {
+        y = If (c) <
+            then_branch = yes () => (float[N,32] p) { a = Identity(x) p = Relu(a) },
+            else_branch = no () => (float[N,32] q) { q = Neg(x) }
+        >
+    }"""
+    assert not list(opened(from_proto(model_proto(text))))

@@ -20,9 +20,10 @@ from qcompile.ir.lazy_values import make_constant_like, nbytes
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor
 from qcompile.ir.model_io.to_proto import shell, typed
-from qcompile.ir.subgraph import Subgraph
+from qcompile.ir.subgraph import Subgraph, bodies
 
 _LEAST = 1 << 10  # bytes of a constant that is stored outside
+_WIDTH = 4  # bytes of an element, more or less
 _COUNTED = 2  # first inputs of a Loop's body: the iteration and the condition
 
 
@@ -85,12 +86,12 @@ class Body:
         return renamed
 
     def _move_constants_out(self, digests: Digests) -> dict[str, str]:
-        taken = self.outer.names_outside(self.original)
-        known = self.outer.constants()
+        moved = [c for c in self._own_constants() if _is_stored_outside(c)]
+        moved = [c for c in moved if not self.graph.is_output_of_graph(c)]
+        taken = self.outer.names_outside(self.original) if moved else set()
+        known = self.outer.constants() if moved else {}
         renamed = {}
-        for constant in self._own_constants():
-            if not _is_stored_outside(constant) or self.graph.is_output_of_graph(constant):
-                continue
+        for constant in moved:
             old = constant.name
             twin = digests.twin(constant, known.values())
             if twin is None:
@@ -124,14 +125,28 @@ class Body:
 
 
 def opened(outer: Graph) -> Iterator[Body]:
-    """The bodies in a graph, one after the other; each is opened when its turn comes.
+    """The bodies in a graph that hold or read weights; each is opened when its turn comes.
 
     Bodies inside these are found by opening the bodies of ``Body.graph``. Raises ModelError where a
     body is malformed.
     """
+    large = {name for name, c in outer.constants().items() if _is_stored_outside(c)}
     for node in outer.nodes:
-        for attribute in [k for k, v in node.attrs.items() if isinstance(v, Subgraph)]:
-            yield _open(outer, node, attribute)
+        for attribute, body in list(node.attrs.items()):
+            if not isinstance(body, Subgraph):
+                continue
+            if not large.isdisjoint(body.reads) or _holds_weights(body.proto):
+                yield _open(outer, node, attribute)
+
+
+def _holds_weights(graph: onnx.GraphProto) -> bool:
+    """True where a body, or one in it, has a constant of some size."""
+    values = (a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute)
+    if any(
+        np.prod(t.dims, dtype=np.int64) * _WIDTH >= _LEAST for t in (*graph.initializer, *values)
+    ):
+        return True
+    return any(_holds_weights(body) for node in graph.node for body in bodies(node))
 
 
 def _open(outer: Graph, node: Node, attribute: str) -> Body:
