@@ -303,6 +303,12 @@ class Graph:
                 if out is tensor:
                     node.outputs[i] = gs.Variable(self.fresh(tensor.name + "/unused"))
 
+    def remove(self, node: Node) -> None:
+        """Remove a node; its readers keep its results, which another graph computes."""
+        node.inputs.clear()
+        node.outputs.clear()
+        self._gs.nodes[:] = [n for n in self._gs.nodes if n is not node]
+
     def remove_dead(self) -> int:
         """Remove nodes that no graph output depends on; returns their number."""
         nodes = self._gs.nodes

@@ -209,3 +209,20 @@ def test_bodies_without_weights_are_not_opened() -> None:
         >
     }"""
     assert not list(opened(from_proto(model_proto(text))))
+
+
+def test_weights_are_dequantized_outside_once() -> None:
+    """ONNX Runtime cannot load a body whose DequantizeLinear reads an outer weight."""
+    text, weights, feed = GIVEN["If"]
+    result = qcompile.compile(
+        model_proto(text, **weights), feeds_of(feed), target="qdq", options=OPTIONS
+    )
+    model = onnx.load_from_string(result.model)
+    (node,) = (n for n in model.graph.node if n.op_type == "If")
+    assert [[n.op_type for n in body.node] for body in bodies(node)] == [
+        ["MatMul", "Relu"],
+        ["MatMul", "Tanh"],
+    ]
+    (shared,) = {n.input[1] for body in bodies(node) for n in body.node if n.op_type == "MatMul"}
+    (maker,) = (n for n in model.graph.node if shared in n.output)
+    assert maker.op_type == "DequantizeLinear"

@@ -75,6 +75,7 @@ class Body:
         ``digests``: of the outer graph's constants.
         """
         renamed = self._move_constants_out(digests)
+        renamed |= self._move_dequantizers_out()
         for inner in self.graph.nodes:
             for name, value in inner.attrs.items():
                 if isinstance(value, Subgraph):
@@ -86,8 +87,13 @@ class Body:
         return renamed
 
     def _move_constants_out(self, digests: Digests) -> dict[str, str]:
-        moved = [c for c in self._own_constants() if _is_stored_outside(c)]
-        moved = [c for c in moved if not self.graph.is_output_of_graph(c)]
+        with_weights = {t.name for n in self._dequantizers() for t in n.inputs}
+        moved = [
+            c
+            for c in self._own_constants()
+            if (_is_stored_outside(c) or c.name in with_weights)
+            and not self.graph.is_output_of_graph(c)
+        ]
         taken = self.outer.names_outside(self.original) if moved else set()
         known = self.outer.constants() if moved else {}
         renamed = {}
@@ -102,6 +108,33 @@ class Body:
             if constant.name != old:
                 renamed[old] = constant.name
         return renamed
+
+    def _move_dequantizers_out(self) -> dict[str, str]:
+        """Dequantize outer constants outside, once for all bodies.
+
+        ONNX Runtime fuses a DequantizeLinear with the MatMul that reads it, and fails where the
+        weight is not a constant of the same graph (``TransposeDQWeightsForMatMulNBits``).
+        """
+        known, renamed = self.outer.constants(), {}
+        for node in list(self._dequantizers()):
+            out, operands = node.outputs[0], [t for t in node.inputs if t.name]
+            if self.graph.is_output_of_graph(out) or any(t.name not in known for t in operands):
+                continue
+            twin = next((n for n in self.outer.nodes if _same_node(n, node)), None)
+            if twin is None:
+                inputs = [known[t.name] for t in operands]
+                twin = self.outer.add(node.op, inputs, [out.name], node.attrs, like=out)
+            renamed[out.name] = twin.outputs[0].name
+            self.graph.remove(node)
+            out.name = twin.outputs[0].name
+        return renamed
+
+    def _dequantizers(self) -> Iterator[Node]:
+        """Those of weights of some size."""
+        for node in self.graph.nodes:
+            constant = is_op(node, "DequantizeLinear") and all(map(is_constant, node.inputs))
+            if constant and _is_stored_outside(node.inputs[0]):
+                yield node
 
     def _own_constants(self) -> Iterator[Constant]:
         reads = self.original.reads
@@ -142,9 +175,8 @@ def opened(outer: Graph) -> Iterator[Body]:
 def _holds_weights(graph: onnx.GraphProto) -> bool:
     """True where a body, or one in it, has a constant of some size."""
     values = (a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute)
-    if any(
-        np.prod(t.dims, dtype=np.int64) * _WIDTH >= _LEAST for t in (*graph.initializer, *values)
-    ):
+    tensors = (*graph.initializer, *values)
+    if any(np.prod(t.dims, dtype=np.int64) * _WIDTH >= _LEAST for t in tensors):
         return True
     return any(_holds_weights(body) for node in graph.node for body in bodies(node))
 
@@ -166,6 +198,12 @@ def _open(outer: Graph, node: Node, attribute: str) -> Body:
         if is_constant(tensor):
             graph.make_constant(inputs[tensor.name], tensor)
     return Body(outer, node, attribute, graph)
+
+
+def _same_node(a: Node, b: Node) -> bool:
+    """True for the same operator on tensors of the same names."""
+    names = ([t.name for t in n.inputs if t.name] for n in (a, b))
+    return (a.op, a.domain, a.attrs) == (b.op, b.domain, b.attrs) and next(names) == next(names)
 
 
 def _is_stored_outside(constant: Constant) -> bool:
