@@ -52,12 +52,12 @@ def _fill(graph: Graph, found: Mapping[str, onnx.ValueInfoProto]) -> list[str]:
 
 
 def _types_from_readers(graph: Graph) -> bool:
-    """Type the results of operators that ONNX does not know by what their readers require.
+    """Type the results of custom operators by what their readers require.
 
     By the schema of an ONNX operator, operands and results that share a type variable have one
     type: a MatMul by a float32 weight reads float32. True where any type was found.
     """
-    results = [t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs if t.name]
+    results = [t for n in graph.nodes if graph.is_custom(n) for t in n.outputs if t.name]
     if all(t.dtype is not None for t in results):
         return False
     changed = False

@@ -120,10 +120,11 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
 
 
 def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
-    """Types of the outputs of contrib operators, which ONNX inference does not know."""
+    """Types of the outputs of contrib and custom operators, which ONNX inference does not know."""
     symbols = _symbols(graph)
-    outputs = (t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs)
-    return [typed(t, symbols) for t in outputs if t.name and t.dtype is not None]
+    outputs = ((n, t) for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs if t.name)
+    known = ((n, t) for n, t in outputs if t.dtype is not None)
+    return [typed(t, symbols) for n, t in known if t.shape is not None or graph.is_custom(n)]
 
 
 def serialize(graph: Graph) -> bytes:
