@@ -20,7 +20,6 @@ from qcompile.ir import (
     Node,
     Refusal,
     array,
-    has_subgraph,
     is_constant,
     is_float,
     is_plain_gemm,
@@ -60,8 +59,6 @@ class PlanOperands(Pass):
             has_weight = rule is not None and rule.weight is not None
             if rule is not None and has_weight and _weight_slot(node) is not None:
                 _plan(graph, ctx, node, rule, role_of)
-            elif has_subgraph(node):
-                ctx.skip(node, f"{node.op} holds a subgraph, which is never edited")
             elif has_weight and _is_prequantized(graph, node):
                 ctx.skip(node, prequantized.IN_INPUT)
             elif rule is None or has_weight:
@@ -186,6 +183,8 @@ def _obstacle(
 
 def _check_patterns(graph: Graph, ctx: Context, role_of: Mapping[str, Role]) -> None:
     """Raises RecipeError for a pattern that matches nothing: it is a mistake."""
+    if ctx.body_of:
+        return  # checked for the whole model
     nodes = ctx.original_names.union(n.name for n in graph.nodes)
     names = names_to_match(role_of, graph.tensors(), nodes)
     patterns = [("--keep-float", p) for p in ctx.choices.keep_float]

@@ -36,7 +36,7 @@ class MergeDuplicates(Pass):
         first: dict[Hashable, Node] = {}
         changed = False
         for node in graph.nodes:
-            if node.op in _RANDOM or not node.outputs:
+            if node.op in _RANDOM or not node.outputs or graph.is_custom(node):
                 continue
             key = _key(node)
             if key is None:

@@ -7,20 +7,23 @@ it allows, the nodes stay as they are; reductions (their axes became an input in
 are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum had another meaning, and
 operators whose meaning changed on the way are converted by ONNX's version converter. 16-bit
 integers, where the user asks for any, need opset 21. Refuses where the converter fails, and graphs
-with functions, contrib operators or subgraphs, which it cannot convert.
+with functions, contrib operators or subgraphs, which it cannot convert; operators in subgraphs must
+be able to stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx
 
-from qcompile.ir import ONNX, Graph, Node, Refusal, has_subgraph, is_onnx_domain, is_op
+from qcompile.ir import ONNX, Graph, Node, Refusal, is_onnx_domain, is_op
 from qcompile.ir.model_io.opset_conversion import convert_opset
 from qcompile.ir.operators import REDUCTIONS
+from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import WIDE_SINCE
@@ -90,17 +93,40 @@ def _first_obstacle(graph: Graph, opset: int) -> tuple[Node | str, Refusal] | No
 
 def _obstacle(node: Node, old: int, new: int) -> Refusal | None:
     """Why a node cannot stay as it is between two opsets, None where it can."""
-    if has_subgraph(node):
-        return Refusal(f"{node.op} holds a subgraph, which is never edited")
-    if not is_onnx_domain(node) or node.op in _HARMLESS:
+    refusals = (_inner_obstacle(inner, old, new) for inner in _inner_nodes(node))
+    refusal = next((r for r in refusals if r is not None), None)
+    if refusal is not None:
+        return refusal.about(f"in the body of {node.op}")
+    return _changed(node, node.op, old, new)
+
+
+def _changed(node: Node | onnx.NodeProto, op: str, old: int, new: int) -> Refusal | None:
+    """Why an operator means something else in the new opset, None where it does not."""
+    if not is_onnx_domain(node) or op in _HARMLESS:
         return None
-    if old < _CHANGED.get(node.op, 0) <= new:
-        return Refusal(f"{node.op} has another meaning in opset {new}")
+    if old < _CHANGED.get(op, 0) <= new:
+        return Refusal(f"{op} has another meaning in opset {new}")
     try:
-        onnx.defs.get_schema(node.op, new)
+        onnx.defs.get_schema(op, new)
     except onnx.defs.SchemaError:
-        return Refusal(f"{node.op} is unknown to ONNX")
+        return Refusal(f"{op} is unknown to ONNX")
     return None
+
+
+def _inner_nodes(node: Node) -> Iterator[onnx.NodeProto]:
+    """The nodes in the bodies of an If, Loop or Scan, at any depth."""
+    waiting = [body.proto for body in subgraphs(node)]
+    for graph in waiting:
+        for inner in graph.node:
+            waiting += bodies(inner)
+            yield inner
+
+
+def _inner_obstacle(node: onnx.NodeProto, old: int, new: int) -> Refusal | None:
+    """Why a node in a body cannot stay as it is, None where it can: nothing is edited there."""
+    if old < _AXES_INPUT <= new and is_op(node, *REDUCTIONS, "Split"):
+        return Refusal(f"{node.op_type} has other operands in opset {new}")
+    return _changed(node, node.op_type, old, new)
 
 
 def _move_axes(graph: Graph, node: Node) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from qcompile.runtime.evaluation.closeness import Gates
+from qcompile.runtime.session import custom_operators
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -110,6 +111,23 @@ def data_options(command: F) -> F:
     return click.option(
         "--tokenizer", type=PATH, help="Folder that holds tokenizer.json, for text data."
     )(command)
+
+
+def _load_libraries(
+    context: click.Context, _option: click.Parameter, libraries: tuple[Path, ...]
+) -> None:
+    """Give every session of the command these operators."""
+    context.with_resource(custom_operators(libraries))
+
+
+custom_ops_option = click.option(
+    "--custom-ops",
+    type=PATH,
+    multiple=True,
+    expose_value=False,
+    callback=_load_libraries,
+    help="Library (.so) of custom operators of the model; its code runs here. Repeatable.",
+)
 
 
 _GATES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size
+from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size, custom_ops_option
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings, recipe_names
 from qcompile.compiler.stages.options import CompileOptions
@@ -47,6 +47,7 @@ _OPTIONS = (
                  help="Seed of random inputs, used without data.  [default: 0]"),
     click.option("--threads", type=click.IntRange(0), default=0,
                  help="Threads of ONNX Runtime; 0 uses one per core."),
+    custom_ops_option,
     click.option("--cache", type=PATH, help="Folder of calibration and measurements, from which "
                  "an interrupted run resumes.  [default: $XDG_CACHE_HOME/qcompile]"),
     click.option("--no-cache", is_flag=True, help="Keep nothing, and do not resume."),

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
-from qcompile.commands._options import PATH, DataArguments, Ranged, data_options
+from qcompile.commands._options import PATH, DataArguments, Ranged, custom_ops_option, data_options
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
@@ -64,6 +64,7 @@ class BenchArguments(DataArguments):
 @click.option("--shape", "fixed", multiple=True, type=Ranged("x"), help="Shape of an input.")
 @click.option("--data", help="Time on the first batch of this data instead of random inputs.")
 @data_options
+@custom_ops_option
 @click.option("--threads", type=click.IntRange(0), default=0,
               help="Threads of ONNX Runtime; 0 uses one per core.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True,

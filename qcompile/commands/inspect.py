@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import click
+import onnx
 
 from qcompile.commands._console import console, megabytes, print_json, table
-from qcompile.commands._options import PATH, OutputArguments, output_options
+from qcompile.commands._options import PATH, OutputArguments, custom_ops_option, output_options
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.ir.analysis import shape_inference
@@ -32,6 +34,7 @@ class Inspection:
 @click.option("--all", "every", is_flag=True, help="Show one row for each tensor, not only sums.")
 @click.option("--report", "report_file", type=PATH,
               help="Report of MODEL.  [default: <stem>.report.json next to it]")  # fmt: skip
+@custom_ops_option
 @output_options
 def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) -> None:
     """Show which tensors of MODEL are int8 and which are float, why, and how many bytes they take.
@@ -47,7 +50,7 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     reported = sidecar_files.rows_of(report)
     size = model.stat().st_size + external_data.external_bytes(proto)
     rows = reported if reported is not None else ledger.ledger_rows(proto, size)
-    operators = dict(sorted(session.optimized_ops(model).items()))
+    operators = dict(sorted(_operators(model, proto).items()))
     if arguments.as_json:
         print_json(Inspection(size, rows, operators))
         return
@@ -62,6 +65,14 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
         click.echo("no report of this file next to it: reasons are derived from the file alone")
     if not every:
         click.echo(f"next:    qcompile inspect {model} --all")
+
+
+def _operators(model: Path, proto: onnx.ModelProto) -> Counter[str]:
+    """Operators that ONNX Runtime runs; those of the file without a custom operator's library."""
+    try:
+        return session.optimized_ops(model)
+    except session.UnknownOperatorError:
+        return session.written_ops(proto)
 
 
 def _show_summary(path: Path, rows: list[LedgerRow], size: int) -> None:

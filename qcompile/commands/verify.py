@@ -14,6 +14,7 @@ from qcompile.commands._options import (
     DataArguments,
     GateArguments,
     OutputArguments,
+    custom_ops_option,
     data_options,
     gate_options,
     output_options,
@@ -44,6 +45,7 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
 @click.argument("candidate", type=PATH)
 @click.option("--data", required=True, help="Data to compare on, as for compile.")
 @data_options
+@custom_ops_option
 @isa_option
 @gate_options(compiling=False)
 @output_options
@@ -96,6 +98,8 @@ def show(verdict: Verdict) -> None:
     note = Invariance(verdict.alone, verdict.padded).note
     if note is not None:
         click.echo(f"note: {note}")
+    if verdict.selection is not None:
+        click.echo(f"note: {verdict.selection}")
     for line in (
         *saturation_check.difference_notes(verdict),
         *saturation_check.unemulated_notes(verdict),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +16,29 @@ from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
 from qcompile.compiler.stages.result import Result
-from qcompile.data.feeds import input_specs
+from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.read_model import Source
+from qcompile.quant import Array
 from qcompile.runtime import latency
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.batch_invariance import invariance
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
+from qcompile.runtime.evaluation.compared_outputs import (
+    ComparedModels,
+    compared_models,
+    find_selection,
+)
 from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.latency import Comparison
-from qcompile.runtime.session import Session, SessionOptions
+from qcompile.runtime.session import Session, SessionOptions, custom_operators
 from qcompile.targets.target import Mode
+
+Outputs = Mapping[str, Array]
 
 
 def compile(
@@ -46,14 +54,16 @@ def compile(
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
     options: CompileOptions | None = None,
+    custom_ops: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Compile a model (path, bytes or ModelProto) with calibration data in any accepted format.
 
     ``recipe`` is a Recipe, the name of one, a YAML file, or a lock. The named settings override it,
-    except a lock, which must agree with them: it builds the same bytes again without data. Raises
-    ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
-    is worse or slower than ``gates`` allow and ``options.force`` is off.
+    except a lock, which must agree with them: it builds the same bytes again without data.
+    ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError, DataError,
+    RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
+    ``gates`` allow and ``options.force`` is off.
     """
     settings = {
         "target": target,
@@ -74,7 +84,8 @@ def compile(
         options=options if locked is None else replace(options, lock=locked),
         progress=progress or Silent(),
     )
-    return compile_model(request)
+    with custom_operators(custom_ops):
+        return compile_model(request)
 
 
 def sensitivity(
@@ -87,12 +98,13 @@ def sensitivity(
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
     options: CompileOptions | None = None,
+    custom_ops: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Rank what is quantized by the output error that it causes, on held-out feeds.
 
     ``by``: tensor, role, layer or kind. ``measure``: "alone" quantizes each item alone, "lifted"
-    quantizes all others.
+    quantizes all others. ``custom_ops``: libraries of custom operators, whose code runs.
     The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
     RecipeError or TargetError on bad input.
     """
@@ -104,7 +116,8 @@ def sensitivity(
         options=options or CompileOptions(),
         progress=progress or Silent(),
     )
-    return rank_by(make_measurable(request), by, measure)
+    with custom_operators(custom_ops):
+        return rank_by(make_measurable(request), by, measure)
 
 
 def verify(
@@ -118,37 +131,51 @@ def verify(
     batch_size: int | None = None,
     max_length: int | None = None,
     isa: str = "",
+    custom_ops: Sequence[str | Path] = (),
 ) -> Verdict:
     """Compare the outputs of two models on data, which is read as ``open_data`` says.
 
     ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
-    the worse verdict counts where x86 without VNNI computes other outputs. Raises ModelError,
-    DataError or RecipeError on bad input.
+    the worse verdict counts where x86 without VNNI computes other outputs. ``custom_ops``:
+    libraries of custom operators, whose code runs. Raises ModelError, DataError or RecipeError on
+    bad input.
     """
     isa = Recipe(isa=isa).isa
-    # Raises errors that name what is wrong with a file, before the runtime loads it.
-    shape_inference.infer(read_model.load(candidate))
-    graph = read_model.load(reference)
-    shape_inference.infer(graph)
-    feeds = open_data(
-        data,
-        input_specs(graph),
-        tokenizer=tokenizer,
-        samples=samples,
-        batch_size=batch_size,
-        max_length=max_length,
-        takes=trial_run(lambda: read_model.runnable(reference)),
-    )
-    sums = saturation_check.IntegerSums(candidate, isa)
+    with custom_operators(custom_ops):
+        # Raises errors that name what is wrong with a file, before the runtime loads it.
+        shape_inference.infer(read_model.load(candidate))
+        graph = read_model.load(reference)
+        shape_inference.infer(graph)
+        feeds = open_data(
+            data,
+            input_specs(graph),
+            tokenizer=tokenizer,
+            samples=samples,
+            batch_size=batch_size,
+            max_length=max_length,
+            takes=trial_run(lambda: read_model.runnable(reference)),
+        )
+        models = compared_models(find_selection(graph), reference, candidate)
+        return _compared(models, feeds, gates or Gates(), isa)
+
+
+def _compared(models: ComparedModels, feeds: Feeds, gates: Gates, isa: str) -> Verdict:
+    sums = saturation_check.IntegerSums(models.candidate, isa)
     # Data that can be read only once is stored if the candidate runs more than once.
     stored = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
-    options, old = SessionOptions(), Session(read_model.runnable(reference))
+    options, old = SessionOptions(), Session(models.reference)
+
+    def outputs(runner: saturation_check.Runner) -> Iterator[tuple[Outputs, Outputs, Feed]]:
+        for feed in stored:
+            expected = old.run(feed)
+            yield expected, models.named(runner.run(models.feed(feed, expected))), feed
 
     def judge(kind: str) -> Verdict:
-        new = sums.runner(kind, options)
-        pairs = ((old.run(feed), new.run(feed), feed) for feed in stored)
-        verdict = new.on(closeness.judge(pairs, gates or Gates()))
-        return invariance(new.run, feeds).on(verdict) if feeds.reusable else verdict
+        runner = sums.runner(kind, options)
+        verdict = runner.on(closeness.judge(outputs(runner), gates))
+        if models.fed or not feeds.reusable:
+            return replace(verdict, selection=models.note or None)
+        return invariance(runner.run, feeds).on(verdict)
 
     return saturation_check.judge_by_sums(sums, judge)
 
@@ -160,10 +187,12 @@ def bench(
     shapes_of: Mapping[str, Sequence[int]] | None = None,
     data: Data | None = None,
     options: latency.TimingOptions | None = None,
+    custom_ops: Sequence[str | Path] = (),
 ) -> Comparison:
     """Time models in alternating rounds on random inputs, or on the first feed of ``data``.
 
-    The first model is the reference. Raises ModelError or DataError on bad input.
+    The first model is the reference. ``custom_ops``: libraries of custom operators, whose code
+    runs. Raises ModelError or DataError on bad input.
     """
     if not models:
         raise DataError("nothing to time: give at least one model")
@@ -176,7 +205,8 @@ def bench(
     else:
         feed = synthetic_feeds(graph, dims or {}, 1, 0, shapes=shapes_of)[0]
     labelled = [(_label(m, i), read_model.runnable(m)) for i, m in enumerate(models)]
-    return latency.compare_latency(labelled, feed, options)
+    with custom_operators(custom_ops):
+        return latency.compare_latency(labelled, feed, options)
 
 
 def _label(model: Source, index: int) -> str:

@@ -2,8 +2,9 @@
 
 Why a wrapper: graphsurgeon compares tensors and nodes by name or content, shares one ``Constant``
 between all its users, only warns about duplicate names and ignores dangling inputs. All edits go
-through this class, and ``Constant.values`` is never modified in place. Subgraphs (If, Loop, Scan)
-are never edited; the outer tensors that they read keep their names.
+through this class, and ``Constant.values`` is never modified in place. Bodies of If, Loop and Scan
+are edited as graphs of their own (``model_io/bodies.py``) and replaced as a whole; the outer
+tensors that they read keep their names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
 from qcompile.ir.lazy_values import FileValues, make_constant
-from qcompile.ir.operators import ONNX, is_op
+from qcompile.ir.operators import BUILT_IN_DOMAINS, ONNX, domain_of, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
 from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
 from qcompile.ir.topological_sort import Makers, topological_order
@@ -100,6 +101,12 @@ class Graph:
     def functions(self) -> list[onnx.FunctionProto]:
         return list(self.header.functions)
 
+    def is_custom(self, node: Node) -> bool:
+        """True for an operator of a user's own library, of which nothing is known."""
+        if domain_of(node) in BUILT_IN_DOMAINS:
+            return False
+        return all((f.domain, f.name) != (node.domain, node.op) for f in self.header.functions)
+
     def domains(self) -> dict[str, int]:
         """Imported opset version by domain, '' for ONNX itself."""
         versions = {o.domain: int(o.version) for o in self._gs.import_domains or []}
@@ -125,7 +132,11 @@ class Graph:
 
     def is_output(self, tensor: Tensor) -> bool:
         """True where the tensor's name must stay: it is a graph output or read by a subgraph."""
-        return tensor.name in self._captured or any(t is tensor for t in self._gs.outputs)
+        return tensor.name in self._captured or self.is_output_of_graph(tensor)
+
+    def is_output_of_graph(self, tensor: Tensor) -> bool:
+        """True where the tensor is an output of the graph."""
+        return any(t is tensor for t in self._gs.outputs)
 
     def in_subgraph(self, tensor: Tensor) -> bool:
         """True where an If, Loop or Scan has the tensor as an input, or reads it in its body."""
@@ -308,6 +319,12 @@ class Graph:
                 if out is tensor:
                     node.outputs[i] = gs.Variable(self.fresh(tensor.name + "/unused"))
 
+    def remove(self, node: Node) -> None:
+        """Remove a node; its readers keep its results, which another graph computes."""
+        node.inputs.clear()
+        node.outputs.clear()
+        self._gs.nodes[:] = [n for n in self._gs.nodes if n is not node]
+
     def remove_dead(self) -> int:
         """Remove nodes that no graph output depends on; returns their number."""
         nodes = self._gs.nodes
@@ -326,13 +343,43 @@ class Graph:
             node.inputs.clear()
         nodes[:] = [n for n in nodes if id(n) in alive]
         self._captured = self._read_inside()
-        self._hidden = [t for t in self._hidden if t.name in self._captured]
+        self._keep_hidden(self._hidden)
         return len(dead)
 
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Turn a graph input into a constant with the values of ``constant``, still lazy."""
         self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
         make_constant(variable, constant)
+        self._keep_hidden([*self._hidden, variable])
+
+    def add_hidden(self, constant: Constant) -> None:
+        """Add a constant for bodies to read; ``replace_body`` with one that reads it comes next."""
+        self._hidden.append(constant)
+        self._names.add(constant.name)
+
+    def replace_body(self, node: Node, attribute: str, body: Subgraph) -> None:
+        """Give an If, Loop or Scan another body, and drop constants that only the old one read."""
+        node.attrs[attribute] = body
+        self._captured = self._read_inside()
+        self._keep_hidden(self._hidden)
+
+    def _keep_hidden(self, constants: Sequence[Constant]) -> None:
+        """Keep those constants that subgraphs read, each once."""
+        self._hidden = list({t.name: t for t in constants if t.name in self._captured}.values())
+
+    def share_names(self, other: Graph) -> None:
+        """From now on, a name that one of the two graphs takes is taken in the other too."""
+        other._names |= self._names
+        self._names = other._names
+
+    def inner_names(self) -> set[str]:
+        """Every name in a subgraph, of tensors and nodes."""
+        return {name for sub in self._all_subgraphs() for name in sub.names}
+
+    def names_outside(self, body: Subgraph) -> set[str]:
+        """Every name in the graph and its subgraphs, but for one body's own."""
+        others = (name for s in self._all_subgraphs() if s is not body for name in s.names)
+        return {*self.tensors(), *(n.name for n in self._gs.nodes), *others}
 
     def adopt(self, other: Graph) -> None:
         """Take over the nodes and tensors of another graph; the header stays."""

@@ -65,3 +65,8 @@ def sparse_proto(constant: gs.Constant) -> onnx.SparseTensorProto | None:
 def make_constant(variable: gs.Variable, constant: gs.Constant) -> None:
     """Turn a variable into a constant with the values of ``constant``, without reading them."""
     variable.to_constant(constant._values)
+
+
+def make_constant_like(constant: gs.Constant) -> gs.Constant:
+    """A constant of the same name, and the same values, without reading them."""
+    return gs.Constant(constant.name, constant._values)

@@ -13,6 +13,8 @@ from qcompile.ir.tensor import Node
 
 ONNX = ""
 MICROSOFT = "com.microsoft"
+# Domains that every build of ONNX Runtime may have operators of; others come with a library.
+BUILT_IN_DOMAINS = frozenset({ONNX, MICROSOFT, "ai.onnx.ml", "com.microsoft.nchwc"})
 
 # ---- value by value: results have the axes of their operands, broadcast
 

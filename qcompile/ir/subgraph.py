@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import onnx
@@ -22,6 +22,16 @@ class Subgraph(gs.Graph):  # type: ignore[misc]  # graphsurgeon has no types
         self.proto = proto
         self.reads = tuple(dict.fromkeys(outer_reads(proto)))
         self.names = frozenset(_names(proto))
+
+    def renamed(self, names: Mapping[str, str]) -> Subgraph:
+        """This body, reading outer tensors under other names; itself where it reads none."""
+        wanted = {old: new for old, new in names.items() if old in self.reads}
+        if not wanted:
+            return self
+        proto = onnx.GraphProto()
+        proto.CopyFrom(self.proto)
+        _rename_reads(proto, wanted)
+        return Subgraph(proto)
 
     @cached_property
     def digest(self) -> str:
@@ -61,6 +71,16 @@ def outer_reads(proto: onnx.GraphProto) -> Iterator[str]:
         inner = (name for body in bodies(node) for name in outer_reads(body))
         yield from (name for name in (*node.input, *inner) if name and name not in own)
     yield from (t.name for t in proto.output if t.name not in own)
+
+
+def _rename_reads(proto: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename outer tensors in place; a graph that defines such a name itself means its own."""
+    own = _made_in(proto)
+    wanted = {old: new for old, new in names.items() if old not in own}
+    for node in proto.node:
+        node.input[:] = [wanted.get(name, name) for name in node.input]
+        for body in bodies(node):
+            _rename_reads(body, wanted)
 
 
 def _names(proto: onnx.GraphProto) -> Iterator[str]:

@@ -98,6 +98,8 @@ class Context:
     stored_as: set[HalfType] = field(default_factory=set)
     # names of the model as it came in: a fusion must not turn a pattern into a mistake
     original_names: frozenset[str] = frozenset()
+    # the If, Loop or Scan whose body is compiled: patterns for the model need not match in it
+    body_of: str = ""
     running: str = ""
 
     def skip(self, node: Node | str, reason: str) -> None:
@@ -129,6 +131,12 @@ class Context:
             self.ranges.missing[new] = self.ranges.missing[old]
         if same_channels and old in self.channels:
             self.channels[new] = self.channels[old]
+
+    def release_all(self, reason: str) -> None:
+        """Keep everything float that was planned to be quantized."""
+        for use in [u for d in self.plan.quantized() for u in d.uses]:
+            self.plan.release(use.node, reason)
+        self.requests.clear()
 
     def request(self, tensor: str, spec: QSpec) -> None:
         """Ask for the range of a tensor; equal requests are merged."""

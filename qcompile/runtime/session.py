@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +23,7 @@ from qcompile.ir import Graph, Node, Refusal, is_constant, op_name
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
+from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.system.interrupts import deferred_interrupts
@@ -28,6 +32,8 @@ with deferred_interrupts():
     import onnxruntime as ort
 
 Feed = Mapping[str, Array]
+# Libraries of custom operators that every session registers: see ``custom_operators``.
+_LIBRARIES: ContextVar[tuple[Path, ...]] = ContextVar("custom operators", default=())
 # Errors of ONNX Runtime share no base class of their own; all of them are RuntimeErrors or these.
 _FAULTS = (RuntimeError, ValueError, TypeError, OSError)
 # Optimized models are written with external weights: one file could exceed protobuf's limit.
@@ -43,6 +49,44 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 
 def version() -> str:
     return str(ort.__version__)
+
+
+class UnknownOperatorError(ModelError):
+    """ONNX Runtime has no such operator; ``operator`` is its domain and name."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__(
+            f"ONNX Runtime has no operator {operator}: give the library that has it "
+            "(--custom-ops LIBRARY)"
+        )
+        self.operator = operator
+
+
+@contextmanager
+def custom_operators(libraries: Iterable[str | Path]) -> Iterator[None]:
+    """Every session inside has the operators of these libraries, in addition to earlier ones.
+
+    The code of a library runs once it is loaded. Raises ModelError for a file that ONNX Runtime
+    cannot load as such a library.
+    """
+    paths = tuple(map(Path, libraries))
+    for path in paths:
+        _check_library(path)
+    token = _LIBRARIES.set((*_LIBRARIES.get(), *paths))
+    try:
+        yield
+    finally:
+        _LIBRARIES.reset(token)
+
+
+def _check_library(path: Path) -> None:
+    what = f"library of custom operators {str(path)!r}"
+    if not path.is_file():
+        raise ModelError(f"{what}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        ort.SessionOptions().register_custom_ops_library(str(path.resolve()))
+    except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
+        raise ModelError(f"{what} cannot be loaded: {_first_line(e)}") from e
 
 
 @dataclass(frozen=True)
@@ -88,8 +132,7 @@ class Session:
                 providers=[options.provider],
             )
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
-            reason = f"{_first_line(e)}{_bfloat16_hint(model, str(e))}"
-            raise ModelError(f"ONNX Runtime cannot load the model: {reason}") from e
+            raise _load_error(e, model) from e
         if options.provider not in self._inner.get_providers():  # it fell back to the CPU silently
             raise ModelError(f"ONNX Runtime cannot load {options.provider} here")
         self.inputs = [i.name for i in self._inner.get_inputs()]
@@ -114,6 +157,17 @@ class Session:
         return Path(self._inner.end_profiling())
 
 
+def unknown_operator(model: bytes | Path) -> str:
+    """An operator of the model that ONNX Runtime does not have; empty if it can load the model."""
+    try:
+        Session(model, SessionOptions(optimize=False, exact=False))
+    except UnknownOperatorError as e:
+        return e.operator
+    except ModelError:
+        return ""  # the stage that runs the model says what is wrong
+    return ""
+
+
 def _native(options: SessionOptions) -> ort.SessionOptions:
     ort.set_default_logger_severity(_FATAL)  # it logs coloured warnings about models
     native = ort.SessionOptions()
@@ -125,6 +179,8 @@ def _native(options: SessionOptions) -> ort.SessionOptions:
         native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in options.entries.items():
         native.add_session_config_entry(key, value)
+    for library in _LIBRARIES.get():
+        native.register_custom_ops_library(str(library.resolve()))
     if options.profile is not None:
         native.enable_profiling = True
         native.profile_file_prefix = str(options.profile)
@@ -149,9 +205,20 @@ def _exact(model: bytes | Path, native: ort.SessionOptions, *, optimize: bool) -
     return data
 
 
+def _load_error(e: BaseException, model: bytes | Path) -> ModelError:
+    unknown = re.search(
+        r"Fatal error: (\S+?):(\w+)\(-?\d+\) is not a registered function/op", str(e)
+    )
+    if unknown is not None:
+        return UnknownOperatorError(":".join(unknown.groups()))
+    reason = f"{_first_line(e)}{_bfloat16_hint(model, str(e))}"
+    return ModelError(f"ONNX Runtime cannot load the model: {reason}")
+
+
 def _first_line(e: BaseException) -> str:
+    """The first line of a message, without the path of the model, which may be a temporary file."""
     text = str(e).strip() or type(e).__name__
-    return text.splitlines()[0][:400]
+    return re.sub(r"Load model from .*? failed: ?", "", text.splitlines()[0])[:400]
 
 
 def _bfloat16_hint(model: bytes | Path, error: str) -> str:
@@ -270,7 +337,7 @@ def _write_optimized(
         source = str(model) if isinstance(model, Path) else model
         ort.InferenceSession(source, native, providers=[provider])
     except Exception as e:
-        raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
+        raise _load_error(e, model) from e
     return path
 
 
@@ -291,4 +358,10 @@ def saturates() -> bool:
 
 
 def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
-    return Counter(map(op_name, nodes))
+    """Nodes by operator, with those in bodies of If, Loop and Scan."""
+    found: Counter[str] = Counter()
+    for node in nodes:
+        found[op_name(node)] += 1
+        for body in bodies(node):
+            found += _count(body.node)
+    return found

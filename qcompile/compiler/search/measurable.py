@@ -14,6 +14,7 @@ from qcompile.compiler.stages.pipelines import pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.rewrite import context_of, run_passes, why_float
 from qcompile.errors import DataError, TargetError
+from qcompile.ir import has_subgraph
 from qcompile.planning import Context, Use
 from qcompile.rewriting.instruments import Verify
 from qcompile.runtime.session import SessionOptions
@@ -61,7 +62,9 @@ def measurable(prepared: Prepared) -> Measurable:
     if not feeds:
         raise DataError("no feeds are held out to measure on: give more data")
     if not switches:
-        raise TargetError(f"nothing is quantized, so nothing can be ranked: {why_float(ctx)}")
+        inside = any(has_subgraph(node) for node in graph.nodes)
+        why = "bodies of If, Loop and Scan are not ranked" if inside else why_float(ctx)
+        raise TargetError(f"nothing is quantized, so nothing can be ranked: {why}")
     meter = Meter(
         fake_quantized.build_fake_quantized(graph, ctx, switches, float_linears),
         prepared.float_model.running,
@@ -70,5 +73,6 @@ def measurable(prepared: Prepared) -> Measurable:
         prepared.options.metric,
         SessionOptions(prepared.options.threads, provider=prepared.provider),
         prepared.budget.divisible,
+        prepared.selection,
     )
     return Measurable(prepared, calibrated, ctx, meter, origins)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -20,6 +21,11 @@ from qcompile.planning.context import Precision
 from qcompile.quant import Array
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
+from qcompile.runtime.evaluation.compared_outputs import (
+    ComparedModels,
+    Selection,
+    compared_models,
+)
 from qcompile.runtime.evaluation.user_metric import Metric, measure
 from qcompile.runtime.session import Session, SessionOptions
 from qcompile.system.json_values import Record, Unbounded, members
@@ -100,8 +106,13 @@ class Meter:
     metric: Metric | str | None = None
     options: SessionOptions = field(default_factory=SessionOptions)
     divisible: bool = True
+    selection: Selection | None = None
     _session: Session | None = None
     _old: dict[int, list[dict[str, Array]]] = field(default_factory=dict)
+
+    @cached_property
+    def _models(self) -> ComparedModels:
+        return compared_models(self.selection, self.reference, self.model.proto)
 
     @property
     def everything(self) -> frozenset[int]:
@@ -113,13 +124,16 @@ class Meter:
         feeds = list(self.feeds)
         if samples:
             feeds = list(first_samples(feeds, samples, self.divisible))
+        models = self._models
         if samples not in self._old:
-            session = Session(self.reference, self.options)
+            session = Session(models.reference, self.options)
             self._old[samples] = [session.run(feed) for feed in feeds]
         if self._session is None:
-            self._session = Session(self.model.proto, self.options)
+            self._session = Session(models.candidate, self.options)
         old, settings = self._old[samples], self.model.settings(on)
-        new = [self._session.run({**feed, **settings}) for feed in feeds]
+        pairs = zip(feeds, old, strict=True)
+        fed = [{**models.feed(*pair), **settings} for pair in pairs]
+        new = [models.named(self._session.run(feed)) for feed in fed]
         verdict = closeness.judge(zip(old, new, feeds, strict=True), self.gates)
         if self.metric is not None:
             before, after = measure(self.metric, feeds, old), measure(self.metric, feeds, new)

@@ -20,6 +20,7 @@ from qcompile.errors import RecipeError
 from qcompile.ir import printer
 from qcompile.planning import Context
 from qcompile.rewriting import Stage
+from qcompile.rewriting.bodies import NOT_INSERTED
 from qcompile.runtime import session
 from qcompile.runtime.spilled_arrays import KeptChannels
 from qcompile.system.resume_cache import key_of
@@ -54,9 +55,7 @@ def calibrate(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Calibrate
     Raises RecipeError where a lock does not fit, or ranges are asked for without data.
     """
     if not any(p.stage is Stage.INSERT for p in pipeline.passes):
-        for use in [u for d in ctx.plan.quantized() for u in d.uses]:
-            ctx.plan.release(use.node, "planned, but no pass of the pipeline inserts quantizers")
-        ctx.requests.clear()
+        ctx.release_all(NOT_INSERTED)
     locked = prepared.options.lock
     if not ctx.requests:
         return Calibrated(_checked_and_held_out(prepared))

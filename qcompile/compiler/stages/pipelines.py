@@ -9,6 +9,7 @@ from itertools import takewhile
 from qcompile.compiler.config import lowering_options
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.rewriting import Numerics, Pass, Stage
+from qcompile.rewriting.bodies import mode_of_bodies
 from qcompile.rewriting.pipeline_spec import parse, spell
 from qcompile.targets.target import LoweringChoice, Mode, Target
 
@@ -27,9 +28,13 @@ NO_TRANSFORMS = "none"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The passes of one compilation, in the groups that the stages run."""
+    """The passes of one compilation, in the groups that the stages run.
+
+    bodies: those for the bodies of If, Loop and Scan.
+    """
 
     passes: tuple[Pass, ...]
+    bodies: tuple[Pass, ...] = ()
 
     @property
     def text(self) -> str:
@@ -62,9 +67,11 @@ class Pipeline:
 
 def pipeline_of(prepared: Prepared) -> Pipeline:
     """Raises RecipeError where the recipe's own pipeline is wrong."""
-    recipe, target = prepared.recipe, prepared.target
-    own = default_pipeline(target, prepared.mode, recipe.transforms, prepared.choices)
-    return Pipeline(tuple(parse(recipe.pipeline or own)))
+    recipe, target, choices = prepared.recipe, prepared.target, prepared.choices
+    own = default_pipeline(target, prepared.mode, recipe.transforms, choices)
+    inner = default_pipeline(target, mode_of_bodies(target, prepared.mode), NO_TRANSFORMS, choices)
+    passes, bodies = (tuple(parse(recipe.pipeline or text)) for text in (own, inner))
+    return Pipeline(passes, bodies)
 
 
 def default_pipeline(

@@ -26,10 +26,12 @@ from qcompile.errors import DataError, ModelError, RecipeError, TargetError
 from qcompile.ir import Graph
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import write_model
+from qcompile.ir.operators import BUILT_IN_DOMAINS
 from qcompile.rewriting.registry import nearest
 from qcompile.rewriting.registry import target as find_target
 from qcompile.runtime import session
 from qcompile.runtime.evaluation.closeness import Gates
+from qcompile.runtime.evaluation.compared_outputs import Selection, find_selection
 from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.memory_budget import Budget
 from qcompile.targets import instruction_sets
@@ -45,7 +47,8 @@ _BFLOAT16 = (
 class Prepared:
     """``graph``: rewritten by the next stages. ``choices``: of lowering options, other than the
     target's own. ``general_text``: feeds to run in addition to the data, to extrapolate the ranges
-    of channels."""
+    of channels. ``unknown_operator``: one that ONNX Runtime does not have, so that neither model
+    can run here; empty if they can. ``selection``: where the float model selects by values."""
 
     request: Request
     float_model: FloatModel
@@ -56,6 +59,8 @@ class Prepared:
     feeds: Feeds | None
     general_text: Feeds | None
     budget: Budget
+    unknown_operator: str = ""
+    selection: Selection | None = None
     notes: tuple[Note, ...] = ()
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -115,7 +120,14 @@ def prepare(request: Request) -> Prepared:
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
     if budget.store is not None:
         graph.keep = budget.store.constant
-    if unknown:
+    missing = (
+        ""
+        if graph.domains().keys() <= BUILT_IN_DOMAINS
+        else session.unknown_operator(model.running)
+    )
+    if missing:
+        _check_needs_no_run(target, mode, missing, tune=options.tune)
+    elif unknown:
         notes += _record_types(graph, unknown, feeds, recipe.seed)
     return Prepared(
         request,
@@ -127,6 +139,8 @@ def prepare(request: Request) -> Prepared:
         feeds=feeds,
         general_text=text,
         budget=budget,
+        unknown_operator=missing,
+        selection=find_selection(graph),
         notes=tuple(notes),
     )
 
@@ -147,6 +161,18 @@ def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:
     if mode == "static" and not has_data:
         raise DataError("mode static needs calibration data: give --data, or --mode dynamic")
     return mode
+
+
+def _check_needs_no_run(target: Target, mode: Mode, operator: str, *, tune: bool) -> None:
+    """Raises ModelError where the model has to run, but ONNX Runtime lacks an operator."""
+    if mode != "static" and not tune:
+        return
+    others = " or ".join(m for m in target.modes if m != "static")
+    what = "--tune" if tune else "mode static"
+    raise ModelError(
+        f"{what} runs the model, and ONNX Runtime has no operator {operator}: give the library "
+        f"that has it (--custom-ops LIBRARY), or choose --mode {others}, which need no run"
+    )
 
 
 def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:

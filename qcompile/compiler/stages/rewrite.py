@@ -21,6 +21,7 @@ from qcompile.ir.model_io import write_model
 from qcompile.planning import Context, PassSettings, PrecisionRule, Skip
 from qcompile.planning.context import Reasons
 from qcompile.rewriting import Pass
+from qcompile.rewriting.bodies import BodyCompiler
 from qcompile.rewriting.instruments import Dump, Instrument, PassRecord, Time, Verify
 from qcompile.rewriting.pass_manager import PassManager
 from qcompile.runtime import session
@@ -74,6 +75,8 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     ctx.channels.clear()  # samples are large, and no later pass reads them
     run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
+    with prepared.stopwatch.stage("bodies"), threads.one_thread():
+        BodyCompiler(pipeline.bodies).run(graph, ctx)
     quantized = any(ctx.plan.quantized())
     float_throughout = not quantized and prepared.mode != "float"
     stayed_float = _stayed_float(ctx, came_quantized) if float_throughout else []
@@ -116,7 +119,8 @@ def context_of(
         attention=attention or (prepared.target.attention if own else "float"),
     )
     ctx = Context(prepared.target, session.evaluate, settings)
-    ctx.original_names = frozenset([*(n.name for n in graph.nodes), *graph.tensors()])
+    names = *(n.name for n in graph.nodes), *graph.tensors(), *graph.inner_names()
+    ctx.original_names = frozenset(names)
     return ctx
 
 

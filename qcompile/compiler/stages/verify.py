@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from qcompile.runtime import session as runtime
 from qcompile.runtime.evaluation import closeness, other_sizes
 from qcompile.runtime.evaluation.batch_invariance import Invariance, invariance
 from qcompile.runtime.evaluation.closeness import Verdict
+from qcompile.runtime.evaluation.compared_outputs import ComparedModels, compared_models
 from qcompile.runtime.evaluation.float16_emulation import rounding_form
 from qcompile.runtime.evaluation.user_metric import measure
 from qcompile.runtime.session import Session, SessionOptions
@@ -85,7 +86,10 @@ def verify(rewritten: Rewritten) -> Verified:
             rewritten.compiled.path, prepared.recipe.isa, prepared.target.provider
         )
     feeds: list[Feed] = []
-    if options.verify or options.bench:
+    if prepared.unknown_operator:
+        missing = f"operator {prepared.unknown_operator} needs its library (--custom-ops LIBRARY)"
+        account.note("not-verified", f"not verified and not timed: {missing}")
+    elif options.verify or options.bench:
         feeds = _feeds(rewritten, account)
     elif options.lock is None:
         account.note("not-verified", "not verified and not timed, as asked")
@@ -119,6 +123,8 @@ def check_sizes(verified: Verified) -> None:
     prepared, options = verified.prepared, verified.prepared.options
     if options.lock is not None and not (options.verify or options.bench):
         return
+    if prepared.unknown_operator:
+        return  # neither model runs here
     with prepared.stopwatch.stage("other sizes"):
         feeds = list(_trial_feeds(verified))
         if not feeds:
@@ -156,6 +162,8 @@ def _made_up(prepared: Prepared) -> Iterator[Feed]:
 def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:
     """Operators that the target's provider runs; those of the file if the provider is missing."""
     prepared, compiled = rewritten.prepared, rewritten.compiled
+    if prepared.unknown_operator:
+        return runtime.written_ops(compiled.parsed[0])
     if not prepared.provider_missing:
         return runtime.optimized_ops(compiled.path, prepared.provider)
     Session(compiled.path, _options(prepared))  # raises ModelError for an invalid model
@@ -209,8 +217,11 @@ def _verdict(
     prepared = rewritten.prepared
     prepared.progress.step("verify", (1 + len(sums.kinds)) * len(feeds))
     with prepared.stopwatch.stage("verify"):
+        models = compared_models(
+            prepared.selection, prepared.float_model.running, rewritten.compiled.path
+        )
         # One session at a time: the float model's outputs are stored, then the compiled one runs.
-        reference = Session(prepared.float_model.running, _options(prepared, compiled=False))
+        reference = Session(models.reference, _options(prepared, compiled=False))
         old = list(_outputs(prepared, reference, feeds))
         del reference
         release_memory()  # so that the weights of both sessions are never in memory together
@@ -218,7 +229,12 @@ def _verdict(
             verdict = saturation_check.judge_by_sums(
                 sums,
                 lambda kind: _judged(
-                    prepared, sums, feeds, _reference(rewritten, feeds, old, kind), kind
+                    prepared,
+                    sums,
+                    models,
+                    feeds,
+                    _reference(rewritten, models, feeds, old, kind),
+                    kind,
                 ),
             )
         except DataError as e:
@@ -226,11 +242,13 @@ def _verdict(
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             account.note("not-verified", f"not verified: {e}")
             return None
-    if verdict.failures and not _repeats(rewritten, old, feeds):
+    if verdict.failures and not _repeats(rewritten, models, old, feeds):
         account.notes.append(coded_note(RANDOM_MODEL))
         return None
     for text in saturation_check.unemulated_notes(verdict):
         account.note("not-emulated", text)
+    if models.note:
+        account.note("selects-by-values", models.note)
     dependent = Invariance(verdict.alone, verdict.padded).note
     if dependent is not None:
         account.note("batch-dependent", dependent)
@@ -241,7 +259,11 @@ def _verdict(
 
 
 def _reference(
-    rewritten: Rewritten, feeds: list[Feed], old: list[dict[str, Array]], kind: str
+    rewritten: Rewritten,
+    models: ComparedModels,
+    feeds: list[Feed],
+    old: list[dict[str, Array]],
+    kind: str,
 ) -> list[dict[str, Array]]:
     """Outputs of the model that came in; ``old`` are those with exact sums.
 
@@ -250,7 +272,7 @@ def _reference(
     if kind == saturation_check.EXACT or not rewritten.brought_alone:
         return old
     prepared = rewritten.prepared
-    given = saturation_check.IntegerSums(prepared.float_model.running, prepared.recipe.isa)
+    given = saturation_check.IntegerSums(models.reference, prepared.recipe.isa)
     return list(_outputs(prepared, given.runner(kind, _options(prepared)), feeds))
 
 
@@ -272,20 +294,29 @@ def _not_finite(outputs: list[dict[str, Array]]) -> list[str]:
 def _judged(
     prepared: Prepared,
     sums: saturation_check.IntegerSums,
+    models: ComparedModels,
     feeds: list[Feed],
     old: list[dict[str, Array]],
     kind: str,
 ) -> Verdict:
     """The compiled model by one kind of sums, against outputs of the float model."""
-    runner, metric = _runner(prepared, sums, kind), prepared.options.metric
-    new = _outputs(prepared, runner, feeds)
+    metric = prepared.options.metric
+    if models.fed:
+        runner = _runner(prepared, saturation_check.IntegerSums(models.candidate, sums.isa), kind)
+        fed = [models.feed(*pair) for pair in zip(feeds, old, strict=True)]
+    else:
+        runner, fed = _runner(prepared, sums, kind), feeds
+    new: Iterable[dict[str, Array]] = map(models.named, _outputs(prepared, runner, fed))
     if metric is not None:
-        new = iter(stored := list(new))
+        new = stored = list(new)
     verdict = closeness.judge(zip(old, new, feeds, strict=True), prepared.gates)
     if metric is not None:
+        if models.fed:  # the user's measure is of what the compiled model selects itself
+            stored = [*_outputs(prepared, _runner(prepared, sums, kind), feeds)]
         before, after = (measure(metric, feeds, outputs) for outputs in (old, stored))
         verdict.measured(before, after, prepared.gates)
-    return invariance(runner.run, feeds).on(runner.on(verdict))
+    verdict = runner.on(verdict)
+    return verdict if models.fed else invariance(runner.run, feeds).on(verdict)
 
 
 def _runner(
@@ -300,7 +331,9 @@ def _runner(
     return saturation_check.Runner(emulated, options.entries)
 
 
-def _repeats(rewritten: Rewritten, old: list[dict[str, Array]], feeds: list[Feed]) -> bool:
+def _repeats(
+    rewritten: Rewritten, models: ComparedModels, old: list[dict[str, Array]], feeds: list[Feed]
+) -> bool:
     """False if the float model fails the gates against itself, because it draws random numbers.
 
     New sessions start with the same seed, so one session runs everything twice. Equal outputs
@@ -308,7 +341,7 @@ def _repeats(rewritten: Rewritten, old: list[dict[str, Array]], feeds: list[Feed
     outputs must be equal, also to ``old``: some operators read uninitialized memory.
     """
     prepared, quantized = rewritten.prepared, rewritten.quantized
-    session = Session(prepared.float_model.running, _options(prepared, compiled=False))
+    session = Session(models.reference, _options(prepared, compiled=False))
     first, second = ([session.run(feed) for feed in feeds] for _ in range(2))
     if _equal(first, second) and (quantized or _equal(old, first)):
         return True

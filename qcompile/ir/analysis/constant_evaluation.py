@@ -30,6 +30,8 @@ def evaluable(graph: Graph, accept: Callable[[Node], bool]) -> list[Node]:
         kept = node.op in _KEPT and not _quantizes(node)
         if kept or not node.inputs or has_subgraph(node) or keeps_integers(node):
             continue
+        if graph.is_custom(node):
+            continue
         inputs = [t for t in node.inputs if t.name]
         if all(is_constant(t) or t.name in known for t in inputs) and accept(node):
             known |= {t.name for t in node.outputs}

@@ -8,10 +8,12 @@ standard BERT exports.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
-from qcompile.ir import Graph, Shape, is_constant
+from qcompile.ir import Graph, Node, Shape, Tensor, is_constant, is_onnx_domain
 from qcompile.ir.model_io.size_limits import check_sizes
 from qcompile.ir.model_io.to_proto import skeleton
 
@@ -25,7 +27,14 @@ def infer(graph: Graph) -> list[str]:
     Shapes of graph inputs and outputs stay as the model declares them, unless undeclared. Raises
     ModelError where a tensor is too large (``check_sizes``).
     """
-    found = _inferred(graph)
+    unknown = _fill(graph, _inferred(graph))
+    if unknown and _types_from_readers(graph):  # which may tell more behind them
+        unknown = _fill(graph, _inferred(graph))
+    return unknown
+
+
+def _fill(graph: Graph, found: Mapping[str, onnx.ValueInfoProto]) -> list[str]:
+    """Enter inferred types; returns the names of variables whose type or shape stays unknown."""
     unknown = []
     visible = {t.name for t in (*graph.inputs, *graph.outputs)}
     for name, tensor in graph.tensors().items():
@@ -40,6 +49,44 @@ def infer(graph: Graph) -> list[str]:
         if tensor.dtype is None or tensor.shape is None:
             unknown.append(name)
     return unknown
+
+
+def _types_from_readers(graph: Graph) -> bool:
+    """Type the results of custom operators by what their readers require.
+
+    By the schema of an ONNX operator, operands and results that share a type variable have one
+    type: a MatMul by a float32 weight reads float32. True where any type was found.
+    """
+    results = [t for n in graph.nodes if graph.is_custom(n) for t in n.outputs if t.name]
+    if all(t.dtype is not None for t in results):
+        return False
+    changed = False
+    for node in reversed(graph.nodes):
+        variables = _type_variables(node, graph.opset) if is_onnx_domain(node) else []
+        known = {kind: t.dtype for kind, t in variables if t.dtype is not None}
+        for kind, tensor in variables:
+            if tensor.name and tensor.dtype is None and kind in known:
+                tensor.dtype, changed = known[kind], True
+    return changed
+
+
+def _type_variables(node: Node, opset: int) -> list[tuple[str, Tensor]]:
+    """The type variable of each operand and result; none for an unknown operator."""
+    try:
+        schema = onnx.defs.get_schema(node.op, opset)
+    except onnx.defs.SchemaError:
+        return []
+    found = []
+    for formal, tensors in ((schema.inputs, node.inputs), (schema.outputs, node.outputs)):
+        for i, tensor in enumerate(tensors):
+            declared = formal[min(i, len(formal) - 1)]
+            if declared.is_homogeneous and declared.type_str in _variables(schema):
+                found.append((declared.type_str, tensor))
+    return found
+
+
+def _variables(schema: onnx.defs.OpSchema) -> set[str]:
+    return {constraint.type_param_str for constraint in schema.type_constraints}
 
 
 def inferred_shapes(graph: Graph) -> dict[str, Shape]:

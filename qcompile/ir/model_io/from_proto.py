@@ -61,9 +61,9 @@ def from_proto(model: onnx.ModelProto, storage: Storage | None = None) -> Graph:
     _name_nodes(inner)
     header.extras = _extras(inner, model.graph)
     captured = {name for n in inner.nodes for body in subgraphs(n) for name in body.reads}
-    _absorb_constant_nodes(inner, captured | {t.name for t in inner.outputs}, storage)
+    absorbed = _absorb_constant_nodes(inner, {t.name for t in inner.outputs}, storage)
     hidden = _hidden(model.graph, captured - set(inner.tensors()))
-    graph = Graph(inner, header, hidden)
+    graph = Graph(inner, header, [*hidden, *(c for c in absorbed if c.name in captured)])
     for constant in graph.constants().values():
         _open(constant, storage)
     graph.sort()
@@ -190,9 +190,11 @@ def _check_names(graph: onnx.GraphProto) -> None:
             raise ModelError(f"graph output {output.name!r} is produced by nothing")
 
 
-def _absorb_constant_nodes(inner: gs.Graph, visible: set[str], storage: Storage) -> None:
-    """Turn Constant nodes of the main graph into constants, unless their name is ``visible``."""
-    kept = []
+def _absorb_constant_nodes(
+    inner: gs.Graph, visible: set[str], storage: Storage
+) -> list[gs.Constant]:
+    """Turn Constant nodes into constants, unless their name is ``visible``; returns those."""
+    kept, absorbed = [], []
     for node in inner.nodes:
         values = None if node.op != "Constant" or node.domain else _constant_value(node)
         if values is None or not node.outputs:
@@ -206,7 +208,9 @@ def _absorb_constant_nodes(inner: gs.Graph, visible: set[str], storage: Storage)
             continue
         node.outputs.clear()
         out.to_constant(values) if isinstance(values, np.ndarray) else make_constant(out, values)
+        absorbed.append(out)
     inner.nodes[:] = kept
+    return absorbed
 
 
 def _constant_value(node: gs.Node) -> Array | gs.Constant | None:

@@ -62,7 +62,7 @@ def _declared(graph: Graph, tensor: Tensor) -> onnx.ValueInfoProto:
     declared = graph.header.interface.get(tensor.name)
     if declared is not None and declared.HasField("type"):
         return declared
-    return _typed(tensor, _symbols(graph))
+    return typed(tensor, _symbols(graph))
 
 
 def _symbols(graph: Graph) -> set[str]:
@@ -73,7 +73,7 @@ def _symbols(graph: Graph) -> set[str]:
     return {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
 
 
-def _typed(tensor: Tensor, symbols: set[str]) -> onnx.ValueInfoProto:
+def typed(tensor: Tensor, symbols: set[str]) -> onnx.ValueInfoProto:
     """Name, type and shape of a tensor as far as known."""
     if tensor.dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
         return onnx.ValueInfoProto(name=tensor.name)
@@ -87,7 +87,7 @@ def _value_info(graph: Graph) -> list[onnx.ValueInfoProto]:
     skip = {t.name for t in (*graph.inputs, *graph.outputs)}
     symbols = _symbols(graph)
     return [
-        _typed(t, symbols)
+        typed(t, symbols)
         for name, t in graph.tensors().items()
         if name not in skip
         and not is_constant(t)
@@ -113,21 +113,18 @@ def skeleton(graph: Graph) -> onnx.ModelProto:
         if int(np.prod(constant.shape, dtype=np.int64)) <= _SHAPE_ELEMENTS:
             fill_tensor(proto.initializer.add(), constant)
         else:
-            proto.input.append(_typed(constant, set()))
+            proto.input.append(typed(constant, set()))
     proto.output.extend(onnx.ValueInfoProto(name=t.name) for t in graph.outputs)
     proto.value_info.extend(_contrib_types(graph))
     return model
 
 
 def _contrib_types(graph: Graph) -> list[onnx.ValueInfoProto]:
-    """Types of the outputs of contrib operators, which ONNX inference does not know."""
+    """Types of the outputs of contrib and custom operators, which ONNX inference does not know."""
     symbols = _symbols(graph)
-    outputs = (t for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs)
-    return [
-        _typed(t, symbols)
-        for t in outputs
-        if t.name and t.dtype is not None and t.shape is not None
-    ]
+    outputs = ((n, t) for n in graph.nodes if not is_onnx_domain(n) for t in n.outputs if t.name)
+    known = ((n, t) for n, t in outputs if t.dtype is not None)
+    return [typed(t, symbols) for n, t in known if t.shape is not None or graph.is_custom(n)]
 
 
 def serialize(graph: Graph) -> bytes:

@@ -152,8 +152,21 @@ def externalize_weights(source: Path) -> ModelFiles | None:
     Raises OutputError where there is no room.
     """
     model, storage = read_model.read_model(source)
-    if not storage.spans:
-        return None
+    return _external_copy(model, storage) if storage.spans else None
+
+
+def edited_copy(source: bytes | Path, edit: Callable[[onnx.GraphProto], None]) -> ModelFiles:
+    """A copy of a model with external weights and an edited graph; ``edit`` leaves weights alone.
+
+    Raises ModelError where it cannot be read, OutputError where there is no room.
+    """
+    model, storage = read_model.read_model(source)
+    edit(model.graph)
+    return _external_copy(model, storage)
+
+
+def _external_copy(model: onnx.ModelProto, storage: Storage) -> ModelFiles:
+    """The model in a temporary folder, its weights in a file of their own."""
     read_model.embed_inner(model, storage)
     tensors = [onnx.TensorProto.FromString(t.SerializeToString()) for t in model.graph.initializer]
     del model.graph.initializer[:]

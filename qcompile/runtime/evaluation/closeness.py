@@ -223,9 +223,13 @@ class Verdict(Record):
         dict[str, str], "of ONNX Runtime, set for these figures; docs/processors.md"
     ] = field(default_factory=dict)
 
+    selection: Annotated[str | None, "how outputs behind a selection by values were compared"] = (
+        None
+    )
+
     JSON = members(
         "samples outputs failures alone_cosine=alone padded_cosine=padded sums session_options "
-        "not_emulated by_sums metric?"
+        "not_emulated by_sums metric? selection?"
     )
 
     @property

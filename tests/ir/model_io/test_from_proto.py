@@ -220,7 +220,7 @@ def test_constant_nodes_of_every_kind() -> None:
     assert outputs(graph, {"x": x})["y"].tolist() == [39.0, 148.0]
 
 
-def test_constants_that_are_outputs_or_read_by_subgraphs_stay_nodes() -> None:
+def test_constants_that_are_outputs_stay_nodes_and_subgraphs_read_the_others() -> None:
     graph = graph_of(
         """g (float[2] x, bool c) => (float[2] y, float k) {
             k = Constant<value_float = 2.0>() w = Constant<value_float = 3.0>()
@@ -230,7 +230,8 @@ def test_constants_that_are_outputs_or_read_by_subgraphs_stay_nodes() -> None:
             >
         }"""
     )
-    assert sorted(n.op for n in graph.nodes) == ["Constant", "Constant", "If"]
+    assert sorted(n.op for n in graph.nodes) == ["Constant", "If"]
+    assert sorted(graph.constants()) == ["w"]
     feed = {"x": np.ones(2, np.float32), "c": np.array(True)}
     found = outputs(graph, feed)
     assert found["y"].tolist() == [3, 3] and found["k"] == 2

@@ -178,7 +178,8 @@ def test_refuses_a_lookup_of_columns() -> None:
 
 def test_refuses_data_of_unknown_type() -> None:
     graph = parse(
-        "g (float[N,8] x) => (float[N,4] y) { a = acme.Op(x) y = MatMul(a, w) }", w=normal(8, 4)
+        "g (float[N,8] x) => (float[N,4] y) { a = com.microsoft.Op(x) y = MatMul(a, w) }",
+        w=normal(8, 4),
     )
     refused(graph, "w", "the data operand is not float32")
 

@@ -12,7 +12,15 @@ from qcompile.ir.model_io.to_proto import serialize
 from qcompile.ir.operators import REDUCTIONS
 from qcompile.passes.simplify import raise_opset
 from qcompile.passes.simplify.raise_opset import RaiseOpset
-from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    differential,
+    normal,
+    outputs,
+    parse,
+    run_pass,
+)
 
 ENCODER = """g (float[B,S,4] x) => (float[B,S,4] y) {
     a = MatMul(x, w)
@@ -210,7 +218,23 @@ def test_refuses_subgraphs_since_their_nodes_cannot_be_brought_along() -> None:
         }""",
         14,
     )
-    assert_refused(graph, RaiseOpset(to=18), "If holds a subgraph")
+    assert_refused(graph, RaiseOpset(to=18), "in the body of If: ReduceMean has other operands")
+
+
+def test_bodies_whose_operators_keep_their_meaning_come_along() -> None:
+    graph = parse(
+        """g (bool c, float[N,4] x) => (float[N,4] y) {
+            y = If (c) <
+                then_branch = yes () => (float[N,4] p) { p = Softmax(x) },
+                else_branch = no () => (float[N,4] q) { q = Neg(x) }
+            >
+        }""",
+        14,
+    )
+    assert run_pass(graph, RaiseOpset(to=18))
+    assert graph.opset == 18
+    feed = {"c": np.array(True), "x": normal(2, 4)}
+    assert outputs(graph, feed)["y"].sum(1) == pytest.approx([1, 1])
 
 
 def test_shared_initializers_and_omitted_inputs_come_along() -> None:
