@@ -17,10 +17,20 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
-from qcompile.ir.lazy_values import FileValues, make_constant
+from qcompile.ir.equal_constants import EqualConstants, is_weight
+from qcompile.ir.lazy_values import FileValues, make_constant, nbytes
 from qcompile.ir.operators import ONNX, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
-from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
+from qcompile.ir.tensor import (
+    Constant,
+    Node,
+    Shape,
+    Tensor,
+    Variable,
+    array,
+    is_constant,
+    is_float,
+)
 from qcompile.ir.topological_sort import Makers, topological_order
 from qcompile.quant import Array
 
@@ -56,6 +66,7 @@ class Graph:
         """``hidden``: constants that only subgraphs read."""
         self.header = header or Header()
         self.keep: Callable[[Array], FileValues] | None = None  # stores large new constants
+        self._new = EqualConstants()  # weights that were made since the last ``sort``
         self._bind(inner, hidden)
 
     def _bind(self, inner: gs.Graph, hidden: Sequence[Constant]) -> None:
@@ -164,10 +175,19 @@ class Graph:
         return name
 
     def constant(self, base: str, values: Array) -> Constant:
-        """A new constant with a fresh name; scalars stay scalars."""
-        if self.keep is not None and values.nbytes >= _LARGE:
-            return gs.Constant(self.fresh(base), self.keep(values))
-        return gs.Constant(self.fresh(base), np.array(values, order="C"))
+        """A new constant with a fresh name; scalars stay scalars.
+
+        A weight with the values of one that was made since the last ``sort`` is that one: what a
+        pass derives from one weight for each of its readers is stored once.
+        """
+        equal = self._new.find(values)
+        if equal is not None:
+            return equal
+        large = self.keep is not None and values.nbytes >= _LARGE
+        kept = self.keep(values) if self.keep and large else np.array(values, order="C")
+        new = gs.Constant(self.fresh(base), kept)
+        self._new.add(new)
+        return new
 
     def add(
         self,
@@ -313,6 +333,31 @@ class Graph:
         self._hidden = [t for t in self._hidden if t.name in self._captured]
         return len(dead)
 
+    def merge_weights(self) -> None:
+        """Store weights with equal contents once, and float ones that are another transposed.
+
+            MatMul(x, @a), MatMul(y, @b)   →   MatMul(x, @a), MatMul(y, Transpose(@a))    b = a.T
+
+        ONNX Runtime computes the Transpose when it loads the model. Integers are not transposed:
+        each is quantized for its readers, by a scale along another axis.
+        """
+        found = EqualConstants()
+        weights = [c for c in self.constants().values() if is_weight(c.shape, nbytes(c))]
+        for constant in sorted(weights, key=lambda c: not self.is_output(c)):  # those stay
+            values = array(constant)
+            equal = found.find(values)
+            matrix = values.ndim == 2 and is_float(constant)
+            turned = found.find(values.T) if matrix and equal is None else None
+            if self.is_output(constant):
+                found.add(constant)
+            elif equal is not None:
+                self._redirect(constant, equal)
+            elif turned is not None:
+                self.substitute(constant, "Transpose", [turned], "transposed", {"perm": [1, 0]})
+            else:
+                found.add(constant)
+        self.sort()
+
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Turn a graph input into a constant with the values of ``constant``, still lazy."""
         self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
@@ -335,6 +380,7 @@ class Graph:
 
         Raises ModelError on a cycle.
         """
+        self._new = EqualConstants()
         self._gs.nodes[:] = topological_order(self._gs.nodes)
 
     def find(self, name: str) -> Node:

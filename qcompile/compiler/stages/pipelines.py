@@ -12,12 +12,13 @@ from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.pipeline_spec import parse, spell
 from qcompile.targets.target import LoweringChoice, Mode, Target
 
-# The order matters: shapes fold once identities are removed, fusions need the raised opset, and the
-# attention scale folds once only matrix multiplications read the tensors between it and them.
+# The order matters: an Identity of a weight goes before it would be evaluated, shapes fold once
+# identities are removed, fusions need the raised opset, and the attention scale folds once only
+# matrix multiplications read the tensors between it and them.
 SIMPLIFY = (
-    "fold-constants,eliminate-identity,fold-shapes,fold-constants,einsum-to-matmul,"
-    "merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,fuse-layernorm,fuse-gelu,"
-    "fuse-hardswish,fold-attention-scale,merge-duplicates"
+    "eliminate-identity,fold-constants,eliminate-identity,fold-shapes,fold-constants,"
+    "einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
+    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates"
 )
 PLAN = "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior"
 INSERT = "insert-qdq"

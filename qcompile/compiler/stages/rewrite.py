@@ -66,6 +66,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     ctx.channels.clear()  # samples are large, and no later pass reads them
     run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
+    graph.merge_weights()
     quantized = any(ctx.plan.quantized())
     stayed_float = (
         [] if quantized or prepared.mode == "float" else [_stayed_float(ctx, came_quantized)]
