@@ -17,6 +17,7 @@ from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.prepare import prepare
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.compiler.stages.rewrite import Rewritten, rewrite
+from qcompile.compiler.stages.size_check import size_failures
 from qcompile.compiler.stages.verify import Verified, check_sizes, verify
 from qcompile.errors import DataError, RecipeError
 from qcompile.planning.context import Reasons
@@ -54,6 +55,7 @@ def compile_model(request: Request) -> Result:
     searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
     verified = searched.verified
     check_sizes(verified)
+    too_large = size_failures(verified.rewritten)
     timed = bench(verified)
     locked = write_lock.compare_with_lock(verified.rewritten)
     cached = [] if options.cache is None else [Note("cache", text) for text in options.cache.notes]
@@ -64,7 +66,7 @@ def compile_model(request: Request) -> Result:
         search=searched.account,
         tuning=tuned.account,
         notes=(*tuned.notes, *searched.notes, *locked.notes, *cached),
-        failures=(*searched.failures, *locked.failures),
+        failures=(*searched.failures, *locked.failures, *too_large),
     )
     keeps_lock = options.keep_lock or options.keep_calibration
     result = Result(

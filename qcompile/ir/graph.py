@@ -333,30 +333,35 @@ class Graph:
         self._hidden = [t for t in self._hidden if t.name in self._captured]
         return len(dead)
 
-    def merge_weights(self) -> None:
-        """Store weights with equal contents once, and float ones that are another transposed.
+    def merge_weights(self, *, transposed: bool = False) -> bool:
+        """Let the readers of weights with equal contents read one of them; True where any did.
 
-            MatMul(x, @a), MatMul(y, @b)   →   MatMul(x, @a), MatMul(y, Transpose(@a))    b = a.T
-
-        ONNX Runtime computes the Transpose when it loads the model. Integers are not transposed:
-        each is quantized for its readers, by a scale along another axis.
+        transposed: also let those of a matrix read another one through a Transpose, which ONNX
+        Runtime computes when it loads the model. Of integers only tables: all else that looks for
+        quantized weights expects a constant.
         """
-        found = EqualConstants()
-        weights = [c for c in self.constants().values() if is_weight(c.shape, nbytes(c))]
-        for constant in sorted(weights, key=lambda c: not self.is_output(c)):  # those stay
+        found, merged = EqualConstants(), False
+        weights = [c for c in self.constants().values() if is_weight(tuple(c.shape), nbytes(c))]
+        # Those stay that must keep their names, then those that operators compute with.
+        for constant in sorted(weights, key=lambda c: (not self.is_output(c), _is_table(c))):
             values = array(constant)
-            equal = found.find(values)
-            matrix = values.ndim == 2 and is_float(constant)
-            turned = found.find(values.T) if matrix and equal is None else None
-            if self.is_output(constant):
-                found.add(constant)
-            elif equal is not None:
+            equal = None if self.is_output(constant) else found.find(values)
+            turned = found.find(values.T) if transposed and self._is_turnable(constant) else None
+            if equal is not None:
                 self._redirect(constant, equal)
             elif turned is not None:
                 self.substitute(constant, "Transpose", [turned], "transposed", {"perm": [1, 0]})
             else:
                 found.add(constant)
-        self.sort()
+                continue
+            merged = True
+        return merged
+
+    def _is_turnable(self, constant: Constant) -> bool:
+        """True where all readers of a constant may read a Transpose instead."""
+        floats = is_float(constant) or is_float(constant, np.float16)
+        matrix = len(constant.shape) == 2 and not self.is_output(constant)
+        return matrix and (floats or _is_table(constant))
 
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Turn a graph input into a constant with the values of ``constant``, still lazy."""
@@ -394,6 +399,11 @@ class Graph:
     def surgeon(self) -> gs.Graph:
         """The graphsurgeon graph, only for export."""
         return self._gs
+
+
+def _is_table(constant: Constant) -> bool:
+    """True where rows are looked up in a constant, and it has no other reader."""
+    return all(is_op(node, "Gather") for node in constant.outputs)
 
 
 def has_subgraph(node: Node) -> bool:

@@ -94,6 +94,8 @@ class Context:
     skips: list[Skip] = field(default_factory=list)
     # quantized constant -> (original constant, SQNR in dB), for the ledger
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    # constants that were computed from small ones, such as masks: no form of a weight
+    generated: set[str] = field(default_factory=set)
     # names of the model as it came in: a fusion must not turn a pattern into a mistake
     original_names: frozenset[str] = frozenset()
     running: str = ""

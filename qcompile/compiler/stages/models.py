@@ -10,7 +10,7 @@ import onnx
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.ledger import Summary
-from qcompile.ir import Graph
+from qcompile.ir import Graph, lazy_values
 from qcompile.ir.model_io import external_data, from_proto, read_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
@@ -20,12 +20,13 @@ from qcompile.system import digests
 @dataclass(frozen=True)
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
-    files. content: bytes and counts by kind and type."""
+    files. content: bytes and counts by kind and type. weights: bytes of each constant, by name."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
+    weights: dict[str, int]
 
     @cached_property
     def digest(self) -> str:
@@ -51,7 +52,8 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     external = read_model.external_files(proto, storage)
     graph = from_proto.from_proto(proto, storage)
     content = ledger.summarize_rows(ledger.ledger_rows(proto, size))
-    return FloatModel(stored, external, size, content), graph
+    weights = {name: lazy_values.nbytes(c) for name, c in graph.constants().items()}
+    return FloatModel(stored, external, size, content, weights), graph
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from qcompile.targets.target import LoweringChoice, Mode, Target
 SIMPLIFY = (
     "eliminate-identity,fold-constants,eliminate-identity,fold-shapes,fold-constants,"
     "einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
-    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates"
+    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates{weights=true}"
 )
 PLAN = "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior"
-INSERT = "insert-qdq"
+SHARE, INSERT = "share-weights", "insert-qdq"
 NO_TRANSFORMS = "none"
 
 
@@ -79,5 +79,5 @@ def default_pipeline(
     if mode != "float":
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
-        quantize = [PLAN, *chosen, INSERT]
+        quantize = [PLAN, *chosen, SHARE, INSERT]
     return ",".join([SIMPLIFY, *quantize, *lowering_options.lowering_passes(target, mode, choices)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qcompile import __version__
 from qcompile.compiler.config import lowering_options
@@ -16,6 +16,7 @@ from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
+from qcompile.ir import Graph, lazy_values
 from qcompile.ir.analysis import prequantized
 from qcompile.ir.model_io import write_model
 from qcompile.planning import Context, PassSettings, PrecisionRule, Skip
@@ -34,6 +35,8 @@ class Rewritten:
 
     quantized: at least one tensor is. requirements: number of nodes that each rule of the target
     was checked on. channels: the inputs of linear layers before and after the transforms.
+    weights: bytes of constants by their names in the input model, without those that were
+    computed from a few numbers.
     """
 
     prepared: Prepared
@@ -46,6 +49,7 @@ class Rewritten:
     requirements: dict[str, int]
     channels: list[ChannelSite]
     quantized: bool
+    weights: Counter[str] = field(default_factory=Counter)
     notes: tuple[Note, ...] = ()
 
 
@@ -66,7 +70,8 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     ctx.channels.clear()  # samples are large, and no later pass reads them
     run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
-    graph.merge_weights()
+    graph.merge_weights(transposed=True)
+    graph.sort()
     quantized = any(ctx.plan.quantized())
     stayed_float = (
         [] if quantized or prepared.mode == "float" else [_stayed_float(ctx, came_quantized)]
@@ -84,12 +89,22 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         requirements=checked.checked,
         channels=watch.sites(),
         quantized=quantized,
+        weights=_weight_bytes(graph, ctx),
         notes=(
             *came_quantized,
             *stayed_float,
             *(Note("requirement", text) for text in checked.remarks),
         ),
     )
+
+
+def _weight_bytes(graph: Graph, ctx: Context) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for name, constant in graph.constants().items():
+        origin, _ = ctx.origins.get(name, (name, None))
+        if origin not in ctx.generated:
+            sizes[origin] += lazy_values.nbytes(constant)
+    return sizes
 
 
 def context_of(
