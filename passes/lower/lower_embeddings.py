@@ -4,8 +4,8 @@
     Gather(Transpose(DQ(Wq, s, axis=1)), i)   →   the same with Tq = Transpose(Wq)
 
 ONNX Runtime does not move a DequantizeLinear after a Gather: it would dequantize the table in every
-run. There is one scale per row. The Transpose of a constant is computed when the model is loaded. Refuses tables that are not symmetric int8 per row, and lookups
-along another axis.
+run. There is one scale per row. The Transpose of a constant is computed when the model is loaded.
+Refuses tables that are not symmetric int8 per row, and lookups along another axis.
 """
 
 from __future__ import annotations

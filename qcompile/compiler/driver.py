@@ -13,11 +13,11 @@ from qcompile.compiler.search.mixed_precision import Tools
 from qcompile.compiler.stages import lock_check, speed_forecast, write_lock
 from qcompile.compiler.stages.bench import bench
 from qcompile.compiler.stages.build_report import build_report
+from qcompile.compiler.stages.models import size_failures
 from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.prepare import prepare
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.compiler.stages.rewrite import Rewritten, rewrite
-from qcompile.compiler.stages.size_check import size_failures
 from qcompile.compiler.stages.verify import Verified, check_sizes, verify
 from qcompile.errors import DataError, RecipeError
 from qcompile.planning.context import Reasons
@@ -55,7 +55,8 @@ def compile_model(request: Request) -> Result:
     searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
     verified = searched.verified
     check_sizes(verified)
-    too_large = size_failures(verified.rewritten)
+    compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
+    too_large = size_failures(prepared.float_model, compiled, limit)
     timed = bench(verified)
     locked = write_lock.compare_with_lock(verified.rewritten)
     cached = [] if options.cache is None else [Note("cache", text) for text in options.cache.notes]

@@ -1,7 +1,14 @@
-"""The two models of a compilation, each read once: the float input, and the compiled one."""
+"""The two models of a compilation, each read once: the float input, and the compiled one.
+
+The gate on size compares them. Only constants count, and growth of more than 1 KiB: nodes, names
+and metadata are no weights, quantizers add a few bytes each, and masks or positions that are
+computed at compile time from a few numbers are no copies of anything. A file that is not larger
+passes in any case.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +22,9 @@ from qcompile.ir.model_io import external_data, from_proto, read_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
 from qcompile.system import digests
+
+_ROOM = 1 << 10  # bytes
+_NAMED = 3  # tensors in a message
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,14 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """The compiled model in a temporary folder, which lives as long as this object."""
+    """The compiled model in a temporary folder, which lives as long as this object.
+
+    weights: bytes of constants by their names in the input model, without those that were computed
+    from a few numbers.
+    """
 
     files: ModelFiles
+    weights: dict[str, int]
 
     @property
     def path(self) -> Path:
@@ -80,3 +95,24 @@ class CompiledModel:
     def parsed(self) -> tuple[onnx.ModelProto, Storage]:
         """The model without its large weights, and where those are stored."""
         return read_model.read_model(self.path)
+
+
+def size_failures(model: FloatModel, compiled: CompiledModel, limit: float | None) -> list[str]:
+    """Why the compiled model is too large, with the tensors that grew; empty where it is not.
+
+    ``limit``: largest ratio of sizes, compiled over float; None for any.
+    """
+    before, after = model.weights, compiled.weights
+    old, new, ratio = sum(before.values()), sum(after.values()), compiled.size / max(model.size, 1)
+    if limit is None or ratio <= limit or new <= limit * old + _ROOM:
+        return []
+    growth = {name: size - before.get(name, 0) for name, size in after.items()}
+    grown = sorted((n for n, more in growth.items() if more > 0), key=lambda n: (-growth[n], n))
+    listed = ", ".join(f"{n!r} {before.get(n, 0):,} -> {after[n]:,}" for n in grown[:_NAMED])
+    rest = f" and {len(grown) - _NAMED} more" if len(grown) > _NAMED else ""
+    enough = math.ceil(ratio * 100) / 100
+    return [
+        f"compiled is {ratio:.2f} times as large as float, over {limit:g} (--max-size-ratio): "
+        f"weights take {new:,} bytes instead of {old:,}; larger in bytes: {listed}{rest}; leave "
+        f"them as they are by --keep-float NAME, or allow it by --max-size-ratio {enough:g}"
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qcompile import __version__
 from qcompile.compiler.config import lowering_options
@@ -35,8 +35,6 @@ class Rewritten:
 
     quantized: at least one tensor is. requirements: number of nodes that each rule of the target
     was checked on. channels: the inputs of linear layers before and after the transforms.
-    weights: bytes of constants by their names in the input model, without those that were
-    computed from a few numbers.
     """
 
     prepared: Prepared
@@ -49,7 +47,6 @@ class Rewritten:
     requirements: dict[str, int]
     channels: list[ChannelSite]
     quantized: bool
-    weights: Counter[str] = field(default_factory=Counter)
     notes: tuple[Note, ...] = ()
 
 
@@ -77,7 +74,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         [] if quantized or prepared.mode == "float" else [_stayed_float(ctx, came_quantized)]
     )
     checked = requirements.require(graph, prepared.target.name, prepared.target.requires)
-    compiled = _written(prepared)
+    compiled = _written(prepared, _weight_bytes(graph, ctx))
     return Rewritten(
         prepared,
         calibrated,
@@ -89,7 +86,6 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         requirements=checked.checked,
         channels=watch.sites(),
         quantized=quantized,
-        weights=_weight_bytes(graph, ctx),
         notes=(
             *came_quantized,
             *stayed_float,
@@ -98,8 +94,9 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     )
 
 
-def _weight_bytes(graph: Graph, ctx: Context) -> Counter[str]:
-    sizes: Counter[str] = Counter()
+def _weight_bytes(graph: Graph, ctx: Context) -> dict[str, int]:
+    """Bytes of constants by their names in the input model."""
+    sizes = Counter[str]()
     for name, constant in graph.constants().items():
         origin, _ = ctx.origins.get(name, (name, None))
         if origin not in ctx.generated:
@@ -165,7 +162,7 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> Note:
     return coded_note(NOTHING_QUANTIZED, f"{except_for}{why_float(ctx)}")
 
 
-def _written(prepared: Prepared) -> CompiledModel:
+def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
     """Write the graph, with its origin in the metadata."""
     prepared.graph.header.metadata.update(
         {
@@ -174,4 +171,5 @@ def _written(prepared: Prepared) -> CompiledModel:
             "qcompile.target": prepared.target.name,
         }
     )
-    return CompiledModel(write_model.write_model(prepared.graph, prepared.options.stem))
+    files = write_model.write_model(prepared.graph, prepared.options.stem)
+    return CompiledModel(files, weights)
