@@ -163,6 +163,20 @@ def embedding() -> Graph:
     )
 
 
+def tied() -> Graph:
+    """An embedding that is tied to the output layer, stored once more transposed."""
+    table = normal(64, 8)
+    return parse(
+        """g (int64[B,S] ids) => (float[B,S,64] y) {
+            e = Gather(words, ids)
+            h = Tanh(e)
+            y = MatMul(h, out)
+        }""",
+        words=table,
+        out=np.ascontiguousarray(table.T),
+    )
+
+
 def branch() -> Graph:
     """An If whose bodies read outer tensors, among them a weight that a linear reads too."""
     return parse(
@@ -424,6 +438,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "pooled": pooled,
     "quantized": quantized,
     "sequence": sequence,
+    "tied": tied,
 }
 
 
