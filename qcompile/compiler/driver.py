@@ -56,7 +56,9 @@ def compile_model(request: Request) -> Result:
     verified = searched.verified
     check_sizes(verified)
     compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
-    too_large = size_failures(prepared.float_model, compiled, limit)
+    too_large = size_failures(
+        prepared.float_model, compiled, limit, quantizes=prepared.mode != "float"
+    )
     timed = bench(verified)
     locked = write_lock.compare_with_lock(verified.rewritten)
     cached = [] if options.cache is None else [Note("cache", text) for text in options.cache.notes]

@@ -25,6 +25,7 @@ from qcompile.system import digests
 
 _ROOM = 1 << 10  # bytes
 _NAMED = 3  # tensors in a message
+_NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left out
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,31 @@ class CompiledModel:
         return read_model.read_model(self.path)
 
 
-def size_failures(model: FloatModel, compiled: CompiledModel, limit: float | None) -> list[str]:
+def size_failures(
+    model: FloatModel, compiled: CompiledModel, limit: float | None, *, quantizes: bool = True
+) -> list[str]:
     """Why the compiled model is too large, with the tensors that grew; empty where it is not.
 
-    ``limit``: largest ratio of sizes, compiled over float; None for any.
+    ``limit``: largest ratio of sizes, compiled over float; None for any. ``quantizes``: False in
+    mode float, in which everything is kept float.
     """
     before, after = model.weights, compiled.weights
     old, new, ratio = sum(before.values()), sum(after.values()), compiled.size / max(model.size, 1)
     if limit is None or ratio <= limit or new <= limit * old + _ROOM:
         return []
-    growth = {name: size - before.get(name, 0) for name, size in after.items()}
-    grown = sorted((n for n, more in growth.items() if more > 0), key=lambda n: (-growth[n], n))
-    listed = ", ".join(f"{n!r} {before.get(n, 0):,} -> {after[n]:,}" for n in grown[:_NAMED])
-    rest = f" and {len(grown) - _NAMED} more" if len(grown) > _NAMED else ""
-    enough = math.ceil(ratio * 100) / 100
+    keep = "leave them as they are by --keep-float NAME, or " if quantizes else ""
     return [
         f"compiled is {ratio:.2f} times as large as float, over {limit:g} (--max-size-ratio): "
-        f"weights take {new:,} bytes instead of {old:,}; larger in bytes: {listed}{rest}; leave "
-        f"them as they are by --keep-float NAME, or allow it by --max-size-ratio {enough:g}"
+        f"weights take {new:,} bytes instead of {old:,}{_grown(before, after)}; {keep}allow it by "
+        f"--max-size-ratio {math.ceil(ratio * 100) / 100:g}"
     ]
+
+
+def _grown(before: dict[str, int], after: dict[str, int]) -> str:
+    """The tensors that grew most, with their bytes before and after."""
+    growth = {name: size - before.get(name, 0) for name, size in after.items()}
+    least = max(max(growth.values(), default=0) // _NEGLIGIBLE, 1)
+    grown = sorted((n for n, more in growth.items() if more >= least), key=lambda n: -growth[n])
+    listed = ", ".join(f"{n!r} {before.get(n, 0):,} -> {after[n]:,}" for n in grown[:_NAMED])
+    rest = f" and {len(grown) - _NAMED} more" if len(grown) > _NAMED else ""
+    return f"; larger in bytes: {listed}{rest}" if grown else ""
