@@ -41,7 +41,7 @@ def test_a_table_that_is_the_weight_transposed_is_read_through_a_transpose() -> 
         graph,
         """
         CHECK: [[T:%[^ ]+]] = Transpose(@out:f32[8,64]{{[^)]*}}) {perm=[1, 0]}
-        CHECK-NEXT: %e = Gather([[T]], %ids)
+        CHECK-NEXT: %e = Gather([[T]], %few)
         CHECK: %y = MatMul(%h, @out
         """,
     )
