@@ -4,7 +4,8 @@
 
 ONNX Runtime quantizes the activation itself, per row and block (accuracy_level 4): without that,
 8-bit weights have no kernel and the whole matrix is dequantized in every call. A bias stays an Add,
-which the runtime fuses. With 4 bits, each block has its own scale, which maps the value farthest
+which the runtime fuses. Rows shorter than a block are padded to the next power of two only. With
+4 bits, each block has its own scale, which maps the value farthest
 from zero to -8, so that all 16 steps are used. Refuses weights that are not symmetric int8 per
 output channel, and Gemm with transA, alpha or beta. Source: ONNX Runtime matmul_nbits.
 """
@@ -33,6 +34,8 @@ from qcompile.planning import Context
 from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
+_LEAST_BLOCK = 16
+
 
 @dataclass(frozen=True)
 class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
@@ -53,7 +56,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
     ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
 
     def __post_init__(self) -> None:
-        if self.block not in (16, 32, 64, 128, 256):
+        if self.block not in (_LEAST_BLOCK, 32, 64, 128, 256):
             raise ValueError(f"block is {self.block}, expected 16, 32, 64, 128 or 256")
         if self.bits not in (4, 8):
             raise ValueError(f"bits is {self.bits}, expected 4 or 8")
@@ -71,11 +74,12 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
         node, weight = match
         values = array(weight.inputs[0])
         rows = values if node.attrs.get("transB") else values.T  # one row per output channel
+        block = _fitting(self.block, rows.shape[1])
         if self.bits == 8:
-            blocks, sqnr = _packed(rows, self.block), None
+            blocks, sqnr = _packed(rows, block), None
             scales = np.repeat(array(weight.inputs[1]), blocks.shape[1])
         else:
-            blocks, scales, sqnr = _nibbles(rows * array(weight.inputs[1])[:, None], self.block)
+            blocks, scales, sqnr = _nibbles(rows * array(weight.inputs[1])[:, None], block)
         packed = graph.constant(f"{weight.inputs[0].name}/blocks", blocks)
         scale = graph.constant(f"{weight.inputs[1].name}/blocks", scales)
         for new, old in ((packed, weight.inputs[0]), (scale, weight.inputs[1])):
@@ -86,7 +90,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
             "K": rows.shape[1],
             "N": rows.shape[0],
             "bits": self.bits,
-            "block_size": self.block,
+            "block_size": block,
             **({"accuracy_level": self.accuracy} if self.accuracy else {}),
         }
         out = node.outputs[0]
@@ -121,6 +125,11 @@ def _obstacle(graph: Graph, node: Node, weight: Node) -> Refusal | None:
     if graph.producer(node.inputs[0], "DequantizeLinear") is not None:
         return Refusal("its data is quantized too: it can run in int8")
     return None
+
+
+def _fitting(block: int, inputs: int) -> int:
+    """The block size, or the least one that holds a whole row: the operator takes 16 or more."""
+    return min(block, max(_LEAST_BLOCK, 1 << (inputs - 1).bit_length()))
 
 
 def _packed(rows: Array, block: int) -> Array:

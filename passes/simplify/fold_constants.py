@@ -11,6 +11,7 @@ Expand would blow up the file).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
 
 _SMALL_BYTES = 1 << 16
+_FEW_BYTES = 1 << 10  # of shapes, bounds and the like
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,34 @@ class FoldConstants(Pass):
             for node in nodes:
                 ctx.skip(node, values.about("cannot be evaluated").reason)
             return False
-        changed = put_values(graph, nodes, values)
-        return bool(graph.remove_dead()) or changed
+        generated = _generated(nodes)
+        names = put_values(graph, nodes, values)
+        ctx.generated |= {new for old, new in names.items() if old in generated}
+        return bool(graph.remove_dead()) or bool(names)
 
     def _affordable(self, node: Node, ctx: Context) -> bool:
         sizes = [_bytes(t) for t in node.outputs if t.name]
         operands = sum(_bytes(t) or 0 for t in node.inputs)
         known = [s for s in sizes if s is not None]
-        if len(known) < len(sizes) or sum(known) > max(_SMALL_BYTES, self.max_growth * operands):
+        # Where weights are quantized they may be converted first, otherwise they stay as stored.
+        free = 0 if operands > _FEW_BYTES and ctx.choices.mode == "float" else _SMALL_BYTES
+        if len(known) < len(sizes) or sum(known) > max(free, self.max_growth * operands):
             ctx.skip(node, "its result is much larger than its operands, or of unknown size")
             return False
         return True
+
+
+def _generated(nodes: Sequence[Node]) -> set[str]:
+    """Outputs that are computed from small constants alone, in the order of the graph."""
+    outputs = {t.name for n in nodes for t in n.outputs}
+    found: set[str] = set()
+    for node in nodes:
+        inputs = [t for t in node.inputs if t.name]
+        small = (t.name in found or (_bytes(t) or 0) <= _FEW_BYTES for t in inputs)
+        own = (t.name in found or t.name not in outputs for t in inputs)
+        if all(small) and all(own):
+            found |= {t.name for t in node.outputs}
+    return found
 
 
 def _bytes(tensor: Tensor) -> int | None:

@@ -2,8 +2,9 @@
 
     a = Cast(m); b = Cast(m)   →   a = Cast(m)
 
-Exporters repeat the attention mask and shape arithmetic in each layer. Refuses random operators,
-nodes with subgraphs, and nodes that compute a graph output.
+Exporters repeat the attention mask and shape arithmetic in each layer, and store a weight once for
+each layer that reads it. Refuses random operators, nodes with subgraphs, and nodes that compute a
+graph output.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ _SMALL = 64
 
 @dataclass(frozen=True)
 class MergeDuplicates(Pass):
-    """Compute equal things once."""
+    """Compute equal things once.
+
+    weights: also store weights with equal contents once. Passes that fold factors into weights
+    come first: they refuse shared ones.
+    """
+
+    weights: bool = False
 
     name: ClassVar[str] = "merge-duplicates"
     stage: ClassVar[Stage] = Stage.SIMPLIFY
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
+        changed = self.weights and graph.merge_weights()
         first: dict[Hashable, Node] = {}
-        changed = False
         for node in graph.nodes:
             if node.op in _RANDOM or not node.outputs or graph.is_custom(node):
                 continue

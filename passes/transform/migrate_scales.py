@@ -17,7 +17,8 @@ equal groups. The candidate with the least error is taken. The data's error coun
 between tokens and averages out in attention and pooling; the weights' is the same for all tokens.
 
 1/m goes into a LayerNormalization that nothing else reads, otherwise it becomes a Mul. Widths are
-extrapolated to unseen data (``ChannelStats.extrapolated``).
+extrapolated to unseen data (``ChannelStats.extrapolated``). Refuses weights that are shared with
+layers of other data: each would get a copy of its own.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class MigrateScales(Pass):
             return Refusal("a weight is transposed")
         if len(stats.lo) > self.most_channels:
             return Refusal(f"{len(stats.lo)} channels are many: split-outliers costs less")
-        return self._search(graph, ctx, site, stats, site.spec)
+        return site.shared_weight(graph) or self._search(graph, ctx, site, stats, site.spec)
 
     def _search(
         self, graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, spec: QSpec

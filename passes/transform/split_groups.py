@@ -49,7 +49,7 @@ class SplitGroups(Pass):
         for site in linear_groups(graph, ctx):
             stats = ctx.channels.get(site.data)
             ends = _group_ends(len(stats.lo), self.groups, self.align) if stats is not None else []
-            refusal = _obstacle(site, stats, ends)
+            refusal = _obstacle(site, stats, ends) or site.shared_weight(graph)
             if refusal is not None:
                 ctx.skip(site.data, refusal.reason)
             elif stats is not None:

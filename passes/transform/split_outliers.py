@@ -106,7 +106,8 @@ class SplitOutliers(Pass):
         changed = False
         for site in linear_groups(graph, ctx):
             source = _source(graph, site)
-            split = self._split(ctx, site, one_step=source is not None)
+            one_step = source is not None
+            split = site.shared_weight(graph) or self._split(ctx, site, one_step=one_step)
             if isinstance(split, Refusal):
                 ctx.skip(site.data, split.reason)
             else:
@@ -229,6 +230,8 @@ def _source(graph: Graph, site: LinearGroup) -> _Source | None:
     shared = any(graph.only_consumer(n.outputs[0]) is None for n in between)
     if shared or not is_constant(weight) or rank(weight) != 2:
         return None
+    if len(graph.consumers(weight)) > 1 or graph.is_output(weight):
+        return None  # a wider one would be stored in addition
     return _Source(linear, bias if bias is not linear else None, function)
 
 

@@ -140,10 +140,11 @@ _GATES = {
     "max_flips": "Largest share of decisions (argmax of an output) that may change.",
     "max_abs": "Largest absolute difference of any output value.",
     "max_latency_ratio": "Largest ratio of latencies, compiled over float.",
+    "max_size_ratio": "Largest ratio of sizes, compiled over float.",
     "min_metric": "Smallest value of --metric.",
 }
-_COMPILE_ONLY_GATES = ("max_latency_ratio", "min_metric")
-ACCURACY_GATES = tuple(name for name in _GATES if name != "max_latency_ratio")
+_COMPILE_ONLY_GATES = ("max_latency_ratio", "max_size_ratio", "min_metric")
+ACCURACY_GATES = tuple(n for n in _GATES if n not in ("max_latency_ratio", "max_size_ratio"))
 
 
 @dataclass(frozen=True, kw_only=True)

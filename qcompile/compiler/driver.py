@@ -13,6 +13,7 @@ from qcompile.compiler.search.mixed_precision import Tools
 from qcompile.compiler.stages import lock_check, speed_forecast, write_lock
 from qcompile.compiler.stages.bench import bench
 from qcompile.compiler.stages.build_report import build_report
+from qcompile.compiler.stages.models import size_failures
 from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.prepare import prepare
 from qcompile.compiler.stages.result import RejectedError, Result
@@ -54,6 +55,10 @@ def compile_model(request: Request) -> Result:
     searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
     verified = searched.verified
     check_sizes(verified)
+    compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
+    too_large = size_failures(
+        prepared.float_model, compiled, limit, quantizes=prepared.mode != "float"
+    )
     timed = bench(verified)
     locked = write_lock.compare_with_lock(verified.rewritten)
     cached = [] if options.cache is None else [Note("cache", text) for text in options.cache.notes]
@@ -64,7 +69,7 @@ def compile_model(request: Request) -> Result:
         search=searched.account,
         tuning=tuned.account,
         notes=(*tuned.notes, *searched.notes, *locked.notes, *cached),
-        failures=(*searched.failures, *locked.failures),
+        failures=(*searched.failures, *locked.failures, *too_large),
     )
     keeps_lock = options.keep_lock or options.keep_calibration
     result = Result(

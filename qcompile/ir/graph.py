@@ -18,10 +18,20 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompile.errors import InvariantError
-from qcompile.ir.lazy_values import FileValues, make_constant
+from qcompile.ir.equal_constants import EqualConstants, is_weight
+from qcompile.ir.lazy_values import FileValues, make_constant, nbytes
 from qcompile.ir.operators import BUILT_IN_DOMAINS, ONNX, domain_of, is_op
 from qcompile.ir.subgraph import Subgraph, subgraphs
-from qcompile.ir.tensor import Constant, Node, Shape, Tensor, Variable, is_constant
+from qcompile.ir.tensor import (
+    Constant,
+    Node,
+    Shape,
+    Tensor,
+    Variable,
+    array,
+    is_constant,
+    is_float,
+)
 from qcompile.ir.topological_sort import Makers, topological_order
 from qcompile.quant import Array
 
@@ -57,6 +67,7 @@ class Graph:
         """``hidden``: constants that only subgraphs read."""
         self.header = header or Header()
         self.keep: Callable[[Array], FileValues] | None = None  # stores large new constants
+        self._new = EqualConstants()  # weights that were made since the last ``sort``
         self._bind(inner, hidden)
 
     def _bind(self, inner: gs.Graph, hidden: Sequence[Constant]) -> None:
@@ -180,10 +191,19 @@ class Graph:
         return name
 
     def constant(self, base: str, values: Array) -> Constant:
-        """A new constant with a fresh name; scalars stay scalars."""
-        if self.keep is not None and values.nbytes >= _LARGE:
-            return gs.Constant(self.fresh(base), self.keep(values))
-        return gs.Constant(self.fresh(base), np.array(values, order="C"))
+        """A new constant with a fresh name; scalars stay scalars.
+
+        A weight with the values of one that was made since the last ``sort`` is that one: what a
+        pass derives from one weight for each of its readers is stored once.
+        """
+        equal = self._new.find(values)
+        if equal is not None:
+            return equal
+        large = self.keep is not None and values.nbytes >= _LARGE
+        kept = self.keep(values) if self.keep and large else np.array(values, order="C")
+        new = gs.Constant(self.fresh(base), kept)
+        self._new.add(new)
+        return new
 
     def retyped(self, constant: Constant, values: Array) -> Constant:
         """The same constant in another type; it keeps its name, but for the readers in subgraphs.
@@ -346,6 +366,36 @@ class Graph:
         self._keep_hidden(self._hidden)
         return len(dead)
 
+    def merge_weights(self, *, transposed: bool = False) -> bool:
+        """Let the readers of weights with equal contents read one of them; True where any did.
+
+        transposed: also let those of a matrix read another one through a Transpose, which ONNX
+        Runtime computes when it loads the model. Of integers only tables: all else that looks for
+        quantized weights expects a constant.
+        """
+        found, merged = EqualConstants(), False
+        weights = [c for c in self.constants().values() if is_weight(tuple(c.shape), nbytes(c))]
+        # Those stay that must keep their names, then those that operators compute with.
+        for constant in sorted(weights, key=lambda c: (not self.is_output(c), _is_table(c))):
+            values = array(constant)
+            equal = None if self.is_output(constant) else found.find(values)
+            turned = found.find(values.T) if transposed and self._is_turnable(constant) else None
+            if equal is not None:
+                self._redirect(constant, equal)
+            elif turned is not None:
+                self.substitute(constant, "Transpose", [turned], "transposed", {"perm": [1, 0]})
+            else:
+                found.add(constant)
+                continue
+            merged = True
+        return merged
+
+    def _is_turnable(self, constant: Constant) -> bool:
+        """True where all readers of a constant may read a Transpose instead."""
+        floats = is_float(constant) or is_float(constant, np.float16)
+        matrix = len(constant.shape) == 2 and not self.is_output(constant)
+        return matrix and (floats or _is_table(constant))
+
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Turn a graph input into a constant with the values of ``constant``, still lazy."""
         self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]
@@ -398,6 +448,7 @@ class Graph:
 
         Raises ModelError on a cycle.
         """
+        self._new = EqualConstants()
         self._gs.nodes[:] = topological_order(self._gs.nodes)
 
     def find(self, name: str) -> Node:
@@ -411,6 +462,11 @@ class Graph:
     def surgeon(self) -> gs.Graph:
         """The graphsurgeon graph, only for export."""
         return self._gs
+
+
+def _is_table(constant: Constant) -> bool:
+    """True where rows are looked up in a constant, and it has no other reader."""
+    return all(is_op(node, "Gather") for node in constant.outputs)
 
 
 def has_subgraph(node: Node) -> bool:

@@ -96,6 +96,8 @@ class Context:
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
     # 16-bit float types of the weights that became float32
     stored_as: set[HalfType] = field(default_factory=set)
+    # constants that were computed from small ones, such as masks: no form of a weight
+    generated: set[str] = field(default_factory=set)
     # names of the model as it came in: a fusion must not turn a pattern into a mistake
     original_names: frozenset[str] = frozenset()
     # the If, Loop or Scan whose body is compiled: patterns for the model need not match in it

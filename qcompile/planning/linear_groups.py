@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompile.ir import Constant, Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.ir import Constant, Graph, Node, Refusal, Tensor, array, is_constant, is_op, rank
 from qcompile.planning.context import Context
 from qcompile.planning.plan import Decision, Use
 from qcompile.quant import Array, QSpec
@@ -62,6 +62,21 @@ class LinearGroup:
     @property
     def uses(self) -> tuple[Use, ...]:
         return tuple(linear.data_use for linear in self.linears)
+
+    def shared_weight(self, graph: Graph) -> Refusal | None:
+        """Why the layers' weights cannot be changed for this tensor alone, None where they can.
+
+        Other nodes read a weight too: the changed one would be stored in addition.
+        """
+        own = {id(linear.node) for linear in self.linears}
+        for weight in (linear.weight for linear in self.linears):
+            if graph.is_output(weight) or any(id(n) not in own for n in graph.consumers(weight)):
+                readers = len(graph.consumers(weight))
+                return Refusal(
+                    f"weight {weight.name!r} is shared by {readers} nodes: changed for this tensor "
+                    "alone, it would be stored twice"
+                )
+        return None
 
     def redirect(self, graph: Graph, ctx: Context, tensor: Tensor) -> None:
         """Let all layers read another tensor; their decisions follow."""

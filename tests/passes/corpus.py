@@ -163,6 +163,20 @@ def embedding() -> Graph:
     )
 
 
+def tied() -> Graph:
+    """An embedding that is tied to the output layer, stored once more transposed."""
+    table = normal(64, 8)
+    return parse(
+        """g (int64[B,S] few) => (float[B,S,64] y) {
+            e = Gather(words, few)
+            h = Tanh(e)
+            y = MatMul(h, out)
+        }""",
+        words=table,
+        out=np.ascontiguousarray(table.T),
+    )
+
+
 def branch() -> Graph:
     """An If whose bodies read outer tensors, among them a weight that a linear reads too."""
     return parse(
@@ -485,6 +499,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "pooled": pooled,
     "quantized": quantized,
     "sequence": sequence,
+    "tied": tied,
     "trained": trained,
 }
 
@@ -502,6 +517,7 @@ def feed(graph: Graph, batch: int, length: int, seed: int) -> Feed:
         "x": normal(batch, length, 8, seed=seed),
         "image": normal(batch, 3, 12, 12, seed=seed),
         "ids": np.random.default_rng(seed).integers(0, 65536, (batch, length)),
+        "few": np.random.default_rng(seed).integers(0, 64, (batch, length)),
         "mask": mask,
         "attention_mask": mask,
         "c": np.array(seed == 0),

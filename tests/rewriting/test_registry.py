@@ -109,7 +109,7 @@ def test_wrong_options(options: dict[str, object], said: str) -> None:
 
 def test_a_class_without_options_says_so() -> None:
     with pytest.raises(RecipeError, match="has no option 'a', it has no options"):
-        build("pass", passes(), "merge-duplicates", {"a": 1})
+        build("pass", passes(), "eliminate-identity", {"a": 1})
 
 
 class Entry:

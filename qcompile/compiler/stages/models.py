@@ -1,7 +1,14 @@
-"""The two models of a compilation, each read once: the float input, and the compiled one."""
+"""The two models of a compilation, each read once: the float input, and the compiled one.
+
+The gate on size compares them. Only constants count, and growth of more than 1 KiB: nodes, names
+and metadata are no weights, quantizers add a few bytes each, and masks or positions that are
+computed at compile time from a few numbers are no copies of anything. A file that is not larger
+passes in any case.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +17,7 @@ import onnx
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.ledger import Summary
-from qcompile.ir import Graph, half_type, is_op
+from qcompile.ir import Graph, half_type, is_op, lazy_values
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
@@ -22,17 +29,22 @@ from qcompile.rewriting.registry import target
 from qcompile.runtime import session
 from qcompile.system import digests
 
+_ROOM = 1 << 10  # bytes
+_NAMED = 3  # tensors in a message
+_NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left out
+
 
 @dataclass(frozen=True)
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
-    files. content: bytes and counts by kind and type. raised: the same model in float32, where this
-    one cannot run."""
+    files. content: bytes and counts by kind and type. weights: bytes of each constant, by name.
+    raised: the same model in float32, where this one cannot run."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
+    weights: dict[str, int]
     raised: ModelFiles | None = None
 
     @cached_property
@@ -61,7 +73,8 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     external = read_model.external_files(proto, storage)
     graph = from_proto.from_proto(proto, storage)
     content = ledger.summarize_rows(ledger.ledger_rows(proto, size))
-    return FloatModel(stored, external, size, content), graph
+    weights = {name: lazy_values.nbytes(c) for name, c in graph.constants().items()}
+    return FloatModel(stored, external, size, content, weights), graph
 
 
 def computes_in_bfloat16(graph: Graph) -> bool:
@@ -90,9 +103,14 @@ def in_float32(model: read_model.Source) -> ModelFiles:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """The compiled model in a temporary folder, which lives as long as this object."""
+    """The compiled model in a temporary folder, which lives as long as this object.
+
+    weights: bytes of constants by their names in the input model, without those that were computed
+    from a few numbers.
+    """
 
     files: ModelFiles
+    weights: dict[str, int]
 
     @property
     def path(self) -> Path:
@@ -112,3 +130,33 @@ class CompiledModel:
     def parsed(self) -> tuple[onnx.ModelProto, Storage]:
         """The model without its large weights, and where those are stored."""
         return read_model.read_model(self.path)
+
+
+def size_failures(
+    model: FloatModel, compiled: CompiledModel, limit: float | None, *, quantizes: bool = True
+) -> list[str]:
+    """Why the compiled model is too large, with the tensors that grew; empty where it is not.
+
+    ``limit``: largest ratio of sizes, compiled over float; None for any. ``quantizes``: False in
+    mode float, in which everything is kept float.
+    """
+    before, after = model.weights, compiled.weights
+    old, new, ratio = sum(before.values()), sum(after.values()), compiled.size / max(model.size, 1)
+    if limit is None or ratio <= limit or new <= limit * old + _ROOM:
+        return []
+    keep = "leave them as they are by --keep-float NAME, or " if quantizes else ""
+    return [
+        f"compiled is {ratio:.2f} times as large as float, over {limit:g} (--max-size-ratio): "
+        f"weights take {new:,} bytes instead of {old:,}{_grown(before, after)}; {keep}allow it by "
+        f"--max-size-ratio {math.ceil(ratio * 100) / 100:g}"
+    ]
+
+
+def _grown(before: dict[str, int], after: dict[str, int]) -> str:
+    """The tensors that grew most, with their bytes before and after."""
+    growth = {name: size - before.get(name, 0) for name, size in after.items()}
+    least = max(max(growth.values(), default=0) // _NEGLIGIBLE, 1)
+    grown = sorted((n for n, more in growth.items() if more >= least), key=lambda n: -growth[n])
+    listed = ", ".join(f"{n!r} {before.get(n, 0):,} -> {after[n]:,}" for n in grown[:_NAMED])
+    rest = f" and {len(grown) - _NAMED} more" if len(grown) > _NAMED else ""
+    return f"; larger in bytes: {listed}{rest}" if grown else ""

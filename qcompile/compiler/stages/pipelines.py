@@ -13,15 +13,16 @@ from qcompile.rewriting.bodies import mode_of_bodies
 from qcompile.rewriting.pipeline_spec import parse, spell
 from qcompile.targets.target import LoweringChoice, Mode, Target
 
-# The order matters: shapes fold once identities are removed, fusions need the raised opset, and the
-# attention scale folds once only matrix multiplications read the tensors between it and them.
+# The order matters: an Identity of a weight goes before it would be evaluated, shapes fold once
+# identities are removed, fusions need the raised opset, and the attention scale folds once only
+# matrix multiplications read the tensors between it and them.
 SIMPLIFY = (
-    "raise-half,fold-constants,move-dequantize,eliminate-identity,fold-shapes,fold-constants,"
-    "einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
-    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates"
+    "raise-half,eliminate-identity,fold-constants,move-dequantize,eliminate-identity,fold-shapes,"
+    "fold-constants,einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
+    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates{weights=true}"
 )
 PLAN = "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior"
-INSERT = "insert-qdq"
+SHARE, INSERT = "share-weights", "insert-qdq"
 STORE = "store-half"
 NO_TRANSFORMS = "none"
 
@@ -86,6 +87,6 @@ def default_pipeline(
     if mode != "float":
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
-        quantize = [PLAN, *chosen, INSERT]
+        quantize = [PLAN, *chosen, SHARE, INSERT]
     lowering = lowering_options.lowering_passes(target, mode, choices)
     return ",".join([SIMPLIFY, *quantize, *lowering, STORE])

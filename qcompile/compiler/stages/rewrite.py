@@ -16,6 +16,7 @@ from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
+from qcompile.ir import Graph, lazy_values
 from qcompile.ir.analysis import prequantized
 from qcompile.ir.model_io import write_model
 from qcompile.planning import Context, PassSettings, PrecisionRule, Skip
@@ -77,11 +78,13 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     ctx.rounded.clear()  # they are constants of the graph now
     with prepared.stopwatch.stage("bodies"), threads.one_thread():
         BodyCompiler(pipeline.bodies).run(graph, ctx)
+    graph.merge_weights(transposed=True)
+    graph.sort()
     quantized = any(ctx.plan.quantized())
     float_throughout = not quantized and prepared.mode != "float"
     stayed_float = _stayed_float(ctx, came_quantized) if float_throughout else []
     checked = requirements.require(graph, prepared.target.name, prepared.target.requires)
-    compiled = _written(prepared)
+    compiled = _written(prepared, _weight_bytes(graph, ctx))
     return Rewritten(
         prepared,
         calibrated,
@@ -100,6 +103,16 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
             *(Note("requirement", text) for text in checked.remarks),
         ),
     )
+
+
+def _weight_bytes(graph: Graph, ctx: Context) -> dict[str, int]:
+    """Bytes of constants by their names in the input model."""
+    sizes = Counter[str]()
+    for name, constant in graph.constants().items():
+        origin, _ = ctx.origins.get(name, (name, None))
+        if origin not in ctx.generated:
+            sizes[origin] += lazy_values.nbytes(constant)
+    return sizes
 
 
 def context_of(
@@ -167,7 +180,7 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
     return [coded_note(NOTHING_QUANTIZED, f"{except_for}{why}")]
 
 
-def _written(prepared: Prepared) -> CompiledModel:
+def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
     """Write the graph, with its origin in the metadata."""
     prepared.graph.header.metadata.update(
         {
@@ -176,4 +189,5 @@ def _written(prepared: Prepared) -> CompiledModel:
             "qcompile.target": prepared.target.name,
         }
     )
-    return CompiledModel(write_model.write_model(prepared.graph, prepared.options.stem))
+    files = write_model.write_model(prepared.graph, prepared.options.stem)
+    return CompiledModel(files, weights)

@@ -44,14 +44,18 @@ def _quantizes(node: Node) -> bool:
     return is_op(node, "QuantizeLinear") and node.outputs[0].dtype in _EVALUATED_INTEGERS
 
 
-def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) -> bool:
-    """Replace outputs of ``nodes`` by constants, but not graph outputs; True where any was."""
-    changed = False
+def put_values(graph: Graph, nodes: Sequence[Node], values: dict[str, Array]) -> dict[str, str]:
+    """Replace outputs of ``nodes`` by constants, but not graph outputs.
+
+    Returns the names of the constants, by the names of the outputs.
+    """
+    names = {}
     for tensor in (t for n in nodes for t in n.outputs):
         if tensor.name in values and tensor.outputs and not graph.is_output(tensor):
-            graph.replace_uses(tensor, graph.constant(f"{tensor.name}/folded", values[tensor.name]))
-            changed = True
-    return changed
+            constant = graph.constant(f"{tensor.name}/folded", values[tensor.name])
+            graph.replace_uses(tensor, constant)
+            names[tensor.name] = constant.name
+    return names
 
 
 def fold_shape(graph: Graph, node: Node, shape: Shape | None) -> bool:

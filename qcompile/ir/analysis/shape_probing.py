@@ -172,7 +172,7 @@ def _fold(graph: Graph, evaluate: Evaluator) -> bool:
     nodes = evaluable(graph, _is_small)
     values = evaluate(graph, nodes) if nodes else {}
     if isinstance(values, dict):
-        changed |= put_values(graph, nodes, values)
+        changed |= bool(put_values(graph, nodes, values))
     return bool(graph.remove_dead()) or changed
 
 

@@ -31,7 +31,7 @@ from qcompile.system.json_values import Record, Unbounded, members
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits on closeness and latency. None switches a gate off.
+    """Limits on closeness, latency and size. None switches a gate off.
 
     ``min_single_r2`` is for outputs with one number per sample, ``min_r2`` for others.
     ``min_metric`` is for the user's own measure, ``Options.metric``.
@@ -43,6 +43,7 @@ class Gates:
     max_flips: float | None = None
     max_abs: float | None = None
     max_latency_ratio: float | None = 1.0
+    max_size_ratio: float | None = 1.0
     min_metric: float | None = None
     min_r2: float | None = 0.5
     min_single_r2: float | None = 0.9

@@ -65,6 +65,32 @@ def test_a_zero_point_of_zeros_is_none() -> None:
     differential(graph, LowerEmbeddings(), atol=0, feeds=FEEDS)
 
 
+def test_a_table_may_be_a_weight_transposed() -> None:
+    """The output layer has the table as its weight; ONNX Runtime transposes it once."""
+    body = """w = DequantizeLinear<axis = 1>(wq, s)
+        t = Transpose<perm = [1, 0]>(w)
+        y = Gather(t, i)"""
+    graph = embedding(body, wq=np.ascontiguousarray(TABLE.T))
+    differential(graph, LowerEmbeddings(), atol=0, feeds=FEEDS)
+    check(
+        graph,
+        """
+        CHECK: [[T:%[^ ]+]] = Transpose(@wq:i8[4,9]{{[^)]*}}) {perm=[1, 0]}
+        CHECK-NEXT: Gather([[T]], %i) {axis=0}
+        CHECK-NOT: DequantizeLinear
+        """,
+    )
+    assert optimized_ops(serialize(graph)) == {"Gather": 2, "Cast": 1, "Mul": 1}
+
+
+def test_refuses_a_transposed_table_with_scales_along_its_rows() -> None:
+    body = """w = DequantizeLinear<axis = 0>(tq, s)
+        t = Transpose<perm = [1, 0]>(w)
+        y = Gather(t, i)"""
+    reason = "the table does not have one scale per row"
+    assert_refused(embedding(body, out="float[B,S,9] y"), LowerEmbeddings(), reason)
+
+
 def test_a_single_index() -> None:
     graph = embedding(LOOKUP, "int64 i", "float[4] y")
     differential(graph, LowerEmbeddings(), atol=0, feeds=[{"i": np.array(3), "c": YES}])

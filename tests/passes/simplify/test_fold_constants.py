@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from qcompile.passes.simplify.fold_constants import FoldConstants
-from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    differential,
+    normal,
+    parse,
+    run_pass,
+)
 
 
 def test_a_chain_becomes_one_constant() -> None:
@@ -193,3 +201,31 @@ def test_folds_a_product_bit_by_bit(rows: int) -> None:
     feeds = [{"x": normal(n, rows, 8, seed=2)} for n in (1, 2)]
     differential(graph, FoldConstants(), atol=0, feeds=feeds)
     check(graph, "CHECK: %y = Add(%x, @m/folded:f32[")
+
+
+def test_mode_float_leaves_weights_as_they_are_stored() -> None:
+    graph = parse(
+        "g (float[N,32,32] x) => (float[N,32,32] y) { w = Cast<to = 1>(h) y = Add(x, w) }",
+        h=normal(32, 32).astype(np.float16),
+    )
+    assert_refused(graph, FoldConstants(), "much larger than its operands", context(mode="float"))
+    differential(graph, FoldConstants(), atol=0)  # to be quantized, it must be float32
+
+
+def test_what_is_computed_from_small_constants_is_known_for_that() -> None:
+    graph = parse(
+        """g (float[N,32] x) => (float[N,32] y) {
+            z = ConstantOfShape(s)
+            m = Add(z, one)
+            n = Neg(w)
+            p = Mul(m, n)
+            a = MatMul(x, p)
+            y = Add(a, m)
+        }""",
+        s=np.array([1, 32]),
+        one=np.array(1, np.float32),
+        w=normal(32, 32),
+    )
+    ctx = run_pass(graph, FoldConstants())
+    assert ctx.generated == {"z/folded", "m/folded"}
+    assert "n/folded" in graph.constants()

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from qcompile.passes.simplify.merge_duplicates import MergeDuplicates
-from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    differential,
+    normal,
+    parse,
+    run_pass,
+)
 
 
 def test_a_chain_written_twice_is_computed_once() -> None:
@@ -160,3 +168,12 @@ def test_equal_subgraphs_stay() -> None:
     )
     run_pass(graph, MergeDuplicates())
     check(graph, "CHECK: %y = Add(%a, %b)")
+
+
+def test_equal_weights_are_one_if_asked() -> None:
+    """Later: what folds factors into a weight refuses shared ones."""
+    text = "g (float[N,16] x) => (float[N,16] y) { a = MatMul(x, v) y = MatMul(a, w) }"
+    graph = parse(text, v=normal(16, 16), w=normal(16, 16))
+    assert not MergeDuplicates().run(graph, context())
+    differential(graph, MergeDuplicates(weights=True), atol=0)
+    check(graph, "CHECK: MatMul(%x, @v\nCHECK: %y = MatMul(%a, @v")

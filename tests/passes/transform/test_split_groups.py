@@ -86,6 +86,14 @@ def test_refusals(item: SplitGroups, op: str, reason: str) -> None:
     assert_refused(graph, item, reason, planned(graph))
 
 
+def test_a_weight_that_is_shared_with_other_data_is_refused() -> None:
+    text = """g (float[N,8] x) => (float[N,3] y, float[N,3] z) {
+        y = MatMul(x, w) n = Neg(x) z = MatMul(n, w)
+    }"""
+    graph = parse(text, w=normal(8, 3))
+    assert_refused(graph, ITEM, "weight 'w' is shared by 2 nodes", planned(graph))
+
+
 def test_what_was_not_sampled_is_refused() -> None:
     graph = product()
     ctx = planned(graph)

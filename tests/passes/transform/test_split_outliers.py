@@ -380,6 +380,22 @@ def test_refuses_a_transposed_weight() -> None:
     assert_refused(graph, SPLIT, "a weight is transposed", planned(graph, rows()))
 
 
+def test_refuses_a_weight_that_is_shared_with_other_data() -> None:
+    body, results = "y = MatMul(x, w) n = Neg(x) z = MatMul(n, w)", "float[N,4] y, float[N,4] z"
+    graph = gathered(body=body, results=results)
+    ctx = planned(graph, rows())
+    assert_refused(graph, SPLIT, "weight 'w' is shared by 2 nodes", ctx)
+
+
+def test_columns_come_from_a_gather_where_the_layer_before_is_shared() -> None:
+    body = LAYER + " n = Neg(x) z = MatMul(n, w)"
+    graph = layered(body, "float[N,4] y, float[N,16] z")
+    data = np.clip(normal(300, 6), -2, 2)
+    ctx = planned(graph, data)
+    differential(graph, SPLIT, atol=2 * ATOL, feeds=inside(data), ctx=ctx)
+    check(graph, "CHECK: %r/picked = Gather(%r")
+
+
 @pytest.mark.parametrize(
     ("item", "data", "reason"),
     [

@@ -56,6 +56,7 @@ def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:
             "latency, compiled over float",
             bench["models"][1]["ratio"] if bench is not None else None,
         ),
+        "max_size_ratio": ("size, compiled over float", report["size_ratio"]),
     }
     return [(k, name, limits[k], found) for k, (name, found) in rows.items()
             if limits.get(k) is not None]  # fmt: skip
@@ -64,7 +65,8 @@ def _reached(report: Plain) -> list[tuple[str, str, float, float | None]]:
 def _gate(
     name: str, limit: float, found: float | None, key: str, failures: Sequence[str]
 ) -> Markup:
-    """One row. A gate failed if a failure names its option: latency fails by its interval only."""
+    """One row. A gate failed if a failure names its option: latency fails by its interval only,
+    size by its weights."""
     option = "--" + key.replace("_", "-")
     bound = f"{'≤' if key.startswith('max') else '≥'} {limit:g}"
     state, kind = ("passed", "good")
