@@ -3,12 +3,11 @@
     QuantizeLinear(Relu(Conv(DQ(xq, s, z), DQ(Wq, t), b)), u, v)
         →   QLinearConv(xq, s, z, Wq, t, 0, u, v, round(b / (s·t)))
 
-Relu and Clip are removed where the quantizer saturates at the same bounds. Where a bias divided by
-its scale ``s·t`` would not fit int32, t is made larger: weights are then rounded more coarsely, but
-they are negligible next to such a bias. Refuses weights that are not symmetric int8 per output
-channel, activations other than uint8 with one constant scale, biases that are not constant, and
-results that are not quantized, or after a Relu or Clip with other bounds. Rounding: a value half
-way between two integers may be rounded to either. Source: ONNX QLinearConv.
+Relu and Clip are removed where the quantizer saturates at the same bounds. Refuses weights that are
+not symmetric int8 per output channel, activations other than uint8 with one constant scale, biases
+that are not constant or do not fit int32 (``fit-biases`` makes those of ours fit), and results that
+are not quantized, or after a Relu or Clip with other bounds. Rounding: a value half way between two
+integers may be rounded to either. Source: ONNX QLinearConv.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
-_LARGEST_BIAS = 2.0**30  # half of int32, which also holds the sum of products
+_LARGEST_BIAS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,12 @@ class LowerConvolutions(NodeRewrite[_Match]):
     name: ClassVar[str] = "lower-convolutions"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.LOSSY
-    after: ClassVar[tuple[str, ...]] = ("insert-qdq", "hoist-quantize", "cancel-requantize")
+    after: ClassVar[tuple[str, ...]] = (
+        "insert-qdq",
+        "hoist-quantize",
+        "cancel-requantize",
+        "fit-biases",
+    )
     ops: ClassVar[tuple[str, ...]] = ("Conv",)
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> _Match | Refusal | None:
@@ -64,11 +68,8 @@ class LowerConvolutions(NodeRewrite[_Match]):
         x, s, z = match.data.inputs[:3]
         u, v = match.quantizer.inputs[1:3]
         w, t = match.weight.inputs[:2]
-        bias = next((constant_bias(graph, b) for b in match.node.inputs[2:] if b.name), None)
-        biases: list[Tensor] = []
-        if bias is not None:
-            w, t, int32_bias = _with_bias(graph, ctx, w, t, array(s).reshape(()), bias)
-            biases = [int32_bias]
+        given = [constant_bias(graph, b) for b in match.node.inputs[2:] if b.name]
+        biases = [_int32_bias(graph, ctx, match.data, match.weight, b) for b in given]
         zero = graph.constant(f"{w.name}/zero_point", np.zeros(array(t).shape, np.int8))
         ctx.origins[zero.name] = ctx.origins.get(w.name, (w.name, None))
         graph.substitute(
@@ -90,30 +91,26 @@ def _obstacle(graph: Graph, node: Node, data: Node, weight: Node) -> Refusal | N
     by_output = rank(scale) == 0 or (rank(scale) == 1 and weight.attrs.get("axis", 1) == 0)
     if not is_constant(scale) or not by_output:
         return Refusal("the weight's scales are not along the output channels")
-    if any(t.name and bias_values(graph, t) is None for t in node.inputs[2:]):
-        return Refusal("the bias is not constant")
     if not is_plain(data):
         reason = "the data is not uint8 with one constant float32 scale and a zero point"
         return Refusal(reason)
+    for values in (bias_values(graph, t) for t in node.inputs[2:] if t.name):
+        if values is None:
+            return Refusal("the bias is not constant")
+        if np.abs(_steps(data, weight, values)).max(initial=0) > _LARGEST_BIAS:
+            return Refusal("the bias does not fit int32 (fit-biases makes it fit)")
     return None
 
 
-def _with_bias(
-    graph: Graph, ctx: Context, w: Tensor, t: Tensor, step: Array, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and scales with which the bias fits int32, and the bias as int32."""
-    values, scales = array(bias).astype(np.float64), array(t).astype(np.float64)
-    # the factor by which each channel's scale must grow for the bias to fit
-    growth = np.maximum(np.abs(values) / (_LARGEST_BIAS * float(step) * scales), 1.0)
-    if (growth > 1).any():
-        per_output = growth.reshape(-1, *[1] * (array(w).ndim - 1))
-        smaller = np.rint(array(w) / per_output).astype(np.int8)
-        coarser = graph.constant(f"{w.name}/fewer", smaller)
-        larger = graph.constant(f"{t.name}/larger", (scales * growth).astype(np.float32))
-        for new, old in ((coarser, w), (larger, t)):
-            ctx.origins[new.name] = ctx.origins.get(old.name, (old.name, None))
-        w, t, scales = coarser, larger, array(larger).astype(np.float64)
-    rounded = np.clip(np.rint(values / (float(step) * scales)), -(2**31), 2**31 - 1)
-    int32_bias = graph.constant(f"{bias.name}/int32", rounded.astype(np.int32))
-    ctx.origins[int32_bias.name] = (bias.name, None)
-    return w, t, int32_bias
+def _int32_bias(graph: Graph, ctx: Context, data: Node, weight: Node, bias: Tensor) -> Tensor:
+    whole = _steps(data, weight, array(bias)).astype(np.int32)
+    constant = graph.constant(f"{bias.name}/int32", whole)
+    ctx.origins[constant.name] = (bias.name, None)
+    return constant
+
+
+def _steps(data: Node, weight: Node, bias: Array) -> Array:
+    """A bias (outputs,) in steps of the sums, whole numbers in float64."""
+    step = array(data.inputs[1]).reshape(()).astype(np.float64)
+    steps: Array = np.rint(bias / (step * array(weight.inputs[1])))
+    return steps

@@ -343,12 +343,12 @@ def _rows(values: Array, axis: int | None, token_axis: int | None, mask: Array |
 
 
 def _without_padding(values: Array, token_axis: int | None, mask: Array | None) -> Array:
-    """Rows of real tokens; everything where the tensor has no token axis."""
+    """Rows of real tokens; everything where the tensor has no token axis or the mask other rows."""
     if mask is None or token_axis is None or mask.all():
         return values
-    if token_axis == FLAT:
-        kept: Array = values[mask.reshape(-1)]
-        return kept
-    rows = np.moveaxis(values, token_axis, 1)
-    selected: Array = rows[mask]
+    rows = values if token_axis == FLAT else np.moveaxis(values, token_axis, 1)
+    marked = mask.reshape(-1) if token_axis == FLAT else mask
+    if rows.shape[: marked.ndim] != marked.shape:  # a mask of one row, for all samples
+        return values
+    selected: Array = rows[marked]
     return selected

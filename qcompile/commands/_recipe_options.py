@@ -38,7 +38,8 @@ _OPTIONS = (
     click.option("--keep-float", multiple=True, help="Nodes or tensors to leave float: a pattern "
                  "of names, or role:NAME. Repeatable."),
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
-                 help="Fix a symbolic dimension of the inputs at this size. Repeatable."),
+                 help="Fix the symbolic dimensions of a name, of all inputs, at this size. "
+                 "Repeatable."),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
     click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
                  "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "

@@ -70,6 +70,7 @@ def _dim(dim: Dim) -> Dim:
 def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
     """The feed reduced to the declared inputs, each array C-contiguous.
 
+    Fixed sizes are checked; a name that dimensions share is no constraint, as for the runtime.
     Raises DataError, which starts with ``where``, for anything that does not fit.
     """
     if not isinstance(feed, Mapping):
@@ -82,9 +83,7 @@ def check_feed(feed: object, inputs: Sequence[InputSpec], where: str) -> Feed:
             f"{where}: no array for input {missing[0]!r}; found {_listed(feed)}, "
             f"expected {_listed(spec.name for spec in inputs)}"
         )
-    checked = {s.name: _checked(feed[s.name], s, f"{where}, input {s.name!r}") for s in inputs}
-    _check_symbols(checked, inputs, where)
-    return checked
+    return {s.name: _checked(feed[s.name], s, f"{where}, input {s.name!r}") for s in inputs}
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -126,24 +125,13 @@ def _check_shape(array: Array, shape: tuple[Dim, ...], where: str) -> None:
             )
 
 
-def _check_symbols(feed: Feed, inputs: Sequence[InputSpec], where: str) -> None:
-    """Raise DataError where a symbolic dimension has two sizes in one feed."""
-    seen: dict[str, tuple[int, str]] = {}
-    for spec in inputs:
-        for dim, size in zip(spec.shape or (), feed[spec.name].shape, strict=False):
-            if not isinstance(dim, str):
-                continue
-            first, owner = seen.setdefault(dim, (size, spec.name))
-            if first != size:
-                raise DataError(
-                    f"{where}, input {spec.name!r}: found {size} for dimension {dim!r}, "
-                    f"expected {first} as in input {owner!r}"
-                )
-
-
 def sample_count(feed: Feed) -> int:
-    """Samples in a feed: size of axis 0 of its first array that has one, else 1."""
-    return next((a.shape[0] for a in feed.values() if a.ndim), 1)
+    """Samples in a feed: size of axis 0 of its first array that has one, else 1.
+
+    Arrays that are empty along axis 0, such as a past of length 0, count where there are no others.
+    """
+    sizes = [a.shape[0] for a in feed.values() if a.ndim]
+    return next((size for size in sizes if size), 0) if sizes else 1
 
 
 def common_batch(feed: Mapping[str, Array]) -> int:

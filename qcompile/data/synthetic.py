@@ -26,6 +26,7 @@ import numpy as np
 from qcompile.data.feeds import Feed, InputSpec, input_specs, is_floating
 from qcompile.errors import DataError
 from qcompile.ir import Graph, Node, Tensor, is_constant, is_op
+from qcompile.ir.analysis.dimension_names import base_name
 from qcompile.ir.operators import MOVERS
 from qcompile.quant import Array
 
@@ -58,9 +59,11 @@ def synthetic_feeds(
 ) -> list[Feed]:
     """``count`` feeds of the model's inputs, in their declared types.
 
-    ``dims`` sizes symbolic dimensions by name, ``shapes`` whole inputs by name (and with them the
-    symbolic dimensions they have). Raises DataError: an unknown name, a shape that does not fit, a
-    contradiction, an input of strings or of unknown rank without a shape, over 1 GiB altogether.
+    ``dims`` sizes symbolic dimensions by name, all of the name (``batch#0`` is ``batch`` too);
+    ``shapes`` whole inputs by name (and with them the symbolic dimensions they have, where the
+    sizes of a name agree). Raises DataError: an unknown name, a shape that does not fit its
+    declaration or ``dims``, an input of strings or of unknown rank without a shape, over 1 GiB
+    altogether.
     """
     inputs = input_specs(graph)
     sizes = feed_shapes(inputs, dims, shapes or {})
@@ -97,23 +100,23 @@ def _rank(spec: InputSpec) -> int:
 def _bound(
     inputs: Sequence[InputSpec], dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int]:
-    """Sizes of symbolic dimensions, from ``dims`` and from ``shapes``."""
+    """Sizes of symbolic dimensions, from ``dims`` and from ``shapes``, where those agree."""
     _check_known("dimension", dims, _symbols(inputs))
     _check_known("input", shapes, [spec.name for spec in inputs])
-    bound = dict(dims)
     for name, size in dims.items():
         if size < 0:
             raise DataError(f"dimension {name!r}: found {size}, expected 0 or more")
+    found: dict[str, set[int]] = {name: {size} for name, size in dims.items()}
     for spec in inputs:
         if spec.name in shapes:
-            _bind(spec, shapes[spec.name], bound)
-    return bound
+            _bind(spec, shapes[spec.name], dims, found)
+    return {name: sizes.pop() for name, sizes in found.items() if len(sizes) == 1}
 
 
 def _symbols(inputs: Iterable[InputSpec]) -> list[str]:
     """Names of symbolic dimensions, those of a sum too, in the model's order."""
     named = [d for spec in inputs for d in spec.shape or () if isinstance(d, str)]
-    return list(dict.fromkeys(part for d in named for part in (d, *_parts(d))))
+    return list(dict.fromkeys(part for d in named for part in (d, base_name(d), *_parts(d))))
 
 
 def _parts(dim: str) -> list[str]:
@@ -128,7 +131,10 @@ def _check_known(what: str, given: Iterable[str], known: Sequence[str]) -> None:
             raise DataError(f"no {what} of the model's inputs is named {name!r}; there are: {had}")
 
 
-def _bind(spec: InputSpec, given: Sequence[int], bound: dict[str, int]) -> None:
+def _bind(
+    spec: InputSpec, given: Sequence[int], dims: Mapping[str, int], found: dict[str, set[int]]
+) -> None:
+    """Enter the sizes in a given shape; raises DataError where it does not fit the declared one."""
     where = f"shape {'x'.join(map(str, given))} for input {spec.name!r}"
     if any(size < 0 for size in given):
         raise DataError(f"{where}: found a negative size, expected 0 or more")
@@ -137,7 +143,11 @@ def _bind(spec: InputSpec, given: Sequence[int], bound: dict[str, int]) -> None:
     if len(given) != len(spec.shape):
         raise DataError(f"{where}: found rank {len(given)}, expected {len(spec.shape)}")
     for axis, (declared, size) in enumerate(zip(spec.shape, given, strict=True)):
-        expected = bound.setdefault(declared, size) if isinstance(declared, str) else declared
+        expected = declared
+        if isinstance(declared, str):
+            expected = dims.get(declared, dims.get(base_name(declared)))
+        if isinstance(declared, str):
+            found.setdefault(declared, set()).add(size)
         if expected not in (None, size):
             what = f" ({declared})" if isinstance(declared, str) else ""
             raise DataError(f"{where}: found {size} on axis {axis}{what}, expected {expected}")
@@ -153,8 +163,8 @@ def _size(spec: InputSpec, axis: int, bound: Mapping[str, int], inputs: Sequence
 
 
 def _symbol_size(name: str, bound: Mapping[str, int], inputs: Sequence[InputSpec]) -> int:
-    if name in bound:
-        return bound[name]
+    if (known := bound.get(name, bound.get(base_name(name)))) is not None:
+        return known
     if parts := _parts(name):
         return sum(_symbol_size(part, bound, inputs) for part in parts)
     for word, size in _BY_NAME:

@@ -146,8 +146,28 @@ class Session:
         except KeyError as e:
             raise ModelError(f"no value was fed for input {e.args[0]!r}") from e
         except Exception as e:
-            raise ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}") from e
+            hint = self._contradiction(feed)
+            raise ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}{hint}") from e
         return dict(zip(outputs, values, strict=True))
+
+    def _contradiction(self, feed: Feed) -> str:
+        """A dimension with two sizes in a feed, a likely cause of a failure; "" where none has.
+
+        The runtime itself accepts it: shared names are no constraints.
+        """
+        seen: dict[str, tuple[int, str]] = {}
+        for declared in self._inner.get_inputs():
+            sizes = np.shape(feed[declared.name])
+            for dim, size in zip(declared.shape, sizes, strict=False):
+                if not isinstance(dim, str):
+                    continue
+                first, owner = seen.setdefault(dim, (size, declared.name))
+                if first != size:
+                    return (
+                        f" (dimension {dim!r} is {first} in input {owner!r} and {size} in input "
+                        f"{declared.name!r})"
+                    )
+        return ""
 
     def call(self, feed: Feed) -> None:
         """Run without naming outputs: the inner loop of a timing."""

@@ -43,7 +43,7 @@ _FLOAT_FORMS = ("fuse-key-transpose", "unfuse-skip-layernorm", "remove-padding")
 _BROUGHT = ("shift-integers", "sink-dequantize")
 _INTEGERS = (
     "hoist-quantize", "quantize-parts", "hoist-quantize", "cancel-requantize",
-    "lower-convolutions", "lower-sums", "fuse-requantize",
+    "fit-biases", "lower-convolutions", "lower-sums", "fuse-requantize",
 )  # fmt: skip
 _FORMS = (
     LoweringOption(
@@ -171,6 +171,7 @@ CPU = Target(
             "lower-embeddings",
             *_INTEGERS,
             "dequantize-at-load",
+            "shield-floats",
             *_FLOAT_FORMS,
         ),
         # static quantizers that a model brings need no data

@@ -50,7 +50,11 @@ QDQ = Target(
     modes=("static", "weight-only", "float"),
     without_data=None,
     transform={"static": ("group-scales", "trim-ranges", "round-weights")},
-    lower={"static": ("shield-groups",), "weight-only": (), "float": ()},
+    lower={
+        "static": ("fit-biases", "shield-floats", "shield-groups"),
+        "weight-only": (),
+        "float": (),
+    },
     float_ops={
         "Attention": "the fused operator computes in float",
         "Einsum": "this one is no multiplication by a constant matrix",

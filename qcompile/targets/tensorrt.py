@@ -56,7 +56,7 @@ TENSORRT = Target(
             "round-weights",
         )
     },
-    lower={"static": (), "float": ()},
+    lower={"static": ("fit-biases",), "float": ()},
     halves=("float16",),
     float_ops={
         "MatMul": "product of two activations: float unless the recipe's attention asks for it",

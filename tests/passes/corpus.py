@@ -237,6 +237,40 @@ def concatenated() -> Graph:
     )
 
 
+def joined() -> Graph:
+    """Tiny weights beside their biases, a ConvTranspose, and a join of ranges far apart."""
+    tiny = normal(8, 8, 3, 3) / F32(8)
+    tiny[::2] *= F32(1e-9)
+    return parse(
+        """g (float[B,3,12,12] image) => (float[B,12,4,4] y) {
+            a = Conv(image, wa)
+            b = Conv(a, wb, bb)
+            c = Conv(a, wc)
+            j = Concat<axis = 1>(b, c)
+            p = Conv(j, wp)
+            t = ConvTranspose(a, wt)
+            u = Conv<strides = [2, 2]>(t, wu)
+            q = Slice(u, first, end, axes)
+            r = Slice(q, first, end, last)
+            s = Sigmoid(r)
+            k = Slice(p, first, end, axes)
+            l = Slice(k, first, end, last)
+            y = Add(l, s)
+        }""",
+        wa=normal(8, 3, 3, 3) / F32(5),
+        wb=tiny,
+        bb=normal(8),
+        wc=normal(4, 8, 3, 3) * F32(10),
+        wp=normal(12, 12, 3, 3),
+        wt=normal(8, 8, 2, 2),
+        wu=normal(12, 8, 3, 3),
+        first=np.array([0]),
+        end=np.array([4]),
+        axes=np.array([2]),
+        last=np.array([3]),
+    )
+
+
 def outliers(wide: float = 10) -> Graph:
     """A wide channel after a normalization, and some among many after an activation function.
 
@@ -493,6 +527,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "gelu": gelu,
     "half_stored": half_stored,
     "hardswish": hardswish,
+    "joined": joined,
     "layernorm": layernorm,
     "linear": linear,
     "outliers": outliers,

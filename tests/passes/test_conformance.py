@@ -51,7 +51,11 @@ NEEDS = {
     "lower-sums": (*_CONVOLUTIONS, "insert-qdq"),
     "share-ranges": _CONVOLUTIONS,
     "trim-ranges": _CONVOLUTIONS,
+    "fit-biases": (*_CONVOLUTIONS, "insert-qdq"),
     "group-scales": ("plan-operands", "plan-interior"),
+    "guard-joins": (*_CONVOLUTIONS, "plan-joins"),
+    "plan-joins": _CONVOLUTIONS,
+    "shield-floats": (*_CONVOLUTIONS, "insert-qdq"),
     "guard-scores": ("plan-operands", "plan-products"),
     "lower-recurrent": ("plan-recurrent", "insert-qdq"),
     "dequantize-at-load": ("plan-stored", "insert-qdq"),
@@ -96,7 +100,8 @@ def work(graph: Graph, ctx: Context) -> str:
     ranges = [f"{n} in {s.lo} {s.hi} {s.axis}\n" for n, s in ctx.ranges.found.items()]
     rounded = [f"{n} as {digest(r.values)}\n" for n, r in ctx.rounded.items()]
     seen = [f"{n} from {digest(c.lo, c.hi, c.rows)}\n" for n, c in ctx.channels.items()]
-    return dump(graph) + plan_text(ctx) + "".join([*ranges, *rounded, *seen])
+    asked = [f"{r} asked\n" for r in ctx.requests]
+    return dump(graph) + plan_text(ctx) + "".join([*ranges, *rounded, *seen, *asked])
 
 
 def digest(*values: Array) -> str:

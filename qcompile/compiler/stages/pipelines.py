@@ -21,7 +21,11 @@ SIMPLIFY = (
     "fold-constants,einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
     "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates{weights=true}"
 )
-PLAN = "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior"
+PLAN = (
+    "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior,"
+    "plan-joins"
+)
+GUARD = "guard-joins"  # whatever transforms a recipe chooses
 SHARE, INSERT = "share-weights", "insert-qdq"
 STORE = "store-half"
 NO_TRANSFORMS = "none"
@@ -87,6 +91,6 @@ def default_pipeline(
     if mode != "float":
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
-        quantize = [PLAN, *chosen, SHARE, INSERT]
+        quantize = [PLAN, *chosen, GUARD, SHARE, INSERT]
     lowering = lowering_options.lowering_passes(target, mode, choices)
     return ",".join([SIMPLIFY, *quantize, *lowering, STORE])

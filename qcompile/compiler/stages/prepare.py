@@ -24,7 +24,7 @@ from qcompile.data.open_data import general_text, open_data
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
 from qcompile.ir import Graph
-from qcompile.ir.analysis import shape_inference
+from qcompile.ir.analysis import dimension_names, shape_inference
 from qcompile.ir.model_io import write_model
 from qcompile.ir.operators import BUILT_IN_DOMAINS
 from qcompile.rewriting.registry import nearest
@@ -111,6 +111,7 @@ def prepare(request: Request) -> Prepared:
     model, graph = read_float_model(request.model)
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
     fix_dims(graph, dict(recipe.dims))
+    dimension_names.separate_names(graph, session.evaluate)
     unknown = shape_inference.infer(graph)
     if computes_in_bfloat16(graph):
         model = replace(model, raised=in_float32(request.model))
@@ -176,15 +177,17 @@ def _check_needs_no_run(target: Target, mode: Mode, operator: str, *, tune: bool
 
 
 def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:
-    """Fix symbolic dimensions at a size, in the declared shapes of inputs and outputs.
+    """Fix symbolic dimensions at a size, all of the name, in declared shapes of inputs and outputs.
 
-    Raises RecipeError for a name that no input has.
+    ``batch`` fixes ``batch#0`` too. Raises RecipeError for a name that no input has.
     """
-    known = {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
+    named = {d for t in graph.inputs for d in t.shape or () if isinstance(d, str)}
+    known = named | {dimension_names.base_name(d) for d in named}
     for name in dims:
         if name not in known:
             hint = nearest(name, sorted(known)) if known else ": none has a name"
             raise RecipeError(f"no dimension of the model's inputs is named {name!r}{hint}")
+    dims = {d: dims[b] for d in known if (b := dimension_names.base_name(d)) in dims} | dict(dims)
     for tensor in (*graph.inputs, *graph.outputs):
         if tensor.shape is not None:
             tensor.shape = [dims.get(d, d) if isinstance(d, str) else d for d in tensor.shape]

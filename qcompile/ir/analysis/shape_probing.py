@@ -104,7 +104,7 @@ def shapes_for(
             del dims[:]
             for size in inputs[info.name]:
                 dims.add(dim_value=size)
-    return _shapes(model, evaluate)
+    return shapes_of(model, evaluate)
 
 
 def _probe(
@@ -112,14 +112,17 @@ def _probe(
 ) -> dict[str, Shape]:
     model = skeleton(graph)
     _fix_inputs(model, sizes)
-    return _shapes(model, evaluate, strict=strict)
+    return shapes_of(model, evaluate, strict=strict)
 
 
-def _shapes(
+def shapes_of(
     model: onnx.ModelProto, evaluate: Evaluator, *, strict: bool = False
 ) -> dict[str, Shape]:
-    """Raises ModelError where a tensor would be too large, or, if ``strict``, where operands do not
-    fit each other."""
+    """Shapes by tensor name, as far as they follow from those of the model's inputs.
+
+    Raises ModelError where a tensor would be too large, or, if ``strict``, where operands do not
+    fit each other.
+    """
     small = from_proto(model)
     seen: dict[str, Shape] = {}
     for _ in range(_ROUNDS):

@@ -5,47 +5,47 @@ Rewritten shape arithmetic can be right for the sizes of the data and wrong for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from qcompile.data.feeds import Feed
 from qcompile.errors import ModelError
-from qcompile.ir import Graph
+from qcompile.ir import Graph, Tensor
 from qcompile.quant import Array
 
 Run = Callable[[Feed], Mapping[str, Array]]
-# What an open dimension of size n becomes: smaller, larger, and next to it.
-_SIZES: tuple[Callable[[int], int], ...] = (
-    lambda n: max(1, n // 2),
-    lambda n: n + n // 4 + 1,
-    lambda n: max(1, n - 1),
+# What open dimensions of size n become: smaller, larger, next to it, and every other one larger.
+_SIZES: tuple[Callable[[int, int], int], ...] = (
+    lambda n, _: max(1, n // 2),
+    lambda n, _: n + n // 4 + 1,
+    lambda n, _: max(1, n - 1),
+    lambda n, i: n + n // 4 + 1 if i % 2 else max(1, n // 2),
 )
+_Key = tuple[str, int]  # name of a dimension, and its size in the feed
 
 
 def resized_feeds(graph: Graph, feed: Feed) -> Iterator[Feed]:
     """The feed at other sizes of the inputs' open dimensions; none where all are fixed.
 
     Values repeat or end early along an axis, so ids stay ids and masks stay masks. Dimensions of
-    one name have one size.
+    one name keep one size, if they have one.
     """
-    axes = {t.name: _open_axes(t.name, t.shape) for t in graph.inputs if t.name in feed}
-    if not any(axes.values()):
-        return
-    sizes = {key: feed[n].shape[i] for n, found in axes.items() for i, key in found.items()}
+    axes = {t.name: _open_axes(feed[t.name], t) for t in graph.inputs if t.name in feed}
+    keys = list(dict.fromkeys(key for found in axes.values() for key in found.values()))
     for change in _SIZES:
-        changed = {key: change(size) for key, size in sizes.items()}
-        if changed != sizes:
+        changed = {key: change(key[1], i) for i, key in enumerate(keys)}
+        if any(key[1] != size for key, size in changed.items()):
             yield {
                 name: _resized(values, {i: changed[k] for i, k in axes.get(name, {}).items()})
                 for name, values in feed.items()
             }
 
 
-def _open_axes(name: str, shape: Sequence[int | str | None] | None) -> dict[int, str]:
-    """Axes of an input without a fixed size, with the name of their dimension."""
-    open_axes = ((i, d) for i, d in enumerate(shape or ()) if not isinstance(d, int))
-    return {i: d or f"{name}:{i}" for i, d in open_axes}
+def _open_axes(values: Array, tensor: Tensor) -> dict[int, _Key]:
+    """Axes of an input without a fixed size."""
+    open_axes = ((i, d) for i, d in enumerate(tensor.shape or ()) if not isinstance(d, int))
+    return {i: (d or f"{tensor.name}:{i}", values.shape[i]) for i, d in open_axes}
 
 
 def _resized(values: Array, sizes: Mapping[int, int]) -> Array:

@@ -7,9 +7,18 @@ import pytest
 
 from qcompile.ir import Graph, array
 from qcompile.ir.model_io.to_proto import serialize
+from qcompile.passes.lower.fusion.fit_biases import FitBiases
 from qcompile.passes.lower.lower_convolutions import LowerConvolutions
 from qcompile.quant import Array
-from qcompile.rewriting.testing import assert_refused, check, differential, normal, parse, run_pass
+from qcompile.rewriting.testing import (
+    assert_refused,
+    check,
+    context,
+    differential,
+    normal,
+    parse,
+    run_pass,
+)
 from qcompile.runtime.session import optimized_ops
 
 F32 = np.float32
@@ -113,12 +122,16 @@ def test_an_activation_that_cuts_deeper_stays() -> None:
     assert_refused(convolution(body), LowerConvolutions(), "clips more than the quantizer does")
 
 
-def test_a_bias_beyond_int32_gets_a_larger_scale() -> None:
-    """Without it the bias would wrap around: -3e9 products of scales."""
-    tiny = np.array([1e-9, 1, 0.5], F32) / 127
-    bias = np.array([-5, 1, 2], F32)
-    graph = convolution("c = Conv(xd, wd, b) " + QUANTIZED.format("c"), sw=tiny, b=bias)
-    differential(graph, LowerConvolutions(), atol=STEP * 1.001)
+def overflowing() -> Graph:
+    """Its first bias would be -3e9 products of scales."""
+    tiny, bias = np.array([1e-9, 1, 0.5], F32) / 127, np.array([-5, 1, 2], F32)
+    return convolution("c = Conv(xd, wd, b) " + QUANTIZED.format("c"), sw=tiny, b=bias)
+
+
+def test_a_bias_that_was_made_to_fit_is_lowered() -> None:
+    graph, ctx = overflowing(), context()
+    ctx.origins["wq"] = ("w", None)
+    differential(graph, FitBiases(), LowerConvolutions(), atol=STEP * 1.001, ctx=ctx)
     whole = array(graph.constants()["b/int32"])
     assert np.abs(whole).max() == pytest.approx(2**30, rel=2.0**-22)  # the scale is float32
     check(graph, "CHECK: QLinearConv({{.*}}@wq/fewer:i8{{.*}}@sw/larger:f32[3]")
@@ -153,6 +166,7 @@ def test_a_bias_beyond_int32_gets_a_larger_scale() -> None:
             convolution("n = Neg(b) c = Conv(xd, wd, n) " + QUANTIZED.format("c")),
             "the bias is not constant",
         ),
+        (overflowing(), "the bias does not fit int32"),
         (
             convolution(
                 "c = Conv(xd, wd) " + QUANTIZED.format("c"),

@@ -20,10 +20,16 @@ def test_open_dimensions_change_and_values_stay_values() -> None:
     feed: Feed = {"ids": ids, "mask": np.ones_like(ids), "x": np.zeros((2, 3), np.float32)}
     feeds = list(resized_feeds(graph, feed))
     shapes = [f["ids"].shape for f in feeds]
-    assert shapes == [(1, 2), (3, 6), (1, 3)]
+    assert shapes == [(1, 2), (3, 6), (1, 3), (1, 6)]
     assert all(f["ids"].shape == f["mask"].shape and f["x"].shape[1] == 3 for f in feeds)
     assert all({*f["ids"].ravel()} <= {*range(8)} and f["mask"].all() for f in feeds)
     assert all(len(f["x"]) == len(f["ids"]) for f in feeds)
+
+
+def test_sizes_that_contradict_a_shared_name_change_apart() -> None:
+    graph = parse("g (float[N,N] x) => (float[N,N] y) { y = Neg(x) }")
+    shapes = [f["x"].shape for f in resized_feeds(graph, {"x": np.zeros((2, 8), np.float32)})]
+    assert shapes == [(1, 4), (3, 11), (1, 7), (1, 11)]
 
 
 def test_nothing_is_open() -> None:

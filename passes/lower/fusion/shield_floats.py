@@ -1,0 +1,59 @@
+"""Keeps ONNX Runtime from quantizing weights that were left float.
+
+    Q(ConvTranspose(DQ(x, s, z), W))   →   Q(ConvTranspose(Sum(DQ(x, s, z)), W))
+
+Between a dequantizer and a quantizer ONNX Runtime rounds the float weight of a Conv, ConvTranspose
+or Gemm to int8 with one scale, and its bias to int32, even if no integer kernel follows: what the
+report calls float would not be. Sum of one operand is the identity, and no optimizer removes it
+(``shield-groups``). Source: ONNX Runtime weight_bias_quantization.cc.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_op, scalar
+from qcompile.ir.operators import CONVOLUTIONS
+from qcompile.planning import Context
+from qcompile.rewriting import NodeRewrite, Numerics, Stage
+
+
+@dataclass(frozen=True)
+class ShieldFloats(NodeRewrite[Node]):
+    """Insert a Sum in front of float weights between Q/DQ nodes."""
+
+    name: ClassVar[str] = "shield-floats"
+    stage: ClassVar[Stage] = Stage.LOWER
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    after: ClassVar[tuple[str, ...]] = ("insert-qdq", "lower-convolutions", "dequantize-at-load")
+    ops: ClassVar[tuple[str, ...]] = (*CONVOLUTIONS, "Gemm")
+
+    def match(self, graph: Graph, ctx: Context, node: Node) -> Node | None:
+        data = graph.producer(node.inputs[0], "DequantizeLinear")
+        weight = node.inputs[1]
+        if data is None or scalar(data.inputs[1]) is None:
+            return None
+        left_float = is_float(weight) and _is_known_at_load(graph, weight)
+        return node if left_float and _is_quantized_next(graph, node) else None
+
+    def rewrite(self, graph: Graph, ctx: Context, match: Node) -> None:
+        data = match.inputs[0]
+        shield = graph.add("Sum", [data], [f"{data.name}/shielded"], like=data)
+        graph.set_input(match, 0, shield.outputs[0])
+
+
+def _is_known_at_load(graph: Graph, tensor: Tensor) -> bool:
+    """True for a constant, and for what ONNX Runtime folds to one: anything but a dequantizer."""
+    maker = graph.producer(tensor)
+    if maker is None or is_op(maker, "DequantizeLinear"):
+        return is_constant(tensor)
+    return all(_is_known_at_load(graph, t) for t in maker.inputs)
+
+
+def _is_quantized_next(graph: Graph, node: Node) -> bool:
+    """True where only a quantizer reads the result, perhaps after Relu and Clip."""
+    reader = graph.only_consumer(node.outputs[0])
+    while reader is not None and is_op(reader, "Relu", "Clip"):
+        reader = graph.only_consumer(reader.outputs[0])
+    return reader is not None and is_op(reader, "QuantizeLinear")
