@@ -203,8 +203,8 @@ def test_an_opset_that_cannot_be_raised_leaves_the_tensor_float() -> None:
             m = MatMul(x, w)
             r = Relu(m)
             i = If (c) <
-                then_branch = yes () => (float[N,8] p) { p = Neg(x) },
-                else_branch = no () => (float[N,8] q) { q = Abs(x) }
+                then_branch = yes () => (float[1,8] p) { p = ReduceMax <axes = [0]> (x) },
+                else_branch = no () => (float[1,8] q) { q = ReduceMin <axes = [0]> (x) }
             >
             y = Add(r, i)
         }""",
