@@ -45,7 +45,7 @@ class Gates:
     max_latency_ratio: float | None = 1.0
     max_size_ratio: float | None = 1.0
     min_metric: float | None = None
-    min_r2: float | None = 0.5
+    min_r2: float | None = 0.3
     min_single_r2: float | None = 0.9
 
 
@@ -337,7 +337,7 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
         ("share of argmax flips", output.flip_share or 0.0, gates.max_flips, "--max-flips"),
         ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
     )
-    if output.r2 is not None:
+    if output.r2 is not None and output.columns is not None and not output.columns.is_fine:
         what = "R²" if output.r2_columns is None else f"R² of {output.r2_columns}"
         if output.is_single:
             lower = (*lower, (what, output.r2, gates.min_single_r2, "--min-single-r2"))

@@ -31,16 +31,21 @@ _LEAST_SHARE = 1 / 32
 # Two float32 implementations of a model differ by up to 1e-5 of an output's size (2^-24 a rounding,
 # over thousands of them). A spread of less than a few times that says nothing: 2^-14 is 6e-5.
 _ROUNDING = 2.0**-14
+# An error of less than a thousandth of the values' size (60 dB) is below the steps of 8-bit
+# integers, however little the values vary.
+_FINE = 2.0**-10
 
 
 @dataclass(frozen=True)
 class ColumnGroup:
     """Columns of one scale, and how much of their spread is kept.
 
-    axis: of the output, on which the columns lie. columns: their indices, of ``of``.
+    is_fine: the error is below a thousandth of the values' size, so that ``r2`` says how little
+    they vary. axis: of the output, on which the columns lie. columns: their indices, of ``of``.
     """
 
     r2: float
+    is_fine: bool
     axis: int
     columns: list[int]
     of: int
@@ -80,7 +85,13 @@ class ColumnSpread:
         kept = {axis: m for axis, m in self._axes.items() if axis not in self._dropped}
         found = [
             [
-                ColumnGroup(moments.r2(group), axis + 1, group.tolist(), moments.size)
+                ColumnGroup(
+                    moments.r2(group),
+                    moments.is_fine(group),
+                    axis + 1,
+                    group.tolist(),
+                    moments.size,
+                )
                 for group in moments.groups()
             ]
             for axis, moments in (kept or {-1: self._whole}).items()
@@ -89,8 +100,9 @@ class ColumnSpread:
 
 
 def worst_group(axes: list[list[ColumnGroup]]) -> ColumnGroup | None:
-    """The group with the smallest R², None without groups."""
-    return min((g for groups in axes for g in groups), key=lambda g: g.r2, default=None)
+    """The group with the smallest R², one of those that are not fine if there are any."""
+    found = (group for groups in axes for group in groups)
+    return min(found, key=lambda group: (group.is_fine, group.r2), default=None)
 
 
 def lost_spread(axes: list[list[ColumnGroup]]) -> float:
@@ -139,6 +151,12 @@ class _Moments:
             if varies and group.size >= _LEAST_SHARE * self.size:
                 found.append(np.sort(group))
         return found
+
+    def is_fine(self, group: Array) -> bool:
+        """True where the errors of a group are small next to its values."""
+        count = self.count[group]
+        energy = self.deviation[group] / count + np.square(self.mean[group])
+        return bool((self.error[group] / count).sum() < _FINE**2 * energy.sum())
 
     def r2(self, group: Array) -> float:
         """Pooled over the columns of the group, with the unbiased estimate of their spread."""

@@ -197,7 +197,11 @@ def test_a_failure_shows_digits_that_differ_from_the_limit() -> None:
 def test_every_gate_was_tested() -> None:
     (mark,) = test_every_gate_passes_and_fails.pytestmark  # type: ignore[attr-defined]
     tested = {case[0] for case in mark.args[1]}
-    assert {f.name for f in fields(Gates)} == tested | {"max_latency_ratio", "min_metric"}
+    assert {f.name for f in fields(Gates)} == tested | {
+        "max_latency_ratio",
+        "max_size_ratio",
+        "min_metric",
+    }
 
 
 def test_the_users_own_measure_is_a_gate() -> None:

@@ -107,6 +107,18 @@ def test_columns_that_do_not_count() -> None:
     assert spread(x[:, :2], y[:, :2]) is None
 
 
+def test_errors_finer_than_8_bits_fail_no_gate() -> None:
+    """Boxes in a small part of the image: half of their spread is a thousandth of their size."""
+    x = 1 + RNG.normal(0, 1e-3, (64, 4))
+    for error, failed in ((0.9e-3, False), (1.2e-3, True)):
+        y = x + RNG.normal(0, error, x.shape)
+        found = judge([({"y": x}, {"y": y}, {"x": x})], Gates())
+        assert found.outputs[0].r2 is not None and found.outputs[0].r2 < 0.3
+        assert bool(found.failures) == failed
+    near = worst(np.hstack([x, 10 * x - 9]), np.hstack([y, 10 * x - 9 + 0.001]))
+    assert near.columns == [0, 1, 2, 3, 4, 5, 6, 7] or not near.is_fine
+
+
 def test_infinite_values_are_left_out() -> None:
     x = RNG.normal(size=(16, 3))
     x[3, 1] = -np.inf
