@@ -59,6 +59,7 @@ class CollectorOptions:
     """``max_memory``: bytes of activations fetched at a time. ``mask``: exclude padding.
 
     parts: splits a feed into feeds that the model can run. keep: stores samples of channels.
+    widen: ranges from few values become wider than what was seen (``quant.widened``).
     """
 
     max_memory: int = 1 << 27
@@ -66,6 +67,7 @@ class CollectorOptions:
     threads: int = 0
     parts: Callable[[Feed], Iterable[Feed]] = lambda feed: (feed,)
     keep: Callable[[Array], Array] | None = None
+    widen: bool = True
 
 
 @dataclass
@@ -170,10 +172,14 @@ class Collector:
             try:
                 if tap.fault is not None:
                     raise ValueError(tap.fault)
-                ranges.set(tap.tensor, _scalable(widened(tap.observer.range(), tap.values)))
+                ranges.set(tap.tensor, _scalable(self._span(tap)))
             except ValueError as e:
                 ranges.missing[tap.tensor] = f"no range: {e}"
         return ranges
+
+    def _span(self, tap: Tap) -> Range:
+        span = tap.observer.range()
+        return widened(span, tap.values) if self.options.widen else span
 
     def channels(self) -> dict[str, ChannelStats]:
         """Statistics of the watched tensors with finite values only."""
