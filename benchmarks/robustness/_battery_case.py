@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ from qcompile.ir.model_io import read_model
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import Session
+
+_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for one model: seconds of wall time, and bytes of address space."""
+    """Limits for one model: seconds of processor time, and bytes of address space.
+
+    Wall time is limited to ten times the seconds, since the machine may be busy.
+    """
 
     seconds: float = 60.0
     memory: int = 8 << 30
@@ -82,12 +89,13 @@ def outcome(model: Path, form: str, limits: Limits, label: str = "") -> Outcome:
     worker.start()
     sender.close()
     verdict, detail, runs = "hung", f"over {limits.seconds:g} s", False
-    if receiver.poll(limits.seconds):
+    if receiver.poll(_PATIENCE * limits.seconds):
         try:
             verdict, detail, runs = receiver.recv()
         except EOFError:
             worker.join()
-            verdict, detail = "crashed", f"ended with code {worker.exitcode}"
+            if worker.exitcode != -signal.SIGXCPU:
+                verdict, detail = "crashed", f"ended with code {worker.exitcode}"
     worker.kill()
     worker.join()
     return Outcome(label or model.name, form, verdict, detail, runs)
@@ -95,6 +103,9 @@ def outcome(model: Path, form: str, limits: Limits, label: str = "") -> Outcome:
 
 def _work(model: Path, form: str, limits: Limits, sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+    seconds = math.ceil(limits.seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGXCPU would leave a core file
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         feeds = random_feeds(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -139,9 +140,10 @@ def test_data_are_given_only_where_the_form_has_some(
         (fails(2, "Traceback\nKeyError", False), "crashed", "KeyError"),
         (fails(2, "error: internal error, KeyError", False), "crashed", "internal error, KeyError"),
         (lambda arguments: os.kill(os.getpid(), 9), "crashed", "ended with code -9"),
-        (lambda arguments: time.sleep(60), "hung", "over 0.5 s"),
+        (lambda arguments: os.kill(os.getpid(), signal.SIGXCPU), "hung", "over 0.05 s"),
+        (lambda arguments: time.sleep(60), "hung", "over 0.05 s"),
     ],
-    ids=["half", "silent", "traceback", "internal", "killed", "hung"],
+    ids=["half", "silent", "traceback", "internal", "killed", "busy", "hung"],
 )
 def test_faults(
     linear: Path,
@@ -151,7 +153,7 @@ def test_faults(
     detail: str,
 ) -> None:
     monkeypatch.setattr(cli, "main", main)
-    limits = case.Limits(seconds=0.5 if verdict == "hung" else 60)
+    limits = case.Limits(seconds=0.05 if verdict == "hung" else 60)
     found = case.outcome(linear, "dynamic", limits)
     assert (found.verdict, found.detail) == (verdict, detail)
 
