@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
+import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,33 +18,49 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from benchmarks.robustness._battery_feeds import random_feeds
 from qcompile.commands import cli
 from qcompile.commands import compile as _  # noqa: F401  so that it is imported once, not by each
 from qcompile.compiler.report.notes import NOTHING_QUANTIZED, RANDOM_MODEL, detail_of
-from qcompile.data.feeds import Feed, InputSpec, input_specs
-from qcompile.data.synthetic import synthetic_feeds
-from qcompile.errors import QCompileError
-from qcompile.ir.analysis import shape_inference
+from qcompile.data.feeds import Feed
+from qcompile.errors import DataError, QCompileError
 from qcompile.ir.model_io import read_model
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import Session
 
-CALIBRATION_FEEDS, FRESH_FEEDS = 12, 4
-# Sizes to try for dynamic dimensions; None: as the compiler would choose.
-SIZES = (5, None, 2, 1)
-# Target and mode of each form that a model is compiled to.
+_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is compiled; ``data`` False: without data, as by a user who has none."""
+
+    target: str
+    mode: str
+    data: bool = True
+
+
 FORMS = {
-    "static": ("cpu", "static"),
-    "dynamic": ("cpu", "dynamic"),
-    "weight-only": ("cpu", "weight-only"),
-    "qdq": ("qdq", "static"),
+    "static": Form("cpu", "static"),
+    "dynamic": Form("cpu", "dynamic"),
+    "weight-only": Form("cpu", "weight-only"),
+    "float": Form("cpu", "float"),
+    "qdq": Form("qdq", "static"),
+    "qdq-weight-only": Form("qdq", "weight-only"),
+    "qdq-float": Form("qdq", "float"),
+    "dynamic-no-data": Form("cpu", "dynamic", data=False),
+    "weight-only-no-data": Form("cpu", "weight-only", data=False),
+    "float-no-data": Form("cpu", "float", data=False),
 }
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for one model: seconds of wall time, and bytes of address space."""
+    """Limits for one model: seconds of processor time, and bytes of address space.
+
+    Wall time is limited to ten times the seconds, since the machine may be busy.
+    """
 
     seconds: float = 60.0
     memory: int = 8 << 30
@@ -51,8 +70,8 @@ class Limits:
 class Outcome:
     """The result of one model in one form.
 
-    ``verdict``: ok, unchanged, refused, gate, wrong, crashed or hung. ``runs``: ONNX Runtime runs
-    the original model on the synthetic inputs.
+    ``verdict``: as in the table of battery.py. ``runs``: ONNX Runtime runs the original model on
+    random inputs.
     """
 
     file: str
@@ -70,12 +89,13 @@ def outcome(model: Path, form: str, limits: Limits, label: str = "") -> Outcome:
     worker.start()
     sender.close()
     verdict, detail, runs = "hung", f"over {limits.seconds:g} s", False
-    if receiver.poll(limits.seconds):
+    if receiver.poll(_PATIENCE * limits.seconds):
         try:
             verdict, detail, runs = receiver.recv()
         except EOFError:
             worker.join()
-            verdict, detail = "crashed", f"ended with code {worker.exitcode}"
+            if worker.exitcode != -signal.SIGXCPU:
+                verdict, detail = "crashed", f"ended with code {worker.exitcode}"
     worker.kill()
     worker.join()
     return Outcome(label or model.name, form, verdict, detail, runs)
@@ -83,43 +103,17 @@ def outcome(model: Path, form: str, limits: Limits, label: str = "") -> Outcome:
 
 def _work(model: Path, form: str, limits: Limits, sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
+    seconds = math.ceil(limits.seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGXCPU would leave a core file
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         feeds = random_feeds(model)
-        save(feeds[:CALIBRATION_FEEDS], folder / "feeds")
-        code, stderr = run_compile(model, form, folder, has_data=bool(feeds))
-        verdict = judge(model, folder / "out.onnx", code, stderr, feeds[CALIBRATION_FEEDS:])
-        sender.send((*verdict, bool(feeds)))
-
-
-def random_feeds(model: Path) -> list[Feed]:
-    """Random feeds that ONNX Runtime accepts, for calibration and for comparison; may be empty.
-
-    Dynamic dimensions get the first of ``SIZES`` that runs: position tables may be short.
-    """
-    try:
-        graph = read_model.load(model)
-        shape_inference.infer(graph)
-        specs, session = input_specs(graph), Session(read_model.runnable(model))
-    except QCompileError:
-        return []
-    for size in SIZES:
-        open_shapes = {} if size is None else {s.name: _sized(s, size) for s in specs}
-        try:
-            feeds = synthetic_feeds(
-                graph, {}, CALIBRATION_FEEDS + FRESH_FEEDS, 0, shapes=open_shapes
-            )
-            session.run(feeds[0])
-        except QCompileError:
-            continue
-        return feeds
-    return []
-
-
-def _sized(spec: InputSpec, size: int) -> tuple[int, ...]:
-    """The declared shape with every dynamic dimension set; a vector where no rank is declared."""
-    declared = (None,) if spec.shape is None else spec.shape
-    return tuple(d if isinstance(d, int) else size for d in declared)
+        save(feeds.calibration, folder / "feeds")
+        has_data = FORMS[form].data and bool(feeds.calibration)
+        code, stderr = run_compile(model, form, folder, has_data=has_data)
+        verdict = judge(model, folder / "out.onnx", code, stderr, feeds.fresh)
+        sender.send((*verdict, bool(feeds.calibration)))
 
 
 def save(feeds: list[Feed], folder: Path) -> None:
@@ -131,9 +125,8 @@ def save(feeds: list[Feed], folder: Path) -> None:
 
 def run_compile(model: Path, form: str, folder: Path, *, has_data: bool) -> tuple[int, str]:
     """Exit code of ``qcompile compile``, and its output on stderr."""
-    target, mode = FORMS[form]
     arguments = ["compile", str(model), "-o", str(folder / "out.onnx"), "--no-bench", "--json"]
-    arguments += ["--target", target, "--mode", mode]
+    arguments += ["--target", FORMS[form].target, "--mode", FORMS[form].mode]
     if has_data:
         arguments += ["--data", str(folder / "feeds")]
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -148,7 +141,9 @@ def run_compile(model: Path, form: str, folder: Path, *, has_data: bool) -> tupl
     return code, (folder / "stderr").read_text(errors="replace")
 
 
-def judge(model: Path, out: Path, code: int, stderr: str, fresh: list[Feed]) -> tuple[str, str]:
+def judge(
+    model: Path, out: Path, code: int, stderr: str, fresh: Sequence[list[Feed]]
+) -> tuple[str, str]:
     """The verdict and its detail, from the exit code, the messages and the file written."""
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     message = (lines or [""])[0].removeprefix("error: ")
@@ -163,22 +158,38 @@ def judge(model: Path, out: Path, code: int, stderr: str, fresh: list[Feed]) -> 
     return ("gate" if code == 1 else "refused"), message
 
 
-def _judge_file(model: Path, out: Path, fresh: list[Feed]) -> tuple[str, str]:
-    """The verdict on a compiled file, on inputs that the compiler has not seen."""
+def _judge_file(model: Path, out: Path, fresh: Sequence[list[Feed]]) -> tuple[str, str]:
+    """The verdict on a compiled file, on inputs and at sizes that the compiler has not seen."""
     report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
     unchanged = detail_of(NOTHING_QUANTIZED, report["notes"])
-    try:
-        old = Session(read_model.runnable(model)) if fresh else None
-        new = Session(out)
-        verdict = None if old is None else closeness.compare_outputs(old, new, fresh, Gates())
-    except QCompileError as e:
-        if "nothing to compare" not in str(e):
-            return "wrong", f"the compiled file does not run: {e}"
-        verdict = None
     random = detail_of(RANDOM_MODEL, report["notes"]) is not None
-    if verdict is not None and verdict.failures and not random and _is_deterministic(model, fresh):
-        return "wrong", f"on fresh inputs: {verdict.failures[0]}"
+    for feeds in fresh:
+        try:
+            fault = _compare(model, out, feeds)
+        except QCompileError as e:
+            return "broken", f"does not run {_shown(feeds)}: {e}"
+        if fault and not random and _is_deterministic(model, feeds):
+            return "wrong", f"on fresh inputs {_shown(feeds)}: {fault}"
     return ("ok", "") if unchanged is None else ("unchanged", unchanged)
+
+
+def _compare(model: Path, out: Path, feeds: list[Feed]) -> str:
+    """The first gate that fails, empty where none does. Raises QCompileError where the compiled
+    model does not run."""
+    reference = Session(read_model.runnable(model))
+    old = [reference.run(feed) for feed in feeds]
+    compiled = Session(out)
+    new = [compiled.run(feed) for feed in feeds]
+    try:
+        verdict = closeness.judge(zip(old, new, feeds, strict=True), Gates())
+    except DataError as e:
+        return "" if "nothing to compare" in str(e) else str(e)
+    return (verdict.failures or [""])[0]
+
+
+def _shown(feeds: list[Feed]) -> str:
+    sizes = (f"{name} {list(values.shape)}" for name, values in feeds[0].items())
+    return f"at {', '.join(sizes)}"
 
 
 def _is_deterministic(model: Path, feeds: list[Feed]) -> bool:

@@ -4,9 +4,12 @@
         [--match GLOB] [--part 1/4] [--json FILE]
 
 FOLDER: any tree of .onnx files. An ``index.jsonl`` in it (one line per file, with ``file`` and
-``runs``) lists the files to use; without one, all are used. Each model is compiled in a separate
-process by the command line, on random inputs, in these forms: static, dynamic, weight-only (target
-cpu) and qdq. Exit code 1 if any is wrong, crashed or hung.
+``runs``) lists the files to use; without one, all are used. ``python -m
+models.random_architectures FOLDER`` writes one of small transformers models. Each model is compiled
+in a separate process by the command line, on random inputs, in these forms: static, dynamic,
+weight-only and float for target cpu, also without data where that needs none, and the same for
+qdq. What is written must run at several sizes of the open dimensions. Exit code 1 if any is wrong,
+broken, crashed or hung.
 
 | verdict | meaning |
 |---|---|
@@ -14,7 +17,8 @@ cpu) and qdq. Exit code 1 if any is wrong, crashed or hung.
 | unchanged | nothing could be quantized, the report has the reason; runs, outputs are as before |
 | refused | exit code 2 with a one-line reason, nothing written |
 | gate | exit code 1: an accuracy gate failed, nothing written |
-| wrong | the file does not run or has other outputs; or a file was written in spite of an error |
+| wrong | the file has other outputs; or a file was written in spite of an error |
+| broken | the file does not run, at some size at which the float model runs |
 | crashed | killed by a signal, a traceback, an internal error |
 | hung | over the time limit |
 """
@@ -38,8 +42,8 @@ from rich.table import Table
 from benchmarks.robustness._battery_case import FORMS, Limits, Outcome, outcome, runtime_version
 from models._common import fail
 
-VERDICTS = ("ok", "unchanged", "refused", "gate", "wrong", "crashed", "hung")
-FAULTS = ("wrong", "crashed", "hung")
+VERDICTS = ("ok", "unchanged", "refused", "gate", "wrong", "broken", "crashed", "hung")
+FAULTS = ("wrong", "broken", "crashed", "hung")
 
 
 def listed(folder: Path, match: str, part: str) -> list[tuple[str, bool | None]]:
@@ -69,7 +73,7 @@ def _files(folder: Path) -> list[tuple[str, bool | None]]:
 
 
 def show(console: Console, found: Sequence[Outcome]) -> None:
-    """One row per form over the files that run, and a line for each bad outcome."""
+    """One row per form over the files that run."""
     title = f"Files that run in ONNX Runtime {runtime_version()}"
     table = Table("form", "files", *VERDICTS, "good", title=title)
     for form in dict.fromkeys(o.form for o in found):
@@ -83,13 +87,12 @@ def show(console: Console, found: Sequence[Outcome]) -> None:
     if rest:
         counted = ", ".join(f"{n} {v}" for v, n in sorted(rest.items()))
         console.print(f"files that do not run there, in all forms: {counted}")
-    for item in (o for o in found if is_bad(o)):
+
+
+def show_if_bad(console: Console, item: Outcome) -> None:
+    """A line for a fault, and for a file that runs but was not compiled."""
+    if item.verdict in FAULTS or (item.runs and item.verdict in ("refused", "gate")):
         console.print(f"{item.verdict} {item.form} {escape(item.file)}: {escape(item.detail)}")
-
-
-def is_bad(item: Outcome) -> bool:
-    """True for a fault, and for a file that runs but was not compiled."""
-    return item.verdict in FAULTS or (item.runs and item.verdict in ("refused", "gate"))
 
 
 def main() -> None:
@@ -116,6 +119,7 @@ def main() -> None:
         for form in forms:
             made = outcome(args.folder / file, form, limits, file)
             found.append(made if runs is None else _by_index(made, runs))
+            show_if_bad(console, found[-1])
     if args.json is not None:
         args.json.write_text(json.dumps(_plain(found), indent=1) + "\n")
     show(console, found)

@@ -28,7 +28,7 @@ from qcompile.data.feeds import (
     takes_any_batch,
 )
 from qcompile.errors import DataError
-from qcompile.ir import Graph, rank, shape_of
+from qcompile.ir import Graph, Tensor, rank, shape_of
 from qcompile.ir.analysis import token_axes
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.shape_probing import probed_shapes
@@ -44,6 +44,7 @@ from qcompile.quant import (
     Ranges,
     StatRequest,
     out_of_scale,
+    widened,
 )
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
 
@@ -58,6 +59,7 @@ class CollectorOptions:
     """``max_memory``: bytes of activations fetched at a time. ``mask``: exclude padding.
 
     parts: splits a feed into feeds that the model can run. keep: stores samples of channels.
+    widen: ranges from few values become wider than what was seen (``quant.widened``).
     """
 
     max_memory: int = 1 << 27
@@ -65,6 +67,7 @@ class CollectorOptions:
     threads: int = 0
     parts: Callable[[Feed], Iterable[Feed]] = lambda feed: (feed,)
     keep: Callable[[Array], Array] | None = None
+    widen: bool = True
 
 
 @dataclass
@@ -72,7 +75,8 @@ class Tap:
     """One requested tensor: its token axis, the outputs to fetch, and its observer.
 
     ``outputs``: minimum, maximum and sum, or the tensor itself; then ``size`` is the output with
-    its number of elements. ``fault``: why the values give no range.
+    its number of elements. ``row``: values in a row of which only the extrema are fetched.
+    ``values``: how many were seen, of each channel. ``fault``: why they give no range.
     """
 
     request: StatRequest
@@ -80,6 +84,8 @@ class Tap:
     outputs: tuple[str, ...]
     observer: Observer
     size: str | None = None
+    row: int = 1
+    values: int = 0
     fault: str | None = None
 
     @property
@@ -166,10 +172,14 @@ class Collector:
             try:
                 if tap.fault is not None:
                     raise ValueError(tap.fault)
-                ranges.set(tap.tensor, _scalable(tap.observer.range()))
+                ranges.set(tap.tensor, _scalable(self._span(tap)))
             except ValueError as e:
                 ranges.missing[tap.tensor] = f"no range: {e}"
         return ranges
+
+    def _span(self, tap: Tap) -> Range:
+        span = tap.observer.range()
+        return widened(span, tap.values) if self.options.widen else span
 
     def channels(self) -> dict[str, ChannelStats]:
         """Statistics of the watched tensors with finite values only."""
@@ -190,6 +200,7 @@ class Collector:
             tap.fault = _VARYING
         elif extrema[0].size:
             tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
+            tap.values += len(extrema[0]) * tap.row
 
     def _groups(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[list[Tap]]:
         """Taps to fetch together: all reduced ones, and as many others as fit the budget."""
@@ -266,11 +277,18 @@ def collector(
             else ChannelObserver(keep=options.keep)
         )
         token_axis = token_axes.token_axis(axes.get(request.tensor))
-        taps.append(Tap(request, token_axis, names, observer, size=size))
+        row = _row_length(tensors[request.tensor]) if in_graph else 1
+        taps.append(Tap(request, token_axis, names, observer, size=size, row=row))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     path = save_proto(with_outputs(model, wanted), folder)
     session = Session(path, SessionOptions(threads=options.threads))
     return Collector(session, taps, options, takes_any_batch(graph))
+
+
+def _row_length(tensor: Tensor) -> int:
+    """The size of the last axis; 1, a lower bound, where it is open."""
+    shape = shape_of(tensor)
+    return shape[-1] if shape and isinstance(shape[-1], int) and shape[-1] > 0 else 1
 
 
 def _by_channel(graph: Graph, names: Sequence[str], probe: Probe) -> list[StatRequest]:

@@ -18,7 +18,7 @@ from qcompile.system.resume_cache import Cache
 
 _WHOLE, _PART = "calibration", "partial"
 _SHARE = 20  # seconds of work at least for a second of writing checkpoints
-FORMAT, VERSION = "qcompile checkpoint", 1
+FORMAT, VERSION = "qcompile checkpoint", 2
 Checkpoint = tuple[dict[str, Any], dict[str, Array]]
 
 
@@ -92,6 +92,7 @@ def write_states(file: IO[bytes], collector: Collector, observed: list[dict[str,
         "version": VERSION,
         "feeds": collector.feeds_seen,
         "tensors": [tap.tensor for tap in collector.taps],
+        "values": [tap.values for tap in collector.taps],
         "faults": [tap.fault or "" for tap in collector.taps],
         "counted": shapes,  # how feeds are divided depends on it
     }
@@ -113,8 +114,10 @@ def restore(collector: Collector, checkpoint: Checkpoint) -> None:
     try:
         if manifest["tensors"] != [tap.tensor for tap in collector.taps]:
             raise ValueError("it is of other tensors")
-        for i, (tap, fault) in enumerate(zip(collector.taps, manifest["faults"], strict=True)):
+        saved = zip(collector.taps, manifest["values"], manifest["faults"], strict=True)
+        for i, (tap, values, fault) in enumerate(saved):
             tap.observer.restore(_own(arrays, f"{i}/"))
+            tap.values = int(values)
             tap.fault = str(fault) or None
         for key, sizes in manifest["counted"]:
             shapes = tuple((str(n), tuple(map(int, s))) for n, s in key)

@@ -4,11 +4,12 @@ from qcompile.quant.affine import dequantize, out_of_scale, qparams, quantize, s
 from qcompile.quant.channel_statistics import FEWEST_ROWS, ChannelStats
 from qcompile.quant.gptq import compensated
 from qcompile.quant.observer import Calibrator, Observer
-from qcompile.quant.ranges import Ranges, StatRequest
+from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, nearest, real, worst_sums
 
 __all__ = [
+    "ENOUGH_VALUES",
     "FEWEST_ROWS",
     "PAIR_SUM",
     "Array",
@@ -30,5 +31,6 @@ __all__ = [
     "quantize",
     "real",
     "sqnr_db",
+    "widened",
     "worst_sums",
 ]

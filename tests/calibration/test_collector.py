@@ -17,7 +17,7 @@ from qcompile.calibrators.percentile import Percentile
 from qcompile.errors import DataError
 from qcompile.ir import Graph
 from qcompile.ir.model_io.to_proto import to_proto
-from qcompile.quant import Array, Calibrator, QSpec, Ranges, StatRequest
+from qcompile.quant import Array, Calibrator, QSpec, Ranges, StatRequest, widened
 from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.session import Session, SessionOptions, evaluate, with_outputs
 
@@ -84,8 +84,9 @@ def made(
     spec: QSpec = UINT8,
     max_memory: int = 1 << 30,
     mask: bool = True,
+    widen: bool = False,
 ) -> Collector:
-    chosen = CollectorOptions(max_memory, mask, threads=1)
+    chosen = CollectorOptions(max_memory, mask, threads=1, widen=widen)
     return collector(graph, requests(*names, spec=spec), calibrator or MinMax(), evaluate, chosen)
 
 
@@ -213,6 +214,20 @@ def test_scalars_have_a_range() -> None:
     )
     data = [{"x": np.full((2, 2), v, np.float32)} for v in (1.0, 7.0, -2.0)]
     assert bounds(collect(made(graph, ["s", "y"]), data))["s"] == (-2, 7)
+
+
+@BOTH
+@pytest.mark.parametrize("count", [2, 400])
+def test_ranges_of_few_values_are_widened(calibrator: Calibrator, count: int) -> None:
+    """8 values of a feed, in rows of 4: both paths count values, not rows."""
+    graph = parse("g (float[2,4] x) => (float[2,4] y) { y = Neg(x) }")
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((2, 4)).astype(np.float32)} for _ in range(count)]
+    seen = collect(made(graph, ["y"], calibrator=calibrator), data).found["y"]
+    found = collect(made(graph, ["y"], calibrator=calibrator, widen=True), data).found["y"]
+    expected = widened(seen, 8 * count)
+    assert (found.lo, found.hi) == (expected.lo, expected.hi)
+    assert (found.hi > seen.hi) == (count == 2)
 
 
 @pytest.mark.parametrize("calibrator", [Values(), Percentile(), Entropy()], ids=lambda c: c.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -78,20 +79,57 @@ def fails(code: int, said: str, written: bool) -> Callable[..., None]:
     return main
 
 
+PLAIN = "y = Identity(x)"
+
+
 @pytest.mark.parametrize(
-    ("text", "detail"),
-    [("y = Neg(x)", "on fresh inputs: output 'y': mean cosine -"), ("y = MatMul(x, w)", "not run")],
+    ("original", "written", "verdict", "detail"),
+    [
+        (PLAIN, "y = Neg(x)", "wrong", "on fresh inputs at x [12, 8]: output 'y': mean cosine -"),
+        (
+            PLAIN,
+            "y = MatMul(x, w)",
+            "wrong",
+            "output 'y' is float32[12, 6], expected float32[12, 8]",
+        ),
+        (PLAIN, "s = Constant<value_ints=[12, 8]>() y = Reshape(x, s)", "broken", "at x [29, 8]: "),
+        (
+            "y = Add(x, x)",
+            "n = Size(x) k = Constant<value_int=96>() f = Equal(n, k) h = Neg(x) "
+            "y2 = Add(x, x) y = Where(f, y2, h)",
+            "wrong",
+            "on fresh inputs at x [29, 8]: output 'y': mean cosine -",
+        ),
+    ],
+    ids=["values", "shape", "fails at another size", "wrong at another size"],
 )
 def test_wrong_answers(
-    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, detail: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    original: str,
+    written: str,
+    verdict: str,
+    detail: str,
 ) -> None:
-    """Other answers; and answers of another shape."""
-    other = write(tmp_path / "other.onnx", text, size=6)
-    monkeypatch.setattr(cli, "main", answers(other))
-    original = linear if "w" in text else write(tmp_path / "same.onnx", "y = Identity(x)")
-    found = case.outcome(original, "static", case.Limits())
-    assert found.verdict == "wrong"
+    """A compiled model that does not do what the float model does, at the data's size or others."""
+    planted = write(tmp_path / "planted.onnx", written, size=6)
+    monkeypatch.setattr(cli, "main", answers(planted))
+    found = case.outcome(write(tmp_path / "float.onnx", original), "static", case.Limits())
+    assert found.verdict == verdict
     assert detail in found.detail
+
+
+@pytest.mark.parametrize(("form", "given"), [("dynamic", True), ("dynamic-no-data", False)])
+def test_data_are_given_only_where_the_form_has_some(
+    linear: Path, monkeypatch: pytest.MonkeyPatch, form: str, given: bool
+) -> None:
+    def main(arguments: list[str]) -> None:
+        print(f"error: data {'--data' in arguments}", file=sys.stderr, flush=True)
+        raise SystemExit(2)
+
+    monkeypatch.setattr(cli, "main", main)
+    found = case.outcome(linear, form, case.Limits())
+    assert (found.verdict, found.detail) == ("refused", f"data {given}")
 
 
 @pytest.mark.parametrize(
@@ -102,9 +140,10 @@ def test_wrong_answers(
         (fails(2, "Traceback\nKeyError", False), "crashed", "KeyError"),
         (fails(2, "error: internal error, KeyError", False), "crashed", "internal error, KeyError"),
         (lambda arguments: os.kill(os.getpid(), 9), "crashed", "ended with code -9"),
-        (lambda arguments: time.sleep(60), "hung", "over 0.5 s"),
+        (lambda arguments: os.kill(os.getpid(), signal.SIGXCPU), "hung", "over 0.05 s"),
+        (lambda arguments: time.sleep(60), "hung", "over 0.05 s"),
     ],
-    ids=["half", "silent", "traceback", "internal", "killed", "hung"],
+    ids=["half", "silent", "traceback", "internal", "killed", "busy", "hung"],
 )
 def test_faults(
     linear: Path,
@@ -114,7 +153,7 @@ def test_faults(
     detail: str,
 ) -> None:
     monkeypatch.setattr(cli, "main", main)
-    limits = case.Limits(seconds=0.5 if verdict == "hung" else 60)
+    limits = case.Limits(seconds=0.05 if verdict == "hung" else 60)
     found = case.outcome(linear, "dynamic", limits)
     assert (found.verdict, found.detail) == (verdict, detail)
 
