@@ -43,7 +43,8 @@ class Header:
     """The parts of a ModelProto outside its graph, which graphsurgeon does not keep.
 
     interface: inputs and outputs as declared. functions: as loaded, never edited. extras: overload
-    and metadata by node name.
+    and metadata by node name. inner_types: whether the types of inner tensors are written, which
+    readers need where shape inference does not know an operator.
     """
 
     ir_version: int = 8
@@ -56,6 +57,7 @@ class Header:
     interface: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     functions: list[onnx.FunctionProto] = field(default_factory=list)
     extras: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    inner_types: bool = True
 
 
 class Graph:

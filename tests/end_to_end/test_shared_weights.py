@@ -61,6 +61,12 @@ def test_a_weight_of_many_layers_is_stored_once(form: str, mode: str) -> None:
     assert weights(compiled(SHARED[form], mode=mode)) == (1, share * WEIGHT.nbytes)
 
 
+def test_in_mode_float_the_file_is_no_larger() -> None:
+    """Types that shape inference finds are not written; with them it had 200 bytes more."""
+    report = compiled(SHARED["identities"], mode="float").report
+    assert report.bytes <= report.float_bytes
+
+
 @pytest.mark.parametrize("target", ["qdq", "cuda", "tensorrt"])
 @pytest.mark.parametrize("form", SHARED)
 def test_on_other_targets_too(form: str, target: str) -> None:

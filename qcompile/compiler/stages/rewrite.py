@@ -16,7 +16,7 @@ from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
-from qcompile.ir import Graph, lazy_values
+from qcompile.ir import Graph, is_onnx_domain, lazy_values
 from qcompile.ir.analysis import prequantized
 from qcompile.ir.model_io import write_model
 from qcompile.planning import Context, PassSettings, PrecisionRule, Skip
@@ -181,7 +181,12 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
 
 
 def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
-    """Write the graph, with its origin in the metadata."""
+    """Write the graph, with its origin in the metadata.
+
+    In mode float, types that shape inference finds are left out: the file is to be no larger.
+    """
+    standard = all(is_onnx_domain(node) for node in prepared.graph.nodes)
+    prepared.graph.header.inner_types = prepared.mode != "float" or not standard
     prepared.graph.header.metadata.update(
         {
             "qcompile.version": __version__,

@@ -42,7 +42,8 @@ def shell(graph: Graph) -> onnx.ModelProto:
     proto.node.extend(_node(graph, n) for n in graph.nodes)
     proto.input.extend(_declared(graph, t) for t in graph.inputs)
     proto.output.extend(_declared(graph, t) for t in graph.outputs)
-    proto.value_info.extend(_value_info(graph))
+    if head.inner_types:
+        proto.value_info.extend(_value_info(graph))
     return model
 
 
