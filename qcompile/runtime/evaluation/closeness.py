@@ -100,7 +100,7 @@ class Closeness(Record):
 
     @property
     def r2_columns(self) -> str | None:
-        """Which columns ``r2`` is of, in words; None where all values are one column."""
+        """Which columns ``r2`` is of, in words; None where it is of all."""
         return None if self.columns is None else str(self.columns) or None
 
     @property

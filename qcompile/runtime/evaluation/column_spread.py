@@ -51,11 +51,9 @@ class ColumnGroup:
     of: int
 
     def __str__(self) -> str:
-        """Such as ``columns 4-13 of 14 on axis 1``; empty if all values are one column."""
-        if self.of == 1:
-            return ""
+        """Such as ``columns 4-13 of 14 on axis 1``; empty for all columns."""
         if len(self.columns) == self.of:
-            return f"all {self.of} columns on axis {self.axis}"
+            return ""
         return f"columns {_spans(self.columns)} of {self.of} on axis {self.axis}"
 
 
