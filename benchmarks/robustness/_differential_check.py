@@ -121,12 +121,22 @@ def _check_form(
 
 
 def _interface(old: onnx.ModelProto, new: onnx.ModelProto) -> str:
+    """What changed of inputs and outputs; names of dimensions only where none became several."""
+    split = any("#" in d.dim_param for i in new.graph.input for d in i.type.tensor_type.shape.dim)
     for what in ("input", "output"):
-        before = [(v.name, v.type) for v in getattr(old.graph, what)]
-        after = [(v.name, v.type) for v in getattr(new.graph, what)]
+        before, after = ([_declared(v, split) for v in getattr(m.graph, what)] for m in (old, new))
         if before != after:
             return f"wrong: {what}s changed"
     return ""
+
+
+def _declared(value: onnx.ValueInfoProto, without_names: bool) -> onnx.ValueInfoProto:
+    plain = onnx.ValueInfoProto()
+    plain.CopyFrom(value)
+    for dim in plain.type.tensor_type.shape.dim:
+        if without_names and dim.dim_param:
+            dim.ClearField("dim_param")
+    return plain
 
 
 def _compare(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -42,6 +44,23 @@ class Subgraph(gs.Graph):  # type: ignore[misc]  # graphsurgeon has no types
 def subgraphs(node: gs.Node) -> Iterator[Subgraph]:
     """The bodies of an If, Loop or Scan, none for other nodes."""
     yield from (v for v in node.attrs.values() if isinstance(v, Subgraph))
+
+
+def constant_bytes(body: onnx.GraphProto) -> Counter[str]:
+    """Bytes of the initializers and Constant nodes in a body and in the bodies in it, by name."""
+    sizes = Counter({t.name: _bytes(t) for t in body.initializer})
+    for node in body.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                sizes[node.output[0]] += _bytes(attribute.t)
+        for inner in bodies(node):
+            sizes += constant_bytes(inner)
+    return sizes
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims) * kind.itemsize)
 
 
 def digest(message: onnx.GraphProto | AttributeProto) -> str:

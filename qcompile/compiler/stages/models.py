@@ -9,6 +9,7 @@ passes in any case.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
+from qcompile.ir.subgraph import constant_bytes, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting.pass_manager import PassManager
 from qcompile.rewriting.pipeline_spec import parse
@@ -73,8 +75,19 @@ def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     external = read_model.external_files(proto, storage)
     graph = from_proto.from_proto(proto, storage)
     content = ledger.summarize_rows(ledger.ledger_rows(proto, size))
-    weights = {name: lazy_values.nbytes(c) for name, c in graph.constants().items()}
+    weights = body_constants(graph)
+    for name, constant in graph.constants().items():
+        weights[name] += lazy_values.nbytes(constant)
     return FloatModel(stored, external, size, content, weights), graph
+
+
+def body_constants(graph: Graph) -> Counter[str]:
+    """Bytes of the constants that are stored in bodies of If, Loop and Scan, by name."""
+    found = Counter[str]()
+    for node in graph.nodes:
+        for body in subgraphs(node):
+            found += constant_bytes(body.proto)
+    return found
 
 
 def computes_in_bfloat16(graph: Graph) -> bool:

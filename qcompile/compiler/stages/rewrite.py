@@ -13,7 +13,7 @@ from qcompile.compiler.report.channel_views import ChannelSite, ChannelWatch
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.notes import NOTHING_QUANTIZED, Note, coded_note
 from qcompile.compiler.stages.calibrate import Calibrated, calibrate
-from qcompile.compiler.stages.models import CompiledModel
+from qcompile.compiler.stages.models import CompiledModel, body_constants
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.ir import Graph, is_onnx_domain, lazy_values
@@ -107,7 +107,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
 
 def _weight_bytes(graph: Graph, ctx: Context) -> dict[str, int]:
     """Bytes of constants by their names in the input model."""
-    sizes = Counter[str]()
+    sizes = body_constants(graph)
     for name, constant in graph.constants().items():
         origin, _ = ctx.origins.get(name, (name, None))
         if origin not in ctx.generated:
