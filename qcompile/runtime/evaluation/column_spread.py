@@ -34,14 +34,17 @@ _ROUNDING = 2.0**-14
 # An error of less than a thousandth of the values' size (60 dB) is below the steps of 8-bit
 # integers, however little the values vary.
 _FINE = 2.0**-10
+# With several positions in a sample (tokens, boxes, pixels), a column that varies less than that
+# (36 dB) over all of them is an offset with what integers leave of it.
+_FINE_BY_POSITION = 2.0**-6
 
 
 @dataclass(frozen=True)
 class ColumnGroup:
     """Columns of one scale, and how much of their spread is kept.
 
-    is_fine: the error is below a thousandth of the values' size, so that ``r2`` says how little
-    they vary. axis: of the output, on which the columns lie. columns: their indices, of ``of``.
+    is_fine: the error is so small next to the values' size that ``r2`` only says how little they
+    vary. axis: of the output, on which the columns lie. columns: their indices, of ``of``.
     """
 
     r2: float
@@ -64,10 +67,13 @@ class ColumnSpread:
     _axes: dict[int, _Moments] = field(default_factory=dict)
     _dropped: set[int] = field(default_factory=set)
     _whole: _Moments = field(default_factory=lambda: _Moments(1))
+    _fine: float = _FINE
 
     def update(self, reference: Array, candidate: Array, *, rows: int = 0) -> None:
         """Add a sample, both float64 of equal shapes; its first ``rows`` axes hold no columns."""
         shape = reference.shape
+        if sum(size > 1 for size in shape) > 1:
+            self._fine = _FINE_BY_POSITION
         self._whole.update(reference.reshape(1, -1), candidate.reshape(1, -1))
         for axis in range(rows, len(shape)):
             moments = self._axes.setdefault(axis, _Moments(shape[axis]))
@@ -85,7 +91,7 @@ class ColumnSpread:
             [
                 ColumnGroup(
                     moments.r2(group),
-                    moments.is_fine(group),
+                    moments.is_fine(group, self._fine),
                     axis + 1,
                     group.tolist(),
                     moments.size,
@@ -150,11 +156,11 @@ class _Moments:
                 found.append(np.sort(group))
         return found
 
-    def is_fine(self, group: Array) -> bool:
-        """True where the errors of a group are small next to its values."""
+    def is_fine(self, group: Array, limit: float) -> bool:
+        """True where the errors of a group are below ``limit`` times the size of its values."""
         count = self.count[group]
         energy = self.deviation[group] / count + np.square(self.mean[group])
-        return bool((self.error[group] / count).sum() < _FINE**2 * energy.sum())
+        return bool((self.error[group] / count).sum() < limit**2 * energy.sum())
 
     def r2(self, group: Array) -> float:
         """Pooled over the columns of the group, with the unbiased estimate of their spread."""

@@ -49,6 +49,8 @@ def test_small_columns_are_not_hidden_by_large_ones() -> None:
     x = np.concatenate([boxes, scores], 1)
     y = np.concatenate([boxes, np.full_like(scores, 0.05)], 1)
     assert judge([({"y": x}, {"y": y}, {"x": x})], Gates(min_r2=None)).failures == []
+    [failure] = judge([({"y": x}, {"y": y}, {"x": x})], Gates()).failures
+    assert "R² of columns 4-13 of 14 on axis 1" in failure
     for axes in ((0, 1, 2), (0, 2, 1)):
         found = worst(x.transpose(axes), y.transpose(axes))
         assert (found.axis, found.columns, found.of) == (axes.index(1), list(range(4, 14)), 14)
@@ -115,8 +117,16 @@ def test_errors_finer_than_8_bits_fail_no_gate() -> None:
         found = judge([({"y": x}, {"y": y}, {"x": x})], Gates())
         assert found.outputs[0].r2 is not None and found.outputs[0].r2 < 0.3
         assert bool(found.failures) == failed
-    near = worst(np.hstack([x, 10 * x - 9]), np.hstack([y, 10 * x - 9 + 0.001]))
-    assert near.columns == [0, 1, 2, 3, 4, 5, 6, 7] or not near.is_fine
+
+
+def test_offsets_of_many_positions_fail_no_gate_by_what_integers_leave_of_them() -> None:
+    """Queries that all answer alike: their small spread is no answer, unless much is lost."""
+    x = 1 + RNG.normal(0, 0.01, (16, 10, 6))
+    for error, failed in ((0.013, False), (0.02, True)):
+        y = x + RNG.normal(0, error, x.shape)
+        assert bool(judge([({"y": x}, {"y": y}, {"x": x})], Gates()).failures) == failed
+        flat = judge([({"y": x[:, 0]}, {"y": y[:, 0]}, {"x": x})], Gates())
+        assert flat.failures  # one position in a sample
 
 
 def test_infinite_values_are_left_out() -> None:
