@@ -6,7 +6,7 @@
 ``raise-half`` turned them into float32, which is twice the bytes. ONNX Runtime computes a Cast of a
 constant once, when it loads the model; a table keeps its type in memory, and the Cast comes after
 the lookup. Only weights all whose values the 16-bit type holds. Refuses others, as where a scale
-was multiplied into them; leaves small constants, and vectors of quantized operators. Rounding: in a
+was multiplied into them; leaves small constants, scales, and vectors of quantized operators. Rounding: in a
 session without optimizations, a product by a computed weight may add in another order.
 """
 
@@ -51,7 +51,7 @@ class StoreHalf(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
         for constant in graph.constants().values() if ctx.stored_as else ():
-            if not _is_weight(graph, constant):
+            if _is_derived(ctx, constant) or not _is_weight(graph, constant):
                 continue
             half = _half_values(constant, ctx.stored_as)
             if half is None:
@@ -65,6 +65,11 @@ class StoreHalf(Pass):
             _read_stored(graph, constant, stored)
             changed = True
         return changed
+
+
+def _is_derived(ctx: Context, constant: Constant) -> bool:
+    """True for scales and the like, which were computed in float32."""
+    return ctx.origins.get(constant.name, (constant.name, None))[0] != constant.name
 
 
 def _is_weight(graph: Graph, constant: Constant) -> bool:

@@ -10,8 +10,8 @@ their types. Weights keep their names and values: ``store-half`` writes those th
 at the end in their own type. In mode float, on targets that compute in a 16-bit type
 (``Target.halves``), only weights behind a Cast to float32 are raised.
 
-Refuses, and casts around: nodes with a body (its tensors have declared types), and operators of
-functions and other libraries. Rounding: what was rounded to 16 bits is not any more.
+Refuses, and casts around: nodes with a body, since that declares the types of its results (what it
+computes is raised when it is compiled), and operators of functions and other libraries. Rounding: what was rounded to 16 bits is not any more.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _stays(graph: Graph, ctx: Context, raised: frozenset[HalfType]) -> set[str]:
 
 def _obstacle(graph: Graph, node: Node) -> str | None:
     if has_subgraph(node):
-        return f"{node.op} holds a subgraph, which is never edited"
+        return f"{node.op} passes on the types that its body declares"
     if domain_of(node) not in (ONNX, MICROSOFT) or _is_function(graph, node):
         return f"{node.op} is no operator of ONNX or ONNX Runtime"
     return None

@@ -385,6 +385,7 @@ class Graph:
             if equal is not None:
                 self._redirect(constant, equal)
             elif turned is not None:
+                self._compute(constant)
                 self.substitute(constant, "Transpose", [turned], "transposed", {"perm": [1, 0]})
             else:
                 found.add(constant)
@@ -394,9 +395,15 @@ class Graph:
 
     def _is_turnable(self, constant: Constant) -> bool:
         """True where all readers of a constant may read a Transpose instead."""
+        if len(constant.shape) != 2 or self.is_output_of_graph(constant):
+            return False
         floats = is_float(constant) or is_float(constant, np.float16)
-        matrix = len(constant.shape) == 2 and not self.is_output(constant)
-        return matrix and (floats or _is_table(constant))
+        return floats or (_is_table(constant) and not self.is_output(constant))
+
+    def _compute(self, constant: Constant) -> None:
+        """Make a constant a variable for a node to compute, also for bodies that read it."""
+        constant.to_variable(constant.dtype, constant.shape)
+        self._hidden = [t for t in self._hidden if t is not constant]
 
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Turn a graph input into a constant with the values of ``constant``, still lazy."""

@@ -114,3 +114,42 @@ def test_casts_alone_are_no_bfloat16_arithmetic() -> None:
     text = "g (float[B,64] x) => (float[B,64] y) {{ a = Cast<to = 16>(x) {} y = Cast<to = 1>(b) }}"
     assert not computes_in_bfloat16(parse(text.format("b = Cast<to = 16>(a)")))
     assert computes_in_bfloat16(parse(text.format("b = Neg(a)")))
+
+
+def in_bodies(dtype: Any) -> bytes:
+    """The bodies of an If read 16-bit constants of the graph, large and small, and x in 16 bits."""
+    number = {"float16": 10, "bfloat16": 16}[dtype.name]
+    text = f"""g (float[B,64] x, bool c) => (float[B,128] y) {{
+        h = Cast<to = {number}>(x)
+        i = If (c) <
+            then_branch = yes () => ({dtype.name}[B,128] p) {{ a = MatMul(h, w) p = Add(a, b) }},
+            else_branch = no () => ({dtype.name}[B,128] q) {{ d = MatMul(h, w) q = Sub(d, b) }}
+        >
+        y = Cast<to = 1>(i)
+    }}"""
+    return serialize(parse(text, w=W.astype(dtype), b=normal(128).astype(dtype)))
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=lambda t: str(t.name))
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight-only", "float"])
+def test_bodies_compute_in_float32_by_constants_of_16_bits(dtype: Any, mode: Any) -> None:
+    given = in_bodies(dtype)
+    feeds = [{"x": normal(4, 64, seed=k), "c": np.array(k % 2 == 0)} for k in range(6)]
+    result = qcompile.compile(given, feeds, mode=mode, options=UNTIMED)
+    onnx.checker.check_model(result.model)
+    assert result.report.verdict is not None and result.report.verdict.worst_cosine > 0.99
+    assert "w" in {row.tensor for row in result.report.ledger}
+    if mode == "float":
+        assert len(result.model) < 1.1 * len(given)
+
+
+def test_scales_are_not_reported_as_weights_that_do_not_fit() -> None:
+    text = """g (float[B,64] x, int64[B] ids) => (float[B,64] y, float[B,64] z) {
+        f = Cast<to = 1>(w) y = MatMul(x, f) t = Cast<to = 1>(v) z = Gather(t, ids)
+    }"""
+    w, v = normal(64, 64).astype(np.float16), normal(300, 64, seed=1).astype(np.float16)
+    feeds = [{"x": normal(4, 64, seed=k), "ids": np.arange(4)} for k in range(6)]
+    result = qcompile.compile(
+        serialize(parse(text, w=w, v=v)), feeds, mode="weight-only", options=UNTIMED
+    )
+    assert not [s for s in result.report.skips if s.pass_name == "store-half"]

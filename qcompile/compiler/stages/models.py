@@ -25,6 +25,7 @@ from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
 from qcompile.ir.subgraph import constant_bytes, subgraphs
 from qcompile.planning import Context
+from qcompile.rewriting.bodies import BodyCompiler
 from qcompile.rewriting.pass_manager import PassManager
 from qcompile.rewriting.pipeline_spec import parse
 from qcompile.rewriting.registry import target
@@ -104,13 +105,15 @@ def computes_in_bfloat16(graph: Graph) -> bool:
 
 
 def in_float32(model: read_model.Source) -> ModelFiles:
-    """The model after ``raise-half`` alone, in a temporary folder.
+    """The model after ``raise-half`` alone, also in bodies, in a temporary folder.
 
     Raises ModelError where it cannot be read, OutputError where there is no room.
     """
     graph = from_proto.from_proto(*read_model.read_model(model))
     shape_inference.infer(graph)
-    PassManager(tuple(parse("raise-half"))).run(graph, Context(target("cpu"), session.evaluate))
+    passes, ctx = tuple(parse("raise-half")), Context(target("cpu"), session.evaluate)
+    PassManager(passes).run(graph, ctx)
+    BodyCompiler(passes).run(graph, ctx)
     return write_model.write_model(graph, "reference")
 
 

@@ -19,6 +19,7 @@ from qcompile.data.feeds import Feed, is_floating
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError
 from qcompile.ir import is_float, rank
+from qcompile.ir.model_io import read_model
 from qcompile.quant import Array
 from qcompile.runtime import session as runtime
 from qcompile.runtime.evaluation import closeness, other_sizes
@@ -326,8 +327,7 @@ def _runner(
     options = _options(prepared)
     if not prepared.provider_missing:
         return sums.runner(kind, options)
-    assert isinstance(sums.model, Path)
-    emulated = Session(rounding_form(sums.model.read_bytes()), options)
+    emulated = Session(rounding_form(read_model.embedded(sums.model)), options)
     return saturation_check.Runner(emulated, options.entries)
 
 

@@ -74,7 +74,8 @@ class Body:
 
         ``digests``: of the outer graph's constants.
         """
-        renamed = self._move_constants_out(digests)
+        renamed = self._rename_retyped()
+        renamed |= self._move_constants_out(digests)
         renamed |= self._move_dequantizers_out()
         for inner in self.graph.nodes:
             for name, value in inner.attrs.items():
@@ -84,6 +85,14 @@ class Body:
         for domain, version in self.graph.domains().items():
             if domain not in self.outer.domains():
                 self.outer.import_domain(domain, version)
+        return renamed
+
+    def _rename_retyped(self) -> dict[str, str]:
+        """Give captured constants that have another type here names of their own (``retyped``)."""
+        outer, renamed = self.outer.constants(), {}
+        for name, constant in self.graph.constants().items():
+            if name in outer and element_type(constant.dtype) != element_type(outer[name].dtype):
+                constant.name = renamed[name] = self.outer.fresh(f"{name}/{constant.dtype}")
         return renamed
 
     def _move_constants_out(self, digests: Digests) -> dict[str, str]:

@@ -18,7 +18,7 @@ from qcompile.ir.model_io.external_data import (
     is_external,
 )
 from qcompile.ir.model_io.from_proto import from_proto
-from qcompile.ir.model_io.size_limits import check_entries
+from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT, check_entries
 from qcompile.ir.model_io.weightless_parse import Span, UnusualError, thin
 from qcompile.system.memory_map import MappedFile
 
@@ -88,6 +88,24 @@ def runnable(model: Source) -> bytes | Path:
         data: bytes = model.SerializeToString()
         return data
     return model if isinstance(model, bytes) else Path(model)
+
+
+def embedded(source: Source) -> bytes:
+    """The model in one message, with its weights.
+
+    Raises ModelError where those cannot be read, or do not fit protobuf's limit.
+    """
+    model, storage = read_model(source)
+    embed_inner(model, storage)
+    for tensor in model.graph.initializer:
+        if tensor.name in storage.spans and storage.own is not None:
+            embed(tensor, storage.own, storage.spans[tensor.name])
+        elif is_external(tensor):
+            embed_external(tensor, storage)
+    if model.ByteSize() > PROTOBUF_LIMIT:
+        raise ModelError(f"the model has {model.ByteSize()} bytes, over protobuf's 2 GiB limit")
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def external_files(model: onnx.ModelProto, storage: Storage) -> tuple[Path, ...]:

@@ -26,6 +26,7 @@ from qcompile.ir.subgraph import bodies
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
+PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of a message, minus some room
 # Bytes of a tensor that depends only on constants: ONNX Runtime computes it when loading.
 MOST_FOLDED = 1 << 30
 MOST_COMPUTED = 1 << 36  # bytes of any other tensor

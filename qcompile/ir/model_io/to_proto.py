@@ -9,10 +9,10 @@ from google.protobuf.message import EncodeError
 from qcompile.errors import OutputError
 from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_onnx_domain, shape_of
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor, node_proto
+from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 
 # Constants up to this many elements can be shapes, axes or indices, which inference reads.
 _SHAPE_ELEMENTS = 64
-_PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
@@ -135,6 +135,6 @@ def serialize(graph: Graph) -> bytes:
     except (ValueError, EncodeError) as e:
         limit = "is it over protobuf's 2 GiB limit?"
         raise OutputError(f"the compiled model cannot be serialized, {limit} {e}") from e
-    if len(data) > _PROTOBUF_LIMIT:
+    if len(data) > PROTOBUF_LIMIT:
         raise OutputError(f"the compiled model has {len(data)} bytes, over protobuf's 2 GiB limit")
     return data

@@ -25,13 +25,13 @@ from qcompile.ir.lazy_values import nbytes, stored_proto
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import Storage, external_file, is_external, is_whole, mapped
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor
+from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 from qcompile.ir.model_io.to_proto import shell
 from qcompile.ir.model_io.weightless_parse import varint
 from qcompile.quant import Array
 from qcompile.system import atomic_write, digests
 from qcompile.system.temporary_folder import TemporaryFolder
 
-LIMIT = 2**31 - 2**20  # protobuf's limit, minus some room
 _LEAST = 1 << 10  # bytes of a constant whose data is streamed
 _PAGE = 1 << 12
 _GRAPH, _INITIALIZER, _RAW_DATA, _DELIMITED = 7, 5, 9, 2  # field numbers, and a wire type
@@ -120,7 +120,9 @@ def write_model(graph: Graph, stem: str = "model", limit: int | None = None) -> 
     path, model = folder.path / f"{stem}.onnx", shell(graph)
     pieces = [_piece(c) for c in graph.constants().values()]
     with _room(folder):
-        if model.ByteSize() + sum(len(p.head) + p.size for p in pieces) <= (limit or LIMIT):
+        if model.ByteSize() + sum(len(p.head) + p.size for p in pieces) <= (
+            limit or PROTOBUF_LIMIT
+        ):
             with path.open("wb") as file:
                 _write_whole(file, model, pieces)
             return ModelFiles(path, None, folder)

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 
 from qcompile.errors import ModelError
+from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 
-_PROTOBUF_LIMIT = 2**31 - 2**20
 _HALF, _FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 # Operators whose result has the type that an attribute names, whatever their operands are.
 _TYPED = (
@@ -46,7 +46,7 @@ def rounding_form(model: bytes) -> bytes:
     used |= {o.name for o in proto.graph.output}
     _widen_constants(proto.graph, half, used)
     size = proto.ByteSize()
-    if size > _PROTOBUF_LIMIT:
+    if size > PROTOBUF_LIMIT:
         raise ModelError(
             f"in float32 the model has {size} bytes, over protobuf's 2 GiB limit: compare it where "
             "the target's provider is installed (--no-verify leaves that out)"

@@ -99,7 +99,7 @@ def test_skeleton_holds_no_large_weight() -> None:
 
 
 def test_over_protobufs_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_PROTOBUF_LIMIT", 10)
+    monkeypatch.setattr(export, "PROTOBUF_LIMIT", 10)
     with pytest.raises(OutputError, match="over protobuf's 2 GiB limit"):
         serialize(graph())
 

@@ -22,6 +22,7 @@ from qcompile.runtime.evaluation.compared_outputs import (
     compared_models,
     find_selection,
 )
+from qcompile.targets.target import Mode
 
 OPTIONS = Options(bench=False, threads=1)
 DATA = [{"x": normal(1, 8, 32, seed=i)} for i in range(6)]
@@ -192,3 +193,12 @@ def test_where_a_tensor_is_gone_the_nearest_ones_before_it_are_compared() -> Non
 def test_sensitivity_measures_them() -> None:
     result = qcompile.sensitivity(made(NMS), DATA, options=OPTIONS)
     assert result.quantized.mean_cosine > 0.99 and result.unquantized.mean_cosine > 0.9999
+
+
+@pytest.mark.parametrize(("target", "mode"), [("tensorrt", "static"), ("cuda", "float")])
+def test_for_a_provider_that_is_not_here_they_are_compared_too(target: str, mode: Mode) -> None:
+    """The copies have external weights, which the emulation of float16 reads."""
+    model = made(NONZERO)
+    result = qcompile.compile(model, feeds_for(NONZERO), target=target, mode=mode, options=OPTIONS)
+    verdict = result.report.verdict
+    assert verdict is not None and verdict.worst_cosine > 0.99

@@ -49,7 +49,7 @@ def test_each_result_is_rounded_where_it_is_stored() -> None:
 
 def test_what_float32_makes_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     data = model(TWICE, w=np.ones((1, 1), F16), v=np.ones((1, 1), F16))
-    monkeypatch.setattr("qcompile.runtime.evaluation.float16_emulation._PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr("qcompile.runtime.evaluation.float16_emulation.PROTOBUF_LIMIT", 100)
     with pytest.raises(ModelError, match="over protobuf's 2 GiB limit"):
         rounding_form(data)
 
