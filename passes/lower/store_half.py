@@ -6,8 +6,9 @@
 ``raise-half`` turned them into float32, which is twice the bytes. ONNX Runtime computes a Cast of a
 constant once, when it loads the model; a table keeps its type in memory, and the Cast comes after
 the lookup. Only weights all whose values the 16-bit type holds. Refuses others, as where a scale
-was multiplied into them; leaves small constants, scales, and vectors of quantized operators. Rounding: in a
-session without optimizations, a product by a computed weight may add in another order.
+was multiplied into them; leaves small constants, scales, and vectors of quantized operators.
+Rounding: in a session without optimizations, a product by a computed weight may add in another
+order.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class StoreHalf(Pass):
 
 def _is_derived(ctx: Context, constant: Constant) -> bool:
     """True for scales and the like, which were computed in float32."""
-    return ctx.origins.get(constant.name, (constant.name, None))[0] != constant.name
+    origin, _ = ctx.origins.get(constant.name, (constant.name, None))
+    return bool(origin != constant.name)
 
 
 def _is_weight(graph: Graph, constant: Constant) -> bool:

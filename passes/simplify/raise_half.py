@@ -11,7 +11,8 @@ at the end in their own type. In mode float, on targets that compute in a 16-bit
 (``Target.halves``), only weights behind a Cast to float32 are raised.
 
 Refuses, and casts around: nodes with a body, since that declares the types of its results (what it
-computes is raised when it is compiled), and operators of functions and other libraries. Rounding: what was rounded to 16 bits is not any more.
+computes is raised when it is compiled), and operators of functions and other libraries. Rounding:
+what was rounded to 16 bits is not any more.
 """
 
 from __future__ import annotations
