@@ -25,7 +25,7 @@ from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError, RecipeError, TargetError
 from qcompile.ir import Graph
 from qcompile.ir.analysis import dimension_names, shape_inference
-from qcompile.ir.model_io import write_model
+from qcompile.ir.model_io import read_model, write_model
 from qcompile.ir.operators import BUILT_IN_DOMAINS
 from qcompile.rewriting.registry import nearest
 from qcompile.rewriting.registry import target as find_target
@@ -141,9 +141,18 @@ def prepare(request: Request) -> Prepared:
         general_text=text,
         budget=budget,
         unknown_operator=missing,
-        selection=find_selection(graph),
+        selection=find_selection(_running_graph(model, graph)),
         notes=tuple(notes),
     )
+
+
+def _running_graph(model: FloatModel, graph: Graph) -> Graph:
+    """The graph of the float model as it runs here: in float32, where bfloat16 cannot."""
+    if model.raised is None:
+        return graph
+    raised = read_model.load(model.raised.path)
+    shape_inference.infer(raised)
+    return raised
 
 
 def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:

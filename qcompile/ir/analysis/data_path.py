@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_float, is_layout, is_op, rank
+from qcompile.ir import (
+    Graph,
+    Node,
+    Tensor,
+    array,
+    half_type,
+    is_constant,
+    is_float,
+    is_layout,
+    is_op,
+    rank,
+)
 from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS
 
 MASK = "attention_mask"  # the input that marks padding, by the convention of transformers
@@ -18,18 +29,19 @@ _WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm")
 _MASK_VALUE = 1e4
 
 
-def data_path(graph: Graph) -> set[str]:
-    """Names of float tensors that carry data."""
-    found = {t.name for t in graph.inputs if is_float(t) and "mask" not in t.name.lower()}
+def data_path(graph: Graph, *, halves: bool = False) -> set[str]:
+    """Names of float32 tensors that carry data; ``halves``: of 16-bit floats too."""
+
+    def counts(tensor: Tensor) -> bool:
+        return is_float(tensor) or (halves and half_type(tensor) is not None)
+
+    found = {t.name for t in graph.inputs if counts(t) and "mask" not in t.name.lower()}
     for node in graph.nodes:
-        starts = is_op(node, *_WEIGHTED) and any(_is_weight(t) for t in node.inputs)
+        weights = (t for t in node.inputs if is_constant(t) and (rank(t) or 0) >= 2)
+        starts = is_op(node, *_WEIGHTED) and any(map(counts, weights))
         if starts or any(t.name in found for t in node.inputs):
-            found |= {t.name for t in node.outputs if is_float(t)}
+            found |= {t.name for t in node.outputs if counts(t)}
     return found
-
-
-def _is_weight(tensor: Tensor) -> bool:
-    return is_constant(tensor) and is_float(tensor) and (rank(tensor) or 0) >= 2
 
 
 def is_masking(node: Node, path: set[str]) -> bool:

@@ -120,9 +120,8 @@ def write_model(graph: Graph, stem: str = "model", limit: int | None = None) -> 
     path, model = folder.path / f"{stem}.onnx", shell(graph)
     pieces = [_piece(c) for c in graph.constants().values()]
     with _room(folder):
-        if model.ByteSize() + sum(len(p.head) + p.size for p in pieces) <= (
-            limit or PROTOBUF_LIMIT
-        ):
+        size = model.ByteSize() + sum(len(p.head) + p.size for p in pieces)
+        if size <= (limit or PROTOBUF_LIMIT):
             with path.open("wb") as file:
                 _write_whole(file, model, pieces)
             return ModelFiles(path, None, folder)

@@ -14,7 +14,7 @@ Selections by integers and masks alone are the same in both models and are left 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ class Selection:
 
     ``nodes``: the operators that select. ``deciding``: the float tensors nearest to them.
     ``before``: for each float tensor, those that it is computed from. ``readers``: the operands
-    that it is, as node and index. ``types``: element types.
+    that it is, as node and index, those that lead to a selection first. ``types``: element types.
     """
 
     nodes: tuple[str, ...]
@@ -86,12 +86,15 @@ class Selection:
     def _place(
         self, name: str, nodes: Mapping[str, Node], made: Mapping[str, Tensor]
     ) -> str | None:
-        """A tensor of the candidate with the same name, or what the same operand reads there."""
+        """What the same operand reads in the candidate, or a tensor with the same name.
+
+        The operand first: a quantizer between the two would round what is fed.
+        """
         operands = ((nodes[node], i) for node, i in self.readers[name] if node in nodes)
         read = (str(node.inputs[i].name) for node, i in operands if i < len(node.inputs))
-        for other in (name, *read):
+        for other in (*read, name):
             tensor = made.get(other)
-            if tensor is not None and _kind(tensor) == self.types[name]:
+            if tensor is not None and _is_floating(tensor):
                 return other
         return None
 
@@ -108,7 +111,7 @@ def find_selection(graph: Graph) -> Selection | None:
         tuple(f"{node.op} {node.name!r}" for node, _ in chosen.values()),
         tuple(dict.fromkeys(deciding)),
         {t.name: tuple(values.floats_before(t.name)) for t in floats},
-        {t.name: tuple(_readers(graph, t)) for t in floats},
+        {t.name: tuple(_readers(graph, t, chosen)) for t in floats},
         {t.name: element_type(t.dtype) for t in floats},
     )
 
@@ -124,7 +127,7 @@ class _Values:
         self.tensors = graph.tensors()
         self.found: set[str] = set()
         self.picks: dict[str, str] = {}
-        path = data_path(graph)
+        path = data_path(graph, halves=True)
         for node in graph.nodes:
             if is_op(node, "Shape", "Size"):
                 continue  # the same where the selections are
@@ -173,9 +176,14 @@ class _Values:
         return list(found)
 
 
-def _readers(graph: Graph, tensor: Tensor) -> Iterator[tuple[str, int]]:
-    for node in graph.consumers(tensor):
-        yield from ((node.name, i) for i, t in enumerate(node.inputs) if t is tensor)
+def _readers(graph: Graph, tensor: Tensor, chosen: Container[str]) -> list[tuple[str, int]]:
+    """The operands that a tensor is; first those of nodes that select, or make masks or indices."""
+
+    def computes(node: Node) -> bool:
+        return node.name not in chosen and any(map(_is_floating, node.outputs))
+
+    slots = sorted(graph.slots(tensor), key=lambda slot: computes(slot[0]))
+    return [(node.name, i) for node, i in slots]
 
 
 def _kind(tensor: Tensor) -> int | None:
@@ -199,20 +207,22 @@ def _has_selector(graph: onnx.GraphProto) -> bool:
 
 @dataclass(frozen=True)
 class ComparedModels:
-    """Two models to run and compare; ``fed``: tensors of the reference that the candidate reads.
+    """Two models to run and compare; ``fed``: tensors of the reference that the candidate reads,
+    with the type that they have there (a float16 model may have become float32).
 
     Both are as they were given where nothing is selected by values.
     """
 
     reference: bytes | Path
     candidate: bytes | Path
-    fed: tuple[str, ...] = ()
+    fed: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
     _files: tuple[ModelFiles, ...] = field(default=(), repr=False)
 
     def feed(self, feed: Feed, outputs: Mapping[str, Array]) -> Feed:
         """A feed for the candidate, with outputs of the reference for the same feed."""
-        return {**feed, **{name: outputs[name] for name in self.fed}}
+        types = {n: onnx.helper.tensor_dtype_to_np_dtype(kind) for n, kind in self.fed.items()}
+        return {**feed, **{n: outputs[n].astype(t, copy=False) for n, t in types.items()}}
 
     def named(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The candidate's outputs, its own deciding tensors under the reference's names."""
@@ -238,16 +248,18 @@ def compared_models(
     places = selection.places(graph)
     if not places:
         return ComparedModels(old, new)
+    tensors = graph.tensors()
+    fed = {name: element_type(tensors[place].dtype) for name, place in places.items()}
     kinds = {name: selection.types[name] for name in places}
     first = write_model.edited_copy(old, partial(_add_outputs, kinds=kinds))
-    second = write_model.edited_copy(new, partial(_feed_tensors, places=places, kinds=kinds))
+    second = write_model.edited_copy(new, partial(_feed_tensors, places=places, kinds=fed))
     names = [repr(name) for name in places]
     note = (
         f"{', '.join(selection.nodes)} selects by values, which may differ: {' and '.join(names)} "
         f"{'is' if len(names) == 1 else 'are'} compared in front of it, and what follows is "
         "compared on the float model's selection"
     )
-    return ComparedModels(first.path, second.path, tuple(places), note, (first, second))
+    return ComparedModels(first.path, second.path, fed, note, (first, second))
 
 
 def _add_outputs(graph: onnx.GraphProto, kinds: Mapping[str, int]) -> None:

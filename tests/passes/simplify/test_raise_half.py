@@ -149,7 +149,7 @@ def test_what_bodies_read_stays_as_it_is(chosen: bool) -> None:
     feed = {"c": np.array(chosen), "x": f16(2, 8, seed=1)}
     ctx = differential(graph, RaiseHalf(), atol=HALF_ROUNDING, feeds=[feed])
     assert [s.reason for s in ctx.skips] == [
-        "If holds a subgraph, which is never edited: it stays in float16"
+        "If passes on the types that its body declares: it stays in float16"
     ]
     check(
         graph,

@@ -202,3 +202,25 @@ def test_for_a_provider_that_is_not_here_they_are_compared_too(target: str, mode
     result = qcompile.compile(model, feeds_for(NONZERO), target=target, mode=mode, options=OPTIONS)
     verdict = result.report.verdict
     assert verdict is not None and verdict.worst_cosine > 0.99
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("target", "mode"), [("cpu", "static"), ("qdq", "static"), ("cpu", "float")]
+)
+def test_models_in_16_bits_select_the_same(kind: str, target: str, mode: Mode) -> None:
+    """What decides is float32 in the compiled model, and rounded by a quantizer on target qdq."""
+    number = {"float16": 10, "bfloat16": 16}[kind]
+    half = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    text = f"""g (float[50,32] x) => (float[K,16] y) {{
+        n = Cast<to = {number}>(x) h = MatMul(n, w) s = ReduceMean<axes = [1], keepdims = 0>(h)
+        over = Greater(s, nothing) where = NonZero(over) rows = Squeeze(where, zero)
+        p = Gather(h, rows) q = MatMul(p, v) y = Cast<to = 1>(q)
+    }}"""
+    weights = {name: W[name].astype(half) for name in ("w", "v")}
+    model = model_proto(text, **weights, nothing=np.zeros((), half), zero=np.zeros(1, np.int64))
+    feeds = [{"x": normal(50, 32, seed=k)} for k in range(8)]
+    result = qcompile.compile(model, feeds, target=target, mode=mode, options=OPTIONS)
+    verdict = result.report.verdict
+    assert verdict is not None and verdict.worst_cosine > 0.99
+    assert {"y", "s"} <= {o.name for o in verdict.outputs}
