@@ -6,8 +6,8 @@ candidate selects by those of the reference: both select the same, and everythin
 compared on the same rows.
 
     reference:  … → scores → NonMaxSuppression → …           scores is an output too
-    candidate:  … → scores/own        scores → NonMaxSuppression → …
-                    is an output      is an input, fed with the reference's
+    candidate:  … → scores/own        scores/fed → NonMaxSuppression → …
+                    is an output      is an input: the reference's scores
 
 Selections by integers and masks alone are the same in both models and are left as they are.
 """
@@ -44,7 +44,7 @@ _SIZES = {
     "Upsample": (1,),
 }  # fmt: skip
 _PICKS = ("Gather", "GatherElements", "GatherND")  # by the indices in operand 1
-_OWN = "/own"
+_OWN, _FED = "/own", "/fed"
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class ComparedModels:
     def feed(self, feed: Feed, outputs: Mapping[str, Array]) -> Feed:
         """A feed for the candidate, with outputs of the reference for the same feed."""
         types = {n: onnx.helper.tensor_dtype_to_np_dtype(kind) for n, kind in self.fed.items()}
-        return {**feed, **{n: outputs[n].astype(t, copy=False) for n, t in types.items()}}
+        return {**feed, **{n + _FED: outputs[n].astype(t, copy=False) for n, t in types.items()}}
 
     def named(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The candidate's outputs, its own deciding tensors under the reference's names."""
@@ -270,17 +270,18 @@ def _add_outputs(graph: onnx.GraphProto, kinds: Mapping[str, int]) -> None:
 def _feed_tensors(
     graph: onnx.GraphProto, places: Mapping[str, str], kinds: Mapping[str, int]
 ) -> None:
-    """Make tensors inputs under the reference's names, and what the graph has there outputs."""
+    """Make tensors inputs, named after the reference's, and what the graph has there outputs."""
     names = {place: name for name, place in places.items()}
+    fed = {place: name + _FED for name, place in places.items()}
     for node in graph.node:
-        _rename_reads(node, names)
+        _rename_reads(node, fed)
         node.output[:] = [names[n] + _OWN if n in names else n for n in node.output]
     kept = [t for t in graph.output if t.name not in names]
     known = [t for t in graph.value_info if t.name not in names]
     del graph.output[:], graph.value_info[:]
     graph.value_info.extend(known)
     graph.output.extend((*kept, *(_declared(n + _OWN, kind) for n, kind in kinds.items())))
-    graph.input.extend(_declared(n, kind) for n, kind in kinds.items())
+    graph.input.extend(_declared(n + _FED, kind) for n, kind in kinds.items())
 
 
 def _rename_reads(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
