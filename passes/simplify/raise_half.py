@@ -85,13 +85,9 @@ def _stays(graph: Graph, ctx: Context, raised: frozenset[HalfType]) -> set[str]:
 def _obstacle(graph: Graph, node: Node) -> str | None:
     if has_subgraph(node):
         return f"{node.op} passes on the types that its body declares"
-    if domain_of(node) not in (ONNX, MICROSOFT) or _is_function(graph, node):
+    if domain_of(node) not in (ONNX, MICROSOFT) or graph.is_function(node):
         return f"{node.op} is no operator of ONNX or ONNX Runtime"
     return None
-
-
-def _is_function(graph: Graph, node: Node) -> bool:
-    return any((f.domain, f.name) == (domain_of(node), node.op) for f in graph.functions)
 
 
 @dataclass

@@ -116,9 +116,11 @@ class Graph:
 
     def is_custom(self, node: Node) -> bool:
         """True for an operator of a user's own library, of which nothing is known."""
-        if domain_of(node) in BUILT_IN_DOMAINS:
-            return False
-        return all((f.domain, f.name) != (node.domain, node.op) for f in self.header.functions)
+        return domain_of(node) not in BUILT_IN_DOMAINS and not self.is_function(node)
+
+    def is_function(self, node: Node) -> bool:
+        """True for a call of one of the model's functions."""
+        return any((f.domain, f.name) == (domain_of(node), node.op) for f in self.header.functions)
 
     def domains(self) -> dict[str, int]:
         """Imported opset version by domain, '' for ONNX itself."""

@@ -58,6 +58,18 @@ def constant_bytes(body: onnx.GraphProto) -> Counter[str]:
     return sizes
 
 
+def element_types(graph: onnx.GraphProto) -> set[int]:
+    """Types of constants and results of Cast in a graph and in its bodies."""
+    found = {int(t.data_type) for t in graph.initializer}
+    for node in graph.node:
+        found |= {int(a.t.data_type) for a in node.attribute if a.type == AttributeProto.TENSOR}
+        if node.op_type == "Cast":
+            found |= {int(a.i) for a in node.attribute if a.name == "to"}
+        for inner in bodies(node):
+            found |= element_types(inner)
+    return found
+
+
 def _bytes(tensor: onnx.TensorProto) -> int:
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return int(math.prod(tensor.dims) * kind.itemsize)

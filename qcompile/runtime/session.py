@@ -23,7 +23,7 @@ from qcompile.ir import Graph, Node, Refusal, is_constant, op_name
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import embed
 from qcompile.ir.model_io.node_proto import fill_tensor, node_proto
-from qcompile.ir.subgraph import bodies
+from qcompile.ir.subgraph import bodies, element_types
 from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.system.interrupts import deferred_interrupts
@@ -249,9 +249,7 @@ def _bfloat16_hint(model: bytes | Path, error: str) -> str:
         graph = read_model.read_model(model)[0].graph
     except ModelError:
         return ""
-    types = {t.data_type for t in graph.initializer}
-    types |= {a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute}
-    if onnx.TensorProto.BFLOAT16 not in types:
+    if onnx.TensorProto.BFLOAT16 not in element_types(graph):
         return ""
     return (
         "; the model computes in bfloat16, for which this provider lacks kernels: compile it, with "

@@ -153,3 +153,33 @@ def test_scales_are_not_reported_as_weights_that_do_not_fit() -> None:
         serialize(parse(text, w=w, v=v)), feeds, mode="weight-only", options=UNTIMED
     )
     assert not [s for s in result.report.skips if s.pass_name == "store-half"]
+
+
+def test_a_body_in_bfloat16_without_weights() -> None:
+    text = """g (float[B,64] x, bool c) => (float[B,128] y) {
+        h = Cast<to = 16>(x) m = MatMul(h, w)
+        i = If (c) <
+            then_branch = yes () => (bfloat16[B,128] p) { p = Relu(m) },
+            else_branch = no () => (bfloat16[B,128] q) { q = Tanh(m) }
+        >
+        y = Cast<to = 1>(i)
+    }"""
+    feeds = [{"x": normal(4, 64, seed=k), "c": np.array(k % 2 == 0)} for k in range(6)]
+    given = serialize(parse(text, w=W.astype(BFLOAT16)))
+    report = qcompile.compile(given, feeds, mode="dynamic", options=UNTIMED).report
+    assert report.verdict is not None and report.verdict.worst_cosine > 0.99
+
+
+def test_bfloat16_inside_a_body_alone_is_found() -> None:
+    text = """g (float[B,64] x, bool c) => (float[B,128] y) {
+        y = If (c) <
+            then_branch = yes () => (float[B,128] p) {
+                h = Cast<to = 16>(x) m = MatMul(h, w) p = Cast<to = 1>(m) },
+            else_branch = no () => (float[B,128] q) { v = Cast<to = 1>(w) q = MatMul(x, v) }
+        >
+    }"""
+    graph = parse(text, w=W.astype(BFLOAT16))
+    assert computes_in_bfloat16(graph)
+    feeds = [{"x": normal(4, 64, seed=k), "c": np.array(k % 2 == 0)} for k in range(6)]
+    report = qcompile.compile(serialize(graph), feeds, mode="dynamic", options=UNTIMED).report
+    assert report.verdict is not None and report.verdict.worst_cosine > 0.99

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -23,7 +24,7 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
-from qcompile.ir.subgraph import constant_bytes, subgraphs
+from qcompile.ir.subgraph import constant_bytes, element_types, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting.bodies import BodyCompiler
 from qcompile.rewriting.pass_manager import PassManager
@@ -94,13 +95,15 @@ def body_constants(graph: Graph) -> Counter[str]:
 def computes_in_bfloat16(graph: Graph) -> bool:
     """True where a node other than Cast reads or makes bfloat16: the CPU provider has no kernels.
 
-    Casts it has, so that weights stored in bfloat16 are no obstacle.
+    Casts it has, so that weights stored in bfloat16 are no obstacle. A body with bfloat16 in it
+    counts too, whatever reads it there.
     """
-    return any(
-        half_type(tensor) == "bfloat16"
-        for node in graph.nodes
-        if not is_op(node, "Cast")
-        for tensor in (*node.inputs, *node.outputs)
+    inside = [body for node in graph.nodes for body in subgraphs(node)]
+    captured = {name for body in inside for name in body.reads}
+    read = (t for n in graph.nodes if not is_op(n, "Cast") for t in (*n.inputs, *n.outputs))
+    tensors = chain(read, (t for name, t in graph.tensors().items() if name in captured))
+    return any(half_type(t) == "bfloat16" for t in tensors) or any(
+        onnx.TensorProto.BFLOAT16 in element_types(body.proto) for body in inside
     )
 
 

@@ -121,11 +121,8 @@ def prepare(request: Request) -> Prepared:
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
     if budget.store is not None:
         graph.keep = budget.store.constant
-    missing = (
-        ""
-        if graph.domains().keys() <= BUILT_IN_DOMAINS
-        else session.unknown_operator(model.running)
-    )
+    custom = not graph.domains().keys() <= BUILT_IN_DOMAINS
+    missing = session.unknown_operator(model.running) if custom else ""
     if missing:
         _check_needs_no_run(target, mode, missing, tune=options.tune)
     elif unknown:

@@ -1,4 +1,4 @@
-"""The stages that change the graph: simplify, plan, calibrate, transform, insert, lower, write."""
+"""The stages that change the graph: simplify to lower, then bodies, write."""
 
 from __future__ import annotations
 

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from qcompile.ir import Constant, Graph, Node, Tensor, array, is_constant, is_op, shape_of
+from qcompile.ir import (
+    Constant,
+    Graph,
+    Node,
+    Tensor,
+    array,
+    half_type,
+    is_constant,
+    is_op,
+    shape_of,
+)
 from qcompile.ir.lazy_values import make_constant_like, nbytes
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor
@@ -167,17 +177,19 @@ class Body:
 
 
 def opened(outer: Graph) -> Iterator[Body]:
-    """The bodies in a graph that hold or read weights; each is opened when its turn comes.
+    """The bodies in a graph that hold or read weights, or bfloat16, which the CPU does not compute
+    in; each is opened when its turn comes.
 
     Bodies inside these are found by opening the bodies of ``Body.graph``. Raises ModelError where a
     body is malformed.
     """
-    large = {name for name, c in outer.constants().items() if _is_stored_outside(c)}
+    wanted = {name for name, c in outer.constants().items() if _is_stored_outside(c)}
+    wanted |= {name for name, t in outer.tensors().items() if half_type(t) == "bfloat16"}
     for node in outer.nodes:
         for attribute, body in list(node.attrs.items()):
             if not isinstance(body, Subgraph):
                 continue
-            if not large.isdisjoint(body.reads) or _holds_weights(body.proto):
+            if not wanted.isdisjoint(body.reads) or _holds_weights(body.proto):
                 yield _open(outer, node, attribute)
 
 
