@@ -184,9 +184,11 @@ def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
     """Write the graph, with its origin in the metadata.
 
     In mode float, types that shape inference finds are left out: the file is to be no larger.
+    Except on targets that compute in 16 bits, since the emulation of float16 reads them.
     """
     standard = all(is_onnx_domain(node) for node in prepared.graph.nodes)
-    prepared.graph.header.inner_types = prepared.mode != "float" or not standard
+    inferred = prepared.mode == "float" and standard and not prepared.target.halves
+    prepared.graph.header.inner_types = not inferred
     prepared.graph.header.metadata.update(
         {
             "qcompile.version": __version__,

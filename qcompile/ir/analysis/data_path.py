@@ -21,6 +21,7 @@ from qcompile.ir import (
     is_op,
     rank,
 )
+from qcompile.ir.graph import reads
 from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS
 
 MASK = "attention_mask"  # the input that marks padding, by the convention of transformers
@@ -39,7 +40,7 @@ def data_path(graph: Graph, *, halves: bool = False) -> set[str]:
     for node in graph.nodes:
         weights = (t for t in node.inputs if is_constant(t) and (rank(t) or 0) >= 2)
         starts = is_op(node, *_WEIGHTED) and any(map(counts, weights))
-        if starts or any(t.name in found for t in node.inputs):
+        if starts or any(name in found for name in reads(node)):  # in its body too
             found |= {t.name for t in node.outputs if counts(t)}
     return found
 

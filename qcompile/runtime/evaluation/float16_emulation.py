@@ -62,7 +62,18 @@ def _half_tensors(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         if node.op_type == "Cast" and any(a.name == "to" and a.i == _HALF for a in node.attribute):
             found.add(node.output[0])
+        found |= _half_results(node)
     return found
+
+
+def _half_results(node: onnx.NodeProto) -> set[str]:
+    """Results of an If, Loop or Scan that its body declares as float16; a Loop's has one more."""
+    found = set()
+    for body in _bodies(node):
+        declared = body.output[len(body.output) - len(node.output) :]
+        kinds = (value.type.tensor_type.elem_type for value in declared)
+        found |= {name for name, kind in zip(node.output, kinds, strict=False) if kind == _HALF}
+    return found - {""}
 
 
 def _rewritten(node: onnx.NodeProto, half: set[str]) -> Iterator[onnx.NodeProto]:

@@ -81,3 +81,22 @@ def test_a_tensor_goes_by_its_own_names_and_those_behind_layout_operators() -> N
     assert tensors == ["r", "v", "t"]
     assert sorted(nodes) == ["Exp:y", "Neg:z", "Relu:r", "Reshape:v", "Transpose:t"]
     assert aliases(graph, graph.tensors()["y"]) == (["y"], ["Exp:y"])
+
+
+def test_it_goes_through_bodies_by_what_they_read() -> None:
+    graph = parse(
+        """g (float[N,4] x, bool c) => (float[N,4] y) {
+            i = If (c) <
+                then_branch = yes () => (float[N,4] p) { p = Relu(x) },
+                else_branch = no () => (float[N,4] q) { q = Neg(x) }
+            >
+            y = Tanh(i)
+        }"""
+    )
+    assert data_path(graph) == {"x", "i", "y"}
+
+
+@pytest.mark.parametrize("halves", [True, False])
+def test_16_bit_floats_are_on_it_where_asked(halves: bool) -> None:
+    graph = parse("g (float16[N,4] x) => (float16[N,4] y) { y = Tanh(x) }")
+    assert data_path(graph, halves=halves) == ({"x", "y"} if halves else set())

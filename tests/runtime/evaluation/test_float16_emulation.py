@@ -81,3 +81,14 @@ def test_subgraphs_read_what_they_read_before(flag: bool) -> None:
     form = rounding_form(model(text, k=np.array([1], F16)))
     y = Session(form).run({"c": np.array(flag), "x": np.array([1, 2], F16)})["y"]
     np.testing.assert_array_equal(y, np.array([3, 4] if flag else [2, 3], F16))
+
+
+def test_results_of_a_body_are_of_the_types_that_it_declares() -> None:
+    text = """g (float16[N] x, float16[T,N] xs) => (float16[T,N] y) {
+        last, all = Scan (x, xs) <num_scan_inputs = 1, body = b (float16[N] h, float16[N] e)
+            => (float16[N] s, float16[N] o) { s = Add(h, e) o = Identity(s) }>
+        y = Mul(all, k)
+    }"""
+    form = rounding_form(model(text, k=np.array(2, F16)))
+    y = Session(form).run({"x": np.array([1], F16), "xs": np.array([[1], [2]], F16)})["y"]
+    np.testing.assert_array_equal(y, np.array([[4], [8]], F16))
