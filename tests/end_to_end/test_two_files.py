@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_model, "LIMIT", 5000)
+    monkeypatch.setattr(write_model, "PROTOBUF_LIMIT", 5000)
 
 
 def names(folder: Path) -> list[str]:
@@ -84,7 +84,7 @@ def test_one_file_and_two_are_the_same_model(
 ) -> None:
     x = {"x": np.load(data)["x"]}
     whole = qcompile.compile(model, str(data), options=QUICK)
-    monkeypatch.setattr(write_model, "LIMIT", 5000)
+    monkeypatch.setattr(write_model, "PROTOBUF_LIMIT", 5000)
     parted = qcompile.compile(model, str(data), options=QUICK)
     assert whole.written.data is None and parted.written.data is not None
     one, two = (Session(made.written.path).run(x)["y"] for made in (whole, parted))

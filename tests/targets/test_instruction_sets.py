@@ -125,7 +125,7 @@ def test_where_vnni_is_promised_only_exact_sums_count() -> None:
 
 def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     found = compiled(PLAIN).report.to_dict()["saturation"]
-    monkeypatch.setattr(write_model, "LIMIT", 1000)
+    monkeypatch.setattr(write_model, "PROTOBUF_LIMIT", 1000)
     result = compiled(PLAIN)
     assert result.written.data is not None
     assert result.report.to_dict()["saturation"] == found and found["can_saturate"] == 1
