@@ -8,9 +8,10 @@ model's mean, negative for worse ones. It is pooled over columns whose standard 
 within a factor of ten, so that large columns do not hide small ones, and a column that hardly
 varies does not count as much as its neighbours.
 
-Columns are the entries along an axis behind the batch axis. Which axis holds them differs between
-models ([batch, 14, boxes], [batch, boxes, 85], [batch, tokens, hidden]), so all axes whose size is
-the same for all data are looked at, and the worst result counts.
+Columns are the entries along an axis behind the batch axis: channels, not positions, since some
+rows of an image or some tokens may be empty in all samples. Outputs do not say which axis that is
+([batch, 14, boxes], [batch, boxes, 85], [batch, channels, height, width]). So of a map it is the
+first or the last axis, and of two axes the shorter one, as there are fewer channels than positions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _DECADE = 10.0
 # Groups with a smaller share of the columns do not count: encoders have a few channels out of
 # hundreds that stay almost constant and carry nothing.
 _LEAST_SHARE = 1 / 32
+# Of two axes of so few entries both may hold columns.
+_SHORT = 32
 # Two float32 implementations of a model differ by up to 1e-5 of an output's size (2^-24 a rounding,
 # over thousands of them). A spread of less than a few times that says nothing: 2^-14 is 6e-5.
 _ROUNDING = 2.0**-14
@@ -68,6 +71,7 @@ class ColumnSpread:
     _dropped: set[int] = field(default_factory=set)
     _whole: _Moments = field(default_factory=lambda: _Moments(1))
     _fine: float = _FINE
+    _rank: int = 0  # of a sample
 
     def update(self, reference: Array, candidate: Array, *, rows: int = 0) -> None:
         """Add a sample, both float64 of equal shapes; its first ``rows`` axes hold no columns."""
@@ -75,9 +79,10 @@ class ColumnSpread:
         if sum(size > 1 for size in shape) > 1:
             self._fine = _FINE_BY_POSITION
         self._whole.update(reference.reshape(1, -1), candidate.reshape(1, -1))
+        self._rank = len(shape)
         for axis in range(rows, len(shape)):
             moments = self._axes.setdefault(axis, _Moments(shape[axis]))
-            if axis in self._dropped or moments.size != shape[axis] or shape[axis] < 2:
+            if axis in self._dropped or moments.size != shape[axis]:
                 self._dropped.add(axis)
                 continue
             across = [np.moveaxis(v, axis, 0).reshape(shape[axis], -1)
@@ -86,7 +91,6 @@ class ColumnSpread:
 
     def groups(self) -> list[list[ColumnGroup]]:
         """The groups of each axis that holds columns; none if nothing varies, or values are few."""
-        kept = {axis: m for axis, m in self._axes.items() if axis not in self._dropped}
         found = [
             [
                 ColumnGroup(
@@ -98,9 +102,23 @@ class ColumnSpread:
                 )
                 for group in moments.groups()
             ]
-            for axis, moments in (kept or {-1: self._whole}).items()
+            for axis, moments in self._columns().items()
         ]
         return [groups for groups in found if groups]
+
+    def _columns(self) -> dict[int, _Moments]:
+        """The axes that may hold channels; all values as one column where there are none."""
+        ends = (0, self._rank - 1) if self._rank > 2 else range(self._rank)
+        kept = {
+            axis: self._axes[axis] for axis in ends if axis in self._axes.keys() - self._dropped
+        }
+        if self._rank == 2:
+            kept = {axis: moments for axis, moments in kept.items() if moments.size > 1}
+        sizes = [moments.size for moments in kept.values()]
+        if self._rank < 4 and max(sizes, default=0) > _SHORT:
+            kept = {axis: moments for axis, moments in kept.items() if moments.size == min(sizes)}
+        kept = {axis: moments for axis, moments in kept.items() if moments.size > 1}
+        return kept or {-1: self._whole}
 
 
 def worst_group(axes: list[list[ColumnGroup]]) -> ColumnGroup | None:

@@ -88,6 +88,29 @@ def test_axes_of_changing_size_have_no_columns() -> None:
     assert found is not None and (found.of, str(found)) == (1, "") and found.r2 < -2
 
 
+def test_positions_are_no_columns() -> None:
+    """A margin that is empty in all images, and whose small values are all wrong."""
+    x = RNG.uniform(size=(8, 3, 40, 48))
+    x[:, :, :10] *= 1e-5
+    y = x.copy()
+    y[:, :, :10] = 0
+    for axes in ((0, 1, 2, 3), (0, 2, 3, 1)):  # channels first and last
+        found = worst(x.transpose(axes), y.transpose(axes))
+        assert found.of == 3 and found.r2 > 0.99
+    one = worst(x[:, :1], y[:, :1])
+    assert one.of == 1 and one.r2 > 0.99
+    assert worst(x.reshape(8, 3, -1), y.reshape(8, 3, -1)).of == 3
+
+
+def test_anchors_do_not_hide_the_columns_behind_them() -> None:
+    """[batch, anchors, height, width, values]."""
+    x = RNG.normal(size=(4, 3, 5, 5, 7)) * np.repeat([100, 0.01], [4, 3])
+    y = x.copy()
+    y[..., 4:] = 0
+    found = worst(x, y)
+    assert (found.axis, found.columns) == (4, [4, 5, 6])
+
+
 def test_real_tokens_only() -> None:
     """Axis 1 has as many columns as the first sample has tokens, unless it is said to hold rows."""
     x = RNG.normal(size=(8, 4, 16)) * np.array([1, 1, 1, 1e-3])[:, None]
@@ -100,7 +123,7 @@ def test_columns_that_do_not_count() -> None:
     x = RNG.normal(size=(16, 64))
     x[:, 0] = 7  # constant
     x[:, 1] = 7 + 1e-4 * x[:, 1]  # constant for float32
-    x[:, 2] *= 1e-3  # one of 64
+    x[:, 2] *= 1e-2  # one of 64
     y = x.copy()
     y[:, :3] = 0
     assert worst(x, y).r2 == 1
