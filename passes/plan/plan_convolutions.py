@@ -21,9 +21,9 @@ import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_float, is_op, rank
 from qcompile.ir.analysis import conv_activation, prequantized
-from qcompile.ir.analysis.probabilities import probability_rows
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision, uses_of
+from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule

@@ -27,10 +27,10 @@ from qcompile.ir import (
 from qcompile.ir.analysis.conv_activation import channels_first, result
 from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
 from qcompile.ir.analysis.prequantized import scale_arithmetic
-from qcompile.ir.analysis.probabilities import probability_rows
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
 from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.planning import Context, Decision, precision, uses_of
+from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE

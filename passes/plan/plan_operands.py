@@ -29,9 +29,9 @@ from qcompile.ir import (
 from qcompile.ir.analysis import prequantized
 from qcompile.ir.analysis.data_path import aliases, layout_root
 from qcompile.ir.analysis.name_patterns import is_role, matches
-from qcompile.ir.analysis.probabilities import probability_rows
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
+from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec, out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule

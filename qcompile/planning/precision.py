@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from qcompile.ir import Graph
-from qcompile.ir.analysis.probabilities import OPEN
 from qcompile.planning.context import Context
+from qcompile.planning.probabilities import OPEN
 from qcompile.quant import QSpec
 from qcompile.targets.target import WIDE_SINCE
-
 
 # Steps of [0, 1] that each value of an even row of probabilities has to be: rounding has a standard
 # deviation of 1/sqrt(12) steps, so that is 7 % of each value, and a row of n is off by 7 %/sqrt(n).

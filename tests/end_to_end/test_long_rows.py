@@ -33,13 +33,13 @@ FORMS = {
 
 
 def model(form: str) -> bytes:
-    """x[B,S,16] to y; scores are close to 0 and values have a mean, so rows are almost even."""
+    """x[B,S,16] to y: rows are even for tokens close to their mean, and peaked for others."""
     thin = {n: normal(WIDTH, WIDTH, seed=i) / 40 for i, n in enumerate(("wq", "wk"))}
     graph = parse(
         f"g (float[B,S,{WIDTH}] x) => (float[B,T,{WIDTH}] y) {{ {form} y = MatMul(c, wo) }}",
         **thin,
         wv=normal(WIDTH, WIDTH, seed=3),
-        ws=normal(WIDTH, 1, seed=4) / 40,
+        ws=normal(WIDTH, 1, seed=4) / 4,
         wo=normal(WIDTH, WIDTH, seed=5),
         zero=np.array(0, np.float32),
         half=np.array(0.5, np.float32),
@@ -49,17 +49,21 @@ def model(form: str) -> bytes:
     return serialize(graph)
 
 
-def tokens(length: int, seed: int) -> dict[str, Array]:
+def tokens(length: int, seed: int, spread: float = 0.5) -> dict[str, Array]:
+    """Tokens around a mean, so that the mean of many values is not 0."""
     mean = normal(1, 1, WIDTH, seed=9)
-    return {"x": mean + normal(1, length, WIDTH, seed=seed) / 2}
+    return {"x": mean + spread * normal(1, length, WIDTH, seed=seed)}
 
 
 def kept(form: str, recipe: Recipe) -> dict[int, float]:
-    """Cosine to the float model by length of the rows; the data for calibration is short."""
+    """Cosine to the float model by length of the rows; the data for calibration is short.
+
+    It has even and peaked rows, so 8 bits are steps of 1/255.
+    """
     float_model = model(FORMS[form])
     result = qcompile.compile(
         float_model,
-        [tokens(8, seed) for seed in range(8)],
+        [tokens(8, seed, spread) for seed in range(4) for spread in (0.5, 8.0)],
         recipe=recipe,
         gates=Gates(min_cosine=None, min_worst_cosine=None, min_r2=None),
         options=Options(bench=False, threads=1),
@@ -75,7 +79,7 @@ def kept(form: str, recipe: Recipe) -> dict[int, float]:
 @pytest.mark.parametrize("form", FORMS)
 def test_probabilities_of_rows_longer_than_the_data_are_not_rounded_to_zero(form: str) -> None:
     found = kept(form, Recipe(target="qdq"))
-    assert found[8] > 0.99 and found[LONG] > 0.99
+    assert found[8] > 0.98 and found[LONG] > 0.99
 
 
 def test_that_is_what_8_bits_on_request_do() -> None:

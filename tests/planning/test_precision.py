@@ -163,7 +163,12 @@ def test_what_the_user_asks_for_probabilities_wins(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "mode", "longest"),
-    [("cpu", "static", 64), ("cpu", "dynamic", 64), ("qdq", "static", 64), ("tensorrt", "static", 32)],
+    [
+        ("cpu", "static", 64),
+        ("cpu", "dynamic", 64),
+        ("qdq", "static", 64),
+        ("tensorrt", "static", 32),
+    ],
 )
 def test_so_does_a_mixture_by_probabilities(name: str, mode: str, longest: int) -> None:
     """Rows of a table weighted by probabilities, as in a codebook or a soft prompt."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompile.ir.analysis.probabilities import OPEN, probability_rows
+from qcompile.planning.probabilities import OPEN, probability_rows
 from qcompile.rewriting.testing import normal, parse
 
 SIGNATURE = "g (float[B,S,32] x, float[B,S,32] z, float[B,2] head_mask) => (float[B,S,T] y)"
@@ -79,7 +79,7 @@ def test_a_division_by_the_own_sum(total: str, axes_known: bool) -> None:
     "nodes",
     [
         "e = Exp(x) s = ReduceSum(z, last) p = Div(e, s) y = Neg(p)",
-        "e = Exp(x) s = ReduceMax(e, last) p = Div(e, s) y = Neg(p)",
+        "e = Exp(x) s = ReduceMax<axes = [-1]>(e) p = Div(e, s) y = Neg(p)",
         "s = Add(x, eps) p = Div(x, s) y = Neg(p)",
     ],
 )

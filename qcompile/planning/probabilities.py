@@ -89,6 +89,8 @@ def _divides_by_own_sum(graph: Graph, node: Node) -> list[int] | None:
 def _length(tensor: Tensor, axes: list[int]) -> float:
     """Number of entries along these axes; ``OPEN`` where a size is unknown, or no axis is given."""
     shape = shape_of(tensor)
-    sizes = [shape[i] if shape is not None and -len(shape) <= i < len(shape) else None for i in axes]
+    sizes = [
+        shape[i] if shape is not None and -len(shape) <= i < len(shape) else None for i in axes
+    ]
     known = [size for size in sizes if isinstance(size, int)]
     return math.prod(known) if axes and len(known) == len(axes) else OPEN
