@@ -16,8 +16,8 @@ from qcompile.planning.probabilities import OPEN
 from qcompile.quant import QSpec
 from qcompile.targets.target import WIDE_SINCE
 
-# Steps of [0, 1] that each value of an even row of probabilities has to be: rounding has a standard
-# deviation of 1/sqrt(12) steps, so that is 7 % of each value, and a row of n is off by 7 %/sqrt(n).
+# Steps of [0, 1] that each value of an even row of probabilities has to be. Rounding noise has a
+# standard deviation of 1/sqrt(12) steps, 7 % of such a value; what a row weights is off by no more.
 _STEPS_OF_A_PROBABILITY = 4
 
 
