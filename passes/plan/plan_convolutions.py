@@ -23,6 +23,7 @@ from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_flo
 from qcompile.ir.analysis import conv_activation, prequantized
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision, uses_of
+from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
@@ -42,7 +43,7 @@ class PlanConvolutions(Pass):
         if rule is None or graph.opset < QDQ_SINCE:
             return False  # plan-operands reports it
         chained = {r.op: r for r in ctx.target.chained if ctx.choices.mode in r.modes}
-        planner = _Planner(graph, ctx, roles(graph))
+        planner = _Planner(graph, ctx, roles(graph), probability_rows(graph))
         for node in graph.nodes:
             if is_op(node, "Conv"):
                 planner.convolution(node, rule)
@@ -58,6 +59,7 @@ class _Planner:
     graph: Graph
     ctx: Context
     roles: Mapping[str, Role]
+    rows: Mapping[str, float]
     quantized: set[str] = field(default_factory=set)
 
     def convolution(self, node: Node, rule: OpRule) -> None:
@@ -138,7 +140,8 @@ class _Planner:
         if spec is None:
             return PrecisionChoice(None)
         names = names_to_match(self.roles, [t.name for t in tensors], [node.name])
-        return precision.of_activation(self.graph, self.ctx, names, spec)
+        row = self.rows.get(tensors[0].name, 0)
+        return precision.of_activation(self.graph, self.ctx, names, spec, row)
 
     def _visible(self, node: Node, result: Tensor) -> Refusal | None:
         """Why a result cannot be quantized, None where it can."""

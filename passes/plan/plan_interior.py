@@ -4,7 +4,8 @@ For targets that quantize everything, as in Bondarenko et al. 2021, section 3: e
 the data path that an operator with a rule reads or writes gets one quantizer, where it is computed,
 for all its readers. Layout operators share the quantizer of their input. Left float, with the
 reason: divisors, sums with a mask, matrix multiplications whose bias is still to be added, graph
-outputs, and in images tensors that a Relu or Clip reads next: its result is quantized instead.
+outputs, probabilities in rows that are too long for 8 bits, and in images tensors that a Relu or
+Clip reads next: its result is quantized instead.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from qcompile.ir.analysis.prequantized import scale_arithmetic
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
 from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.planning import Context, Decision, precision, uses_of
+from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE
@@ -52,6 +54,7 @@ class PlanInterior(Pass):
         left_float = {d.tensor: Refusal(d.reason) for d in ctx.plan.decisions if d.spec is None}
         candidates, role_of = _candidates(graph, ctx, path), roles(graph)
         images, scales = channels_first(graph), scale_arithmetic(graph)
+        rows = probability_rows(graph)
         # One quantizer per tensor replaces those per operand that plan-operands decided on.
         ctx.plan.drop_activations()
         ctx.requests.clear()
@@ -63,7 +66,7 @@ class PlanInterior(Pass):
                 refusal = Refusal("the activation after it clips it: that result is quantized")
             if refusal is None and name in scales:
                 refusal = Refusal("a scale of a tensor that is already quantized")
-            choice = precision.of_activation(graph, ctx, names, rule_spec)
+            choice = precision.of_activation(graph, ctx, names, rule_spec, rows.get(name, 0))
             spec = None if refusal else choice.spec
             why = refusal.reason if refusal else choice.reason or "quantized where it is made"
             ctx.plan.decide(Decision(name, "activation", spec, why, uses_of(tensor)))

@@ -31,6 +31,7 @@ from qcompile.ir.analysis.data_path import aliases, layout_root
 from qcompile.ir.analysis.name_patterns import is_role, matches
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
+from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec, out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
@@ -47,7 +48,7 @@ class PlanOperands(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        role_of = roles(graph)
+        role_of, rows = roles(graph), probability_rows(graph)
         _check_patterns(graph, ctx, role_of)
         if graph.opset < QDQ_SINCE:
             ctx.skip(graph.name, f"opset {graph.opset} has no per-channel Q/DQ, needs {QDQ_SINCE}")
@@ -58,7 +59,7 @@ class PlanOperands(Pass):
                 continue
             has_weight = rule is not None and rule.weight is not None
             if rule is not None and has_weight and _weight_slot(node) is not None:
-                _plan(graph, ctx, node, rule, role_of)
+                _plan(graph, ctx, node, rule, role_of, rows)
             elif has_weight and _is_prequantized(graph, node):
                 ctx.skip(node, prequantized.IN_INPUT)
             elif rule is None or has_weight:
@@ -71,12 +72,17 @@ def _is_prequantized(graph: Graph, node: Node) -> bool:
 
 
 def _plan(
-    graph: Graph, ctx: Context, node: Node, rule: OpRule, role_of: Mapping[str, Role]
+    graph: Graph,
+    ctx: Context,
+    node: Node,
+    rule: OpRule,
+    role_of: Mapping[str, Role],
+    rows: Mapping[str, float],
 ) -> None:
     """Decide on the weight and the data of one operator."""
     slot = _weight_slot(node) or 0
     weight, data = node.inputs[slot], node.inputs[1 - slot]
-    matrix, row = _choices(graph, ctx, node, rule, role_of)
+    matrix, row = _choices(graph, ctx, node, rule, role_of, rows)
     refusal = _obstacle(ctx, node, rule, slot, role_of)
     if refusal is None and not ctx.target.quantize_interior:
         reasons = (c.reason for c in (matrix, row) if c.spec is None and c.reason)
@@ -97,7 +103,12 @@ def _plan(
 
 
 def _choices(
-    graph: Graph, ctx: Context, node: Node, rule: OpRule, role_of: Mapping[str, Role]
+    graph: Graph,
+    ctx: Context,
+    node: Node,
+    rule: OpRule,
+    role_of: Mapping[str, Role],
+    rows: Mapping[str, float],
 ) -> tuple[PrecisionChoice, PrecisionChoice]:
     """Types of the weight and the data, by the rule and the user's precision."""
     slot = _weight_slot(node) or 0
@@ -110,7 +121,9 @@ def _choices(
         named = [data.name], [node.name]
         if ctx.target.quantize_interior:  # as plan-interior will decide, for all readers
             named = aliases(graph, layout_root(graph, data))
-        row = precision.of_activation(graph, ctx, names_to_match(role_of, *named), rule.activation)
+        names = names_to_match(role_of, *named)
+        length = rows.get(data.name, 0)
+        row = precision.of_activation(graph, ctx, names, rule.activation, length)
     if row.spec is not None and prequantized.has_quantizer(graph, data):
         row = PrecisionChoice(None)
     if row.spec is not None and row.spec.dtype != "uint8" and matrix.spec is not None:

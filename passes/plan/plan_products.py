@@ -3,9 +3,10 @@
 Both operands are activations, so both get a quantizer: uint8 on the left, and on the right the type
 that the target's kernels need. The recipe's ``attention`` selects the matrix multiplications: the
 scores lose almost no accuracy and gain most speed; the context (probabilities with value) loses a
-little more. Probabilities are in [0, 1] for any data, so their range is not calibrated. The other
-ranges are requested where the values are computed, before layout operators split them into heads:
-rows of padding can be excluded there. One operand that stays float keeps the other float.
+little more, and much in rows of some hundred tokens, so no target asks for it: a recipe has to.
+Probabilities are in [0, 1] for any data, so their range is not calibrated. The other ranges are
+requested where the values are computed, before layout operators split them into heads: rows of
+padding can be excluded there. One operand that stays float keeps the other float.
 """
 
 from __future__ import annotations

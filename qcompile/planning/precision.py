@@ -1,18 +1,24 @@
 """Which integer type a tensor gets: the target rule's, unless the user's precision differs.
 
 8 means the type of the target's rule, 16 the target's wide type. A tensor for which 16 bits are
-requested but not possible stays float, which is more precise, never 8 bits.
+requested but not possible stays float, which is more precise, never 8 bits. Probabilities in rows
+that the rule's type does not resolve stay float too, unless the user's precision says otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from qcompile.ir import Graph
 from qcompile.planning.context import Context
+from qcompile.planning.probabilities import OPEN
 from qcompile.quant import QSpec
 from qcompile.targets.target import WIDE_SINCE
+
+# Steps of [0, 1] that each value of an even row of probabilities has to be. Rounding noise has a
+# standard deviation of 1/sqrt(12) steps, 7 % of such a value; what a row weights is off by no more.
+_STEPS_OF_A_PROBABILITY = 4
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,28 @@ class PrecisionChoice:
     reason: str | None = None
 
 
-def of_activation(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:
-    """The choice for an activation with these names, for which the rule has ``spec``."""
-    return _choice(graph, ctx, names, spec, ctx.target.wide, ranged=True)
+def of_activation(
+    graph: Graph, ctx: Context, names: Collection[str], spec: QSpec, row: float = 0
+) -> PrecisionChoice:
+    """The choice for an activation with these names, for which the rule has ``spec``.
+
+    row: length of its rows if it consists of probabilities (``probability_rows``), else 0.
+    """
+    choice = _choice(graph, ctx, names, spec, ctx.target.wide, ranged=True)
+    longest = _longest_row(spec)
+    if row <= longest or ctx.choices.precision_of(names) is not None:
+        return choice
+    found = "any length" if row == OPEN else f"{row:g}"
+    return PrecisionChoice(
+        None, f"probabilities in rows of {found}: {spec.bits} bits resolve rows of up to {longest}"
+    )
+
+
+def _longest_row(spec: QSpec) -> int:
+    """Length up to which the values of an even row of probabilities, 1/n, are several steps."""
+    low, high = spec.limits
+    levels = high + 1 if spec.symmetric else high - low + 1
+    return levels // _STEPS_OF_A_PROBABILITY
 
 
 def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:

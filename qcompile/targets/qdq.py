@@ -1,7 +1,8 @@
 """Standard ONNX QuantizeLinear/DequantizeLinear, everything W8A8 as in the paper.
 
 Bondarenko et al. 2021, section 3: weights and activations of every operator between two linears
-are quantized, residual sums, LayerNorm, softmax and GELU too. Portable; not meant to be fast.
+are quantized, residual sums, LayerNorm, softmax and GELU too; probabilities in rows that 8 bits do
+not resolve only on request (``planning/precision.py``). Portable; not meant to be fast.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_weights_next_to_sixteen_bits_need_no_bound_on_pairs() -> None:
 def test_sixteen_bits_by_role_for_that_tensor_alone() -> None:
     found = decided("qdq", {"role:residual-sum": 16, "role:ffn-in": 16})
     assert types(found, "u0", "x0", "y0") == "uint16 uint16 uint16"
-    assert types(found, "a", "r0", "h0", "g0", "p0", "wf0", "wh0") == "uint8 " * 5 + "int8 int8"
+    assert types(found, "a", "r0", "h0", "g0", "wf0", "wh0") == "uint8 " * 4 + "int8 int8"
     assert found["u0"][0].reason == "16 bits by precision pattern 'role:residual-sum'"
     assert found["h0"][0].reason == "quantized where it is made"
 
@@ -134,6 +134,53 @@ def test_what_stays_float_for_other_reasons_keeps_its_reason() -> None:
     found = decided("qdq", {"role:attention-output": 16})
     assert types(found, "gm0", "g0") == "float uint16"
     assert "the bias is added first" in found["gm0"][0].reason
+
+
+@pytest.mark.parametrize(
+    ("length", "why"),
+    [
+        ("S", "probabilities in rows of any length: 8 bits resolve rows of up to 64"),
+        ("65", "probabilities in rows of 65: 8 bits resolve rows of up to 64"),
+        ("64", None),
+    ],
+)
+def test_probabilities_in_rows_that_8_bits_do_not_resolve_stay_float(
+    length: str, why: str | None
+) -> None:
+    text = f"g (float[N,8] x, float[N,{length}] s) => (float[N,8] y)"
+    nodes = "p = Softmax(s) r = Relu(x) t = Transpose(r) u = MatMul(t, p) y = Neg(u)"
+    found = decided("qdq", {}, parse(f"{text} {{ {nodes} }}"))
+    assert types(found, "r", "p") == ("uint8 float" if why else "uint8 uint8")
+    assert found["p"][0].reason == why or why is None
+
+
+@pytest.mark.parametrize("pattern", ["p0", "role:probabilities", "Softmax:p0", "*"])
+def test_what_the_user_asks_for_probabilities_wins(pattern: str) -> None:
+    assert types(decided("qdq", {}), "p0") == "float"
+    assert types(decided("qdq", {pattern: 8}), "p0") == "uint8"
+    assert types(decided("qdq", {pattern: 16}), "p0") == "uint16"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "longest"),
+    [
+        ("cpu", "static", 64),
+        ("cpu", "dynamic", 64),
+        ("qdq", "static", 64),
+        ("tensorrt", "static", 32),
+    ],
+)
+def test_so_does_a_mixture_by_probabilities(name: str, mode: str, longest: int) -> None:
+    """Rows of a table weighted by probabilities, as in a codebook or a soft prompt."""
+    for rows, kept in ((longest, False), (longest + 1, True)):
+        graph = parse(
+            f"g (float[N,{rows}] x) => (float[N,8] y) {{ p = Softmax(x) y = MatMul(p, w) }}",
+            w=normal(rows, 8),
+        )
+        found = decided(name, {}, graph, mode=mode)
+        (decision,) = found["p"]
+        assert (decision.spec is None) == kept, rows
+        assert not kept or f"bits resolve rows of up to {longest}" in decision.reason
 
 
 # ---- target cpu: a linear runs in integers as a whole

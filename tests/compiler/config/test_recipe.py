@@ -162,8 +162,9 @@ def test_recipes_of_the_paper() -> None:
     assert read_recipe("paper-mp") == Recipe(
         target="qdq",
         transforms="none",
-        precision=(("role:ffn-in", 16), ("role:ffn-out", 16), ("role:ffn-sum", 16)),
+        precision=(("role:ffn-in", 16), ("role:ffn-out", 16), ("role:ffn-sum", 16), ("*", 8)),
     )
+    assert read_recipe("paper-peg").precision == (("*", 8),)
     permute, groups = parse(read_recipe("paper-peg").transforms)
     assert permute == PermuteChannels()
     assert groups == GroupScales(6, doublings=0, only="role:ffn-in|role:ffn-out|role:ffn-sum")
@@ -174,7 +175,7 @@ def test_mixed_precision_has_attention_sums_too() -> None:
         target="qdq",
         precision=(("role:residual-sum", 16), ("role:ffn-in", 16), ("role:ffn-out", 16)),
     )
-    assert read_recipe("per-tensor") == Recipe(transforms="none")
+    assert read_recipe("per-tensor") == Recipe(transforms="none", precision=(("*", 8),))
 
 
 @pytest.mark.parametrize(
