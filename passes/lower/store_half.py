@@ -52,14 +52,14 @@ class StoreHalf(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         changed = False
         for constant in graph.constants().values() if ctx.stored_as else ():
-            if _is_derived(ctx, constant) or not _is_weight(graph, constant):
+            if not _is_weight(graph, constant):
                 continue
             half = _half_values(constant, ctx.stored_as)
             if half is None:
-                why = (
-                    f"not all values of {constant.name!r} fit {' or '.join(sorted(ctx.stored_as))}"
-                )
-                ctx.skip(graph.consumers(constant)[0], f"{why}: they were computed in float32")
+                if not _is_derived(ctx, constant):
+                    types = " or ".join(sorted(ctx.stored_as))
+                    why = f"not all values of {constant.name!r} fit {types}"
+                    ctx.skip(graph.consumers(constant)[0], f"{why}: they were computed in float32")
                 continue
             stored = graph.constant(f"{constant.name}/{half.dtype.name}", half)
             ctx.origins[stored.name] = ctx.origins.get(constant.name, (constant.name, None))
