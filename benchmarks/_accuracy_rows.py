@@ -74,7 +74,7 @@ _QDQ: dict[str, dict[str, Any]] = {
     "qdq, groups searched": {"transforms": "group-scales"},
     "qdq, default": {},
     "qdq, default, bias correction": {"transforms": f"{DEFAULT},correct-bias"},
-    "mixed-precision": {"recipe": "mixed-precision", "transforms": NONE},
+    "paper-mp": {"recipe": "paper-mp"},
     "mixed-precision, groups searched": {"recipe": "mixed-precision", "transforms": "group-scales"},
 }
 ROWS = (
