@@ -221,6 +221,19 @@ def test_masks_that_are_computed_from_a_few_numbers_are_no_copies() -> None:
     assert result.report.size_ratio > 10
 
 
+def test_nor_are_weights_that_passes_derive_from_those() -> None:
+    text = """g (float[N,3,8,8] x) => (float[N,64,6,6] y) {
+        w = ConstantOfShape <value = float[1] {0.1}> (shape)
+        c = Conv(x, w)
+        y = BatchNormalization(c, scale, bias, mean, variance)
+    }"""
+    each = {name: np.abs(normal(64)) + 0.5 for name in ("scale", "bias", "mean", "variance")}
+    model = model_proto(text, shape=np.array([64, 3, 3, 3]), **each)
+    result = qcompile.compile(model, [{"x": normal(4, 3, 8, 8)}], mode="float", options=UNTIMED)
+    assert "BatchNormalization" not in result.report.operators
+    assert result.report.failures == [] and result.report.size_ratio > 2
+
+
 def test_the_gate_can_be_compared_with_a_smaller_model() -> None:
     """A limit below one is a limit on the size itself."""
     gates = Gates(max_size_ratio=0.2)

@@ -106,11 +106,16 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
 
 
 def _weight_bytes(graph: Graph, ctx: Context) -> dict[str, int]:
-    """Bytes of constants by their names in the input model."""
+    """Bytes of constants by their names in the input model.
+
+    Without those that were computed from small ones, and what passes derived from these: their
+    names begin with the name of what they came from.
+    """
     sizes = body_constants(graph)
+    generated = tuple(f"{name}/" for name in ctx.generated)
     for name, constant in graph.constants().items():
         origin, _ = ctx.origins.get(name, (name, None))
-        if origin not in ctx.generated:
+        if not f"{origin}/".startswith(generated):
             sizes[origin] += lazy_values.nbytes(constant)
     return sizes
 

@@ -31,15 +31,25 @@ _DECADE = 10.0
 _LEAST_SHARE = 1 / 32
 # Of two axes of so few entries both may hold columns.
 _SHORT = 32
-# Two float32 implementations of a model differ by up to 1e-5 of an output's size (2^-24 a rounding,
-# over thousands of them). A spread of less than a few times that says nothing: 2^-14 is 6e-5.
-_ROUNDING = 2.0**-14
-# An error of less than a thousandth of the values' size (60 dB) is below the steps of 8-bit
-# integers, however little the values vary.
-_FINE = 2.0**-10
-# With several positions in a sample (tokens, boxes, pixels), a column that varies less than that
-# (36 dB) over all of them is an offset with what integers leave of it.
-_FINE_BY_POSITION = 2.0**-6
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Of what counts, relative to the size of a group's values.
+
+    spread: less is constant. Two float32 implementations of a model differ by up to 1e-5 of an
+    output's size (2^-24 a rounding, over thousands of them), so a few times that says nothing.
+    error: less is fine, however little the values vary. A thousandth (60 dB) is below the steps of
+    8-bit integers.
+    """
+
+    spread: float = 2.0**-14
+    error: float = 2.0**-10
+
+
+# With several positions in a sample (tokens, boxes, pixels), a channel that varies by less than a
+# thousandth over all of them is constant, and what integers leave of an offset (36 dB) is fine.
+_BY_POSITION = _Limits(2.0**-10, 2.0**-6)
 
 
 @dataclass(frozen=True)
@@ -70,14 +80,14 @@ class ColumnSpread:
     _axes: dict[int, _Moments] = field(default_factory=dict)
     _dropped: set[int] = field(default_factory=set)
     _whole: _Moments = field(default_factory=lambda: _Moments(1))
-    _fine: float = _FINE
+    _limits: _Limits = _Limits()
     _rank: int = 0  # of a sample
 
     def update(self, reference: Array, candidate: Array, *, rows: int = 0) -> None:
         """Add a sample, both float64 of equal shapes; its first ``rows`` axes hold no columns."""
         shape = reference.shape
         if sum(size > 1 for size in shape) > 1:
-            self._fine = _FINE_BY_POSITION
+            self._limits = _BY_POSITION
         self._whole.update(reference.reshape(1, -1), candidate.reshape(1, -1))
         self._rank = len(shape)
         for axis in range(rows, len(shape)):
@@ -95,12 +105,12 @@ class ColumnSpread:
             [
                 ColumnGroup(
                     moments.r2(group),
-                    moments.is_fine(group, self._fine),
+                    moments.is_fine(group, self._limits.error),
                     axis + 1,
                     group.tolist(),
                     moments.size,
                 )
-                for group in moments.groups()
+                for group in moments.groups(self._limits.spread)
             ]
             for axis, moments in self._columns().items()
         ]
@@ -159,8 +169,11 @@ class _Moments:
         self.count += count
         self.error += np.square(x - y).sum(1)
 
-    def groups(self) -> list[Array]:
-        """Indices of columns that vary, those within a decade of standard deviation together."""
+    def groups(self, least: float) -> list[Array]:
+        """Indices of columns that vary, those within a decade of standard deviation together.
+
+        least: how much a group must vary, relative to the size of its values.
+        """
         variance = self.deviation / np.maximum(self.count - 1, 1)
         left = np.flatnonzero((self.count >= _LEAST_VALUES) & (variance > 0))
         left = left[np.argsort(-variance[left], kind="stable")]
@@ -169,7 +182,7 @@ class _Moments:
             near = variance[left] * _DECADE**2 > variance[left[0]]
             group, left = left[near], left[~near]
             energy = (variance + np.square(self.mean))[group].sum()
-            varies = variance[group].sum() > _ROUNDING**2 * energy
+            varies = variance[group].sum() > least**2 * energy
             if varies and group.size >= _LEAST_SHARE * self.size:
                 found.append(np.sort(group))
         return found
