@@ -130,8 +130,10 @@ class Closeness(Record):
             if a.size:
                 self._sample(a, b)
                 self._decide(a, b, x.ndim)
-                if not self.exact:
-                    self._spread.update(a, b, rows=int(by_token))
+                if by_token and not self.exact:
+                    self._spread.update(a[None], b[None], rows=1)
+        if x.size and not (by_token or self.exact):
+            self._spread.update(np.atleast_1d(x), np.atleast_1d(y))
 
     def close(self) -> None:
         """Finish after the last sample."""

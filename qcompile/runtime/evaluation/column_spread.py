@@ -29,6 +29,7 @@ _DECADE = 10.0
 # Groups with a smaller share of the columns do not count: encoders have a few channels out of
 # hundreds that stay almost constant and carry nothing.
 _LEAST_SHARE = 1 / 32
+_PART = 1 << 18  # values that are looked at together
 # Of two axes of so few entries both may hold columns.
 _SHORT = 32
 
@@ -75,7 +76,7 @@ class ColumnGroup:
 
 @dataclass
 class ColumnSpread:
-    """Collects one output, a sample at a time."""
+    """Collects one output, batch by batch."""
 
     _axes: dict[int, _Moments] = field(default_factory=dict)
     _dropped: set[int] = field(default_factory=set)
@@ -84,19 +85,28 @@ class ColumnSpread:
     _rank: int = 0  # of a sample
 
     def update(self, reference: Array, candidate: Array, *, rows: int = 0) -> None:
-        """Add a sample, both float64 of equal shapes; its first ``rows`` axes hold no columns."""
-        shape = reference.shape
+        """Add samples [n, …] of equal shapes; the first ``rows`` axes of a sample are no columns.
+
+        In parts of a few MB, as float64.
+        """
+        size = max(int(np.prod(reference.shape[1:], dtype=np.int64)), 1)
+        step = max(_PART // size, 1)
+        for start in range(0, len(reference), step):
+            part = slice(start, start + step)
+            self._add(reference[part].astype(float), candidate[part].astype(float), rows)
+
+    def _add(self, x: Array, y: Array, rows: int) -> None:
+        shape = x.shape[1:]
         if sum(size > 1 for size in shape) > 1:
             self._limits = _BY_POSITION
-        self._whole.update(reference.reshape(1, -1), candidate.reshape(1, -1))
+        self._whole.update(x.reshape(1, -1), y.reshape(1, -1))
         self._rank = len(shape)
         for axis in range(rows, len(shape)):
             moments = self._axes.setdefault(axis, _Moments(shape[axis]))
             if axis in self._dropped or moments.size != shape[axis]:
                 self._dropped.add(axis)
                 continue
-            across = [np.moveaxis(v, axis, 0).reshape(shape[axis], -1)
-                      for v in (reference, candidate)]  # fmt: skip
+            across = [np.moveaxis(v, axis + 1, 0).reshape(shape[axis], -1) for v in (x, y)]
             moments.update(*across)
 
     def groups(self) -> list[list[ColumnGroup]]:
