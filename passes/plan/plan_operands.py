@@ -32,7 +32,7 @@ from qcompile.ir.analysis.name_patterns import is_role, matches
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
 from qcompile.planning.probabilities import probability_rows
-from qcompile.quant import QSpec, out_of_scale
+from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
 
@@ -183,15 +183,10 @@ def _obstacle(
     size = int(np.prod(weight.shape, dtype=np.int64)) * 4
     if size < rule.min_bytes:
         return Refusal(rule.small)
-    if size == 0:
-        return Refusal("the weight is empty")
     values = array(weight)
-    if not np.isfinite(values).all():
-        return Refusal("the weight holds NaN or infinity")
-    if not values.any():
+    if size and not values.any():
         return Refusal("the weight is zero throughout")
-    extreme_values = out_of_scale(float(values.min()), float(values.max()))
-    return None if extreme_values is None else Refusal(f"the weight holds {extreme_values}")
+    return precision.unusable(values)
 
 
 def _check_patterns(graph: Graph, ctx: Context, role_of: Mapping[str, Role]) -> None:

@@ -18,7 +18,6 @@ from qcompile.ir import Graph, Node, Refusal, array, is_constant, is_float, is_o
 from qcompile.ir.analysis.recurrent_layers import RECURRENT, WEIGHTS, has_bounded_state
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
 from qcompile.planning import Context, Decision, Use, precision
-from qcompile.quant import out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
 
@@ -85,10 +84,5 @@ def _obstacle(node: Node, rule: OpRule) -> Refusal | None:
         return Refusal("an activation without bounds: its state could outgrow 8 bits")
     if sum(4 * int(np.prod(t.shape, dtype=np.int64)) for t in weights) < rule.min_bytes:
         return Refusal(rule.small)
-    for values in (array(t) for t in weights):
-        if values.size == 0 or not np.isfinite(values).all():
-            return Refusal("a weight is empty, or holds NaN or infinity")
-        extremes = out_of_scale(float(values.min()), float(values.max()))
-        if extremes is not None:
-            return Refusal(f"a weight holds {extremes}")
-    return None
+    refusals = (precision.unusable(array(t)) for t in weights)
+    return next((refusal for refusal in refusals if refusal is not None), None)

@@ -12,12 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant, is_float, op_name, rank
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
 from qcompile.planning import Context, Decision, Use, precision
-from qcompile.quant import out_of_scale
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, StoredRule
 
@@ -82,8 +79,4 @@ def _obstacle(tensor: Tensor, rule: StoredRule, rows: int) -> Refusal | None:
         return Refusal(rule.small)
     if math.prod(tensor.shape[rows:]) < _COLUMNS:
         return Refusal(f"under {_COLUMNS} values for each scale: not worth it")
-    values = array(tensor)
-    if not np.isfinite(values).all():
-        return Refusal("the weight holds NaN or infinity")
-    extremes = out_of_scale(float(values.min()), float(values.max()))
-    return None if extremes is None else Refusal(f"the weight holds {extremes}")
+    return precision.unusable(array(tensor))

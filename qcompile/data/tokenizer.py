@@ -71,7 +71,7 @@ class Padding:
 
 
 class TextTokenizer:
-    """The tokenizer of a folder with tokenizer.json, or of that file, and what is beside it.
+    """The tokenizer of a folder with tokenizer.json, or of that file, and what is next to it.
 
     Raises DataError where there is none.
     """

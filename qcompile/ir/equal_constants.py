@@ -6,7 +6,7 @@ compared byte by byte in chunks: contents are read only where they are probably 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -19,22 +19,26 @@ _CHUNK = 1 << 22  # values that are compared at once
 
 
 class EqualConstants:
-    """A set of weights in which each content occurs once."""
+    """A set of constants in which each content occurs once.
 
-    def __init__(self) -> None:
+    accepts: shape and bytes of the constants that are looked at, by default weights.
+    """
+
+    def __init__(self, accepts: Callable[[tuple[int, ...], int], bool] | None = None) -> None:
+        self._accepts = accepts or is_weight
         self._found: dict[Hashable, list[Constant]] = {}
 
     def find(self, values: Array) -> Constant | None:
         """The first constant that was added with these values, of the same type and shape."""
-        if not is_weight(values.shape, values.nbytes):
+        if not self._accepts(values.shape, values.nbytes):
             return None
         candidates = self._found.get(_sample(values), ())
         return next((c for c in candidates if _equal(array(c), values)), None)
 
     def add(self, constant: Constant) -> None:
-        """Let ``find`` find a constant; small ones and vectors are left out."""
+        """Let ``find`` find a constant; those that are not accepted are left out."""
         values = array(constant)
-        if is_weight(values.shape, values.nbytes):
+        if self._accepts(values.shape, values.nbytes):
             self._found.setdefault(_sample(values), []).append(constant)
 
 
@@ -50,7 +54,8 @@ def is_weight(shape: tuple[int, ...], size: int) -> bool:
 def _sample(values: Array) -> Hashable:
     flat = values.reshape(-1) if values.flags.c_contiguous else values.flat
     step = -(-values.size // _SAMPLE)
-    return values.dtype.str, values.shape, np.asarray(flat[::step]).tobytes()
+    # The type itself: ``dtype.str`` is the same for int4 and uint4.
+    return values.dtype, values.shape, np.asarray(flat[::step]).tobytes()
 
 
 def _equal(first: Array, second: Array) -> bool:

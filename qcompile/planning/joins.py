@@ -1,7 +1,7 @@
 """Tensors that join the values of several others, each value unchanged: Concat and the like.
 
 A joined tensor has one range, while its branches may have ranges of their own: boxes in pixels
-beside scores between 0 and 1.
+next to scores between 0 and 1.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Branch:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Equal for equal branches: nodes and tensors are told apart by their names."""
+        """Equal for equal branches: names identify nodes and tensors."""
         return (self.tensor.name, *(node.name for node in self.functions))
 
     def range_after(

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from qcompile.ir import Graph
+import numpy as np
+
+from qcompile.ir import Graph, Refusal
 from qcompile.planning.context import Context
 from qcompile.planning.probabilities import OPEN
-from qcompile.quant import QSpec
+from qcompile.quant import Array, QSpec, out_of_scale
 from qcompile.targets.target import WIDE_SINCE
 
 # Steps of [0, 1] that each value of an even row of probabilities has to be. Rounding noise has a
@@ -51,6 +53,16 @@ def _longest_row(spec: QSpec) -> int:
     low, high = spec.limits
     levels = high + 1 if spec.symmetric else high - low + 1
     return levels // _STEPS_OF_A_PROBABILITY
+
+
+def unusable(values: Array) -> Refusal | None:
+    """Why the values of a weight have no scale, None where they have one."""
+    if values.size == 0:
+        return Refusal("the weight is empty")
+    if not np.isfinite(values).all():
+        return Refusal("the weight holds NaN or infinity")
+    extremes = out_of_scale(float(values.min()), float(values.max()))
+    return None if extremes is None else Refusal(f"the weight holds {extremes}")
 
 
 def of_weight(graph: Graph, ctx: Context, names: Iterable[str], spec: QSpec) -> PrecisionChoice:

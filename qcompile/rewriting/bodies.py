@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from qcompile.ir import Graph, is_float, rank
 from qcompile.ir.analysis import shape_inference
-from qcompile.ir.model_io.bodies import Body, Digests, opened
+from qcompile.ir.equal_constants import EqualConstants
+from qcompile.ir.model_io.bodies import Body, opened, outer_constants
 from qcompile.planning import Context, Decision, Plan, uses_of
 from qcompile.quant import Ranges
 from qcompile.rewriting.instruments import Verify
@@ -44,15 +45,15 @@ class BodyCompiler:
 
         Raises ModelError where a body is malformed.
         """
-        bodies, digests = 0, Digests()
+        known: EqualConstants | None = None
         for body in opened(graph):
-            self._compile(body, digests, ctx)
-            bodies += 1
-        if bodies:
+            known = known or outer_constants(graph)
+            self._compile(body, known, ctx)
+        if known is not None:
             graph.remove_dead()  # nodes whose results only the old bodies read
             graph.sort()
 
-    def _compile(self, body: Body, digests: Digests, ctx: Context) -> None:
+    def _compile(self, body: Body, known: EqualConstants, ctx: Context) -> None:
         own = _context(ctx, body)
         shape_inference.infer(body.graph)
         checks = [Verify()]
@@ -63,7 +64,7 @@ class BodyCompiler:
             _stay_float(body, own)
         self._run(lambda stage: stage > Stage.TRANSFORM, checks, body.graph, own)
         self.run(body.graph, own)
-        for old, new in body.put_back(digests).items():
+        for old, new in body.put_back(known).items():
             own.plan.rename(old, new)
             if old in ctx.origins:  # which all contexts share
                 ctx.origins[new] = ctx.origins.pop(old)

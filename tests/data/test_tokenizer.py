@@ -27,7 +27,7 @@ LONG = " ".join("ab" * 10)  # 20 tokens and two special ones
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A word-level tokenizer without truncation or padding, and a long text beside it."""
+    """A word-level tokenizer without truncation or padding, and a long text next to it."""
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
 from qcompile.ir import Graph, array
@@ -152,3 +154,16 @@ def test_a_kept_weight_is_found_too(tmp_path: Path) -> None:
     found.add(one)
     assert found.find(W.copy()) is one
     assert found.find(array(one).T) is None
+
+
+def test_integers_of_four_bits_with_and_without_a_sign_differ() -> None:
+    """Numpy spells both types alike, and small numbers have the same bytes."""
+    signed, unsigned = (
+        onnx.helper.tensor_dtype_to_np_dtype(kind)
+        for kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    )
+    values = np.arange(2048).reshape(32, 64) % 8
+    known = EqualConstants()
+    known.add(gs.Constant("w", values.astype(signed)))
+    assert known.find(values.astype(signed)) is not None
+    assert known.find(values.astype(unsigned)) is None

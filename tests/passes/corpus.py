@@ -238,7 +238,7 @@ def concatenated() -> Graph:
 
 
 def joined() -> Graph:
-    """Tiny weights beside their biases, a ConvTranspose, and a join of ranges far apart."""
+    """Tiny weights next to their biases, a ConvTranspose, and a join of ranges far apart."""
     tiny = normal(8, 8, 3, 3) / F32(8)
     tiny[::2] *= F32(1e-9)
     return parse(

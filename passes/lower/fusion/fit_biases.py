@@ -5,7 +5,7 @@
     t' = max(t, |b| / (2^30 · s))
 
 An integer convolution or matrix multiplication adds its bias to its sums, as ``round(b / (s·t))``
-in int32. Where weights are tiny beside the bias, as behind a dead BatchNorm, that does not fit and
+in int32. Where weights are tiny next to the bias, as behind a dead BatchNorm, that does not fit and
 wraps around, or ``s·t`` is no float32 number. The weights of such a channel are then rounded more
 coarsely: 2^30 steps of the bias are left, so the output changes by a millionth of the bias. A
 channel whose weights are all zero gets that scale too: a larger one would round the bias. Weights

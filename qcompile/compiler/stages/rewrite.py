@@ -54,8 +54,7 @@ class Rewritten:
 
     @property
     def brought_alone(self) -> bool:
-        """True where all integers came with the model, which saturates where they do: that is
-        noted, and no fault of the compilation."""
+        """True where all integers came with the model, whose own sums saturate where these do."""
         return self.brought and not self.quantized
 
 

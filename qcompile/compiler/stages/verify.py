@@ -227,15 +227,7 @@ def _verdict(
         release_memory()  # so that the weights of both sessions are never in memory together
         try:
             verdict = saturation_check.judge_by_sums(
-                sums,
-                lambda kind: _judged(
-                    prepared,
-                    sums,
-                    models,
-                    feeds,
-                    _reference(rewritten, models, feeds, old, kind),
-                    kind,
-                ),
+                sums, lambda kind: _judged(rewritten, sums, models, feeds, old, kind)
             )
         except DataError as e:
             if rewritten.calibrated.held_out.feeds and rewritten.quantized:
@@ -292,7 +284,7 @@ def _not_finite(outputs: list[dict[str, Array]]) -> list[str]:
 
 
 def _judged(
-    prepared: Prepared,
+    rewritten: Rewritten,
     sums: saturation_check.IntegerSums,
     models: ComparedModels,
     feeds: list[Feed],
@@ -300,7 +292,8 @@ def _judged(
     kind: str,
 ) -> Verdict:
     """The compiled model by one kind of sums, against outputs of the float model."""
-    metric = prepared.options.metric
+    prepared, metric = rewritten.prepared, rewritten.prepared.options.metric
+    old = _reference(rewritten, models, feeds, old, kind)
     if models.fed:
         runner = _runner(prepared, saturation_check.IntegerSums(models.candidate, sums.isa), kind)
         fed = [models.feed(*pair) for pair in zip(feeds, old, strict=True)]

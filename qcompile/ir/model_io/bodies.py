@@ -8,9 +8,8 @@ the report lists it.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -26,6 +25,7 @@ from qcompile.ir import (
     is_op,
     shape_of,
 )
+from qcompile.ir.equal_constants import EqualConstants
 from qcompile.ir.lazy_values import make_constant_like, nbytes
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor
@@ -37,31 +37,12 @@ _WIDTH = 4  # bytes of an element, more or less
 _COUNTED = 2  # first inputs of a Loop's body: the iteration and the condition
 
 
-@dataclass
-class Digests:
-    """Digests of constants of one graph by name, which identifies their contents there."""
-
-    known: dict[str, bytes] = field(default_factory=dict)
-
-    def twin(self, constant: Constant, others: Iterable[Constant]) -> Constant | None:
-        """The first of a graph's constants with the same type, shape and bytes."""
-        alike = [c for c in others if _form(c) == _form(constant)]
-        own = _digest(constant) if alike else b""
-        return next((c for c in alike if self._of(c) == own), None)
-
-    def _of(self, constant: Constant) -> bytes:
-        if constant.name not in self.known:
-            self.known[constant.name] = _digest(constant)
-        return self.known[constant.name]
-
-
-def _form(constant: Constant) -> tuple[object, tuple[int, ...], int]:
-    return element_type(constant.dtype), tuple(constant.shape), nbytes(constant)
-
-
-def _digest(constant: Constant) -> bytes:
-    data = np.ascontiguousarray(array(constant)).reshape(-1).view(np.uint8).data
-    return hashlib.sha256(data).digest()
+def outer_constants(graph: Graph) -> EqualConstants:
+    """The constants of a graph for its bodies, so that each content is stored once."""
+    known = EqualConstants(lambda _shape, _bytes: True)
+    for constant in graph.constants().values():
+        known.add(constant)
+    return known
 
 
 @dataclass(frozen=True)
@@ -79,13 +60,13 @@ class Body:
         body: Subgraph = self.node.attrs[self.attribute]
         return body
 
-    def put_back(self, digests: Digests) -> dict[str, str]:
+    def put_back(self, known: EqualConstants) -> dict[str, str]:
         """Replace the original body; returns new names of constants that became outer ones.
 
-        ``digests``: of the outer graph's constants.
+        ``known``: the outer graph's constants, to which these are added.
         """
         renamed = self._rename_retyped()
-        renamed |= self._move_constants_out(digests)
+        renamed |= self._move_constants_out(known)
         renamed |= self._move_dequantizers_out()
         for inner in self.graph.nodes:
             for name, value in inner.attrs.items():
@@ -105,7 +86,7 @@ class Body:
                 constant.name = renamed[name] = self.outer.fresh(f"{name}/{constant.dtype}")
         return renamed
 
-    def _move_constants_out(self, digests: Digests) -> dict[str, str]:
+    def _move_constants_out(self, known: EqualConstants) -> dict[str, str]:
         with_weights = {t.name for n in self._dequantizers() for t in n.inputs}
         moved = [
             c
@@ -114,14 +95,14 @@ class Body:
             and not self.graph.is_output_of_graph(c)
         ]
         taken = self.outer.names_outside(self.original) if moved else set()
-        known = self.outer.constants() if moved else {}
         renamed = {}
         for constant in moved:
             old = constant.name
-            twin = digests.twin(constant, known.values())
+            twin = known.find(array(constant))
             if twin is None:
                 constant.name = self.outer.fresh(old) if old in taken else old
-                twin = known[constant.name] = make_constant_like(constant)
+                twin = make_constant_like(constant)
+                known.add(twin)
             constant.name = twin.name
             self.outer.add_hidden(twin)
             if constant.name != old:

@@ -339,12 +339,12 @@ def _failures(output: Closeness, gates: Gates) -> list[str]:
         ("share of argmax flips", output.flip_share or 0.0, gates.max_flips, "--max-flips"),
         ("largest difference", output.max_abs, gates.max_abs, "--max-abs"),
     )
-    if output.r2 is not None and output.columns is not None and not output.columns.is_fine:
+    columns = output.columns
+    if columns is not None and not columns.is_fine:
         what = "R²" if output.r2_columns is None else f"R² of {output.r2_columns}"
-        if output.is_single:
-            lower = (*lower, (what, output.r2, gates.min_single_r2, "--min-single-r2"))
-        else:
-            lower = (*lower, (what, output.r2, gates.min_r2, "--min-r2"))
+        single = (gates.min_single_r2, "--min-single-r2")
+        gate = single if output.is_single else (gates.min_r2, "--min-r2")
+        lower = (*lower, (what, columns.r2, *gate))
     found = [
         f"output {output.name!r}: {what} {_digits(value, limit)} is below {limit:.15g} ({flag})"
         for what, value, limit, flag in lower

@@ -20,7 +20,7 @@ WIDTH, POSITIONS = 16, 12
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Tokens and positions, which a Slice of the constant 0, 1, … gives, as in exported BERT; text
-    and tokenizer beside it."""
+    and tokenizer next to it."""
     graph = parse(
         """g (int64[B,S] input_ids) => (float[B,S,16] y)
         <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}> {
