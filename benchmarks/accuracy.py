@@ -34,7 +34,7 @@ from benchmarks._integer_operators import integer_operators
 from benchmarks._peer_quantizers import PEERS, Peer
 from models._common import fail, make_folder
 from qcompile import Options, QCompileError, compile
-from qcompile.system import processor
+from qcompile.runtime import kernels
 
 COLUMNS = "| model | what is int8 | Spearman | cosine mean | cosine worst | MB | seconds | CPU s |"
 FLOAT = "fp32"
@@ -194,7 +194,7 @@ def markdown_line(line: Line) -> str:
 def versions() -> dict[str, Any]:
     """Of the machine, and of every package that compiled a row."""
     peers = {p.package: p.version for p in PEERS if p.version and p.package != "onnxruntime"}
-    return {"qcompile": qcompile.__version__, **processor.describe_environment().to_dict(), **peers}
+    return {"qcompile": qcompile.__version__, **kernels.environment().to_dict(), **peers}
 
 
 def version_line(values: Mapping[str, Any]) -> str:

@@ -24,8 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from qcompile.runtime import latency, session
-from qcompile.system import processor
+from qcompile.runtime import kernels, latency, session
 
 Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"
@@ -112,7 +111,7 @@ def main() -> None:
     sizes = [Size(n, args.width, inner, args.tokens) for n in (args.layers, 1)]
     threads = args.threads or session.threads()
     options = latency.TimingOptions(threads, args.rounds, args.seconds)
-    table = Table(title=f"{threads} threads, {', '.join(processor.instruction_sets())}")
+    table = Table(title=f"{threads} threads, {', '.join(kernels.instruction_sets())}")
     for heading in ("layers", "MatMuls", "best ms", "median", "GOPS per core"):
         table.add_column(heading, justify="right")
     for size, timing in zip(sizes, measure(sizes, options), strict=True):

@@ -21,13 +21,12 @@ from qcompile.ir import Graph
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.rewriting import registry
-from qcompile.runtime import latency
+from qcompile.runtime import kernels, latency
 from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 from qcompile.system import atomic_write
 from qcompile.system.json_values import json_value
-from qcompile.system.processor import instruction_sets
 
 _DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
@@ -157,7 +156,7 @@ def _write(
 def show(comparison: Comparison) -> None:
     """Print a table with one row per model."""
     where = ", ".join(f"{n} {s}" for n, s in comparison.shapes.items())
-    isa = ", ".join(instruction_sets()[:2]) or "unknown instruction set"
+    isa = ", ".join(kernels.instruction_sets()[:2]) or "unknown instruction set"
     title = f"{where}; {comparison.threads} threads, {isa}"
     made = table(title, "model", "best ms", "median", "p90", "speed-up (best)", "(median)", "95 %")
     for i, timed in enumerate(comparison.timings):

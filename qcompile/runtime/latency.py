@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from qcompile.runtime import kernels
 from qcompile.runtime import session as runtime
 from qcompile.runtime.profiler import Profile
 from qcompile.runtime.session import Feed, Session, SessionOptions
-from qcompile.system import memory, processor
+from qcompile.system import memory
 from qcompile.system.json_values import Record, members
 from qcompile.system.processor import Environment
 
@@ -164,7 +165,7 @@ class Comparison(Record):
 
     @property
     def environment(self) -> Environment:
-        return processor.describe_environment()
+        return kernels.environment()
 
 
 def compare_latency(

@@ -334,13 +334,14 @@ def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
         return _count(onnx.load(path, load_external_data=False).graph.node)
 
 
-def write_optimized(model: bytes | Path, folder: Path) -> Path:
+def write_optimized(model: bytes | Path, folder: Path, *, layouts: bool = False) -> Path:
     """Write the model as optimized by ONNX Runtime into a folder, with external weights.
 
-    With all fusions, but without layouts that depend on this processor, and without exact sums.
+    With all fusions, and without exact sums; with ``layouts`` that depend on this processor.
     """
     native = _native(SessionOptions(exact=False))
-    native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if not layouts:
+        native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return _write_optimized(model, folder, native, CPU)
 
 

@@ -34,7 +34,7 @@ def instruction_sets() -> list[str]:
 
 @dataclass(frozen=True)
 class Environment(Record):
-    """Processor, instruction sets and versions that a figure was measured with."""
+    """Processor, instruction sets in use and versions that a figure was measured with."""
 
     machine: str
     isa: list[str]
@@ -47,10 +47,10 @@ class Environment(Record):
     JSON = members("machine isa python onnx onnxruntime onnx-graphsurgeon=graphsurgeon numpy")
 
 
-def describe_environment() -> Environment:
-    """This machine and the installed versions."""
+def describe_environment(isa: list[str]) -> Environment:
+    """This machine, the instruction sets in use, and the installed versions."""
     packages = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
-    here = platform.machine(), instruction_sets(), platform.python_version()
+    here = platform.machine(), isa, platform.python_version()
     return Environment(*here, *map(_version, packages))
 
 

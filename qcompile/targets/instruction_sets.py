@@ -9,11 +9,10 @@ only the name ``native`` reads the machine's instruction sets, and the resolved 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qcompile.errors import RecipeError
-from qcompile.system.processor import instruction_sets
 from qcompile.targets.target import OpRule, Target
 
 # Names for a recipe's isa that are not in the table.
@@ -58,10 +57,11 @@ def of_machine(sets: Sequence[str]) -> Isa | None:
     return next((isa for isa in TABLE.values() if sets and sets[0] in isa.seen), None)
 
 
-def resolved(name: str) -> str:
+def resolved(name: str, here: Callable[[], Sequence[str]]) -> str:
     """A name as a recipe keeps it: ``native`` becomes this machine's, ``any`` becomes ""
 
-    Raises RecipeError where this machine has no instruction set of the table.
+    ``here`` gives the machine's instruction sets, fastest first. Raises RecipeError where the table
+    has none of them.
     """
     if not isinstance(name, str):
         raise RecipeError(f"isa is {name!r}, expected a name")
@@ -70,7 +70,7 @@ def resolved(name: str) -> str:
         return ""
     if name != NATIVE:
         return name
-    found = of_machine(sets := instruction_sets())
+    found = of_machine(sets := here())
     if found is None:
         seen = ", ".join(sets) or "none of them"
         known = ", ".join(TABLE)

@@ -44,7 +44,8 @@ def test_versions_of_builds_for_other_devices(monkeypatch: pytest.MonkeyPatch) -
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(processor, "version", version)
-    found = describe_environment()
+    found = describe_environment(["AVX2"])
+    assert found.isa == ["AVX2"]
     assert (found.onnxruntime, found.numpy, found.onnx) == ("1.0", "1.0", "unknown")
 
 

@@ -18,8 +18,8 @@ from qcompile.quant import QSpec, qparams, quantize
 from qcompile.quant.affine import weight_range
 from qcompile.rewriting.registry import targets
 from qcompile.rewriting.testing import model_proto, normal
+from qcompile.runtime import kernels
 from qcompile.runtime.evaluation.closeness import Gates
-from qcompile.targets import instruction_sets
 from qcompile.targets.instruction_sets import TABLE, fitted
 from qcompile.targets.target import OpRule, Target
 from tests.command_line import run
@@ -132,13 +132,13 @@ def test_weights_in_a_data_file_are_looked_at_too(monkeypatch: pytest.MonkeyPatc
 
 
 def test_native_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instruction_sets, "instruction_sets", lambda: ["AVX512F", "AVX2"])
+    monkeypatch.setattr(kernels, "instruction_sets", lambda: ["AVX512F", "AVX2"])
     assert Recipe(isa="native").isa == "avx512"
     assert Recipe(isa="native").digest() == Recipe(isa="avx512").digest()
     assert Recipe(isa="any").isa == "" and Recipe(isa="AVX2").isa == "avx2"
     with pytest.raises(RecipeError, match="isa is 3, expected a name"):
         Recipe(isa=3)  # type: ignore[arg-type]
-    monkeypatch.setattr(instruction_sets, "instruction_sets", list)
+    monkeypatch.setattr(kernels, "instruction_sets", list)
     with pytest.raises(RecipeError, match="isa native: this machine has none of them, expected"):
         Recipe(isa="native")
 

@@ -24,8 +24,8 @@ from qcompile.compiler.config.recipe import LOCK, Recipe, load_yaml, merge_setti
 from qcompile.errors import DataError, OutputError, RecipeError
 from qcompile.planning.context import MODES
 from qcompile.rewriting.registry import nearest
+from qcompile.runtime import kernels
 from qcompile.system import atomic_write, digests
-from qcompile.system.processor import describe_environment
 from qcompile.targets.target import Mode
 
 VERSION = 1
@@ -126,7 +126,7 @@ _LINE: dict[str, Any] = {
 
 def environment() -> dict[str, Any]:
     """Versions and processor: what the bytes of a build may depend on besides its inputs."""
-    return {"qcompile": __version__, **describe_environment().to_dict()}
+    return {"qcompile": __version__, **kernels.environment().to_dict()}
 
 
 def is_lock(source: str | Path) -> bool:

@@ -19,6 +19,7 @@ from qcompile.planning.context import ATTENTIONS, MODES, PRECISIONS, Attention, 
 from qcompile.quant import Calibrator
 from qcompile.rewriting.pipeline_spec import parse_items
 from qcompile.rewriting.registry import build, calibrators, nearest
+from qcompile.runtime import kernels
 from qcompile.system import safe_yaml
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import Mode
@@ -81,7 +82,9 @@ class Recipe:
         if self.attention and self.attention not in ATTENTIONS:
             known = ", ".join(ATTENTIONS)
             raise RecipeError(f"attention is {self.attention!r}, expected one of {known}")
-        object.__setattr__(self, "isa", instruction_sets.resolved(self.isa))
+        object.__setattr__(
+            self, "isa", instruction_sets.resolved(self.isa, kernels.instruction_sets)
+        )
         if self.isa and self.isa not in instruction_sets.TABLE:
             names = (*instruction_sets.TABLE, instruction_sets.ANY, instruction_sets.NATIVE)
             raise RecipeError(f"unknown isa {self.isa!r}{nearest(self.isa, names)}")

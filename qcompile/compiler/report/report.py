@@ -24,11 +24,12 @@ from qcompile.compiler.report.records import (
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS
 from qcompile.planning import Skip
 from qcompile.rewriting.instruments import PassRecord
+from qcompile.runtime import kernels
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile
 from qcompile.system.json_values import Record, members
-from qcompile.system.processor import Environment, describe_environment
+from qcompile.system.processor import Environment
 from qcompile.targets.target import Mode
 
 # A list of numbers as json.dumps indents it; strings hold no line breaks.
@@ -48,7 +49,7 @@ class Report(Record):
     pipeline: str
     gates: Gates
     qcompile: str = __version__
-    environment: Environment = field(default_factory=describe_environment)
+    environment: Environment = field(default_factory=kernels.environment)
     passes: list[PassRecord] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)

@@ -15,8 +15,8 @@ from qcompile.compiler.stages.prepare import Prepared
 from qcompile.data.feeds import Feed
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import QCompileError
+from qcompile.runtime import kernels
 from qcompile.runtime.profiler import Profile, profile
-from qcompile.system import processor
 from qcompile.targets import instruction_sets
 
 _LINEAR_OPERATORS = (
@@ -29,7 +29,7 @@ _MODES = ("static", "dynamic")
 def predict_speed(prepared: Prepared) -> Forecast | None:
     """None if nothing is timed, the provider is missing, or a run fails: later stages say why."""
     timed = prepared.options.bench and prepared.target.gate_latency
-    isa = instruction_sets.of_machine(processor.instruction_sets())
+    isa = instruction_sets.of_machine(kernels.instruction_sets())
     if not timed or prepared.provider_missing or isa is None or prepared.mode not in _MODES:
         return None
     prepared.progress.step("expect")

@@ -13,7 +13,7 @@ from qcompile.compiler.stages import speed_forecast
 from qcompile.errors import ModelError
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.rewriting.testing import encoder
-from qcompile.runtime import profiler
+from qcompile.runtime import kernels, profiler
 from qcompile.runtime.profiler import OpTime, Profile
 from qcompile.system import processor
 from qcompile.targets import instruction_sets
@@ -34,7 +34,7 @@ def feeds() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "instruction_sets", lambda: ["AVX512-VNNI", "AVX512F", "AVX2"])
+    monkeypatch.setattr(kernels, "instruction_sets", lambda: ["AVX512-VNNI", "AVX512F", "AVX2"])
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_where_nothing_is_foretold(vnni: None, shares: None, more: dict[str, Any
 
 
 def test_an_unknown_processor_has_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "instruction_sets", list)
+    monkeypatch.setattr(kernels, "instruction_sets", list)
     assert compiled() == {}
 
 

@@ -1,8 +1,8 @@
 """Sums of products as x86 without VNNI adds them, in numpy, and what gives them on any processor.
 
 Where the processor adds in int32 that is the form; where it saturates itself, the model as it is,
-so that the reference in numpy is held against the real kernels there. An x86 with VNNI can be taken
-for one without by Debian's qemu-user: qemu-x86_64 -cpu Haswell python -m pytest.
+so that the reference in numpy is held against the real kernels there. tools/avx2_runtime.py gives
+an x86 processor with VNNI the kernels of one without.
 """
 
 from __future__ import annotations
