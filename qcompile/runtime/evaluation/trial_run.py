@@ -1,15 +1,18 @@
-"""Whether a model takes a feed, found by running it."""
+"""Whether a model takes a feed, found by running it; feeds made such that it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from qcompile.data.feeds import Feed
+from qcompile.data.feeds import Feed, input_specs
+from qcompile.data.synthetic import DEFAULT_LENGTH, guessed_lengths, synthetic_feeds
 from qcompile.data.text import Takes
-from qcompile.errors import ModelError
-from qcompile.runtime.session import Session, SessionOptions
+from qcompile.errors import DataError, ModelError
+from qcompile.ir import Graph
+from qcompile.runtime.session import CPU, Session, SessionOptions
+from qcompile.system.memory import release_memory
 
 
 def trial_run(model: Callable[[], bytes | Path], threads: int = 0) -> Takes:
@@ -36,3 +39,42 @@ def trial_run(model: Callable[[], bytes | Path], threads: int = 0) -> Takes:
         return None
 
     return takes
+
+
+def made_up_feed(
+    graph: Graph,
+    model: bytes | Path,
+    dims: Mapping[str, int],
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    provider: str = CPU,
+) -> Feed:
+    """Made-up inputs, of 128 tokens, or of half as many until the model takes them.
+
+    A position table may have fewer than 128 rows. Sizes that ``dims`` and ``shapes`` give stay, and
+    where they give all, nothing is run. Raises DataError as ``synthetic_feeds`` does, and where the
+    model runs at no length, ModelError where it cannot be loaded.
+    """
+    guessed = guessed_lengths(input_specs(graph), dims, shapes or {})
+    length = DEFAULT_LENGTH
+    (feed,) = synthetic_feeds(graph, dims, 1, 0, shapes=shapes, length=length)
+    if not guessed:
+        return feed
+    session = Session(model, SessionOptions(provider=provider, exact=False))
+    longest: ModelError | None = None
+    while length:
+        (feed,) = synthetic_feeds(graph, dims, 1, 0, shapes=shapes, length=length)
+        try:
+            session.run(feed)
+        except ModelError as e:
+            longest, length = longest or e, length // 2
+            continue
+        del session
+        release_memory()  # else the weights of the first timed model come in addition
+        return feed
+    name, dim = guessed[0]
+    option = f"--shape {name}=..." if dim == "?" else f"--dim {dim}=N"
+    raise DataError(
+        f"made-up inputs of {DEFAULT_LENGTH} tokens or fewer do not run: {longest}; give the sizes "
+        f"({option}) or real inputs (--data)"
+    )
