@@ -6,7 +6,7 @@ import click
 
 from qcompile.commands._console import console, megabytes, table
 from qcompile.runtime import session as runtime
-from qcompile.runtime.latency import Comparison
+from qcompile.runtime.latency import FEWEST_ROUNDS, Comparison
 from qcompile.runtime.load_figures import ServerSetup, UnderLoad
 from qcompile.system.processor import instruction_sets
 
@@ -19,7 +19,7 @@ def show_server(comparison: Comparison) -> None:
     setup = comparison.server
     assert setup is not None
     is_open = setup.arrival is not None
-    queue = ("queue ms", "busy") if is_open else ()
+    queue = ("queue ms", "demand") if is_open else ()
     speed_up = f"speed-up ({'p50' if is_open else 'runs/s'})"
     made = table(
         _title(comparison, setup),
@@ -79,9 +79,11 @@ def _gain(comparison: Comparison, index: int) -> tuple[str, str]:
     found, setup = comparison.timings[index].server, comparison.server
     assert found is not None and setup is not None
     if setup.arrival is None:
-        return f"{found.ratio:.2f}", f"{found.ratio_low:.2f} to {found.ratio_high:.2f}"
-    ratio = comparison.ratio(index)
-    return f"{1 / ratio.median:.2f}", f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}"
+        gain, interval = found.ratio, f"{found.ratio_low:.2f} to {found.ratio_high:.2f}"
+    else:
+        ratio = comparison.ratio(index)
+        gain, interval = 1 / ratio.median, f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}"
+    return f"{gain:.2f}", interval if comparison.rounds >= FEWEST_ROUNDS else "-"
 
 
 def _start(found: UnderLoad) -> list[str]:

@@ -32,7 +32,6 @@ from qcompile.system.json_values import json_value
 
 _DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
-_MIN_ROUNDS = 4  # with fewer, a bootstrap over rounds is meaningless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +197,7 @@ def show(comparison: Comparison) -> None:
         cells = ["1.00", "1.00", ""]
         if i:
             ratio = comparison.ratio(i)
-            enough = len(timed.rounds) >= _MIN_ROUNDS
+            enough = len(timed.rounds) >= latency.FEWEST_ROUNDS
             interval = f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}" if enough else "-"
             cells = [f"{1 / ratio.best:.2f}", f"{1 / ratio.median:.2f}", interval]
         made.add_row(

@@ -26,6 +26,7 @@ from qcompile.system.json_values import Record, members
 from qcompile.system.processor import Environment
 
 _NOISY = 1.25  # largest over smallest round median, above which the machine counts as noisy
+FEWEST_ROUNDS = 4  # with fewer, a bootstrap over rounds is meaningless
 _RESAMPLES = 2000
 _SLOW = 0.4  # seconds: a shorter run is cheap to repeat
 _LEVEL = (2.5, 97.5)  # percentiles of the confidence interval

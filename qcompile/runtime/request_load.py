@@ -210,8 +210,8 @@ def send(
         for thread in threads:
             thread.start()
         round_.begin()
-        for thread in threads:
-            thread.join()
+        for _ in threads:
+            round_.ended.acquire()  # an interrupt of join() would count as its end (3.11)
     finally:
         round_.end()
         for thread in threads:
@@ -231,6 +231,7 @@ class _Round:
         self._plan, self._clock = plan, clock
         self._numbers = itertools.count()  # next() of it is atomic: one call into C
         self._ready, self._stop = threading.Event(), threading.Event()
+        self.ended = threading.Semaphore(0)  # streams
         self._start = 0.0
 
     def begin(self) -> None:
@@ -256,6 +257,7 @@ class _Round:
             self.errors.append(e)
             self._stop.set()
         stream.end = self._now()
+        self.ended.release()
 
     def _requests(self, stream: _Stream) -> Iterator[tuple[int, float]]:
         """Number and arrival of each request that this stream answers, once it has arrived."""
