@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qcompile.data.feeds import Feed
 from qcompile.errors import DataError, ModelError
+from qcompile.quant import Array
 from qcompile.runtime.request_load import Load, LoadRound, Plan, send
 from tests.runtime.virtual_clock import VirtualClock, running
 
@@ -110,7 +112,7 @@ def test_arrivals_are_a_poisson_process() -> None:
     """Counts in windows have the mean and the variance rate * window, here 20 ± 6 deviations."""
     arrivals = Load(1, arrival=200.0).plan(0, 100, 1).arrivals
     assert arrivals is not None
-    assert (np.diff(arrivals) >= 0).all() and 0 <= arrivals[0] and arrivals[-1] < 100
+    assert (np.diff(arrivals) >= 0).all() and arrivals[0] >= 0 and arrivals[-1] < 100
     counts = np.bincount((arrivals * 10).astype(int), minlength=1000)
     assert abs(counts.mean() - 20) < 6 * np.sqrt(20 / 1000)
     assert abs(counts.var() - 20) < 6 * 20 * np.sqrt(2 / 1000)
@@ -133,9 +135,9 @@ def test_at_least_one_request_arrives() -> None:
         ({"seed": -1}, "seed -1"),
     ],
 )
-def test_values_out_of_range(given: dict[str, float], said: str) -> None:
+def test_values_out_of_range(given: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        Load(**given)  # type: ignore[arg-type]
+        Load(**given)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_an_error_in_one_stream_ends_all() -> None:
 
 
 @pytest.mark.parametrize("arrivals", [None, np.array([0.0, 50.0])])
-def test_an_interrupt_joins_the_streams_first(arrivals: None) -> None:
+def test_an_interrupt_joins_the_streams_first(arrivals: Array | None) -> None:
     """Also those that sleep until a request arrives."""
     main = threading.main_thread().ident
     assert main is not None

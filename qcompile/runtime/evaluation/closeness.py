@@ -28,7 +28,6 @@ from qcompile.runtime.evaluation.column_spread import (
 from qcompile.runtime.session import Feed, Session
 from qcompile.system.json_values import Record, Unbounded, members
 
-
 # Samples of at most so many values are compared together: there may be millions of them.
 _SHORT = 16
 _PART = 1 << 18  # values of short samples at a time
@@ -182,10 +181,10 @@ class Closeness(Record):
         if a.shape[1] == 1:
             self.single += zip(a[:, 0].tolist(), b[:, 0].tolist(), strict=True)
         self.signal = _summed(self.signal, np.square(np.where(np.isfinite(a), a, 0)).sum(1))
-        finite = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+        finite = (np.isfinite(a) & np.isfinite(b)).all(1, keepdims=True)
         with np.errstate(invalid="ignore"):  # inf - inf, which is replaced
-            difference = np.where(finite[:, None], np.abs(a - b), np.inf)
-        difference[_equal(a, b)] = 0
+            difference = np.where(finite, np.abs(a - b), np.inf)
+        difference = np.where(_equal(a, b)[:, None], 0, difference)
         self.noise = _summed(self.noise, np.square(difference).sum(1))
         self.max_abs = max(self.max_abs, float(difference.max()))
 
@@ -221,7 +220,8 @@ def cosines(a: Array, b: Array) -> Array:
 
 def _equal(a: Array, b: Array) -> Array:
     """Which rows are equal, NaN to NaN too."""
-    return ((a == b) | (np.isnan(a) & np.isnan(b))).all(1)
+    equal: Array = ((a == b) | (np.isnan(a) & np.isnan(b))).all(1)
+    return equal
 
 
 def _summed(total: float, values: Array) -> float:
