@@ -13,10 +13,11 @@ from typing import Any
 
 from benchmarks._peer_quantizers import MATMUL, nncf, ort_dynamic, ort_static
 from qcompile.data.feeds import Feed
+from qcompile.quant import Array
 from qcompile.runtime.latency import Runnable
-from qcompile.runtime.request_load import Call
 from qcompile.runtime.startup import Served
 
+Infer = Callable[[Mapping[str, Array]], Any]
 Make = Callable[[Path, Sequence[Feed], Path], Runnable]
 
 
@@ -79,11 +80,11 @@ class OpenVino:
 
     path: Path
 
-    def __call__(self, threads: int) -> Call:
+    def __call__(self, threads: int) -> Infer:
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         return self._requests(options, 1)[0]
 
-    def serve(self, streams: int, threads: int) -> list[Call]:
+    def serve(self, streams: int, threads: int) -> list[Infer]:
         """Tuned for throughput: one compiled model, with a request for each stream."""
         options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -92,12 +93,12 @@ class OpenVino:
         }
         return self._requests(options, streams)
 
-    def _requests(self, options: Mapping[str, object], count: int) -> list[Call]:
+    def _requests(self, options: Mapping[str, object], count: int) -> list[Infer]:
         tool = importlib.import_module("openvino")
         compiled = tool.Core().compile_model(str(self.path), "CPU", dict(options))
         names = {name for port in compiled.inputs for name in port.get_names()}
 
-        def call(request: Any) -> Call:
+        def call(request: Any) -> Infer:
             return lambda feed: request.infer({n: v for n, v in feed.items() if n in names})
 
         return [call(compiled.create_infer_request()) for _ in range(count)]

@@ -29,9 +29,10 @@ from qcompile.compiler.config.recipe import merge_settings, read_recipe
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
+from qcompile.errors import DataError
 from qcompile.ir import Graph
 from qcompile.ir.analysis.shape_inference import infer
-from qcompile.ir.model_io.read_model import load as read_graph
+from qcompile.ir.model_io.read_model import load as load_graph
 from qcompile.runtime import latency
 from qcompile.runtime.request_load import Load
 from qcompile.runtime.server_comparison import MOST_FEEDS, SECONDS, compare_under_load
@@ -59,6 +60,22 @@ def build_own(model: Path, feeds: list[Feed], folder: Path) -> list[tuple[str, l
     return built
 
 
+def load_of(args: argparse.Namespace) -> Load | None:
+    """The load that was asked for, None without. Raises DataError for values out of range."""
+    if args.streams is None and args.arrival is None:
+        return None
+    load = Load(1 if args.streams is None else args.streams, args.arrival, args.seed)
+    load.check_seconds(seconds_of(args))
+    return load
+
+
+def seconds_of(args: argparse.Namespace) -> float:
+    """For each model in each round."""
+    is_loaded = args.streams is not None or args.arrival is not None
+    usual = SECONDS if is_loaded else 1.0
+    return usual if args.seconds is None else float(args.seconds)
+
+
 def sizes(arguments: list[str]) -> list[dict[str, int]]:
     """Every combination of ``name=a,b`` arguments."""
     named = [(d.split("=")[0], d.split("=")[1].split(",")) for d in arguments]
@@ -79,7 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=8, help="sentences in a batch of --data")
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="by default 2; under load the cores, divided")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, help="by default 1, or 2 under load")
     parser.add_argument("--streams", type=int, help="requests computed at the same time")
@@ -87,10 +104,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    load = None
-    if args.streams is not None or args.arrival is not None:
-        load = Load(args.streams or 1, args.arrival, args.seed)
-    graph = read_graph(args.model)
+    try:
+        load = load_of(args)
+    except DataError as e:
+        parser.error(str(e))
+    graph = load_graph(args.model)
     infer(graph)
     timed = [synthetic_feeds(graph, dims, 4, 0) for dims in sizes(args.dim)]
     feeds = timed[0]
@@ -98,8 +116,8 @@ def main() -> None:
         feeds = list(open_data(args.data, input_specs(graph), tokenizer=args.tokenizer))
         if not args.dim:
             timed = [batches(args.data, graph, args.tokenizer, args.batch, whole=load is not None)]
-    seconds = args.seconds or (1.0 if load is None else SECONDS)
-    options = latency.TimingOptions(args.threads, args.rounds, seconds)
+    threads = (2 if load is None else 0) if args.threads is None else args.threads
+    options = latency.TimingOptions(threads, args.rounds, seconds_of(args))
     with tempfile.TemporaryDirectory() as name:
         models: list[tuple[str, latency.Runnable]] = [("float, defaults", args.model)]
         models += build_peers(args.model, feeds, Path(name))

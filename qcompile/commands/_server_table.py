@@ -53,10 +53,11 @@ def _title(comparison: Comparison, setup: ServerSetup) -> str:
         f"{name} {setup.smallest[name]}{f' to {sizes}' if sizes != setup.smallest[name] else ''}"
         for name, sizes in comparison.shapes.items()
     )
+    where = f"{where}; " if where else ""
     how = "back to back" if setup.arrival is None else f"{setup.arrival:g} requests/s arrive"
     isa = ", ".join(instruction_sets()[:2]) or "unknown instruction set"
     return (
-        f"{where}; {how}; {_count(setup.streams, 'stream')} x "
+        f"{where}{how}; {_count(setup.streams, 'stream')} x "
         f"{_count(comparison.threads, 'thread')} ({_count(setup.sessions, 'session')}) on "
         f"{_count(setup.cores, 'core')}, {isa}, onnxruntime {runtime.version()}"
     )

@@ -32,7 +32,7 @@ _WARM_UP = 0.25  # seconds under load before a round, at most
 _FLOOR = 0.2  # seconds under load of a model that does nothing
 _STARTS = 3  # processes per model that measure its start, at most one a round
 _FLOOR_SHARE = 0.05  # of a latency, above which the load generator distorts it
-_P99_RUNS = 1000  # with fewer, under ten are slower than p99
+_P99_RUNS = 1000  # of which ten are slower than p99
 
 
 @dataclass
@@ -198,8 +198,8 @@ def _notes(found: Comparison, setup: ServerSetup) -> list[str]:
     fewest = min(len(t.all) for t in found.timings)
     if fewest < _P99_RUNS:
         notes.append(
-            f"p99 is of {fewest} runs of a model at least, of which {max(fewest // 100, 1)} are "
-            "slower: it varies from one measurement to the next (--seconds, --rounds)"
+            f"p99 is of {fewest} runs of a model, or more: with under {_P99_RUNS} it varies from "
+            "one measurement to the next (--seconds, --rounds)"
         )
     return notes
 
