@@ -42,6 +42,16 @@ class _Seen:
     label: str
     rounds: list[LoadRound] = field(default_factory=list)
     starts: list[Startup] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def start(
+        self, model: Served, feeds: Sequence[Feed], load: Load, options: TimingOptions
+    ) -> None:
+        """Measure its start once more. It has run here, so if that fails only this is missing."""
+        try:
+            self.starts.append(startup_in_new_process(self.label, model, feeds, load, options))
+        except ModelError as e:
+            self.errors.append(str(e))
 
     def throughput(self) -> list[float]:
         return [r.runs_per_second for r in self.rounds]
@@ -67,7 +77,6 @@ def compare_under_load(
     cores = runtime.threads()
     options = replace(options, threads=options.threads or max(1, cores // load.streams))
     seen = [_Seen(label) for label, _ in models]
-    notes: list[str] = []
     for number in range(options.rounds):
         plan = load.plan(number, options.seconds, len(feeds))
         order = range(len(models)) if number % 2 == 0 else reversed(range(len(models)))
@@ -75,24 +84,11 @@ def compare_under_load(
             seen[i].rounds.append(_round(*models[i], feeds, load, plan, options))
             memory.release_memory()  # else the next model's weights come in addition
         if number < _STARTS:
-            for (label, model), one in zip(models, seen, strict=True):
-                try:
-                    one.starts.append(startup_in_new_process(label, model, feeds, load, options))
-                except ModelError as e:  # it has run here, so only this figure is missing
-                    notes.append(str(e))
+            for (_, model), one in zip(models, seen, strict=True):
+                one.start(model, feeds, load, options)
         if on_round is not None:
             on_round()
-    floor = _floor_ms(feeds, load)
-    setup = _setup(load, options, feeds, cores, floor, seen)
-    timings = [
-        Timing(one.label, [r.latencies for r in one.rounds], _figures(one, seen[0], load))
-        for one in seen
-    ]
-    shapes = _shapes(feeds, max)
-    found = Comparison(timings, shapes, options.threads, seed=load.seed, server=setup)
-    notes = list(dict.fromkeys(notes))  # a start fails the same way each time
-    found.server = replace(setup, notes=[*_notes(found, setup), *notes])
-    return found
+    return _comparison(seen, feeds, load, options, cores)
 
 
 def _round(
@@ -155,16 +151,11 @@ def _figures(one: _Seen, reference: _Seen, load: Load) -> UnderLoad:
     return replace(figures, ratio=median, ratio_low=low, ratio_high=high)
 
 
-def _setup(
-    load: Load,
-    options: TimingOptions,
-    feeds: Sequence[Feed],
-    cores: int,
-    floor: float,
-    seen: Sequence[_Seen],
-) -> ServerSetup:
+def _comparison(
+    seen: Sequence[_Seen], feeds: Sequence[Feed], load: Load, options: TimingOptions, cores: int
+) -> Comparison:
     bases = [s.base for one in seen for s in one.starts if s.base is not None]
-    return ServerSetup(
+    setup = ServerSetup(
         load.streams,
         sessions_of(load, options.threads),
         cores,
@@ -172,11 +163,19 @@ def _setup(
         options.seconds,
         load.seed,
         len(feeds),
-        _shapes(feeds, min),
-        floor,
-        int(_median(bases)) if bases else None,
+        smallest=_shapes(feeds, min),
+        floor_ms=_floor_ms(feeds, load),
+        base=int(_median(bases)) if bases else None,
         notes=[],
     )
+    timings = [
+        Timing(one.label, [r.latencies for r in one.rounds], _figures(one, seen[0], load))
+        for one in seen
+    ]
+    found = Comparison(timings, _shapes(feeds, max), options.threads, load.seed, server=setup)
+    failed = [one.errors[0] for one in seen if one.errors]
+    found.server = replace(setup, notes=[*_notes(found, setup), *failed])
+    return found
 
 
 def _notes(found: Comparison, setup: ServerSetup) -> list[str]:
