@@ -28,12 +28,12 @@ from qcompile.commands.bench import show
 from qcompile.compiler.config.recipe import merge_settings, read_recipe
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
-from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError
 from qcompile.ir import Graph
 from qcompile.ir.analysis.shape_inference import infer
 from qcompile.ir.model_io.read_model import load as load_graph
 from qcompile.runtime import latency
+from qcompile.runtime.evaluation.trial_run import made_up_feeds
 from qcompile.runtime.request_load import Load
 from qcompile.runtime.server_comparison import MOST_FEEDS, SECONDS, compare_under_load
 
@@ -110,7 +110,7 @@ def main() -> None:
         parser.error(str(e))
     graph = load_graph(args.model)
     infer(graph)
-    timed = [synthetic_feeds(graph, dims, 4, 0) for dims in sizes(args.dim)]
+    timed = [made_up_feeds(graph, args.model, dims, 4) for dims in sizes(args.dim)]
     feeds = timed[0]
     if args.data:
         feeds = list(open_data(args.data, input_specs(graph), tokenizer=args.tokenizer))

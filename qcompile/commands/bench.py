@@ -22,7 +22,7 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.rewriting import registry
 from qcompile.runtime import kernels, latency
-from qcompile.runtime.evaluation.trial_run import made_up_feed, trial_run
+from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
 from qcompile.runtime.request_load import MOST_STREAMS, Load
@@ -166,7 +166,7 @@ def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> It
     fixed = dict(arguments.fixed)
     for sizes in product(*(sizes for _, sizes in arguments.dims)):
         dims = dict(zip(names, sizes, strict=True))
-        yield [made_up_feed(graph, arguments.models[0], dims, shapes=fixed, provider=provider)]
+        yield made_up_feeds(graph, arguments.models[0], dims, shapes=fixed, provider=provider)
 
 
 def _write(

@@ -33,7 +33,7 @@ from qcompile.runtime.evaluation.compared_outputs import (
     compared_models,
     find_selection,
 )
-from qcompile.runtime.evaluation.trial_run import made_up_feed, trial_run
+from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.request_load import Load
 from qcompile.runtime.server_comparison import MOST_FEEDS, compare_under_load
@@ -217,7 +217,7 @@ def bench(
             read = iter(open_data(data, input_specs(graph)))
             feeds = list(islice(read, 1 if load is None else MOST_FEEDS))
         else:
-            feeds = [made_up_feed(graph, labelled[0][1], dims or {}, shapes=shapes_of)]
+            feeds = made_up_feeds(graph, labelled[0][1], dims or {}, shapes=shapes_of)
         if load is None:
             return latency.compare_latency(labelled, feeds[0], options)
         return compare_under_load(labelled, feeds, load, options)

@@ -41,40 +41,53 @@ def trial_run(model: Callable[[], bytes | Path], threads: int = 0) -> Takes:
     return takes
 
 
-def made_up_feed(
+def made_up_feeds(
     graph: Graph,
     model: bytes | Path,
     dims: Mapping[str, int],
+    count: int = 1,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     provider: str = CPU,
-) -> Feed:
-    """Made-up inputs, of 128 tokens, or of half as many until the model takes them.
+) -> list[Feed]:
+    """Made-up inputs of 128 tokens, or of half as many until the model takes them.
 
     A position table may have fewer than 128 rows. Sizes that ``dims`` and ``shapes`` give stay, and
     where they give all, nothing is run. Raises DataError as ``synthetic_feeds`` does, and where the
     model runs at no length, ModelError where it cannot be loaded.
     """
+
+    def made(length: int) -> list[Feed]:
+        return synthetic_feeds(graph, dims, count, 0, shapes=shapes, length=length)
+
     guessed = guessed_lengths(input_specs(graph), dims, shapes or {})
-    length = DEFAULT_LENGTH
-    (feed,) = synthetic_feeds(graph, dims, 1, 0, shapes=shapes, length=length)
     if not guessed:
-        return feed
-    session = Session(model, SessionOptions(provider=provider, exact=False))
-    longest: ModelError | None = None
-    while length:
-        (feed,) = synthetic_feeds(graph, dims, 1, 0, shapes=shapes, length=length)
-        try:
-            session.run(feed)
-        except ModelError as e:
-            longest, length = longest or e, length // 2
-            continue
-        del session
-        release_memory()  # else the weights of the first timed model come in addition
-        return feed
+        return made(DEFAULT_LENGTH)
+    feeds, error = _longest_taken(model, made, provider)
+    release_memory()  # else the weights of the first timed model come in addition
+    if feeds:
+        return feeds
     name, dim = guessed[0]
     option = f"--shape {name}=..." if dim == "?" else f"--dim {dim}=N"
     raise DataError(
-        f"made-up inputs of {DEFAULT_LENGTH} tokens or fewer do not run: {longest}; give the sizes "
+        f"made-up inputs of {DEFAULT_LENGTH} tokens or fewer do not run: {error}; give the sizes "
         f"({option}) or real inputs (--data)"
     )
+
+
+def _longest_taken(
+    model: bytes | Path, made: Callable[[int], list[Feed]], provider: str
+) -> tuple[list[Feed], ModelError | None]:
+    """Feeds of 128, 64, … 1 tokens, the first that the model takes; and its error at 128 tokens."""
+    session = Session(model, SessionOptions(provider=provider, exact=False))
+    longest: ModelError | None = None
+    length = DEFAULT_LENGTH
+    while length:
+        feeds = made(length)
+        try:
+            session.run(feeds[0])
+        except ModelError as e:
+            longest, length = longest or e, length // 2
+        else:
+            return feeds, longest
+    return [], longest

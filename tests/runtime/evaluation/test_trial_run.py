@@ -15,7 +15,7 @@ from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.rewriting.testing import normal, parse
 from qcompile.runtime.evaluation import trial_run as module
-from qcompile.runtime.evaluation.trial_run import made_up_feed, trial_run
+from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
 from qcompile.runtime.latency import TimingOptions
 from tests.command_line import assert_one_line, compile_args, run
 
@@ -101,8 +101,8 @@ def test_a_dimension_fixed_beyond_the_positions_is_refused(model: Path) -> None:
 
 def test_made_up_inputs_are_as_long_as_the_model_takes(model: Path) -> None:
     """128 is halved until it is within the 12 positions: 64, 32, 16, 8."""
-    feed = made_up_feed(load(model), model, {"B": 2})
-    assert feed["input_ids"].shape == (2, 8)
+    feeds = made_up_feeds(load(model), model, {"B": 2}, 3)
+    assert [feed["input_ids"].shape for feed in feeds] == [(2, 8)] * 3
     result = run("bench", model, "--rounds", 1, "--seconds", 0.01, "--json", "-")
     assert result.exit_code == 0, result.output
     assert '"input_ids"' in result.stdout
@@ -115,11 +115,12 @@ def test_given_sizes_stay_and_nothing_is_run(model: Path, monkeypatch: pytest.Mo
         raise AssertionError("loaded")
 
     monkeypatch.setattr(module, "Session", refused)
-    assert made_up_feed(load(model), model, {"S": 40})["input_ids"].shape == (1, 40)
-    shapes = {"input_ids": (2, 13)}
-    assert made_up_feed(load(model), model, {}, shapes=shapes)["input_ids"].shape == (2, 13)
+    (feed,) = made_up_feeds(load(model), model, {"S": 40})
+    assert feed["input_ids"].shape == (1, 40)
+    (feed,) = made_up_feeds(load(model), model, {}, shapes={"input_ids": (2, 13)})
+    assert feed["input_ids"].shape == (2, 13)
     with pytest.raises(AssertionError, match="loaded"):
-        made_up_feed(load(model), model, {})
+        made_up_feeds(load(model), model, {})
 
 
 def test_a_model_that_takes_no_length_names_the_option(tmp_path: Path) -> None:
@@ -131,11 +132,11 @@ def test_a_model_that_takes_no_length_names_the_option(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(to_proto(graph), path)
     with pytest.raises(DataError, match=r"128 tokens or fewer do not run.*--dim seq=N"):
-        made_up_feed(load(path), path, {})
+        made_up_feeds(load(path), path, {})
     assert_one_line(run("bench", path), 2, "--dim seq=N", "--data")
     assert run("bench", path, "--dim", "seq=3", "--rounds", 1, "--seconds", 0.01).exit_code == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_no_question_of_length(model: Path) -> None:
     with pytest.raises(ModelError, match="cannot load the model"):
-        made_up_feed(load(model), b"bad", {})
+        made_up_feeds(load(model), b"bad", {})
