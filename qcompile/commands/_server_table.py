@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from qcompile.commands._console import console, megabytes, table
+from qcompile.runtime import kernels
 from qcompile.runtime import session as runtime
 from qcompile.runtime.latency import FEWEST_ROUNDS, Comparison
 from qcompile.runtime.load_figures import ServerSetup, UnderLoad
-from qcompile.system.processor import instruction_sets
 
 _LATENCIES = ("p50 ms", "p90", "p99")
 _START = ("load ms", "first run", "memory", "peak")
@@ -55,7 +55,7 @@ def _title(comparison: Comparison, setup: ServerSetup) -> str:
     )
     where = f"{where}; " if where else ""
     how = "back to back" if setup.arrival is None else f"{setup.arrival:g} requests/s arrive"
-    isa = ", ".join(instruction_sets()[:2]) or "unknown instruction set"
+    isa = ", ".join(kernels.instruction_sets()[:2]) or "unknown instruction set"
     return (
         f"{where}{how}; {_count(setup.streams, 'stream')} x "
         f"{_count(comparison.threads, 'thread')} ({_count(setup.sessions, 'session')}) on "
