@@ -64,7 +64,7 @@ class BenchArguments(DataArguments):
         """What servers are asked, None where models are timed without load."""
         if self.streams is None and self.arrival is None:
             return None
-        return Load(self.streams or 1, self.arrival, self.seed)
+        return Load(1 if self.streams is None else self.streams, self.arrival, self.seed)
 
     def timing_options(self, provider: str) -> latency.TimingOptions:
         """Seconds that are not given depend on whether there is load."""
