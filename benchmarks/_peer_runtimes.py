@@ -15,7 +15,9 @@ from benchmarks._peer_quantizers import MATMUL, nncf, ort_dynamic, ort_static
 from qcompile.data.feeds import Feed
 from qcompile.quant import Array
 from qcompile.runtime.latency import Runnable
+from qcompile.runtime.startup import Served
 
+Infer = Callable[[Mapping[str, Array]], Any]
 Make = Callable[[Path, Sequence[Feed], Path], Runnable]
 
 
@@ -73,17 +75,33 @@ def _openvino(model: Path, feeds: Sequence[Feed], out: Path) -> Runnable:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """A model for OpenVINO; calling it with a number of threads gives a function of one feed."""
+    """A model for OpenVINO; calling it with a number of threads gives a function of one feed, and
+    ``serve`` one for each of several streams."""
 
     path: Path
 
-    def __call__(self, threads: int) -> Callable[[Mapping[str, Array]], Any]:
-        tool = importlib.import_module("openvino")
+    def __call__(self, threads: int) -> Infer:
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-        compiled = tool.Core().compile_model(str(self.path), "CPU", options)
+        return self._requests(options, 1)[0]
+
+    def serve(self, streams: int, threads: int) -> list[Infer]:
+        """Tuned for throughput: one compiled model, with a request for each stream."""
+        options = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,
+        }
+        return self._requests(options, streams)
+
+    def _requests(self, options: Mapping[str, object], count: int) -> list[Infer]:
+        tool = importlib.import_module("openvino")
+        compiled = tool.Core().compile_model(str(self.path), "CPU", dict(options))
         names = {name for port in compiled.inputs for name in port.get_names()}
-        request = compiled.create_infer_request()
-        return lambda feed: request.infer({n: v for n, v in feed.items() if n in names})
+
+        def call(request: Any) -> Infer:
+            return lambda feed: request.infer({n: v for n, v in feed.items() if n in names})
+
+        return [call(compiled.create_infer_request()) for _ in range(count)]
 
 
 PEERS = (
@@ -93,6 +111,15 @@ PEERS = (
     SpeedPeer("onnxruntime.transformers + quantize_dynamic", _fused, ("onnxruntime.transformers",)),
     SpeedPeer("OpenVINO, NNCF int8", _openvino, ("openvino", "nncf")),
 )
+
+
+def served(model: Runnable) -> Served:
+    """The same model, to be run in several streams. Raises ValueError for one that cannot be."""
+    if isinstance(model, OpenVino):
+        return model.serve
+    if callable(model):
+        raise ValueError(f"{model} does not say how it runs in several streams")
+    return model
 
 
 def build_peers(model: Path, feeds: Sequence[Feed], folder: Path) -> list[tuple[str, Runnable]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,25 @@ import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
 from qcompile.commands._options import PATH, DataArguments, Ranged, custom_ops_option, data_options
+from qcompile.commands._server_table import show_server
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
-from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import OutputError
 from qcompile.ir import Graph
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.rewriting import registry
 from qcompile.runtime import kernels, latency
-from qcompile.runtime.evaluation.trial_run import trial_run
+from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.profiler import Profile, profile
+from qcompile.runtime.request_load import MOST_STREAMS, Load
+from qcompile.runtime.server_comparison import MOST_FEEDS, SECONDS, compare_under_load
 from qcompile.system import atomic_write
 from qcompile.system.json_values import json_value
 
 _DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
-_MIN_ROUNDS = 4  # with fewer, a bootstrap over rounds is meaningless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,11 @@ class BenchArguments(DataArguments):
     fixed: tuple[tuple[str, tuple[int, ...]], ...]
     data: str | None
     threads: int
+    streams: int | None
+    arrival: float | None
+    seed: int
     rounds: int
-    seconds: float
+    seconds: float | None
     profile: bool
     target: str
     json_file: Path | None
@@ -55,21 +59,44 @@ class BenchArguments(DataArguments):
         """True if JSON goes to stdout, and nothing else is shown."""
         return str(self.json_file) == "-"
 
+    @property
+    def load(self) -> Load | None:
+        """What servers are asked, None where models are timed without load."""
+        if self.streams is None and self.arrival is None:
+            return None
+        return Load(1 if self.streams is None else self.streams, self.arrival, self.seed)
+
+    def timing_options(self, provider: str) -> latency.TimingOptions:
+        """Seconds that are not given depend on whether there is load."""
+        usual = _DEFAULTS.seconds if self.load is None else SECONDS
+        seconds = usual if self.seconds is None else self.seconds
+        return latency.TimingOptions(self.threads, self.rounds, seconds, provider=provider)
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--dim", "dims", multiple=True, type=Ranged(), help="Size of a symbolic dimension; "
               "several sizes are timed one after another.")  # fmt: skip
 @click.option("--shape", "fixed", multiple=True, type=Ranged("x"), help="Shape of an input.")
-@click.option("--data", help="Time on the first batch of this data instead of random inputs.")
+@click.option("--data", help="Time on the first batch of this data instead of random inputs; "
+              "under load, on all of it.")  # fmt: skip
 @data_options
 @custom_ops_option
 @click.option("--threads", type=click.IntRange(0), default=0,
-              help="Threads of ONNX Runtime; 0 uses one per core.")  # fmt: skip
+              help="Threads of ONNX Runtime, of each stream; 0 uses one per core.")  # fmt: skip
+@click.option("--streams", type=click.IntRange(1, MOST_STREAMS),
+              help="Measure under load: requests that are computed at the same time, back to back. "
+              "Also measures load time, first run and memory.")  # fmt: skip
+@click.option("--arrival", type=float, metavar="RATE",
+              help="Requests per second that arrive at random; latency then includes waiting for "
+              "one of the --streams (1 unless given).")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Of the arrivals, and of the order of --data.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True,
               help="Rounds; in each, every model is timed once.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(0.01), default=_DEFAULTS.seconds,
-              show_default=True, help="Time for each model in each round.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.01),
+              help=f"Time for each model in each round.  [default: {_DEFAULTS.seconds:g}; under "
+              f"load {SECONDS:g}]")  # fmt: skip
 @click.option("--profile", is_flag=True, help="Show the time of each kind of operator.")
 @click.option("--target", default="cpu", show_default=True, help="Whose provider runs the models.")
 @click.option("--json", "json_file", type=PATH, help="Write the figures as JSON; - is stdout.")
@@ -79,14 +106,16 @@ def bench(**given: Any) -> None:
     """Time models against the first one, the reference.
 
     Models take turns in each round, one session at a time. Ratios are taken within a round; the
-    interval is a bootstrap over rounds.
+    interval is a bootstrap over rounds. --streams and --arrival compare models as servers.
     """
     arguments = BenchArguments(**given)
     models, file = arguments.models, arguments.json_file
     provider = registry.target(arguments.target).provider
-    options = latency.TimingOptions(
-        arguments.threads, arguments.rounds, arguments.seconds, provider=provider
-    )
+    load, options = arguments.load, arguments.timing_options(provider)
+    if load is not None:
+        if arguments.profile:
+            raise click.UsageError("--profile is of single runs: leave out --streams and --arrival")
+        load.check_seconds(options.seconds)
     graph = read_model.load(models[0])
     for other in models[1:]:
         shape_inference.infer(read_model.load(other))
@@ -94,16 +123,20 @@ def bench(**given: Any) -> None:
         if file.suffix != ".json":
             raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
         atomic_write.check_writable(file)
-    feeds = list(_feeds(graph, arguments))
+    sets_of_feeds = list(_sets_of_feeds(graph, arguments, provider))
     comparisons: list[Comparison] = []
     profiles: list[list[Profile]] = []
     with progress_bar(shown=not arguments.quiet) as bar:
-        for feed in feeds:
+        for feeds in sets_of_feeds:
             bar.step("bench", options.rounds)
             labelled = list(zip(_labels(models), models, strict=True))
-            comparisons.append(latency.compare_latency(labelled, feed, options, bar.advance))
+            if load is not None:
+                comparison = compare_under_load(labelled, feeds, load, options, bar.advance)
+            else:
+                comparison = latency.compare_latency(labelled, feeds[0], options, bar.advance)
+            comparisons.append(comparison)
             if arguments.profile:
-                profiles.append(profile(labelled, feed, options.threads, provider=provider))
+                profiles.append(profile(labelled, feeds[0], options.threads, provider=provider))
     _write(arguments, comparisons, profiles)
 
 
@@ -113,8 +146,9 @@ def _labels(models: Sequence[Path]) -> list[str]:
     return [m.name if distinct else str(m) for m in models]
 
 
-def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
-    """One feed for each combination of dimensions, or the first one of the data."""
+def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> Iterator[list[Feed]]:
+    """The feeds of each comparison: one for each combination of dimensions; or those of the data,
+    without load only the first."""
     shape_inference.infer(graph)
     if arguments.data is not None:
         data = open_data(
@@ -126,13 +160,13 @@ def _feeds(graph: Graph, arguments: BenchArguments) -> Iterator[Feed]:
             max_length=arguments.max_length,
             takes=trial_run(lambda: read_model.runnable(arguments.models[0])),
         )
-        yield next(iter(data))
+        yield list(islice(data, 1 if arguments.load is None else MOST_FEEDS))
         return
     names = [name for name, _ in arguments.dims]
     fixed = dict(arguments.fixed)
     for sizes in product(*(sizes for _, sizes in arguments.dims)):
         dims = dict(zip(names, sizes, strict=True))
-        yield synthetic_feeds(graph, dims, 1, 0, shapes=fixed)[0]
+        yield made_up_feeds(graph, arguments.models[0], dims, shapes=fixed, provider=provider)
 
 
 def _write(
@@ -148,7 +182,7 @@ def _write(
         atomic_write.write_atomic(arguments.json_file, text.encode())
     if not arguments.quiet:
         for comparison in comparisons:
-            show(comparison)
+            (show if comparison.server is None else show_server)(comparison)
         for profiled in profiles:
             show_profile(profiled)
 
@@ -163,7 +197,7 @@ def show(comparison: Comparison) -> None:
         cells = ["1.00", "1.00", ""]
         if i:
             ratio = comparison.ratio(i)
-            enough = len(timed.rounds) >= _MIN_ROUNDS
+            enough = len(timed.rounds) >= latency.FEWEST_ROUNDS
             interval = f"{1 / ratio.high:.2f} to {1 / ratio.low:.2f}" if enough else "-"
             cells = [f"{1 / ratio.best:.2f}", f"{1 / ratio.median:.2f}", interval]
         made.add_row(

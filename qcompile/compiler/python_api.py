@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from qcompile.compiler.config import lockfile
@@ -18,7 +19,6 @@ from qcompile.compiler.stages.options import CompileOptions, Progress, Request, 
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
-from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
@@ -33,8 +33,10 @@ from qcompile.runtime.evaluation.compared_outputs import (
     compared_models,
     find_selection,
 )
-from qcompile.runtime.evaluation.trial_run import trial_run
+from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
 from qcompile.runtime.latency import Comparison
+from qcompile.runtime.request_load import Load
+from qcompile.runtime.server_comparison import MOST_FEEDS, compare_under_load
 from qcompile.runtime.session import Session, SessionOptions, custom_operators
 from qcompile.targets.target import Mode
 
@@ -188,25 +190,37 @@ def bench(
     data: Data | None = None,
     options: latency.TimingOptions | None = None,
     custom_ops: Sequence[str | Path] = (),
+    streams: int | None = None,
+    arrival: float | None = None,
+    seed: int = 0,
 ) -> Comparison:
     """Time models in alternating rounds on random inputs, or on the first feed of ``data``.
 
     The first model is the reference. ``custom_ops``: libraries of custom operators, whose code
-    runs. Raises ModelError or DataError on bad input.
+    runs. With ``streams`` (requests that are computed at the same time) or ``arrival`` (requests
+    per second that arrive at random) models are compared under load, on up to 256 feeds of
+    ``data``: figures are in ``server`` of the result and of its ``models``. ``seed`` is that of the
+    arrivals and of the order of the feeds. Raises ModelError or DataError on bad input.
     """
     if not models:
         raise DataError("nothing to time: give at least one model")
+    load = None
+    if streams is not None or arrival is not None:
+        load = Load(1 if streams is None else streams, arrival, seed)
     for other in models[1:]:
         shape_inference.infer(read_model.load(other))
     graph = read_model.load(models[0])
     shape_inference.infer(graph)
-    if data is not None:
-        feed = next(iter(open_data(data, input_specs(graph))))
-    else:
-        feed = synthetic_feeds(graph, dims or {}, 1, 0, shapes=shapes_of)[0]
     labelled = [(_label(m, i), read_model.runnable(m)) for i, m in enumerate(models)]
     with custom_operators(custom_ops):
-        return latency.compare_latency(labelled, feed, options)
+        if data is not None:
+            read = iter(open_data(data, input_specs(graph)))
+            feeds = list(islice(read, 1 if load is None else MOST_FEEDS))
+        else:
+            feeds = made_up_feeds(graph, labelled[0][1], dims or {}, shapes=shapes_of)
+        if load is None:
+            return latency.compare_latency(labelled, feeds[0], options)
+        return compare_under_load(labelled, feeds, load, options)
 
 
 def _label(model: Source, index: int) -> str:

@@ -32,13 +32,8 @@ from qcompile.quant import Array
 
 DEFAULT_LENGTH = 128
 _MOST = 1 << 30
-_BY_NAME = (
-    ("batch", 1),
-    ("seq", DEFAULT_LENGTH),
-    ("len", DEFAULT_LENGTH),
-    ("height", 224),
-    ("width", 224),
-)
+# None: ``length``.
+_BY_NAME = (("batch", 1), ("seq", None), ("len", None), ("height", 224), ("width", 224))
 _PASS_INDICES = (*MOVERS, "Cast", "Identity")
 _PASS_TABLE = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear")
 # Operators that look up rows: the input slots of (indices, table).
@@ -56,17 +51,18 @@ def synthetic_feeds(
     seed: int,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    length: int = DEFAULT_LENGTH,
 ) -> list[Feed]:
     """``count`` feeds of the model's inputs, in their declared types.
 
     ``dims`` sizes symbolic dimensions by name, all of the name (``batch#0`` is ``batch`` too);
     ``shapes`` whole inputs by name (and with them the symbolic dimensions they have, where the
-    sizes of a name agree). Raises DataError: an unknown name, a shape that does not fit its
-    declaration or ``dims``, an input of strings or of unknown rank without a shape, over 1 GiB
-    altogether.
+    sizes of a name agree). ``length``: tokens where nothing says how many. Raises DataError: an
+    unknown name, a shape that does not fit its declaration or ``dims``, an input of strings or of
+    unknown rank without a shape, over 1 GiB altogether.
     """
     inputs = input_specs(graph)
-    sizes = feed_shapes(inputs, dims, shapes or {})
+    sizes = feed_shapes(inputs, dims, shapes or {}, length)
     total = count * sum(spec.dtype.itemsize * math.prod(sizes[spec.name]) for spec in inputs)
     if total > _MOST:
         raise DataError(f"made-up inputs would take {total} bytes, over {_MOST}")
@@ -78,15 +74,32 @@ def synthetic_feeds(
     ]
 
 
-def feed_shapes(
+def guessed_lengths(
     inputs: Sequence[InputSpec], dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, str]]:
+    """Input and name of each dimension whose size is ``length``, as nothing says another; an
+    unnamed one is ``?``. Raises DataError."""
+    one, two = (feed_shapes(inputs, dims, shapes, length) for length in (1, 2))
+    return [
+        (spec.name, str(spec.dim(axis) or "?"))
+        for spec in inputs
+        for axis in range(len(one[spec.name]))
+        if one[spec.name][axis] != two[spec.name][axis]
+    ]
+
+
+def feed_shapes(
+    inputs: Sequence[InputSpec],
+    dims: Mapping[str, int],
+    shapes: Mapping[str, Sequence[int]],
+    length: int = DEFAULT_LENGTH,
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each input once every symbolic dimension has a size. Raises DataError."""
     bound = _bound(inputs, dims, shapes)
     return {
         spec.name: tuple(shapes[spec.name])
         if spec.name in shapes
-        else tuple(_size(spec, axis, bound, inputs) for axis in range(_rank(spec)))
+        else tuple(_size(spec, axis, bound, inputs, length) for axis in range(_rank(spec)))
         for spec in inputs
     }
 
@@ -153,27 +166,35 @@ def _bind(
             raise DataError(f"{where}: found {size} on axis {axis}{what}, expected {expected}")
 
 
-def _size(spec: InputSpec, axis: int, bound: Mapping[str, int], inputs: Sequence[InputSpec]) -> int:
+def _size(
+    spec: InputSpec,
+    axis: int,
+    bound: Mapping[str, int],
+    inputs: Sequence[InputSpec],
+    length: int,
+) -> int:
     declared = spec.dim(axis)
     if isinstance(declared, int):
         return declared
     if declared is None:
-        return DEFAULT_LENGTH if _is_token_axis(spec, axis) else 1
-    return _symbol_size(declared, bound, inputs)
+        return length if _is_token_axis(spec, axis) else 1
+    return _symbol_size(declared, bound, inputs, length)
 
 
-def _symbol_size(name: str, bound: Mapping[str, int], inputs: Sequence[InputSpec]) -> int:
+def _symbol_size(
+    name: str, bound: Mapping[str, int], inputs: Sequence[InputSpec], length: int
+) -> int:
     if (known := bound.get(name, bound.get(base_name(name)))) is not None:
         return known
     if parts := _parts(name):
-        return sum(_symbol_size(part, bound, inputs) for part in parts)
+        return sum(_symbol_size(part, bound, inputs, length) for part in parts)
     for word, size in _BY_NAME:
         if word in name.lower():
-            return size
+            return length if size is None else size
     is_token = any(
         _is_token_axis(s, a) for s in inputs for a, d in enumerate(s.shape or ()) if d == name
     )
-    return DEFAULT_LENGTH if is_token else 1
+    return length if is_token else 1
 
 
 def _is_token_axis(spec: InputSpec, axis: int) -> bool:

@@ -15,8 +15,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from qcompile.quant import Array
 from qcompile.runtime import kernels
 from qcompile.runtime import session as runtime
+from qcompile.runtime.load_figures import ServerSetup, UnderLoad
 from qcompile.runtime.profiler import Profile
 from qcompile.runtime.session import Feed, Session, SessionOptions
 from qcompile.system import memory
@@ -24,6 +26,7 @@ from qcompile.system.json_values import Record, members
 from qcompile.system.processor import Environment
 
 _NOISY = 1.25  # largest over smallest round median, above which the machine counts as noisy
+FEWEST_ROUNDS = 4  # with fewer, a bootstrap over rounds is meaningless
 _RESAMPLES = 2000
 _SLOW = 0.4  # seconds: a shorter run is cheap to repeat
 _LEVEL = (2.5, 97.5)  # percentiles of the confidence interval
@@ -38,6 +41,7 @@ class TimingOptions:
     """``seconds``: timed per model and round, with at least ``min_runs`` runs (1 of slow models).
 
     Before that, the model is warmed up for as many seconds or ``warmup`` runs, whichever is less.
+    ``exact``: labels of models in whose sessions int8 sums are exact also on x86 without VNNI.
     """
 
     threads: int = 0
@@ -46,6 +50,11 @@ class TimingOptions:
     min_runs: int = 3
     warmup: int = 5
     provider: str = "CPUExecutionProvider"
+    exact: frozenset[str] = frozenset()
+
+    def session(self, label: str, threads: int) -> SessionOptions:
+        """How a model's session is opened."""
+        return SessionOptions(threads, provider=self.provider, exact=label in self.exact)
 
 
 @dataclass
@@ -54,6 +63,7 @@ class Timing:
 
     label: str
     rounds: list[list[float]] = field(default_factory=list)
+    server: UnderLoad | None = None
 
     @property
     def all(self) -> list[float]:
@@ -70,6 +80,10 @@ class Timing:
     @property
     def p90(self) -> float:
         return float(np.percentile(self.all, 90))
+
+    @property
+    def p99(self) -> float:
+        return float(np.percentile(self.all, 99))
 
     @property
     def medians(self) -> list[float]:
@@ -105,8 +119,11 @@ class TimedModel(Record):
     ratio_low: float | None = None
     ratio_high: float | None = None
     ratio_best: float | None = None
+    server: UnderLoad | None = None
 
-    JSON = members("model best_ms median_ms p90_ms runs ratio? ratio_low? ratio_high? ratio_best?")
+    JSON = members(
+        "model best_ms median_ms p90_ms runs ratio? ratio_low? ratio_high? ratio_best? server?"
+    )
 
 
 @dataclass
@@ -118,19 +135,18 @@ class Comparison(Record):
     threads: int
     seed: int = 0
     profile: list[Profile] | None = None
+    server: ServerSetup | None = None
 
-    JSON = members("shapes threads rounds noisy session_options models **environment profile?")
+    JSON = members(
+        "shapes threads rounds noisy session_options models **environment profile? server?"
+    )
 
     def ratio(self, index: int) -> Ratio:
         """Model ``index`` over the reference."""
         reference, candidate = self.timings[0], self.timings[index]
         ratios = np.array(candidate.medians) / np.array(reference.medians)
-        rng = np.random.default_rng(self.seed)
-        # Bootstrap: medians of rounds drawn with replacement.
-        picks = rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))
-        low, high = np.percentile(np.median(ratios[picks], axis=1), _LEVEL)
         best = candidate.best / reference.best
-        return Ratio(float(np.median(ratios)), float(low), float(high), best)
+        return Ratio(*median_and_interval(ratios, self.seed), best)
 
     @property
     def noisy(self) -> bool:
@@ -141,7 +157,7 @@ class Comparison(Record):
         """One row per model, in the given order."""
         rows = []
         for i, t in enumerate(self.timings):
-            row = TimedModel(t.label, t.best, t.median, t.p90, len(t.all))
+            row = TimedModel(t.label, t.best, t.median, t.p90, len(t.all), server=t.server)
             if i:
                 ratio = self.ratio(i)
                 row = replace(
@@ -166,6 +182,17 @@ class Comparison(Record):
     @property
     def environment(self) -> Environment:
         return kernels.environment()
+
+
+def median_and_interval(ratios: Array, seed: int) -> tuple[float, float, float]:
+    """The median of the rounds' ratios, and its interval: medians of rounds drawn with replacement.
+
+    Bootstrap percentile interval: Efron 1979.
+    """
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[picks], axis=1), _LEVEL)
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def compare_latency(

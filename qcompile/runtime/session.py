@@ -79,6 +79,11 @@ def custom_operators(libraries: Iterable[str | Path]) -> Iterator[None]:
         _LIBRARIES.reset(token)
 
 
+def library_paths() -> tuple[Path, ...]:
+    """The libraries of ``custom_operators`` in effect here, for another process."""
+    return tuple(path.resolve() for path in _LIBRARIES.get())
+
+
 def _check_library(path: Path) -> None:
     what = f"library of custom operators {str(path)!r}"
     if not path.is_file():
@@ -146,9 +151,12 @@ class Session:
         except KeyError as e:
             raise ModelError(f"no value was fed for input {e.args[0]!r}") from e
         except Exception as e:
-            hint = self._contradiction(feed)
-            raise ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}{hint}") from e
+            raise self._run_error(e, feed) from e
         return dict(zip(outputs, values, strict=True))
+
+    def _run_error(self, e: BaseException, feed: Feed) -> ModelError:
+        hint = self._contradiction(feed)
+        return ModelError(f"ONNX Runtime failed on the model: {_first_line(e)}{hint}")
 
     def _contradiction(self, feed: Feed) -> str:
         """A dimension with two sizes in a feed, a likely cause of a failure; "" where none has.
@@ -157,7 +165,7 @@ class Session:
         """
         seen: dict[str, tuple[int, str]] = {}
         for declared in self._inner.get_inputs():
-            sizes = np.shape(feed[declared.name])
+            sizes = np.shape(feed.get(declared.name, ()))
             for dim, size in zip(declared.shape, sizes, strict=False):
                 if not isinstance(dim, str):
                     continue
@@ -170,8 +178,11 @@ class Session:
         return ""
 
     def call(self, feed: Feed) -> None:
-        """Run without naming outputs: the inner loop of a timing."""
-        self._inner.run(None, feed)
+        """Run without naming outputs: the inner loop of a timing. Raises ModelError."""
+        try:
+            self._inner.run(None, feed)
+        except Exception as e:
+            raise self._run_error(e, feed) from e
 
     def end_profile(self) -> Path:
         return Path(self._inner.end_profiling())

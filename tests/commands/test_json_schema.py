@@ -109,6 +109,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, str]]:
     quick = ("--rounds", 1, "--seconds", 0.01, "--dim", "B=2", "--dim", "S=5", "--json", "-")
     yield "bench", run("bench", model, a, *quick)
     yield "bench", run("bench", model, "--profile", *quick)
+    yield "bench", run("bench", model, a, "--streams", 2, "--arrival", 2000, *quick)
     ranked = ("sensitivity", model, "--data", data, *PLAIN, "--no-cache", "--json")
     yield "sensitivity", run(*ranked, "--lift", 1, "-o", folder / "p.yaml")
     yield "sensitivity", run(*ranked, "--measure", "alone", "--by", "role")

@@ -19,7 +19,10 @@ from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.passes.simplify.fold_constants import FoldConstants
 from qcompile.passes.simplify.merge_duplicates import MergeDuplicates
 from qcompile.rewriting.testing import normal, run_pass
+from qcompile.runtime.latency import TimingOptions
+from qcompile.runtime.request_load import Load
 from qcompile.runtime.session import Session, UnknownOperatorError, custom_operators
+from qcompile.runtime.startup import startup_in_new_process
 from qcompile.targets.target import Mode
 from tests.command_line import run
 
@@ -71,6 +74,14 @@ def test_with_the_library_every_mode_works(mode: Mode, library: Path) -> None:
     assert verdict is not None and verdict.worst_cosine > 0.99
     verdict = qcompile.verify(model(), result.model, DATA, custom_ops=[library])
     assert verdict.worst_cosine > 0.99
+
+
+def test_a_process_that_measures_a_start_has_the_library(library: Path) -> None:
+    task = ("m", model().SerializeToString(), DATA[:1], Load(), TimingOptions(1, seconds=0.01))
+    with custom_operators([library]):
+        assert startup_in_new_process(*task).load > 0
+    with pytest.raises(ModelError, match=r"no operator acme\.ops:Twice"):
+        startup_in_new_process(*task)
 
 
 def test_libraries_are_forgotten_afterwards(library: Path) -> None:

@@ -28,6 +28,10 @@ from qcompile.runtime.evaluation.column_spread import (
 from qcompile.runtime.session import Feed, Session
 from qcompile.system.json_values import Record, Unbounded, members
 
+# Samples of at most so many values are compared together: there may be millions of them.
+_SHORT = 16
+_PART = 1 << 18  # values of short samples at a time
+
 
 @dataclass(frozen=True)
 class Gates:
@@ -120,20 +124,35 @@ class Closeness(Record):
     def update(self, reference: Array, candidate: Array, mask: Array | None) -> None:
         """Add one batch of outputs of equal shapes; ``mask``: bool [batch, tokens], real tokens."""
         x, y = np.asarray(reference), np.asarray(candidate)
-        rows = [(x, y)] if x.ndim == 0 else zip(x, y, strict=True)
+        rank = x.ndim
+        x, y = np.atleast_1d(x), np.atleast_1d(y)
+        if x.size == 0:
+            return
         # Only [batch, tokens, …]: a pooled output may have as many features as there are tokens.
-        by_token = mask is not None and x.ndim >= 3 and x.shape[:2] == mask.shape
-        for i, (a, b) in enumerate(rows):
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            if by_token and mask is not None:
-                a, b = a[mask[i]], b[mask[i]]
+        if mask is not None and rank >= 3 and x.shape[:2] == mask.shape:
+            self._tokens(x, y, mask)
+            return
+        is_short = x.size // len(x) <= _SHORT
+        step = max(_PART // (x.size // len(x)), 1) if is_short else 1
+        for start in range(0, len(x), step):
+            a, b = (v[start : start + step].astype(np.float64) for v in (x, y))
+            if is_short:
+                self._short_samples(a.reshape(len(a), -1), b.reshape(len(b), -1))
+            else:
+                self._sample(a, b)
+            self._decide(a, b, rank)
+        if not self.exact:
+            self._spread.update(x, y)
+
+    def _tokens(self, x: Array, y: Array, mask: Array) -> None:
+        """Samples [batch, tokens, …], without padding."""
+        for a, b, real in zip(x, y, mask, strict=True):
+            a, b = a[real].astype(np.float64), b[real].astype(np.float64)
             if a.size:
                 self._sample(a, b)
                 self._decide(a, b, x.ndim)
-                if by_token and not self.exact:
+                if not self.exact:
                     self._spread.update(a[None], b[None], rows=1)
-        if x.size and not (by_token or self.exact):
-            self._spread.update(np.atleast_1d(x), np.atleast_1d(y))
 
     def close(self) -> None:
         """Finish after the last sample."""
@@ -156,10 +175,23 @@ class Closeness(Record):
         self.noise += float(np.square(difference).sum())
         self.max_abs = max(self.max_abs, float(difference.max()))
 
-    def _decide(self, a: Array, b: Array, ndim: int) -> None:
-        if a.size == 0 or a.ndim == 0 or a.shape[-1] < 2:
-            return
-        if ndim == 2 or (ndim == 3 and "logits" in self.name):
+    def _short_samples(self, a: Array, b: Array) -> None:
+        """Samples [n, values], the same figures as ``_sample`` of one after the other."""
+        self.cosine += cosines(a, b).tolist()
+        if a.shape[1] == 1:
+            self.single += zip(a[:, 0].tolist(), b[:, 0].tolist(), strict=True)
+        self.signal = _summed(self.signal, np.square(np.where(np.isfinite(a), a, 0)).sum(1))
+        finite = (np.isfinite(a) & np.isfinite(b)).all(1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # inf - inf, which is replaced
+            difference = np.where(finite, np.abs(a - b), np.inf)
+        difference = np.where(_equal(a, b)[:, None], 0, difference)
+        self.noise = _summed(self.noise, np.square(difference).sum(1))
+        self.max_abs = max(self.max_abs, float(difference.max()))
+
+    def _decide(self, a: Array, b: Array, rank: int) -> None:
+        """Count decisions; ``rank``: of the whole output."""
+        decides = rank == 2 or (rank == 3 and "logits" in self.name)
+        if decides and a.shape[-1] > 1:
             best = np.atleast_1d(a.argmax(-1) != b.argmax(-1))
             self.decisions += best.size
             self.flips += int(best.sum())
@@ -174,6 +206,27 @@ def cosine(a: Array, b: Array) -> float:
     if norm == 0:
         return 1.0 if not a.any() and not b.any() else 0.0
     return float(np.clip(np.dot(a, b) / norm, -1.0, 1.0))
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """The cosine of each row of [n, values], as ``cosine`` has it."""
+    finite = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    with np.errstate(invalid="ignore", over="ignore"):  # of rows that are not finite
+        norm = np.sqrt((a * a).sum(1)) * np.sqrt((b * b).sum(1))
+        found = np.clip((a * b).sum(1) / np.where(norm == 0, 1, norm), -1.0, 1.0)
+    found = np.where(norm == 0, ~a.any(1) & ~b.any(1), found)
+    return np.where(finite, found, _equal(a, b))
+
+
+def _equal(a: Array, b: Array) -> Array:
+    """Which rows are equal, NaN to NaN too."""
+    equal: Array = ((a == b) | (np.isnan(a) & np.isnan(b))).all(1)
+    return equal
+
+
+def _summed(total: float, values: Array) -> float:
+    """The total with values added in their order, so that it does not depend on parts."""
+    return float(np.add.accumulate(np.append(total, values))[-1])
 
 
 class NotEmulated(NamedTuple):

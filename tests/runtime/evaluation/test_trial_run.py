@@ -9,9 +9,14 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import qcompile
+from qcompile.errors import DataError, ModelError
+from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import to_proto
 from qcompile.rewriting.testing import normal, parse
-from qcompile.runtime.evaluation.trial_run import trial_run
+from qcompile.runtime.evaluation import trial_run as module
+from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
+from qcompile.runtime.latency import TimingOptions
 from tests.command_line import assert_one_line, compile_args, run
 
 WIDTH, POSITIONS = 16, 12
@@ -92,3 +97,46 @@ def test_a_dimension_fixed_beyond_the_positions_is_refused(model: Path) -> None:
     failed = run(*compile_args(model, *data, "--dim", "S=13"))
     assert_one_line(failed, 2, "fixed at 13 tokens, but the model takes 12 at most")
     assert run(*compile_args(model, *data, "--dim", "S=12")).exit_code == 0
+
+
+def test_made_up_inputs_are_as_long_as_the_model_takes(model: Path) -> None:
+    """128 is halved until it is within the 12 positions: 64, 32, 16, 8."""
+    feeds = made_up_feeds(load(model), model, {"B": 2}, 3)
+    assert [feed["input_ids"].shape for feed in feeds] == [(2, 8)] * 3
+    result = run("bench", model, "--rounds", 1, "--seconds", 0.01, "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert '"input_ids"' in result.stdout
+    found = qcompile.bench([model], options=TimingOptions(1, rounds=1, seconds=0.01))
+    assert found.shapes == {"input_ids": [1, 8]}
+
+
+def test_given_sizes_stay_and_nothing_is_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(module, "Session", refused)
+    (feed,) = made_up_feeds(load(model), model, {"S": 40})
+    assert feed["input_ids"].shape == (1, 40)
+    (feed,) = made_up_feeds(load(model), model, {}, shapes={"input_ids": (2, 13)})
+    assert feed["input_ids"].shape == (2, 13)
+    with pytest.raises(AssertionError, match="loaded"):
+        made_up_feeds(load(model), model, {})
+
+
+def test_a_model_that_takes_no_length_names_the_option(tmp_path: Path) -> None:
+    """Its input must have 3 columns for the product, whatever it declares."""
+    graph = parse(
+        "g (int64[B,seq] ids) => (float[B,2] y) { c = Cast<to: int = 1>(ids) y = MatMul(c, w) }",
+        w=normal(3, 2),
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(to_proto(graph), path)
+    with pytest.raises(DataError, match=r"128 tokens or fewer do not run.*--dim seq=N"):
+        made_up_feeds(load(path), path, {})
+    assert_one_line(run("bench", path), 2, "--dim seq=N", "--data")
+    assert run("bench", path, "--dim", "seq=3", "--rounds", 1, "--seconds", 0.01).exit_code == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_no_question_of_length(model: Path) -> None:
+    with pytest.raises(ModelError, match="cannot load the model"):
+        made_up_feeds(load(model), b"bad", {})
