@@ -13,6 +13,7 @@ import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
 from qcompile.commands._options import PATH, DataArguments, Ranged, custom_ops_option, data_options
+from qcompile.compiler.stages import saturation_check
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.synthetic import synthetic_feeds
@@ -84,12 +85,17 @@ def bench(**given: Any) -> None:
     arguments = BenchArguments(**given)
     models, file = arguments.models, arguments.json_file
     provider = registry.target(arguments.target).provider
-    options = latency.TimingOptions(
-        arguments.threads, arguments.rounds, arguments.seconds, provider=provider
-    )
     graph = read_model.load(models[0])
     for other in models[1:]:
         shape_inference.infer(read_model.load(other))
+    labelled = list(zip(_labels(models), models, strict=True))
+    options = latency.TimingOptions(
+        arguments.threads,
+        arguments.rounds,
+        arguments.seconds,
+        provider=provider,
+        exact=saturation_check.saturating_here(labelled, provider),
+    )
     if file is not None and not arguments.to_stdout:
         if file.suffix != ".json":
             raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
@@ -100,10 +106,11 @@ def bench(**given: Any) -> None:
     with progress_bar(shown=not arguments.quiet) as bar:
         for feed in feeds:
             bar.step("bench", options.rounds)
-            labelled = list(zip(_labels(models), models, strict=True))
             comparisons.append(latency.compare_latency(labelled, feed, options, bar.advance))
             if arguments.profile:
-                profiles.append(profile(labelled, feed, options.threads, provider=provider))
+                profiles.append(
+                    profile(labelled, feed, options.threads, provider=provider, exact=options.exact)
+                )
     _write(arguments, comparisons, profiles)
 
 
@@ -170,6 +177,8 @@ def show(comparison: Comparison) -> None:
             timed.label, f"{timed.best:.2f}", f"{timed.median:.2f}", f"{timed.p90:.2f}", *cells
         )
     console().print(made)
+    for note in comparison.session_notes:
+        click.echo(f"note: {note}")
     if comparison.noisy:
         click.echo("note: the machine was noisy: a model's rounds differ by over 25 %")
 

@@ -38,6 +38,7 @@ class TimingOptions:
     """``seconds``: timed per model and round, with at least ``min_runs`` runs (1 of slow models).
 
     Before that, the model is warmed up for as many seconds or ``warmup`` runs, whichever is less.
+    ``exact``: labels of models in whose sessions int8 sums are exact also on x86 without VNNI.
     """
 
     threads: int = 0
@@ -46,6 +47,11 @@ class TimingOptions:
     min_runs: int = 3
     warmup: int = 5
     provider: str = "CPUExecutionProvider"
+    exact: frozenset[str] = frozenset()
+
+    def session(self, label: str, threads: int) -> SessionOptions:
+        """How a model's session is opened."""
+        return SessionOptions(threads, provider=self.provider, exact=label in self.exact)
 
 
 @dataclass
@@ -118,6 +124,9 @@ class Comparison(Record):
     threads: int
     seed: int = 0
     profile: list[Profile] | None = None
+    session_options: Annotated[
+        dict[str, dict[str, str]], "of ONNX Runtime, by model; those without any are default"
+    ] = field(default_factory=dict)
 
     JSON = members("shapes threads rounds noisy session_options models **environment profile?")
 
@@ -159,9 +168,15 @@ class Comparison(Record):
         return len(self.timings[0].rounds)
 
     @property
-    def session_options(self) -> dict[str, str]:
-        """Empty: models are timed with default session options."""
-        return {}
+    def session_notes(self) -> list[str]:
+        """A sentence for each model that is not timed in a default session."""
+        return [
+            f"{label} was timed in a session with "
+            + ", ".join(f"{key}={value}" for key, value in entries.items())
+            + ", without which its int8 sums can saturate on this processor; qcompile.session opens "
+            "the same"
+            for label, entries in self.session_options.items()
+        ]
 
     @property
     def environment(self) -> Environment:
@@ -178,27 +193,32 @@ def compare_latency(
     options = options or TimingOptions()
     threads = options.threads or runtime.threads()
     timings = [Timing(label) for label, _ in models]
+    sessions = [options.session(label, threads) for label, _ in models]
     for number in range(options.rounds):
         order = range(len(models)) if number % 2 == 0 else reversed(range(len(models)))
         for i in order:
-            timings[i].rounds.append(_round(models[i][1], feed, options, threads))
+            timings[i].rounds.append(_round(models[i][1], feed, options, sessions[i]))
             memory.release_memory()  # else the next model's weights come in addition
         if on_round is not None:
             on_round()
     shapes = {name: list(v.shape) for name, v in feed.items()}
-    return Comparison(timings, shapes, threads)
+    pairs = zip(timings, sessions, strict=True)
+    given = {timing.label: s.entries for timing, s in pairs if s.entries}
+    return Comparison(timings, shapes, threads, session_options=given)
 
 
-def _round(model: Runnable, feed: Feed, options: TimingOptions, threads: int) -> list[float]:
+def _round(
+    model: Runnable, feed: Feed, options: TimingOptions, session_options: SessionOptions
+) -> list[float]:
     """Milliseconds of each run of a new session, which is closed afterwards.
 
     If the first run takes longer than a round should, only one more run is made, and timed.
     """
     slow = False
     if callable(model):
-        call, inputs = model(threads), feed
+        call, inputs = model(session_options.threads), feed
     else:
-        session = Session(model, SessionOptions(threads, provider=options.provider, exact=False))
+        session = Session(model, session_options)
         inputs = {name: feed[name] for name in session.inputs if name in feed}
         start = time.perf_counter()
         session.run(inputs)  # reports missing inputs, unlike ``call``

@@ -8,7 +8,7 @@ other processors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +25,15 @@ from qcompile.runtime.evaluation import int16_saturation
 from qcompile.runtime.evaluation.closeness import NotEmulated, Verdict
 from qcompile.runtime.evaluation.int16_saturation import Saturation
 from qcompile.runtime.evaluation.saturating_form import saturating_form
+from qcompile.runtime.exact_sums import shares_weights
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
 from qcompile.system.temporary_folder import TemporaryFolder
 from qcompile.targets import instruction_sets
 
 EXACT, SATURATING = "exact", "saturating"
+# Key of a compiled file's metadata for those who open it: the session option that it needs on x86
+# without VNNI, NAME=VALUE, or NO_OPTION. Files whose sums cannot saturate do not have the key.
+METADATA, NO_OPTION = "qcompile.x86_without_vnni", "none"
 _WITHOUT_VNNI = "on x86 without VNNI"
 _SAMPLES = 4
 # The call for users who open a session in Python.
@@ -119,7 +123,8 @@ class IntegerSums:
         Raises ModelError where ONNX Runtime cannot load the model or the emulating one.
         """
         if kind == EXACT:
-            return Runner(Session(self.model, options), options.entries)
+            needed = replace(options, exact=options.exact and not self.same)
+            return Runner(Session(self.model, needed), needed.entries)
         inexact = replace(options, exact=False)
         if runtime.saturates():  # this machine computes such sums itself
             return Runner(Session(self.model, inexact), inexact.entries)
@@ -156,6 +161,37 @@ class IntegerSums:
             }
             return [observed.get(i, b) for i, b in enumerate(self.bounds)]
         return self.bounds
+
+
+def needed_option(model: onnx.ModelProto, storage: Storage, provider: str = runtime.CPU) -> str:
+    """The value of ``METADATA`` for a model as written; empty where sums cannot saturate.
+
+    ``NO_OPTION``: they can, and the session option has no effect, or fails because several
+    operators read one weight.
+    """
+    products = int16_saturation.linears(model, storage)
+    risky = [p for p in products if int16_saturation.bound(p).can]
+    if not risky or provider != runtime.CPU:
+        return ""
+    works = any(p.weight is not None for p in risky) and not shares_weights(model)
+    return "=".join(runtime.EXACT_SUMS) if works else NO_OPTION
+
+
+def saturates_here(model: read_model.Source) -> bool:
+    """True where this processor's sums saturate, and those of the model can.
+
+    Raises ModelError where the model cannot be read.
+    """
+    return runtime.saturates() and not IntegerSums(model).same
+
+
+def saturating_here(
+    models: Iterable[tuple[str, bytes | Path]], provider: str = runtime.CPU
+) -> frozenset[str]:
+    """Labels of the models whose default sessions may saturate on this processor."""
+    if provider != runtime.CPU:
+        return frozenset()
+    return frozenset(label for label, model in models if saturates_here(model))
 
 
 def judge_by_sums(sums: IntegerSums, judge: Callable[[str], Verdict]) -> Verdict:
@@ -228,6 +264,18 @@ def unemulated_notes(verdict: Verdict) -> list[str]:
     return [
         f"the result of {node} {_WITHOUT_VNNI} is not emulated: {reason}"
         for node, reason in verdict.not_emulated
+    ]
+
+
+def session_notes(verdict: Verdict) -> list[str]:
+    """A note where exact sums needed session options on this processor."""
+    exact = verdict.by_sums.get(EXACT, verdict)
+    if exact.sums != EXACT or not exact.session_options:
+        return []
+    entries = ", ".join(f"{key}={value}" for key, value in exact.session_options.items())
+    return [
+        f"exact sums were measured in a session with {entries}, without which they can saturate on "
+        "this processor; qcompile.session opens the same"
     ]
 
 

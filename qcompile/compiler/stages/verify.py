@@ -239,6 +239,8 @@ def _verdict(
         return None
     for text in saturation_check.unemulated_notes(verdict):
         account.note("not-emulated", text)
+    for text in saturation_check.session_notes(verdict):
+        account.note("session-options", text)
     if models.note:
         account.note("selects-by-values", models.note)
     dependent = Invariance(verdict.alone, verdict.padded).note
