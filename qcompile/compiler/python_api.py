@@ -110,10 +110,10 @@ def session(
     the option ``session.x64quantprecision``; where that has no effect or fails, the graph is
     rewritten before it is loaded (docs/processors.md). Elsewhere, and for all other files, it is a
     default session. ``threads``: 0 leaves the number to ``options``, by default one per core that
-    this process may use. ``options``: an ``onnxruntime.SessionOptions`` to start from. ``providers``:
-    as for ``InferenceSession``. With any other than the CPU's, the graph is not rewritten.
-    ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError where the model
-    or a provider cannot be loaded, RecipeError where ``threads`` is negative.
+    this process may use. ``options``: an ``onnxruntime.SessionOptions`` to start from.
+    ``providers``: as for ``InferenceSession``; with any other than the CPU's, the graph is not
+    rewritten. ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError
+    where the model or a provider cannot be loaded, RecipeError where ``threads`` is negative.
     """
     if threads < 0:
         raise RecipeError(f"threads is {threads}, expected 0 or more")
@@ -122,7 +122,7 @@ def session(
     if threads or options is None:
         native.intra_op_num_threads = threads or runtime.threads()
     with custom_operators(custom_ops):
-        exact = runtime.CPU in providers and saturation_check.saturates_here(runs)
+        exact = saturation_check.saturates_here(runs)
         return runtime.open_session(runs, native, providers, exact=exact)
 
 
@@ -231,7 +231,8 @@ def bench(
 
     The first model is the reference. Sessions are opened as by ``session``: those of models whose
     int8 sums would saturate on this processor have exact sums, as the result's ``session_options``
-    say. ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError or DataError on bad input.
+    say. ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError or
+    DataError on bad input.
     """
     if not models:
         raise DataError("nothing to time: give at least one model")

@@ -173,8 +173,8 @@ class Comparison(Record):
         return [
             f"{label} was timed in a session with "
             + ", ".join(f"{key}={value}" for key, value in entries.items())
-            + ", without which its int8 sums can saturate on this processor; qcompile.session opens "
-            "the same"
+            + ", without which its int8 sums can saturate on this processor; qcompile.session "
+            "opens the same"
             for label, entries in self.session_options.items()
         ]
 

@@ -49,7 +49,7 @@ def saturating(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """The option for exact sums of each session that is opened, and whether the graph is as given."""
+    """The option for exact sums of each session that is opened, and the type of its model."""
     seen: list[dict[str, str]] = []
     real = ort.InferenceSession
 
@@ -151,9 +151,9 @@ def test_next_to_another_provider_the_graph_is_as_it_was(
 def test_errors_are_of_this_package(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         qcompile.session(tmp_path / "none.onnx")
-    with pytest.raises(ModelError, match="not an ONNX model|not a readable ONNX model"):
+    with pytest.raises(ModelError, match=r"not an ONNX model|not a readable ONNX model"):
         qcompile.session(b"nothing")
-    with pytest.raises(ModelError, match="has no GPU here, expected one of .*CPUExecution"):
+    with pytest.raises(ModelError, match=r"has no GPU here, expected one of .*CPUExecution"):
         qcompile.session(linear(1), providers=["GPU"])
     with pytest.raises(RecipeError, match="threads is -1, expected 0 or more"):
         qcompile.session(linear(1), threads=-1)
