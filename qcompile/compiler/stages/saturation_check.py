@@ -34,13 +34,16 @@ EXACT, SATURATING = "exact", "saturating"
 # Key of a compiled file's metadata for those who open it: the session option that it needs on x86
 # without VNNI, NAME=VALUE, or NO_OPTION. Files whose sums cannot saturate do not have the key.
 METADATA, NO_OPTION = "qcompile.x86_without_vnni", "none"
+# Labels of figures by the kind of sums, where both kinds are shown.
+LABELS = {EXACT: "exact sums", SATURATING: "x86 without VNNI"}
 _WITHOUT_VNNI = "on x86 without VNNI"
 _SAMPLES = 4
 # The call for users who open a session in Python.
 OPTION = 'add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
 REMEDY = (
-    f"For exact sums there, call onnxruntime.SessionOptions().{OPTION}, or compile the float model "
-    "again without --isa, or with --isa avx2 (in a recipe, isa: avx2)"
+    "For exact sums there, open it by qcompile.session, or with onnxruntime.SessionOptions()."
+    f"{OPTION}, or compile the float model again without --isa, or with --isa avx2 (in a recipe, "
+    "isa: avx2)"
 )
 
 
@@ -125,14 +128,21 @@ class IntegerSums:
         if kind == EXACT:
             needed = replace(options, exact=options.exact and not self.same)
             return Runner(Session(self.model, needed), needed.entries)
-        inexact = replace(options, exact=False)
         if runtime.saturates():  # this machine computes such sums itself
+            inexact = replace(options, exact=False)
             return Runner(Session(self.model, inexact), inexact.entries)
+        return self.emulated(options)
+
+    def emulated(self, options: SessionOptions) -> Runner:
+        """A session of the graph that computes the sums of x86 without VNNI on any processor.
+
+        Raises ModelError where ONNX Runtime cannot load it.
+        """
         graph = onnx.load(self.path, load_external_data=False)
         emulation = saturating_form(graph, Storage(self.path.parent))
         path = self.path.with_name("saturating.onnx")
         path.write_bytes(emulation.model.SerializeToString())
-        session = Session(path, replace(inexact, optimize=False))
+        session = Session(path, replace(options, exact=True, optimize=False))
         whole = (("the model", self._unoptimized),) if self._unoptimized else ()
         return Runner(session, {}, (*whole, *emulation.left))
 
@@ -239,8 +249,11 @@ def saturation_account(
 
 
 def saturation_advice(sums: IntegerSums, verdict: Verdict | None) -> str:
-    """One line of advice for a model whose sums may saturate, else an empty string."""
-    if not sums.can_differ:
+    """One line of advice for a model whose sums may saturate, else an empty string.
+
+    Also empty where both kinds of sums were measured to give the same outputs.
+    """
+    if not sums.can_differ or (verdict is not None and is_same_on_data(verdict)):
         return ""
     can = sum(b.can > 0 for b in sums.bounds)
     return (
@@ -249,14 +262,42 @@ def saturation_advice(sums: IntegerSums, verdict: Verdict | None) -> str:
     )
 
 
+def is_same_on_data(verdict: Verdict) -> bool:
+    """True where both kinds of sums were measured, and gave the same outputs."""
+    if not verdict.by_sums or verdict.not_emulated:
+        return False
+    there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
+    return there.sqnr_db == elsewhere.sqnr_db  # cosines do not see a common factor
+
+
+def shown(verdict: Verdict) -> dict[str, Verdict]:
+    """By label what to show of a verdict: both kinds of sums if they differ, else one without."""
+    if not verdict.by_sums or is_same_on_data(verdict):
+        return {"": verdict}
+    return {LABELS[kind]: one for kind, one in verdict.by_sums.items()}
+
+
 def _figures(verdict: Verdict | None) -> str:
     """The worst cosines by both kinds of sums, if both are known."""
     if verdict is None or not verdict.by_sums or verdict.not_emulated:
         return ""
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
-    if there.sqnr_db == elsewhere.sqnr_db:
-        return ", but on these inputs the outputs are the same"
     return f" (worst cosine {there.worst_cosine:.4f} there, {elsewhere.worst_cosine:.4f} elsewhere)"
+
+
+def difference(verdict: Verdict) -> str:
+    """One line on processors whose outputs differ; empty where only one kind of sums was judged, or
+    both gave the same outputs."""
+    if not verdict.by_sums or is_same_on_data(verdict):
+        return ""
+    return f"outputs differ {_WITHOUT_VNNI}{_figures(verdict)}. {REMEDY}"
+
+
+def same_notes(verdict: Verdict | None) -> list[str]:
+    """A note where sums can saturate, but did not change an output."""
+    if verdict is None or not is_same_on_data(verdict):
+        return []
+    return [f"sums can saturate {_WITHOUT_VNNI}; on this data the outputs are the same"]
 
 
 def unemulated_notes(verdict: Verdict) -> list[str]:
@@ -277,13 +318,3 @@ def session_notes(verdict: Verdict) -> list[str]:
         f"exact sums were measured in a session with {entries}, without which they can saturate on "
         "this processor; qcompile.session opens the same"
     ]
-
-
-def difference_notes(verdict: Verdict) -> list[str]:
-    """A note on a comparison by both kinds of sums."""
-    if not verdict.by_sums:
-        return []
-    there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
-    if there.sqnr_db == elsewhere.sqnr_db:  # cosines do not see a common factor
-        return [f"sums can saturate {_WITHOUT_VNNI}; on this data the outputs are the same"]
-    return [f"outputs differ {_WITHOUT_VNNI}. {REMEDY}"]

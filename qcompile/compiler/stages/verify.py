@@ -100,9 +100,13 @@ def verify(rewritten: Rewritten) -> Verified:
         account.note("not-verified", "not verified (--no-verify)")
     with prepared.stopwatch.stage("saturation"):
         feed = feeds[0] if feeds and options.verify else None
-        saturation = saturation_check.saturation_account(sums, feed, verdict, options.threads)
+        # A model that came in quantized is compared with itself, with the same sums.
+        measured = None if rewritten.brought_alone else verdict
+        saturation = saturation_check.saturation_account(sums, feed, measured, options.threads)
     if saturation.advice:
         account.note("saturation", saturation.advice)
+    for text in saturation_check.same_notes(measured):
+        account.note("same-sums", text)
     return Verified(
         rewritten,
         feeds,

@@ -10,6 +10,7 @@ from qcompile.compiler.report.html.markup import Markup, join, tag
 from qcompile.compiler.report.html.tables import plain
 
 Plain: TypeAlias = dict[str, Any]
+_LABELS = {"exact": " with exact sums", "saturating": " on x86 without VNNI"}
 
 
 def gates(report: Plain) -> Markup:
@@ -96,10 +97,11 @@ def _outputs(verdict: Plain | None) -> Markup | None:
     rows = [
         tag(
             "tr",
-            tag("th", tag("code", o["output"]), scope="row"),
+            tag("th", tag("code", o["output"]), label, scope="row"),
             [tag("td", cell, class_="number") for cell in _output(o)],
         )
-        for o in verdict["outputs"]
+        for label, outputs in by_sums(verdict)
+        for o in outputs
     ]
     head = [tag("th", h, scope="col", class_="number" if i else "") for i, h in enumerate(heads)]
     return tag(
@@ -110,6 +112,14 @@ def _outputs(verdict: Plain | None) -> Markup | None:
         role="region",
         aria_label="Closeness by output",
     )
+
+
+def by_sums(verdict: Plain) -> list[tuple[str, list[Plain]]]:
+    """The outputs by both kinds of sums with their labels, if x86 without VNNI computes others."""
+    both = verdict.get("by_sums", {})
+    if len({repr(one["outputs"]) for one in both.values()}) < len(_LABELS):
+        return [("", verdict["outputs"])]
+    return [(label, both[kind]["outputs"]) for kind, label in _LABELS.items()]
 
 
 def _output(row: Plain) -> list[str]:
