@@ -56,7 +56,7 @@ def two_convolutions() -> onnx.ModelProto:
 
 
 def outliers() -> bytes:
-    return serialize(encoder(1, width=32, outlier=40.0))
+    return serialize(encoder(2, width=32, outlier=40.0))
 
 
 def for_vnni(model: bytes | onnx.ModelProto, feeds: Feeds, **settings: Any) -> bytes:
