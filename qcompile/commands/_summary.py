@@ -110,6 +110,10 @@ def show(report: Report) -> None:
         rows.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
     if report.int8_products:
         rows.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))
+    cost = None if report.saturation is None else report.saturation.cost
+    if cost is not None:
+        label = f"rounding noise, by the bound on int8 sums ({cost.tensors} tensors)"
+        rows.add_row(label, "", f"{cost.mean_db:+.1f} dB")
     out.print(rows)
     for failure in report.failures:
         out.print(f"[red]gate failed[/]: {safe(failure)}")

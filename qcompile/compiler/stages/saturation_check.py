@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from qcompile.compiler.report.records import SaturationAccount
+from qcompile.compiler.report.ledger import LedgerRow
+from qcompile.compiler.report.records import BoundCost, SaturationAccount
 from qcompile.data.feeds import Feed, common_batch
 from qcompile.errors import ModelError
 from qcompile.ir.model_io import read_model
@@ -232,7 +234,11 @@ def judge_by_sums(sums: IntegerSums, judge: Callable[[str], Verdict]) -> Verdict
 
 
 def saturation_account(
-    sums: IntegerSums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
+    sums: IntegerSums,
+    feed: Feed | None,
+    verdict: Verdict | None,
+    ledger: Iterable[LedgerRow] = (),
+    threads: int = 0,
 ) -> SaturationAccount:
     """The report's part on a compiled model's sums; ``feed``: to observe which ones saturate."""
     observe = feed is not None and sums.can_differ
@@ -245,6 +251,23 @@ def saturation_account(
         did_saturate=sum((b.did or 0) > 0 for b in bounds),
         advice=saturation_advice(sums, verdict),
         rows=[b for b in bounds if b.can],
+        cost=bound_cost(ledger),
+    )
+
+
+def bound_cost(ledger: Iterable[LedgerRow]) -> BoundCost | None:
+    """What the bound on sums costs in all, None where no tensor is bounded."""
+    costs = {row.tensor: row.bound_db for row in ledger if row.bound_db is not None}
+    if not costs:
+        return None
+    worst = max(costs, key=lambda name: costs[name])
+    exact = [name for name, isa in instruction_sets.TABLE.items() if not isa.saturates]
+    return BoundCost(
+        tensors=len(costs),
+        mean_db=float(np.mean(list(costs.values()))),
+        worst_db=costs[worst],
+        worst=worst,
+        avoided_by=f"isa: {', '.join(exact[:-1])} or {exact[-1]}",
     )
 
 

@@ -102,7 +102,9 @@ def verify(rewritten: Rewritten) -> Verified:
         feed = feeds[0] if feeds and options.verify else None
         # A model that came in quantized is compared with itself, with the same sums.
         measured = None if rewritten.brought_alone else verdict
-        saturation = saturation_check.saturation_account(sums, feed, measured, options.threads)
+        saturation = saturation_check.saturation_account(
+            sums, feed, measured, rewritten.ledger, options.threads
+        )
     if saturation.advice:
         account.note("saturation", saturation.advice)
     for text in saturation_check.same_notes(measured):

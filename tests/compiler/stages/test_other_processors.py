@@ -225,3 +225,30 @@ def test_sensitivity_says_that_its_sums_are_exact(tmp_path: Path) -> None:
     said = "errors are those of exact sums: the input model has 1 DequantizeLinear, 1 QLinearConv"
     assert any(note.text.startswith(said) for note in found.notes)
     assert not any("exact sums" in n.text for n in qcompile.sensitivity(outliers(), tokens()).notes)
+
+
+def test_the_report_says_what_the_bound_costs_and_how_to_avoid_it(tmp_path: Path) -> None:
+    """Against two compilations: what it says of each weight is the difference of their noise."""
+    made: dict[str, Any] = {}
+    model = serialize(encoder(2, width=32))
+    for isa in ("any", "avx512-vnni"):
+        recipe, options = Recipe(isa=isa, transforms="none"), Options(bench=False, force=True)
+        result = qcompile.compile(model, tokens(), recipe=recipe, gates=LOOSE, options=options)
+        made[isa] = result.report.to_dict()
+    rows = {isa: {r["name"]: r for r in one["ledger"]} for isa, one in made.items()}
+    bounded = {n: r for n, r in rows["any"].items() if r["kind"] == "weight" and r["bound_db"]}
+    assert len(bounded) == 12
+    for name, row in bounded.items():
+        lost = rows["avx512-vnni"][name]["sqnr_db"] - row["sqnr_db"]
+        assert row["bound_db"] == pytest.approx(lost, abs=0.4)
+    assert not any(r["bound_db"] for r in rows["avx512-vnni"].values())
+    assert made["avx512-vnni"]["saturation"]["cost"] is None
+    cost = made["any"]["saturation"]["cost"]
+    costs = [r["bound_db"] for r in rows["any"].values() if r["bound_db"] is not None]
+    assert cost["mean_db"] == pytest.approx(np.mean(costs))
+    assert cost["worst_db"] == max(costs) and cost["tensors"] == len(costs)
+    assert "avx512-vnni" in cost["avoided_by"]
+    page = html.page(made["any"])
+    assert f"{cost['mean_db']:.1f} dB above that of plain 8 bits" in page
+    assert "plain 8 bits" not in html.page(made["avx512-vnni"])
+    assert Recipe(isa="amx").isa in cost["avoided_by"]

@@ -21,7 +21,22 @@ def gates(report: Plain) -> Markup:
              (("gate", ""), ("limit", "number"), ("reached", "number"), ("", ""))]  # fmt: skip
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
     shown = table if rows else tag("p", "No gate was set.")
-    return join([shown, _outputs(report["verify"]), _requirements(report.get("requirements"))])
+    cost = _bound_cost((report.get("saturation") or {}).get("cost"))
+    checked = _requirements(report.get("requirements"))
+    return join([shown, _outputs(report["verify"]), cost, checked])
+
+
+def _bound_cost(cost: Plain | None) -> Markup | None:
+    """What it costs that int8 sums are the same on all processors; None if there is no bound."""
+    if cost is None:
+        return None
+    text = (
+        f"No sum of int8 products can saturate on any processor. By that bound the rounding noise "
+        f"of {units.count(cost['tensors'], 'tensor')} is {cost['mean_db']:.1f} dB above that of "
+        f"plain 8 bits on average, and {cost['worst_db']:.1f} dB for {cost['worst']}. Without the "
+        f"bound, for processors whose sums are exact: {cost['avoided_by']} in the recipe."
+    )
+    return tag("p", text, class_="lead")
 
 
 def _requirements(checked: dict[str, int] | None) -> Markup | None:
