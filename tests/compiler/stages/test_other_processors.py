@@ -143,7 +143,7 @@ def saved(folder: Path, *, vnni: bool = True) -> list[str]:
     made.graph.output[0].name = "z"
     (folder / "m").mkdir()
     onnx.save(made, folder / "m" / "model.onnx")
-    data = {k: np.concatenate([f[k] for f in tokens()]) for k in tokens()[0]}
+    data: dict[str, Any] = {k: np.concatenate([f[k] for f in tokens()]) for k in tokens()[0]}
     np.savez(folder / "x.npz", **data)
     return ["--data", str(folder / "x.npz"), "--no-bench", "--force"]
 
@@ -191,7 +191,9 @@ def test_the_page_has_the_line_first_and_both_results(tmp_path: Path) -> None:
 
 def test_sums_that_saturate_without_effect_on_the_data_are_a_note(tmp_path: Path) -> None:
     given = saved(tmp_path)
-    quiet = {k: v[:4] * 0 + (k == "attention_mask") for k, v in np.load(tmp_path / "x.npz").items()}
+    quiet: dict[str, Any] = {
+        k: v[:4] * 0 + (k == "attention_mask") for k, v in np.load(tmp_path / "x.npz").items()
+    }
     np.savez(tmp_path / "x.npz", **quiet)
     report = json.loads(
         run(
@@ -238,9 +240,12 @@ def test_the_report_says_what_the_bound_costs_and_how_to_avoid_it(tmp_path: Path
     rows = {isa: {r["name"]: r for r in one["ledger"]} for isa, one in made.items()}
     bounded = {n: r for n, r in rows["any"].items() if r["kind"] == "weight" and r["bound_db"]}
     assert len(bounded) == 12
+    # In 32 rows the largest value, which plain 8 bits represent exactly, still counts.
+    lost = {n: rows["avx512-vnni"][n]["sqnr_db"] - r["sqnr_db"] for n, r in bounded.items()}
     for name, row in bounded.items():
-        lost = rows["avx512-vnni"][name]["sqnr_db"] - row["sqnr_db"]
-        assert row["bound_db"] == pytest.approx(lost, abs=0.4)
+        assert row["bound_db"] == pytest.approx(lost[name], abs=0.8)
+    predicted = np.mean([row["bound_db"] for row in bounded.values()])
+    assert predicted == pytest.approx(np.mean([*lost.values()]), abs=0.3)
     assert not any(r["bound_db"] for r in rows["avx512-vnni"].values())
     assert made["avx512-vnni"]["saturation"]["cost"] is None
     cost = made["any"]["saturation"]["cost"]

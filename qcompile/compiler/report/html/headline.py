@@ -177,7 +177,7 @@ def _closeness(report: Plain) -> Markup:
         caption,
         _cosines(worst["mean_cosine"], lowest, report["gates"]),
         _facts(worst, lowest),
-        _sums(verdict),
+        _sums(verdict) or "",
     )
 
 
