@@ -9,7 +9,7 @@ from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
     from qcompile.compiler.config.recipe import Recipe
-    from qcompile.compiler.python_api import bench, compile, sensitivity, verify
+    from qcompile.compiler.python_api import bench, compile, sensitivity, session, verify
     from qcompile.compiler.stages.options import CompileOptions as Options
     from qcompile.compiler.stages.result import RejectedError, Result
     from qcompile.runtime.evaluation.closeness import Gates
@@ -27,6 +27,7 @@ __all__ = [
     "bench",
     "compile",
     "sensitivity",
+    "session",
     "verify",
 ]
 
@@ -40,6 +41,7 @@ _LAZY = {
     "bench": "qcompile.compiler.python_api.bench",
     "compile": "qcompile.compiler.python_api.compile",
     "sensitivity": "qcompile.compiler.python_api.sensitivity",
+    "session": "qcompile.compiler.python_api.session",
     "verify": "qcompile.compiler.python_api.verify",
 }
 

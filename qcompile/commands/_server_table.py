@@ -39,7 +39,7 @@ def show_server(comparison: Comparison) -> None:
             *_start(found),
         )
     console().print(made)
-    notes = [*setup.notes]
+    notes = [*setup.notes, *comparison.session_notes]
     if comparison.noisy:
         notes.append("the machine was noisy: a model's rounds differ by over 25 %")
     if setup.base is not None:

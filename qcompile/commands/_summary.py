@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.search import lowering_tuner
+from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.result import Result
 from qcompile.runtime.evaluation.closeness import Closeness
 from qcompile.system import atomic_write
@@ -94,13 +96,12 @@ def show(report: Report) -> None:
         rows.add_row("latency, median", f"{old.median:.2f} ms", speedup)
     if report.forecast:
         rows.add_row("predicted speed-up", "", f"about {report.forecast.speedup:.1f}x")
-    for output in _float_outputs(report):
-        name = output.name
-        rows.add_row(f"cosine of {name!r}, mean", "1", f"{output.mean_cosine:.4f}")
-        rows.add_row(f"cosine of {name!r}, worst", "1", f"{output.worst_cosine:.4f}")
+    for name, output in _compared_outputs(report):
+        rows.add_row(f"cosine of {name}, mean", "1", f"{output.mean_cosine:.4f}")
+        rows.add_row(f"cosine of {name}, worst", "1", f"{output.worst_cosine:.4f}")
         if output.r2 is not None:
             where = "" if output.r2_columns is None else f", {output.r2_columns}"
-            rows.add_row(f"R² of {name!r}{where}", "1", f"{output.r2:.4f}")
+            rows.add_row(f"R² of {name}{where}", "1", f"{output.r2:.4f}")
     if report.verdict is not None and report.verdict.metric is not None:
         rows.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
     if report.verdict is not None:
@@ -109,6 +110,10 @@ def show(report: Report) -> None:
         rows.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
     if report.int8_products:
         rows.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))
+    cost = None if report.saturation is None else report.saturation.cost
+    if cost is not None:
+        label = f"rounding noise, by the bound on int8 sums ({cost.tensors} tensors)"
+        rows.add_row(label, "", f"{cost.mean_db:+.1f} dB")
     out.print(rows)
     for failure in report.failures:
         out.print(f"[red]gate failed[/]: {safe(failure)}")
@@ -122,5 +127,10 @@ def show(report: Report) -> None:
             out.print(f"  {safe(row.tensor)} ({megabytes(row.bytes)}): {safe(row.reason)}")
 
 
-def _float_outputs(report: Report) -> list[Closeness]:
-    return report.verdict.outputs if report.verdict is not None else []
+def _compared_outputs(report: Report) -> Iterator[tuple[str, Closeness]]:
+    """Outputs with their names, by both kinds of sums if x86 without VNNI computes others."""
+    if report.verdict is None:
+        return
+    for label, verdict in saturation_check.shown(report.verdict).items():
+        for output in verdict.outputs:
+            yield f"{output.name!r}, {label}" if label else repr(output.name), output

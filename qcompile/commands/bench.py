@@ -14,6 +14,7 @@ import click
 from qcompile.commands._console import console, print_json, progress_bar, table
 from qcompile.commands._options import PATH, DataArguments, Ranged, custom_ops_option, data_options
 from qcompile.commands._server_table import show_server
+from qcompile.compiler.stages import saturation_check
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.errors import OutputError
@@ -66,11 +67,13 @@ class BenchArguments(DataArguments):
             return None
         return Load(1 if self.streams is None else self.streams, self.arrival, self.seed)
 
-    def timing_options(self, provider: str) -> latency.TimingOptions:
+    def timing_options(self, provider: str, exact: frozenset[str]) -> latency.TimingOptions:
         """Seconds that are not given depend on whether there is load."""
         usual = _DEFAULTS.seconds if self.load is None else SECONDS
         seconds = usual if self.seconds is None else self.seconds
-        return latency.TimingOptions(self.threads, self.rounds, seconds, provider=provider)
+        return latency.TimingOptions(
+            self.threads, self.rounds, seconds, provider=provider, exact=exact
+        )
 
 
 @click.command()
@@ -111,14 +114,17 @@ def bench(**given: Any) -> None:
     arguments = BenchArguments(**given)
     models, file = arguments.models, arguments.json_file
     provider = registry.target(arguments.target).provider
-    load, options = arguments.load, arguments.timing_options(provider)
-    if load is not None:
-        if arguments.profile:
-            raise click.UsageError("--profile is of single runs: leave out --streams and --arrival")
-        load.check_seconds(options.seconds)
+    load = arguments.load
+    if load is not None and arguments.profile:
+        raise click.UsageError("--profile is of single runs: leave out --streams and --arrival")
     graph = read_model.load(models[0])
     for other in models[1:]:
         shape_inference.infer(read_model.load(other))
+    labelled = list(zip(_labels(models), models, strict=True))
+    exact = saturation_check.saturating_here(labelled, provider)
+    options = arguments.timing_options(provider, exact)
+    if load is not None:
+        load.check_seconds(options.seconds)
     if file is not None and not arguments.to_stdout:
         if file.suffix != ".json":
             raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
@@ -129,14 +135,17 @@ def bench(**given: Any) -> None:
     with progress_bar(shown=not arguments.quiet) as bar:
         for feeds in sets_of_feeds:
             bar.step("bench", options.rounds)
-            labelled = list(zip(_labels(models), models, strict=True))
             if load is not None:
                 comparison = compare_under_load(labelled, feeds, load, options, bar.advance)
             else:
                 comparison = latency.compare_latency(labelled, feeds[0], options, bar.advance)
             comparisons.append(comparison)
             if arguments.profile:
-                profiles.append(profile(labelled, feeds[0], options.threads, provider=provider))
+                profiles.append(
+                    profile(
+                        labelled, feeds[0], options.threads, provider=provider, exact=options.exact
+                    )
+                )
     _write(arguments, comparisons, profiles)
 
 
@@ -204,6 +213,8 @@ def show(comparison: Comparison) -> None:
             timed.label, f"{timed.best:.2f}", f"{timed.median:.2f}", f"{timed.p90:.2f}", *cells
         )
     console().print(made)
+    for note in comparison.session_notes:
+        click.echo(f"note: {note}")
     if comparison.noisy:
         click.echo("note: the machine was noisy: a model's rounds differ by over 25 %")
 

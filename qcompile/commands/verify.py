@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qcompile.commands._console import console, print_json, table
+from qcompile.commands._console import console, print_json, safe, table
 from qcompile.commands._options import (
     PATH,
     DataArguments,
@@ -25,9 +25,6 @@ from qcompile.compiler.stages import saturation_check
 from qcompile.errors import GateError
 from qcompile.runtime.evaluation.batch_invariance import Invariance
 from qcompile.runtime.evaluation.closeness import Verdict
-
-# Labels of rows by the kind of sums, if the two kinds differ.
-_SUMS = {saturation_check.EXACT: "exact sums", saturation_check.SATURATING: "x86 without VNNI"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,9 @@ def verify(**given: Any) -> None:
 
 
 def show(verdict: Verdict) -> None:
-    """Print one row per output and kind of sums, then notes."""
+    """Print on which processors outputs differ, one row per output and kind of sums, then notes."""
+    if difference := saturation_check.difference(verdict):
+        console().print(f"[yellow]processors[/]: {safe(difference)}")
     made = table(
         f"{verdict.samples} samples",
         "output",
@@ -83,10 +82,10 @@ def show(verdict: Verdict) -> None:
         "max abs",
         "flips",
     )
-    for kind, one in (verdict.by_sums or {"": verdict}).items():
+    for label, one in saturation_check.shown(verdict).items():
         for o in one.outputs:
             made.add_row(
-                f"{o.name}, {_SUMS[kind]}" if kind else o.name,
+                f"{o.name}, {label}" if label else o.name,
                 f"{o.mean_cosine:.5f}",
                 f"{o.worst_cosine:.5f}",
                 "-" if o.r2 is None else f"{o.r2:.4f}",
@@ -101,7 +100,8 @@ def show(verdict: Verdict) -> None:
     if verdict.selection is not None:
         click.echo(f"note: {verdict.selection}")
     for line in (
-        *saturation_check.difference_notes(verdict),
+        *saturation_check.same_notes(verdict),
         *saturation_check.unemulated_notes(verdict),
+        *saturation_check.session_notes(verdict),
     ):
         click.echo(f"note: {line}")

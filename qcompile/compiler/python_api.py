@@ -19,12 +19,13 @@ from qcompile.compiler.stages.options import CompileOptions, Progress, Request, 
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
-from qcompile.errors import DataError
+from qcompile.errors import DataError, RecipeError
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.read_model import Source
 from qcompile.quant import Array
 from qcompile.runtime import latency
+from qcompile.runtime import session as runtime
 from qcompile.runtime.evaluation import closeness
 from qcompile.runtime.evaluation.batch_invariance import invariance
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
@@ -36,8 +37,15 @@ from qcompile.runtime.evaluation.compared_outputs import (
 from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.request_load import Load
-from qcompile.runtime.server_comparison import MOST_FEEDS, compare_under_load
-from qcompile.runtime.session import Session, SessionOptions, custom_operators
+from qcompile.runtime.server_comparison import MOST_FEEDS, SECONDS, compare_under_load
+from qcompile.runtime.session import (
+    InferenceSession,
+    NativeOptions,
+    Provider,
+    Session,
+    SessionOptions,
+    custom_operators,
+)
 from qcompile.targets.target import Mode
 
 Outputs = Mapping[str, Array]
@@ -88,6 +96,36 @@ def compile(
     )
     with custom_operators(custom_ops):
         return compile_model(request)
+
+
+def session(
+    model: Source,
+    *,
+    threads: int = 0,
+    providers: Sequence[Provider] = (runtime.CPU,),
+    options: NativeOptions | None = None,
+    custom_ops: Sequence[str | Path] = (),
+) -> InferenceSession:
+    """An ``onnxruntime.InferenceSession`` for any ONNX model, with exact integer sums.
+
+    On x86 without VNNI or AMX, for a file whose sums of int8 products can saturate, the session has
+    the option ``session.x64quantprecision``; where that has no effect or fails, the graph is
+    rewritten before it is loaded (docs/processors.md). Elsewhere, and for all other files, it is a
+    default session. ``threads``: 0 leaves the number to ``options``, by default one per core that
+    this process may use. ``options``: an ``onnxruntime.SessionOptions`` to start from.
+    ``providers``: as for ``InferenceSession``; with any other than the CPU's, the graph is not
+    rewritten. ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError
+    where the model or a provider cannot be loaded, RecipeError where ``threads`` is negative.
+    """
+    if threads < 0:
+        raise RecipeError(f"threads is {threads}, expected 0 or more")
+    read_model.read_model(model)  # its errors name what is wrong with a file
+    runs, native = read_model.runnable(model), options or NativeOptions()
+    if threads or options is None:
+        native.intra_op_num_threads = threads or runtime.threads()
+    with custom_operators(custom_ops):
+        exact = saturation_check.saturates_here(runs)
+        return runtime.open_session(runs, native, providers, exact=exact)
 
 
 def sensitivity(
@@ -196,11 +234,13 @@ def bench(
 ) -> Comparison:
     """Time models in alternating rounds on random inputs, or on the first feed of ``data``.
 
-    The first model is the reference. ``custom_ops``: libraries of custom operators, whose code
-    runs. With ``streams`` (requests that are computed at the same time) or ``arrival`` (requests
-    per second that arrive at random) models are compared under load, on up to 256 feeds of
-    ``data``: figures are in ``server`` of the result and of its ``models``. ``seed`` is that of the
-    arrivals and of the order of the feeds. Raises ModelError or DataError on bad input.
+    The first model is the reference. Sessions are opened as by ``session``: those of models whose
+    int8 sums would saturate on this processor have exact sums, as the result's ``session_options``
+    say. ``custom_ops``: libraries of custom operators, whose code runs. With ``streams`` (requests
+    that are computed at the same time) or ``arrival`` (requests per second that arrive at random)
+    models are compared under load, on up to 256 feeds of ``data``: figures are in ``server`` of the
+    result and of its ``models``. ``seed`` is that of the arrivals and of the order of the feeds.
+    Raises ModelError or DataError on bad input.
     """
     if not models:
         raise DataError("nothing to time: give at least one model")
@@ -218,6 +258,11 @@ def bench(
             feeds = list(islice(read, 1 if load is None else MOST_FEEDS))
         else:
             feeds = made_up_feeds(graph, labelled[0][1], dims or {}, shapes=shapes_of)
+        if options is None:
+            usual = latency.TimingOptions()
+            options = usual if load is None else replace(usual, seconds=SECONDS)
+        exact = options.exact | saturation_check.saturating_here(labelled, options.provider)
+        options = replace(options, exact=exact)
         if load is None:
             return latency.compare_latency(labelled, feeds[0], options)
         return compare_under_load(labelled, feeds, load, options)

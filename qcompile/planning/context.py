@@ -94,6 +94,8 @@ class Context:
     skips: list[Skip] = field(default_factory=list)
     # quantized constant -> (original constant, SQNR in dB), for the ledger
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    # dB by which a bound on int8 sums raises a weight's rounding noise, by its name, for the ledger
+    bound_costs: dict[str, float | None] = field(default_factory=dict)
     # 16-bit float types of the weights that became float32
     stored_as: set[HalfType] = field(default_factory=set)
     # constants that were computed from small ones, such as masks: no form of a weight

@@ -9,6 +9,7 @@ from qcompile.planning.context import Context
 from qcompile.planning.plan import Decision
 from qcompile.quant import Array, Rounded, nearest, qparams
 from qcompile.quant.affine import quantized_sqnr_db
+from qcompile.quant.bound_cost import weight_cost_db
 
 
 def float_without_range(ctx: Context) -> None:
@@ -46,6 +47,7 @@ def dequantized_weight(graph: Graph, ctx: Context, decision: Decision) -> Tensor
     noise = quantized_sqnr_db(decision.quantized_view(values), rounded.values, params)
     q = graph.constant(f"{decision.tensor}/{spec.dtype}", rounded.values)
     ctx.origins[q.name] = (decision.tensor, noise)
+    ctx.bound_costs[decision.tensor] = weight_cost_db(decision.quantized_view(values), params)
     scale = graph.constant(f"{decision.tensor}/scale", params.scale)
     # ONNX makes the zero point optional, but ONNX Runtime's fusions crash without it.
     zero = graph.constant(f"{decision.tensor}/zero_point", params.zero_point)

@@ -10,6 +10,7 @@ operators read, on which the option fails ("Attempt to replace the existing tens
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -58,6 +59,15 @@ def _rewrite(
     del graph.node[:]
     graph.node.extend(nodes)
     return edit.changed or any(inner)
+
+
+def shares_weights(model: onnx.ModelProto) -> bool:
+    """True where several nodes read one int8 constant, on which the session option fails."""
+    constants = {t.name for t in model.graph.initializer if t.data_type == TensorProto.INT8}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    dequantizers = (n for n in model.graph.node if n.op_type == "DequantizeLinear")
+    dequantized = {n.output[0] for n in dequantizers if n.input[0] in constants}
+    return any(readers[name] > 1 for name in constants | dequantized)
 
 
 def _copy_shared(graph: onnx.GraphProto, storage: Storage) -> bool:

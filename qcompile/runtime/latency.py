@@ -8,7 +8,7 @@ compared by the ratio of their times in the same round. The interval is a bootst
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +55,11 @@ class TimingOptions:
     def session(self, label: str, threads: int) -> SessionOptions:
         """How a model's session is opened."""
         return SessionOptions(threads, provider=self.provider, exact=label in self.exact)
+
+    def entries(self, labels: Iterable[str]) -> dict[str, dict[str, str]]:
+        """ONNX Runtime's options by model, of those whose session is not a default one."""
+        found = {label: self.session(label, self.threads).entries for label in labels}
+        return {label: entries for label, entries in found.items() if entries}
 
 
 @dataclass
@@ -136,6 +141,9 @@ class Comparison(Record):
     seed: int = 0
     profile: list[Profile] | None = None
     server: ServerSetup | None = None
+    session_options: Annotated[
+        dict[str, dict[str, str]], "of ONNX Runtime, by model; those without any are default"
+    ] = field(default_factory=dict)
 
     JSON = members(
         "shapes threads rounds noisy session_options models **environment profile? server?"
@@ -175,9 +183,15 @@ class Comparison(Record):
         return len(self.timings[0].rounds)
 
     @property
-    def session_options(self) -> dict[str, str]:
-        """Empty: models are timed with default session options."""
-        return {}
+    def session_notes(self) -> list[str]:
+        """A sentence for each model that is not timed in a default session."""
+        return [
+            f"{label} was timed in a session with "
+            + ", ".join(f"{key}={value}" for key, value in entries.items())
+            + ", without which its int8 sums can saturate on this processor; qcompile.session "
+            "opens the same"
+            for label, entries in self.session_options.items()
+        ]
 
     @property
     def environment(self) -> Environment:
@@ -205,27 +219,31 @@ def compare_latency(
     options = options or TimingOptions()
     threads = options.threads or runtime.threads()
     timings = [Timing(label) for label, _ in models]
+    sessions = [options.session(label, threads) for label, _ in models]
     for number in range(options.rounds):
         order = range(len(models)) if number % 2 == 0 else reversed(range(len(models)))
         for i in order:
-            timings[i].rounds.append(_round(models[i][1], feed, options, threads))
+            timings[i].rounds.append(_round(models[i][1], feed, options, sessions[i]))
             memory.release_memory()  # else the next model's weights come in addition
         if on_round is not None:
             on_round()
     shapes = {name: list(v.shape) for name, v in feed.items()}
-    return Comparison(timings, shapes, threads)
+    entries = options.entries(label for label, _ in models)
+    return Comparison(timings, shapes, threads, session_options=entries)
 
 
-def _round(model: Runnable, feed: Feed, options: TimingOptions, threads: int) -> list[float]:
+def _round(
+    model: Runnable, feed: Feed, options: TimingOptions, session_options: SessionOptions
+) -> list[float]:
     """Milliseconds of each run of a new session, which is closed afterwards.
 
     If the first run takes longer than a round should, only one more run is made, and timed.
     """
     slow = False
     if callable(model):
-        call, inputs = model(threads), feed
+        call, inputs = model(session_options.threads), feed
     else:
-        session = Session(model, SessionOptions(threads, provider=options.provider, exact=False))
+        session = Session(model, session_options)
         inputs = {name: feed[name] for name in session.inputs if name in feed}
         start = time.perf_counter()
         session.run(inputs)  # reports missing inputs, unlike ``call``

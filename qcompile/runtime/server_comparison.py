@@ -172,7 +172,14 @@ def _comparison(
         Timing(one.label, [r.latencies for r in one.rounds], _figures(one, seen[0], load))
         for one in seen
     ]
-    found = Comparison(timings, _shapes(feeds, max), options.threads, load.seed, server=setup)
+    found = Comparison(
+        timings,
+        _shapes(feeds, max),
+        options.threads,
+        load.seed,
+        server=setup,
+        session_options=options.entries(one.label for one in seen),
+    )
     failed = [one.errors[0] for one in seen if one.errors]
     found.server = replace(setup, notes=[*_notes(found, setup), *failed])
     return found

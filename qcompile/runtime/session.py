@@ -41,6 +41,9 @@ _EXTERNAL = "session.optimized_model_external_initializers"
 _LEAST_EXTERNAL = 1 << 10
 _FATAL = 4  # ONNX Runtime's log severity: errors are raised as exceptions anyway
 CPU = "CPUExecutionProvider"
+# Types of onnxruntime, which no other module imports.
+InferenceSession, NativeOptions = ort.InferenceSession, ort.SessionOptions
+Provider = str | tuple[str, Mapping[str, Any]]
 # Turns int8 weights beyond ±64 into uint8 (onnxruntime_session_options_config_keys.h). On x86 with
 # VNNI that changes no result, and is slow.
 EXACT_SUMS = ("session.x64quantprecision", "1")
@@ -186,6 +189,64 @@ class Session:
 
     def end_profile(self) -> Path:
         return Path(self._inner.end_profiling())
+
+
+def open_session(
+    model: bytes | Path,
+    native: ort.SessionOptions,
+    providers: Sequence[Provider],
+    *,
+    exact: bool,
+) -> ort.InferenceSession:
+    """A session of onnxruntime with the caller's own options, and the libraries of this context.
+
+    ``exact``: its sums of uint8 by int8 would saturate here and are to be exact, as far as that is
+    possible with its providers: by the session option, which is removed from ``native`` again, and
+    where that does not work (``exact_sums``) by a rewritten graph, if all nodes run on the CPU.
+    Raises ModelError where a provider is missing or the model cannot be loaded.
+    """
+    names = [p if isinstance(p, str) else p[0] for p in providers]
+    missing = [name for name in names if name not in ort.get_available_providers()]
+    if missing:
+        known = ", ".join(ort.get_available_providers())
+        raise ModelError(f"ONNX Runtime has no {missing[0]} here, expected one of {known}")
+    for library in _LIBRARIES.get():
+        native.register_custom_ops_library(str(library.resolve()))
+    entries = dict([EXACT_SUMS]) if exact and _config(native, EXACT_SUMS[0]) in ("", "0") else {}
+    if exact:
+        rewritten = _exact(model, native, optimize=_fuses(native))
+        if names == [CPU]:
+            model = rewritten
+        elif rewritten is not model:
+            entries = {}  # ONNX Runtime could not load it
+    for key, value in entries.items():
+        native.add_session_config_entry(key, value)
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        session = ort.InferenceSession(source, native, providers=list(providers))
+    except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
+        raise _load_error(e, model) from e
+    finally:
+        for key in entries:
+            native.add_session_config_entry(key, "0")
+    if unloaded := [name for name in names if name not in session.get_providers()]:
+        raise ModelError(f"ONNX Runtime cannot load {unloaded[0]} here")
+    return session
+
+
+def _config(native: ort.SessionOptions, key: str) -> str:
+    """A session's configuration entry, "" where it has none."""
+    try:
+        return str(native.get_session_config_entry(key))
+    except RuntimeError:
+        return ""
+
+
+def _fuses(native: ort.SessionOptions) -> bool:
+    """True with the optimizations to which the option for exact sums belongs."""
+    levels = ort.GraphOptimizationLevel
+    none = levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_BASIC
+    return native.graph_optimization_level not in none
 
 
 def unknown_operator(model: bytes | Path) -> str:

@@ -26,8 +26,14 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
+import qcompile
+from qcompile import Options, Recipe
+from qcompile.compiler.stages import saturation_check
+from qcompile.runtime import session as runtime
 from tests.command_line import ROOT, run
 from tests.compiler.model_folder.written_folder import WIDTH, write_folder, write_text
+from tests.targets.test_instruction_sets import feeds
+from tests.targets.test_instruction_sets import model as linear
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text()
 
@@ -106,15 +112,67 @@ def test_the_server_answers(server: str) -> None:
     assert np.shape(vectors) == (2, WIDTH)
 
 
+OPTION = "session.x64quantprecision"
+
+
+def saturating_file(folder: Path) -> Path:
+    """A linear compiled for VNNI, some of whose sums leave int16 elsewhere."""
+    path = folder / "vnni.onnx"
+    qcompile.compile(
+        linear(),
+        feeds(0.9),
+        recipe=Recipe(isa="avx512-vnni"),
+        options=Options(bench=False, force=True),
+    ).save(path)
+    return path
+
+
 def test_exact_sums_are_asked_for_where_a_file_and_a_processor_need_them(
-    place: Path, serve: dict[str, Any]
+    place: Path, tmp_path: Path, serve: dict[str, Any]
 ) -> None:
-    asked = {}
-    for processor, needed in product((True, False), repeat=2):
+    files = {"default": place / "int8" / "model.onnx", "vnni": saturating_file(tmp_path)}
+    asked = set()
+    for processor, (name, path) in product((True, False), files.items()):
         serve["adds_in_int16"] = lambda processor=processor: processor
-        made = serve["Encoder"](place / "int8", threads=1, may_saturate=needed).session
-        asked[processor, needed] = _has_entry(made, "session.x64quantprecision")
-    assert [case for case, set_ in asked.items() if set_] == [(True, True)]
+        if _has_entry(serve["open_session"](path, 1), OPTION):
+            asked.add((processor, name))
+    assert asked == {(True, "vnni")}
+
+
+def test_the_page_and_qcompile_open_the_same_session(
+    place: Path, tmp_path: Path, serve: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = saturating_file(tmp_path), ort.InferenceSession
+    seen: list[str] = []
+
+    def opened(*given: Any, **more: Any) -> Any:
+        made = real(*given, **more)
+        seen.append("1" if _has_entry(made, OPTION) else "")
+        return made
+
+    monkeypatch.setattr(runtime, "saturates", lambda: True)
+    serve["adds_in_int16"] = lambda: True
+    for file in (path, place / "int8" / "model.onnx"):
+        answers = serve["open_session"](file, 1)
+        monkeypatch.setattr(ort, "InferenceSession", opened)
+        ours = qcompile.session(file, threads=1)
+        monkeypatch.setattr(ort, "InferenceSession", real)
+        assert seen[-1] == ("1" if _has_entry(answers, OPTION) else "")
+        feed = feeds(0.9)[0] if file == path else tokens()
+        for ours_is, theirs in zip(ours.run(None, feed), answers.run(None, feed), strict=True):
+            np.testing.assert_array_equal(ours_is, theirs)
+
+
+def tokens() -> dict[str, Any]:
+    ids = np.array([[2, 5, 7, 3]])
+    return {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+
+
+def test_cpp_reads_what_the_compiler_writes() -> None:
+    code = block("cpp", "ONNX Runtime from C++")
+    assert f'"{saturation_check.METADATA}"' in code
+    assert f'!= "{saturation_check.NO_OPTION}"' in code
+    assert 'AddConfigEntry("{}", "{}")'.format(*runtime.EXACT_SUMS) in code
 
 
 @pytest.mark.parametrize(
@@ -148,7 +206,7 @@ def test_session_options_exist(place: Path, serve: dict[str, Any]) -> None:
     session = serve["Encoder"](place / "int8", threads=1).session
     assert session.get_session_options().intra_op_num_threads == 1
     text = PAGE.split("\n## ONNX Runtime from Python\n")[1].split("\n## A gate")[0]
-    keys = set(re.findall(r'[`"](session\.[^`"]+)[`"]', text))
+    keys = set(re.findall(r'[`"](session\.[^`"=]+)[`"=]', text))
     assert "session.intra_op.allow_spinning" in keys and len(keys) == 3
     library = b"".join(
         f.read_bytes() for f in Path(ort.__file__).parent.glob("capi/onnxruntime_pybind*")

@@ -18,6 +18,7 @@ from qcompile.ir.model_io.external_data import stored_bytes
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operator
 from qcompile.planning import Context, Decision
 from qcompile.quant import qparams
+from qcompile.quant.bound_cost import activation_cost_db
 from qcompile.system.json_values import Unbounded, from_json
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
@@ -50,6 +51,9 @@ class LedgerRow:
     high: float | None = None
     scale: Annotated[float | None, "of an activation that has one"] = None
     zero_point: int | None = None
+    bound_db: Annotated[
+        float | None, "by how much the bound on int8 sums raises the rounding noise; null: no bound"
+    ] = None
 
 
 def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
@@ -76,9 +80,12 @@ def _weight_row(tensor: onnx.TensorProto, ctx: Context | None, scale: bool) -> L
     derived = origin != tensor.name and dtype == "float"
     kind = "quantization" if scale or derived else _kind(tensor, dtype)
     reason = _REASONS.get(kind, "")
+    bound = None
     if kind == "weight":
         reason = decision.reason if decision is not None else _no_decision(dtype, ctx)
-    return LedgerRow(tensor.name, origin, kind, dtype, shape, stored_bytes(tensor), reason, noise)
+        bound = None if ctx is None or noise is None else ctx.bound_costs.get(origin)
+    size = stored_bytes(tensor)
+    return LedgerRow(tensor.name, origin, kind, dtype, shape, size, reason, noise, bound_db=bound)
 
 
 def _decision(name: str, ctx: Context | None, integer: bool) -> Decision | None:
@@ -125,7 +132,12 @@ def _activation_row(decision: Decision, ctx: Context) -> LedgerRow:
     if span.axis is not None:
         return row
     params = qparams(span, spec)
-    return replace(row, scale=params.scale.item(), zero_point=params.zero_point.item())
+    return replace(
+        row,
+        scale=params.scale.item(),
+        zero_point=params.zero_point.item(),
+        bound_db=activation_cost_db(span, params),
+    )
 
 
 @dataclass(frozen=True)

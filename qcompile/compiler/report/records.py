@@ -31,6 +31,20 @@ class Forecast(Record):
 
 
 @dataclass(frozen=True)
+class BoundCost:
+    """What it costs that no int8 sum can saturate: rounding noise over that of plain 8 bits.
+
+    Predicted from scales; the ledger has it for each tensor (``bound_db``).
+    """
+
+    tensors: Annotated[int, "weights and activations whose values are bounded"]
+    mean_db: float
+    worst_db: float
+    worst: Annotated[str, "the tensor with the largest cost"]
+    avoided_by: Annotated[str, "key of a recipe, for a model that runs where sums are exact"]
+
+
+@dataclass(frozen=True)
 class SaturationAccount:
     """Whether outputs are the same on x86 without VNNI (docs/processors.md)."""
 
@@ -41,6 +55,7 @@ class SaturationAccount:
     did_saturate: Annotated[int, "of the linears, on the samples looked at"]
     advice: Annotated[str, "empty where outputs are the same"]
     rows: list[Saturation]
+    cost: Annotated[BoundCost | None, "of the bound; null where nothing is bounded"] = None
 
 
 @dataclass(frozen=True)

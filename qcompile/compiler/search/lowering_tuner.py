@@ -16,6 +16,7 @@ from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.records import Trial, TuningAccount
 from qcompile.compiler.report.report import Report
+from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.bench import largest_feed
 from qcompile.compiler.stages.rewrite import Rewritten
 from qcompile.compiler.stages.verify import Verified
@@ -101,10 +102,14 @@ def _trial(
     option: LoweringOption, choice: str, best: Rewritten, candidate: Rewritten, feed: Feed
 ) -> Trial:
     prepared = candidate.prepared
-    options = latency.TimingOptions(
-        prepared.options.threads, _TIMING.rounds, _TIMING.seconds, provider=prepared.provider
-    )
     labelled = [("best so far", best.compiled.path), (choice, candidate.compiled.path)]
+    options = latency.TimingOptions(
+        prepared.options.threads,
+        _TIMING.rounds,
+        _TIMING.seconds,
+        provider=prepared.provider,
+        exact=saturation_check.saturating_here(labelled, prepared.provider),
+    )
     ratio = latency.compare_latency(labelled, feed, options, prepared.progress.advance).ratio(1)
     kept = ratio.high < _BELOW
     return Trial(option.name, choice, ratio.median, ratio.low, ratio.high, kept)

@@ -15,16 +15,19 @@ from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.rewrite import context_of, run_passes, why_float
 from qcompile.errors import DataError, TargetError
 from qcompile.ir import has_subgraph
+from qcompile.ir.analysis import prequantized
 from qcompile.planning import Context, Use
 from qcompile.rewriting.instruments import Verify
 from qcompile.runtime.session import SessionOptions
+from qcompile.targets import instruction_sets
 
 
 @dataclass(frozen=True)
 class Measurable:
     """``prepared`` was stopped before insertion; its graph became the model in ``meter``.
 
-    ``origins``: names and roles of planned uses.
+    ``origins``: names and roles of planned uses. ``came_quantized``: operators of the input model
+    with integers of its own, empty if it has none.
     """
 
     prepared: Prepared
@@ -32,10 +35,18 @@ class Measurable:
     ctx: Context
     meter: Meter
     origins: Mapping[Use, Origin]
+    came_quantized: str = ""
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        return (*self.prepared.notes, *self.calibrated.notes)
+        notes = *self.prepared.notes, *self.calibrated.notes
+        if not (self.came_quantized and instruction_sets.saturating(self.prepared.recipe.isa)):
+            return notes
+        text = (
+            f"errors are those of exact sums: the input model has {self.came_quantized}, whose "
+            "sums may saturate on x86 without VNNI (qcompile verify shows both)"
+        )
+        return (*notes, Note("exact-sums", text))
 
     def items(self, by: By = "tensor") -> list[PrecisionCandidate]:
         """What to measure, grouped. Raises RecipeError where the target allows no such groups."""
@@ -50,6 +61,7 @@ def measurable(prepared: Prepared) -> Measurable:
     Raises DataError where no feeds are held out, TargetError where nothing is quantized.
     """
     graph, checks = prepared.graph, [Verify()]
+    came_quantized = prequantized.inventory(graph)
     ctx, pipeline = context_of(prepared, may_widen=True), pipeline_of(prepared)
     run_passes(prepared, ctx, pipeline.planning, checks, "simplify and plan")
     origins = precision_candidates.record_origins(graph, ctx)
@@ -75,4 +87,4 @@ def measurable(prepared: Prepared) -> Measurable:
         prepared.budget.divisible,
         prepared.selection,
     )
-    return Measurable(prepared, calibrated, ctx, meter, origins)
+    return Measurable(prepared, calibrated, ctx, meter, origins, came_quantized)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import Feed
 from qcompile.errors import ModelError
 from qcompile.runtime import latency
-from qcompile.runtime.latency import Comparison
+from qcompile.runtime.latency import Comparison, TimingOptions
 from qcompile.runtime.profiler import Profile, profile
 
 _PROFILED_MS, _FEWEST_RUNS, _MOST_RUNS = 3000, 3, 30  # per model; runs follow from its median
@@ -40,9 +41,11 @@ def bench(verified: Verified) -> Timed:
         ("compiled", verified.rewritten.compiled.path),
     ]
     feed = largest_feed(feeds)
-    speed = _speed(prepared, models, feed)
-    profiles = _profiles(prepared, models, feed, speed) if prepared.options.profile else []
+    options = _options(prepared, models)
+    speed = _speed(prepared, models, feed, options)
+    profiles = _profiles(prepared, models, feed, speed, options) if prepared.options.profile else []
     notes, failures = _judged(prepared, speed)
+    notes += [Note("session-options", text) for text in speed.session_notes]
     return Timed(speed, tuple(profiles), tuple(notes), tuple(failures))
 
 
@@ -51,12 +54,16 @@ def largest_feed(feeds: list[Feed]) -> Feed:
     return max(feeds, key=lambda f: max(v.size for v in f.values()))
 
 
-def _speed(prepared: Prepared, models: Models, feed: Feed) -> Comparison:
-    options = latency.TimingOptions(
+def _options(prepared: Prepared, models: Models) -> TimingOptions:
+    return TimingOptions(
         threads=prepared.options.threads,
         rounds=prepared.options.bench_rounds,
         provider=prepared.provider,
+        exact=saturation_check.saturating_here(models, prepared.provider),
     )
+
+
+def _speed(prepared: Prepared, models: Models, feed: Feed, options: TimingOptions) -> Comparison:
     prepared.progress.step("bench", options.rounds)
     with prepared.stopwatch.stage("bench"):
         try:
@@ -65,13 +72,15 @@ def _speed(prepared: Prepared, models: Models, feed: Feed) -> Comparison:
             raise ModelError(f"timing failed: {e}") from e
 
 
-def _profiles(prepared: Prepared, models: Models, feed: Feed, speed: Comparison) -> list[Profile]:
+def _profiles(
+    prepared: Prepared, models: Models, feed: Feed, speed: Comparison, options: TimingOptions
+) -> list[Profile]:
     """The time of both models by operator; as many runs as take a few seconds."""
     slowest = max(t.median for t in speed.timings)
     runs = min(max(int(_PROFILED_MS / slowest), _FEWEST_RUNS), _MOST_RUNS)
     prepared.progress.step("profile")
     with prepared.stopwatch.stage("profile"):
-        return profile(models, feed, prepared.options.threads, runs, prepared.provider)
+        return profile(models, feed, options.threads, runs, options.provider, options.exact)
 
 
 def _judged(prepared: Prepared, speed: Comparison) -> tuple[list[Note], list[str]]:

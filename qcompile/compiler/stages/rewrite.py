@@ -12,6 +12,7 @@ from qcompile.compiler.report import ledger
 from qcompile.compiler.report.channel_views import ChannelSite, ChannelWatch
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.notes import NOTHING_QUANTIZED, Note, coded_note
+from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel, body_constants
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
@@ -185,7 +186,9 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
 
 
 def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
-    """Write the graph, with its origin in the metadata.
+    """Write the graph, with its origin and the session option that it needs in the metadata.
+
+    The option follows from what is written, so a file that needs one is written twice.
 
     In mode float, types that shape inference finds are left out: the file is to be no larger.
     Except on targets that compute in 16 bits, since the emulation of float16 reads them.
@@ -193,12 +196,20 @@ def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
     standard = all(is_onnx_domain(node) for node in prepared.graph.nodes)
     inferred = prepared.mode == "float" and standard and not prepared.target.halves
     prepared.graph.header.inner_types = not inferred
-    prepared.graph.header.metadata.update(
+    metadata = prepared.graph.header.metadata
+    metadata.pop(saturation_check.METADATA, None)  # of an input that was compiled before
+    metadata.update(
         {
             "qcompile.version": __version__,
             "qcompile.recipe": prepared.recipe.digest(),
             "qcompile.target": prepared.target.name,
         }
     )
+    files = write_model.write_model(prepared.graph, prepared.options.stem)
+    compiled = CompiledModel(files, weights)
+    option = saturation_check.needed_option(*compiled.parsed, prepared.target.provider)
+    if not option:
+        return compiled
+    metadata[saturation_check.METADATA] = option
     files = write_model.write_model(prepared.graph, prepared.options.stem)
     return CompiledModel(files, weights)

@@ -8,13 +8,15 @@ other processors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from qcompile.compiler.report.records import SaturationAccount
+from qcompile.compiler.report.ledger import LedgerRow
+from qcompile.compiler.report.records import BoundCost, SaturationAccount
 from qcompile.data.feeds import Feed, common_batch
 from qcompile.errors import ModelError
 from qcompile.ir.model_io import read_model
@@ -25,18 +27,25 @@ from qcompile.runtime.evaluation import int16_saturation
 from qcompile.runtime.evaluation.closeness import NotEmulated, Verdict
 from qcompile.runtime.evaluation.int16_saturation import Saturation
 from qcompile.runtime.evaluation.saturating_form import saturating_form
+from qcompile.runtime.exact_sums import shares_weights
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
 from qcompile.system.temporary_folder import TemporaryFolder
 from qcompile.targets import instruction_sets
 
 EXACT, SATURATING = "exact", "saturating"
+# Key of a compiled file's metadata for those who open it: the session option that it needs on x86
+# without VNNI, NAME=VALUE, or NO_OPTION. Files whose sums cannot saturate do not have the key.
+METADATA, NO_OPTION = "qcompile.x86_without_vnni", "none"
+# Labels of figures by the kind of sums, where both kinds are shown.
+LABELS = {EXACT: "exact sums", SATURATING: "x86 without VNNI"}
 _WITHOUT_VNNI = "on x86 without VNNI"
 _SAMPLES = 4
 # The call for users who open a session in Python.
 OPTION = 'add_session_config_entry("{}", "{}")'.format(*runtime.EXACT_SUMS)
 REMEDY = (
-    f"For exact sums there, call onnxruntime.SessionOptions().{OPTION}, or compile the float model "
-    "again without --isa, or with --isa avx2 (in a recipe, isa: avx2)"
+    "For exact sums there, open it by qcompile.session, or with onnxruntime.SessionOptions()."
+    f"{OPTION}, or compile the float model again without --isa, or with --isa avx2 (in a recipe, "
+    "isa: avx2)"
 )
 
 
@@ -119,15 +128,23 @@ class IntegerSums:
         Raises ModelError where ONNX Runtime cannot load the model or the emulating one.
         """
         if kind == EXACT:
-            return Runner(Session(self.model, options), options.entries)
-        inexact = replace(options, exact=False)
+            needed = replace(options, exact=options.exact and not self.same)
+            return Runner(Session(self.model, needed), needed.entries)
         if runtime.saturates():  # this machine computes such sums itself
+            inexact = replace(options, exact=False)
             return Runner(Session(self.model, inexact), inexact.entries)
+        return self.emulated(options)
+
+    def emulated(self, options: SessionOptions) -> Runner:
+        """A session of the graph that computes the sums of x86 without VNNI on any processor.
+
+        Raises ModelError where ONNX Runtime cannot load it.
+        """
         graph = onnx.load(self.path, load_external_data=False)
         emulation = saturating_form(graph, Storage(self.path.parent))
         path = self.path.with_name("saturating.onnx")
         path.write_bytes(emulation.model.SerializeToString())
-        session = Session(path, replace(inexact, optimize=False))
+        session = Session(path, replace(options, exact=True, optimize=False))
         whole = (("the model", self._unoptimized),) if self._unoptimized else ()
         return Runner(session, {}, (*whole, *emulation.left))
 
@@ -158,6 +175,37 @@ class IntegerSums:
         return self.bounds
 
 
+def needed_option(model: onnx.ModelProto, storage: Storage, provider: str = runtime.CPU) -> str:
+    """The value of ``METADATA`` for a model as written; empty where sums cannot saturate.
+
+    ``NO_OPTION``: they can, and the session option has no effect, or fails because several
+    operators read one weight.
+    """
+    products = int16_saturation.linears(model, storage)
+    risky = [p for p in products if int16_saturation.bound(p).can]
+    if not risky or provider != runtime.CPU:
+        return ""
+    works = any(p.weight is not None for p in risky) and not shares_weights(model)
+    return "=".join(runtime.EXACT_SUMS) if works else NO_OPTION
+
+
+def saturates_here(model: read_model.Source) -> bool:
+    """True where this processor's sums saturate, and those of the model can.
+
+    Raises ModelError where the model cannot be read.
+    """
+    return runtime.saturates() and not IntegerSums(model).same
+
+
+def saturating_here(
+    models: Iterable[tuple[str, bytes | Path]], provider: str = runtime.CPU
+) -> frozenset[str]:
+    """Labels of the models whose default sessions may saturate on this processor."""
+    if provider != runtime.CPU:
+        return frozenset()
+    return frozenset(label for label, model in models if saturates_here(model))
+
+
 def judge_by_sums(sums: IntegerSums, judge: Callable[[str], Verdict]) -> Verdict:
     """The worse verdict of ``judge`` by each kind of ``sums.kinds``; it holds both.
 
@@ -186,7 +234,11 @@ def judge_by_sums(sums: IntegerSums, judge: Callable[[str], Verdict]) -> Verdict
 
 
 def saturation_account(
-    sums: IntegerSums, feed: Feed | None, verdict: Verdict | None, threads: int = 0
+    sums: IntegerSums,
+    feed: Feed | None,
+    verdict: Verdict | None,
+    ledger: Iterable[LedgerRow] = (),
+    threads: int = 0,
 ) -> SaturationAccount:
     """The report's part on a compiled model's sums; ``feed``: to observe which ones saturate."""
     observe = feed is not None and sums.can_differ
@@ -199,12 +251,32 @@ def saturation_account(
         did_saturate=sum((b.did or 0) > 0 for b in bounds),
         advice=saturation_advice(sums, verdict),
         rows=[b for b in bounds if b.can],
+        cost=bound_cost(ledger),
+    )
+
+
+def bound_cost(ledger: Iterable[LedgerRow]) -> BoundCost | None:
+    """What the bound on sums costs in all, None where no tensor is bounded."""
+    costs = {row.tensor: row.bound_db for row in ledger if row.bound_db is not None}
+    if not costs:
+        return None
+    worst = max(costs, key=lambda name: costs[name])
+    exact = [name for name, isa in instruction_sets.TABLE.items() if not isa.saturates]
+    return BoundCost(
+        tensors=len(costs),
+        mean_db=float(np.mean(list(costs.values()))),
+        worst_db=costs[worst],
+        worst=worst,
+        avoided_by=f"isa: {', '.join(exact[:-1])} or {exact[-1]}",
     )
 
 
 def saturation_advice(sums: IntegerSums, verdict: Verdict | None) -> str:
-    """One line of advice for a model whose sums may saturate, else an empty string."""
-    if not sums.can_differ:
+    """One line of advice for a model whose sums may saturate, else an empty string.
+
+    Also empty where both kinds of sums were measured to give the same outputs.
+    """
+    if not sums.can_differ or (verdict is not None and is_same_on_data(verdict)):
         return ""
     can = sum(b.can > 0 for b in sums.bounds)
     return (
@@ -213,14 +285,42 @@ def saturation_advice(sums: IntegerSums, verdict: Verdict | None) -> str:
     )
 
 
+def is_same_on_data(verdict: Verdict) -> bool:
+    """True where both kinds of sums were measured, and gave the same outputs."""
+    if not verdict.by_sums or verdict.not_emulated:
+        return False
+    there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
+    return there.sqnr_db == elsewhere.sqnr_db  # cosines do not see a common factor
+
+
+def shown(verdict: Verdict) -> dict[str, Verdict]:
+    """By label what to show of a verdict: both kinds of sums if they differ, else one without."""
+    if not verdict.by_sums or is_same_on_data(verdict):
+        return {"": verdict}
+    return {LABELS[kind]: one for kind, one in verdict.by_sums.items()}
+
+
 def _figures(verdict: Verdict | None) -> str:
     """The worst cosines by both kinds of sums, if both are known."""
     if verdict is None or not verdict.by_sums or verdict.not_emulated:
         return ""
     there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
-    if there.sqnr_db == elsewhere.sqnr_db:
-        return ", but on these inputs the outputs are the same"
     return f" (worst cosine {there.worst_cosine:.4f} there, {elsewhere.worst_cosine:.4f} elsewhere)"
+
+
+def difference(verdict: Verdict) -> str:
+    """One line on processors whose outputs differ; empty where only one kind of sums was judged, or
+    both gave the same outputs."""
+    if not verdict.by_sums or is_same_on_data(verdict):
+        return ""
+    return f"outputs differ {_WITHOUT_VNNI}{_figures(verdict)}. {REMEDY}"
+
+
+def same_notes(verdict: Verdict | None) -> list[str]:
+    """A note where sums can saturate, but did not change an output."""
+    if verdict is None or not is_same_on_data(verdict):
+        return []
+    return [f"sums can saturate {_WITHOUT_VNNI}; on this data the outputs are the same"]
 
 
 def unemulated_notes(verdict: Verdict) -> list[str]:
@@ -231,11 +331,13 @@ def unemulated_notes(verdict: Verdict) -> list[str]:
     ]
 
 
-def difference_notes(verdict: Verdict) -> list[str]:
-    """A note on a comparison by both kinds of sums."""
-    if not verdict.by_sums:
+def session_notes(verdict: Verdict) -> list[str]:
+    """A note where exact sums needed session options on this processor."""
+    exact = verdict.by_sums.get(EXACT, verdict)
+    if exact.sums != EXACT or not exact.session_options:
         return []
-    there, elsewhere = (verdict.by_sums[k] for k in (SATURATING, EXACT))
-    if there.sqnr_db == elsewhere.sqnr_db:  # cosines do not see a common factor
-        return [f"sums can saturate {_WITHOUT_VNNI}; on this data the outputs are the same"]
-    return [f"outputs differ {_WITHOUT_VNNI}. {REMEDY}"]
+    entries = ", ".join(f"{key}={value}" for key, value in exact.session_options.items())
+    return [
+        f"exact sums were measured in a session with {entries}, without which they can saturate on "
+        "this processor; qcompile.session opens the same"
+    ]

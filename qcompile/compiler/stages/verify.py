@@ -100,9 +100,15 @@ def verify(rewritten: Rewritten) -> Verified:
         account.note("not-verified", "not verified (--no-verify)")
     with prepared.stopwatch.stage("saturation"):
         feed = feeds[0] if feeds and options.verify else None
-        saturation = saturation_check.saturation_account(sums, feed, verdict, options.threads)
+        # A model that came in quantized is compared with itself, with the same sums.
+        measured = None if rewritten.brought_alone else verdict
+        saturation = saturation_check.saturation_account(
+            sums, feed, measured, rewritten.ledger, options.threads
+        )
     if saturation.advice:
         account.note("saturation", saturation.advice)
+    for text in saturation_check.same_notes(measured):
+        account.note("same-sums", text)
     return Verified(
         rewritten,
         feeds,
@@ -239,6 +245,8 @@ def _verdict(
         return None
     for text in saturation_check.unemulated_notes(verdict):
         account.note("not-emulated", text)
+    for text in saturation_check.session_notes(verdict):
+        account.note("session-options", text)
     if models.note:
         account.note("selects-by-values", models.note)
     dependent = Invariance(verdict.alone, verdict.padded).note

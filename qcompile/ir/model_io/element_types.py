@@ -39,6 +39,8 @@ def _result_type(node: onnx.NodeProto, types: dict[str, int]) -> int:
     """The type of an operator's results, 0 where unknown."""
     if is_op(node, *_MOVERS):
         return types.get(node.input[0], 0)
+    if is_op(node, "Cast"):
+        return next((int(a.i) for a in node.attribute if a.name == "to"), 0)
     if is_op(node, "Where"):
         return types.get(node.input[1], 0)
     row = quantized_operator(node)

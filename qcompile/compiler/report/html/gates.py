@@ -10,6 +10,7 @@ from qcompile.compiler.report.html.markup import Markup, join, tag
 from qcompile.compiler.report.html.tables import plain
 
 Plain: TypeAlias = dict[str, Any]
+_LABELS = {"exact": " with exact sums", "saturating": " on x86 without VNNI"}
 
 
 def gates(report: Plain) -> Markup:
@@ -20,7 +21,22 @@ def gates(report: Plain) -> Markup:
              (("gate", ""), ("limit", "number"), ("reached", "number"), ("", ""))]  # fmt: skip
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
     shown = table if rows else tag("p", "No gate was set.")
-    return join([shown, _outputs(report["verify"]), _requirements(report.get("requirements"))])
+    cost = _bound_cost((report.get("saturation") or {}).get("cost"))
+    checked = _requirements(report.get("requirements"))
+    return join([shown, _outputs(report["verify"]), cost, checked])
+
+
+def _bound_cost(cost: Plain | None) -> Markup | None:
+    """What it costs that int8 sums are the same on all processors; None if there is no bound."""
+    if cost is None:
+        return None
+    text = (
+        f"No sum of int8 products can saturate on any processor. By that bound the rounding noise "
+        f"of {units.count(cost['tensors'], 'tensor')} is {cost['mean_db']:.1f} dB above that of "
+        f"plain 8 bits on average, and {cost['worst_db']:.1f} dB for {cost['worst']}. Without the "
+        f"bound, for processors whose sums are exact: {cost['avoided_by']} in the recipe."
+    )
+    return tag("p", text, class_="lead")
 
 
 def _requirements(checked: dict[str, int] | None) -> Markup | None:
@@ -96,10 +112,11 @@ def _outputs(verdict: Plain | None) -> Markup | None:
     rows = [
         tag(
             "tr",
-            tag("th", tag("code", o["output"]), scope="row"),
+            tag("th", tag("code", o["output"]), label, scope="row"),
             [tag("td", cell, class_="number") for cell in _output(o)],
         )
-        for o in verdict["outputs"]
+        for label, outputs in by_sums(verdict)
+        for o in outputs
     ]
     head = [tag("th", h, scope="col", class_="number" if i else "") for i, h in enumerate(heads)]
     return tag(
@@ -110,6 +127,14 @@ def _outputs(verdict: Plain | None) -> Markup | None:
         role="region",
         aria_label="Closeness by output",
     )
+
+
+def by_sums(verdict: Plain) -> list[tuple[str, list[Plain]]]:
+    """The outputs by both kinds of sums with their labels, if x86 without VNNI computes others."""
+    both = verdict.get("by_sums", {})
+    if len({repr(one["outputs"]) for one in both.values()}) < len(_LABELS):
+        return [("", verdict["outputs"])]
+    return [(label, both[kind]["outputs"]) for kind, label in _LABELS.items()]
 
 
 def _output(row: Plain) -> list[str]:

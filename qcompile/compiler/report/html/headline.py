@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from qcompile.compiler.report.html import units
+from qcompile.compiler.report.html import gates, units
 from qcompile.compiler.report.html.charts import Scale, axis, bar, interval, swatch
 from qcompile.compiler.report.html.markup import Markup, tag
 
@@ -17,13 +17,15 @@ _ERROR_FLOOR = 1e-6  # 1 - cosine at the right end of its axis
 
 
 def headline(report: Plain) -> Markup:
-    """Title, verdict, three cards, failures and notes."""
+    """Title, verdict, on which processors outputs differ, three cards, failures and notes."""
+    processors = (report.get("saturation") or {}).get("advice", "")
     return tag(
         "section",
         _title(report),
+        tag("p", "Processors: ", processors, class_="processors unknown") if processors else None,
         cards(_size(report), _speed(report), _closeness(report)),
         _failures(report["failures"]),
-        _notes(report["notes"]),
+        _notes([note for note in report["notes"] if note != processors]),
         id="summary",
         aria_label="Summary",
     )
@@ -175,7 +177,20 @@ def _closeness(report: Plain) -> Markup:
         caption,
         _cosines(worst["mean_cosine"], lowest, report["gates"]),
         _facts(worst, lowest),
+        _sums(verdict) or "",
     )
+
+
+def _sums(verdict: Plain) -> Markup | None:
+    """Mean cosines by both kinds of sums, where x86 without VNNI computes others."""
+    shown = [
+        f"{units.cosine(min(o['mean_cosine'] for o in outputs))}{label}"
+        for label, outputs in gates.by_sums(verdict)
+        if label and outputs
+    ]
+    if not shown:
+        return None
+    return tag("p", f"mean cosine {', '.join(shown)}", class_="caption")
 
 
 def _facts(output: Plain, lowest: float) -> Markup:

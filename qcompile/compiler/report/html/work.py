@@ -42,8 +42,14 @@ def latency(report: Plain) -> Markup | None:
             tag("p", text, class_="lead"),
             plain(("model", "best", "median", "90th percentile", "runs"), rows, "Latency"),
             noisy if bench["noisy"] else None,
+            *(tag("p", _session(*given)) for given in bench["session_options"].items()),
         ]
     )
+
+
+def _session(model: str, entries: dict[str, str]) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in entries.items())
+    return f"Session of {model}: {given}, for exact integer sums on this processor."
 
 
 def operators(report: Plain) -> Markup | None:
