@@ -62,7 +62,8 @@ def _near_one(*shape: int) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng(shape)
     values = rng.uniform(0.9, 1, shape) * rng.choice([-1, 1], shape[-1:])
     values[..., ::3] *= rng.choice([-1, 1], values[..., ::3].shape)
-    return (values / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+    scaled: Array = values / np.sqrt(np.prod(shape[:-1]))
+    return scaled.astype(np.float32)
 
 
 def _float_linears() -> Iterator[tuple[str, onnx.ModelProto]]:

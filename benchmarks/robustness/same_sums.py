@@ -46,8 +46,8 @@ from benchmarks.robustness.battery import listed
 from models._common import fail
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.records import SaturationAccount
+from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.options import CompileOptions
-from qcompile.compiler.stages.saturation_check import IntegerSums, saturation_account
 from qcompile.data.feeds import Feed
 from qcompile.errors import QCompileError
 from qcompile.runtime import session as runtime
@@ -107,7 +107,7 @@ class Worker:
                 path.write_bytes(model.SerializeToString())
             pairs = [(folder / f"{i}.npz", folder / f"{i}.out.npz") for i in range(len(feeds))]
             for (given, _), feed in zip(pairs, feeds, strict=True):
-                np.savez(given, **dict(feed))
+                np.savez(given, allow_pickle=False, **feed)
             answer = self._ask({"model": str(path), "feeds": [[str(a), str(b)] for a, b in pairs]})
             if answer != "ok":
                 raise RuntimeError(answer)
@@ -165,8 +165,8 @@ def _compiled(path: Path, form: str, feeds: BatteryFeeds, folder: Path) -> Path:
 def _compared(
     path: Path, name: str, form: str, feeds: BatteryFeeds, workers: Sequence[Worker]
 ) -> Outcome:
-    sums = IntegerSums(path)
-    account = saturation_account(sums, None, None)
+    sums = saturation_check.IntegerSums(path)
+    account = saturation_check.saturation_account(sums, None, None)
     small = probes(sums, feeds.calibration[0] if feeds.calibration else None)
     differ, errors = set[str](), []
     for probe in small:
