@@ -48,7 +48,7 @@ def noise(weight: Array, spec: QSpec) -> float:
     return float(np.mean(np.square(weight_params(weight, spec).scale, dtype=np.float64)))
 
 
-def reordered(weight: Array, rounds: int = 2) -> Array:
+def reordered(weight: Array, rounds: int = 1) -> Array:
     """The rows in an order in which large weights of one sign seldom are neighbours.
 
     Takes the worst pair or a random one, and exchanges one of its rows for that of the pair with
