@@ -126,7 +126,7 @@ def _of_graph(
 
 def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduct]:
     if is_unspecified(node, facts):
-        yield IntegerProduct(node.name, "", "", None, reason=unspecified(node))
+        yield IntegerProduct(label(node), "", "", None, reason=unspecified(node))
     elif is_op(node, *_FLOAT_CONVOLUTIONS, *_FLOAT_MATMULS):
         yield from (p for p in _fusible(node, facts) if bound(p).can)
     for a, b in byte_products(node):
@@ -138,6 +138,11 @@ def _of_node(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduc
             yield from _kernel(node, right, facts)
         else:
             yield from _linear(node, left, right, facts)
+
+
+def label(node: onnx.NodeProto) -> str:
+    """The name of a node, that of its first result where it has none."""
+    return str(node.name or next(filter(None, node.output), ""))
 
 
 def is_unspecified(node: onnx.NodeProto, facts: TensorFacts) -> bool:
@@ -177,11 +182,11 @@ def _fusible(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[IntegerProduc
     name = weight.input[0]
     values = facts.values(name)
     if values is None or not values.size:
-        found: Iterable[IntegerProduct] = [IntegerProduct(node.name, "", name, None)]
+        found: Iterable[IntegerProduct] = [IntegerProduct(label(node), "", name, None)]
     elif facts.maker(node.input[1]) is not weight or is_op(node, _FUSED_MATMUL):
         # Moved in between, or by the operator itself: any two may become neighbours.
         largest = int(np.abs(values.astype(np.int16)).max())
-        found = [IntegerProduct(node.name, "", name, None, largest)]
+        found = [IntegerProduct(label(node), "", name, None, largest)]
     elif is_op(node, *_FLOAT_CONVOLUTIONS):
         found = _kernel(node, name, facts)
     else:
@@ -204,11 +209,11 @@ def _kernel(node: onnx.NodeProto, weight: str, facts: TensorFacts) -> Iterator[I
     kernel = facts.values(weight)
     if kernel is None:
         if facts.type(weight) != UINT8:
-            yield IntegerProduct(node.name, "", weight, None)
+            yield IntegerProduct(label(node), "", weight, None)
         return
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     if kernel.dtype == np.int8 and kernel.shape[:2] != (groups, 1):
-        yield IntegerProduct(node.name, "", weight, summed_first(kernel))
+        yield IntegerProduct(label(node), "", weight, summed_first(kernel))
 
 
 def _linear(
@@ -216,17 +221,17 @@ def _linear(
 ) -> Iterator[IntegerProduct]:
     values = facts.values(right)
     if values is None:
-        yield IntegerProduct(node.name, left, right, None, _largest(right, facts))
+        yield IntegerProduct(label(node), left, right, None, _largest(right, facts))
         return
     if values.dtype != np.int8 or not values.ndim:
         return
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     if values.ndim == 2:
-        yield IntegerProduct(node.name, left, right, values.T if transposed else values)
+        yield IntegerProduct(label(node), left, right, values.T if transposed else values)
         return
     # A stack of matrices, or a vector: bounded, but rows are not counted, which differ by matrix.
     tall = values[:, None] if values.ndim == 1 else np.moveaxis(values, -2, 0)
-    yield IntegerProduct(node.name, "", right, tall.reshape(len(tall), -1))
+    yield IntegerProduct(label(node), "", right, tall.reshape(len(tall), -1))
 
 
 def _largest(name: str, facts: TensorFacts) -> int:

@@ -27,7 +27,7 @@ from qcompile.ir.quantized_operators import (
 )
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
-from qcompile.runtime.evaluation.int16_saturation import is_unspecified, unspecified
+from qcompile.runtime.evaluation.int16_saturation import is_unspecified, label, unspecified
 from qcompile.runtime.evaluation.saturating_convolutions import Convolution, Filters, saturated
 from qcompile.runtime.evaluation.saturating_sums import (
     CHUNK,
@@ -72,17 +72,17 @@ def saturating_form(model: onnx.ModelProto, storage: Storage | None = None) -> S
     for node in nodes:
         rewritten = _rewritten(node, facts)
         if isinstance(rewritten, Fragment):
-            emulated.append(_label(node))
+            emulated.append(label(node))
             form.graph.node.extend(rewritten.nodes)
             form.graph.initializer.extend(rewritten.constants)
             continue
         form.graph.node.append(node)
-        left += [] if rewritten is None else [(_label(node), rewritten.reason)]
+        left += [] if rewritten is None else [(label(node), rewritten.reason)]
         left += _inside(node, facts)
     for function in form.functions:
         inner = TensorFacts(onnx.GraphProto(node=function.node), Storage(), functions=own)
         risky = (n for n in function.node if _rewritten(n, inner) is not None)
-        left += [(_label(n), f"it is in the function {function.name}") for n in risky]
+        left += [(label(n), f"it is in the function {function.name}") for n in risky]
     return SaturatingForm(form, tuple(emulated), tuple(left))
 
 
@@ -92,12 +92,8 @@ def _inside(node: onnx.NodeProto, facts: TensorFacts) -> Iterator[tuple[str, str
         inner = TensorFacts(body, facts.storage, facts)
         for one in body.node:
             if _rewritten(one, inner) is not None:
-                yield _label(one), f"it is in a body of {_label(node)}"
+                yield label(one), f"it is in a body of {label(node)}"
             yield from _inside(one, inner)
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return str(node.name or next(filter(None, node.output), ""))
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
@@ -170,7 +166,7 @@ def _product(
     weight = _weight(it.right, across, facts)
     if not isinstance(weight, _Weight):
         return weight
-    f = Fragment(f"{_label(node)}/saturating", facts.names)
+    f = Fragment(f"{label(node)}/saturating", facts.names)
     it = _matmul_operands(f, node, it, across)
     exact = f.add(
         "MatMulInteger", it.left, it.right, *_without_trailing_gaps(it.left_zero, it.right_zero)
@@ -321,7 +317,7 @@ def _convolution(
     pairs = filters.pairs()
     if filters.depthwise or not len(pairs.columns):
         return None
-    f = Fragment(f"{_label(node)}/saturating", facts.names)
+    f = Fragment(f"{label(node)}/saturating", facts.names)
     space, last = values.ndim - 2, bool(_attribute(node, "channels_last", 0))
     if last:
         x = f.add("Transpose", x, perm=[0, space + 1, *range(1, space + 1)])
