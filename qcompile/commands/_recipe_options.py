@@ -9,7 +9,7 @@ import click
 
 from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size, custom_ops_option
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.config.recipe import Recipe, merge_settings, recipe_names
+from qcompile.compiler.config.recipe import POOLINGS, Recipe, merge_settings, recipe_names
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
@@ -40,6 +40,10 @@ _OPTIONS = (
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
                  help="Fix the symbolic dimensions of a name, of all inputs, at this size. "
                  "Repeatable."),
+    click.option("--pooling", type=click.Choice(POOLINGS),
+                 help="Return an embedding of each text (sentence_embedding) in place of the "
+                 "states of its tokens; auto: as modules.json of the folder says."),
+    click.option("--normalize", is_flag=True, help="Let embeddings have length 1."),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
     click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
                  "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "
@@ -74,6 +78,8 @@ class RecipeArguments(DataArguments):
     pipeline: str | None
     keep_float: tuple[str, ...]
     dims: tuple[tuple[str, tuple[int, ...]], ...]
+    pooling: str | None
+    normalize: bool
     count_padding: bool
     max_memory: int | None
     seed: int | None
@@ -94,6 +100,8 @@ class RecipeArguments(DataArguments):
             "seed": self.seed,
             "keep_float": self.keep_float or None,
             "dims": {**dict(base.dims), **fixed} or None,
+            "pooling": self.pooling,
+            "normalize": self.normalize or None,
             "mask_padding": False if self.count_padding else None,
         }
         return merge_settings(base, settings, COMMAND_LINE)

@@ -260,6 +260,10 @@ class Graph:
         self._gs.inputs.append(tensor)
         return tensor
 
+    def set_outputs(self, tensors: Sequence[Tensor]) -> None:
+        """Let the graph return these tensors, in this order."""
+        self._gs.outputs[:] = tensors
+
     def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
         """Let one input of one node read another tensor; other uses of the old one stay."""
         node.inputs[index] = tensor
