@@ -250,6 +250,7 @@ class Graph:
         if like is not None:
             results[0].dtype, results[0].shape = like.dtype, like.shape
         self._gs.nodes.append(node)
+        self._captured |= {name for body in subgraphs(node) for name in body.reads}
         if domain not in self.domains():
             self.import_domain(domain, 1)
         return node
