@@ -10,10 +10,10 @@ states, f is the position of the first real token of a sentence:
 |---|---|
 | mean | Σ x·m / max(Σ m, 1e-9) |
 | max | max of x where m is not 0, -1e9 elsewhere |
-| cls | x at f, which is 0 where padding is on the right; at 0 without a mask |
+| cls | x·m at f, which is 0 where padding is on the right; x at 0 without a mask |
 | mean_sqrt_len_tokens | Σ x·m / sqrt(max(Σ m, 1e-9)) |
 | weightedmean | mean with the weights m·(1 + position - f) |
-| lasttoken | x at the last real token |
+| lasttoken | x·m at the last real token |
 
 States of 16 bits are pooled in float32; the embedding has their type.
 """
@@ -147,11 +147,10 @@ class _Builder:
             first = self._integers("first", 0)
             return self._wide(self._add("Gather", [self._states, first], axis=_SEQUENCE))
         if kind == "cls":
-            return self._wide(self._at(self._first(self._marks())))
+            return self._at(self._first(self._marks()))
         if kind == "lasttoken":
             attrs = {"axis": _SEQUENCE, "keepdims": 1, "select_last_index": 1}
-            last = self._add("ArgMax", [self._marks()], **attrs)
-            return self._wide(self._at(last))
+            return self._at(self._add("ArgMax", [self._marks()], **attrs))
         if kind == "max":
             return self._largest()
         weights = self._unsqueezed(self._cast(self._mask, self._kind))
@@ -192,8 +191,11 @@ class _Builder:
         return reduced(self._graph, "ReduceMax", shown, (_SEQUENCE,), keepdims=0)
 
     def _at(self, index: Tensor) -> Tensor:
-        """States at one position of each sentence; ``index``: int64 [batch, 1]."""
-        return self._add("GatherND", [self._states, index], batch_dims=1)
+        """States at one position of each sentence, 0 if it is padding; int64 [batch, 1]."""
+        state = self._wide(self._add("GatherND", [self._states, index], batch_dims=1))
+        mark = self._add("GatherND", [self._marks(), index], batch_dims=1)
+        real = with_axes(self._graph, "Unsqueeze", self._cast(mark, self._kind), (1,))
+        return self._add("Mul", [state, real])
 
     def _first(self, marks: Tensor) -> Tensor:
         """Position of the first real token, int64 [batch, 1]."""
