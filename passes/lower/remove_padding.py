@@ -46,7 +46,7 @@ from qcompile.planning import Context
 from qcompile.planning.packed_pooling import Rows, pool_rows, poolings_of
 from qcompile.rewriting import Numerics, Pass, Stage
 
-_SINCE = 11  # CumSum
+_SINCE = 12  # Max of integers
 _LINEAR = (
     "MatMul", "com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat",
     "com.microsoft.MatMulNBits",
@@ -168,7 +168,7 @@ def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
     if not region.nodes:
         return None
     if graph.opset < _SINCE:
-        return Refusal(f"opset {graph.opset} has no CumSum, needs {_SINCE}")
+        return Refusal(f"opset {graph.opset} has no Max of integers, needs {_SINCE}")
     if np.dtype(mask.dtype).kind not in "biu":
         return Refusal(f"{MASK} is {np.dtype(mask.dtype)}: it may be additive")
     masks = derived_from(graph, MASK)
@@ -261,14 +261,15 @@ def _first_entries(graph: Graph, region: _Region) -> list[Tensor]:
 
 
 def _common_sizes(graph: Graph, tensors: list[Tensor]) -> Tensor:
-    """[batch, sequence] to which tensors [batch, sequence, channels] are broadcast."""
-    sizes = [_sizes(graph, t) for t in tensors]
-    if len(sizes) == 1:
-        return sizes[0]
-    common = _chain(graph, sizes[0], "ConstantOfShape", {})
-    for other in sizes[1:]:
-        common = graph.add("Expand", [common, other], [f"{_PREFIX}common"]).outputs[0]
-    return graph.add("Shape", [common], [f"{_PREFIX}sizes"]).outputs[0]
+    """[batch, sequence] to which tensors [batch, sequence, channels] are broadcast.
+
+    Max also hides from ONNX Runtime how the sizes are called: it takes equal names for equal sizes,
+    and lets tensors of one such shape reuse the memory of another.
+    """
+    none = graph.constant(f"{_PREFIX}none", np.array([0, 0]))
+    sizes = [none, *(_sizes(graph, t) for t in tensors)]
+    made: Tensor = graph.add("Max", sizes, [f"{_PREFIX}common"]).outputs[0]
+    return made
 
 
 def _sizes(graph: Graph, tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ PoolingKind = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmea
 KINDS: tuple[PoolingKind, ...] = get_args(PoolingKind)
 EMBEDDING = "sentence_embedding"
 _STATES = ("last_hidden_state", "token_embeddings")  # outputs of transformers and optimum
-_SINCE = 12  # GatherND with batch_dims
+_SINCE = 12  # GatherND with batch_dims, Max of integers
 _AXES_INPUT = {"ReduceSum": 13, "Unsqueeze": 13, "Squeeze": 13}  # operators changed first; else 18
 _LEAST_SUM, _LEAST_NORM = 1e-9, 1e-12
 _MASKED = -1e9
@@ -92,8 +92,8 @@ def _states(graph: Graph) -> Tensor:
         )
     if any(rank(t) == 2 for t in floats):
         raise ModelError(
-            f"nothing to pool: the outputs {shown} are pooled already, expected one of shape "
-            "[batch, sequence, hidden]; leave out --pooling"
+            f"nothing to pool: {shown} is pooled already, expected an output of shape [batch, "
+            "sequence, hidden]; leave out --pooling"
         )
     raise ModelError(
         f"nothing to pool: the outputs are {shown}, expected a float one of shape [batch, "
@@ -208,11 +208,13 @@ class _Builder:
     def _for_all(self, mask: Tensor) -> Tensor:
         """The mask in the shape of the states, [batch, sequence]: one row may be for all sentences.
 
-        Not left to broadcasting: ONNX Runtime takes dimensions of one name for equal sizes.
+        Max hides from ONNX Runtime how the sizes are called: it takes equal names for equal sizes,
+        and lets tensors of one such shape reuse the memory of another.
         """
-        sizes = self._add("Shape", [self._states])
         ends = [self._integers("ends", [n]) for n in (0, 2)]
-        return self._add("Expand", [mask, self._add("Slice", [sizes, *ends])])
+        sizes = self._add("Slice", [self._add("Shape", [self._states]), *ends])
+        sizes = self._add("Max", [sizes, self._integers("none", [0, 0])])
+        return self._add("Expand", [mask, sizes])
 
     def _places(self) -> Tensor:
         """1 + position - position of the first real token, [batch, sequence, 1]."""

@@ -235,8 +235,6 @@ def pool_rows(graph: Graph, pooling: Pooling, packed: Tensor, rows: Rows) -> Non
         if not (is_op(node, "MatMul") or node.attrs.get("keepdims", 1)):
             pooled = with_axes(graph, "Squeeze", pooled, (1,))
     pooled.dtype, pooled.shape = node.outputs[0].dtype, node.outputs[0].shape
-    if pooling.weights is not None:
-        _count_once(graph, pooling.weights)
     graph.replace_uses(node.outputs[0], pooled)
 
 
@@ -254,7 +252,11 @@ def _scanned(graph: Graph, packed: Tensor, pooling: Pooling, rows: Rows) -> Tens
     """The sum or the maximum of the rows of each sentence, [B, 1, channels]."""
     weights = None
     if pooling.weights is not None:
-        weights = _packed_weights(graph, pooling.weights, rows)
+        every = _by_position(graph, pooling.weights, rows)
+        flat = graph.constant(f"{_PREFIX}flat", _int64([1, -1]))
+        weights = _add(graph, "Reshape", [every, flat])
+        weights = _add(graph, "Gather", [weights, rows.real], axis=1)
+        _count_once(graph, pooling.weights, every)
     body = _body(packed, weights, pooling.kind, graph.opset)
     inputs, attrs = [rows.starts, rows.ends], {"body": body, "num_scan_inputs": 2}
     made: Tensor = graph.add("Scan", inputs, [f"{_PREFIX}{pooling.kind}"], attrs).outputs[0]
@@ -282,43 +284,36 @@ def _body(packed: Tensor, weights: Tensor | None, kind: Kind, opset: int) -> Sub
     return Subgraph(helper.make_graph(nodes, "of_sentence", bounds, [result], constants))
 
 
-def _packed_weights(graph: Graph, weights: Tensor, rows: Rows) -> Tensor:
-    """Weights of the rows, [1, T]."""
-    known, casts = shape_of(weights), list[int]()
-    if known is not None and len(known) == 3 and known[1] == 1:
-        by_position = with_axes(graph, "Squeeze", weights, (1,))
-    else:
-        narrow = _narrow(graph, weights)
+def _by_position(graph: Graph, weights: Tensor, rows: Rows) -> Tensor:
+    """One weight for each position, [B, S]."""
+    known, casts, axis = shape_of(weights), list[int](), 1
+    if known is None or len(known) != 3 or known[1] != 1:
+        narrow, axis = _narrow(graph, weights), 2
         assert narrow is not None  # poolings_of refuses others
         weights, casts = narrow
-        by_position = with_axes(graph, "Squeeze", weights, (2,))
+    made = with_axes(graph, "Squeeze", weights, (axis,))
     for kind in reversed(casts):
-        by_position = _add(graph, "Cast", [by_position], to=kind)
-    return _rows_of(graph, by_position, rows)
+        made = _add(graph, "Cast", [made], to=kind)
+    return _add(graph, "Expand", [made, rows.sizes])
 
 
-def _rows_of(graph: Graph, by_position: Tensor, rows: Rows) -> Tensor:
-    every = _add(graph, "Expand", [by_position, rows.sizes])
-    flat = graph.constant(f"{_PREFIX}flat", _int64([1, -1]))
-    return _add(graph, "Gather", [_add(graph, "Reshape", [every, flat]), rows.real], axis=1)
+def _count_once(graph: Graph, weights: Tensor, every: Tensor) -> None:
+    """Sum weights that are repeated for all channels before that: Expand after ReduceSum.
 
-
-def _count_once(graph: Graph, weights: Tensor) -> None:
-    """Sum weights that were repeated for all channels before that: Expand after ReduceSum."""
-    narrow, known = _narrow(graph, weights), shape_of(weights)
+    every: the weight of each position, [B, S].
+    """
+    known = shape_of(weights)
     width = known[-1] if known else None
-    if narrow is None or narrow[0] is weights or not isinstance(width, int):
+    if graph.producer(weights, "Expand", "Cast") is None or not isinstance(width, int):
         return
     for node in graph.consumers(weights):
-        if not is_op(node, "ReduceSum") or not _over_positions(node):
+        if width == 1 or not is_op(node, "ReduceSum") or not _over_positions(node):
             continue
-        total, casts = narrow
-        for kind in reversed(casts):
-            total = _add(graph, "Cast", [total], to=kind)
-        keepdims = int(node.attrs.get("keepdims", 1))
-        total = reduced(graph, "ReduceSum", total, (1,), keepdims=keepdims)
-        shape = graph.constant(f"{_PREFIX}width", _int64([1, 1, width] if keepdims else [1, width]))
-        graph.replace_uses(node.outputs[0], _add(graph, "Expand", [total, shape]))
+        total, shape = reduced(graph, "ReduceSum", every, (1,), keepdims=1), [1, width]
+        if node.attrs.get("keepdims", 1):
+            total, shape = with_axes(graph, "Unsqueeze", total, (2,)), [1, 1, width]
+        repeated = [total, graph.constant(f"{_PREFIX}repeated", _int64(shape))]
+        graph.replace_uses(node.outputs[0], _add(graph, "Expand", repeated))
 
 
 def _at(graph: Graph, sizes: Tensor, index: int) -> Tensor:
