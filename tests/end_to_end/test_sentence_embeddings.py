@@ -8,22 +8,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 
 import qcompile
-from qcompile.commands.cli import main
+from qcompile import Recipe
+from qcompile.compiler.config.recipe import merge_settings
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.ir.pooling import PoolingKind
 from qcompile.quant import Array
 from qcompile.runtime.session import Session, SessionOptions
+from qcompile.targets.target import Mode
+from tests.command_line import assert_one_line, run
 from tests.encoder_files import token_feeds
 
 FAST = CompileOptions(bench=False)
 THREAD = SessionOptions(threads=1)
 
 
-def run(path: Path, feed: dict[str, Array]) -> dict[str, Array]:
+def outputs(path: Path, feed: dict[str, Array]) -> dict[str, Array]:
     return Session(path, THREAD).run(feed)
 
 
@@ -34,24 +36,23 @@ def means(states: Array, mask: Array) -> Array:
 
 
 @pytest.mark.parametrize("mode", ["float", "dynamic"])
-def test_pooling_inside_equals_pooling_outside(
-    model: Path, tmp_path: Path, mode: qcompile.Mode
-) -> None:
+def test_pooling_inside_equals_pooling_outside(model: Path, tmp_path: Path, mode: Mode) -> None:
     """Of one compiled model with states and another with embeddings: the same integers inside."""
     states, embeddings = tmp_path / "states.onnx", tmp_path / "embeddings.onnx"
     qcompile.compile(model, mode=mode, options=FAST).save(states)
     result = qcompile.compile(model, mode=mode, pooling="mean", normalize=True, options=FAST)
     result.save(embeddings)
     (feed,) = token_feeds(1, padded=(1, 3))
-    found = run(embeddings, feed)
+    found = outputs(embeddings, feed)
     assert list(found) == ["sentence_embedding"]
-    expected = means(run(states, feed)["out"], feed["attention_mask"])
+    expected = means(outputs(states, feed)["out"], feed["attention_mask"])
     # Sums of at most 7 values of a vector of length 1, in another order.
     np.testing.assert_allclose(found["sentence_embedding"], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("target", ["cpu", "qdq", "tensorrt"])
-@pytest.mark.parametrize("kind", ["mean", "max", "cls"])
+@pytest.mark.parametrize(
+    ("target", "kind"), [("cpu", "mean"), ("cpu", "max"), ("qdq", "mean"), ("tensorrt", "cls")]
+)
 def test_static_models_are_compared_with_the_pooled_float_model(
     model: Path, target: str, kind: PoolingKind
 ) -> None:
@@ -67,15 +68,15 @@ def test_static_models_are_compared_with_the_pooled_float_model(
 
 
 def test_the_digest_and_the_lock_know_the_pooling(model: Path, data: Path, tmp_path: Path) -> None:
-    plain = qcompile.Recipe(mode="dynamic")
+    plain = Recipe(mode="dynamic")
     pooled = replace(plain, pooling="mean")
     assert len({r.digest() for r in (plain, pooled, replace(pooled, normalize=True))}) == 3
     arguments = [str(model), "--pooling", "max", "--normalize", "--no-bench", "-q"]
     out, again, lock = (str(tmp_path / n) for n in ("a.onnx", "b.onnx", "lock.yaml"))
     command = ["compile", *arguments, "--data", str(data), "--force", "-o", out, "--lock", lock]
-    assert CliRunner().invoke(main, command).exit_code == 0
+    assert run(*command).exit_code == 0
     command = ["compile", str(model), "--recipe", lock, "-q", "-o", again]
-    assert CliRunner().invoke(main, command).exit_code == 0
+    assert run(*command).exit_code == 0
     assert Path(out).read_bytes() == Path(again).read_bytes()
 
 
@@ -85,38 +86,34 @@ def test_verify_pools_what_is_not_pooled(model: Path, data: Path, tmp_path: Path
     verdict = qcompile.verify(model, out, data, pooling="mean")
     assert verdict.passed and [o.name for o in verdict.outputs] == ["sentence_embedding"]
     command = ["verify", str(model), str(out), "--data", str(data)]
-    refused = CliRunner().invoke(main, command)
-    assert refused.exit_code == 2
-    assert "is missing in the candidate, which returns 'sentence_embedding'" in refused.output
-    assert "--pooling" in refused.output
-    assert CliRunner().invoke(main, [*command, "--pooling", "mean"]).exit_code == 0
+    words = ("is missing in the candidate, which returns 'sentence_embedding'", "--pooling")
+    assert_one_line(run(*command), 2, *words)
+    assert run(*command, "--pooling", "mean").exit_code == 0
     # Another pooling is another embedding: the comparison would see it.
-    assert CliRunner().invoke(main, [*command, "--pooling", "cls"]).exit_code == 1
+    assert run(*command, "--pooling", "cls").exit_code == 1
 
 
 def test_normalize_needs_a_pooling() -> None:
     with pytest.raises(RecipeError, match="normalize is for embeddings"):
-        qcompile.Recipe(normalize=True)
+        Recipe(normalize=True)
 
 
 def test_auto_is_for_folders(model: Path) -> None:
     with pytest.raises(RecipeError, match="pooling auto is for folders"):
-        qcompile.compile(model, recipe=qcompile.Recipe(pooling="auto"))
+        qcompile.compile(model, recipe=Recipe(pooling="auto"))
 
 
 def test_unknown_pooling() -> None:
     with pytest.raises(RecipeError, match="unknown pooling 'means', did you mean 'mean'"):
-        qcompile.Recipe(pooling="means")  # type: ignore[arg-type]
+        merge_settings(Recipe(), {"pooling": "means"}, "here")
 
 
-def test_a_model_in_bfloat16_is_pooled_too(model: Path) -> None:
+def test_a_float16_output_is_pooled_too(model: Path) -> None:
     proto = onnx.load(model)
     cast = proto.graph.node.add(op_type="Cast", input=["out"], output=["last_hidden_state"])
     cast.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT16))
     proto.graph.output[0].name = "last_hidden_state"
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    result = qcompile.compile(
-        proto, mode="dynamic", pooling="mean", options=FAST
-    )
+    result = qcompile.compile(proto, mode="dynamic", pooling="mean", options=FAST)
     assert result.report.verdict is not None
     assert result.report.verdict.outputs[0].name == "sentence_embedding"
