@@ -4,8 +4,9 @@
         --data dev.jsonl --tokenizer DIR
 
 Embeddings are the output ``sentence_embedding``, else means over tokens of the first rank-3 output,
-in batches of sentences sorted by length, as in the table of docs/accuracy.md. ``--data`` is JSON lines with text_a, text_b and score,
-as in STS-B: Spearman is the rank correlation of the pairs' cosines with the scores.
+in batches of sentences sorted by length, as in the table of docs/accuracy.md. ``--data`` is JSON
+lines with text_a, text_b and score, as in STS-B: Spearman is the rank correlation of the pairs'
+cosines with the scores.
 """
 
 from __future__ import annotations
