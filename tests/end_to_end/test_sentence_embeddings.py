@@ -31,8 +31,8 @@ def outputs(path: Path, feed: dict[str, Array]) -> dict[str, Array]:
 
 def means(states: Array, mask: Array) -> Array:
     marks = mask[..., None].astype(np.float32)
-    found: Array = (states * marks).sum(1) / marks.sum(1)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    found = (states * marks).sum(1) / marks.sum(1)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("mode", ["float", "dynamic"])
