@@ -3,9 +3,10 @@
     python -m benchmarks.embedding_closeness FLOAT.onnx OTHER.onnx ...
         --data dev.jsonl --tokenizer DIR
 
-Embeddings are means over tokens of the first rank-3 output, in batches of sentences sorted by
-length, as in the table of docs/accuracy.md. ``--data`` is JSON lines with text_a, text_b and score,
-as in STS-B: Spearman is the rank correlation of the pairs' cosines with the scores.
+Embeddings are the output ``sentence_embedding``, else means over tokens of the first rank-3 output,
+in batches of sentences sorted by length, as in the table of docs/accuracy.md. ``--data`` is JSON
+lines with text_a, text_b and score, as in STS-B: Spearman is the rank correlation of the pairs'
+cosines with the scores.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from qcompile.data.feeds import Feed, InputSpec, input_specs
 from qcompile.ir.model_io.read_model import load
+from qcompile.ir.pooling import EMBEDDING
 from qcompile.runtime.evaluation.closeness import cosine
 from qcompile.runtime.session import Session, SessionOptions
 
@@ -53,12 +55,15 @@ def feed_of(texts: list[str], specs: tuple[InputSpec, ...], tokenizer: Any) -> F
 
 
 def embed(session: Session, feeds: list[tuple[list[int], Feed]], count: int) -> Floats:
-    """Mean-pooled embeddings, float64 [count, hidden]."""
+    """Embeddings, mean-pooled here where the model does not, float64 [count, hidden]."""
     embeddings: Floats = np.zeros((0, 0))
     for rows, feed in feeds:
-        hidden = next(v for v in session.run(feed).values() if v.ndim == 3 and v.dtype.kind == "f")
-        mask = feed["attention_mask"][..., None].astype(np.float64)
-        pooled = (hidden * mask).sum(1) / mask.sum(1)
+        outputs = session.run(feed)
+        pooled = outputs.get(EMBEDDING)
+        if pooled is None:
+            hidden = next(v for v in outputs.values() if v.ndim == 3 and v.dtype.kind == "f")
+            mask = feed["attention_mask"][..., None].astype(np.float64)
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
         if embeddings.size == 0:
             embeddings = np.zeros((count, pooled.shape[1]))
         embeddings[rows] = pooled

@@ -8,6 +8,10 @@ unpacked before it, and its result is packed again. The positions are computed o
 NonZero gives the real positions, CumSum the packed row of each. A padded position gets the row of
 the last real token before it; real positions do not depend on it, since attention masks it.
 
+Pooling over positions reads the rows of real tokens (``planning/packed_pooling.py``), so nothing is
+unpacked for it. The mask and what the first layer reads may have one row, or one position, for all:
+both are used in the shape to which they are broadcast.
+
 Batches without padding pay for the copies, about one percent. Refuses models where another operator
 reads across positions, where attention has no mask, or where shapes do not show which axes are
 positions. Source: Effective Transformer (ByteDance 2020); ONNX Runtime's own RemovePadding runs
@@ -16,20 +20,33 @@ only on CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from qcompile.ir import Graph, Node, Refusal, Tensor, is_constant, is_op, rank, scalar, shape_of
+from qcompile.ir import (
+    Graph,
+    Node,
+    Refusal,
+    Tensor,
+    Variable,
+    is_constant,
+    is_op,
+    rank,
+    scalar,
+    shape_of,
+)
 from qcompile.ir.analysis.data_path import MASK, derived_from
 from qcompile.ir.analysis.token_axes import POINTWISE, PRODUCTS, by_position, find_token_axes
+from qcompile.ir.graph import reads
 from qcompile.ir.operators import ATTENTION, MASKING, NORMALIZATIONS
+from qcompile.ir.pooling import reduced
 from qcompile.planning import Context
+from qcompile.planning.packed_pooling import Rows, pool_rows, poolings_of
 from qcompile.rewriting import Numerics, Pass, Stage
 
-_SINCE = 11  # CumSum
+_SINCE = 12  # Max of integers
 _LINEAR = (
     "MatMul", "com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat",
     "com.microsoft.MatMulNBits",
@@ -151,7 +168,7 @@ def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
     if not region.nodes:
         return None
     if graph.opset < _SINCE:
-        return Refusal(f"opset {graph.opset} has no CumSum, needs {_SINCE}")
+        return Refusal(f"opset {graph.opset} has no Max of integers, needs {_SINCE}")
     if np.dtype(mask.dtype).kind not in "biu":
         return Refusal(f"{MASK} is {np.dtype(mask.dtype)}: it may be additive")
     masks = derived_from(graph, MASK)
@@ -161,7 +178,8 @@ def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
         inside = {id(n) for n in region.nodes}
         for reader in graph.consumers(tensor):
             if id(reader) not in inside:
-                refusal = _mixes(graph, reader, masks)
+                pooled = poolings_of(graph, tensor, reader, masks)
+                refusal = None if pooled else _mixes(graph, reader, masks)
                 if refusal is not None:
                     return refusal
     for node in graph.nodes:
@@ -201,44 +219,75 @@ def _scores_without_mask(graph: Graph, softmax: Node, masks: set[str]) -> bool:
     return product and not masked
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Tensors computed once from the mask, int64.
-
-    ``real``: flat indices of real positions, (T,). ``row``: the packed row of each position,
-    (B·S,). ``shape``: [B, S, -1].
-    """
-
-    real: Tensor
-    row: Tensor
-    shape: Tensor
-
-
 def _apply(graph: Graph, mask: Tensor, region: _Region) -> None:
-    places = _places(graph, mask)
+    first = _first_entries(graph, region)
+    rows = _rows(graph, mask, _common_sizes(graph, first or [mask]))
+    width = graph.constant(f"{_PREFIX}width", np.array([-1]))
+    shape = graph.add("Concat", [rows.sizes, width], [f"{_PREFIX}shape"], {"axis": 0}).outputs[0]
     inside = {id(n) for n in region.nodes}
     for tensor in region.entries:
-        packed = _packed(graph, tensor, places)
+        real = _broadcast(graph, tensor, rows) if tensor in first else rows.real
+        packed = _packed(graph, tensor, real)
         for node in {id(n): n for n in graph.consumers(tensor) if id(n) in inside}.values():
             for i, t in enumerate(node.inputs):
                 if t is tensor:
                     graph.set_input(node, i, packed)
+    masks = derived_from(graph, MASK)
     exits = {t.name for t in region.exits}
     for node in region.nodes:
         if is_op(node, *_LAST_AXIS) and "axis" in node.attrs:
             node.attrs["axis"] = -1
         out = node.outputs[0]
         if out.name in exits:
-            _restore(graph, node, out, inside, places)
+            packed = _divert(graph, node, inside, masks, rows)
+            spread = graph.add("Gather", [packed, rows.row], [f"{out.name}/rows"], {"axis": 0})
+            spread.outputs[0].dtype = out.dtype
+            graph.add("Reshape", [spread.outputs[0], shape], [out])
         else:
             out.shape = None
+    graph.remove_dead()
 
 
-def _places(graph: Graph, mask: Tensor) -> _Places:
+def _first_entries(graph: Graph, region: _Region) -> list[Tensor]:
+    """Entries that are not computed from what the region computes, such as embeddings.
+
+    All others have the common shape already.
+    """
+    made = {t.name for n in region.nodes for t in n.outputs}
+    for node in graph.nodes:
+        if any(name in made for name in reads(node)):
+            made |= {t.name for t in node.outputs}
+    return [t for t in region.entries if t.name not in made]
+
+
+def _common_sizes(graph: Graph, tensors: list[Tensor]) -> Tensor:
+    """[batch, sequence] to which tensors [batch, sequence, channels] are broadcast.
+
+    Max also hides from ONNX Runtime how the sizes are called: it takes equal names for equal sizes,
+    and lets tensors of one such shape reuse the memory of another.
+    """
+    none = graph.constant(f"{_PREFIX}none", np.array([0, 0]))
+    sizes = [none, *(_sizes(graph, t) for t in tensors)]
+    made: Tensor = graph.add("Max", sizes, [f"{_PREFIX}common"]).outputs[0]
+    return made
+
+
+def _sizes(graph: Graph, tensor: Tensor) -> Tensor:
+    """The first two sizes of a tensor or of its shape."""
+    shape = graph.add("Shape", [tensor], [f"{_PREFIX}shape"]).outputs[0]
+    return _chain(graph, shape, "Slice", {}, np.array([0]), np.array([2]))
+
+
+def _rows(graph: Graph, mask: Tensor, sizes: Tensor) -> Rows:
     """Add the nodes that compute them. The first position counts as real, so that at least one
-    exists where all positions are padding."""
-    flat = _chain(graph, mask, "Cast", {"to": 9})  # bool: any value but 0 is real
-    flat = _chain(graph, flat, "Reshape", {}, np.array([-1]))
+    exists where all positions are padding; it belongs to no sentence then."""
+    every = graph.add("Expand", [mask, sizes], [f"{_PREFIX}mask"]).outputs[0]
+    marks = _chain(graph, every, "Cast", {"to": 9})  # bool: any value but 0 is real
+    # More rows than the data: one row of it is for all of the mask's. More positions: an error.
+    batch = _chain(graph, _sizes(graph, every), "Slice", {}, np.array([0]), np.array([1]))
+    length = _chain(graph, sizes, "Slice", {}, np.array([1]), np.array([2]))
+    sizes = graph.add("Concat", [batch, length], [f"{_PREFIX}sizes"], {"axis": 0}).outputs[0]
+    flat = _chain(graph, marks, "Reshape", {}, np.array([-1]))
     one = graph.constant(f"{_PREFIX}first", np.array([True]))
     rest = _chain(graph, flat, "Slice", {}, np.array([1]), np.array([2**31 - 1]))
     flat = graph.add("Concat", [one, rest], [f"{_PREFIX}flat"], {"axis": 0}).outputs[0]
@@ -247,20 +296,46 @@ def _places(graph: Graph, mask: Tensor) -> _Places:
     count = _chain(graph, flat, "Cast", {"to": 7})
     count = _chain(graph, count, "CumSum", {}, np.array(0))
     row = _chain(graph, count, "Sub", {}, np.array(1))
-    sizes = graph.add("Shape", [mask], [f"{_PREFIX}sizes"]).outputs[0]
-    width = graph.constant(f"{_PREFIX}width", np.array([-1]))
-    shape = graph.add("Concat", [sizes, width], [f"{_PREFIX}shape"], {"axis": 0}).outputs[0]
-    for tensor in (real, row, shape, sizes, where):
+    starts, ends = _bounds(graph, marks, real)
+    for tensor in (real, row, sizes, where, starts, ends):
         tensor.dtype = np.dtype(np.int64)
-    return _Places(real, row, shape)
+    return Rows(real, row, sizes, starts, ends)
+
+
+def _bounds(graph: Graph, marks: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """First row of each sentence and the one after its last, (B, 1).
+
+    Counted from the end: the first row belongs to no sentence if it is one of padding.
+    """
+    counts = _chain(graph, marks, "Cast", {"to": 7})
+    counts = reduced(graph, "ReduceSum", counts, (1,), keepdims=1)
+    after = _chain(graph, counts, "CumSum", {"reverse": 1, "exclusive": 1}, np.array(0))
+    total = graph.add("Shape", [real], [f"{_PREFIX}total"]).outputs[0]
+    ends = graph.add("Sub", [total, after], [f"{_PREFIX}ends"]).outputs[0]
+    starts = graph.add("Sub", [ends, counts], [f"{_PREFIX}starts"]).outputs[0]
+    return starts, ends
 
 
 def _chain(graph: Graph, x: Tensor, op: str, attrs: dict[str, int], *operands: object) -> Tensor:
     inputs = [graph.constant(f"{_PREFIX}{op}", np.asarray(v, np.int64)) for v in operands]
-    return graph.add(op, [x, *inputs], [f"{_PREFIX}{op}"], attrs).outputs[0]
+    made: Tensor = graph.add(op, [x, *inputs], [f"{_PREFIX}{op}"], attrs).outputs[0]
+    return made
 
 
-def _packed(graph: Graph, tensor: Tensor, places: _Places) -> Tensor:
+def _broadcast(graph: Graph, tensor: Tensor, rows: Rows) -> Tensor:
+    """Which rows of a tensor are those of real positions, where one may be for several, (T,)."""
+    own = _sizes(graph, tensor)
+    count = _chain(graph, own, "ReduceProd", {"keepdims": 0})
+    ends = [graph.constant(f"{_PREFIX}{v}", np.array(v)) for v in (0, 1)]
+    every = graph.add("Range", [ends[0], count, ends[1]], [f"{_PREFIX}Range"]).outputs[0]
+    places = graph.add("Reshape", [every, own], [f"{_PREFIX}places"]).outputs[0]
+    spread = graph.add("Expand", [places, rows.sizes], [f"{_PREFIX}spread"]).outputs[0]
+    flat = _chain(graph, spread, "Reshape", {}, np.array([-1]))
+    found: Tensor = graph.add("Gather", [flat, rows.real], [f"{_PREFIX}rows"]).outputs[0]
+    return found
+
+
+def _packed(graph: Graph, tensor: Tensor, real: Tensor) -> Tensor:
     """Rows of real positions, (T, channels)."""
     shape = shape_of(tensor)
     width = shape[-1] if shape and isinstance(shape[-1], int) else None
@@ -268,20 +343,32 @@ def _packed(graph: Graph, tensor: Tensor, places: _Places) -> Tensor:
     if width is None:  # the last of three dimensions, whatever it is
         flat = graph.constant(f"{_PREFIX}rows", np.array([0, -1]))
     rows = graph.add("Reshape", [tensor, flat], [f"{tensor.name}/rows"]).outputs[0]
-    packed = graph.add("Gather", [rows, places.real], [f"{tensor.name}/real"], {"axis": 0})
+    packed = graph.add("Gather", [rows, real], [f"{tensor.name}/real"], {"axis": 0})
     rows.dtype = packed.outputs[0].dtype = tensor.dtype
     result: Tensor = packed.outputs[0]
     return result
 
 
-def _restore(graph: Graph, node: Node, out: Tensor, inside: Iterable[int], places: _Places) -> None:
-    """Make a node's output packed; readers outside the region read an unpacked copy, ``out``."""
-    readers = [r for r in graph.consumers(out) if id(r) in set(inside)]
+def _divert(graph: Graph, node: Node, inside: set[int], masks: set[str], rows: Rows) -> Variable:
+    """Make a node's output packed, and let all readers use it that can.
+
+    They are in the region, pool over positions, or want to know the shape. Others keep the tensor.
+    """
+    out = node.outputs[0]
+    readers = {id(r): r for r in graph.consumers(out)}.values()
+    outer = [r for r in readers if id(r) not in inside]
+    poolings = [p for r in outer for p in poolings_of(graph, out, r, masks)]
     packed = graph.divert_output(node, "packed")
-    for reader in readers:
+    for pooling in poolings:
+        pool_rows(graph, pooling, packed, rows)
+    for reader in outer:
+        if is_op(reader, "Shape") and not reader.attrs:
+            channels = graph.add("Shape", [packed], [f"{_PREFIX}packed"]).outputs[0]
+            channels = _chain(graph, channels, "Slice", {}, np.array([1]), np.array([2]))
+            inputs = [rows.sizes, channels]
+            graph.substitute(reader.outputs[0], "Concat", inputs, "sizes", {"axis": 0})
+    for reader in (r for r in readers if id(r) in inside):
         for i, tensor in enumerate(reader.inputs):
             if tensor is out:
                 graph.set_input(reader, i, packed)
-    rows = graph.add("Gather", [packed, places.row], [f"{out.name}/rows"], {"axis": 0}).outputs[0]
-    rows.dtype = out.dtype
-    graph.add("Reshape", [rows, places.shape], [out])
+    return packed

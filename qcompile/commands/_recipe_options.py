@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size, custom_ops_option
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.config.recipe import Recipe, merge_settings, recipe_names
+from qcompile.compiler.config.recipe import POOLINGS, Recipe, merge_settings, recipe_names
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
@@ -23,6 +24,20 @@ isa_option = click.option(
     help=f"Processors that the model is for: {', '.join(TABLE)}; native: this machine.  "
     "[default: any, the same outputs on all]",
 )  # fmt: skip
+
+
+def pooling_options(text: str, kinds: Sequence[str]) -> Callable[[F], F]:
+    """--pooling, with its help, and --normalize."""
+
+    def decorate(command: F) -> F:
+        command = click.option("--normalize", is_flag=True, help="Let embeddings have length 1.")(
+            command
+        )
+        return click.option("--pooling", type=click.Choice(kinds), help=text)(command)
+
+    return decorate
+
+
 _OPTIONS = (
     click.option("--target", help="Runtime to compile for: see `qcompile targets`.  "
                  "[default: cpu]"),
@@ -40,6 +55,8 @@ _OPTIONS = (
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
                  help="Fix the symbolic dimensions of a name, of all inputs, at this size. "
                  "Repeatable."),
+    pooling_options("Return an embedding of each text (sentence_embedding) in place of the states "
+                    "of its tokens; auto: as modules.json of the folder says.", POOLINGS),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
     click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
                  "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "
@@ -74,6 +91,8 @@ class RecipeArguments(DataArguments):
     pipeline: str | None
     keep_float: tuple[str, ...]
     dims: tuple[tuple[str, tuple[int, ...]], ...]
+    pooling: str | None
+    normalize: bool
     count_padding: bool
     max_memory: int | None
     seed: int | None
@@ -94,6 +113,8 @@ class RecipeArguments(DataArguments):
             "seed": self.seed,
             "keep_float": self.keep_float or None,
             "dims": {**dict(base.dims), **fixed} or None,
+            "pooling": self.pooling,
+            "normalize": self.normalize or None,
             "mask_padding": False if self.count_padding else None,
         }
         return merge_settings(base, settings, COMMAND_LINE)

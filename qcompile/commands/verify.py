@@ -19,10 +19,11 @@ from qcompile.commands._options import (
     gate_options,
     output_options,
 )
-from qcompile.commands._recipe_options import isa_option
+from qcompile.commands._recipe_options import isa_option, pooling_options
 from qcompile.compiler.python_api import verify as compare_models
 from qcompile.compiler.stages import saturation_check
 from qcompile.errors import GateError
+from qcompile.ir.pooling import KINDS, PoolingKind
 from qcompile.runtime.evaluation.batch_invariance import Invariance
 from qcompile.runtime.evaluation.closeness import Verdict
 
@@ -35,6 +36,8 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
     candidate: Path
     data: str
     isa: str | None
+    pooling: PoolingKind | None
+    normalize: bool
 
 
 @click.command()
@@ -44,6 +47,9 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
 @data_options
 @custom_ops_option
 @isa_option
+@pooling_options(
+    "Compare embeddings: models that do not return sentence_embedding are pooled.", KINDS
+)
 @gate_options(compiling=False)
 @output_options
 def verify(**given: Any) -> None:
@@ -59,6 +65,8 @@ def verify(**given: Any) -> None:
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
         isa=arguments.isa or "",
+        pooling=arguments.pooling,
+        normalize=arguments.normalize,
     )
     if arguments.as_json:
         print_json(verdict)

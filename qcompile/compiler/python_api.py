@@ -15,6 +15,7 @@ from qcompile.compiler.search.policy import sensitivity as rank_by
 from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
+from qcompile.compiler.stages.models import with_pooling
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
@@ -23,6 +24,8 @@ from qcompile.errors import DataError, RecipeError
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.read_model import Source
+from qcompile.ir.model_io.write_model import ModelFiles
+from qcompile.ir.pooling import EMBEDDING, PoolingKind
 from qcompile.quant import Array
 from qcompile.runtime import latency
 from qcompile.runtime import session as runtime
@@ -60,6 +63,8 @@ def compile(
     calibrator: str | None = None,
     pipeline: str | None = None,
     keep_float: Sequence[str] | None = None,
+    pooling: PoolingKind | None = None,
+    normalize: bool | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -71,6 +76,8 @@ def compile(
 
     ``recipe`` is a Recipe, the name of one, a YAML file, or a lock. The named settings override it,
     except a lock, which must agree with them: it builds the same bytes again without data.
+    ``pooling``: the model returns ``sentence_embedding`` [batch, hidden] in place of the states of
+    its tokens [batch, sequence, hidden]; ``normalize``: of length 1.
     ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError, DataError,
     RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
     ``gates`` allow and ``options.force`` is off.
@@ -81,6 +88,8 @@ def compile(
         "calibrator": calibrator,
         "pipeline": pipeline,
         "keep_float": None if keep_float is None else tuple(keep_float),
+        "pooling": pooling,
+        "normalize": normalize,
         "seed": seed,
     }
     options = options or CompileOptions()
@@ -171,17 +180,23 @@ def verify(
     batch_size: int | None = None,
     max_length: int | None = None,
     isa: str = "",
+    pooling: PoolingKind | None = None,
+    normalize: bool = False,
     custom_ops: Sequence[str | Path] = (),
 ) -> Verdict:
     """Compare the outputs of two models on data, which is read as ``open_data`` says.
 
     ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
-    the worse verdict counts where x86 without VNNI computes other outputs. ``custom_ops``:
-    libraries of custom operators, whose code runs. Raises ModelError, DataError or RecipeError on
-    bad input.
+    the worse verdict counts where x86 without VNNI computes other outputs. ``pooling`` and
+    ``normalize``: compare embeddings; a model that does not return ``sentence_embedding`` is pooled
+    so. ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError, DataError
+    or RecipeError on bad input.
     """
-    isa = Recipe(isa=isa).isa
+    isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
     with custom_operators(custom_ops):
+        if pooling is not None:
+            pooled = [_pooled(m, pooling, normalize) for m in (reference, candidate)]
+            reference, candidate = (m.path if isinstance(m, ModelFiles) else m for m in pooled)
         # Raises errors that name what is wrong with a file, before the runtime loads it.
         shape_inference.infer(read_model.load(candidate))
         graph = read_model.load(reference)
@@ -197,6 +212,14 @@ def verify(
         )
         models = compared_models(find_selection(graph), reference, candidate)
         return _compared(models, feeds, gates or Gates(), isa)
+
+
+def _pooled(model: Source, pooling: PoolingKind, normalize: bool) -> Source | ModelFiles:
+    """The model with pooling, itself if it has an output ``sentence_embedding``."""
+    graph = read_model.load(model)
+    if any(t.name == EMBEDDING for t in graph.outputs):
+        return model
+    return with_pooling(graph, pooling, normalize=normalize)
 
 
 def _compared(models: ComparedModels, feeds: Feeds, gates: Gates, isa: str) -> Verdict:

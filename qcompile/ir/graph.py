@@ -250,6 +250,7 @@ class Graph:
         if like is not None:
             results[0].dtype, results[0].shape = like.dtype, like.shape
         self._gs.nodes.append(node)
+        self._captured |= {name for body in subgraphs(node) for name in body.reads}
         if domain not in self.domains():
             self.import_domain(domain, 1)
         return node
@@ -259,6 +260,10 @@ class Graph:
         tensor = gs.Variable(self.fresh(base), np.dtype(dtype), list(shape or ()))
         self._gs.inputs.append(tensor)
         return tensor
+
+    def set_outputs(self, tensors: Sequence[Tensor]) -> None:
+        """Let the graph return these tensors, in this order."""
+        self._gs.outputs[:] = tensors
 
     def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
         """Let one input of one node read another tensor; other uses of the old one stay."""

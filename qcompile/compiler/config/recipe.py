@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from qcompile.errors import RecipeError
+from qcompile.ir.pooling import KINDS, PoolingKind
 from qcompile.planning.context import ATTENTIONS, MODES, PRECISIONS, Attention, Precision
 from qcompile.quant import Calibrator
 from qcompile.rewriting.pipeline_spec import parse_items
@@ -26,6 +27,9 @@ from qcompile.targets.target import Mode
 
 _NAMED = Path(__file__).parent / "recipes"
 _SUFFIXES = (".yaml", ".yml")
+Pooling = PoolingKind | Literal["auto", ""]
+AUTO: Literal["auto"] = "auto"  # the pooling that a folder's configuration names
+POOLINGS = (*KINDS, AUTO)
 # The value of the key ``format`` in a lock; its recipe is one of its keys.
 LOCK = "qcompile lock"
 _MOST_OF_RECIPE = 1 << 20  # bytes
@@ -53,6 +57,9 @@ class Recipe:
         isa: instruction set that the model will run on, a name of ``instruction_sets.TABLE``; "" is
             any. "any" and "native", this machine's, may be given and become one of these.
         dims: sizes at which symbolic dimensions of the inputs are fixed.
+        pooling: how the embedding ``sentence_embedding`` is made of the states of the tokens, which
+            it replaces as an output; "auto" is as the folder's own configuration says, "" none.
+        normalize: the embedding gets length 1.
         forms: lowering options other than the target's own, as ``--tune`` finds them, by a name of
             ``Target.forms``.
     """
@@ -72,6 +79,8 @@ class Recipe:
     general_text: bool = True
     isa: Annotated[str, "the empty string is any"] = ""
     dims: Annotated[tuple[tuple[str, int], ...], "dimension and its size"] = ()
+    pooling: Annotated[Pooling, "the empty string is none"] = ""
+    normalize: bool = False
     forms: Annotated[
         tuple[tuple[str, str], ...], "lowering option and choice, other than the target's own"
     ] = ()
@@ -88,6 +97,11 @@ class Recipe:
         if self.isa and self.isa not in instruction_sets.TABLE:
             names = (*instruction_sets.TABLE, instruction_sets.ANY, instruction_sets.NATIVE)
             raise RecipeError(f"unknown isa {self.isa!r}{nearest(self.isa, names)}")
+        if self.pooling not in ("", *POOLINGS):
+            hint = nearest(self.pooling, POOLINGS)
+            raise RecipeError(f"unknown pooling {self.pooling!r}{hint}")
+        if self.normalize and not self.pooling:
+            raise RecipeError("normalize is for embeddings: choose a pooling too (--pooling mean)")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         for pattern, bits in self.precision:
@@ -126,6 +140,8 @@ _TYPES: dict[str, tuple[type, str]] = {
     "general_text": (bool, "true or false"),
     "isa": (str, "a name"),
     "precision": (dict, "a mapping of patterns to 8, 16 or float"),
+    "pooling": (str, "a name"),
+    "normalize": (bool, "true or false"),
     "dims": (dict, "a mapping of dimensions to sizes"),
     "forms": (dict, "a mapping of lowering options to choices"),
 }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcompile.compiler.driver import compile_model
-from qcompile.compiler.model_folder import layout, torch_export
+from qcompile.compiler.model_folder import layout, sentence_pooling, torch_export
 from qcompile.compiler.model_folder.atomic_folder import copy_companions
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.torch_export import Exported
@@ -56,9 +56,12 @@ def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Resu
 
 
 def _for_folder(request: Request, folder: Folder) -> Request:
-    """The request with the folder's tokenizer, unless it names one, and with a lock per result."""
+    """The request with the folder's tokenizer, unless it names one, the folder's pooling where it
+    is to be that, and with a lock per result."""
     tokenizer = request.options.tokenizer or folder.tokenizer
-    return replace(request, options=replace(request.options, tokenizer=tokenizer, keep_lock=True))
+    options = replace(request.options, tokenizer=tokenizer, keep_lock=True)
+    recipe = sentence_pooling.with_folder_pooling(request.recipe, folder)
+    return replace(request, recipe=recipe, options=options)
 
 
 def _unfit(folder: Folder, request: Request) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -24,6 +25,7 @@ from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
+from qcompile.ir.pooling import PoolingKind, add_pooling
 from qcompile.ir.subgraph import constant_bytes, element_types, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting.bodies import BodyCompiler
@@ -42,14 +44,15 @@ _NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
     files. content: bytes and counts by kind and type. weights: bytes of each constant, by name.
-    raised: the same model in float32, where this one cannot run."""
+    edited: the model to run and to compare with, where it is not this one: with pooling, or in
+    float32."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
     weights: dict[str, int]
-    raised: ModelFiles | None = None
+    edited: ModelFiles | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -63,8 +66,8 @@ class FloatModel:
     @property
     def running(self) -> bytes | Path:
         """The model for the runtime to load: weights in a separate file, which is memory-mapped."""
-        if self.raised is not None:
-            return self.raised.path
+        if self.edited is not None:
+            return self.edited.path
         return self.stored if self._externalized is None else self._externalized.path
 
 
@@ -118,6 +121,19 @@ def in_float32(model: read_model.Source) -> ModelFiles:
     PassManager(passes).run(graph, ctx)
     BodyCompiler(passes).run(graph, ctx)
     return write_model.write_model(graph, "reference")
+
+
+def with_pooling(
+    graph: Graph, kind: PoolingKind, *, normalize: bool, keep: Collection[str] = ()
+) -> ModelFiles:
+    """Add pooling to a graph, and write it with external weights into a temporary folder.
+
+    Raises ModelError where it cannot be pooled, OutputError where there is no room.
+    """
+    shape_inference.infer(graph)
+    add_pooling(graph, kind, normalize=normalize, keep=keep)
+    model, folder = write_model.with_external_weights(graph)
+    return ModelFiles(write_model.save_proto(model, folder), None, folder)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qcompile.compiler.config import lowering_options
-from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.config.recipe import AUTO, Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.models import (
@@ -16,6 +16,7 @@ from qcompile.compiler.stages.models import (
     computes_in_bfloat16,
     in_float32,
     read_float_model,
+    with_pooling,
 )
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
@@ -110,11 +111,19 @@ def prepare(request: Request) -> Prepared:
     request.progress.step("load")
     model, graph = read_float_model(request.model)
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
+    if recipe.pooling == AUTO:
+        raise RecipeError(
+            "pooling auto is for folders with modules.json: name one for a file (--pooling mean)"
+        )
+    if recipe.pooling:
+        pooled = with_pooling(graph, recipe.pooling, normalize=recipe.normalize)
+        model = replace(model, edited=pooled)
     fix_dims(graph, dict(recipe.dims))
     dimension_names.separate_names(graph, session.evaluate)
     unknown = shape_inference.infer(graph)
     if computes_in_bfloat16(graph):
-        model = replace(model, raised=in_float32(request.model))
+        given = request.model if model.edited is None else model.edited.path
+        model = replace(model, edited=in_float32(given))
         notes.append(Note("bfloat16-raised", _BFLOAT16))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
@@ -144,12 +153,12 @@ def prepare(request: Request) -> Prepared:
 
 
 def _running_graph(model: FloatModel, graph: Graph) -> Graph:
-    """The graph of the float model as it runs here: in float32, where bfloat16 cannot."""
-    if model.raised is None:
+    """The graph of the float model as it runs here: with pooling, in float32 for bfloat16."""
+    if model.edited is None:
         return graph
-    raised = read_model.load(model.raised.path)
-    shape_inference.infer(raised)
-    return raised
+    edited = read_model.load(model.edited.path)
+    shape_inference.infer(edited)
+    return edited
 
 
 def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:

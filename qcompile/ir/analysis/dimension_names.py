@@ -160,8 +160,8 @@ def _rename(graph: Graph, free: Sequence[_Axis]) -> None:
 
 
 def _declared(graph: Graph, tensor: Tensor) -> Sequence[onnx.TensorShapeProto.Dimension]:
-    """The dimensions of an input or output as they will be written."""
-    info = graph.header.interface[tensor.name]
+    """The dimensions of an input or output as they are declared; none if it was added."""
+    info = graph.header.interface.get(tensor.name, onnx.ValueInfoProto())
     return info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ()
 
 

@@ -5,7 +5,7 @@ sample. An output with one value per sample (a regression) counts as one vector 
 since the cosine of single numbers is only their sign. SQNR is over all values. R² is that of the
 columns that lose most of their spread (``column_spread.py``): it sees what a cosine over columns of
 different scale, or over answers far from zero, does not. Flips are samples (rows of a rank-2
-output, tokens of a rank-3 output called logits) whose argmax differs.
+output, tokens of a rank-3 output called logits) whose argmax differs; an embedding decides nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from qcompile.data.feeds import padding_mask
 from qcompile.errors import DataError
+from qcompile.ir.pooling import EMBEDDING
 from qcompile.quant import Array
 from qcompile.runtime.evaluation.column_spread import (
     ColumnGroup,
@@ -190,7 +191,7 @@ class Closeness(Record):
 
     def _decide(self, a: Array, b: Array, rank: int) -> None:
         """Count decisions; ``rank``: of the whole output."""
-        decides = rank == 2 or (rank == 3 and "logits" in self.name)
+        decides = (rank == 2 and self.name != EMBEDDING) or (rank == 3 and "logits" in self.name)
         if decides and a.shape[-1] > 1:
             best = np.atleast_1d(a.argmax(-1) != b.argmax(-1))
             self.decisions += best.size
@@ -340,7 +341,7 @@ def judge(
         samples += max((v.shape[0] for v in feed.values() if v.ndim), default=1)
         old, new = tensors(old), tensors(new)
         for name, a in old.items():
-            _check_match(name, a, new.get(name))
+            _check_match(name, a, new)
             b = new[name]
             if a.dtype.kind in "OUS":  # text is equal or not
                 a, b = np.ones(a.shape), np.equal(a, b)
@@ -373,9 +374,14 @@ def tensors(outputs: Mapping[str, Any]) -> dict[str, Array]:
     return found
 
 
-def _check_match(name: str, a: Array, b: Array | None) -> None:
-    if not isinstance(b, np.ndarray):
-        raise DataError(f"output {name!r} of the reference is missing in the candidate")
+def _check_match(name: str, a: Array, candidate: Mapping[str, Array]) -> None:
+    b = candidate.get(name)
+    if b is None:
+        pooled = f"; --pooling pools the reference too, for {EMBEDDING!r}"
+        raise DataError(
+            f"output {name!r} of the reference is missing in the candidate, which returns "
+            f"{', '.join(map(repr, candidate))}{pooled if EMBEDDING in candidate else ''}"
+        )
     if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
         raise DataError(
             f"output {name!r} is {b.dtype}{list(b.shape)}, expected {a.dtype}{list(a.shape)}"

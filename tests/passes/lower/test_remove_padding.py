@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompile.errors import ModelError
 from qcompile.ir import Graph, Node
 from qcompile.passes.lower.fusion.unfuse_skip_layernorm import UnfuseSkipLayerNorm
 from qcompile.passes.lower.remove_padding import RemovePadding
@@ -106,17 +107,21 @@ def test_golden() -> None:
     check(
         graph,
         """
+        CHECK: %[[MASK:padding/mask]] = Expand(%attention_mask, %
         CHECK: %[[FLAT:padding/flat]] = Concat
         CHECK: %[[WHERE:padding/where]] = NonZero(%[[FLAT]])
         CHECK: %[[REAL:[^ ]+]] = Reshape(%[[WHERE]]
-        CHECK: %[[PACKED:[^ ]+]] = Gather(%x/rows, %[[REAL]])
+        CHECK: %padding/spread = Expand(%padding/places, %padding/sizes)
+        CHECK: %[[ROWS:padding/rows]] = Gather(%{{.*}}, %[[REAL]])
+        CHECK: %[[PACKED:[^ ]+]] = Gather(%x/rows, %[[ROWS]])
         CHECK: LayerNormalization(%[[PACKED]]
         CHECK: %m = MatMul(
         CHECK: %s = Add(%r, %[[PACKED]])
         CHECK: %h/packed = LayerNormalization(%s
-        CHECK: %h/rows = Gather(%h/packed, %
-        CHECK: %h = Reshape(%h/rows, %padding/shape)
-        CHECK: %k = Mul(%h, %u)
+        CHECK-NOT: Reshape(%h/rows
+        CHECK: %[[SUM:pooling/sum]] = Scan(%padding/starts, %padding/ends)
+        CHECK: %[[TOTAL:[^ ]+]] = Squeeze(%[[SUM]]
+        CHECK: %y = Div(%[[TOTAL]], %c)
         """,
     )
 
@@ -154,10 +159,78 @@ def test_what_might_show_padding_to_a_real_position_is_refused(graph: Graph, rea
 
 
 def test_an_old_opset_is_refused() -> None:
-    graph = block("y = Relu(r)", out="float[B,S,8] y", opset=10)
-    assert_refused(graph, RemovePadding(), "opset 10 has no CumSum, needs 11")
+    graph = block("y = Relu(r)", out="float[B,S,8] y", opset=11)
+    assert_refused(graph, RemovePadding(), "opset 11 has no Max of integers, needs 12")
 
 
 def test_graph_without_mask_is_none_of_its_business() -> None:
     graph = parse("g (float[B,S,8] x) => (float[B,S,8] y) { y = MatMul(x, w) }", w=normal(8, 8))
     assert run_pass(graph, RemovePadding()).skips == []
+
+
+def several(kinds: str = "B,S") -> Graph:
+    """Ids and kinds of tokens, whose embeddings are added, and attention under a mask."""
+    text = f"""
+    g (int64[B,S] ids, int64[{kinds}] kinds, int64[B,S] attention_mask) => (float[N,M,8] y) {{
+        t = Gather(words, ids) k = Gather(types, kinds) e = Add(t, k)
+        q = MatMul(e, w) kt = Transpose<perm = [0, 2, 1]>(q) s = MatMul(q, kt)
+        f = Cast<to = 1>(attention_mask) u = Unsqueeze(f, second) h = Sub(one, u) m = Mul(h, low)
+        z = Add(s, m) p = Softmax<axis = -1>(z) c = MatMul(p, q) v = MatMul(c, w) y = Add(v, e)
+    }}"""
+    return parse(
+        text,
+        words=normal(64, 8),
+        types=normal(2, 8, seed=1),
+        w=normal(8, 8) / 3,
+        second=np.array([1]),
+        one=np.array(1, np.float32),
+        low=np.array(-1e9, np.float32),
+    )
+
+
+ROWS = [[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kinds", "named"),
+    [
+        (ROWS, (3, 4), "B,S"),
+        (ROWS[:1], (3, 4), "B,S"),  # one row of the mask for all samples
+        ([[1], [1], [1]], (3, 4), "B,S"),  # one column
+        ([[1]], (3, 4), "B,S"),
+        (ROWS, (1, 4), "C,R"),
+        (ROWS, (3, 1), "C,R"),
+        (ROWS[:1], (1, 1), "C,R"),
+    ],
+)
+def test_inputs_of_one_row_or_column_are_for_all(
+    mask: list[list[int]], kinds: tuple[int, int], named: str
+) -> None:
+    graph, rng = several(named), np.random.default_rng(0)
+    feed = {
+        "ids": rng.integers(0, 64, (3, 4)),
+        "kinds": rng.integers(0, 2, kinds),
+        "attention_mask": np.array(mask),
+    }
+    expected = outputs(graph, feed)["y"]
+    run_pass(graph, RemovePadding())
+    assert any(n.op == "NonZero" for n in graph.nodes)
+    found = outputs(graph, feed)["y"]
+    assert found.shape == expected.shape
+    real = np.broadcast_to(np.array(mask) != 0, expected.shape[:2])
+    np.testing.assert_allclose(found[real], expected[real], atol=ATOL)
+
+
+@pytest.mark.parametrize("mask", [(3, 5), (3, 3), (2, 4), (1, 5), (0, 4)])
+def test_masks_that_do_not_fit_are_errors(mask: tuple[int, int]) -> None:
+    """As they are in the float model, and never answers for part of the samples."""
+    feed = {
+        "ids": np.ones((3, 4), np.int64),
+        "kinds": np.ones((3, 4), np.int64),
+        "attention_mask": np.ones(mask, np.int64),
+    }
+    graph = several()
+    for _ in range(2):
+        with pytest.raises(ModelError):
+            outputs(graph, feed)
+        run_pass(graph, RemovePadding())
