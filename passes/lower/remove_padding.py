@@ -4,8 +4,9 @@
         →   x → rows where attention_mask → the same on [T,H] → rows back in their places
 
 T is the number of real tokens in the batch. Attention needs the sequence: query, key and value are
-unpacked before it, and its result is packed again. The positions are computed once from the mask:
-NonZero gives the real positions, CumSum the packed row of each. A padded position gets the row of
+unpacked before it, and its result is packed again. A position that is selected, such as the first
+one for a classifier, is read from the packed rows directly. The positions are computed once from the
+mask: NonZero gives the real positions, CumSum the packed row of each. A padded position gets the row of
 the last real token before it; real positions do not depend on it, since attention masks it.
 
 Batches without padding pay for the copies, about one percent. Refuses models where another operator
@@ -175,7 +176,8 @@ def _mixes(graph: Graph, node: Node, masks: set[str]) -> Refusal | None:
     masked = is_op(node, "Mul", "Where", *ATTENTION) and any(t.name in masks for t in node.inputs)
     if masked or is_op(node, *PRODUCTS):
         return None
-    if is_op(node, "Gather", "Slice") and all(is_constant(t) for t in node.inputs[1:]):
+    fixed = all(is_constant(t) for t in node.inputs[1:])
+    if is_op(node, "GatherND") or (is_op(node, "Gather", "Slice") and fixed):
         return None  # selects positions
     if is_op(node, "Shape", "Size"):
         return None  # shapes do not change
@@ -206,11 +208,12 @@ class _Places:
     """Tensors computed once from the mask, int64.
 
     ``real``: flat indices of real positions, (T,). ``row``: the packed row of each position,
-    (B·S,). ``shape``: [B, S, -1].
+    (B·S,). ``sizes``: [B, S]. ``shape``: [B, S, -1].
     """
 
     real: Tensor
     row: Tensor
+    sizes: Tensor
     shape: Tensor
 
 
@@ -252,7 +255,7 @@ def _places(graph: Graph, mask: Tensor) -> _Places:
     shape = graph.add("Concat", [sizes, width], [f"{_PREFIX}shape"], {"axis": 0}).outputs[0]
     for tensor in (real, row, shape, sizes, where):
         tensor.dtype = np.dtype(np.int64)
-    return _Places(real, row, shape)
+    return _Places(real, row, sizes, shape)
 
 
 def _chain(graph: Graph, x: Tensor, op: str, attrs: dict[str, int], *operands: object) -> Tensor:
@@ -282,6 +285,30 @@ def _restore(graph: Graph, node: Node, out: Tensor, inside: Iterable[int], place
         for i, tensor in enumerate(reader.inputs):
             if tensor is out:
                 graph.set_input(reader, i, packed)
+    for reader in [r for r in graph.consumers(out) if _selects_rows(r, out)]:
+        _select(graph, reader, packed, places)
+    if not graph.consumers(out) and not graph.is_output(out):
+        return
     rows = graph.add("Gather", [packed, places.row], [f"{out.name}/rows"], {"axis": 0}).outputs[0]
     rows.dtype = out.dtype
     graph.add("Reshape", [rows, places.shape], [out])
+
+
+def _selects_rows(node: Node, tensor: Tensor) -> bool:
+    """True for a Gather of positions of [batch, sequence, channels], and a GatherND of one for each
+    sample."""
+    if is_op(node, "Gather"):
+        return node.inputs[0] is tensor and node.attrs.get("axis", 0) == 1
+    each = node.attrs.get("batch_dims", 0) == 1 and rank(node.inputs[1]) == 3
+    return is_op(node, "GatherND") and node.inputs[0] is tensor and each
+
+
+def _select(graph: Graph, node: Node, packed: Tensor, places: _Places) -> None:
+    """Let a node's result be packed rows: of the positions that it selects so far."""
+    grid = graph.add("Reshape", [places.row, places.sizes], [f"{_PREFIX}grid"]).outputs[0]
+    attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "batch_dims")}
+    name = f"{node.outputs[0].name}/rows"
+    rows = graph.add(node.op, [grid, node.inputs[1]], [name], attrs).outputs[0]
+    grid.dtype = rows.dtype = np.dtype(np.int64)
+    graph.substitute(node.outputs[0], "Gather", [packed, rows], "real", {"axis": 0})
+    graph.remove(node)
