@@ -5,9 +5,10 @@
 
 T is the number of real tokens in the batch. Attention needs the sequence: query, key and value are
 unpacked before it, and its result is packed again. A position that is selected, such as the first
-one for a classifier, is read from the packed rows directly. The positions are computed once from the
-mask: NonZero gives the real positions, CumSum the packed row of each. A padded position gets the row of
-the last real token before it; real positions do not depend on it, since attention masks it.
+one for a classifier, is read from the packed rows directly. The positions are computed once from
+the mask: NonZero gives the real positions, CumSum the packed row of each. A padded position gets
+the row of the last real token before it; real positions do not depend on it, since attention masks
+it.
 
 Batches without padding pay for the copies, about one percent. Refuses models where another operator
 reads across positions, where attention has no mask, or where shapes do not show which axes are

@@ -52,19 +52,19 @@ class DropUnusedPositions(Pass):
         _report_whole(graph, ctx, selecting)
         if not any(may_select(graph, n) for n in selecting):
             return False
-        sizes = sizes_of(graph, ctx.evaluate)
         if graph.opset < _SINCE:
-            sizes = Refusal(f"opset {graph.opset}, needs {_SINCE}")
-        if isinstance(sizes, Refusal):
-            ctx.skip(graph.name, sizes.reason)
+            ctx.skip(graph.name, f"opset {graph.opset}, needs {_SINCE}")
             return False
-        found = find_used_positions(sizes)
+        for sizes in sizes_of(graph, ctx.evaluate):
+            found = find_used_positions(sizes)
+            if found.narrowings:
+                break
         for node, refusal in found.refusals:
             ctx.skip(node, refusal.reason)
-        for narrowing in found.narrowings:
-            _Editor(sizes).apply(narrowing)
         if found.narrowings:
             ctx.remarks[NOTE] = "; ".join(map(_summary, found.narrowings))
+        for narrowing in found.narrowings:
+            _Editor(sizes).apply(narrowing)
         return bool(graph.remove_dead()) or bool(found.narrowings)
 
 

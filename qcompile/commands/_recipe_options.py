@@ -40,6 +40,8 @@ _OPTIONS = (
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
                  help="Fix the symbolic dimensions of a name, of all inputs, at this size. "
                  "Repeatable."),
+    click.option("--outputs", multiple=True, metavar="NAME", help="Graph output to keep; others "
+                 "are removed, with what only they need.  Repeatable.  [default: all]"),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
     click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
                  "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "
@@ -74,6 +76,7 @@ class RecipeArguments(DataArguments):
     pipeline: str | None
     keep_float: tuple[str, ...]
     dims: tuple[tuple[str, tuple[int, ...]], ...]
+    outputs: tuple[str, ...]
     count_padding: bool
     max_memory: int | None
     seed: int | None
@@ -94,6 +97,7 @@ class RecipeArguments(DataArguments):
             "seed": self.seed,
             "keep_float": self.keep_float or None,
             "dims": {**dict(base.dims), **fixed} or None,
+            "outputs": self.outputs or None,
             "mask_padding": False if self.count_padding else None,
         }
         return merge_settings(base, settings, COMMAND_LINE)

@@ -15,6 +15,7 @@ from qcompile.compiler.search.policy import sensitivity as rank_by
 from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
+from qcompile.compiler.stages.models import removed_outputs
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
@@ -52,6 +53,7 @@ def compile(
     calibrator: str | None = None,
     pipeline: str | None = None,
     keep_float: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -73,6 +75,7 @@ def compile(
         "calibrator": calibrator,
         "pipeline": pipeline,
         "keep_float": None if keep_float is None else tuple(keep_float),
+        "outputs": None if outputs is None else tuple(outputs),
         "seed": seed,
     }
     options = options or CompileOptions()
@@ -145,7 +148,8 @@ def verify(
     isa = Recipe(isa=isa).isa
     with custom_operators(custom_ops):
         # Raises errors that name what is wrong with a file, before the runtime loads it.
-        shape_inference.infer(read_model.load(candidate))
+        compiled = read_model.load(candidate)
+        shape_inference.infer(compiled)
         graph = read_model.load(reference)
         shape_inference.infer(graph)
         feeds = open_data(
@@ -158,10 +162,12 @@ def verify(
             takes=trial_run(lambda: read_model.runnable(reference)),
         )
         models = compared_models(find_selection(graph), reference, candidate)
-        return _compared(models, feeds, gates or Gates(), isa)
+        return _compared(models, feeds, gates or Gates(), isa, removed_outputs(compiled, graph))
 
 
-def _compared(models: ComparedModels, feeds: Feeds, gates: Gates, isa: str) -> Verdict:
+def _compared(
+    models: ComparedModels, feeds: Feeds, gates: Gates, isa: str, removed: set[str]
+) -> Verdict:
     sums = saturation_check.IntegerSums(models.candidate, isa)
     # Data that can be read only once is stored if the candidate runs more than once.
     stored = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
@@ -169,7 +175,7 @@ def _compared(models: ComparedModels, feeds: Feeds, gates: Gates, isa: str) -> V
 
     def outputs(runner: saturation_check.Runner) -> Iterator[tuple[Outputs, Outputs, Feed]]:
         for feed in stored:
-            expected = old.run(feed)
+            expected = {k: v for k, v in old.run(feed).items() if k not in removed}
             yield expected, models.named(runner.run(models.feed(feed, expected))), feed
 
     def judge(kind: str) -> Verdict:

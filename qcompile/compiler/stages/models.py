@@ -8,8 +8,10 @@ passes in any case.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -33,6 +35,7 @@ from qcompile.rewriting.registry import target
 from qcompile.runtime import session
 from qcompile.system import digests
 
+_KEPT_OUTPUTS = "qcompile.outputs"
 _ROOM = 1 << 10  # bytes
 _NAMED = 3  # tensors in a message
 _NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left out
@@ -42,14 +45,15 @@ _NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
     files. content: bytes and counts by kind and type. weights: bytes of each constant, by name.
-    raised: the same model in float32, where this one cannot run."""
+    derived: the same model as it is compared and timed: in float32, where this one cannot run, or
+    with the outputs that are kept."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
     weights: dict[str, int]
-    raised: ModelFiles | None = None
+    derived: ModelFiles | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -63,8 +67,8 @@ class FloatModel:
     @property
     def running(self) -> bytes | Path:
         """The model for the runtime to load: weights in a separate file, which is memory-mapped."""
-        if self.raised is not None:
-            return self.raised.path
+        if self.derived is not None:
+            return self.derived.path
         return self.stored if self._externalized is None else self._externalized.path
 
 
@@ -107,12 +111,42 @@ def computes_in_bfloat16(graph: Graph) -> bool:
     )
 
 
-def in_float32(model: read_model.Source) -> ModelFiles:
-    """The model after ``raise-half`` alone, also in bodies, in a temporary folder.
+def mark_outputs(graph: Graph, outputs: Sequence[str]) -> None:
+    """Record in a compiled model's metadata that these outputs were kept, and others removed."""
+    if outputs:
+        graph.header.metadata[_KEPT_OUTPUTS] = json.dumps(list(outputs))
+
+
+def removed_outputs(compiled: Graph, reference: Graph) -> set[str]:
+    """The outputs of the reference that a compiled model was asked not to have."""
+    try:
+        kept = json.loads(compiled.header.metadata.get(_KEPT_OUTPUTS, "null"))
+    except ValueError:
+        kept = None  # not written by qcompile
+    if not isinstance(kept, list):
+        return set()
+    return {str(t.name) for t in reference.outputs if t.name not in kept}
+
+
+def with_outputs(model: read_model.Source, outputs: Sequence[str]) -> ModelFiles:
+    """The model with only these outputs and what they need, in a temporary folder.
 
     Raises ModelError where it cannot be read, OutputError where there is no room.
     """
     graph = from_proto.from_proto(*read_model.read_model(model))
+    graph.keep_outputs(outputs)
+    return write_model.write_model(graph, "reference")
+
+
+def in_float32(model: read_model.Source, outputs: Sequence[str] = ()) -> ModelFiles:
+    """The model after ``raise-half`` alone, also in bodies, in a temporary folder.
+
+    outputs: those to keep, all if empty. Raises ModelError where it cannot be read, OutputError
+    where there is no room.
+    """
+    graph = from_proto.from_proto(*read_model.read_model(model))
+    if outputs:
+        graph.keep_outputs(outputs)
     shape_inference.infer(graph)
     passes, ctx = tuple(parse("raise-half")), Context(target("cpu"), session.evaluate)
     PassManager(passes).run(graph, ctx)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from qcompile.compiler.stages.models import (
     computes_in_bfloat16,
     in_float32,
     read_float_model,
+    with_outputs,
 )
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
@@ -110,12 +111,15 @@ def prepare(request: Request) -> Prepared:
     request.progress.step("load")
     model, graph = read_float_model(request.model)
     notes = [*request.notes, *lock_check.check_model(locked, model, request.source)]
+    keep_outputs(graph, recipe.outputs)
     fix_dims(graph, dict(recipe.dims))
     dimension_names.separate_names(graph, session.evaluate)
     unknown = shape_inference.infer(graph)
     if computes_in_bfloat16(graph):
-        model = replace(model, raised=in_float32(request.model))
+        model = replace(model, derived=in_float32(request.model, recipe.outputs))
         notes.append(Note("bfloat16-raised", _BFLOAT16))
+    elif recipe.outputs:
+        model = replace(model, derived=with_outputs(request.model, recipe.outputs))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
@@ -145,11 +149,11 @@ def prepare(request: Request) -> Prepared:
 
 def _running_graph(model: FloatModel, graph: Graph) -> Graph:
     """The graph of the float model as it runs here: in float32, where bfloat16 cannot."""
-    if model.raised is None:
+    if model.derived is None:
         return graph
-    raised = read_model.load(model.raised.path)
-    shape_inference.infer(raised)
-    return raised
+    derived = read_model.load(model.derived.path)
+    shape_inference.infer(derived)
+    return derived
 
 
 def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:
@@ -180,6 +184,17 @@ def _check_needs_no_run(target: Target, mode: Mode, operator: str, *, tune: bool
         f"{what} runs the model, and ONNX Runtime has no operator {operator}: give the library "
         f"that has it (--custom-ops LIBRARY), or choose --mode {others}, which need no run"
     )
+
+
+def keep_outputs(graph: Graph, names: Sequence[str]) -> None:
+    """Remove all other graph outputs, none without names. Raises RecipeError for unknown ones."""
+    known = [t.name for t in graph.outputs]
+    for name in names:
+        if name not in known:
+            listed = ", ".join(map(repr, known))
+            raise RecipeError(f"the model has no output {name!r}, only {listed} (--outputs)")
+    if names:
+        graph.keep_outputs(names)
 
 
 def fix_dims(graph: Graph, dims: Mapping[str, int]) -> None:

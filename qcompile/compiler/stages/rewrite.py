@@ -13,7 +13,7 @@ from qcompile.compiler.report.channel_views import ChannelSite, ChannelWatch
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.notes import NOTHING_QUANTIZED, Note, coded_note
 from qcompile.compiler.stages.calibrate import Calibrated, calibrate
-from qcompile.compiler.stages.models import CompiledModel, body_constants
+from qcompile.compiler.stages.models import CompiledModel, body_constants, mark_outputs
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.ir import Graph, is_onnx_domain, lazy_values
@@ -201,5 +201,6 @@ def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
             "qcompile.target": prepared.target.name,
         }
     )
+    mark_outputs(prepared.graph, prepared.recipe.outputs)
     files = write_model.write_model(prepared.graph, prepared.options.stem)
     return CompiledModel(files, weights)

@@ -50,10 +50,15 @@ def probed_shapes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
     return consistent_probes(graph, evaluate) or [_probe(graph, p, evaluate) for p in _PROBES]
 
 
-def consistent_probes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
-    """The probes whose sizes the model takes, of several magnitudes: their shapes are evidence."""
+def consistent_probes(
+    graph: Graph, evaluate: Evaluator, *, complete: bool = True
+) -> list[dict[str, Shape]]:
+    """The probes whose sizes the model takes, of several magnitudes: their shapes are evidence.
+
+    complete: only those in which as many shapes are known as in any.
+    """
     probes = [p for sizes in _PROBES if (p := _consistent(graph, sizes, evaluate)) is not None]
-    known = max(map(_known, probes), default=0)
+    known = max(map(_known, probes), default=0) if complete else 0
     rows = [[[n for n in _PRIMES if n > m] for m in magnitudes] for magnitudes in _MAGNITUDES]
     for row in (*rows, [[stride * n for n in _PRIMES] for stride in _STRIDES]):
         large: list[dict[str, Shape]] = []

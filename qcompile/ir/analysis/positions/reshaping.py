@@ -27,11 +27,12 @@ def target_of(sizes: Sizes, node: Node, demand: Demand) -> Target | Refusal:
     read = mapped(sizes, node, axis)
     if isinstance(read, Refusal) or read[0] is None:
         return Refusal("it splits the positions")
-    if node.attrs.get("allowzero", 0):
-        return Refusal("its target shape may have sizes of zero (allowzero)")
+    copies = not node.attrs.get("allowzero", 0)
     if not is_constant(node.inputs[1]):
-        return _replaced(sizes, node, axis, read[0].index, count)
+        return _replaced(sizes, node, axis, read[0].index, count, copies=copies)
     target = [int(n) for n in array(node.inputs[1])]
+    if 0 in target and not copies:
+        return Refusal("its target shape has a size of zero (allowzero)")
     for i, entry in enumerate(target):
         if i == axis.index:
             target[i] = _narrowed(entry, axis, read[0], count)
@@ -51,12 +52,12 @@ def _narrowed(entry: int, axis: Axis, read: Axis, count: int) -> int:
 
 
 def _replaced(
-    sizes: Sizes, node: Node, axis: Axis, read: int, count: int
+    sizes: Sizes, node: Node, axis: Axis, read: int, count: int, *, copies: bool
 ) -> ReplacedEntry | Refusal:
     if axis.merged:
         return Refusal("its computed target shape merges positions with another axis")
     made, before = sizes.of(node.outputs[0]) or (), sizes.of(node.inputs[0]) or ()
-    if read != axis.index and read < len(made) and made[read] == before[read]:
+    if copies and read != axis.index and read < len(made) and made[read] == before[read]:
         return Refusal("its computed target shape may copy the number of positions")
     return ReplacedEntry(axis.index, count)
 

@@ -181,8 +181,11 @@ def _slice(node: Node, index: int, size: Size) -> Root | Refusal | None:
 def _one_of_each(sizes: Sizes, node: Node, index: int) -> Root | Refusal | None:
     data, places = node.inputs[:2]
     dims, shape = sizes.of(data) or (), sizes.of(places)
+    expanded = sizes.graph.producer(places, "Expand") is not None
+    if is_op(node, "GatherElements") and (index != 1 or not expanded):
+        return None  # a lookup in a table, as of relative positions
     if shape is None or len(dims) < 2 or index != 1:
-        return Refusal("its indices have an unknown shape")
+        return Refusal("the shape of its indices is unknown")
     one = (1,) * len(dims[0])
     if is_op(node, "GatherElements"):
         source = _expanded(sizes, places, dims) if len(shape) == len(dims) == 3 else None

@@ -1,14 +1,14 @@
 """Numbers for the dimensions of every tensor, in which equal numbers mean equal sizes.
 
 Each tensor has one shape of integers per probe. Where the model takes the sizes of
-``consistent_probes``, they are the probes. Else each symbol of ONNX's shape inference gets a prime
-of its own: then only what the symbols prove counts.
+``consistent_probes``, they are the probes. Or each symbol of ONNX's shape inference gets a prime of
+its own: then only what the symbols prove counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,7 +16,6 @@ from qcompile.errors import ModelError
 from qcompile.ir import (
     Graph,
     Node,
-    Refusal,
     Shape,
     Tensor,
     array,
@@ -111,6 +110,10 @@ class Sizes:
         return None if number is None else (int(number),) * len(self.probes)
 
     def _read(self, node: Node) -> Size | None:
+        if is_op(node, "Shape"):
+            whole = self.of(node.inputs[0]) or ()
+            chosen = whole[node.attrs.get("start", 0) : node.attrs.get("end", len(whole))]
+            return chosen[0] if len(chosen) == 1 else None
         if not is_op(node, "Gather", "Slice") or not is_constant(node.inputs[1]):
             return None
         shape = self.graph.producer(node.inputs[0], "Shape")
@@ -124,16 +127,14 @@ class Sizes:
         return dims[int(index.flat[0])]
 
 
-def sizes_of(graph: Graph, evaluate: Evaluator) -> Sizes | Refusal:
-    """Sizes by probing, or by symbols where the model takes none of the sizes that are tried."""
+def sizes_of(graph: Graph, evaluate: Evaluator) -> Iterator[Sizes]:
+    """Sizes by probing, if the model takes any of the sizes that are tried, and by symbols."""
     known = _in_standard_operators(graph)
-    probes = consistent_probes(known, evaluate) or _image_probes(known, evaluate)
+    probes = consistent_probes(known, evaluate, complete=False)
+    probes = probes or _image_probes(known, evaluate)
     if probes:
-        return Sizes(graph, probes)
-    shapes = inferred_shapes(known)
-    if not shapes:
-        return Refusal("shape inference fails on the model")
-    return Sizes(graph, [_primes_for_symbols(shapes)])
+        yield Sizes(graph, probes)
+    yield Sizes(graph, [_primes_for_symbols(inferred_shapes(known))])
 
 
 def _in_standard_operators(graph: Graph) -> Graph:

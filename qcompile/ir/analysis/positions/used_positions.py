@@ -44,8 +44,7 @@ class Narrowing:
 
 @dataclass
 class Found:
-    """narrowings: those worth their Gather. refusals: (selecting node, why its operand is needed
-    whole)."""
+    """narrowings: those worth their Gather. refusals: (node where a selection ends, reason)."""
 
     narrowings: list[Narrowing] = field(default_factory=list)
     refusals: list[tuple[Node, Refusal]] = field(default_factory=list)
@@ -145,7 +144,7 @@ class _Analysis:
         refusal = self.blocked.get(id(node)) or self._obstacle(node, demand)
         needs = refusal or self._mapped(node, demand)
         if isinstance(needs, Refusal):
-            self.refused[id(node)] = needs.about(f"{op_name(node)} {node.name!r}")
+            self.refused[id(node)] = needs.about(f"{op_name(node)} computes all positions")
         return needs
 
     def _obstacle(self, node: Node, demand: Demand) -> Refusal | None:
@@ -206,15 +205,21 @@ class _Analysis:
             group.entries = [*self._entries(members)]
             if group.products:
                 found.narrowings.append(group)
-            else:
-                found.refusals += [(r.node, why) for r in roots if (why := self._why(r, members))]
+            found.refusals += self._stops(roots, members)
+        found.refusals += [(n, self.refused[id(n)]) for n in self.graph.nodes if self._is_root(n)]
         return found
 
-    def _why(self, root: Root, members: Sequence[Node]) -> Refusal | None:
-        """The first reason on the way from a selecting node up."""
-        tops = [root.node.inputs[0], *(t for n in members for t in n.inputs)]
-        makers = (self.graph.producer(t) for t in tops)
-        return next((self.refused[id(n)] for n in makers if id(n) in self.refused), None)
+    def _is_root(self, node: Node) -> bool:
+        return id(node) in self.refused and selected_axis(node) is not None
+
+    def _stops(
+        self, roots: Sequence[Root], members: Sequence[Node]
+    ) -> Iterator[tuple[Node, Refusal]]:
+        """Nodes at which a selection ends, since they have to compute all positions."""
+        tops = [*(r.node.inputs[0] for r in roots), *(t for n in members for t in n.inputs)]
+        for node in {id(n): n for t in tops if (n := self.graph.producer(t))}.values():
+            if id(node) in self.refused and selected_axis(node) is None:
+                yield node, self.refused[id(node)]
 
     def _groups(self) -> Iterator[tuple[list[Root], list[Node]]]:
         """Narrowed nodes connected by narrowed tensors, with their selecting nodes."""
