@@ -136,7 +136,7 @@ class _Analysis:
             self.roots[id(node)] = root
             needs[0] = root.demand
         elif isinstance(root, Refusal):
-            self.refused[id(node)] = root
+            self.refused.setdefault(id(node), root)
         return needs
 
     def _passed(self, node: Node, demand: Demand) -> list[Demand | None] | Refusal:
