@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -46,13 +46,15 @@ def layer(
     tail: str,
     scores: str = SOFTMAX,
     shape: str = "B,S,8",
+    *,
     out: str = "float z",
     more: str = "",
+    selected: Mapping[str, Array] | None = None,
     **weights: Array,
 ) -> Graph:
     text = f"g (float[{shape}] x{more}) => ({out}) {{ {LAYER.format(scores=scores)} {tail} }}"
     constants = {"heads": HEADS, "joined": np.array([0, 0, 8]), "zero": np.array(0)}
-    return parse(text, **constants, **WEIGHTS, **weights)
+    return parse(text, **constants, **WEIGHTS, **(selected or {}), **weights)
 
 
 def scores_of(graph: Graph, length: int = 5) -> tuple[int, ...]:
@@ -68,9 +70,9 @@ def scores_of(graph: Graph, length: int = 5) -> tuple[int, ...]:
     return Session(tapped.SerializeToString()).run(feed, ["s"])["s"].shape
 
 
-def classifier(**sizes: int) -> Graph:
+def classifier(*, pre_norm: bool = False) -> Graph:
     """An encoder with a linear layer on the first position."""
-    graph = encoder(**sizes)
+    graph = encoder(pre_norm=pre_norm)
     (out,) = graph.outputs
     first = graph.constant("first", np.array(0, np.int64))
     cls = graph.add("Gather", [out, first], ["cls"], {"axis": 1}).outputs[0]
@@ -135,7 +137,7 @@ SELECTED = {
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
 def test_positions_are_selected_in_many_ways(tail: str) -> None:
-    graph = layer(tail, shape="3,9,8", **SELECTED)
+    graph = layer(tail, shape="3,9,8", selected=SELECTED)
     differential(graph, DropUnusedPositions(), atol=ATOL)
     assert scores_of(graph, 9)[2] == (4 if "three" in tail else 1)
 
