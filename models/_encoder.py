@@ -1,8 +1,9 @@
 """Exports a BERT-like encoder to ONNX and checks it, for the recipes in this folder.
 
 It gets the inputs input_ids, attention_mask and token_type_ids (int64, batch_size x
-sequence_length) and the output last_hidden_state, the same two axes dynamic. Every export is
-run in ONNX Runtime on several shapes, with padding, and compared with torch.
+sequence_length) and the output last_hidden_state, the same two axes dynamic, or logits of a
+classifier. Every export is run in ONNX Runtime on several shapes, with padding, and compared with
+torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ DYNAMIC = {0: "batch_size", 1: "sequence_length"}
 SHAPES = ((2, 16), (1, 7), (3, 33))
 TOLERANCE = 1e-4
 OPSETS = range(14, 26)
+
+
+def is_classifier(model: Any) -> bool:
+    """True for a model with a head on the first position."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def output_of(model: Any) -> str:
+    """The name of the output."""
+    return "logits" if is_classifier(model) else OUTPUT
+
+
+def output_axes(model: Any) -> dict[int, str]:
+    """The dynamic axes of the output."""
+    return {0: DYNAMIC[0]} if is_classifier(model) else DYNAMIC
 
 
 @dataclass(frozen=True)
@@ -84,8 +100,8 @@ def export_torchscript(model: Any, path: Path, recipe: Recipe) -> None:
             dynamo=False,
             opset_version=recipe.opset,
             input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            dynamic_axes=dict.fromkeys((*INPUTS, OUTPUT), DYNAMIC),
+            output_names=[output_of(model)],
+            dynamic_axes={**dict.fromkeys(INPUTS, DYNAMIC), output_of(model): output_axes(model)},
         )
 
 
@@ -101,7 +117,7 @@ def export_dynamo(model: Any, path: Path, recipe: Recipe) -> None:
         dynamo=True,
         opset_version=recipe.opset,
         input_names=list(INPUTS),
-        output_names=[OUTPUT],
+        output_names=[output_of(model)],
         dynamic_shapes=dict.fromkeys(INPUTS, axes),
         external_data=False,
         verbose=False,
@@ -114,7 +130,7 @@ def export_optimum(model: Any, path: Path, recipe: Recipe) -> None:
         model=model,
         output=path.parent,
         opset=recipe.opset,
-        task="feature-extraction",
+        task="text-classification" if is_classifier(model) else "feature-extraction",
         do_validation=False,
     )
 
@@ -135,7 +151,7 @@ def differences(model: Any, path: Path) -> Iterator[float]:
         feeds = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
         with torch.no_grad():
             expected = model(*tensors)[0].numpy()
-        found = session.run([OUTPUT], feeds)[0]
+        found = session.run([output_of(model)], feeds)[0]
         if found.shape != expected.shape:
             fail(f"{path}: output has shape {found.shape}, torch gives {expected.shape}", 1)
         yield float(abs(found - expected).max())

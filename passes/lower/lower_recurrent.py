@@ -28,7 +28,7 @@ from qcompile.ir import (
     is_zero,
     shape_of,
 )
-from qcompile.ir.analysis.recurrent_layers import WEIGHTS, has_bounded_state
+from qcompile.ir.recurrent_layers import WEIGHTS, has_bounded_state
 from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.rewriting import NodeRewrite, Numerics, Stage

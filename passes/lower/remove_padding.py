@@ -4,9 +4,11 @@
         →   x → rows where attention_mask → the same on [T,H] → rows back in their places
 
 T is the number of real tokens in the batch. Attention needs the sequence: query, key and value are
-unpacked before it, and its result is packed again. The positions are computed once from the mask:
-NonZero gives the real positions, CumSum the packed row of each. A padded position gets the row of
-the last real token before it; real positions do not depend on it, since attention masks it.
+unpacked before it, and its result is packed again. A position that is selected, such as the first
+one for a classifier, is read from the packed rows directly. The positions are computed once from
+the mask: NonZero gives the real positions, CumSum the packed row of each. A padded position gets
+the row of the last real token before it; real positions do not depend on it, since attention masks
+it.
 
 Pooling over positions reads the rows of real tokens (``planning/packed_pooling.py``), so nothing is
 unpacked for it. The mask and what the first layer reads may have one row, or one position, for all:
@@ -193,7 +195,8 @@ def _mixes(graph: Graph, node: Node, masks: set[str]) -> Refusal | None:
     masked = is_op(node, "Mul", "Where", *ATTENTION) and any(t.name in masks for t in node.inputs)
     if masked or is_op(node, *PRODUCTS):
         return None
-    if is_op(node, "Gather", "Slice") and all(is_constant(t) for t in node.inputs[1:]):
+    fixed = all(is_constant(t) for t in node.inputs[1:])
+    if is_op(node, "GatherND") or (is_op(node, "Gather", "Slice") and fixed):
         return None  # selects positions
     if is_op(node, "Shape", "Size"):
         return None  # shapes do not change
@@ -240,6 +243,8 @@ def _apply(graph: Graph, mask: Tensor, region: _Region) -> None:
         out = node.outputs[0]
         if out.name in exits:
             packed = _divert(graph, node, inside, masks, rows)
+            if not graph.consumers(out) and not graph.is_output(out):
+                continue
             spread = graph.add("Gather", [packed, rows.row], [f"{out.name}/rows"], {"axis": 0})
             spread.outputs[0].dtype = out.dtype
             graph.add("Reshape", [spread.outputs[0], shape], [out])
@@ -371,4 +376,26 @@ def _divert(graph: Graph, node: Node, inside: set[int], masks: set[str], rows: R
         for i, tensor in enumerate(reader.inputs):
             if tensor is out:
                 graph.set_input(reader, i, packed)
+    for reader in [r for r in graph.consumers(out) if _selects_rows(r, out)]:
+        _select(graph, reader, packed, rows)
     return packed
+
+
+def _selects_rows(node: Node, tensor: Tensor) -> bool:
+    """True for a Gather of positions of [batch, sequence, channels], and a GatherND of one for each
+    sample."""
+    if is_op(node, "Gather"):
+        return node.inputs[0] is tensor and node.attrs.get("axis", 0) == 1
+    each = node.attrs.get("batch_dims", 0) == 1 and rank(node.inputs[1]) == 3
+    return is_op(node, "GatherND") and node.inputs[0] is tensor and each
+
+
+def _select(graph: Graph, node: Node, packed: Tensor, rows: Rows) -> None:
+    """Let a node's result be packed rows: of the positions that it selects so far."""
+    grid = graph.add("Reshape", [rows.row, rows.sizes], [f"{_PREFIX}grid"]).outputs[0]
+    attrs = {k: v for k, v in node.attrs.items() if k in ("axis", "batch_dims")}
+    name = f"{node.outputs[0].name}/rows"
+    chosen = graph.add(node.op, [grid, node.inputs[1]], [name], attrs).outputs[0]
+    grid.dtype = chosen.dtype = np.dtype(np.int64)
+    graph.substitute(node.outputs[0], "Gather", [packed, chosen], "real", {"axis": 0})
+    graph.remove(node)

@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from qcompile.ir import Graph, Node, Refusal, array, is_constant, is_float, is_op, rank
-from qcompile.ir.analysis.recurrent_layers import RECURRENT, WEIGHTS, has_bounded_state
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
+from qcompile.ir.recurrent_layers import RECURRENT, WEIGHTS, has_bounded_state
 from qcompile.planning import Context, Decision, Use, precision
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule

@@ -57,6 +57,8 @@ _OPTIONS = (
                  "Repeatable."),
     pooling_options("Return an embedding of each text (sentence_embedding) in place of the states "
                     "of its tokens; auto: as modules.json of the folder says.", POOLINGS),
+    click.option("--outputs", multiple=True, metavar="NAME", help="Graph output to keep; others "
+                 "are removed, with what only they need.  Repeatable.  [default: all]"),
     click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
     click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
                  "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "
@@ -93,6 +95,7 @@ class RecipeArguments(DataArguments):
     dims: tuple[tuple[str, tuple[int, ...]], ...]
     pooling: str | None
     normalize: bool
+    outputs: tuple[str, ...]
     count_padding: bool
     max_memory: int | None
     seed: int | None
@@ -115,6 +118,7 @@ class RecipeArguments(DataArguments):
             "dims": {**dict(base.dims), **fixed} or None,
             "pooling": self.pooling,
             "normalize": self.normalize or None,
+            "outputs": self.outputs or None,
             "mask_padding": False if self.count_padding else None,
         }
         return merge_settings(base, settings, COMMAND_LINE)

@@ -15,7 +15,7 @@ from qcompile.compiler.search.policy import sensitivity as rank_by
 from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
-from qcompile.compiler.stages.models import with_pooling
+from qcompile.compiler.stages.models import pooled_model, removed_outputs
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
@@ -65,6 +65,7 @@ def compile(
     keep_float: Sequence[str] | None = None,
     pooling: PoolingKind | None = None,
     normalize: bool | None = None,
+    outputs: Sequence[str] | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -90,6 +91,7 @@ def compile(
         "keep_float": None if keep_float is None else tuple(keep_float),
         "pooling": pooling,
         "normalize": normalize,
+        "outputs": None if outputs is None else tuple(outputs),
         "seed": seed,
     }
     options = options or CompileOptions()
@@ -195,10 +197,12 @@ def verify(
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
     with custom_operators(custom_ops):
         if pooling is not None:
-            pooled = [_pooled(m, pooling, normalize) for m in (reference, candidate)]
+            both = ((reference, candidate), (candidate, reference))
+            pooled = [_pooled(m, pooling, normalize, _outputs(other)) for m, other in both]
             reference, candidate = (m.path if isinstance(m, ModelFiles) else m for m in pooled)
         # Raises errors that name what is wrong with a file, before the runtime loads it.
-        shape_inference.infer(read_model.load(candidate))
+        compiled = read_model.load(candidate)
+        shape_inference.infer(compiled)
         graph = read_model.load(reference)
         shape_inference.infer(graph)
         feeds = open_data(
@@ -211,18 +215,26 @@ def verify(
             takes=trial_run(lambda: read_model.runnable(reference)),
         )
         models = compared_models(find_selection(graph), reference, candidate)
-        return _compared(models, feeds, gates or Gates(), isa)
+        return _compared(models, feeds, gates or Gates(), isa, removed_outputs(compiled, graph))
 
 
-def _pooled(model: Source, pooling: PoolingKind, normalize: bool) -> Source | ModelFiles:
+def _outputs(model: Source) -> list[str]:
+    return [t.name for t in read_model.load(model).outputs]
+
+
+def _pooled(
+    model: Source, pooling: PoolingKind, normalize: bool, keep: Sequence[str]
+) -> Source | ModelFiles:
     """The model with pooling, itself if it has an output ``sentence_embedding``."""
     graph = read_model.load(model)
     if any(t.name == EMBEDDING for t in graph.outputs):
         return model
-    return with_pooling(graph, pooling, normalize=normalize)
+    return pooled_model(graph, pooling, normalize=normalize, keep=keep)
 
 
-def _compared(models: ComparedModels, feeds: Feeds, gates: Gates, isa: str) -> Verdict:
+def _compared(
+    models: ComparedModels, feeds: Feeds, gates: Gates, isa: str, removed: set[str]
+) -> Verdict:
     sums = saturation_check.IntegerSums(models.candidate, isa)
     # Data that can be read only once is stored if the candidate runs more than once.
     stored = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
@@ -230,7 +242,7 @@ def _compared(models: ComparedModels, feeds: Feeds, gates: Gates, isa: str) -> V
 
     def outputs(runner: saturation_check.Runner) -> Iterator[tuple[Outputs, Outputs, Feed]]:
         for feed in stored:
-            expected = old.run(feed)
+            expected = {k: v for k, v in old.run(feed).items() if k not in removed}
             yield expected, models.named(runner.run(models.feed(feed, expected))), feed
 
     def judge(kind: str) -> Verdict:

@@ -412,6 +412,11 @@ class Graph:
         constant.to_variable(constant.dtype, constant.shape)
         self._hidden = [t for t in self._hidden if t is not constant]
 
+    def keep_outputs(self, names: Sequence[str]) -> None:
+        """Leave only these graph outputs, in the graph's order, and remove what no other needs."""
+        self._gs.outputs[:] = [t for t in self._gs.outputs if t.name in names]
+        self.remove_dead()
+
     def make_constant(self, variable: Variable, constant: Constant) -> None:
         """Turn a graph input into a constant with the values of ``constant``, still lazy."""
         self._gs.inputs[:] = [t for t in self._gs.inputs if t is not variable]

@@ -48,6 +48,10 @@ LAYOUT = (*MOVERS, "Expand", "Identity", "Slice", "Split")
 # ---- over an axis, and matrix multiplications
 
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+# Of the sum of two operands; a fourth result is the sum.
+SKIP_NORMALIZATIONS = (
+    "com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization",
+)  # fmt: skip
 REDUCTIONS = (
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
     "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",

@@ -92,6 +92,8 @@ class Context:
     # weights that a pass has rounded; all others are rounded to nearest
     rounded: dict[str, Rounded] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
+    # what a pass did that users should know: code -> sentence, notes of the report
+    remarks: dict[str, str] = field(default_factory=dict)
     # quantized constant -> (original constant, SQNR in dB), for the ledger
     origins: dict[str, tuple[str, float | None]] = field(default_factory=dict)
     # dB by which a bound on int8 sums raises a weight's rounding noise, by its name, for the ledger

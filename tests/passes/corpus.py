@@ -224,6 +224,20 @@ def pooled() -> Graph:
     )
 
 
+def first_position() -> Graph:
+    """A position-wise block of which the first position is used."""
+    return parse(
+        """g (float[B,S,8] x) => (float[B,8] y) {
+            m = MatMul(x, w)
+            r = Relu(m)
+            s = Add(r, x)
+            y = Gather<axis = 1>(s, first)
+        }""",
+        w=normal(8, 8),
+        first=np.array(0),
+    )
+
+
 def concatenated() -> Graph:
     """A linear over two tensors side by side, one of them cut as the integers will be."""
     return parse(
@@ -532,6 +546,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "linear": linear,
     "outliers": outliers,
     "pooled": pooled,
+    "first-position": first_position,
     "quantized": quantized,
     "sequence": sequence,
     "tied": tied,

@@ -62,6 +62,7 @@ class Recipe:
         normalize: the embedding gets length 1.
         forms: lowering options other than the target's own, as ``--tune`` finds them, by a name of
             ``Target.forms``.
+        outputs: names of the graph outputs to keep; empty keeps all.
     """
 
     target: str = "cpu"
@@ -84,6 +85,7 @@ class Recipe:
     forms: Annotated[
         tuple[tuple[str, str], ...], "lowering option and choice, other than the target's own"
     ] = ()
+    outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -115,8 +117,9 @@ class Recipe:
                 raise RecipeError(f"choice of form {name!r} is {choice!r}, expected a name")
 
     def digest(self) -> str:
-        """Short hash over all settings."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """Short hash over all settings; those that came later count only where they are used."""
+        settings = {k: v for k, v in asdict(self).items() if v or k not in _LATER}
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def make_calibrator(self) -> Calibrator:
@@ -127,6 +130,8 @@ class Recipe:
         return build("calibrator", calibrators(), *items[0])
 
 
+# Settings added since digests are written into models: recipes without them keep their digests.
+_LATER = ("outputs", "pooling", "normalize")
 _TYPES: dict[str, tuple[type, str]] = {
     "target": (str, "a name"),
     "mode": (str, "a name"),
@@ -144,6 +149,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "normalize": (bool, "true or false"),
     "dims": (dict, "a mapping of dimensions to sizes"),
     "forms": (dict, "a mapping of lowering options to choices"),
+    "outputs": (list, "a list of names"),
 }
 
 

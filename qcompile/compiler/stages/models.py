@@ -8,24 +8,27 @@ passes in any case.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.ledger import Summary
+from qcompile.errors import RecipeError
 from qcompile.ir import Graph, half_type, is_op, lazy_values
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, from_proto, read_model, write_model
 from qcompile.ir.model_io.external_data import Storage
 from qcompile.ir.model_io.write_model import ModelFiles, externalize_weights
-from qcompile.ir.pooling import PoolingKind, add_pooling
+from qcompile.ir.pooling import EMBEDDING, PoolingKind, add_pooling
 from qcompile.ir.subgraph import constant_bytes, element_types, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting.bodies import BodyCompiler
@@ -35,6 +38,7 @@ from qcompile.rewriting.registry import target
 from qcompile.runtime import session
 from qcompile.system import digests
 
+_KEPT_OUTPUTS = "qcompile.outputs"
 _ROOM = 1 << 10  # bytes
 _NAMED = 3  # tensors in a message
 _NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left out
@@ -44,15 +48,15 @@ _NEGLIGIBLE = 100  # how many times less a tensor grew than the first to be left
 class FloatModel:
     """stored: its file or bytes. external: other files that hold its weights. size: bytes of all
     files. content: bytes and counts by kind and type. weights: bytes of each constant, by name.
-    edited: the model to run and to compare with, where it is not this one: with pooling, or in
-    float32."""
+    derived: the same model as it is compared and timed: in float32, where this one cannot run, with
+    pooling, or with the outputs that are kept."""
 
     stored: bytes | Path
     external: tuple[Path, ...]
     size: int
     content: list[Summary]
     weights: dict[str, int]
-    edited: ModelFiles | None = None
+    derived: ModelFiles | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -66,8 +70,8 @@ class FloatModel:
     @property
     def running(self) -> bytes | Path:
         """The model for the runtime to load: weights in a separate file, which is memory-mapped."""
-        if self.edited is not None:
-            return self.edited.path
+        if self.derived is not None:
+            return self.derived.path
         return self.stored if self._externalized is None else self._externalized.path
 
 
@@ -110,6 +114,51 @@ def computes_in_bfloat16(graph: Graph) -> bool:
     )
 
 
+def choose_outputs(
+    graph: Graph, names: Sequence[str], pooling: PoolingKind | Literal[""], *, normalize: bool
+) -> None:
+    """Keep only the named outputs, all if there are no names, and pool states where asked to.
+
+    The embedding is an output in any case; states that are pooled are one if they are named. Raises
+    RecipeError for unknown names, ModelError where nothing can be pooled.
+    """
+    known = [t.name for t in graph.outputs]
+    wanted = [n for n in names if not (pooling and n == EMBEDDING)]
+    for name in wanted:
+        if name not in known:
+            listed = ", ".join(map(repr, known))
+            raise RecipeError(f"the model has no output {name!r}, only {listed} (--outputs)")
+    if wanted:
+        graph.keep_outputs(wanted)
+    if pooling:
+        shape_inference.infer(graph)
+        add_pooling(graph, pooling, normalize=normalize, keep=wanted)
+    if names:
+        graph.keep_outputs([EMBEDDING, *wanted] if pooling else wanted)
+        kept = [t.name for t in graph.outputs]
+        graph.header.metadata[_KEPT_OUTPUTS] = json.dumps(kept)
+
+
+def written(graph: Graph) -> ModelFiles:
+    """The graph as a model with external weights, in a temporary folder.
+
+    Raises OutputError where there is no room.
+    """
+    model, folder = write_model.with_external_weights(graph)
+    return ModelFiles(write_model.save_proto(model, folder), None, folder)
+
+
+def removed_outputs(compiled: Graph, reference: Graph) -> set[str]:
+    """The outputs of the reference that a compiled model was asked not to have."""
+    try:
+        kept = json.loads(compiled.header.metadata.get(_KEPT_OUTPUTS, "null"))
+    except ValueError:
+        kept = None  # not written by qcompile
+    if not isinstance(kept, list):
+        return set()
+    return {str(t.name) for t in reference.outputs if t.name not in kept}
+
+
 def in_float32(model: read_model.Source) -> ModelFiles:
     """The model after ``raise-half`` alone, also in bodies, in a temporary folder.
 
@@ -123,17 +172,16 @@ def in_float32(model: read_model.Source) -> ModelFiles:
     return write_model.write_model(graph, "reference")
 
 
-def with_pooling(
-    graph: Graph, kind: PoolingKind, *, normalize: bool, keep: Collection[str] = ()
+def pooled_model(
+    graph: Graph, kind: PoolingKind, *, normalize: bool, keep: Collection[str]
 ) -> ModelFiles:
-    """Add pooling to a graph, and write it with external weights into a temporary folder.
+    """Add pooling to a graph, and write it into a temporary folder. ``keep``: as ``add_pooling``.
 
     Raises ModelError where it cannot be pooled, OutputError where there is no room.
     """
     shape_inference.infer(graph)
     add_pooling(graph, kind, normalize=normalize, keep=keep)
-    model, folder = write_model.with_external_weights(graph)
-    return ModelFiles(write_model.save_proto(model, folder), None, folder)
+    return written(graph)
 
 
 @dataclass(frozen=True)

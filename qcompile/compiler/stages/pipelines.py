@@ -15,11 +15,13 @@ from qcompile.targets.target import LoweringChoice, Mode, Target
 
 # The order matters: an Identity of a weight goes before it would be evaluated, shapes fold once
 # identities are removed, fusions need the raised opset, and the attention scale folds once only
-# matrix multiplications read the tensors between it and them.
+# matrix multiplications read the tensors between it and them. Positions are dropped once fusions
+# have left few operators.
 SIMPLIFY = (
     "raise-half,eliminate-identity,fold-constants,move-dequantize,eliminate-identity,fold-shapes,"
     "fold-constants,einsum-to-matmul,merge-duplicates,eliminate-identity,fold-batchnorm,raise-opset,"
-    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,merge-duplicates{weights=true}"
+    "fuse-layernorm,fuse-gelu,fuse-hardswish,fold-attention-scale,drop-unused-positions,"
+    "merge-duplicates{weights=true}"
 )
 PLAN = (
     "plan-operands,plan-convolutions,plan-recurrent,plan-stored,plan-products,plan-interior,"

@@ -13,10 +13,11 @@ from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.models import (
     FloatModel,
+    choose_outputs,
     computes_in_bfloat16,
     in_float32,
     read_float_model,
-    with_pooling,
+    written,
 )
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.stopwatch import Stopwatch
@@ -115,15 +116,15 @@ def prepare(request: Request) -> Prepared:
         raise RecipeError(
             "pooling auto is for folders with modules.json: name one for a file (--pooling mean)"
         )
-    if recipe.pooling:
-        pooled = with_pooling(graph, recipe.pooling, normalize=recipe.normalize)
-        model = replace(model, edited=pooled)
+    if recipe.pooling or recipe.outputs:
+        choose_outputs(graph, recipe.outputs, recipe.pooling, normalize=recipe.normalize)
+        model = replace(model, derived=written(graph))
     fix_dims(graph, dict(recipe.dims))
     dimension_names.separate_names(graph, session.evaluate)
     unknown = shape_inference.infer(graph)
     if computes_in_bfloat16(graph):
-        given = request.model if model.edited is None else model.edited.path
-        model = replace(model, edited=in_float32(given))
+        given = request.model if model.derived is None else model.derived.path
+        model = replace(model, derived=in_float32(given))
         notes.append(Note("bfloat16-raised", _BFLOAT16))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
@@ -153,12 +154,13 @@ def prepare(request: Request) -> Prepared:
 
 
 def _running_graph(model: FloatModel, graph: Graph) -> Graph:
-    """The graph of the float model as it runs here: with pooling, in float32 for bfloat16."""
-    if model.edited is None:
+    """The graph of the float model as it runs here: in float32 for bfloat16, pooled, with the
+    outputs that are kept."""
+    if model.derived is None:
         return graph
-    edited = read_model.load(model.edited.path)
-    shape_inference.infer(edited)
-    return edited
+    derived = read_model.load(model.derived.path)
+    shape_inference.infer(derived)
+    return derived
 
 
 def _mode(recipe: Recipe, target: Target, *, has_data: bool) -> Mode:

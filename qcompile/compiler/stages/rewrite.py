@@ -100,6 +100,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         notes=(
             *came_quantized,
             *stayed_float,
+            *(Note(code, text) for code, text in ctx.remarks.items()),
             *(Note("requirement", text) for text in checked.remarks),
         ),
     )

@@ -50,10 +50,15 @@ def probed_shapes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
     return consistent_probes(graph, evaluate) or [_probe(graph, p, evaluate) for p in _PROBES]
 
 
-def consistent_probes(graph: Graph, evaluate: Evaluator) -> list[dict[str, Shape]]:
-    """The probes whose sizes the model takes, of several magnitudes: their shapes are evidence."""
+def consistent_probes(
+    graph: Graph, evaluate: Evaluator, *, complete: bool = True
+) -> list[dict[str, Shape]]:
+    """The probes whose sizes the model takes, of several magnitudes: their shapes are evidence.
+
+    complete: only those in which as many shapes are known as in any.
+    """
     probes = [p for sizes in _PROBES if (p := _consistent(graph, sizes, evaluate)) is not None]
-    known = max(map(_known, probes), default=0)
+    known = max(map(_known, probes), default=0) if complete else 0
     rows = [[[n for n in _PRIMES if n > m] for m in magnitudes] for magnitudes in _MAGNITUDES]
     for row in (*rows, [[stride * n for n in _PRIMES] for stride in _STRIDES]):
         large: list[dict[str, Shape]] = []
@@ -107,6 +112,18 @@ def shapes_for(
     return shapes_of(model, evaluate)
 
 
+def shapes_at(
+    graph: Graph, numbers: Mapping[str, int], others: tuple[int, ...], evaluate: Evaluator
+) -> dict[str, Shape]:
+    """Shapes by tensor name for these sizes of symbolic dimensions; others get ``others`` in order.
+
+    Raises ModelError where the model does not take them.
+    """
+    model = skeleton(graph)
+    _fix_inputs(model, others, numbers)
+    return shapes_of(model, evaluate, strict=True)
+
+
 def _probe(
     graph: Graph, sizes: tuple[int, ...], evaluate: Evaluator, *, strict: bool = False
 ) -> dict[str, Shape]:
@@ -158,13 +175,18 @@ def _size(shape: Shape | None) -> int | None:
     return math.prod(dims) if shape is not None and len(dims) == len(shape) else None
 
 
-def _fix_inputs(model: onnx.ModelProto, sizes: tuple[int, ...]) -> None:
+def _fix_inputs(
+    model: onnx.ModelProto, sizes: tuple[int, ...], chosen: Mapping[str, int] | None = None
+) -> None:
     numbers: dict[str, int] = {}
     for info in model.graph.input:
         for i, dim in enumerate(info.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value"):
                 key = dim.dim_param or f"{info.name}:{i}"
-                dim.dim_value = numbers.setdefault(key, sizes[len(numbers) % len(sizes)])
+                known = (chosen or {}).get(key)
+                if known is None:
+                    known = numbers.setdefault(key, sizes[len(numbers) % len(sizes)])
+                dim.dim_value = known
 
 
 def _fold(graph: Graph, evaluate: Evaluator) -> bool:
