@@ -24,7 +24,7 @@ class Isa:
     """One instruction set, and whether it adds products of 8-bit integers in too few bits.
 
     ``saturates``: the sum of two products may not fit. ``gain``: best speed-up of a linear layer of
-    uint8 by int8 over float32, with its quantizer. ``seen``: names in ``processor.instruction_sets``.
+    uint8 by int8 over float32, with its quantizer. ``seen``: names in ``kernels.instruction_sets``.
     """
 
     name: str
