@@ -9,7 +9,7 @@ import pytest
 
 from qcompile.ir import Graph
 from qcompile.ir.printer import dump
-from qcompile.passes.lower.approximate_gelu import DIFFERENCE, ApproximateGelu
+from qcompile.passes.lower.fusion.approximate_gelu import DIFFERENCE, ApproximateGelu
 from qcompile.quant import Array
 from qcompile.rewriting.testing import assert_refused, check, differential, parse, run_pass
 
