@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from typing import Any
 from benchmarks._peer_quantizers import MATMUL, nncf, ort_dynamic, ort_static
 from qcompile.data.feeds import Feed
 from qcompile.quant import Array
+from qcompile.runtime import kernels
 from qcompile.runtime.latency import Runnable
 from qcompile.runtime.startup import Served
+
+# Read by oneDNN, whose kernels OpenVINO uses, when they are first needed.
+_ONEDNN_ISA = "ONEDNN_MAX_CPU_ISA"
 
 Infer = Callable[[Mapping[str, Array]], Any]
 Make = Callable[[Path, Sequence[Feed], Path], Runnable]
@@ -95,7 +100,10 @@ class OpenVino:
 
     def _requests(self, options: Mapping[str, object], count: int) -> list[Infer]:
         tool = importlib.import_module("openvino")
-        compiled = tool.Core().compile_model(str(self.path), "CPU", dict(options))
+        options = dict(options)
+        if os.environ.get(_ONEDNN_ISA) == "AVX2":  # it would choose the machine's bfloat16
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = tool.Core().compile_model(str(self.path), "CPU", options)
         names = {name for port in compiled.inputs for name in port.get_names()}
 
         def call(request: Any) -> Infer:
@@ -123,7 +131,13 @@ def served(model: Runnable) -> Served:
 
 
 def build_peers(model: Path, feeds: Sequence[Feed], folder: Path) -> list[tuple[str, Runnable]]:
-    """All peers that are installed and accept this model; prints why others are missing."""
+    """All peers that are installed and accept this model; prints why others are missing.
+
+    With AVX2 kernels of ONNX Runtime (tools/avx2_runtime.py) OpenVINO has such kernels too, unless
+    the environment names others.
+    """
+    if kernels.instruction_sets()[:1] == ["AVX2"]:
+        os.environ.setdefault(_ONEDNN_ISA, "AVX2")
     built: list[tuple[str, Runnable]] = []
     for i, peer in enumerate(PEERS):
         if not peer.installed:

@@ -5,7 +5,8 @@ uint8 in int32. Its session option ``session.x64quantprecision`` shifts constant
 uint8 where optimizations are on. This module does what that option does not: right operands that
 are computed, constants in sessions without optimizations, and copies of weights that several
 operators read, on which the option fails ("Attempt to replace the existing tensor", ONNX Runtime
-1.32). A shift of both values and zero point by 128 does not change the result.
+1.32), and explicit zero points of weights per channel, where it would add a scalar, which is no
+valid zero point. A shift of both values and zero point by 128 does not change the result.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def exact_form(
     """
     storage = storage or Storage()
     changed = _rewrite(model.graph, storage, {}, {}, constants=not optimized)
-    return (optimized and _copy_shared(model.graph, storage)) or changed
+    if not optimized:
+        return changed
+    completed, copied = _add_zero_points(model.graph), _copy_shared(model.graph, storage)
+    return completed or copied or changed
 
 
 def _rewrite(
@@ -68,6 +72,25 @@ def shares_weights(model: onnx.ModelProto) -> bool:
     dequantizers = (n for n in model.graph.node if n.op_type == "DequantizeLinear")
     dequantized = {n.output[0] for n in dequantizers if n.input[0] in constants}
     return any(readers[name] > 1 for name in constants | dequantized)
+
+
+def _add_zero_points(graph: onnx.GraphProto) -> bool:
+    """Give DequantizeLinear of int8 constants per channel its zero point, where it has none."""
+    constants = {t.name: t for t in graph.initializer}
+    changed = False
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or any(node.input[2:]):
+            continue
+        values, scale = (constants.get(name) for name in node.input[:2])
+        if values is None or values.data_type != TensorProto.INT8:
+            continue
+        if scale is None or len(scale.dims) != 1:
+            continue
+        zero = numpy_helper.from_array(np.zeros(scale.dims, np.int8), f"{node.output[0]}/zero")
+        graph.initializer.append(zero)
+        node.input[:] = [*node.input[:2], zero.name]
+        changed = True
+    return changed
 
 
 def _copy_shared(graph: onnx.GraphProto, storage: Storage) -> bool:

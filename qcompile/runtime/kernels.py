@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from qcompile.errors import ModelError
 from qcompile.runtime import session
 from qcompile.system import processor
 
@@ -48,7 +49,8 @@ def _block() -> int:
     """Channels in a block of the layout for convolutions: a vector of float32. 0 without blocks.
 
     Source: MLAS MlasNchwcGetBlockSize, 16 with AVX512F and 8 with AVX2. The optimized graph has
-    a convolution's weight with its output channels, one here, padded to a block.
+    a convolution's weight with its output channels, one here, padded to a block. 0 also where it
+    cannot be written.
     """
     graph = onnx.parser.parse_graph(
         "g (float[1,16,1,1] x) => (float[1,1,1,1] y) { y = Conv(x, w) }"
@@ -57,8 +59,11 @@ def _block() -> int:
     graph.initializer.append(weight)
     imports = [onnx.helper.make_opsetid("", 17)]
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=imports)
-    with tempfile.TemporaryDirectory() as name:
-        path = session.write_optimized(model.SerializeToString(), Path(name), layouts=True)
-        optimized = onnx.load(path).graph
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            path = session.write_optimized(model.SerializeToString(), Path(name), layouts=True)
+            optimized = onnx.load(path).graph
+    except (ModelError, OSError):
+        return 0  # no room for a temporary file, which the stage that needs one reports
     blocked = {n.input[1] for n in optimized.node if n.domain == _BLOCKED and n.op_type == "Conv"}
     return next((t.dims[0] for t in optimized.initializer if t.name in blocked), 0)

@@ -74,6 +74,12 @@ _FORMS = (
         why="a copy of the key once, or strided reads inside each product",
     ),
     LoweringOption(
+        "gelu",
+        own="tanh",
+        others={"erf": LoweringChoice({"approximate-gelu": ""}, modes=("static",))},
+        why="tanh takes half the time of erf; where it is quantized, the steps hide the difference",
+    ),
+    LoweringOption(
         "residual-norm",
         own="apart",
         others={"fused": LoweringChoice({"unfuse-skip-layernorm": "fuse-skip-layernorm"})},
@@ -170,6 +176,7 @@ CPU = Target(
             "lower-products",
             "lower-embeddings",
             *_INTEGERS,
+            "approximate-gelu",
             "dequantize-at-load",
             "shield-floats",
             *_FLOAT_FORMS,

@@ -51,7 +51,7 @@ def test_static_is_small_and_close(static: qcompile.Result) -> None:
 def assert_fast_forms(ops: Counter[str]) -> None:
     """What ONNX Runtime makes of the model: integer products, no slow fusions, no leftovers."""
     assert ops["com.microsoft.MatMulIntegerToFloat"] == LINEARS + LAYERS  # and the scores
-    assert ops["com.microsoft.Gelu"] == 3
+    assert ops["com.microsoft.FastGelu"] == 3
     assert ops["QuantizeLinear"] == 12 + 2 * LAYERS  # Q, K and V share one; query and key
     for slow in ("DequantizeLinear", "com.microsoft.SkipLayerNormalization", "Erf"):
         assert ops[slow] == 0, slow

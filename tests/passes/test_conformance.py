@@ -62,6 +62,7 @@ NEEDS = {
     "lower-products": ("plan-operands", "plan-products", "insert-qdq"),
     "fuse-requantize": ("plan-operands", "plan-products", "insert-qdq"),
     "fuse-bias-gelu": ("fuse-gelu",),
+    "approximate-gelu": ("fuse-gelu", "plan-operands", "insert-qdq"),
     "shield-groups": ("plan-operands", "plan-interior", "group-scales", "insert-qdq"),
 }
 # Passes that take the place of some that come after them: those find nothing left to do.

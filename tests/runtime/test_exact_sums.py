@@ -174,3 +174,18 @@ def test_external_data_is_not_copied(tmp_path: Path) -> None:
     weights = [t for t in made.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert len(weights) == 2 and not any(t.raw_data for t in weights)
     assert len({t.external_data[1].value for t in weights}) == 1
+
+
+def test_a_weight_per_channel_gets_the_zero_point_that_the_session_option_needs() -> None:
+    """The option alone adds a scalar, with which a DequantizeLinear that is not fused fails."""
+    text = """g (float16[2,4] x) => (float16[2,3] y)
+        { w = DequantizeLinear<axis = 1>(q, s) y = MatMul(x, w) }"""
+    values = np.arange(12, dtype=np.int8).reshape(4, 3) * 10
+    made = model_proto(text, 19, q=values, s=np.full(3, 0.01, np.float16))
+    assert exact_form(made) and len(made.graph.node[0].input) == 3
+    onnx.checker.check_model(made)
+    assert not exact_form(made)  # once
+    source = model_proto(text, 19, q=values, s=np.full(3, 0.01, np.float16))
+    found = Session(source.SerializeToString()).run({"x": np.ones((2, 4), np.float16)})["y"]
+    # Four float16 roundings of sums up to 3.
+    np.testing.assert_allclose(found[0], values.sum(0) * 0.01, atol=4 * 2.0**-10)

@@ -54,6 +54,14 @@ def test_the_block_of_convolutions_is_a_vector_of_this_processor() -> None:
     assert kernels._block() == (16 if avx512 else 8)
 
 
+def test_no_room_for_the_probe_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(session, "write_optimized", full)
+    assert kernels._block() == 0
+
+
 def test_exact_sums_and_the_list_agree() -> None:
     """The list says what ``saturates`` does; ARM64 adds in int32 without a set of the list too."""
     if session.saturates():
