@@ -5,7 +5,9 @@ the data path that an operator with a rule reads or writes gets one quantizer, w
 for all its readers. Layout operators share the quantizer of their input. Left float, with the
 reason: divisors, sums with a mask, matrix multiplications whose bias is still to be added, graph
 outputs, probabilities in rows that are too long for 8 bits, and in images tensors that a Relu or
-Clip reads next: its result is quantized instead.
+Clip reads next: its result is quantized instead. Also what no data bounds, unless the user's
+precision names it: the statistics of normalizations, sums over open dimensions, and scores in rows
+of any length.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ from qcompile.ir.analysis.prequantized import scale_arithmetic
 from qcompile.ir.analysis.transformer_roles import names_to_match, roles
 from qcompile.ir.quantized_operators import QUANTIZERS
 from qcompile.planning import Context, Decision, precision, uses_of
+from qcompile.planning.open_sizes import open_sizes
 from qcompile.planning.probabilities import probability_rows
+from qcompile.planning.row_statistics import row_statistics
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE
+
+_STATISTIC = "it scales a whole row: in a normalization in one operator it is float too"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class PlanInterior(Pass):
         left_float = {d.tensor: Refusal(d.reason) for d in ctx.plan.decisions if d.spec is None}
         candidates, role_of = _candidates(graph, ctx, path), roles(graph)
         images, scales = channels_first(graph), scale_arithmetic(graph)
-        rows = probability_rows(graph)
+        rows, unbounded = probability_rows(graph), _without_bound(graph)
         # One quantizer per tensor replaces those per operand that plan-operands decided on.
         ctx.plan.drop_activations()
         ctx.requests.clear()
@@ -66,6 +72,8 @@ class PlanInterior(Pass):
                 refusal = Refusal("the activation after it clips it: that result is quantized")
             if refusal is None and name in scales:
                 refusal = Refusal("a scale of a tensor that is already quantized")
+            if refusal is None and ctx.choices.precision_of(names) is None:
+                refusal = unbounded.get(name)
             choice = precision.of_activation(graph, ctx, names, rule_spec, rows.get(name, 0))
             spec = None if refusal else choice.spec
             why = refusal.reason if refusal else choice.reason or "quantized where it is made"
@@ -73,6 +81,13 @@ class PlanInterior(Pass):
             if spec is not None:
                 ctx.request(name, spec)
         return False
+
+
+def _without_bound(graph: Graph) -> dict[str, Refusal]:
+    """Tensors that data of other sizes takes beyond any calibrated range, unless a user's precision
+    says that they become integers."""
+    found = open_sizes(graph) | dict.fromkeys(row_statistics(graph), _STATISTIC)
+    return {name: Refusal(reason) for name, reason in found.items()}
 
 
 def _candidates(graph: Graph, ctx: Context, path: set[str]) -> dict[str, tuple[Tensor, QSpec]]:

@@ -57,23 +57,27 @@ class GuardJoins(Pass):
         tensors = graph.tensors()
         for decision in list(ctx.plan.quantized("activation")):
             span = ctx.ranges.get(decision.tensor)
-            if span is None or span.axis is not None or decision.spec is None:
+            if span is None or decision.spec is None:
                 continue
+            whole, step = _whole(span), _step(span, decision.spec)
             for branch in branches(graph, tensors[decision.tensor]):
-                part = _range(graph, ctx, branch, span)
-                loss = None if part is None else self._loss(branch, part, span, decision.spec)
+                part = _range(graph, ctx, branch, whole)
+                loss = None
+                if part is not None:
+                    loss = self._loss(branch, part, whole, step, decision.spec)
                 if loss is not None:
                     ctx.skip(decision.tensor, loss)
                     _leave_float(graph, ctx, decision, loss)
                     break
         return False
 
-    def _loss(self, branch: Branch, part: Range, whole: Range, spec: QSpec) -> str | None:
+    def _loss(
+        self, branch: Branch, part: Range, whole: Range, step: float, spec: QSpec
+    ) -> str | None:
         """Why a branch needs another scale, None where it does not."""
         low, high = float(part.lo), float(part.hi)
         spread = high - low or abs(high)
-        step, own_step = (float(qparams(span, spec).scale) for span in (whole, part))
-        if not spread or step < _FINER * own_step:
+        if not spread or step < _FINER * _step(part, spec):
             return None
         sqnr = 20 * np.log10(spread / step)
         if sqnr >= self.least_sqnr:
@@ -85,13 +89,24 @@ class GuardJoins(Pass):
         )
 
 
+def _whole(span: Range) -> Range:
+    """A range for all channels together."""
+    return Range(span.lo.min(), span.hi.max())
+
+
+def _step(span: Range, spec: QSpec) -> float:
+    """The step of rounding; of several scales, the one that would add as much noise."""
+    return float(np.sqrt(np.square(qparams(span, spec).scale).mean()))
+
+
 def _range(graph: Graph, ctx: Context, branch: Branch, whole: Range) -> Range | None:
     """The range of a branch's values in the joined tensor, None where it is not known."""
     tensor = branch.tensor
     values = array(tensor) if is_constant(tensor) else np.empty(0)
     own = Range(values.min(), values.max()) if values.size else ctx.ranges.get(tensor.name)
-    if own is None or own.axis is not None:
+    if own is None:
         return None
+    own = _whole(own)
     after = branch.range_after(graph, ctx.evaluate, float(own.lo), float(own.hi))
     # no further than the joined tensor, from which a calibrator may have cut outliers off
     return None if after is None else Range(*np.clip(after, whole.lo, whole.hi))

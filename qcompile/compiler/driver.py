@@ -54,7 +54,7 @@ def compile_model(request: Request) -> Result:
     )
     searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
     verified = searched.verified
-    check_sizes(verified)
+    sizes = check_sizes(verified)
     compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
     too_large = size_failures(
         prepared.float_model, compiled, limit, quantizes=prepared.mode != "float"
@@ -68,7 +68,7 @@ def compile_model(request: Request) -> Result:
         forecast,
         search=searched.account,
         tuning=tuned.account,
-        notes=(*tuned.notes, *searched.notes, *locked.notes, *cached),
+        notes=(*tuned.notes, *searched.notes, *locked.notes, *cached, *sizes),
         failures=(*searched.failures, *locked.failures, *too_large),
     )
     keeps_lock = options.keep_lock or options.keep_calibration

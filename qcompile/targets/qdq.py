@@ -2,7 +2,8 @@
 
 Bondarenko et al. 2021, section 3: weights and activations of every operator between two linears
 are quantized, residual sums, LayerNorm, softmax and GELU too; probabilities in rows that 8 bits do
-not resolve only on request (``planning/precision.py``). Portable; not meant to be fast.
+not resolve, and what other sizes take beyond any range, only on request (``planning/precision.py``,
+``planning/open_sizes.py``). Portable; not meant to be fast.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ QDQ = Target(
     ),
     modes=("static", "weight-only", "float"),
     without_data=None,
-    transform={"static": ("group-scales", "trim-ranges", "round-weights")},
+    transform={"static": ("group-scales", "trim-ranges", "guard-rows", "round-weights")},
     lower={
         "static": ("fit-biases", "shield-floats", "shield-groups"),
         "weight-only": (),

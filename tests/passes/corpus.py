@@ -532,12 +532,27 @@ def sequence() -> Graph:
     )
 
 
+def gated() -> Graph:
+    """Rows of very different size before a norm: each has a gate of its own."""
+    return parse(
+        """g (float[B,S,8] x) => (float[B,S,8] y) {
+            k = MatMul(x, w)
+            s = Sigmoid(k)
+            m = Mul(x, s)
+            y = LayerNormalization(m, gamma)
+        }""",
+        w=normal(8, 1),
+        gamma=normal(8, seed=1),
+    )
+
+
 CORPUS: dict[str, Callable[[], Graph]] = {
     "attention": attention,
     "branch": branch,
     "concatenated": concatenated,
     "convolutions": convolutions,
     "embedding": embedding,
+    "gated": gated,
     "gelu": gelu,
     "half_stored": half_stored,
     "hardswish": hardswish,

@@ -35,7 +35,7 @@ from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 ROOT = Path(__file__).resolve().parents[2]
 
 # Passes that have something to do on another target, or in another mode.
-TARGETS = dict.fromkeys(("plan-interior", "group-scales", "shield-groups"), "qdq")
+TARGETS = dict.fromkeys(("plan-interior", "group-scales", "guard-rows", "shield-groups"), "qdq")
 TARGETS |= {"halve-floats": "cuda"}
 MODES = {"lower-weight-only": "weight-only"}
 # What must have run before a pass has something to do, beside what its ``after`` says. Passes of
@@ -54,6 +54,7 @@ NEEDS = {
     "fit-biases": (*_CONVOLUTIONS, "insert-qdq"),
     "group-scales": ("plan-operands", "plan-interior"),
     "guard-joins": (*_CONVOLUTIONS, "plan-joins"),
+    "guard-rows": ("plan-operands", "plan-interior"),
     "plan-joins": _CONVOLUTIONS,
     "shield-floats": (*_CONVOLUTIONS, "insert-qdq"),
     "guard-scores": ("plan-operands", "plan-products"),

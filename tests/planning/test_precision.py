@@ -114,7 +114,7 @@ def test_a_float_weight_leaves_the_data_beside_it_alone() -> None:
 
 def test_a_node_stands_for_all_that_it_reads_and_makes() -> None:
     found = decided("qdq", {"MatMul:fm0": 16, "Softmax:p0": "float"})
-    assert types(found, "wf0", "x0", "p0", "qk0", "r0") == "int16 uint16 float uint8 uint8"
+    assert types(found, "wf0", "x0", "p0", "r0") == "int16 uint16 float uint8"
 
 
 def test_a_name_behind_layout_operators_stands_for_the_same_values() -> None:

@@ -14,7 +14,7 @@ from qcompile.compiler.report.records import SaturationAccount
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.rewrite import Rewritten
-from qcompile.data.feeds import Feed, is_floating
+from qcompile.data.feeds import Feed, first_sample, is_floating
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.errors import DataError, ModelError
 from qcompile.ir import is_float, rank
@@ -33,6 +33,7 @@ from qcompile.system.memory import release_memory
 _SYNTHETIC_FEEDS = 4
 _TRIAL_SAMPLES = 2  # of a feed whose sizes are changed
 _IMAGE_SIZES = (64, 224)
+_TEXT_LENGTHS = (512, 256, 128)  # of which the longest that the float model takes is run
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ class Verified:
     def held_out(self) -> list[Feed]:
         """Data to measure on; empty without data."""
         return self.rewritten.calibrated.held_out.feeds
+
+
+@dataclass(frozen=True)
+class _LongerText:
+    """A feed of ``length`` tokens, more than the ``verified_at`` of the data, and the float model's
+    outputs."""
+
+    verified_at: int
+    length: int
+    feed: Feed
+    outputs: dict[str, Array]
 
 
 @dataclass
@@ -120,27 +132,68 @@ def verify(rewritten: Rewritten) -> Verified:
     )
 
 
-def check_sizes(verified: Verified) -> None:
+def check_sizes(verified: Verified) -> list[Note]:
     """Run what was written at other sizes than those of the data, in every mode.
 
-    Raises ModelError where the compiled model fails at sizes at which the float model runs. Builds
-    that a lock repeats without data were checked when they were locked.
+    Returns a note on how close longer text is, if ranges were calibrated on text. Raises ModelError
+    where the compiled model fails at sizes at which the float model runs. Builds that a lock
+    repeats without data were checked when they were locked.
     """
     prepared, options = verified.prepared, verified.prepared.options
     if options.lock is not None and not (options.verify or options.bench):
-        return
+        return []
     if prepared.unknown_operator:
-        return  # neither model runs here
+        return []  # neither model runs here
     with prepared.stopwatch.stage("other sizes"):
         feeds = list(_trial_feeds(verified))
         if not feeds:
-            return
+            return []
         reference = Session(prepared.float_model.running, _options(prepared, compiled=False))
         feeds = other_sizes.feeds_that_run(reference.run, feeds)
+        longer = _longer_text(verified, reference)
         del reference
         release_memory()
         compiled = Session(verified.rewritten.compiled.path, _options(prepared))
         other_sizes.check_runs(compiled.run, feeds)
+        return [] if longer is None else _closeness_of(verified, longer, compiled)
+
+
+def _longer_text(verified: Verified, reference: Session) -> _LongerText | None:
+    """Text longer than the data, if ranges were calibrated on text and the float model takes it."""
+    prepared, ranges = verified.prepared, verified.rewritten.calibrated.account
+    if verified.verdict is None or ranges is None:
+        return None
+    graph = prepared.graph
+    verified_at = max((other_sizes.longest_text(graph, f) for f in verified.held_out), default=0)
+    for length in (n for n in _TEXT_LENGTHS if 0 < verified_at < n):
+        feed = other_sizes.longer_text(graph, first_sample(verified.held_out[0]), length)
+        with suppress(DataError, ModelError):  # over the memory limit, or no position for a token
+            (part,) = prepared.budget.parts(feed)
+            return _LongerText(verified_at, length, part, reference.run(part))
+    return None
+
+
+def _closeness_of(verified: Verified, longer: _LongerText, compiled: Session) -> list[Note]:
+    """The note on longer text; none where the outputs have nothing to compare."""
+    gate = verified.prepared.gates.min_cosine
+    new = compiled.run(longer.feed)
+    try:
+        verdict = closeness.judge([(longer.outputs, new, longer.feed)], closeness.Gates())
+    except DataError:
+        return []
+    worst = min(verdict.outputs, key=lambda o: o.mean_cosine, default=None)
+    if worst is None:
+        return []
+    text = (
+        f"the texts verified have up to {longer.verified_at} tokens; at {longer.length} tokens, "
+        f"made by repetition, the cosine of output {worst.name!r} is {worst.mean_cosine:.4f}"
+    )
+    if gate is not None and worst.mean_cosine < gate:
+        text += (
+            f", below {gate:g} (--min-cosine): calibrate on texts as long as yours (--data, "
+            "--max-length)"
+        )
+    return [Note("longer-text", text)]
 
 
 def _trial_feeds(verified: Verified) -> Iterator[Feed]:

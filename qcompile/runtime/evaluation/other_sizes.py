@@ -1,6 +1,7 @@
 """Whether a model runs at other sizes than those of the data, wherever the float model does.
 
-Rewritten shape arithmetic can be right for the sizes of the data and wrong for all others.
+Rewritten shape arithmetic can be right for the sizes of the data and wrong for all others. Longer
+text is also made, to see how close the outputs are where ranges are from shorter text.
 """
 
 from __future__ import annotations
@@ -48,11 +49,58 @@ def _open_axes(values: Array, tensor: Tensor) -> dict[int, _Key]:
     return {i: (d or f"{tensor.name}:{i}", values.shape[i]) for i, d in open_axes}
 
 
-def _resized(values: Array, sizes: Mapping[int, int]) -> Array:
+def _resized(values: Array, sizes: Mapping[int, int], *, count: bool = False) -> Array:
+    """Values repeat or end early; ``count``: what counts up by one along an axis goes on."""
     for axis, size in sizes.items():
-        if values.shape[axis]:
-            values = values.take(np.arange(size) % values.shape[axis], axis)
+        old = values.shape[axis]
+        if not old:
+            continue
+        places = np.arange(size)
+        counts = count and old > 1 and bool((np.diff(values, axis=axis) == 1).all())
+        values = values.take(places % old, axis)
+        if counts:
+            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+            values = values + (places // old * old).reshape(shape).astype(values.dtype)
     return values
+
+
+def longest_text(graph: Graph, feed: Feed) -> int:
+    """The number of tokens in a feed of text whose length is open; 0 for any other feed."""
+    return max((size for _, size in _token_keys(graph, feed)), default=0)
+
+
+def longer_text(graph: Graph, feed: Feed, length: int) -> Feed:
+    """A feed of text made ``length`` tokens long.
+
+    Values repeat, but what counts up by one, such as positions, goes on counting. Dimensions such
+    as ``past + sequence`` stay the sum of both.
+    """
+    axes = {t.name: _open_axes(feed[t.name], t) for t in graph.inputs if t.name in feed}
+    sizes = {key: key[1] for found in axes.values() for key in found.values()}
+    sizes |= dict.fromkeys(_token_keys(graph, feed), length)
+    named = {name: size for (name, _), size in sizes.items()}
+    for key in sizes:
+        parts = _parts(key[0])
+        if parts and set(parts) <= set(named):
+            sizes[key] = sum(named[part] for part in parts)
+    return {
+        name: _resized(values, {i: sizes[key] for i, key in axes.get(name, {}).items()}, count=True)
+        for name, values in feed.items()
+    }
+
+
+def _token_keys(graph: Graph, feed: Feed) -> list[_Key]:
+    """The open second axes of [batch, sequence] inputs of integers."""
+    inputs = (t for t in graph.inputs if t.name in feed)
+    texts = [t for t in inputs if feed[t.name].ndim == 2 and feed[t.name].dtype.kind in "iu"]
+    keys = (_open_axes(feed[t.name], t).get(1) for t in texts)
+    return [key for key in dict.fromkeys(keys) if key is not None and not _parts(key[0])]
+
+
+def _parts(name: str) -> list[str]:
+    """The summands of a dimension such as ``past + sequence``; none of any other."""
+    parts = [part.strip() for part in name.split("+")]
+    return parts if len(parts) > 1 else []
 
 
 def feeds_that_run(run: Run, feeds: Iterable[Feed]) -> list[Feed]:

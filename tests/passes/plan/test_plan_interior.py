@@ -13,6 +13,7 @@ from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_interior import PlanInterior
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.planning import Context
+from qcompile.planning.context import Precision
 from qcompile.quant import Range
 from qcompile.rewriting.registry import target
 from qcompile.rewriting.testing import (
@@ -138,19 +139,70 @@ def test_sums_with_a_mask_made_of_integers_stay_float() -> None:
         graph,
         """
         CHECK: activation a: float at Softmax:y.0 because a mask is added
-        CHECK-NEXT: activation s: uint8:asym:tensor at Add:a.0
+        CHECK-NEXT: activation s: float at Add:a.0 because scores of rows of any length
         CHECK-NEXT: activation x: uint8:asym:tensor
         CHECK-NEXT: activation y:
         CHECK-NOT: activation
         """,
     )
-    assert [r.tensor for r in ctx.requests] == ["s", "x"]
+    assert [r.tensor for r in ctx.requests] == ["x"]
 
 
 def test_sums_with_a_constant_mask_stay_float() -> None:
     mask = np.triu(np.full((4, 4), -1e9, np.float32), 1)
     graph = parse(f"g (float[4,8] x) => (float[4,4] y) {{ {SCORES} }}", bias=mask)
     plan(graph, "CHECK: activation a: float at Softmax:y.0 because a mask is added")
+
+
+RMS_NORM = """
+    q = Pow(x, two)  m = ReduceMean<axes = [-1]>(q)  v = Add(m, eps)  r = Sqrt(v)  f = Div(one, r)
+    n = Mul(x, f)  h = Mul(n, gamma)  y = Neg(h)
+"""
+SCALARS = {
+    "two": np.array(2, np.float32),
+    "eps": np.array(1e-6, np.float32),
+    "one": np.array(1, np.float32),
+}
+
+
+def rms_norm() -> Graph:
+    weights = {**SCALARS, "gamma": normal(8)}
+    return parse(f"g (float[N,8] x) => (float[N,8] y) {{ {RMS_NORM} }}", **weights)
+
+
+def test_statistics_of_a_norm_stay_float_as_in_one_operator() -> None:
+    plan(
+        rms_norm(),
+        f"""
+        CHECK: activation f: float at {{{{.*}}}}because it scales a whole row
+        CHECK: activation m: float at Add:v.0 because it scales a whole row
+        CHECK: activation n: uint8:asym:tensor at Mul:h.0 {MADE}
+        CHECK: activation q: float at ReduceMean:m.0 because it scales a whole row
+        CHECK: activation v: float at Sqrt:r.0 because it scales a whole row
+        CHECK: activation x: uint8:asym:tensor at Pow:q.0, Mul:n.0 {MADE}
+        """,
+    )
+
+
+def test_a_users_precision_decides_on_what_no_data_bounds() -> None:
+    ctx = plan(rms_norm(), "CHECK: activation f: uint8", context("qdq", [("*", 8)]))
+    assert [r.tensor for r in ctx.requests] == [*"fhmnqvx"]
+
+
+@pytest.mark.parametrize("precision", [(), [("f", 8)]])
+def test_rows_smaller_than_all_that_were_calibrated(precision: list[tuple[str, Precision]]) -> None:
+    """Rows of size .2 after calibration with rows of size 1: x is off by half a step, 3/255, which
+    is .06 of a row, times the largest gamma, 1.4; with n's own rounding that is below .15. An
+    inverse norm of 5 that is clipped at 1.5 changes values of 1 by .7 and more."""
+    graph, feed = rms_norm(), {"x": 0.2 * normal(5, 8, seed=1)}
+    ctx = run_pass(graph, PlanOperands(), PlanInterior(), ctx=context("qdq", precision))
+    wide, narrow = (Range(np.array(-e), np.array(e)) for e in (3.0, 1.5))
+    ctx.ranges.found |= {"x": wide, "n": wide, "f": narrow}
+    if not precision:
+        differential(graph, InsertQdq(), atol=0.15, feeds=[feed], ctx=ctx)
+        return
+    with pytest.raises(AssertionError):
+        differential(graph, InsertQdq(), atol=0.5, feeds=[feed], ctx=ctx)
 
 
 def test_layout_operators_share_the_quantizer_of_what_they_move() -> None:

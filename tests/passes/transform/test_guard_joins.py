@@ -112,6 +112,23 @@ def test_functions_after_the_join_bring_ranges_together() -> None:
     assert left_float(run_pass(graph, GuardJoins(), ctx=ctx)) == {"c"}
 
 
+def test_scales_by_channel_count_by_their_noise() -> None:
+    """A class token next to patches: a fine scale for a few channels does not help it."""
+    graph = parse(
+        """g (float[N,16,8] patches) => (float[N,17,8] y) {
+            c = Concat<axis = 1>(token, patches)  y = Neg(c)
+        }""",
+        token=0.1 * normal(1, 1, 8),
+    )
+    for fine, refused in ((1, {"c"}), (8, set())):
+        ctx = context("qdq")
+        ends = np.where(np.arange(8) < fine, 0.2, 4.0)
+        uses = uses_of(graph.tensors()["c"])
+        ctx.plan.decide(Decision("c", "activation", U8, "planned", uses))
+        ctx.ranges.set("c", Range(-ends, ends, -1))
+        assert left_float(run_pass(graph, GuardJoins(), ctx=ctx)) == refused
+
+
 def test_scores_survive() -> None:
     """The prediction holds: evenly spread scores have -8 dB with the joint scale."""
     even = np.random.default_rng(0).uniform(0, 1, (2, 5, 4, 4)).astype(np.float32)
