@@ -51,7 +51,8 @@ def test_static_is_small_and_close(static: qcompile.Result) -> None:
 def assert_fast_forms(ops: Counter[str]) -> None:
     """What ONNX Runtime makes of the model: integer products, no slow fusions, no leftovers."""
     assert ops["com.microsoft.MatMulIntegerToFloat"] == LINEARS + LAYERS  # and the scores
-    assert ops["com.microsoft.FastGelu"] == 3
+    # By tanh where quantized in wide steps: those of the last layer are 0.004.
+    assert (ops["com.microsoft.FastGelu"], ops["com.microsoft.Gelu"]) == (LAYERS - 1, 1)
     assert ops["QuantizeLinear"] == 12 + 2 * LAYERS  # Q, K and V share one; query and key
     for slow in ("DequantizeLinear", "com.microsoft.SkipLayerNormalization", "Erf"):
         assert ops[slow] == 0, slow
