@@ -51,7 +51,7 @@ def test_refused(tmp_path: Path) -> None:
 
 
 def test_below_the_gate(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.runtime.evaluation.closeness.cosine", lambda a, b: 0.5)
+    monkeypatch.setattr("qcompile.runtime.evaluation.closeness.Closeness.mean_cosine", 0.5)
     monkeypatch.setattr("qcompile.compiler.stages.verify._repeats", lambda *_: True)
     found = case.outcome(linear, "static", case.Limits())
     assert (found.verdict, found.detail[:26]) == ("gate", "output 'y': mean cosine 0.")
