@@ -7,17 +7,17 @@ Only constants are reordered, with one order p for each class of axes that must 
 keys, values. Each head has its own order where statistics are per head; the order of the heads does
 not change. A Gather before each graph output restores its order.
 
-By default widest first, by the largest magnitude that any tensor of the class had on each channel: the
-range-based permutation of Bondarenko et al. 2021, "Understanding and Overcoming the Challenges of
-Efficient Transformer Quantization", section 4. Groups of neighbouring channels can then share a
+By default widest first, by the largest magnitude that any tensor of the class had on each channel:
+the range-based permutation of Bondarenko et al. 2021, "Understanding and Overcoming the Challenges
+of Efficient Transformer Quantization", section 4. Groups of neighbouring channels can then share a
 scale that fits all of them. Refuses a class where some operator reads or writes single channels,
 and one without statistics.
 
-With ``pairs``, so that large weights of one sign are not in one pair of rows, which would make the
-scales of int8 weights coarser (quant/pair_order.py, docs/processors.md). This needs no statistics.
-Only classes that one weight reads are permuted, such as hidden layers and values. Refuses all
-others that a weight with the bound reads: each weight would need another order, or a graph output
-a Gather.
+With ``pairs``, so that large weights of one sign are seldom in one pair of rows, which would make
+the scales of int8 weights coarser (quant/pair_order.py, docs/processors.md). This needs no
+statistics. Refuses a class, of those that a weight with that bound reads, that several weights read
+(each would need an order of its own), or with a graph output (which would need a Gather). Hidden
+layers and values remain.
 
 Activations keep their names although their channels move: plan, ranges and statistics refer to them
 by name, and are updated. Graph outputs do not change.
@@ -169,7 +169,7 @@ def _widths(ctx: Context, cls: ChannelClass) -> Array | None:
 
 
 def _by_pairs(graph: Graph, ctx: Context) -> Chosen:
-    """For each class that one weight with the bound on pairs reads, the order that is best for it."""
+    """Classes that a single weight with the bound on pairs reads, each in an order for that one."""
     bounded = {
         linear.weight.name: linear
         for group in linear_groups(graph, ctx)

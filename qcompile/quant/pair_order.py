@@ -46,7 +46,7 @@ def pair_order(weight: Array) -> Array:
     search = _Search(weight, np.maximum(np.abs(weight).max((0, 1, 2)), _TINY), cuts)
     best = order = np.tile(np.arange(channels), (blocks, 1))
     least = search.noise(order)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if cuts else 0):
         order = search.improved(order)
         noise = search.noise(order)
         if noise < least:
@@ -82,7 +82,7 @@ class _Search:
         return order
 
     def _factors(self, block: int, rows: Array) -> Array:
-        """Each row's factor of S, (rows, repeats, 2, outputs), for positive and negative weights."""
+        """Each row's factor of S, by sign of the weights, (rows, repeats, 2, outputs)."""
         relative = self.weight[block, rows] / self.largest
         signs = np.maximum(np.stack([relative, -relative], axis=-2), 0)
         factors: Array = np.exp(np.float32(_SHARPNESS) * (signs - np.float32(0.5)))
