@@ -51,7 +51,15 @@ QDQ = Target(
     ),
     modes=("static", "weight-only", "float"),
     without_data=None,
-    transform={"static": ("group-scales", "trim-ranges", "guard-rows", "round-weights")},
+    transform={
+        "static": (
+            "permute-channels{pairs=true}",
+            "group-scales",
+            "trim-ranges",
+            "guard-rows",
+            "round-weights",
+        )
+    },
     lower={
         "static": ("fit-biases", "shield-floats", "shield-groups"),
         "weight-only": (),
