@@ -5,8 +5,8 @@
 For the constant matrices of MatMul and Gemm in float models: the mean square of rounding errors,
 step² / 12, relative to 8 bits without a bound, mean over all weights. "pairs": the bound on sums of
 neighbours (docs/processors.md). "7 bits": every weight within ±64. "own order": the bound on pairs,
-if each matrix had an order of rows of its own (quant/pair_order.py). That is more than the compiler's
-permutation of channels can reach, as most channels are shared by many matrices.
+if each matrix had an order of rows of its own (quant/pair_order.py). That is more than a compiled
+model reaches, as most channels are shared by many matrices.
 """
 
 from __future__ import annotations
