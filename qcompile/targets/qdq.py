@@ -51,15 +51,7 @@ QDQ = Target(
     ),
     modes=("static", "weight-only", "float"),
     without_data=None,
-    transform={
-        "static": (
-            "permute-channels{pairs=true}",
-            "group-scales",
-            "trim-ranges",
-            "guard-rows",
-            "round-weights",
-        )
-    },
+    transform={"static": ("group-scales", "trim-ranges", "guard-rows", "round-weights")},
     lower={
         "static": ("fit-biases", "shield-floats", "shield-groups"),
         "weight-only": (),
