@@ -5,8 +5,8 @@
 For the constant matrices of MatMul and Gemm in float models: the mean square of rounding errors,
 step² / 12, relative to 8 bits without a bound, mean over all weights. "pairs": the bound on sums of
 neighbours (docs/processors.md). "7 bits": every weight within ±64. "own order": the bound on pairs,
-if each matrix had an order of rows of its own, found by exchanging rows between pairs. That is more
-than a permutation of channels can reach, as most channels are shared by many matrices.
+if each matrix had an order of rows of its own (quant/pair_order.py). That is more than a compiled
+model reaches, as most channels are shared by many matrices.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import numpy.typing as npt
 
 from qcompile.ir import array, is_constant, is_op, rank
 from qcompile.ir.model_io.read_model import load
-from qcompile.quant import QSpec, worst_sums
-from qcompile.quant.weight_rounding import pairs, weight_params
+from qcompile.quant import QSpec, pair_order
+from qcompile.quant.weight_rounding import weight_params
 from qcompile.targets.cpu import WEIGHT
 
 Array = npt.NDArray[Any]
 PLAIN = replace(WEIGHT, paired=False)
 SEVEN = replace(PLAIN, reduced=True, narrow=False)
-_POWER = 4  # weights the largest excess of a pair most, since it alone decides on the scale
 
 
 def matrices(model: Path) -> Iterator[Array]:
@@ -48,35 +47,10 @@ def noise(weight: Array, spec: QSpec) -> float:
     return float(np.mean(np.square(weight_params(weight, spec).scale, dtype=np.float64)))
 
 
-def reordered(weight: Array, rounds: int = 1) -> Array:
-    """The rows in an order in which large weights of one sign seldom are neighbours.
-
-    Takes the worst pair or a random one, and exchanges one of its rows for that of the pair with
-    which both lose most.
-    """
-    rng = np.random.default_rng(0)
-    relative = weight / np.maximum(np.abs(weight).max(0), np.finfo(np.float32).tiny)
-    first, second = (np.array(rows) for rows in pairs(relative))
-    order = np.arange(2 * len(first))
-    excess = _excess(first, second)
-    for step in range(2 * rounds * len(first)):
-        i = int(rng.integers(len(first))) if step % 2 else int(np.argmax(excess))
-        mine, others = _excess(first[i], second), _excess(first, second[i])
-        gain = excess[i] + excess - mine - others
-        gain[i] = 0
-        j = int(np.argmax(gain))
-        if gain[j] > 0:
-            order[[2 * i + 1, 2 * j + 1]] = order[[2 * j + 1, 2 * i + 1]]
-            second[[i, j]] = second[[j, i]]
-            excess[[i, j]] = mine[j], others[j]
-    return np.concatenate([weight[order], weight[len(order) :]])
-
-
-def _excess(first: Array, second: Array) -> Array:
-    """By how much pairs exceed the largest weight of each output, summed over outputs; (pairs,)."""
-    over = np.maximum(worst_sums(first, second) - 1, 0) ** _POWER
-    total: Array = over.sum(-1)
-    return total
+def reordered(weight: Array) -> Array:
+    """The rows in the order that suits this matrix."""
+    order: Array = pair_order(weight[None, :, None])[0]
+    return weight[order]
 
 
 def row(model: Path) -> tuple[int, float, float, float]:

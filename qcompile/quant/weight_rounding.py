@@ -41,10 +41,16 @@ def weight_params(values: Array, spec: QSpec) -> QParams:
     if not spec.paired:
         return params
     first, second = pairs(_inputs_first(values, spec))
+    return QParams(paired_scale(params.scale, first, second), params.zero_point, spec)
+
+
+def paired_scale(scale: Array, first: Array, second: Array) -> Array:
+    """Scales (outputs,), larger where pairs of rows, (pairs, outputs) each, need that."""
     # The scale at which the largest sum of a pair is 127.5 steps; (outputs,).
     needed = worst_sums(first, second).max(axis=0, initial=0) / np.float32(_PAIR_STEPS)
     # An all-zero channel keeps the scale that qparams gives it: ``needed`` is 0 there.
-    return QParams(np.maximum(params.scale, needed), params.zero_point, spec)
+    larger: Array = np.maximum(scale, needed)
+    return larger
 
 
 def pairs(weight: Array) -> tuple[Array, Array]:

@@ -159,6 +159,7 @@ CPU = Target(
     modes=("static", "dynamic", "weight-only", "float"),
     transform={
         "static": (
+            "permute-channels{pairs=true}",
             "guard-scores",
             "widen-ranges",
             "migrate-scales",
@@ -166,7 +167,8 @@ CPU = Target(
             "split-outliers",
             "trim-ranges",
             "share-ranges",
-        )
+        ),
+        "dynamic": ("permute-channels{pairs=true}",),
     },
     lower={
         "static": (

@@ -63,6 +63,15 @@ class Member:
         spread: Array = np.take_along_axis(grid, index, self.place).reshape(-1)
         return spread
 
+    def positions(self) -> Array:
+        """Where each channel is on the axis: (heads, channels, repeats)."""
+        rest = [i for i in range(len(self.sizes)) if i not in (*self.heads, self.place)]
+        grid = np.arange(int(np.prod(self.sizes))).reshape(self.sizes)
+        channels = self.sizes[self.place]
+        heads = int(np.prod([self.sizes[i] for i in self.heads]))
+        places: Array = grid.transpose(*self.heads, self.place, *rest)
+        return places.reshape(heads, channels, -1)
+
     def largest(self, values: Array) -> Array:
         """For values along the axis, (length,): their maximum per channel, (*heads, channels)."""
         places = (*self.heads, self.place)

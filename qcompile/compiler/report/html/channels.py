@@ -24,7 +24,7 @@ _OUTLIER = 4  # times the median width
 _WIDTH, _HEIGHT = 1000, 255
 _WHAT_PASSES_DID = {
     "widen-ranges": "headroom left for unseen data",
-    "permute-channels": "channels sorted by width",
+    "permute-channels": "channels in another order",
     "migrate-scales": "scales moved from wide channels into the weights",
     "split-outliers": "outlier channels split over more columns",
     "group-scales": "one scale per group of channels",
