@@ -223,13 +223,14 @@ def _scores_without_mask(graph: Graph, softmax: Node, masks: set[str]) -> bool:
 
 
 def _apply(graph: Graph, mask: Tensor, region: _Region) -> None:
-    first = _first_entries(graph, region)
-    rows = _rows(graph, mask, _common_sizes(graph, first or [mask]))
+    first = {t.name: _sizes(graph, t) for t in _first_entries(graph, region)}
+    rows = _rows(graph, mask, _common_sizes(graph, [*first.values()] or [_sizes(graph, mask)]))
     width = graph.constant(f"{_PREFIX}width", np.array([-1]))
     shape = graph.add("Concat", [rows.sizes, width], [f"{_PREFIX}shape"], {"axis": 0}).outputs[0]
     inside = {id(n) for n in region.nodes}
     for tensor in region.entries:
-        real = _broadcast(graph, tensor, rows) if tensor in first else rows.real
+        own = first.get(tensor.name)
+        real = rows.real if own is None else _broadcast(graph, own, rows)
         packed = _packed(graph, tensor, real)
         for node in {id(n): n for n in graph.consumers(tensor) if id(n) in inside}.values():
             for i, t in enumerate(node.inputs):
@@ -265,15 +266,14 @@ def _first_entries(graph: Graph, region: _Region) -> list[Tensor]:
     return [t for t in region.entries if t.name not in made]
 
 
-def _common_sizes(graph: Graph, tensors: list[Tensor]) -> Tensor:
-    """[batch, sequence] to which tensors [batch, sequence, channels] are broadcast.
+def _common_sizes(graph: Graph, sizes: list[Tensor]) -> Tensor:
+    """[batch, sequence] to which tensors of these first two sizes are broadcast.
 
     Max also hides from ONNX Runtime how the sizes are called: it takes equal names for equal sizes,
     and lets tensors of one such shape reuse the memory of another.
     """
     none = graph.constant(f"{_PREFIX}none", np.array([0, 0]))
-    sizes = [none, *(_sizes(graph, t) for t in tensors)]
-    made: Tensor = graph.add("Max", sizes, [f"{_PREFIX}common"]).outputs[0]
+    made: Tensor = graph.add("Max", [none, *sizes], [f"{_PREFIX}common"]).outputs[0]
     return made
 
 
@@ -327,9 +327,11 @@ def _chain(graph: Graph, x: Tensor, op: str, attrs: dict[str, int], *operands: o
     return made
 
 
-def _broadcast(graph: Graph, tensor: Tensor, rows: Rows) -> Tensor:
-    """Which rows of a tensor are those of real positions, where one may be for several, (T,)."""
-    own = _sizes(graph, tensor)
+def _broadcast(graph: Graph, own: Tensor, rows: Rows) -> Tensor:
+    """Which rows of a tensor are those of real positions, where one may be for several, (T,).
+
+    ``own``: its first two sizes.
+    """
     count = _chain(graph, own, "ReduceProd", {"keepdims": 0})
     ends = [graph.constant(f"{_PREFIX}{v}", np.array(v)) for v in (0, 1)]
     every = graph.add("Range", [ends[0], count, ends[1]], [f"{_PREFIX}Range"]).outputs[0]

@@ -32,7 +32,7 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from qcompile.ir import Graph, Tensor, array, rank
+from qcompile.ir import Graph, Tensor, array, is_float, rank
 from qcompile.ir.analysis.channel_classes import ChannelClass, Member, channel_classes
 from qcompile.planning import Context, QuantizedLinear, linear_groups
 from qcompile.quant import Array, Range, pair_order
@@ -184,7 +184,7 @@ def _by_pairs(graph: Graph, ctx: Context) -> Chosen:
         readers = [m for m in sortable.constants if _reads(bounded.get(m.tensor), m)]
         if not readers:
             continue
-        reason = _no_pairs(sortable, readers)
+        reason = _no_pairs(sortable, readers) or _integers(sortable, tensors)
         if reason:
             ctx.skip(cls.name, reason)
         else:
@@ -213,6 +213,13 @@ def _no_pairs(cls: ChannelClass, readers: Sequence[Member]) -> str:
     if cls.size % 2 and math.prod(sizes) > cls.size:
         return f"its blocks have {cls.size} channels: pairs are in two blocks"
     return ""
+
+
+def _integers(cls: ChannelClass, tensors: Mapping[str, Tensor]) -> str:
+    """Which constant of the class came quantized; "" where none did."""
+    names = (m.tensor for m in cls.constants if not is_float(tensors[m.tensor]))
+    found = next(names, None)
+    return f"{found!r} is already quantized in the input model" if found else ""
 
 
 def _pair_order(cls: ChannelClass, reader: Member, linear: QuantizedLinear) -> Array:

@@ -122,6 +122,7 @@ def test_a_model_that_fails_in_a_stream_is_one_line(model: Path, tmp_path: Path)
     assert running() == 0
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_under_load_exits_130(model: Path) -> None:
     main = threading.main_thread().ident
     assert main is not None

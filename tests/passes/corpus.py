@@ -144,6 +144,20 @@ def gelu() -> Graph:
     )
 
 
+def hidden() -> Graph:
+    """A feed-forward block whose hidden layer is wide enough for GELU by tanh."""
+    return parse(
+        """g (float[B,S,8] x) => (float[B,S,8] y) {
+            h = MatMul(x, w)
+            g = Gelu(h)
+            y = MatMul(g, v)
+        }""",
+        20,
+        w=2 * normal(8, 16),
+        v=normal(16, 8),
+    )
+
+
 def embedding() -> Graph:
     """Two tables, one large enough to be quantized, their sum normalized."""
     return parse(
@@ -557,6 +571,7 @@ CORPUS: dict[str, Callable[[], Graph]] = {
     "half_stored": half_stored,
     "hardswish": hardswish,
     "joined": joined,
+    "hidden": hidden,
     "layernorm": layernorm,
     "linear": linear,
     "outliers": outliers,

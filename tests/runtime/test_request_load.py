@@ -160,6 +160,7 @@ def test_an_error_in_one_stream_ends_all() -> None:
 
 
 @pytest.mark.parametrize("arrivals", [None, np.array([0.0, 50.0])])
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_joins_the_streams_first(arrivals: Array | None) -> None:
     """Also those that sleep until a request arrives."""
     main = threading.main_thread().ident
