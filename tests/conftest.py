@@ -19,7 +19,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
-    """SIGINT interrupts, also in a process that a shell started in the background, which ignores it."""
+    """SIGINT interrupts, also in a background process, for which shells ignore it."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
