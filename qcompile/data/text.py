@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -158,8 +159,9 @@ def longest_taken(
 ) -> int | None:
     """Tokens of the longest beginning of a row that the model takes, None where it takes all.
 
-    0 where it takes none, so that the length is not what is wrong. A fixed width counts as if the
-    row had it. Position tables end somewhere, so the length is found by bisection.
+    0 where it takes none, or where it takes the whole row with one token in all places, such as of a
+    tokenizer with more tokens than the model: then the length is not what is wrong. A fixed width
+    counts as if the row had it. Position tables end somewhere, so the length is found by bisection.
     """
     batch, is_fixed = batch_of(inputs, None)
     rows = [row] * (batch if is_fixed else 1)
@@ -170,6 +172,9 @@ def longest_taken(
     taken, refused = 0, fixed_width(inputs) or len(row.ids)
     if is_taken(refused):
         return None
+    alike = replace(row, ids=[row.ids[0]] * len(row.ids))
+    if takes(_feed([alike] * len(rows), inputs, padding, refused)) is None:
+        return 0
     while refused - taken > 1:
         middle = (taken + refused) // 2
         if is_taken(middle):

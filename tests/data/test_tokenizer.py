@@ -182,5 +182,15 @@ def test_a_length_that_the_model_does_not_take_is_refused(folder: Path) -> None:
     assert width(folder, max_length=16, takes=Table(16)) == 16
 
 
+def test_a_model_that_lacks_a_token_says_so_itself(folder: Path) -> None:
+    """It would take a beginning of the text, whose first tokens it knows."""
+
+    def takes(feed: Feed) -> ModelError | None:
+        ids = feed["input_ids"]
+        return None if (ids == ids[0, 0]).all() else ModelError("indices element out of bounds")
+
+    assert width(folder, takes=takes) == 22
+
+
 def test_a_model_that_takes_no_length_says_why_itself(folder: Path) -> None:
     assert width(folder, takes=Table(0)) == 22
