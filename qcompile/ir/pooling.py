@@ -177,7 +177,7 @@ class _Builder:
         made: Tensor = self._graph.add(op, [embedding], [EMBEDDING], attrs).outputs[0]
         if made.name != EMBEDDING:
             raise ModelError(
-                f"the model has a tensor {EMBEDDING!r} that is no output: rename it, the embedding "
+                f"the model has a tensor or a node {EMBEDDING!r} already: rename it, the embedding "
                 "gets that name"
             )
         shape = shape_of(self._states) or (None, None, None)
