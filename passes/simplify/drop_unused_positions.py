@@ -85,7 +85,7 @@ def _summary(narrowing: Narrowing) -> str:
     many = "all" if whole is None else str(whole)
     return (
         f"the outputs depend on {demand.selection.count} of {many} positions through {names}: "
-        f"{narrowing.products} matrix multiplications run for no others"
+        f"{narrowing.multiplications} matrix multiplications run for no others"
     )
 
 

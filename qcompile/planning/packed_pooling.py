@@ -35,6 +35,7 @@ from qcompile.ir import (
     shape_of,
 )
 from qcompile.ir.analysis.data_path import MASK
+from qcompile.ir.analysis.positions.selections import is_never_negative
 from qcompile.ir.operators import RESHAPES
 from qcompile.ir.pooling import reduced, with_axes
 from qcompile.ir.subgraph import Subgraph
@@ -52,7 +53,8 @@ class Pooling:
 
     node: whose result is the pooled tensor. states: what is pooled. weights: of the positions,
     [batch, sequence, 1] or [batch, 1, sequence], 0 at padding; None for 1 at real positions. least:
-    the maximum where nothing is real. index: the positions that are picked, [batch, 1].
+    the maximum where nothing is real. index: the positions that are picked, [batch, 1] or
+    [batch, 1, 1].
     """
 
     kind: Kind
@@ -88,17 +90,23 @@ def poolings_of(graph: Graph, states: Tensor, reader: Node, masks: set[str]) -> 
         return [Pooling("sum", reader, states)] if summed else []
     if is_op(reader, "GatherND"):
         index = reader.inputs[1]
-        one = rank(index) in (2, None) and reader.attrs.get("batch_dims") == 1
+        one = _is_one_of_each(index) and reader.attrs.get("batch_dims") == 1
         picks = one and index.name in masks and reader.inputs[0] is states
         return [Pooling("pick", reader, states, index=index)] if picks else []
     if is_op(reader, "MatMul"):
-        return _product(graph, states, reader)
+        return _multiplied(graph, states, reader)
     if is_op(reader, "Mul"):
         return _weighted(graph, states, reader)
     return _hidden(graph, states, reader) if is_op(reader, "Where") else []
 
 
-def _product(graph: Graph, states: Tensor, node: Node) -> list[Pooling]:
+def _is_one_of_each(index: Tensor) -> bool:
+    """True for [batch, 1], and for [batch, 1, 1], with which the axis of positions stays."""
+    known = shape_of(index)
+    return known is not None and len(known) in (2, 3) and all(n == 1 for n in known[1:])
+
+
+def _multiplied(graph: Graph, states: Tensor, node: Node) -> list[Pooling]:
     """Weights [batch, 1, sequence] times states."""
     left, right = node.inputs
     known = shape_of(left)
@@ -239,13 +247,18 @@ def pool_rows(graph: Graph, pooling: Pooling, packed: Tensor, rows: Rows) -> Non
 
 
 def _picked(graph: Graph, packed: Tensor, index: Tensor, rows: Rows) -> Tensor:
-    """The rows of one position of each sentence."""
-    spread = with_axes(graph, "Squeeze", index, (1,))
+    """The rows of one position of each sentence; of an index [batch, 1, 1], [batch, 1, channels]."""
+    keeps_axis = rank(index) == 3
+    spread = with_axes(graph, "Squeeze", index, (1, 2) if keeps_axis else (1,))
     batch, length = (_at(graph, rows.sizes, i) for i in (0, 1))
     zero, one = (graph.constant(f"{_PREFIX}{v}", _int64(v)) for v in (0, 1))
+    if not is_never_negative(graph, index):  # counted from the end of the sentence
+        from_end = _add(graph, "Add", [spread, length])
+        spread = _add(graph, "Where", [_add(graph, "Less", [spread, zero]), from_end, spread])
     offsets = _add(graph, "Mul", [_add(graph, "Range", [zero, batch, one]), length])
     row = _add(graph, "Gather", [rows.row, _add(graph, "Add", [offsets, spread])])
-    return _add(graph, "Gather", [packed, row])
+    picked = _add(graph, "Gather", [packed, row])
+    return with_axes(graph, "Unsqueeze", picked, (1,)) if keeps_axis else picked
 
 
 def _scanned(graph: Graph, packed: Tensor, pooling: Pooling, rows: Rows) -> Tensor:

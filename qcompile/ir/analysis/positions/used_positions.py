@@ -37,7 +37,7 @@ class Narrowing:
     entries: list[tuple[Node, int, Demand]] = field(default_factory=list)
 
     @property
-    def products(self) -> int:
+    def multiplications(self) -> int:
         """Number of matrix multiplications among the nodes."""
         return sum(is_op(node, *_COSTLY) for node, _ in self.nodes)
 
@@ -210,7 +210,7 @@ class _Analysis:
         for roots, members in self._groups():
             group = Narrowing(roots, [self.results[id(n)] for n in members])
             group.entries = [*self._entries(members)]
-            if group.products:
+            if group.multiplications:
                 found.narrowings.append(group)
             found.refusals += self._stops(roots, members)
         found.refusals += [(n, self.refused[id(n)]) for n in self.graph.nodes if self._is_root(n)]
