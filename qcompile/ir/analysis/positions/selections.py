@@ -251,7 +251,7 @@ def _rows_of_each(sizes: Sizes, node: Node) -> Root | Refusal | None:
         return None
     for source, offsets in (total.inputs, total.inputs[::-1]):
         if sizes.of(source) == (batch,) and _is_range(sizes, offsets, batch, length):
-            if not is_never_negative(graph, source):
+            if not _is_never_negative(graph, source):
                 return Refusal("its indices may be negative: then it reads another sample's row")
             one = (1,) * len(batch)
             chosen = Selection(1, source=str(source.name), each=True)
@@ -283,8 +283,7 @@ def _is_range(sizes: Sizes, tensor: Tensor, batch: Size, step: Size) -> bool:
     return all(sizes.value(t) == e for t, e in zip(numbers.inputs, expected, strict=True))
 
 
-def is_never_negative(graph: Graph, tensor: Tensor) -> bool:
-    """True for indices that are known to count from the start."""
+def _is_never_negative(graph: Graph, tensor: Tensor) -> bool:
     while (node := graph.producer(tensor, *_VIEWS)) is not None:
         tensor = node.inputs[0]
     return graph.producer(tensor, *_NEVER_NEGATIVE) is not None
