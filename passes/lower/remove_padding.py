@@ -180,7 +180,7 @@ def _obstacle(graph: Graph, mask: Tensor, region: _Region) -> Refusal | None:
         inside = {id(n) for n in region.nodes}
         for reader in graph.consumers(tensor):
             if id(reader) not in inside:
-                pooled = poolings_of(graph, tensor, reader, masks)
+                pooled = poolings_of(graph, tensor, reader)
                 refusal = None if pooled else _mixes(graph, reader, masks)
                 if refusal is not None:
                     return refusal
@@ -236,14 +236,13 @@ def _apply(graph: Graph, mask: Tensor, region: _Region) -> None:
             for i, t in enumerate(node.inputs):
                 if t is tensor:
                     graph.set_input(node, i, packed)
-    masks = derived_from(graph, MASK)
     exits = {t.name for t in region.exits}
     for node in region.nodes:
         if is_op(node, *_LAST_AXIS) and "axis" in node.attrs:
             node.attrs["axis"] = -1
         out = node.outputs[0]
         if out.name in exits:
-            packed = _divert(graph, node, inside, masks, rows)
+            packed = _divert(graph, node, inside, rows)
             if not graph.consumers(out) and not graph.is_output(out):
                 continue
             spread = graph.add("Gather", [packed, rows.row], [f"{out.name}/rows"], {"axis": 0})
@@ -356,7 +355,7 @@ def _packed(graph: Graph, tensor: Tensor, real: Tensor) -> Tensor:
     return result
 
 
-def _divert(graph: Graph, node: Node, inside: set[int], masks: set[str], rows: Rows) -> Variable:
+def _divert(graph: Graph, node: Node, inside: set[int], rows: Rows) -> Variable:
     """Make a node's output packed, and let all readers use it that can.
 
     They are in the region, pool over positions, or want to know the shape. Others keep the tensor.
@@ -364,7 +363,7 @@ def _divert(graph: Graph, node: Node, inside: set[int], masks: set[str], rows: R
     out = node.outputs[0]
     readers = {id(r): r for r in graph.consumers(out)}.values()
     outer = [r for r in readers if id(r) not in inside]
-    poolings = [p for r in outer for p in poolings_of(graph, out, r, masks)]
+    poolings = [p for r in outer for p in poolings_of(graph, out, r)]
     packed = graph.divert_output(node, "packed")
     for pooling in poolings:
         pool_rows(graph, pooling, packed, rows)
@@ -384,12 +383,14 @@ def _divert(graph: Graph, node: Node, inside: set[int], masks: set[str], rows: R
 
 
 def _selects_rows(node: Node, tensor: Tensor) -> bool:
-    """True for a Gather of positions of [batch, sequence, channels], and a GatherND of one for each
-    sample."""
+    """True for a Gather of positions of [batch, sequence, channels], and for a GatherND of some for
+    each sample: indices [batch, …, 1]."""
+    if not is_op(node, "Gather", "GatherND") or node.inputs[0] is not tensor:
+        return False
     if is_op(node, "Gather"):
-        return node.inputs[0] is tensor and node.attrs.get("axis", 0) == 1
-    each = node.attrs.get("batch_dims", 0) == 1 and rank(node.inputs[1]) == 3
-    return is_op(node, "GatherND") and node.inputs[0] is tensor and each
+        return bool(node.attrs.get("axis", 0) == 1)
+    known = shape_of(node.inputs[1]) or ()
+    return node.attrs.get("batch_dims", 0) == 1 and len(known) > 1 and known[-1] == 1
 
 
 def _select(graph: Graph, node: Node, packed: Tensor, rows: Rows) -> None:

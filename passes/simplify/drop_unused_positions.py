@@ -85,7 +85,7 @@ def _summary(narrowing: Narrowing) -> str:
     many = "all" if whole is None else str(whole)
     return (
         f"the outputs depend on {demand.selection.count} of {many} positions through {names}: "
-        f"{narrowing.products} matrix multiplications run for no others"
+        f"{narrowing.multiplications} matrix multiplications run for no others"
     )
 
 
@@ -124,7 +124,11 @@ class _Editor:
     # ---- shapes
 
     def _keep_shape(self, tensor: Tensor, demand: Demand) -> None:
-        """Let readers of a tensor's shape read that of all positions."""
+        """Let readers of a tensor's shape read that of all positions.
+
+        If a tensor holds the positions, it may be computed from this shape: then no size is read
+        from the narrowed tensor.
+        """
         graph, index = self.graph, demand.axis.index
         for shape in [n for n in graph.consumers(tensor) if is_op(n, "Shape")]:
             dims = range(rank(tensor) or len(self.sizes.of(tensor) or ()))
@@ -133,8 +137,10 @@ class _Editor:
                 continue
             result, own = shape.outputs[0], graph.divert_output(shape, "used")
             own.dtype = np.dtype(np.int64)
+            sizes = dict(enumerate(self.sizes.of(tensor) or ())) if demand.selection.source else {}
+            sizes[index] = demand.axis.size
             parts = [
-                self._length(demand.axis.size) if i == index else self._entry(own, i - chosen[0])
+                self._length(sizes[i]) if i in sizes else self._entry(own, i - chosen[0])
                 for i in chosen
             ]
             graph.add("Concat", parts, [result], {"axis": 0})
@@ -144,7 +150,7 @@ class _Editor:
         return self._int64("Gather", [shape, place], f"{shape.name}/{index}", {"axis": 0})
 
     def _length(self, size: Size) -> Tensor:
-        """The number of all positions, int64 (1,)."""
+        """A size, such as the number of all positions, int64 (1,)."""
         if size not in self.lengths:
             source = self.sizes.source(size)
             if isinstance(source, tuple):

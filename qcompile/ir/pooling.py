@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import numpy as np
 import onnx
 
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, RecipeError
 from qcompile.ir.graph import Graph
 from qcompile.ir.operators import REDUCTIONS
 from qcompile.ir.tensor import HALF_TYPES, Tensor, half_type, is_float, rank, shape_of
@@ -54,8 +54,11 @@ def add_pooling(
 
     Types of the outputs must have been inferred. ``normalize``: to length 1. ``mask``: name of the
     input that marks padding. ``keep``: outputs that stay even if they are pooled. Raises ModelError
-    where the output to pool or the mask is missing or ambiguous, or the opset is too old.
+    where the output to pool or the mask is missing or ambiguous, or the opset is too old,
+    RecipeError for another kind, such as ``auto``.
     """
+    if kind not in KINDS:
+        raise RecipeError(f"pooling {kind!r}: expected one of {', '.join(KINDS)} (--pooling)")
     states = _states(graph)
     if graph.opset < _SINCE:
         raise ModelError(
@@ -177,7 +180,7 @@ class _Builder:
         made: Tensor = self._graph.add(op, [embedding], [EMBEDDING], attrs).outputs[0]
         if made.name != EMBEDDING:
             raise ModelError(
-                f"the model has a tensor {EMBEDDING!r} that is no output: rename it, the embedding "
+                f"the model has a tensor or a node {EMBEDDING!r} already: rename it, the embedding "
                 "gets that name"
             )
         shape = shape_of(self._states) or (None, None, None)

@@ -2,15 +2,14 @@
 
     x[B,S,H] · m[B,S,1] → ReduceSum over S          →   Scan over sentences: Σ of rows x[T,H] · m[T]
     Where(m, x[B,S,H], least) → ReduceMax over S    →   Scan over sentences: max of rows x[T,H]
-    GatherND(x[B,S,H], i[B,1])                      →   Gather(x[T,H], row of position i)
 
 T is the number of real tokens. Poolings are found by what they compute, whoever exported them: a
-sum whose summands are 0 at padding, a maximum whose values are hidden there, a choice of one
-position by the mask. The rows of a sentence are adjacent, so Scan slices them: its time grows with
-the number of tokens, and no sentence sees another one's values. The alternatives in ONNX Runtime
-1.32 are wrong or slower: ScatterND that adds or takes the maximum is a data race between threads
-(sums change from run to run), ScatterElements takes ten times as long, and a matrix [B, T] of ones
-and zeros grows with B·T and lets NaN of one sentence into all.
+sum whose summands are 0 at padding, a maximum whose values are hidden there. The rows of a sentence
+are adjacent, so Scan slices them: its time grows with the number of tokens, and no sentence sees
+another one's values. The alternatives in ONNX Runtime 1.32 are wrong or slower: ScatterND that adds
+or takes the maximum is a data race between threads (sums change from run to run), ScatterElements
+takes ten times as long, and a matrix [B, T] of ones and zeros grows with B·T and lets NaN of one
+sentence into all.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from qcompile.ir import (
     is_constant,
     is_op,
     is_zero,
-    rank,
     scalar,
     shape_of,
 )
@@ -43,7 +41,7 @@ from qcompile.quant import Array
 _SEQUENCE = (1, -2)  # axis of the positions in [batch, sequence, channels]
 _SAME = ("Cast", "Expand", "Identity", *RESHAPES)
 _HIDING = -1e4  # a masking constant is below: no activation is as small
-Kind = Literal["sum", "max", "pick"]
+Kind = Literal["sum", "max"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Pooling:
 
     node: whose result is the pooled tensor. states: what is pooled. weights: of the positions,
     [batch, sequence, 1] or [batch, 1, sequence], 0 at padding; None for 1 at real positions. least:
-    the maximum where nothing is real. index: the positions that are picked, [batch, 1].
+    the maximum where nothing is real.
     """
 
     kind: Kind
@@ -60,7 +58,6 @@ class Pooling:
     states: Tensor
     weights: Tensor | None = None
     least: Tensor | None = None
-    index: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,27 +75,19 @@ class Rows:
     ends: Tensor
 
 
-def poolings_of(graph: Graph, states: Tensor, reader: Node, masks: set[str]) -> list[Pooling]:
-    """What a reader of states does, if all that comes of it is pooling; else nothing.
-
-    ``masks``: tensors that are computed from the mask alone.
-    """
+def poolings_of(graph: Graph, states: Tensor, reader: Node) -> list[Pooling]:
+    """What a reader of states does, if all that comes of it is pooling; else nothing."""
     if is_op(reader, "ReduceSum"):
         summed = _over_positions(reader) and is_zero_at_padding(graph, states)
         return [Pooling("sum", reader, states)] if summed else []
-    if is_op(reader, "GatherND"):
-        index = reader.inputs[1]
-        one = rank(index) in (2, None) and reader.attrs.get("batch_dims") == 1
-        picks = one and index.name in masks and reader.inputs[0] is states
-        return [Pooling("pick", reader, states, index=index)] if picks else []
     if is_op(reader, "MatMul"):
-        return _product(graph, states, reader)
+        return _multiplied(graph, states, reader)
     if is_op(reader, "Mul"):
         return _weighted(graph, states, reader)
     return _hidden(graph, states, reader) if is_op(reader, "Where") else []
 
 
-def _product(graph: Graph, states: Tensor, node: Node) -> list[Pooling]:
+def _multiplied(graph: Graph, states: Tensor, node: Node) -> list[Pooling]:
     """Weights [batch, 1, sequence] times states."""
     left, right = node.inputs
     known = shape_of(left)
@@ -226,26 +215,13 @@ _PREFIX = "pooling/"
 def pool_rows(graph: Graph, pooling: Pooling, packed: Tensor, rows: Rows) -> None:
     """Compute a pooling from the rows of real tokens, ``packed`` [T, channels]."""
     node = pooling.node
-    if pooling.index is not None:
-        pooled = _picked(graph, packed, pooling.index, rows)
-    else:
-        pooled = _scanned(graph, packed, pooling, rows)
-        if pooling.least is not None:
-            pooled = _add(graph, "Max", [pooled, pooling.least])
-        if not (is_op(node, "MatMul") or node.attrs.get("keepdims", 1)):
-            pooled = with_axes(graph, "Squeeze", pooled, (1,))
+    pooled = _scanned(graph, packed, pooling, rows)
+    if pooling.least is not None:
+        pooled = _add(graph, "Max", [pooled, pooling.least])
+    if not (is_op(node, "MatMul") or node.attrs.get("keepdims", 1)):
+        pooled = with_axes(graph, "Squeeze", pooled, (1,))
     pooled.dtype, pooled.shape = node.outputs[0].dtype, node.outputs[0].shape
     graph.replace_uses(node.outputs[0], pooled)
-
-
-def _picked(graph: Graph, packed: Tensor, index: Tensor, rows: Rows) -> Tensor:
-    """The rows of one position of each sentence."""
-    spread = with_axes(graph, "Squeeze", index, (1,))
-    batch, length = (_at(graph, rows.sizes, i) for i in (0, 1))
-    zero, one = (graph.constant(f"{_PREFIX}{v}", _int64(v)) for v in (0, 1))
-    offsets = _add(graph, "Mul", [_add(graph, "Range", [zero, batch, one]), length])
-    row = _add(graph, "Gather", [rows.row, _add(graph, "Add", [offsets, spread])])
-    return _add(graph, "Gather", [packed, row])
 
 
 def _scanned(graph: Graph, packed: Tensor, pooling: Pooling, rows: Rows) -> Tensor:
@@ -314,10 +290,6 @@ def _count_once(graph: Graph, weights: Tensor, every: Tensor) -> None:
             total, shape = with_axes(graph, "Unsqueeze", total, (2,)), [1, 1, width]
         repeated = [total, graph.constant(f"{_PREFIX}repeated", _int64(shape))]
         graph.replace_uses(node.outputs[0], _add(graph, "Expand", repeated))
-
-
-def _at(graph: Graph, sizes: Tensor, index: int) -> Tensor:
-    return _add(graph, "Gather", [sizes, graph.constant(f"{_PREFIX}{index}", _int64(index))])
 
 
 def _int64(values: int | list[int]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -103,6 +104,12 @@ def test_auto_is_for_folders(model: Path) -> None:
         qcompile.compile(model, recipe=Recipe(pooling="auto"))
 
 
+@pytest.mark.parametrize("kind", ["auto", ""])
+def test_verify_takes_no_pooling_without_a_meaning(model: Path, data: Path, kind: str) -> None:
+    with pytest.raises(RecipeError, match="expected one of mean, cls"):
+        qcompile.verify(model, model, data, pooling=cast(PoolingKind, kind))
+
+
 def test_unknown_pooling() -> None:
     with pytest.raises(RecipeError, match="unknown pooling 'means', did you mean 'mean'"):
         merge_settings(Recipe(), {"pooling": "means"}, "here")
@@ -110,8 +117,8 @@ def test_unknown_pooling() -> None:
 
 def test_a_float16_output_is_pooled_too(model: Path) -> None:
     proto = onnx.load(model)
-    cast = proto.graph.node.add(op_type="Cast", input=["out"], output=["last_hidden_state"])
-    cast.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT16))
+    node = proto.graph.node.add(op_type="Cast", input=["out"], output=["last_hidden_state"])
+    node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT16))
     proto.graph.output[0].name = "last_hidden_state"
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     result = qcompile.compile(proto, mode="dynamic", pooling="mean", options=FAST)

@@ -177,5 +177,5 @@ def test_a_tensor_of_that_name_inside() -> None:
             {EMBEDDING} = Relu(x) y = Neg({EMBEDDING})
         }}"""
     )
-    with pytest.raises(ModelError, match="has a tensor 'sentence_embedding' that is no output"):
+    with pytest.raises(ModelError, match="has a tensor or a node 'sentence_embedding' already"):
         add_pooling(graph, "mean")

@@ -48,6 +48,14 @@ FORMS = {
 }
 
 
+PICKS = {
+    "last by an index from the end": """v = Slice(attention_mask, last, far, second, last)
+        p = ArgMax<axis = 1>(v) i = Sub(last, p) y = GatherND<batch_dims = 1>(h, i)""",
+    "first, with its axis": """p = ArgMax<axis = 1>(attention_mask) i = Unsqueeze(p, second)
+        k = GatherND<batch_dims = 1>(h, i) y = Squeeze(k, second)""",
+}
+
+
 def model(pooling: str, out: str = "float[B,8] y") -> Graph:
     """A position-wise block and what comes after it."""
     return parse(
@@ -58,6 +66,7 @@ def model(pooling: str, out: str = "float[B,8] y") -> Graph:
         w=normal(8, 8),
         bias=normal(8),
         last=np.array([-1]),
+        far=np.array([-(2**62)]),
         second=np.array([1]),
         none=np.array(0),
         nil=np.array(0, np.float32),
@@ -87,6 +96,23 @@ def test_forms_of_exporters(form: str) -> None:
     if form == "product":  # which does not broadcast over positions
         del masks["one column for all"]
     check_packed(model(FORMS[form]), masks)
+
+
+@pytest.mark.parametrize("form", PICKS)
+def test_picked_positions(form: str) -> None:
+    """Of sentences with a real token, since states at padding are unspecified."""
+    check_packed(model(PICKS[form]), {name: MASKS[name] for name in ("right", "left", "holes")})
+
+
+def test_several_positions_of_each_sentence_are_no_pooling() -> None:
+    graph = model(
+        """p = ArgMax<axis = 1>(attention_mask) two = Concat<axis = 1>(p, p)
+        i = Unsqueeze(two, last) k = GatherND<batch_dims = 1>(h, i)
+        y = ReduceMax<axes = [1], keepdims = 0>(k)"""
+    )
+    before = outputs(graph, feed(MASKS["left"]))
+    run_pass(graph, RemovePadding())
+    assert_equivalent(before, outputs(graph, feed(MASKS["left"])), atol=ATOL)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ import pytest
 
 from qcompile.ir import Graph, is_op
 from qcompile.ir.analysis import shape_inference
+from qcompile.ir.pooling import PoolingKind, add_pooling
 from qcompile.passes.lower.remove_padding import RemovePadding
 from qcompile.passes.simplify.drop_unused_positions import NOTE, DropUnusedPositions
 from qcompile.quant import Array
@@ -311,3 +312,22 @@ def test_padding_is_still_removed() -> None:
     )
     assert "z0" not in graph.tensors()
     assert_equivalent(expected, outputs(graph, FEEDS[0]), atol=ATOL)
+
+
+@pytest.mark.parametrize("kind", ["cls", "lasttoken"])
+def test_positions_may_depend_on_the_shape_of_what_is_narrowed(kind: PoolingKind) -> None:
+    """Pooling expands the mask to the shape of the states, and picks a position by it."""
+    graph = encoder()
+    add_pooling(graph, kind)
+    shape_inference.infer(graph)
+    differential(graph, DropUnusedPositions(), atol=ATOL, feeds=FEEDS)
+    assert any(n.op == "GatherND" and n.outputs[0].name.startswith("z0") for n in graph.nodes)
+
+
+def test_positions_by_a_size_that_no_input_has_are_refused() -> None:
+    text = """g (float[B,S,8] x) => (float z) {
+        twice = Concat<axis = 0>(x, x) m = MatMul(twice, w) r = Relu(m)
+        n = Shape<start = 0, end = 1>(r) i = Sub(n, n) z = Gather<axis = 1>(r, i)
+    }"""
+    reason = "the shape of 'r' is read, and no input has its sizes"
+    assert_refused(parse(text, w=normal(8, 8)), DropUnusedPositions(), reason)

@@ -37,7 +37,7 @@ class Narrowing:
     entries: list[tuple[Node, int, Demand]] = field(default_factory=list)
 
     @property
-    def products(self) -> int:
+    def multiplications(self) -> int:
         """Number of matrix multiplications among the nodes."""
         return sum(is_op(node, *_COSTLY) for node, _ in self.nodes)
 
@@ -150,13 +150,20 @@ class _Analysis:
     def _obstacle(self, node: Node, demand: Demand) -> Refusal | None:
         for tensor in node.outputs:
             shapes = any(is_op(n, "Shape") for n in self.graph.consumers(tensor))
-            known = not demand.axis.merged and self.sizes.source(demand.axis.size) is not None
-            if shapes and not known:
-                return Refusal(f"the shape of {tensor.name!r} is read, and no input has its length")
+            if shapes and not self._has_shape_from_inputs(tensor, demand):
+                return Refusal(f"the shape of {tensor.name!r} is read, and no input has its sizes")
         if is_op(node, "Reshape"):
             target = target_of(self.sizes, node, demand)
             return target if isinstance(target, Refusal) else None
         return None
+
+    def _has_shape_from_inputs(self, tensor: Tensor, demand: Demand) -> bool:
+        """True where inputs have the number of positions, and all other sizes of a tensor if they
+        may decide which positions are selected: these cannot depend on what is selected."""
+        if demand.axis.merged:
+            return False
+        others = self.sizes.of(tensor) or () if demand.selection.source else ()
+        return all(self.sizes.source(n) is not None for n in (demand.axis.size, *others))
 
     def _mapped(self, node: Node, demand: Demand) -> list[Demand | None] | Refusal:
         axes = mapped(self.sizes, node, demand.axis)
@@ -203,7 +210,7 @@ class _Analysis:
         for roots, members in self._groups():
             group = Narrowing(roots, [self.results[id(n)] for n in members])
             group.entries = [*self._entries(members)]
-            if group.products:
+            if group.multiplications:
                 found.narrowings.append(group)
             found.refusals += self._stops(roots, members)
         found.refusals += [(n, self.refused[id(n)]) for n in self.graph.nodes if self._is_root(n)]
