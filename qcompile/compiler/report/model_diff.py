@@ -29,7 +29,7 @@ from qcompile.system.json_values import Record, members
 Change = Literal["only in a", "only in b", "type", "shape", "scale", "values"]
 Key = tuple[str, str]
 # Suffixes of names that passes add to a tensor's original name.
-_ENDINGS = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "scaled")
+_ENDINGS = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "scaled", "permuted")
 _COMPARED = ("weight", "activation", "parameter")
 
 
@@ -201,8 +201,9 @@ def _activation_rows(
 
 def _key(row: LedgerRow) -> Key:
     """Kind and original name of a tensor; an activation and a constant may share a name."""
-    name, slash, ending = row.tensor.rpartition("/")
-    base = name if slash and ending in _ENDINGS else row.tensor
+    base = row.tensor
+    while (parts := base.rpartition("/"))[1] and parts[2] in _ENDINGS:
+        base = parts[0]
     return ("activation" if row.kind == "activation" else "constant"), base
 
 
