@@ -159,7 +159,7 @@ def longest_taken(
 ) -> int | None:
     """Tokens of the longest beginning of a row that the model takes, None where it takes all.
 
-    0 where it takes none, or where it takes the whole row with one token in all places, as where the
+    0 where it takes none, or where it takes the whole row with one token in all places, as if the
     tokenizer has more tokens than the model: then the length is not what is wrong. A fixed width
     counts as if the row had it. Position tables end somewhere, so the length is found by bisection.
     """
