@@ -159,9 +159,9 @@ def longest_taken(
 ) -> int | None:
     """Tokens of the longest beginning of a row that the model takes, None where it takes all.
 
-    0 where it takes none, or where it takes the whole row with one token in all places, as if the
-    tokenizer has more tokens than the model: then the length is not what is wrong. A fixed width
-    counts as if the row had it. Position tables end somewhere, so the length is found by bisection.
+    0 where it takes none, or where it takes the whole row with one token in all places: then the
+    length is not wrong, but a token that the model lacks. A fixed width counts as if the row
+    had it. Position tables end somewhere, so the length is found by bisection.
     """
     batch, is_fixed = batch_of(inputs, None)
     rows = [row] * (batch if is_fixed else 1)
