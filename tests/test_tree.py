@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,29 @@ def test_the_search_finds_the_unrelated_project(tmp_path: Path, text: str, name:
 def test_the_search_passes_what_is_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(text)
     assert foreign_installs(tmp_path) == []
+
+
+def missing_packages(root: Path) -> set[str]:
+    """Packages of the tree that setup.cfg does not name, so that an installed wheel lacks them."""
+    config = ConfigParser()
+    config.read(root / "setup.cfg")
+    named = set(config["options"]["packages"].split())
+    folders = {"qcompile": "qcompile", "passes": "qcompile.passes"}
+    folders["calibrators"] = "qcompile.calibrators"
+    found = set[str]()
+    for folder, package in folders.items():
+        for file in (root / folder).rglob("__init__.py"):
+            found.add(".".join([package, *file.parent.relative_to(root / folder).parts]))
+    return found - named
+
+
+def test_setup_cfg_names_every_package() -> None:
+    assert missing_packages(ROOT) == set()
+
+
+def test_a_package_that_setup_cfg_lacks_is_found(tmp_path: Path) -> None:
+    (tmp_path / "setup.cfg").write_text("[options]\npackages =\n    qcompile\n")
+    (tmp_path / "qcompile" / "new").mkdir(parents=True)
+    for folder in ("qcompile", "qcompile/new"):
+        (tmp_path / folder / "__init__.py").touch()
+    assert missing_packages(tmp_path) == {"qcompile.new"}
