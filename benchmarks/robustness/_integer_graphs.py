@@ -270,6 +270,42 @@ def _attention() -> onnx.ModelProto:
     )
 
 
+# By name: which weight, input, output, and what computes it from a, the quantized input.
+_TYPED = {
+    "matmulinteger": ("w", "[n,64]", "int32[n,8]", "y = MatMulInteger(a, w, az, bz)"),
+    "tofloat": (
+        "w", "[n,64]", "float[n,8]",
+        "y = com.microsoft.MatMulIntegerToFloat(a, w, s, s, az, bz)",
+    ),
+    "qlinearmatmul": ("w", "[n,64]", "LEFT[n,8]", "y = QLinearMatMul(a, s, az, w, s, bz, s, az)"),
+    "qgemm": (
+        "transposed", "[n,64]", "float[n,8]",
+        "y = com.microsoft.QGemm<transB = 1>(a, s, az, w, s, bz)",
+    ),
+    "qlinearconv": (
+        "filters", "[n,4,8,8]", "LEFT[n,8,6,6]", "y = QLinearConv(a, s, az, w, s, bz, s, az)",
+    ),
+    "convinteger": ("filters", "[n,4,8,8]", "int32[n,8,6,6]", "y = ConvInteger(a, w, az, bz)"),
+    "qdq": (
+        "w", "[n,64]", "float[n,8]",
+        "d = DequantizeLinear(a, s, az) e = DequantizeLinear(w, s, bz) y = MatMul(d, e)",
+    ),
+}  # fmt: skip
+
+
+def _typed(left: str, right: str, weights: dict[str, Array]) -> Iterator[tuple[str, Any]]:
+    """The operators of ``_TYPED`` on data of one type and weights of another."""
+    constants = {
+        "az": np.array(0 if left == "int8" else 100, left),
+        "bz": np.array(0 if right == "int8" else 128, right),
+        "s": np.array(0.01, np.float32),
+    }
+    for name, (weight, shape, made, body) in _TYPED.items():
+        text = f"""g (float{shape} x) => ({made.replace("LEFT", left)} y) {{
+            a = QuantizeLinear(x, s, az) {body} }}"""
+        yield name, model_proto(text, w=weights[weight], **constants)
+
+
 def _integers(size: str) -> Iterator[tuple[str, onnx.ModelProto]]:
     """Operators that multiply integers, in every combination of types that has a kernel."""
     rng = np.random.default_rng(0)
@@ -279,80 +315,13 @@ def _integers(size: str) -> Iterator[tuple[str, onnx.ModelProto]]:
         return rng.integers(limit - 6, limit + 1, shape).astype(np.int8)
 
     w, kernel = signed(64, 8), signed(8, 4, 3, 3)
-    for a in ("uint8", "int8"):
-        for b in ("uint8", "int8"):
-            own = w if b == "int8" else (w.astype(np.int16) + 128).astype(np.uint8)
-            filters = kernel if b == "int8" else (kernel.astype(np.int16) + 128).astype(np.uint8)
-            types = f"{a}_{b}_{size}"
-            zero = np.array(0 if b == "int8" else 128, own.dtype)
-            half = np.array(0 if a == "int8" else 100, a)
-            one = np.array(0.01, np.float32)
-            common = {"az": half, "bz": zero, "s": one}
-            quantize = "a = QuantizeLinear(x, s, az)"
-            yield (
-                f"matmulinteger_{types}",
-                model_proto(
-                    f"""g (float[n,64] x) => (int32[n,8] y) {{ {quantize}
-                        y = MatMulInteger(a, w, az, bz) }}""",
-                    w=own,
-                    **common,
-                ),
-            )
-            yield (
-                f"tofloat_{types}",
-                model_proto(
-                    f"""g (float[n,64] x) => (float[n,8] y) {{ {quantize}
-                        y = com.microsoft.MatMulIntegerToFloat(a, w, s, s, az, bz) }}""",
-                    w=own,
-                    **common,
-                ),
-            )
-            yield (
-                f"qlinearmatmul_{types}",
-                model_proto(
-                    f"""g (float[n,64] x) => ({a}[n,8] y) {{ {quantize}
-                        y = QLinearMatMul(a, s, az, w, s, bz, s, az) }}""",
-                    w=own,
-                    **common,
-                ),
-            )
-            yield (
-                f"qgemm_{types}",
-                model_proto(
-                    f"""g (float[n,64] x) => (float[n,8] y) {{ {quantize}
-                        y = com.microsoft.QGemm<transB = 1>(a, s, az, w, s, bz) }}""",
-                    w=own.T.copy(),
-                    **common,
-                ),
-            )
-            yield (
-                f"qlinearconv_{types}",
-                model_proto(
-                    f"""g (float[n,4,8,8] x) => ({a}[n,8,6,6] y) {{ {quantize}
-                        y = QLinearConv(a, s, az, w, s, bz, s, az) }}""",
-                    w=filters,
-                    **common,
-                ),
-            )
-            yield (
-                f"convinteger_{types}",
-                model_proto(
-                    f"""g (float[n,4,8,8] x) => (int32[n,8,6,6] y) {{ {quantize}
-                        y = ConvInteger(a, w, az, bz) }}""",
-                    w=filters,
-                    **common,
-                ),
-            )
-            yield (
-                f"qdq_{types}",
-                model_proto(
-                    f"""g (float[n,64] x) => (float[n,8] y) {{ {quantize}
-                        d = DequantizeLinear(a, s, az) e = DequantizeLinear(w, s, bz)
-                        y = MatMul(d, e) }}""",
-                    w=own,
-                    **common,
-                ),
-            )
+    for left in ("uint8", "int8"):
+        for right in ("uint8", "int8"):
+            shift = 0 if right == "int8" else 128
+            own, filters = ((x.astype(np.int16) + shift).astype(right) for x in (w, kernel))
+            weights = {"w": own, "transposed": own.T.copy(), "filters": filters}
+            for name, model in _typed(left, right, weights):
+                yield f"{name}_{left}_{right}_{size}", model
     yield (
         f"dynamicmatmul_{size}",
         model_proto(

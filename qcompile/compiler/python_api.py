@@ -21,6 +21,7 @@ from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
 from qcompile.errors import DataError, RecipeError
+from qcompile.ir import Graph
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.read_model import Source
@@ -196,15 +197,18 @@ def verify(
     """
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
     with custom_operators(custom_ops):
-        if pooling is not None:
-            both = ((reference, candidate), (candidate, reference))
-            pooled = [_pooled(m, pooling, normalize, _outputs(other)) for m, other in both]
-            reference, candidate = (m.path if isinstance(m, ModelFiles) else m for m in pooled)
         # Raises errors that name what is wrong with a file, before the runtime loads it.
         compiled = read_model.load(candidate)
         shape_inference.infer(compiled)
         graph = read_model.load(reference)
         shape_inference.infer(graph)
+        if pooling is not None:
+            old, new = ([t.name for t in g.outputs] for g in (graph, compiled))
+            pooled = (
+                _pooled(reference, graph, pooling, normalize, keep=new),
+                _pooled(candidate, compiled, pooling, normalize, keep=old),
+            )
+            reference, candidate = (m.path if isinstance(m, ModelFiles) else m for m in pooled)
         feeds = open_data(
             data,
             input_specs(graph),
@@ -218,15 +222,10 @@ def verify(
         return _compared(models, feeds, gates or Gates(), isa, removed_outputs(compiled, graph))
 
 
-def _outputs(model: Source) -> list[str]:
-    return [t.name for t in read_model.load(model).outputs]
-
-
 def _pooled(
-    model: Source, pooling: PoolingKind, normalize: bool, keep: Sequence[str]
+    model: Source, graph: Graph, pooling: PoolingKind, normalize: bool, keep: Sequence[str]
 ) -> Source | ModelFiles:
-    """The model with pooling, itself if it has an output ``sentence_embedding``."""
-    graph = read_model.load(model)
+    """The model with pooling, and its graph too; itself if it returns ``sentence_embedding``."""
     if any(t.name == EMBEDDING for t in graph.outputs):
         return model
     return pooled_model(graph, pooling, normalize=normalize, keep=keep)

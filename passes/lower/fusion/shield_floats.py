@@ -52,8 +52,17 @@ def _is_known_at_load(graph: Graph, tensor: Tensor) -> bool:
 
 
 def _is_quantized_next(graph: Graph, node: Node) -> bool:
-    """True where only a quantizer reads the result, perhaps after Relu and Clip."""
-    reader = graph.only_consumer(node.outputs[0])
-    while reader is not None and is_op(reader, "Relu", "Clip"):
-        reader = graph.only_consumer(reader.outputs[0])
+    """True where only a quantizer reads the result, perhaps after Relu, Clip, and what ONNX Runtime
+    first folds into the weight."""
+    made = node.outputs[0]
+    reader = graph.only_consumer(made)
+    while reader is not None and (is_op(reader, "Relu", "Clip") or _folds(graph, reader, made)):
+        made = reader.outputs[0]
+        reader = graph.only_consumer(made)
     return reader is not None and is_op(reader, "QuantizeLinear")
+
+
+def _folds(graph: Graph, node: Node, data: Tensor) -> bool:
+    """True for a node that ONNX Runtime folds into the weight and bias in front of it."""
+    known = (_is_known_at_load(graph, t) for t in node.inputs if t is not data)
+    return is_op(node, "Add", "BatchNormalization", "Mul") and all(known)

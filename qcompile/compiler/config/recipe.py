@@ -57,8 +57,8 @@ class Recipe:
         isa: instruction set that the model will run on, a name of ``instruction_sets.TABLE``; "" is
             any. "any" and "native", this machine's, may be given and become one of these.
         dims: sizes at which symbolic dimensions of the inputs are fixed.
-        pooling: how the embedding ``sentence_embedding`` is made of the states of the tokens, which
-            it replaces as an output; "auto" is as the folder's own configuration says, "" none.
+        pooling: how the states of the tokens become the embedding ``sentence_embedding``, which
+            replaces them as an output; "auto" is as the folder's own configuration says, "" none.
         normalize: the embedding gets length 1.
         forms: lowering options other than the target's own, as ``--tune`` finds them, by a name of
             ``Target.forms``.

@@ -177,9 +177,9 @@ def pooled_model(
 ) -> ModelFiles:
     """Add pooling to a graph, and write it into a temporary folder. ``keep``: as ``add_pooling``.
 
-    Raises ModelError where it cannot be pooled, OutputError where there is no room.
+    Types of the outputs must have been inferred. Raises ModelError where it cannot be pooled,
+    OutputError where there is no room.
     """
-    shape_inference.infer(graph)
     add_pooling(graph, kind, normalize=normalize, keep=keep)
     return written(graph)
 

@@ -28,6 +28,7 @@ from qcompile.rewriting.instruments import Dump, Instrument, PassRecord, Time, V
 from qcompile.rewriting.pass_manager import PassManager
 from qcompile.runtime import session
 from qcompile.system import threads
+from qcompile.system.memory import release_memory
 from qcompile.targets import requirements
 
 
@@ -44,6 +45,7 @@ class Rewritten:
     calibrated: Calibrated
     pipeline: Pipeline
     compiled: CompiledModel
+    sums: saturation_check.IntegerSums
     ledger: list[LedgerRow]
     passes: list[PassRecord]
     skips: list[Skip]
@@ -84,12 +86,13 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     float_throughout = not quantized and prepared.mode != "float"
     stayed_float = _stayed_float(ctx, came_quantized) if float_throughout else []
     checked = requirements.require(graph, prepared.target.name, prepared.target.requires)
-    compiled = _written(prepared, _weight_bytes(graph, ctx))
+    compiled, sums = _written(prepared, _weight_bytes(graph, ctx))
     return Rewritten(
         prepared,
         calibrated,
         pipeline,
         compiled,
+        sums,
         ledger=ledger.ledger_rows(compiled.parsed[0], compiled.size, ctx),
         passes=timer.records,
         skips=ctx.skips,
@@ -186,7 +189,9 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
     return [coded_note(NOTHING_QUANTIZED, f"{except_for}{why}")]
 
 
-def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
+def _written(
+    prepared: Prepared, weights: dict[str, int]
+) -> tuple[CompiledModel, saturation_check.IntegerSums]:
     """Write the graph, with its origin and the session option that it needs in the metadata.
 
     The option follows from what is written, so a file that needs one is written twice.
@@ -207,10 +212,13 @@ def _written(prepared: Prepared, weights: dict[str, int]) -> CompiledModel:
         }
     )
     files = write_model.write_model(prepared.graph, prepared.options.stem)
-    compiled = CompiledModel(files, weights)
-    option = saturation_check.needed_option(*compiled.parsed, prepared.target.provider)
-    if not option:
-        return compiled
-    metadata[saturation_check.METADATA] = option
-    files = write_model.write_model(prepared.graph, prepared.options.stem)
-    return CompiledModel(files, weights)
+    release_memory()
+    with prepared.stopwatch.stage("saturation"):
+        sums = saturation_check.IntegerSums(
+            files.path, prepared.recipe.isa, prepared.target.provider
+        )
+    if sums.needed_option:
+        metadata[saturation_check.METADATA] = sums.needed_option
+        files = write_model.write_model(prepared.graph, prepared.options.stem)
+        sums = sums.of_copy(files.path)
+    return CompiledModel(files, weights), sums

@@ -9,6 +9,7 @@ other processors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,6 +100,27 @@ class IntegerSums:
         path.write_bytes(self.model)
         return path
 
+    def of_copy(self, model: Path) -> IntegerSums:
+        """The same for a copy of the model's file with other metadata."""
+        found = copy(self)
+        found.path = model if self.path == self.model else self.path
+        found.model = model
+        return found
+
+    @property
+    def needed_option(self) -> str:
+        """The value of ``METADATA``; empty where sums cannot saturate.
+
+        ``NO_OPTION``: they can, and the session option has no effect, or fails because several
+        operators read one weight.
+        """
+        if self.same or not self.on_processor:
+            return ""
+        both = zip(self.linears, self.bounds, strict=True)
+        constant = any(linear.weight is not None for linear, bound in both if bound.can)
+        works = constant and not shares_weights(read_model.read_model(self.model)[0])
+        return "=".join(runtime.EXACT_SUMS) if works else NO_OPTION
+
     @property
     def same(self) -> bool:
         """True where no sum can saturate."""
@@ -173,20 +195,6 @@ class IntegerSums:
             }
             return [observed.get(i, b) for i, b in enumerate(self.bounds)]
         return self.bounds
-
-
-def needed_option(model: onnx.ModelProto, storage: Storage, provider: str = runtime.CPU) -> str:
-    """The value of ``METADATA`` for a model as written; empty where sums cannot saturate.
-
-    ``NO_OPTION``: they can, and the session option has no effect, or fails because several
-    operators read one weight.
-    """
-    products = int16_saturation.linears(model, storage)
-    risky = [p for p in products if int16_saturation.bound(p).can]
-    if not risky or provider != runtime.CPU:
-        return ""
-    works = any(p.weight is not None for p in risky) and not shares_weights(model)
-    return "=".join(runtime.EXACT_SUMS) if works else NO_OPTION
 
 
 def saturates_here(model: read_model.Source) -> bool:

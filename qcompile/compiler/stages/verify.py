@@ -91,12 +91,8 @@ def verify(rewritten: Rewritten) -> Verified:
     """
     prepared, account = rewritten.prepared, _Account()
     options = prepared.options
-    operators = _operators(rewritten, account)
+    sums, operators = rewritten.sums, _operators(rewritten, account)
     release_memory()
-    with prepared.stopwatch.stage("saturation"):
-        sums = saturation_check.IntegerSums(
-            rewritten.compiled.path, prepared.recipe.isa, prepared.target.provider
-        )
     feeds: list[Feed] = []
     if prepared.unknown_operator:
         missing = f"operator {prepared.unknown_operator} needs its library (--custom-ops LIBRARY)"

@@ -192,7 +192,7 @@ def _one_of_each(sizes: Sizes, node: Node, index: int) -> Root | Refusal | None:
         finish = _is_result(node)
     elif int(node.attrs.get("batch_dims", 0)) == 1:
         is_column = shape in ((dims[0], one), (dims[0], one, one))
-        source, finish = (places.name if is_column else None), _is_result(node)
+        source = places.name if is_column else None
         finish = _is_result(node) if len(shape) == 3 else _without_axis(node)
     else:
         source, finish = _second_of_pairs(sizes, places, dims[0]), _without_axis(node)
