@@ -1,0 +1,80 @@
+"""Block scales for an integer kernel: one float per output, times a small integer per block.
+
+    weight ≈ ((code - zero) · multiplier) · base
+
+The term in brackets is an int8 value that ONNX Runtime computes once, when it loads the model
+(Cast, Gather and Mul of constants are folded), so the matrix multiplication is the ordinary one
+with one scale per output. This is the low power blockwise quantization (LPBQ) of AIMET. Where all values
+are within ``SEVEN_BITS``, sums of two products with uint8 data fit into int16: 255 · 64 · 2 < 2¹⁵.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcompile.quant.lattice import Lattice
+from qcompile.quant.types import Array, Floats
+
+SEVEN_BITS = 64  # largest magnitude
+# Shares of the largest scale that are tried as the one with the largest multiplier.
+_SHARES = np.linspace(0.55, 1.15, 13)
+
+
+@dataclass(frozen=True)
+class BlockMultipliers:
+    """Scales as float32 base (outputs,) times int8 multipliers (blocks, outputs), not zero.
+
+    ``lattice`` has these scales. ``doubled``: its zeros lie halfway between codes, so integers are
+    ``2 · (code - zero) · multiplier`` and the base is half as large.
+    """
+
+    base: Floats
+    multipliers: Array
+    lattice: Lattice
+    doubled: bool
+
+    def integers(self, codes: Array) -> Array:
+        """What the kernel multiplies, int8 (inputs, outputs), for uint8 codes of that shape."""
+        _, zero = self.lattice.by_row()
+        steps = (codes.astype(np.float32) - zero) * (2 if self.doubled else 1)
+        times = np.repeat(self.multipliers, self.lattice.block, axis=0)[: self.lattice.inputs]
+        integers: Array = (steps * times).astype(np.int8)
+        return integers
+
+
+def with_multipliers(
+    values: Array, lattice: Lattice, most: int, largest: int = SEVEN_BITS
+) -> BlockMultipliers:
+    """Scales rounded to integer multiples, up to ``most``, of one base per output.
+
+    values: (inputs, outputs); the base is that of least squared error when they are rounded to
+    nearest. ``most`` is 7 for multipliers in int4, 15 for positive ones in uint4; it is lowered
+    where integers would exceed ``largest``. Raises ValueError where even multipliers of 1 would.
+    """
+    doubled = bool((lattice.zero % 1).any())
+    reach = np.maximum(lattice.zero, lattice.largest_code - lattice.zero).max()
+    most = min(most, int(largest / (reach * (2 if doubled else 1))))
+    if most < 1:
+        raise ValueError(f"codes of {lattice.bits} bits exceed {largest} without multipliers")
+    sizes, sign = np.abs(lattice.scale), np.sign(lattice.scale)
+    base = sizes.max(axis=0) / np.float32(most)
+    least, best = np.full(base.shape, np.inf), base
+    for share in _SHARES.astype(np.float32):
+        tried = base * share
+        rounded = replace(lattice, scale=_multiples(sizes, tried, most) * sign * tried)
+        errors = rounded.real(rounded.nearest(values)) - values
+        error = np.square(errors, dtype=np.float64).sum(axis=0)
+        best = np.where(error < least, tried, best)
+        least = np.minimum(error, least)
+    multipliers = _multiples(sizes, best, most) * sign
+    kernel_base = best / np.float32(2) if doubled else best
+    scaled = replace(lattice, scale=multipliers * best)
+    return BlockMultipliers(kernel_base, multipliers.astype(np.int8), scaled, doubled)
+
+
+def _multiples(sizes: Floats, base: Floats, most: int) -> Floats:
+    """The multiple of the base next to each scale, 1 to ``most``; (blocks, outputs)."""
+    multiples: Floats = np.clip(np.rint(sizes / base), 1, most).astype(np.float32)
+    return multiples
