@@ -4,8 +4,9 @@
 
 The term in brackets is an int8 value that ONNX Runtime computes once, when it loads the model
 (Cast, Gather and Mul of constants are folded), so the matrix multiplication is the ordinary one
-with one scale per output. This is the low power blockwise quantization (LPBQ) of AIMET. Where all values
-are within ``SEVEN_BITS``, sums of two products with uint8 data fit into int16: 255 · 64 · 2 < 2¹⁵.
+with one scale per output. This is the low power blockwise quantization (LPBQ) of AIMET. Where all
+values are within ``SEVEN_BITS``, sums of two terms with uint8 data fit into int16:
+255 · 64 · 2 < 2¹⁵.
 """
 
 from __future__ import annotations
