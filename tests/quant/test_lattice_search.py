@@ -129,8 +129,10 @@ def test_moments_of_zero_are_nearest() -> None:
 
 
 def test_the_same_input_gives_the_same_codes() -> None:
-    w, gram = normal(100, 16), moments(100)
-    lattice = fitted(w, 4, block=16)
-    first, second = (compensated_codes(w, gram, lattice, 0.1) for _ in range(2))
+    w, plain = normal(100, 16), moments(100)
+    lattice, gram = fitted(w, 4, block=16), damped(plain, 0.1)
+    assert gram is not None
+    first, second = (compensated_codes(w, plain, lattice, 0.1) for _ in range(2))
     assert np.array_equal(first, second)
-    assert np.array_equal(*(descended(w, gram, lattice, c) for c in (first, second)))
+    again = descended(w, gram, lattice, second)
+    assert np.array_equal(descended(w, gram, lattice, first), again)

@@ -38,8 +38,8 @@ def check(
         y = com.microsoft.MatMulIntegerToFloat(x, w, one, ones, zero)
     }}"""
     ones = np.ones(OUTPUTS, np.float32)
-    fixed = {"one": np.array(1, np.float32), "ones": ones, "zero": np.array(0, np.uint8)}
-    model = model_proto(text, opset, **constants, **fixed)
+    zero = np.array(0, np.uint8)
+    model = model_proto(text, opset, one=np.array(1, np.float32), ones=ones, zero=zero, **constants)
     model.graph.initializer.extend(few_bits)
     model.ir_version = 13 if opset == OPSETS[2] else 10
     data = model.SerializeToString()
