@@ -75,6 +75,24 @@ def with_multipliers(
     return BlockMultipliers(kernel_base, multipliers.astype(np.int8), scaled, doubled)
 
 
+def rebased(
+    values: Array, moments: Array, found: BlockMultipliers, codes: Array
+) -> BlockMultipliers:
+    """The bases of least error of the outputs for fixed codes and multipliers (least squares).
+
+    values, codes: (inputs, outputs). moments: (inputs, inputs). Bases that would vanish or change
+    their sign stay as they are.
+    """
+    real = found.lattice.real(codes)
+    weighted = moments.astype(np.float32) @ real
+    squares = np.einsum("io,io->o", real, weighted)
+    inner = np.einsum("io,io->o", np.asarray(values, np.float32), weighted)
+    usable = (squares > 0) & (inner > 0)
+    share = np.where(usable, inner / np.where(usable, squares, 1), 1).astype(np.float32)
+    scaled = replace(found.lattice, scale=found.lattice.scale * share)
+    return replace(found, base=found.base * share, lattice=scaled)
+
+
 def _multiples(sizes: Floats, base: Floats, most: int) -> Floats:
     """The multiple of the base next to each scale, 1 to ``most``; (blocks, outputs)."""
     multiples: Floats = np.clip(np.rint(sizes / base), 1, most).astype(np.float32)

@@ -16,12 +16,31 @@ from dataclasses import replace
 
 import numpy as np
 
+from qcompile.quant.gptq import compensated_codes, damped
 from qcompile.quant.lattice import Lattice
 from qcompile.quant.types import Array, Floats
 
 _SWEEPS = 8
 _ROWS = 64  # rows per step: between steps, all that follows is matrix multiplication
 _SETTLED = 1e-4  # share of codes that a sweep must change for another one
+
+
+def searched(
+    values: Array, gram: Array, lattice: Lattice, damping: float, rounds: int = 2
+) -> tuple[Lattice, Array]:
+    """Lattice and codes after compensation and ``rounds`` of descent on codes, then on scales.
+
+    values: (inputs, outputs). gram: (inputs, inputs), the second moments of the data, undamped.
+    Zeros do not change. Moments of zero: the lattice as it is, and the nearest codes.
+    """
+    codes = compensated_codes(values, gram, lattice, damping)
+    moments = damped(gram, damping)
+    if moments is None:
+        return lattice, codes
+    for _ in range(rounds):
+        codes = descended(values, moments, lattice, codes)
+        lattice = refitted(values, moments, lattice, codes)
+    return lattice, descended(values, moments, lattice, codes)
 
 
 def output_error(values: Array, moments: Array, real: Array) -> Array:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.quant import Array
-from qcompile.quant.block_multipliers import SEVEN_BITS, with_multipliers
+from qcompile.quant.block_multipliers import SEVEN_BITS, rebased, with_multipliers
 from qcompile.quant.lattice import Lattice, Zero, fitted
+from qcompile.quant.lattice_search import output_error
 from qcompile.rewriting.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
@@ -61,3 +62,27 @@ def test_multipliers_are_lowered_to_what_fits() -> None:
     with pytest.raises(ValueError, match="exceed 64 without multipliers"):
         with_multipliers(w, fitted(w, 8, block=8), most=7)
     assert with_multipliers(w, fitted(w, 7, block=8), most=7).multipliers.max() == 1
+
+
+def test_bases_are_least_squares() -> None:
+    """Any other base of an output has a larger error; codes and multipliers stay."""
+    x = normal(200, 32, seed=5) @ normal(32, 32, seed=6)
+    moments, w = x.T @ x, weight(32, 4)
+    found = with_multipliers(w, fitted(w, 3, block=8), most=7)
+    codes = found.lattice.nearest(w)
+    best = rebased(w, moments, found, codes)
+    least = output_error(w, moments, best.lattice.real(codes))
+    assert (least <= output_error(w, moments, found.lattice.real(codes))).all()
+    for share in (0.99, 1.01):
+        assert (output_error(w, moments, best.lattice.real(codes) * share) >= least).all()
+    assert np.allclose(best.integers(codes) * best.base, best.lattice.real(codes), rtol=1e-6)
+    assert np.array_equal(best.multipliers, found.multipliers)
+
+
+def test_a_weight_of_zeros_keeps_its_bases() -> None:
+    w = np.zeros((8, 2), np.float32)
+    found = with_multipliers(w, fitted(w, 4, block=4), most=7)
+    best = rebased(w, np.eye(8), found, found.lattice.nearest(w))
+    assert (
+        np.array_equal(best.base, found.base) and not best.integers(best.lattice.nearest(w)).any()
+    )

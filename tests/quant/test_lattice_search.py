@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qcompile.quant import Array
 from qcompile.quant.gptq import compensated_codes, damped
 from qcompile.quant.lattice import Lattice, Zero, fitted
-from qcompile.quant.lattice_search import descended, output_error, refitted
+from qcompile.quant.lattice_search import descended, output_error, refitted, searched
 from qcompile.rewriting.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=40)
@@ -79,6 +79,20 @@ def test_each_step_beats_the_one_before(bits: int, block: int | None) -> None:
     assert errors[1] < 0.5 * errors[0] and errors[3] < 0.95 * errors[1]
 
 
+@pytest.mark.parametrize("zero", ZEROS)
+def test_the_search_beats_nearest_and_compensation(zero: Zero) -> None:
+    w, plain = normal(128, 32), moments(128)
+    gram = damped(plain, 0.01)
+    assert gram is not None
+    lattice = fitted(w, 3, block=32, zero=zero)
+    scaled, codes = searched(w, plain, lattice, 0.01)
+    first = compensated_codes(w, plain, lattice, 0.01)
+    found = error(w, gram, scaled, codes)
+    assert found < 0.95 * error(w, gram, lattice, first)
+    assert found < 0.3 * error(w, gram, lattice, lattice.nearest(w))
+    assert np.array_equal(scaled.zero, lattice.zero)
+
+
 def test_a_planted_weight_is_found() -> None:
     """Data in which a pair of inputs is nearly one: only the sum of their weights counts.
 
@@ -126,6 +140,8 @@ def test_moments_of_zero_are_nearest() -> None:
     found = compensated_codes(w, np.zeros((6, 6), np.float32), lattice, 0.1)
     assert np.array_equal(found, lattice.nearest(w))
     assert damped(np.zeros((6, 6), np.float32), 0.1) is None
+    kept, codes = searched(w, np.zeros((6, 6), np.float32), lattice, 0.1)
+    assert kept is lattice and np.array_equal(codes, found)
 
 
 def test_the_same_input_gives_the_same_codes() -> None:
