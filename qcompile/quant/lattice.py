@@ -21,6 +21,7 @@ Zero = Literal["middle", "integer", "half"]
 _SMALLEST_SCALE = np.float32(2.0**-126)
 # Shares of a block's range that are tried as the range of its codes.
 _SHARES = np.linspace(0.3, 1, 40)
+_STEP = 1 << 18  # values per step, so that temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,26 @@ def fitted(
     values: (inputs, outputs). block: inputs per scale, None for one scale per output. energy:
     weight of each input's squared error, (inputs,), such as the second moments of the data. For
     each block 40 shares of its range are tried: at few bits it pays to clip the largest values.
-    Raises ValueError where values are no matrix, empty or not finite.
+    A table (tokens, channels) is fitted as its transpose, tokens being the outputs. Raises
+    ValueError where values are no matrix, empty or not finite.
     """
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"expected a matrix with values, found shape {list(values.shape)}")
     if not np.isfinite(values).all():
         raise ValueError("weight holds NaN or infinity")
-    inputs = len(values)
+    inputs, outputs = values.shape
     block = inputs if block is None else min(block, inputs)
     importance = np.ones(inputs) if energy is None else energy
-    found = [
-        _fitted_block(values[i : i + block], bits, zero, importance[i : i + block])
-        for i in range(0, inputs, block)
-    ]
-    scales, zeros = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Lattice(scales, zeros, bits, inputs, block)
+    width = max(1, _STEP // block)
+    scale = np.empty((-(-inputs // block), outputs), np.float32)
+    offset = np.empty_like(scale)
+    for number, start in enumerate(range(0, inputs, block)):
+        rows = slice(start, start + block)
+        for left in range(0, outputs, width):
+            part = np.s_[number : number + 1, left : left + width]
+            piece = values[rows, left : left + width]
+            scale[part], offset[part] = _fitted_block(piece, bits, zero, importance[rows])
+    return Lattice(scale, offset, bits, inputs, block)
 
 
 def _fitted_block(values: Array, bits: int, zero: Zero, energy: Array) -> tuple[Floats, Floats]:

@@ -71,6 +71,14 @@ def test_energy_moves_the_scale_towards_what_counts() -> None:
     assert (np.abs(lattice.scale) < 0.5 * np.abs(fitted(w, 4).scale)).all()
 
 
+def test_outputs_are_fitted_separately() -> None:
+    """Also where a weight is so large that it is fitted in parts."""
+    w = normal(40, 9000)
+    whole, last = fitted(w, 2, block=32, zero="half"), fitted(w[:, -3:], 2, block=32, zero="half")
+    assert np.array_equal(whole.scale[:, -3:], last.scale)
+    assert np.array_equal(whole.zero[:, -3:], last.zero)
+
+
 def test_zeros_are_exact() -> None:
     w = np.zeros((5, 2), np.float32)
     for zero in ZEROS:
