@@ -27,12 +27,15 @@ _SHARES = np.linspace(0.55, 1.15, 13)
 class BlockMultipliers:
     """Scales as float32 base (outputs,) times int8 multipliers (blocks, outputs), not zero.
 
-    ``lattice`` has these scales. ``doubled``: its zeros lie halfway between codes, so integers are
-    ``2 · (code - zero) · multiplier`` and the base is half as large.
+    ``lattice`` has these scales. ``row_factors``: uint8 (inputs,), by which the data of each input
+    was divided before it was quantized, so the kernel's weight is multiplied by them. ``doubled``:
+    the lattice has zeros halfway between codes, so integers are
+    ``2 · (code - zero) · multiplier · row factor`` and the base is half as large.
     """
 
     base: Floats
     multipliers: Array
+    row_factors: Array
     lattice: Lattice
     doubled: bool
 
@@ -41,38 +44,50 @@ class BlockMultipliers:
         _, zero = self.lattice.by_row()
         steps = (codes.astype(np.float32) - zero) * (2 if self.doubled else 1)
         times = np.repeat(self.multipliers, self.lattice.block, axis=0)[: self.lattice.inputs]
-        integers: Array = (steps * times).astype(np.int8)
+        integers: Array = (steps * times * self.row_factors[:, None]).astype(np.int8)
         return integers
 
 
 def with_multipliers(
-    values: Array, lattice: Lattice, most: int, largest: int = SEVEN_BITS
+    values: Array,
+    lattice: Lattice,
+    most: int,
+    *,
+    row_factors: Array | None = None,
+    largest: int = SEVEN_BITS,
 ) -> BlockMultipliers:
     """Scales rounded to integer multiples, up to ``most``, of one base per output.
 
     values: (inputs, outputs); the base is that of least squared error when they are rounded to
-    nearest. ``most`` is 7 for multipliers in int4, 15 for positive ones in uint4; it is lowered
-    where integers would exceed ``largest``. Raises ValueError where even multipliers of 1 would.
+    nearest. ``most`` is 7 for multipliers in int4, 15 for positive ones in uint4; it is lowered in
+    blocks where integers would exceed ``largest``. row_factors: uint8 (inputs,), None for ones:
+    with them a channel of large values gets a coarser step of the data and no coarser one of its
+    weight, where a scale moved into the weight would widen the range of the whole block. Raises
+    ValueError where even multipliers of 1 would exceed ``largest``.
     """
     doubled = bool((lattice.zero % 1).any())
+    factors = np.ones(lattice.inputs, np.uint8) if row_factors is None else row_factors
     reach = np.maximum(lattice.zero, lattice.largest_code - lattice.zero).max()
-    most = min(most, int(largest / (reach * (2 if doubled else 1))))
-    if most < 1:
+    # Largest multiplier of each block, (blocks, 1).
+    limits = np.minimum(
+        most, largest // (reach * (2 if doubled else 1) * _block_maxima(factors, lattice.block))
+    )
+    if limits.min() < 1:
         raise ValueError(f"codes of {lattice.bits} bits exceed {largest} without multipliers")
     sizes, sign = np.abs(lattice.scale), np.sign(lattice.scale)
-    base = sizes.max(axis=0) / np.float32(most)
+    base = (sizes / limits).max(axis=0).astype(np.float32)
     least, best = np.full(base.shape, np.inf), base
     for share in _SHARES.astype(np.float32):
         tried = base * share
-        rounded = replace(lattice, scale=_multiples(sizes, tried, most) * sign * tried)
+        rounded = replace(lattice, scale=_multiples(sizes, tried, limits) * sign * tried)
         errors = rounded.real(rounded.nearest(values)) - values
         error = np.square(errors, dtype=np.float64).sum(axis=0)
         best = np.where(error < least, tried, best)
         least = np.minimum(error, least)
-    multipliers = _multiples(sizes, best, most) * sign
+    multipliers = _multiples(sizes, best, limits) * sign
     kernel_base = best / np.float32(2) if doubled else best
     scaled = replace(lattice, scale=multipliers * best)
-    return BlockMultipliers(kernel_base, multipliers.astype(np.int8), scaled, doubled)
+    return BlockMultipliers(kernel_base, multipliers.astype(np.int8), factors, scaled, doubled)
 
 
 def rebased(
@@ -93,7 +108,13 @@ def rebased(
     return replace(found, base=found.base * share, lattice=scaled)
 
 
-def _multiples(sizes: Floats, base: Floats, most: int) -> Floats:
-    """The multiple of the base next to each scale, 1 to ``most``; (blocks, outputs)."""
-    multiples: Floats = np.clip(np.rint(sizes / base), 1, most).astype(np.float32)
+def _multiples(sizes: Floats, base: Floats, limits: Array) -> Floats:
+    """The multiple of the base next to each scale, 1 to the block's limit; (blocks, outputs)."""
+    multiples: Floats = np.clip(np.rint(sizes / base), 1, limits).astype(np.float32)
     return multiples
+
+
+def _block_maxima(factors: Array, block: int) -> Array:
+    """Largest factor of each block, (blocks, 1)."""
+    maxima: Array = np.maximum.reduceat(factors, np.arange(0, len(factors), block))[:, None]
+    return maxima.astype(np.float32)

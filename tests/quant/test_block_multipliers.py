@@ -86,3 +86,28 @@ def test_a_weight_of_zeros_keeps_its_bases() -> None:
     assert (
         np.array_equal(best.base, found.base) and not best.integers(best.lattice.nearest(w)).any()
     )
+
+
+@pytest.mark.parametrize("block", [4, 20])
+def test_row_factors_undo_what_the_data_was_divided_by(block: int) -> None:
+    w = weight(20, 3)
+    factors = np.where(np.arange(20) == 5, 4, 1).astype(np.uint8)
+    found = with_multipliers(w, fitted(w, 4, block=block), most=7, row_factors=factors)
+    codes = found.lattice.nearest(w)
+    integers = found.integers(codes).astype(int)
+    assert np.abs(integers).max() <= SEVEN_BITS
+    kernel = integers * found.base
+    assert np.allclose(kernel, found.lattice.real(codes) * factors[:, None], rtol=1e-6)
+    assert np.abs(found.multipliers[5 // block]).max() <= 2  # 8 codes · 4 · 2 = 64
+    with pytest.raises(ValueError, match="exceed 64"):
+        with_multipliers(w, fitted(w, 4, block=block), most=7, row_factors=factors * 4)
+
+
+def test_row_factors_keep_the_steps_of_the_weight() -> None:
+    """One scale per output: the factor moved into the weight widens all of its steps."""
+    w = normal(64, 8)
+    factors = np.where(np.arange(64) == 5, 4, 1).astype(np.uint8)[:, None]
+    moved = fitted(w * factors, 4)
+    kept = with_multipliers(w, fitted(w, 4), most=1, row_factors=factors[:, 0]).lattice
+    in_the_weight = moved.real(moved.nearest(w * factors)) / factors
+    assert error(w, kept) < 0.7 * float(np.square(in_the_weight - w).sum())
