@@ -1,38 +1,58 @@
 """Arithmetic of quantization: what passes and calibrators import."""
 
 from qcompile.quant.affine import dequantize, out_of_scale, qparams, quantize, sqnr_db
+from qcompile.quant.block_multipliers import BlockMultipliers, rebased, with_multipliers
 from qcompile.quant.channel_statistics import FEWEST_ROWS, ChannelStats
+from qcompile.quant.error_feedback import mean_error, retargeted
 from qcompile.quant.gptq import compensated
+from qcompile.quant.lattice import Lattice, Zero, fitted
+from qcompile.quant.lattice_search import searched
 from qcompile.quant.observer import Calibrator, Observer
+from qcompile.quant.packing import PLANES, Plane, halves, packed, planes, unpacked
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, nearest, real, worst_sums
 
 __all__ = [
-    "ENOUGH_VALUES",
-    "FEWEST_ROWS",
-    "PAIR_SUM",
     "Array",
+    "BlockMultipliers",
     "Calibrator",
     "ChannelStats",
+    "ENOUGH_VALUES",
+    "FEWEST_ROWS",
     "Floats",
+    "Lattice",
     "Observer",
+    "PAIR_SUM",
+    "PLANES",
+    "Plane",
     "QParams",
     "QSpec",
     "Range",
     "Ranges",
     "Rounded",
     "StatRequest",
+    "Zero",
     "compensated",
     "dequantize",
+    "fitted",
+    "halves",
+    "mean_error",
     "nearest",
     "out_of_scale",
+    "packed",
     "pair_order",
+    "planes",
     "qparams",
     "quantize",
     "real",
+    "rebased",
+    "retargeted",
+    "searched",
     "sqnr_db",
+    "unpacked",
     "widened",
+    "with_multipliers",
     "worst_sums",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from qcompile.quant.affine import quantize
-from qcompile.quant.types import Array, QSpec
+from qcompile.quant.lattice import Lattice
+from qcompile.quant.types import Array, Floats, QSpec
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, weight_params
 
 
@@ -24,24 +27,76 @@ def compensated(values: Array, gram: Array, spec: QSpec, damping: float) -> Roun
     params = weight_params(values, spec)
     if params.scale.ndim == 0 or spec.axis not in (1, -1):
         return Rounded(quantize(values, params), params)
-    order = np.argsort(-np.diagonal(gram), kind="stable")
+    scaled = damped(gram, damping)
+    if scaled is None:
+        return Rounded(quantize(values, params), params)
+    order, factor = _ordered_factor(gram, scaled)
+    partners = _partners(order) if spec.paired else np.full(len(order), -1)
+    quantized = np.empty(values.shape, spec.dtype)
+
+    def rounded(position: int, row: Array) -> Array:
+        steps = np.rint(row / params.scale)
+        low, high = _limits(spec, quantized, partners[position])
+        np.minimum(np.maximum(steps, low, out=steps), high, out=steps)
+        quantized[position] = steps
+        real: Array = steps * params.scale
+        return real
+
+    _carry_errors(values[order].astype(np.float32), factor, rounded)
+    result = np.empty_like(quantized)
+    result[order] = quantized
+    return Rounded(result, params)
+
+
+def compensated_codes(values: Array, gram: Array, lattice: Lattice, damping: float) -> Array:
+    """``compensated`` on a lattice, so also with blocks and zeros: codes, uint8 (inputs, outputs).
+
+    The scales are not changed: unlike in Frantar et al. they do not follow the carried errors, so
+    the order of the rows does not depend on the blocks. Moments of zero: nearest.
+    """
+    scaled = damped(gram, damping)
+    if scaled is None:
+        return lattice.nearest(values)
+    order, factor = _ordered_factor(gram, scaled)
+    scale, zero = (part[order] for part in lattice.by_row())
+    codes = np.empty(values.shape, np.uint8)
+
+    def rounded(position: int, row: Array) -> Array:
+        code = np.rint(row / scale[position] + zero[position])
+        np.clip(code, 0, lattice.largest_code, out=code)
+        codes[order[position]] = code
+        real: Array = (code - zero[position]) * scale[position]
+        return real
+
+    _carry_errors(values[order].astype(np.float32), factor, rounded)
+    return codes
+
+
+def damped(gram: Array, damping: float) -> Floats | None:
+    """Second moments with ``damping`` times their mean diagonal added, in units of what is added.
+
+    float32 (inputs, inputs); None where all moments are zero. In these units the smallest
+    eigenvalue is at least 1: float32 is enough, and twice as fast.
+    """
     # Float32 moments err by about 2^-24 of their largest eigenvalue, which is at most ``inputs``
     # times the mean of the diagonal: with less damping they need not be positive definite.
     least_damping = len(gram) * 2.0**-22
     level = max(damping, least_damping) * float(np.mean(np.diagonal(gram), dtype=np.float64))
     if level <= 0:
-        return Rounded(quantize(values, params), params)
-    # In units of the level the smallest eigenvalue is 1: float32 is enough, and twice as fast.
-    damped = (gram.take(order, 0).take(order, 1) / level).astype(np.float32)
-    damped[np.diag_indices_from(damped)] += 1
-    # Upper U with Uᵀ U = D⁻¹: U = R⁻¹ for D = R Rᵀ with R upper, the Cholesky factor of D with rows
-    # and columns reversed.
-    factor = np.ascontiguousarray(_inverse_factor(damped[::-1, ::-1])[::-1, ::-1])
-    partners = _partners(order) if spec.paired else None
-    rows = _carry_errors(values[order].astype(np.float32), factor, params.scale, spec, partners)
-    result = np.empty_like(rows)
-    result[order] = rows
-    return Rounded(result, params)
+        return None
+    scaled: Floats = (gram / level).astype(np.float32)
+    scaled[np.diag_indices_from(scaled)] += 1
+    return scaled
+
+
+def _ordered_factor(gram: Array, moments: Floats) -> tuple[Array, Array]:
+    """Rows with most energy first, and the upper U with UᵀU = D⁻¹, D damped in that order.
+
+    U = R⁻¹ for D = R Rᵀ with R upper, the Cholesky factor of D with rows and columns reversed.
+    """
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    ordered = moments.take(order, 0).take(order, 1)
+    return order, np.ascontiguousarray(_inverse_factor(ordered[::-1, ::-1])[::-1, ::-1])
 
 
 def _inverse_factor(matrix: Array, base: int = 128) -> Array:
@@ -76,28 +131,21 @@ def _partners(order: Array) -> Array:
 
 
 def _carry_errors(
-    rows: Array,
-    factor: Array,
-    scale: Array,
-    spec: QSpec,
-    partners: Array | None = None,
-    block: int = 64,
-) -> Array:
-    """GPTQ's inner loop in blocks: ``rows``, overwritten, as integers (inputs, outputs)."""
-    quantized = np.empty(rows.shape, spec.dtype)
+    rows: Array, factor: Array, rounded: Callable[[int, Array], Array], block: int = 64
+) -> None:
+    """GPTQ's loop in blocks over ``rows`` (inputs, outputs), which are overwritten.
+
+    ``rounded`` gets the position of a row and its values, corrected by the errors so far, and
+    returns the values that they were rounded to.
+    """
     for start in range(0, len(rows), block):
         stop = min(start + block, len(rows))
         errors = np.empty((stop - start, rows.shape[1]), np.float32)
         for i in range(start, stop):
             # Subtract the errors of the rows of this block; earlier blocks are subtracted already.
             row = rows[i] - factor[start:i, i] @ errors[: i - start]
-            steps = np.rint(row / scale)
-            low, high = _limits(spec, quantized, -1 if partners is None else partners[i])
-            np.minimum(np.maximum(steps, low, out=steps), high, out=steps)
-            quantized[i] = steps
-            errors[i - start] = (row - steps * scale) / factor[i, i]
+            errors[i - start] = (row - rounded(i, row)) / factor[i, i]
         rows[stop:] -= factor[start:stop, stop:].T @ errors
-    return quantized
 
 
 def _limits(spec: QSpec, quantized: Array, partner: int) -> tuple[Array | int, Array | int]:
