@@ -20,6 +20,7 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 
 
+FEW_BITS = range(2, 8)  # widths of codes for which there is no type of that many bits to compute in
 # Two products of uint8 by these fit into int16: 255 · 64 · 2 < 2^15.
 _REDUCED = (-64, 64)
 
@@ -34,7 +35,9 @@ class QSpec:
     activations are clipped, since QuantizeLinear saturates at 8 bits). ``paired``: int8 weights in
     which two values of one sign that are summed as neighbours (rows 2i and 2i + 1 of a matrix
     multiplication or convolution) add up to at most 128, so that the sum of both products with
-    uint8 data fits into int16. Raises ValueError on combinations that make no sense.
+    uint8 data fits into int16. ``width``: bits of a code in the file, 2 to 7, of an int8 weight
+    whose values are codes, or with ``block`` codes times a small integer for each ``block`` values
+    along the other axis (docs/lowbit.md). Raises ValueError on combinations that make no sense.
     """
 
     dtype: DType
@@ -44,6 +47,8 @@ class QSpec:
     narrow: bool = False
     reduced: bool = False
     paired: bool = False
+    width: int | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in _LIMITS:
@@ -54,6 +59,15 @@ class QSpec:
             raise ValueError(f"reduced range is for int8, not {self.dtype}")
         if self.paired and (self.dtype != "int8" or not self.symmetric or self.axis is None):
             raise ValueError(f"a bound on pairs is for symmetric int8 by channel, not {self}")
+        if self.width is not None:
+            if self.width not in FEW_BITS:
+                raise ValueError(f"a code has {self.width} bits, expected 2 to 7")
+            if self.dtype != "int8" or not self.symmetric or self.axis is None:
+                raise ValueError(f"few bits are for symmetric int8 by channel, not {self.dtype}")
+            if self.reduced or self.paired:
+                raise ValueError("values of few bits need no other bound")
+        elif self.block is not None:
+            raise ValueError("blocks are for weights of few bits")
         if (self.granularity == "tensor") != (self.axis is None):
             raise ValueError(f"granularity {self.granularity!r} does not go with axis {self.axis}")
 
@@ -67,13 +81,15 @@ class QSpec:
 
     @property
     def bits(self) -> int:
-        """Width of one value."""
-        return np.dtype(self.dtype).itemsize * 8
+        """Width of one value in the file, without what its block or channel adds."""
+        return self.width or np.dtype(self.dtype).itemsize * 8
 
     def __str__(self) -> str:
         sign = "sym" if self.symmetric else "asym"
         where = self.granularity if self.axis is None else f"{self.granularity}[{self.axis}]"
         bound = ":7-bit" if self.reduced else ":pairs" if self.paired else ""
+        if self.width is not None:
+            bound = f":{self.width}-bit" + (f":block {self.block}" if self.block else "")
         return f"{self.dtype}:{sign}:{where}{bound}"
 
 
