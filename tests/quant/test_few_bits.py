@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,7 +136,7 @@ def test_refused(values: Array) -> None:
         ({"width": 4, "paired": True}, "no other bound"),
     ],
 )
-def test_specs_that_make_no_sense(settings_: dict[str, int], message: str) -> None:
+def test_specs_that_make_no_sense(settings_: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QSpec("int8", True, "channel", 1, **settings_)
 

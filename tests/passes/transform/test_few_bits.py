@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.ir import array
+from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.migrate_scales import MigrateScales
@@ -23,7 +23,9 @@ DATA = normal(400, 8, seed=1) @ SOURCES + np.float32(0.1) * normal(400, CHANNELS
 ONE = "g (float[N,32] x, float[32,8] w) => (float[N,8] y) { y = MatMul(x, w) }"
 
 
-def planned(width: int, block: int | None, data: Array, *items: MigrateScales | RoundWeights):
+def planned(
+    width: int, block: int | None, data: Array, *items: MigrateScales | RoundWeights
+) -> tuple[Graph, Context]:
     graph = parse(ONE, w=normal(CHANNELS, 8))
     ctx = run_pass(graph, PlanOperands(), ctx=context())
     for decision in list(ctx.plan.quantized("weight")):
@@ -36,7 +38,7 @@ def planned(width: int, block: int | None, data: Array, *items: MigrateScales | 
     return graph, ctx
 
 
-def integers(graph, ctx: Context) -> Array:
+def integers(graph: Graph, ctx: Context) -> Array:
     run_pass(graph, InsertQdq(), ctx=ctx)
     name = next(n for n in graph.constants() if n.endswith("/int8"))
     return array(graph.constants()[name])
