@@ -80,19 +80,22 @@ class Store:
 
 
 class KeptChannels(MutableMapping[str, ChannelStats]):
-    """Channel statistics by tensor, with the samples of rows kept in files."""
+    """Channel statistics by tensor, with samples of rows and second moments kept in files."""
 
     def __init__(self, store: Store, found: Mapping[str, ChannelStats]) -> None:
         self._store = store
-        self._found: dict[str, tuple[ChannelStats, SpilledArray]] = {}
+        self._found: dict[str, tuple[ChannelStats, dict[str, SpilledArray]]] = {}
         self.update(found)
 
     def __getitem__(self, name: str) -> ChannelStats:
-        stats, rows = self._found[name]
-        return replace(stats, rows=rows.load())
+        stats, kept = self._found[name]
+        return replace(stats, **{field: array.load() for field, array in kept.items()})
 
     def __setitem__(self, name: str, stats: ChannelStats) -> None:
-        self._found[name] = replace(stats, rows=stats.rows[:0].copy()), self._store.keep(stats.rows)
+        kept = {"rows": self._store.keep(stats.rows)}
+        if stats.moments is not None:
+            kept["moments"] = self._store.keep(stats.moments)
+        self._found[name] = replace(stats, rows=stats.rows[:0].copy(), moments=None), kept
 
     def __delitem__(self, name: str) -> None:
         del self._found[name]
