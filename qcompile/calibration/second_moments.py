@@ -19,7 +19,7 @@ from qcompile.quant import Array
 # the usual size of a value.
 _STEPS = 2.0**18
 _ROWS = 1024  # rows that are multiplied at a time: with fewer, most time goes into adding matrices
-_BLOCK = 512  # channels in a block of the triangle
+_BLOCK = 256  # channels in a block of the triangle
 
 
 class Moments(NamedTuple):
@@ -35,9 +35,9 @@ class Moments(NamedTuple):
 class MomentSum:
     """Sums over rows, added batch by batch.
 
-    Of the symmetric matrix, blocks on and above the diagonal are kept, as one float64 array: 54 to
-    60 % of the matrix where there are many channels. keep: stores that array and the rows that wait
-    between batches.
+    Of the symmetric matrix, blocks on and above the diagonal are kept, as one float64 array: little
+    more than half of it where there are many channels. keep: stores that array and the rows that
+    wait between batches.
     """
 
     keep: Callable[[Array], Array] | None = None
