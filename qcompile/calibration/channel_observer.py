@@ -157,8 +157,8 @@ class ChannelObserver(Observer):
         stats = replace(self._in_order(), background_extrema=self._background)
         if self.moments is None:
             return stats
-        moments, mean, count = self.moments.total()
-        return replace(stats, moments=moments, mean=mean, count=count)
+        found = self.moments.total()
+        return replace(stats, moments=found.second, mean=found.mean, count=found.count)
 
 
 def _keys(rows: Array) -> Array:

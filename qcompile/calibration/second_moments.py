@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +21,8 @@ _ROWS = 1024  # rows that are multiplied at a time: with fewer, most time goes i
 _BLOCK = 256  # channels in a block of the triangle
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Of ``count`` rows x: the sum of x xᵀ / |x|², float32 (channels, channels), and the mean of x,
     float32 (channels,). Rows of zeros add nothing to the sum."""
 

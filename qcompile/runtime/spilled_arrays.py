@@ -84,18 +84,17 @@ class KeptChannels(MutableMapping[str, ChannelStats]):
 
     def __init__(self, store: Store, found: Mapping[str, ChannelStats]) -> None:
         self._store = store
-        self._found: dict[str, tuple[ChannelStats, dict[str, SpilledArray]]] = {}
+        self._found: dict[str, tuple[ChannelStats, SpilledArray, SpilledArray | None]] = {}
         self.update(found)
 
     def __getitem__(self, name: str) -> ChannelStats:
-        stats, kept = self._found[name]
-        return replace(stats, **{field: array.load() for field, array in kept.items()})
+        stats, rows, moments = self._found[name]
+        return replace(stats, rows=rows.load(), moments=None if moments is None else moments.load())
 
     def __setitem__(self, name: str, stats: ChannelStats) -> None:
-        kept = {"rows": self._store.keep(stats.rows)}
-        if stats.moments is not None:
-            kept["moments"] = self._store.keep(stats.moments)
-        self._found[name] = replace(stats, rows=stats.rows[:0].copy(), moments=None), kept
+        rest = replace(stats, rows=stats.rows[:0].copy(), moments=None)
+        moments = None if stats.moments is None else self._store.keep(stats.moments)
+        self._found[name] = rest, self._store.keep(stats.rows), moments
 
     def __delitem__(self, name: str) -> None:
         del self._found[name]

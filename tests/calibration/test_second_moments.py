@@ -14,12 +14,13 @@ from qcompile.calibration import calibration_file, resume, second_moments
 from qcompile.calibration.calibration_file import Calibration
 from qcompile.calibration.channel_observer import ChannelObserver
 from qcompile.calibration.collector import Collector, CollectorOptions, collect, collector
-from qcompile.calibration.second_moments import Moments, MomentSum
+from qcompile.calibration.second_moments import MomentSum
 from qcompile.calibrators.minmax import MinMax
 from qcompile.data.feeds import Feed
 from qcompile.errors import DataError
 from qcompile.quant import Array, ChannelStats, Ranges
-from qcompile.rewriting.testing import evaluate, normal, parse
+from qcompile.rewriting.testing import normal, parse
+from qcompile.runtime.session import evaluate
 from qcompile.runtime.spilled_arrays import KeptChannels, Store
 
 Keep = Callable[[Array], Array]
@@ -57,11 +58,14 @@ def near(count: int) -> float:
     return count * (2.0**-18 + 2.0**-38 + 2.0**-24)
 
 
-def same(one: Moments, two: Moments) -> bool:
-    """All bits of the moments; the mean, a float64 sum in another order, may round the other way
-    to float32."""
-    close = bool(np.allclose(one.mean, two.mean, rtol=2.0**-23, atol=1e-12))
-    return np.array_equal(one.second, two.second) and one.count == two.count and close
+def same(one: MomentSum, two: MomentSum) -> bool:
+    """All bits of the float64 sums; the mean, a sum of floats in another order, may round the other
+    way to float32."""
+    found, other = one.total(), two.total()
+    exact, expected = (total.state()["second_moments"] for total in (one, two))
+    close = bool(np.allclose(found.mean, other.mean, rtol=2.0**-23, atol=1e-12))
+    moments = np.array_equal(found.second, other.second) and np.array_equal(exact, expected)
+    return moments and found.count == other.count and close
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7])
@@ -70,7 +74,7 @@ def test_the_sum_is_what_it_says(channels: int, count: int) -> None:
     rows = normal(count, channels) * np.float32(1e20)
     rows[0] = 1e-30
     found = summed(rows).total()
-    assert (found.second.dtype, found.mean.dtype, found.count) == (np.float32, np.float32, count)
+    assert found.second.dtype == found.mean.dtype == np.float32 and found.count == count
     np.testing.assert_allclose(found.second, direct(rows), rtol=0, atol=near(count))
     np.testing.assert_array_equal(found.second, found.second.T)
     np.testing.assert_allclose(found.mean, rows.mean(0, np.float64), rtol=2.0**-23)
@@ -96,21 +100,21 @@ def test_no_split_changes_a_bit(seed: int, keep: Keep | None) -> None:
     """Integers below 2^53 are added: the order does not matter, nor do threads or batches."""
     rng = np.random.default_rng(seed)
     rows = normal(120, 7, seed=seed) * np.exp(4 * normal(120, 1, seed=seed + 50))
-    whole = summed(rows).total()
+    whole = summed(rows)
     cuts = np.sort(rng.integers(0, 121, 9))
     parts = np.split(rows, cuts)
-    assert same(summed(*parts, total=MomentSum(keep)).total(), whole)
-    assert same(summed(*parts[::-1], total=MomentSum(keep)).total(), whole)
+    assert same(summed(*parts, total=MomentSum(keep)), whole)
+    assert same(summed(*parts[::-1], total=MomentSum(keep)), whole)
     left, right = summed(*parts[:4], total=MomentSum(keep)), summed(*parts[4:])
     left.merge(right)
     left.merge(MomentSum())
-    assert same(left.total(), whole) and same(right.total(), summed(*parts[4:]).total())
+    assert same(left, whole) and same(right, summed(*parts[4:]))
     first = MomentSum(keep)
     first.merge(left)
-    assert same(first.total(), whole)
+    assert same(first, whole)
 
 
-def test_plain_float32_sums_do_depend_on_the_split() -> None:
+def test_sums_without_a_grid_do_depend_on_the_split() -> None:
     """What the grid is for: without it, these rows give other bits in other batches."""
     rows = normal(120, 7)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -125,7 +129,7 @@ def test_a_restored_sum_goes_on_and_what_was_lent_stays(keep: Keep | None) -> No
     resumed = MomentSum(keep)
     resumed.restore(state)
     for one in (resumed, first):
-        assert same(summed(rows[40:], total=one).total(), summed(rows).total())
+        assert same(summed(rows[40:], total=one), summed(rows))
     np.testing.assert_array_equal(early.second, held[0])
     for name, values in held[1].items():
         np.testing.assert_array_equal(state[name], values)
@@ -253,6 +257,7 @@ def test_kept_statistics_have_moments_in_files() -> None:
     found = stats(normal(40, 7))
     channels = KeptChannels(Store(), {"a": found, "b": replace(found, moments=None)})
     assert channels["b"].moments is None
+    assert channels._found["a"][0].moments is None  # not in memory as well
     assert isinstance(channels["a"].moments, np.memmap) and channels["a"].count == 40
     order = np.arange(7)[::-1]
     channels["a"] = channels["a"].permuted(order)
