@@ -3,8 +3,10 @@
 Rounding to nearest minimizes the error of each weight separately. Rounding row by row, where later
 rows compensate for the error of earlier ones (GPTQ, Frantar et al. 2022), minimizes the error of
 ``X W``. X is the calibration sample, each row divided by its length: the residual sum after a
-linear layer is normalized, so only a token's direction counts. Edits nothing: ``insert-qdq`` takes
-the rounded values from the context. Refuses weights whose data was not sampled.
+linear layer is normalized, so only a token's direction counts. For weights of few bits, X is all
+rows of the data and of the general text, since their larger errors would fit a sample too closely.
+Edits nothing: ``insert-qdq`` takes the rounded values from the context. Refuses weights whose data
+was not sampled.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from qcompile.ir import Graph, array
 from qcompile.planning import Context, LinearGroup, QuantizedLinear, linear_groups
 from qcompile.quant import (
     Array,
+    ChannelStats,
     QParams,
     Rounded,
     RoundingProblem,
@@ -51,6 +54,13 @@ class RoundWeights(Pass):
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
         return (site.data for site in linear_groups(graph, ctx))
 
+    def wants_moments(self, graph: Graph, ctx: Context) -> Iterable[str]:
+        """What layers with weights of few bits read."""
+        for site in linear_groups(graph, ctx):
+            few = [linear for linear in site.linears if linear.spec.width is not None]
+            if any(linear.inputs <= self.max_inputs for linear in few):
+                yield site.data
+
     def run(self, graph: Graph, ctx: Context) -> bool:
         tasks = [
             (site.data, linears)
@@ -81,7 +91,7 @@ class RoundWeights(Pass):
         """Rounded weights, by name, of layers that read one tensor."""
         if not linears:
             return {}
-        gram, by_name = _gram(ctx.channels[data].rows), dict[str, Rounded]()
+        gram, by_name = _moments(ctx.channels[data]), dict[str, Rounded]()
         for spec in dict.fromkeys(linear.spec for linear in linears):
             same_spec = [linear for linear in linears if linear.spec == spec]
             if spec.width is not None:
@@ -130,6 +140,11 @@ def _unrounded(ctx: Context, site: LinearGroup) -> list[QuantizedLinear]:
         elif linear.weight.name not in ctx.rounded:
             found.append(linear)
     return found
+
+
+def _moments(stats: ChannelStats) -> Array:
+    """Second moments of all rows where they were added up, else those of the sample."""
+    return _gram(stats.rows) if stats.moments is None else stats.moments
 
 
 def _gram(rows: Array) -> Array:

@@ -7,8 +7,8 @@ manifest; arrays are numbered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -58,16 +58,8 @@ class Calibration:
 
 def write_calibration(file: IO[bytes], calibration: Calibration) -> None:
     """Write to a binary stream; equal calibrations give equal bytes."""
-    arrays: dict[str, Array] = {}
     ranges = sorted(calibration.ranges.found.items())
     channels = sorted(calibration.channels.items())
-    for i, (_, span) in enumerate(ranges):
-        arrays |= {f"range/{i}/lo": span.lo, f"range/{i}/hi": span.hi}
-    for i, (_, stats) in enumerate(channels):
-        arrays |= {f"channels/{i}/{k}": getattr(stats, k) for k in ("lo", "hi", "rows")}
-        if stats.background_extrema is not None:
-            named = zip(_BACKGROUND_KEYS, stats.background_extrema, strict=True)
-            arrays |= {f"channels/{i}/{k}": a for k, a in named}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -76,7 +68,29 @@ def write_calibration(file: IO[bytes], calibration: Calibration) -> None:
         "missing": calibration.ranges.missing,
         "channels": [name for name, _ in channels],
     }
-    npz_archive.write_archive(file, manifest, arrays)
+    npz_archive.write_archive(file, manifest, _arrays(ranges, channels))
+
+
+def _arrays(
+    ranges: list[tuple[str, Range]], channels: list[tuple[str, ChannelStats]]
+) -> Iterator[tuple[str, Array]]:
+    """Made one by one: moments are large."""
+    for i, (_, span) in enumerate(ranges):
+        yield f"range/{i}/lo", span.lo
+        yield f"range/{i}/hi", span.hi
+    for i, (_, stats) in enumerate(channels):
+        for key, values in _members(stats):
+            yield f"channels/{i}/{key}", values
+
+
+def _members(stats: ChannelStats) -> Iterator[tuple[str, Array]]:
+    yield from (("lo", stats.lo), ("hi", stats.hi), ("rows", stats.rows))
+    if stats.background_extrema is not None:
+        yield from zip(_BACKGROUND_KEYS, stats.background_extrema, strict=True)
+    if stats.moments is not None and stats.mean is not None:
+        yield "moments", stats.moments[_upper(len(stats.moments))]
+        yield "mean", stats.mean
+        yield "count", np.array(stats.count, np.int64)
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -114,4 +128,27 @@ def _stats(arrays: Mapping[str, Array], prefix: str) -> ChannelStats:
         raise ValueError("background extrema are not two values per channel")
     if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (lo, hi, rows, *background)):
         raise ValueError("statistics of channels are not finite float32")
-    return ChannelStats(lo, hi, rows, (background[0], background[1]) if background else None)
+    stats = ChannelStats(lo, hi, rows, (background[0], background[1]) if background else None)
+    return _with_moments(stats, arrays, prefix) if prefix + "moments" in arrays else stats
+
+
+def _with_moments(stats: ChannelStats, arrays: Mapping[str, Array], prefix: str) -> ChannelStats:
+    packed, mean, count = (arrays[prefix + k] for k in ("moments", "mean", "count"))
+    channels = len(stats.lo)
+    if packed.shape != (channels * (channels + 1) // 2,) or mean.shape != stats.lo.shape:
+        raise ValueError(f"moments of {channels} channels have shape {packed.shape}")
+    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (packed, mean)):
+        raise ValueError("moments are not finite float32")
+    if count.shape != () or count.dtype != np.int64 or count < 1:
+        raise ValueError(f"moments are of {count} rows")
+    moments, upper = np.empty((channels, channels), np.float32), _upper(channels)
+    moments[upper] = moments.T[upper] = packed
+    if (moments.diagonal() < 0).any():
+        raise ValueError("moments are negative")
+    return replace(stats, moments=moments, mean=mean, count=int(count))
+
+
+def _upper(channels: int) -> Array:
+    """The half of a symmetric matrix that is written: on and above the diagonal, bool."""
+    upper: Array = np.tri(channels, dtype=bool).T
+    return upper

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qcompile.calibration.second_moments import MomentSum
 from qcompile.quant import Array, ChannelStats, Observer, Range
 
 ROWS = 1024
@@ -27,10 +28,12 @@ class ChannelObserver(Observer):
 
     A row's hash depends on its values alone, so the sample does not depend on how the data was
     split: a bottom-k sketch (Cohen and Kaplan 2007), which makes ``merge`` exact.
+    ``moments``, where they are asked for, are of all rows, those of background text too.
     """
 
     limit: int = ROWS
     keep: Callable[[Array], Array] | None = None  # stores the sample between batches
+    moments: MomentSum | None = None
     _seen: ChannelStats | None = None
     _background: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -48,15 +51,21 @@ class ChannelObserver(Observer):
         if values.size:
             rows = np.asarray(values, np.float32)
             self._take(ChannelStats(rows.min(0), rows.max(0), rows), _keys(rows))
+            self._add_moments(rows)
 
     def update_background(self, values: Array) -> None:
-        """Observe rows, float (n, channels), of background text: only their extrema are kept.
+        """Observe rows, float (n, channels), of background text, for extrema and moments only.
 
         Batches with NaN or infinity are ignored.
         """
         if values.size and np.isfinite(values).all():
             rows = np.asarray(values, np.float32)
             self._extend((rows.min(0), rows.max(0)))
+            self._add_moments(rows)
+
+    def _add_moments(self, rows: Array) -> None:
+        if self.moments is not None:
+            self.moments.add(rows)
 
     def _extend(self, extrema: tuple[Array, Array]) -> None:
         old = self._background or extrema
@@ -69,6 +78,9 @@ class ChannelObserver(Observer):
             self._extend(later._background)
         if later._seen is not None:
             self._take(later._in_order(), later._keys)
+        if self.moments is not None:
+            assert later.moments is not None
+            self.moments.merge(later.moments)
 
     def _take(self, new: ChannelStats, keys: Array) -> None:
         old = self._seen or ChannelStats(new.lo, new.hi, new.rows[:0])
@@ -116,14 +128,14 @@ class ChannelObserver(Observer):
         return Range(stats.lo, stats.hi, -1)
 
     def state(self) -> dict[str, Array]:
-        """The sketch: extrema, rows and their hashes; empty where no values were observed."""
+        """Extrema, rows, their hashes and sums; empty where no values were observed."""
         if self._seen is None:
             return {}
         seen = self._in_order()
         state = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
         if self._background is not None:
             state |= zip(_BACKGROUND_KEYS, self._background, strict=True)
-        return state
+        return state if self.moments is None else state | self.moments.state()
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Continue from ``state``. Raises ValueError or KeyError where it is not a sketch."""
@@ -135,12 +147,18 @@ class ChannelObserver(Observer):
         self._seen, self._keys = ChannelStats(lo, hi, rows), keys
         if _BACKGROUND_KEYS[0] in state:
             self._background = state[_BACKGROUND_KEYS[0]], state[_BACKGROUND_KEYS[1]]
+        if self.moments is not None:
+            self.moments.restore(state)
 
     def stats(self) -> ChannelStats:
         """The statistics of all data; raises ValueError where no values were observed."""
         if self._seen is None:
             raise ValueError("no values were seen")
-        return replace(self._in_order(), background_extrema=self._background)
+        stats = replace(self._in_order(), background_extrema=self._background)
+        if self.moments is None:
+            return stats
+        found = self.moments.total()
+        return replace(stats, moments=found.second, mean=found.mean, count=found.count)
 
 
 def _keys(rows: Array) -> Array:

@@ -3,13 +3,14 @@
 Where the calibrator needs only extrema, ReduceMin and ReduceMax over the last axis are added to
 the graph, so that activations never leave the runtime. ReduceSum is added too, because those two
 ignore NaN in ONNX Runtime. Otherwise activations are fetched in groups that fit the memory budget.
-Observers hold O(bins) or O(channels) values, whatever the number of batches. Positions that the
+Observers hold O(bins) or O(channels) values, O(channels²) where second moments are asked for,
+whatever the number of batches. Positions that the
 attention mask marks as padding are excluded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 
 from qcompile.calibration.channel_observer import ChannelObserver
+from qcompile.calibration.second_moments import MomentSum
 from qcompile.data.feeds import (
     Feed,
     common_batch,
@@ -113,7 +115,7 @@ class Collector:
         self.feeds_seen += 1
 
     def update_background(self, feed: Feed) -> None:
-        """Run a feed of background text: watched channels extend their background extrema.
+        """Run a feed of background text: for background extrema and moments of watched channels.
 
         Raises DataError over the memory budget.
         """
@@ -182,13 +184,17 @@ class Collector:
         return widened(span, tap.values) if self.options.widen else span
 
     def channels(self) -> dict[str, ChannelStats]:
-        """Statistics of the watched tensors with finite values only."""
+        """Statistics of the watched tensors with finite values only, after the last feed.
+
+        Sums of moments, the largest part, are freed one by one.
+        """
         found = {}
         for tap in self.taps:
             if isinstance(tap.observer, ChannelObserver) and tap.fault is None:
                 with suppress(ValueError):  # no values: passes find no statistics
                     _scalable(tap.observer.range())
                     found[tap.tensor] = tap.observer.stats()
+                tap.observer.moments = None
         return found
 
     def _observe(self, tap: Tap, arrays: Sequence[Array]) -> None:
@@ -252,10 +258,12 @@ def collector(
     evaluate: Evaluator,
     options: CollectorOptions | None = None,
     watched: Sequence[str] = (),
+    with_moments: Collection[str] = (),
 ) -> Collector:
     """A collector over the float graph; its session is created once.
 
     ``watched``: tensors whose channels are sampled, in addition to the ranges of ``requests``.
+    ``with_moments``: those of them whose second moments are added up too.
     """
     options = options or CollectorOptions()
     probe = cache(lambda: probed_shapes(graph, evaluate))
@@ -274,7 +282,7 @@ def collector(
         observer = (
             calibrator.observer(request.spec)
             if i < first_watched
-            else ChannelObserver(keep=options.keep)
+            else _channel_observer(options, moments=request.tensor in with_moments)
         )
         token_axis = token_axes.token_axis(axes.get(request.tensor))
         row = _row_length(tensors[request.tensor]) if in_graph else 1
@@ -283,6 +291,11 @@ def collector(
     path = save_proto(with_outputs(model, wanted), folder)
     session = Session(path, SessionOptions(threads=options.threads))
     return Collector(session, taps, options, takes_any_batch(graph))
+
+
+def _channel_observer(options: CollectorOptions, *, moments: bool) -> ChannelObserver:
+    keep = options.keep
+    return ChannelObserver(keep=keep, moments=MomentSum(keep) if moments else None)
 
 
 def _row_length(tensor: Tensor) -> int:

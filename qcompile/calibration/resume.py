@@ -97,7 +97,7 @@ def write_states(file: IO[bytes], collector: Collector, observed: list[dict[str,
         "counted": shapes,  # how feeds are divided depends on it
     }
     arrays = {f"{i}/{name}": a for i, state in enumerate(observed) for name, a in state.items()}
-    npz_archive.write_archive(file, manifest, arrays)
+    npz_archive.write_archive(file, manifest, arrays.items())
 
 
 def read_states(path: Path) -> Checkpoint:

@@ -29,6 +29,11 @@ class QuantizedLinear:
     transposed: bool
 
     @property
+    def inputs(self) -> int:
+        """Channels of the data."""
+        return int(self.weight.shape[1 if self.transposed else 0])
+
+    @property
     def data_use(self) -> Use:
         return Use(self.node.name, 0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,12 +21,19 @@ class ChannelStats:
     (token); padding by ``attention_mask`` is excluded. ``background_extrema``: minima and maxima,
     (channels,) each, over text that is run in addition to the data; only ``extrapolated`` uses
     them.
+
+    Where a pass asked for them, over ``count`` rows, all of the data and of that text: ``moments``,
+    (channels, channels), the sum of x xᵀ / |x|², and ``mean``, (channels,), that of x; float32.
+    |x| is the length of the row as it was observed, also after ``scaled``: a row keeps its weight.
     """
 
     lo: Array
     hi: Array
     rows: Array
     background_extrema: tuple[Array, Array] | None = None
+    moments: Array | None = None
+    mean: Array | None = None
+    count: int = 0
 
     @property
     def width(self) -> Array:
@@ -58,6 +66,8 @@ class ChannelStats:
     def extrapolated(self, doublings: float) -> ChannelStats:
         """Extrema to expect from ``2 ** doublings`` times as much data; the sample is unchanged.
 
+        The result is for ranges: it has no moments.
+
         Where there are background extrema, the tails count for half of the doublings only: the
         background text already shows most of what is new in unseen text (docs/accuracy.md).
         """
@@ -72,11 +82,29 @@ class ChannelStats:
     def scaled(self, factor: Array) -> ChannelStats:
         """The statistics of ``x * factor``; ``factor``: positive, (channels,)."""
         old = self.background_extrema
-        background = old and (old[0] * factor, old[1] * factor)
-        return ChannelStats(self.lo * factor, self.hi * factor, self.rows * factor, background)
+        return replace(
+            self,
+            lo=self.lo * factor,
+            hi=self.hi * factor,
+            rows=self.rows * factor,
+            background_extrema=old and (old[0] * factor, old[1] * factor),
+            moments=_map(self.moments, lambda m: m * np.outer(factor, factor).astype(m.dtype)),
+            mean=_map(self.mean, lambda m: m * factor),
+        )
 
     def permuted(self, order: Array) -> ChannelStats:
         """The statistics of ``x[..., order]``; ``order``: a permutation of the channels."""
         old = self.background_extrema
-        background = old and (old[0][order], old[1][order])
-        return ChannelStats(self.lo[order], self.hi[order], self.rows[:, order], background)
+        return replace(
+            self,
+            lo=self.lo[order],
+            hi=self.hi[order],
+            rows=self.rows[:, order],
+            background_extrema=old and (old[0][order], old[1][order]),
+            moments=_map(self.moments, lambda m: m[np.ix_(order, order)]),
+            mean=_map(self.mean, lambda m: m[order]),
+        )
+
+
+def _map(values: Array | None, change: Callable[[Array], Array]) -> Array | None:
+    return None if values is None else change(values)

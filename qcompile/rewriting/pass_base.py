@@ -47,6 +47,10 @@ class Pass(ABC):
         """Tensors whose channels the pass reads in ``ctx.channels``; called after planning."""
         return ()
 
+    def wants_moments(self, graph: Graph, ctx: Context) -> Iterable[str]:
+        """Tensors whose ``ctx.channels`` are to have second moments, which take time and memory."""
+        return ()
+
     @abstractmethod
     def run(self, graph: Graph, ctx: Context) -> bool:
         """Rewrite ``graph`` in place; True where anything changed."""

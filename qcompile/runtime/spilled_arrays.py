@@ -80,19 +80,21 @@ class Store:
 
 
 class KeptChannels(MutableMapping[str, ChannelStats]):
-    """Channel statistics by tensor, with the samples of rows kept in files."""
+    """Channel statistics by tensor, with samples of rows and second moments kept in files."""
 
     def __init__(self, store: Store, found: Mapping[str, ChannelStats]) -> None:
         self._store = store
-        self._found: dict[str, tuple[ChannelStats, SpilledArray]] = {}
+        self._found: dict[str, tuple[ChannelStats, SpilledArray, SpilledArray | None]] = {}
         self.update(found)
 
     def __getitem__(self, name: str) -> ChannelStats:
-        stats, rows = self._found[name]
-        return replace(stats, rows=rows.load())
+        stats, rows, moments = self._found[name]
+        return replace(stats, rows=rows.load(), moments=None if moments is None else moments.load())
 
     def __setitem__(self, name: str, stats: ChannelStats) -> None:
-        self._found[name] = replace(stats, rows=stats.rows[:0].copy()), self._store.keep(stats.rows)
+        rest = replace(stats, rows=stats.rows[:0].copy(), moments=None)
+        moments = None if stats.moments is None else self._store.keep(stats.moments)
+        self._found[name] = rest, self._store.keep(stats.rows), moments
 
     def __delitem__(self, name: str) -> None:
         del self._found[name]

@@ -10,7 +10,7 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,13 +30,13 @@ _FAULTS = (
 
 
 def write_archive(
-    file: IO[bytes], manifest: Mapping[str, Any], arrays: Mapping[str, Array]
+    file: IO[bytes], manifest: Mapping[str, Any], arrays: Iterable[tuple[str, Array]]
 ) -> None:
-    """Write to a binary stream: keys of the manifest sorted, arrays in their order."""
+    """Write to a binary stream: keys of the manifest sorted, named arrays in their order."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         text = json.dumps(manifest, sort_keys=True, indent=1)
         archive.writestr(_member(_MANIFEST), text)
-        for name, values in arrays.items():
+        for name, values in arrays:
             with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
 

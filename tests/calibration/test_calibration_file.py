@@ -116,7 +116,7 @@ def test_unsound_contents_are_one_error(
     manifest, arrays = npz_archive.read_archive(path, FORMAT, calibration_file.VERSION)
     change(manifest, arrays)
     with path.open("wb") as file:
-        npz_archive.write_archive(file, manifest, arrays)
+        npz_archive.write_archive(file, manifest, arrays.items())
     with pytest.raises(DataError, match=f"cannot be read as a {FORMAT}") as caught:
         calibration_file.read_calibration(path)
     assert said in str(caught.value)

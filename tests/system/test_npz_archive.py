@@ -26,7 +26,7 @@ ARRAYS: dict[str, Array] = {
 
 def packed() -> bytes:
     stream = io.BytesIO()
-    npz_archive.write_archive(stream, MANIFEST, ARRAYS)
+    npz_archive.write_archive(stream, MANIFEST, ARRAYS.items())
     return stream.getvalue()
 
 

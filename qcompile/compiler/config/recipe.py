@@ -53,7 +53,7 @@ class Recipe:
         attention: which of its matrix multiplications run in int8, "float", "scores" or "all"; ""
             is the target's choice, made for its own transforms, and "float" with other transforms.
         general_text: for text data, also run the sentences of qcompile to find how wide the ranges
-            of channels become on other text.
+            of channels become on other text, and to round weights of few bits for it too.
         isa: instruction set that the model will run on, a name of ``instruction_sets.TABLE``; "" is
             any. "any" and "native", this machine's, may be given and become one of these.
         dims: sizes at which symbolic dimensions of the inputs are fixed.

@@ -19,7 +19,7 @@ from qcompile.data.feeds import Feed, HoldOut
 from qcompile.errors import RecipeError
 from qcompile.ir import printer
 from qcompile.planning import Context
-from qcompile.rewriting import Stage
+from qcompile.rewriting import Pass, Stage
 from qcompile.rewriting.bodies import NOT_INSERTED
 from qcompile.runtime import session
 from qcompile.runtime.spilled_arrays import KeptChannels
@@ -49,6 +49,14 @@ class Calibrated:
     notes: tuple[Note, ...] = ()
 
 
+@dataclass(frozen=True)
+class Watched:
+    """Tensors whose channels passes ask for, and those of them whose second moments too."""
+
+    channels: list[str]
+    moments: list[str]
+
+
 def calibrate(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Calibrated:
     """Collect the ranges and channels that passes ask for into ``ctx``; hold feeds out to verify.
 
@@ -56,15 +64,29 @@ def calibrate(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Calibrate
     """
     if not any(p.stage is Stage.INSERT for p in pipeline.passes):
         ctx.release_all(NOT_INSERTED)
-    locked = prepared.options.lock
-    if not ctx.requests:
+    watched = _watched(prepared, ctx, pipeline.after_calibration)
+    if not ctx.requests and not (watched.moments and _can_observe(prepared)):
         return Calibrated(_checked_and_held_out(prepared))
+    locked = prepared.options.lock
     if locked is not None and not locked.is_light:
         calibration = _checked_calibration(prepared, ctx, locked.read_calibration())
         return _apply(prepared, ctx, calibration, _checked_and_held_out(prepared))
-    late = pipeline.after_calibration
-    watched = dict.fromkeys(tensor for p in late for tensor in p.wants(prepared.graph, ctx))
-    return _collected(prepared, ctx, list(watched))
+    return _collected(prepared, ctx, watched)
+
+
+def _watched(prepared: Prepared, ctx: Context, passes: Iterable[Pass]) -> Watched:
+    graph, late = prepared.graph, list(passes)
+    moments = [tensor for p in late for tensor in p.wants_moments(graph, ctx)]
+    channels = [tensor for p in late for tensor in p.wants(graph, ctx)]
+    return Watched([*dict.fromkeys([*channels, *moments])], [*dict.fromkeys(moments)])
+
+
+def _can_observe(prepared: Prepared) -> bool:
+    """True where there is data, or a lock made with it: modes without ranges need neither."""
+    locked = prepared.options.lock
+    if locked is not None and not locked.is_light:
+        return locked.calibration is not None
+    return prepared.feeds is not None
 
 
 def _apply(
@@ -85,7 +107,7 @@ def _apply(
     return Calibrated(held_out, calibration.account, kept, tuple(notes))
 
 
-def _collected(prepared: Prepared, ctx: Context, watched: list[str]) -> Calibrated:
+def _collected(prepared: Prepared, ctx: Context, watched: Watched) -> Calibrated:
     feeds = prepared.feeds
     if feeds is None:
         raise RecipeError("the pipeline asks for calibrated ranges, but no data was given")
@@ -104,7 +126,7 @@ def _collected(prepared: Prepared, ctx: Context, watched: list[str]) -> Calibrat
 
 
 def _cached(
-    prepared: Prepared, ctx: Context, watched: list[str]
+    prepared: Prepared, ctx: Context, watched: Watched
 ) -> tuple[ResumableCalibration | None, HeldOut]:
     """The entry of this calibration in the cache; None without a cache, or for one-pass data.
 
@@ -118,27 +140,28 @@ def _cached(
     parts = [
         environment(), threads, prepared.float_model.digest, printer.structure(graph),
         held_out.digest, recipe.calibrator, recipe.mask_padding, prepared.options.max_memory,
-        [repr(r) for r in ctx.requests], watched, digest_feeds(_general_text(prepared, watched)),
+        [repr(r) for r in ctx.requests], watched.channels, watched.moments,
+        digest_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
     return ResumableCalibration(cache, key_of(parts)), held_out
 
 
-def _general_text(prepared: Prepared, watched: list[str]) -> Iterable[Feed]:
+def _general_text(prepared: Prepared, watched: Watched) -> Iterable[Feed]:
     """Feeds to run in addition to the data, if channels are watched."""
     text = prepared.general_text
-    return text if watched and text is not None else ()
+    return text if watched.channels and text is not None else ()
 
 
 def _run(
-    prepared: Prepared, ctx: Context, watched: list[str], cached: ResumableCalibration | None
+    prepared: Prepared, ctx: Context, watched: Watched, cached: ResumableCalibration | None
 ) -> tuple[Calibration, HeldOut]:
     """Run the float model on all feeds, from the checkpoint of an earlier run if there is one."""
     options, graph = _options(prepared), prepared.graph
     calibrator = prepared.recipe.make_calibrator()
 
     def fresh() -> collector.Collector:
-        requests = ctx.requests
-        return collector.collector(graph, requests, calibrator, ctx.evaluate, options, watched)
+        known = graph, ctx.requests, calibrator, ctx.evaluate, options
+        return collector.collector(*known, watched.channels, watched.moments)
 
     collecting = fresh() if cached is None else cached.resumed(fresh)
 

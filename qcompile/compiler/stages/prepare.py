@@ -48,8 +48,8 @@ _BFLOAT16 = (
 @dataclass(frozen=True)
 class Prepared:
     """``graph``: rewritten by the next stages. ``choices``: of lowering options, other than the
-    target's own. ``general_text``: feeds to run in addition to the data, to extrapolate the ranges
-    of channels. ``unknown_operator``: one that ONNX Runtime does not have, so that neither model
+    target's own. ``general_text``: feeds to run in addition to the data, for channels that passes
+    watch. ``unknown_operator``: one that ONNX Runtime does not have, so that neither model
     can run here; empty if they can. ``selection``: where the float model selects by values."""
 
     request: Request

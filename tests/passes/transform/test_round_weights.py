@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from qcompile.passes.lower.lower_linears import LowerLinears
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.round_weights import RoundWeights
 from qcompile.planning import Context
-from qcompile.quant import Array, nearest, real
+from qcompile.quant import Array, QSpec, nearest, real
 from qcompile.rewriting.testing import (
     assert_refused,
     check,
@@ -137,6 +139,38 @@ def test_rows_of_zeros_count_nothing() -> None:
     run_pass(graph, RoundWeights(), ctx=ctx)
     plain = nearest(normal(CHANNELS, 8), WEIGHT)
     np.testing.assert_array_equal(ctx.rounded["w"].values, plain.values)
+
+
+def test_moments_of_all_rows_count_where_they_were_added_up() -> None:
+    """The same integers as with all rows in the sample; a row's own moment is that of its unit."""
+    unit = DATA / np.linalg.norm(DATA, axis=1, keepdims=True)
+    chosen = [stats(DATA), replace(stats(DATA[:40]), moments=unit.T @ unit), stats(DATA[:40])]
+    rounded = []
+    for found in chosen:
+        graph = product()
+        ctx = planned(graph)
+        ctx.channels["x"] = found
+        run_pass(graph, RoundWeights(0.05), ctx=ctx)
+        rounded.append(ctx.rounded["w"].values)
+    np.testing.assert_array_equal(rounded[0], rounded[1])
+    assert not np.array_equal(rounded[0], rounded[2])
+
+
+def test_moments_are_wanted_for_weights_of_few_bits_only() -> None:
+    graph = parse(
+        """g (float[N,32] x) => (float[N,8] y) {
+            a = MatMul(x, q) b = MatMul(x, k) c = Add(a, b) y = MatMul(c, w)
+        }""",
+        q=normal(CHANNELS, CHANNELS),
+        k=normal(CHANNELS, CHANNELS, seed=1),
+        w=normal(CHANNELS, 8),
+    )
+    ctx = planned(graph)
+    assert list(RoundWeights().wants_moments(graph, ctx)) == []
+    decision = next(d for d in ctx.plan.quantized("weight") if d.tensor == "k")
+    ctx.plan.replace(decision, spec=QSpec("int8", True, "channel", 1, width=4), reason="few")
+    assert list(RoundWeights().wants_moments(graph, ctx)) == ["x"]
+    assert list(RoundWeights(max_inputs=31).wants_moments(graph, ctx)) == []  # it would refuse
 
 
 def test_refuses_what_was_not_sampled() -> None:
