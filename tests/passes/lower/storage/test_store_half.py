@@ -6,7 +6,7 @@ import numpy as np
 
 from qcompile.ir import Graph
 from qcompile.ir.printer import dump
-from qcompile.passes.lower.store_half import StoreHalf
+from qcompile.passes.lower.storage.store_half import StoreHalf
 from qcompile.planning import Context
 from qcompile.rewriting.testing import (
     assert_refused,
