@@ -11,6 +11,7 @@ from qcompile.quant.observer import Calibrator, Observer
 from qcompile.quant.packing import PLANES, Plane, halves, packed, planes, unpacked
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
+from qcompile.quant.stored_codes import StoredCodes, stored_codes
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, nearest, real, worst_sums
 
@@ -33,6 +34,7 @@ __all__ = [
     "Ranges",
     "Rounded",
     "StatRequest",
+    "StoredCodes",
     "Zero",
     "compensated",
     "dequantize",
@@ -51,6 +53,7 @@ __all__ = [
     "retargeted",
     "searched",
     "sqnr_db",
+    "stored_codes",
     "unpacked",
     "widened",
     "with_multipliers",
