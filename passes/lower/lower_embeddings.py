@@ -114,14 +114,21 @@ def _look_up_packed(graph: Graph, ctx: Context, node: Node, table: Node, values:
         ctx.skip(node, rows.refusal.reason)
     width = rows.codes.shape[1] * rows.bits // 8
     stored = rows.packed.reshape(len(rows.codes), -1)[:, :width]
-    operands = []
-    for old, new in zip(table.inputs[:2], (stored, rows.scales), strict=False):
-        operands.append(graph.constant(f"{old.name}/blocks", new))
-        ctx.origins[operands[-1].name] = ctx.origins.get(old.name, (old.name, None))
-    out = node.outputs[0]
-    inputs = [operands[0], node.inputs[1], operands[1]]
+    packed = graph.constant(f"{table.inputs[0].name}/blocks", stored)
+    scales = _scales_read_with(graph, packed, rows.scales)
+    if scales is None:
+        scales = graph.constant(f"{table.inputs[1].name}/blocks", rows.scales)
+    for old, new in zip(table.inputs[:2], (packed, scales), strict=True):
+        ctx.origins[new.name] = ctx.origins.get(old.name, (old.name, None))
     attrs = _attributes(rows.bits, rows.block)
-    graph.substitute(out, _OP, inputs, "looked-up", attrs, domain=MICROSOFT)
+    inputs = [packed, node.inputs[1], scales]
+    graph.substitute(node.outputs[0], _OP, inputs, "looked-up", attrs, domain=MICROSOFT)
+
+
+def _scales_read_with(graph: Graph, packed: Tensor, scales: Array) -> Tensor | None:
+    """The constant of these scales that another lookup in the same packed table reads."""
+    read = (n.inputs[2] for n in graph.consumers(packed) if is_op(n, f"{MICROSOFT}.{_OP}"))
+    return next((t for t in read if is_constant(t) and np.array_equal(array(t), scales)), None)
 
 
 def _packed_rows(values: Array, scale: Array) -> BlockRows:
