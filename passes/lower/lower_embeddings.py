@@ -16,6 +16,7 @@ Source: ONNX Runtime gather_block_quantized.cc.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,10 +50,12 @@ _BLOCK = 16, 1 << 30  # of GatherBlockQuantized; a block may be longer than a ro
 class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
     """Apply an embedding's scale after the lookup.
 
-    form: unpacked, or packed for tables with few bits in memory too.
+    form: unpacked, or packed for tables with few bits in memory too. tied: whether rows are looked
+    up in a layer's weight; CUDA's kernel mixes up blocks that do not end where rows do.
     """
 
     form: str = "unpacked"
+    tied: bool = True
 
     name: ClassVar[str] = "lower-embeddings"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -78,7 +81,7 @@ class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
         node, table = match
         values, scale = map(array, table.inputs[:2])
         rows = values if _transpose(graph, node) is None else values.T
-        layer = _layer_of(graph, rows, scale)
+        layer = _layer_of(graph, rows, scale) if self.tied else None
         if layer is not None:
             _look_up_in_layer(graph, node, layer, rows.shape[1])
             return
@@ -137,21 +140,27 @@ def _packed_rows(values: Array, scale: Array) -> BlockRows:
 
 
 def _look_up_in_layer(graph: Graph, node: Node, layer: Node, channels: int) -> None:
-    """Look rows up in the weight of a MatMulNBits, whose last block is filled up."""
+    """Look rows up in the weight of a MatMulNBits, without what fills its last block.
+
+    The weight's other shape is computed when the model is loaded.
+    """
     out, bits, block = node.outputs[0], layer.attrs["bits"], layer.attrs["block_size"]
-    operands = []
-    for tensor, name in zip(layer.inputs[1:3], ("rows", "row-scales"), strict=True):
-        shape = graph.constant(f"{out.name}/{name}", np.array([layer.attrs["N"], -1]))
-        made = graph.add("Reshape", [tensor, shape], [f"{tensor.name}/{name}"])
-        operands.append(made.outputs[0])
-    inputs, attrs = [operands[0], node.inputs[1], operands[1]], _attributes(bits, block)
-    if channels % block == 0:
-        graph.substitute(out, _OP, inputs, "looked-up", attrs, domain=MICROSOFT)
-        return
-    filled = graph.add(_OP, inputs, [f"{out.name}/filled"], attrs, domain=MICROSOFT).outputs[0]
-    filled.dtype = out.dtype
-    ends = (graph.constant(f"{out.name}/{n}", np.array([n])) for n in (0, channels, -1))
-    graph.substitute(out, "Slice", [filled, *ends], "looked-up")
+    rows, scales = (
+        _computed(graph, "Reshape", tensor, [np.array([layer.attrs["N"], -1])])
+        for tensor in layer.inputs[1:3]
+    )
+    if channels % block:
+        ends = (np.array([n]) for n in (0, channels * bits // 8, 1))
+        rows = _computed(graph, "Slice", rows, ends)
+    inputs = [rows, node.inputs[1], scales]
+    graph.substitute(out, _OP, inputs, "looked-up", _attributes(bits, block), domain=MICROSOFT)
+
+
+def _computed(graph: Graph, op: str, tensor: Tensor, operands: Iterable[Array]) -> Tensor:
+    constants = [graph.constant(f"{tensor.name}/{op}-operand", values) for values in operands]
+    made: Tensor = graph.add(op, [tensor, *constants], [f"{tensor.name}/{op}"]).outputs[0]
+    made.dtype = tensor.dtype
+    return made
 
 
 def _attributes(bits: int, block: int) -> dict[str, int]:
@@ -164,11 +173,13 @@ def _layer_of(graph: Graph, values: Array, scale: Array) -> Node | None:
     for node in graph.nodes:
         if not is_op(node, f"{MICROSOFT}.MatMulNBits") or len(node.inputs) != 3:
             continue
-        shape = node.attrs["N"], node.attrs["K"]
-        if values.shape != shape or not all(map(is_constant, node.inputs[1:])):
+        bits, block = node.attrs["bits"], node.attrs["block_size"]
+        fits = (
+            values.shape == (node.attrs["N"], node.attrs["K"]) and values.shape[1] * bits % 8 == 0
+        )
+        if not fits or not all(map(is_constant, node.inputs[1:])):
             continue
-        block = node.attrs["block_size"]
-        rows = block_rows(values, scale, dict.fromkeys((node.attrs["bits"], 8), (block, block)))
+        rows = block_rows(values, scale, dict.fromkeys((bits, 8), (block, block)))
         same = np.array_equal(rows.packed, array(node.inputs[1]))
         if same and np.array_equal(rows.scales.reshape(-1), array(node.inputs[2]).reshape(-1)):
             return node
