@@ -174,10 +174,9 @@ def _layer_of(graph: Graph, values: Array, scale: Array) -> Node | None:
         if not is_op(node, f"{MICROSOFT}.MatMulNBits") or len(node.inputs) != 3:
             continue
         bits, block = node.attrs["bits"], node.attrs["block_size"]
-        fits = (
-            values.shape == (node.attrs["N"], node.attrs["K"]) and values.shape[1] * bits % 8 == 0
-        )
-        if not fits or not all(map(is_constant, node.inputs[1:])):
+        whole = values.shape[1] * bits % 8 == 0  # bytes in a row
+        same_shape = values.shape == (node.attrs["N"], node.attrs["K"])
+        if not (whole and same_shape) or not all(map(is_constant, node.inputs[1:])):
             continue
         rows = block_rows(values, scale, dict.fromkeys((bits, 8), (block, block)))
         same = np.array_equal(rows.packed, array(node.inputs[1]))

@@ -100,7 +100,7 @@ def _fitting(bounds: tuple[int, int], stored: int | None, inputs: int) -> int | 
 def _in_codes(
     stored: StoredCodes, scale: Array, bits: int, block: int, refusal: Refusal | None
 ) -> BlockRows:
-    inputs, rows = stored.codes.shape
+    inputs = len(stored.codes)
     count = -(-inputs // block)
     wider = stored.codes.T + np.uint8((1 << (bits - 1)) - (1 << (stored.bits - 1)))
     scales = np.repeat(scale[:, None], count, axis=1)

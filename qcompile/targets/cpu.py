@@ -81,7 +81,7 @@ _FORMS = (
                 {"lower-weight-only": "lower-weight-only{accuracy=0}"}, modes=("weight-only",)
             )
         },
-        why="float data is exact; 8-bit weights have no kernel for it, 2-bit ones none for long rows",
+        why="float data is exact; with 8- and 2-bit weights it has no kernel",
     ),
     LoweringOption(
         "key",

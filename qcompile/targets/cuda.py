@@ -64,7 +64,7 @@ CUDA = Target(
             "lower-weight-only{accuracy=0,fewest=4}",
             "lower-embeddings{tied=false}",
             *_FUSED,
-        ),  # fmt: skip
+        ),
         "float": _FUSED,
     },
     halves=("float16",),

@@ -61,8 +61,12 @@ def test_codes_of_whole_rows(bits: int, stored: int, inputs: int) -> None:
 
 @pytest.mark.parametrize(
     ("bits", "block", "stored", "written"),
-    [(4, 16, 4, 16), (4, 32, 4, 32), (4, 64, 4, 64), (4, 128, 4, 128)]
-    + [(2, 16, 4, 16), (2, 32, 2, 32), (2, 64, 2, 64), (2, 128, 2, 128), (3, 32, 4, 32)],
+    [
+        *((4, block, 4, block) for block in (16, 32, 64, 128)),
+        *((2, block, 2, block) for block in (32, 64, 128)),
+        (2, 16, 4, 16),
+        (3, 32, 4, 32),
+    ],
 )
 @pytest.mark.parametrize("inputs", [256, 250, 129])
 def test_codes_in_blocks(bits: int, block: int, stored: int, written: int, inputs: int) -> None:
