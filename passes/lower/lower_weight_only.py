@@ -1,13 +1,16 @@
-"""Stores a linear layer's weight in blocks of 8 or 4 bits.
+"""Stores a linear layer's weight in blocks of 8, 4 or 2 bits.
 
     MatMul(x, DQ(Wq, t))   →   com.microsoft.MatMulNBits(x, W8, t per block) {bits=8}
 
-ONNX Runtime quantizes the activation itself, per row and block (accuracy_level 4): without that,
-8-bit weights have no kernel and the whole matrix is dequantized in every call. A bias stays an Add,
-which the runtime fuses. Rows shorter than a block are padded to the next power of two only. With
-4 bits, each block has its own scale, which maps the value farthest
+Weights whose int8 values need few bits, as the plan asked for, are written in 4 or 2 bits with
+exactly these values; the multipliers of their blocks are in the scales. ONNX Runtime quantizes the
+data itself, per row and block (accuracy_level 4): without that, 8-bit weights have no kernel and
+the whole matrix is dequantized in every call. A bias stays an Add, which the runtime fuses. Rows
+shorter than a block are padded to the next power of two only. With option ``bits=4``, weights that
+need more are rounded again: each block then has its own scale, which maps the value farthest
 from zero to -8, so that all 16 steps are used. Refuses weights that are not symmetric int8 per
-output channel, and Gemm with transA, alpha or beta. Source: ONNX Runtime matmul_nbits.
+output channel, and Gemm with transA, alpha or beta; codes that fit no block of the operator are
+stored in more bits. Source: ONNX Runtime matmul_nbits.
 """
 
 from __future__ import annotations
@@ -30,24 +33,29 @@ from qcompile.ir import (
     rank,
     shape_of,
 )
-from qcompile.planning import Context
+from qcompile.planning import BlockRows, Context, block_rows, fitting_block
 from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
-_LEAST_BLOCK = 16
+_SIZES = (16, 32, 64, 128, 256)
+# The smallest and largest block of each width; for 2 bits, of those that have a kernel.
+_BLOCKS = {2: (32, 128), 4: (16, 256), 8: (16, 256)}
+_QUANTIZES = 4  # the accuracy_level at which the operator quantizes its data
 
 
 @dataclass(frozen=True)
 class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
     """Lower dequantized weights to MatMulNBits.
 
-    bits: 8, or 4 for half the bytes. block: how many weights share a scale, a power of two from 16
-    to 256. accuracy: ``accuracy_level`` of the operator; 0 does not quantize the activation.
+    bits: 8 to keep each weight's values; 4 to round those again that need more. block: how many
+    values share a scale at most, a power of two from 16 to 256. accuracy: ``accuracy_level`` of the
+    operator; 4 quantizes the data to 8 bits, 0 does not. fewest: least bits that the runtime reads.
     """
 
     bits: int = 8
     block: int = 128
     accuracy: int = 4
+    fewest: int = 2
 
     name: ClassVar[str] = "lower-weight-only"
     stage: ClassVar[Stage] = Stage.LOWER
@@ -56,12 +64,14 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
     ops: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
 
     def __post_init__(self) -> None:
-        if self.block not in (_LEAST_BLOCK, 32, 64, 128, 256):
+        if self.block not in _SIZES:
             raise ValueError(f"block is {self.block}, expected 16, 32, 64, 128 or 256")
         if self.bits not in (4, 8):
             raise ValueError(f"bits is {self.bits}, expected 4 or 8")
         if self.accuracy not in range(5):
             raise ValueError(f"accuracy is {self.accuracy}, expected 0 to 4")
+        if self.fewest not in _BLOCKS:
+            raise ValueError(f"fewest is {self.fewest}, expected 2, 4 or 8")
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> tuple[Node, Node] | Refusal | None:
         """(the MatMul or Gemm, the DequantizeLinear of its weight)."""
@@ -72,41 +82,68 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
 
     def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, Node]) -> None:
         node, weight = match
-        values = array(weight.inputs[0])
-        rows = values if node.attrs.get("transB") else values.T  # one row per output channel
-        block = _fitting(self.block, rows.shape[1])
-        if self.bits == 8:
-            blocks, sqnr = _packed(rows, block), None
-            scales = np.repeat(array(weight.inputs[1]), blocks.shape[1])
-        else:
-            blocks, scales, sqnr = _nibbles(rows * array(weight.inputs[1])[:, None], block)
-        packed = graph.constant(f"{weight.inputs[0].name}/blocks", blocks)
-        scale = graph.constant(f"{weight.inputs[1].name}/blocks", scales)
+        rows, noise = self._rows(node, weight)
+        if rows.refusal is not None:
+            ctx.skip(node, rows.refusal.reason)
+        packed = graph.constant(f"{weight.inputs[0].name}/blocks", rows.packed)
+        scale = graph.constant(f"{weight.inputs[1].name}/blocks", rows.scales.reshape(-1))
         for new, old in ((packed, weight.inputs[0]), (scale, weight.inputs[1])):
-            origin, old_sqnr = ctx.origins.get(old.name, (old.name, None))
-            keep_old = sqnr is None or old_sqnr is None
-            ctx.origins[new.name] = origin, old_sqnr if keep_old else sqnr
+            origin, old_noise = ctx.origins.get(old.name, (old.name, None))
+            keep_old = noise is None or old_noise is None
+            ctx.origins[new.name] = origin, old_noise if keep_old else noise
         attrs = {
-            "K": rows.shape[1],
-            "N": rows.shape[0],
-            "bits": self.bits,
-            "block_size": block,
+            "K": rows.codes.shape[1],
+            "N": rows.codes.shape[0],
+            "bits": rows.bits,
+            "block_size": rows.block,
             **({"accuracy_level": self.accuracy} if self.accuracy else {}),
         }
         out = node.outputs[0]
         lowered = graph.add(
             "MatMulNBits",
             [node.inputs[0], packed, scale],
-            [f"{out.name}/{self.bits}bit"],
+            [f"{out.name}/{rows.bits}bit"],
             attrs,
             domain=MICROSOFT,
-            name=f"{node.name}/{self.bits}bit",
+            name=f"{node.name}/{rows.bits}bit",
             like=out,
         )
         result = lowered.outputs[0]
         if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2].name:
             result = graph.add("Add", [result, node.inputs[2]], [f"{out.name}/biased"]).outputs[0]
         graph.replace_uses(out, result)
+        self._remark(ctx, node)
+
+    def _rows(self, node: Node, weight: Node) -> tuple[BlockRows, float | None]:
+        """The weight in blocks, and in dB its SQNR where it was rounded again."""
+        values, scale = map(array, weight.inputs[:2])
+        rows = values if node.attrs.get("transB") else values.T  # one row per output channel
+        found = block_rows(rows, scale, self._blocks())
+        if found.bits <= self.bits:
+            return found, None
+        return _rounded(rows * scale[:, None], fitting_block(_SIZES[0], self.block, rows.shape[1]))
+
+    def _blocks(self) -> dict[int, tuple[int, int]]:
+        return {
+            bits: (least, min(largest, max(least, self.block)))
+            for bits, (least, largest) in _BLOCKS.items()
+            if bits >= self.fewest
+        }
+
+    def _remark(self, ctx: Context, node: Node) -> None:
+        """Say what the operator does to the data, and where another mode is faster."""
+        if self.accuracy == _QUANTIZES:
+            ctx.remarks["weight-only-data"] = (
+                "MatMulNBits rounds the data of linear layers to 8 bits, for each row and block "
+                "(accuracy_level 4); recipe forms 'weight-only-data: float' keeps it float"
+            )
+        integers = ctx.target.rule(node.op, "static")
+        if integers is not None and integers.activation is not None:
+            ctx.remarks["weight-only-speed"] = (
+                "weight-only saves memory, and time for one or two rows of data (tokens times "
+                "batch); for more, modes static and dynamic are faster, with as few bits in the "
+                "file, since their weights are int8 once loaded (docs/targets.md)"
+            )
 
 
 def _obstacle(graph: Graph, node: Node, weight: Node) -> Refusal | None:
@@ -127,26 +164,8 @@ def _obstacle(graph: Graph, node: Node, weight: Node) -> Refusal | None:
     return None
 
 
-def _fitting(block: int, inputs: int) -> int:
-    """The block size, or the least one that holds a whole row: the operator takes 16 or more."""
-    return min(block, max(_LEAST_BLOCK, 1 << (inputs - 1).bit_length()))
-
-
-def _packed(rows: Array, block: int) -> Array:
-    """int8 [N, K] to uint8 [N, blocks, block] around 128, padded with zeros (128)."""
-    n, k = rows.shape
-    count = -(-k // block)
-    padded = np.zeros((n, count * block), np.int16)
-    padded[:, :k] = rows
-    return (padded + 128).astype(np.uint8).reshape(n, count, block)
-
-
-def _nibbles(rows: Array, block: int) -> tuple[Array, Array, float]:
-    """float [N, K] to uint8 [N, blocks, block / 2], float32 scales [N · blocks], and SQNR in dB.
-
-    Two values per byte, the first in the low half, as value + 8; the last block is padded with
-    zeros (8).
-    """
+def _rounded(rows: Array, block: int) -> tuple[BlockRows, float]:
+    """float [N, K] to 4 bits with a scale per block, and SQNR in dB."""
     n, k = rows.shape
     count = -(-k // block)
     padded = np.zeros((n, count * block), np.float32)
@@ -155,7 +174,6 @@ def _nibbles(rows: Array, block: int) -> tuple[Array, Array, float]:
     farthest = np.take_along_axis(values, np.abs(values).argmax(2)[..., None], 2)
     scale = np.where(farthest == 0, np.float32(1), farthest / np.float32(-8))
     steps = np.clip(np.rint(values / scale), -8, 7)
-    sqnr = sqnr_db(values, steps * scale)
-    stored = (steps + 8).astype(np.uint8)
-    pairs: Array = stored[..., 0::2] | stored[..., 1::2] << 4
-    return pairs, scale.reshape(-1).astype(np.float32), sqnr
+    codes = (steps + 8).astype(np.uint8).reshape(n, -1)[:, :k]
+    found = BlockRows(codes, scale[..., 0].astype(np.float32), 4, block)
+    return found, sqnr_db(values, steps * scale)

@@ -1,5 +1,6 @@
 """What becomes of each tensor: what a pass imports."""
 
+from qcompile.planning.block_rows import BlockRows, block_rows, fitting_block
 from qcompile.planning.context import Context, PassSettings, PrecisionRule, Skip
 from qcompile.planning.linear_groups import LinearGroup, QuantizedLinear, add_to_bias, linear_groups
 from qcompile.planning.plan import Decision, Kind, Plan, Use, uses_of
@@ -11,6 +12,7 @@ from qcompile.planning.quantizer_nodes import (
 )
 
 __all__ = [
+    "BlockRows",
     "Context",
     "Decision",
     "Kind",
@@ -24,6 +26,8 @@ __all__ = [
     "Use",
     "dequantized_activation",
     "add_to_bias",
+    "block_rows",
+    "fitting_block",
     "float_without_range",
     "linear_groups",
     "uses_of",

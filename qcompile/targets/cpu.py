@@ -67,6 +67,22 @@ _FORMS = (
         },
         why="depends on length and processor; MultiHeadAttention computes in float",
     ),
+    LoweringOption(  # after attention, which names the pass that this one replaces
+        "table",
+        own="unpacked",
+        others={"packed": LoweringChoice({"lower-embeddings": "lower-embeddings{form=packed}"})},
+        why="GatherBlockQuantized keeps few bits in memory too, and unpacks each row in each run",
+    ),
+    LoweringOption(
+        "weight-only-data",
+        own="int8",
+        others={
+            "float": LoweringChoice(
+                {"lower-weight-only": "lower-weight-only{accuracy=0}"}, modes=("weight-only",)
+            )
+        },
+        why="float data is exact; with 8- and 2-bit weights it has no kernel",
+    ),
     LoweringOption(
         "key",
         own="transposed-inside",
@@ -134,8 +150,8 @@ CPU = Target(
         _EMBEDDING,
     ),
     weight_only=(
-        OpRule("MatMul", weight=ALONE, why="MatMulNBits with 8 bits"),
-        OpRule("Gemm", weight=ALONE, why="MatMulNBits with 8 bits"),
+        OpRule("MatMul", weight=ALONE, why="MatMulNBits: integers with a scale for each block"),
+        OpRule("Gemm", weight=ALONE, why="MatMulNBits: integers with a scale for each block"),
         _EMBEDDING,
     ),
     chained=(

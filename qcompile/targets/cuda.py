@@ -35,6 +35,7 @@ KERNELS = KernelTable(
         Limit(_RECURRENT, "activation_beta"),
         Limit(("GRU",), "linear_before_reset", (1,)),
         Limit(("LSTM",), "input_forget", (0,)),
+        Limit(("MatMulNBits",), "bits", (4, 8)),
     ),
 )
 
@@ -59,7 +60,11 @@ CUDA = Target(
     without_data="float",
     no_modes={"static": _NO_INT8, "dynamic": _NO_INT8},
     lower={
-        "weight-only": ("lower-weight-only{accuracy=0}", "lower-embeddings", *_FUSED),
+        "weight-only": (
+            "lower-weight-only{accuracy=0,fewest=4}",
+            "lower-embeddings{tied=false}",
+            *_FUSED,
+        ),
         "float": _FUSED,
     },
     halves=("float16",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ from qcompile.errors import RecipeError
 from qcompile.planning.context import Attention
 from qcompile.rewriting.registry import nearest
 from qcompile.targets.target import LoweringChoice, LoweringOption, Mode, Target
+
+_BETWEEN_PASSES = re.compile(r",(?![^{}]*\})")  # a comma that is not between options
 
 
 def chosen_options(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringChoice]:
@@ -39,12 +42,19 @@ def chosen_options(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringC
 
 
 def lowering_passes(target: Target, mode: Mode, choices: Sequence[LoweringChoice]) -> list[str]:
-    """Pipeline strings of the lowering: the target's passes, or what the choices put instead."""
-    instead: dict[str, str] = {}
+    """Pipeline strings of the lowering: the target's passes, or what the choices put instead.
+
+    Choices are applied one after another: a later one may replace what an earlier one put.
+    """
+    placed = list(target.lower[mode])
     for choice in choices:
-        instead |= choice.instead
-    placed = (instead.get(name, name) for name in target.lower[mode])
-    return [passes for passes in placed if passes]
+        placed = [new for old in placed for new in _items(choice.instead.get(old, old))]
+    return placed
+
+
+def _items(pipeline: str) -> list[str]:
+    """The passes of a pipeline string, each with its options."""
+    return [item for item in _BETWEEN_PASSES.split(pipeline) if item]
 
 
 def chosen_attention(choices: Sequence[LoweringChoice]) -> Attention | None:

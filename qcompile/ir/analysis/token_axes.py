@@ -120,6 +120,9 @@ def _axes(node: Node, found: dict[str, Axes]) -> Axes | None:
         return _broadcast([k for k in operands if k is not None])
     if is_op(node, "Gather"):
         return _looked_up(node, operands)
+    if is_op(node, "com.microsoft.GatherBlockQuantized") and node.attrs.get("gather_axis", 0) == 0:
+        rows = operands[1]
+        return None if rows is None else (*rows, None)
     if first is None:
         return None
     if is_op(node, *_KEEPING):

@@ -34,6 +34,12 @@ VALUES: dict[str, Array] = {
         ("y = Reshape<allowzero = 1>(x, heads)", None),
         ("r = Reshape(x, heads) y = Transpose<perm = [0, 2, 1, 3]>(r)", (B, None, S, None)),
         ("y = Gather(table, attention_mask)", (B, S, None)),
+        ("y = com.microsoft.GatherBlockQuantized(table, attention_mask, s)", (B, S, None)),
+        ("y = com.microsoft.GatherBlockQuantized(table, one, s)", None),
+        (
+            "y = com.microsoft.GatherBlockQuantized<gather_axis = 1>(table, attention_mask, s)",
+            None,
+        ),
         ("y = Gather<axis = 2>(x, one)", (B, S, None)),
         ("y = Gather<axis = 1>(x, one)", None),
         ("y = MatMulInteger(x, w)", (B, S, None)),

@@ -60,7 +60,7 @@ def test_weight_only_mode_leaves_the_data() -> None:
     ctx = plan(
         linear(w=normal(8, 4)),
         """
-        CHECK: weight w: int8:sym:channel[1] at MatMul:y.1 because MatMulNBits with 8 bits
+        CHECK: weight w: int8:sym:channel[1] at MatMul:y.1 because MatMulNBits: integers
         CHECK-NEXT: activation x: float at MatMul:y.0 because only weights are quantized
         """,
         context(mode="weight-only"),
