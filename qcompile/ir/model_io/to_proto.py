@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
@@ -13,6 +15,11 @@ from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 
 # Constants up to this many elements can be shapes, axes or indices, which inference reads.
 _SHAPE_ELEMENTS = 64
+# Packed element types -> the version of ONNX's format (ir_version) in which they came.
+_PACKED_SINCE = {
+    onnx.TensorProto.UINT4: 10, onnx.TensorProto.INT4: 10,
+    onnx.TensorProto.UINT2: 13, onnx.TensorProto.INT2: 13,
+}  # fmt: skip
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
@@ -27,7 +34,7 @@ def shell(graph: Graph) -> onnx.ModelProto:
     """The model without its constants."""
     head = graph.header
     model = onnx.ModelProto(
-        ir_version=max(head.ir_version, 4),
+        ir_version=max(head.ir_version, 4, *_ir_versions(graph)),
         producer_name=head.producer_name,
         producer_version=head.producer_version,
         domain=head.domain,
@@ -45,6 +52,12 @@ def shell(graph: Graph) -> onnx.ModelProto:
     if head.inner_types:
         proto.value_info.extend(_value_info(graph))
     return model
+
+
+def _ir_versions(graph: Graph) -> Iterator[int]:
+    """The version of ONNX's format in which the types of packed constants came."""
+    for constant in graph.constants().values():
+        yield _PACKED_SINCE.get(element_type(constant.dtype), 0)
 
 
 def _imports(graph: Graph) -> list[onnx.OperatorSetIdProto]:
