@@ -16,6 +16,9 @@ the rest; ``m_j = width_j ** a`` is SmoothQuant's migration (Xiao et al. 2022); 
 equal groups. The candidate with the least error is taken. The data's error counts less: it differs
 between tokens and averages out in attention and pooling; the weights' is the same for all tokens.
 
+Rows of weights of few bits get whole factors, 1, 2 or 4, by which they are multiplied after they
+were rounded. That costs them nothing, where others would widen the steps of a whole block.
+
 1/m goes into a LayerNormalization that nothing else reads, otherwise it becomes a Mul. Widths are
 extrapolated to unseen data (``ChannelStats.extrapolated``). Refuses weights that are shared with
 layers of other data: each would get a copy of its own.
@@ -33,6 +36,9 @@ from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant
 from qcompile.planning import Context, LinearGroup, linear_groups
 from qcompile.quant import Array, ChannelStats, QSpec, Range, qparams
 from qcompile.rewriting import Numerics, Pass, Stage
+
+_SEVEN_BITS, _MOST_ROW_FACTOR = 64, 4
+_MULTIPLIERS = 4  # room that is left to multipliers of blocks
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,18 @@ class MigrateScales(Pass):
         self, graph: Graph, ctx: Context, site: LinearGroup, stats: ChannelStats, spec: QSpec
     ) -> Array | Refusal:
         weight = np.concatenate([array(linear.weight) for linear in site.linears], axis=1)
-        errors = _Errors(stats, spec, weight, self.doublings, self.weight_penalty)
+        most = _most_row_factor(site)
+        penalty = self.weight_penalty if most is None else 0.0  # whole factors cost it nothing
+        errors = _Errors(stats, spec, weight, self.doublings, penalty)
         unscaled = errors.of(np.ones(len(stats.lo), np.float32))
         share = unscaled / max(_signal(graph, ctx, site, stats, weight), 1e-30)
         if share < self.least_error:
             return Refusal(f"its error is small: {share:.1e} of the signal that it is added to")
+        if most == 1:
+            return Refusal("its weights have few bits and no room for factors of rows")
         best, least = None, unscaled
-        for factors in self._candidates(errors.width, errors.balance):
+        candidates = self._candidates(errors.width, errors.balance)
+        for factors in candidates if most is None else _whole(candidates, most):
             error = errors.of(factors)
             if error < least:
                 best, least = factors, error
@@ -164,6 +175,27 @@ class _Errors:
         steps = (self.weight * factors[:, None]).max(0) / 127
         noise = float(np.square(steps).sum()) / 12
         return data + self.penalty * noise * float((self.moments / factors**2).sum())
+
+
+def _most_row_factor(site: LinearGroup) -> int | None:
+    """The largest factor for rows of weights of few bits, a power of two; None where there are none.
+
+    Such a row is multiplied after it was rounded, as an integer, so that its factor does not widen
+    the steps of its whole block; values stay within 7 bits.
+    """
+    rooms = [
+        _SEVEN_BITS // (2 ** (width - 1) * (_MULTIPLIERS if linear.spec.block else 1))
+        for linear in site.linears
+        if (width := linear.spec.width) is not None
+    ]
+    return max(1, min(_MOST_ROW_FACTOR, *rooms)) if rooms else None
+
+
+def _whole(candidates: Iterable[Array], most: int) -> Iterator[Array]:
+    """Each candidate as powers of two from 1 to ``most``."""
+    for factors in candidates:
+        powers = np.exp2(np.ceil(np.log2(np.maximum(factors, 1))))
+        yield np.minimum(powers, most).astype(np.float32)
 
 
 def _squared_lengths(rows: Array) -> Array:
@@ -228,7 +260,9 @@ def _apply(
         scaled = node.outputs[0]
     for linear in site.linears:
         values = array(linear.weight) * factors[:, None]
-        linear.set_weight(graph, ctx, values, f"{linear.weight.name}/scaled")
+        new = linear.set_weight(graph, ctx, values, f"{linear.weight.name}/scaled")
+        if linear.spec.width is not None:
+            ctx.row_factors[new.name] = factors.astype(np.uint8)
     site.redirect(graph, ctx, scaled)
     ctx.channels[scaled.name] = stats.scaled(inverse)
     span = stats.extrapolated(doublings).scaled(inverse)

@@ -17,7 +17,14 @@ import numpy as np
 
 from qcompile.ir import Graph, array
 from qcompile.planning import Context, LinearGroup, QuantizedLinear, linear_groups
-from qcompile.quant import Array, QParams, Rounded, compensated
+from qcompile.quant import (
+    Array,
+    QParams,
+    Rounded,
+    RoundingProblem,
+    compensated,
+    few_bits_rounded,
+)
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.system.threads import in_threads
 
@@ -27,7 +34,8 @@ class RoundWeights(Pass):
     """Round weights by the error of their layer's outputs.
 
     damping: share of the mean channel energy that is added to every channel's, since few sentences
-    say little about rare channels. max_inputs: with more input channels, the factorization of the
+    say little about rare channels; ``few_bits_damping`` for weights of under 8 bits, whose rounding
+    errors are large enough to outweigh that. max_inputs: with more input channels, the factorization of the
     second moments would take too long.
     """
 
@@ -37,6 +45,7 @@ class RoundWeights(Pass):
     after: ClassVar[tuple[str, ...]] = ("permute-channels", "migrate-scales", "split-groups")
 
     damping: float = 1.0
+    few_bits_damping: float = 0.1
     max_inputs: int = 4096
 
     def wants(self, graph: Graph, ctx: Context) -> Iterable[str]:
@@ -75,9 +84,23 @@ class RoundWeights(Pass):
         gram, by_name = _gram(ctx.channels[data].rows), dict[str, Rounded]()
         for spec in dict.fromkeys(linear.spec for linear in linears):
             same_spec = [linear for linear in linears if linear.spec == spec]
-            for linear, rounded in zip(same_spec, self._together(same_spec, gram), strict=True):
+            if spec.width is not None:
+                parts = [self._few_bits(ctx, linear, gram) for linear in same_spec]
+            else:
+                parts = self._together(same_spec, gram)
+            for linear, rounded in zip(same_spec, parts, strict=True):
                 by_name[linear.weight.name] = rounded
         return by_name
+
+    def _few_bits(self, ctx: Context, linear: QuantizedLinear, gram: Array) -> Rounded:
+        """One weight of few bits; the factors of its rows stay outside of what is rounded."""
+        weight, factors = array(linear.weight), ctx.row_factors.get(linear.weight.name)
+        if factors is not None:
+            weight = weight / factors[:, None].astype(np.float32)
+            gram = gram * np.outer(factors, factors).astype(np.float32)
+        return few_bits_rounded(
+            RoundingProblem(weight, linear.spec, gram, self.few_bits_damping, factors)
+        )
 
     def _together(self, linears: list[QuantizedLinear], gram: Array) -> list[Rounded]:
         """Weights with one spec, concatenated, so that the second moments are factored once."""

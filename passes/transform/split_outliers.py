@@ -129,7 +129,10 @@ class SplitOutliers(Pass):
                 f"{len(stats.lo)} channels are few: more columns would cost too much time"
             )
         weights = [_rounded(ctx, linear) for linear in site.linears]
-        step_limits = np.ones(len(stats.lo)) if one_step else _step_limits(weights)
+        # A row of few bits is repeated as it is, so that the file holds it once.
+        few_bits = any(linear.spec.width is not None for linear in site.linears)
+        fixed = one_step or few_bits
+        step_limits = np.ones(len(stats.lo)) if fixed else _step_limits(weights)
         return self._search(stats, spec, step_limits)
 
     def _search(self, stats: ChannelStats, spec: QSpec, step_limits: Array) -> Split | Refusal:

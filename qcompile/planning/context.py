@@ -13,7 +13,7 @@ from qcompile.ir import HalfType, Node, Refusal
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.planning.plan import Plan
-from qcompile.quant import ChannelStats, QSpec, Ranges, Rounded, StatRequest
+from qcompile.quant import Array, ChannelStats, QSpec, Ranges, Rounded, StatRequest
 from qcompile.targets.target import Mode, Target
 
 MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
@@ -91,6 +91,8 @@ class Context:
     channels: MutableMapping[str, ChannelStats] = field(default_factory=dict)
     # weights that a pass has rounded; all others are rounded to nearest
     rounded: dict[str, Rounded] = field(default_factory=dict)
+    # factors by which the rows of a weight of few bits were multiplied, and its data divided
+    row_factors: dict[str, Array] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     # what a pass did that users should know: code -> sentence, notes of the report
     remarks: dict[str, str] = field(default_factory=dict)

@@ -4,15 +4,17 @@ from qcompile.quant.affine import dequantize, out_of_scale, qparams, quantize, s
 from qcompile.quant.block_multipliers import BlockMultipliers, rebased, with_multipliers
 from qcompile.quant.channel_statistics import FEWEST_ROWS, ChannelStats
 from qcompile.quant.error_feedback import mean_error, retargeted
+from qcompile.quant.few_bits import RoundingProblem, few_bits_rounded
 from qcompile.quant.gptq import compensated
 from qcompile.quant.lattice import Lattice, Zero, fitted
 from qcompile.quant.lattice_search import searched
+from qcompile.quant.nearest import nearest
 from qcompile.quant.observer import Calibrator, Observer
 from qcompile.quant.packing import PLANES, Plane, halves, packed, planes, unpacked
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
-from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, nearest, real, worst_sums
+from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, real, worst_sums
 
 __all__ = [
     "Array",
@@ -24,6 +26,7 @@ __all__ = [
     "Floats",
     "Lattice",
     "Observer",
+    "RoundingProblem",
     "PAIR_SUM",
     "PLANES",
     "Plane",
@@ -36,6 +39,7 @@ __all__ = [
     "Zero",
     "compensated",
     "dequantize",
+    "few_bits_rounded",
     "fitted",
     "halves",
     "mean_error",

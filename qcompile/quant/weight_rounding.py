@@ -21,7 +21,7 @@ PAIR_SUM = 128
 _PAIR_STEPS = PAIR_SUM - 0.5
 
 
-def nearest(values: Array, spec: QSpec) -> Rounded:
+def nearest_step(values: Array, spec: QSpec) -> Rounded:
     """Round each value to the nearest step; ranges are the weight's own extrema.
 
     Raises ValueError where the weight is empty or holds NaN or infinity.
