@@ -13,6 +13,7 @@ from qcompile.quant.observer import Calibrator, Observer
 from qcompile.quant.packing import PLANES, Plane, halves, packed, planes, unpacked
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
+from qcompile.quant.stored_codes import StoredCodes, stored_codes
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, real, worst_sums
 
@@ -36,6 +37,7 @@ __all__ = [
     "Ranges",
     "Rounded",
     "StatRequest",
+    "StoredCodes",
     "Zero",
     "compensated",
     "dequantize",
@@ -55,6 +57,7 @@ __all__ = [
     "retargeted",
     "searched",
     "sqnr_db",
+    "stored_codes",
     "unpacked",
     "widened",
     "with_multipliers",
