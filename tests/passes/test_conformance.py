@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,13 +30,15 @@ from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.registry import passes
 from qcompile.rewriting.testing import context, outputs, plan_text, run_pass
+from qcompile.targets.target import PACKED_SINCE, Target
 from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Passes that have something to do on another target, or in another mode.
 TARGETS = dict.fromkeys(("plan-interior", "group-scales", "guard-rows", "shield-groups"), "qdq")
-TARGETS |= {"halve-floats": "cuda"}
+TARGETS |= {"halve-floats": "cuda", "narrow-qdq": "qdq"}
+FEW_BITS = ("narrow-qdq",)  # passes that have something to do where weights have few bits
 MODES = {"lower-weight-only": "weight-only"}
 # What must have run before a pass has something to do, beside what its ``after`` says. Passes of
 # the transform stage need a plan.
@@ -52,6 +54,7 @@ NEEDS = {
     "share-ranges": _CONVOLUTIONS,
     "trim-ranges": _CONVOLUTIONS,
     "fit-biases": (*_CONVOLUTIONS, "insert-qdq"),
+    "narrow-qdq": ("raise-opset", *_CONVOLUTIONS, "insert-qdq"),
     "group-scales": ("plan-operands", "plan-interior"),
     "guard-joins": (*_CONVOLUTIONS, "plan-joins"),
     "guard-rows": ("plan-operands", "plan-interior"),
@@ -79,10 +82,21 @@ def prepared(item: Pass, make: Callable[[], Graph]) -> tuple[Graph, Context]:
     """A fresh graph on which all has run that comes before the pass, and what it looks at."""
     mode = MODES.get(item.name, "static")
     ctx = context(TARGETS.get(item.name, "cpu"), mode=mode, attention="all")
+    if item.name in FEW_BITS:
+        ctx.target = with_few_bits(ctx.target)
     graph = make()
     for earlier in before(item):
         run_pass(graph, earlier, ctx=calibrate(graph, ctx, earlier))
     return graph, calibrate(graph, ctx, item)
+
+
+def with_few_bits(target: Target) -> Target:
+    """The target with weights of 4 bits, as if a recipe asked for them."""
+    rules = [
+        r if r.weight is None else replace(r, weight=replace(r.weight, paired=False, width=4))
+        for r in target.rules
+    ]
+    return replace(target, rules=tuple(rules), opset=PACKED_SINCE[4])
 
 
 def before(item: Pass) -> list[Pass]:

@@ -5,6 +5,8 @@
 
 An int8 weight of few bits consists of codes, or of codes times an integer m for each block of
 inputs; m becomes part of the block's scale. INT2 holds codes from -2 to 1, INT4 those from -8 to 7.
+Scales are positive: where m is not, codes are negated, and those that then reach from -7 to 8 or
+from -1 to 2 become UINT4 or UINT2 with a zero point of 7 or 1.
 Refuses codes of more bits, factors by row, blocks of a kernel, and opsets without the type: such a
 weight stays int8. Rounding: without blocks all values stay the same; with them float32 rounds
 ``code · (m · s)`` and ``(code · m) · s`` differently, by up to three halves of a unit in the last
@@ -14,7 +16,7 @@ place (none where s has at most 17 significant bits).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -27,7 +29,8 @@ from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import PACKED_SINCE
 
 NOTE = "low-bit-qdq"
-_TYPES = {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4}
+_SIGNED = {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4}
+_UNSIGNED = {2: onnx.TensorProto.UINT2, 4: onnx.TensorProto.UINT4}
 _SCALE_BYTES = 4
 
 
@@ -46,28 +49,13 @@ class _Codes:
     def bits(self) -> int | None:
         """Width of the smallest type that holds the codes, None where that is int8."""
         low, high = int(self.codes.min()), int(self.codes.max())
-        return next((b for b in _TYPES if -(1 << b - 1) <= low and high < 1 << b - 1), None)
+        return next((b for b in _SIGNED if -(1 << b - 1) <= low and high < 1 << b - 1), None)
 
     @property
     def nbytes(self) -> int:
         """Bytes of codes and multipliers in the file."""
         scales = 0 if self.multipliers is None else self.multipliers.size * _SCALE_BYTES
         return self.codes.size * (self.bits or 8) // 8 + scales
-
-    def upright(self) -> _Codes:
-        """The same values with positive multipliers where the codes may be negated.
-
-        Codes -8 (INT4) and -2 (INT2) have no counterpart: their blocks keep a negative scale.
-        """
-        bits = self.bits
-        if self.multipliers is None or bits is None:
-            return self
-        starts = np.arange(0, len(self.codes), self.block)
-        fixed = np.minimum.reduceat(self.codes, starts, axis=0) == -(1 << bits - 1)
-        turned = (self.multipliers < 0) & ~fixed
-        signs = np.where(turned, -1, 1).astype(np.int8)
-        codes = self.codes * _by_input(signs, self.block, len(self.codes))
-        return _Codes(codes, self.multipliers * signs, self.block)
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class NarrowQdq(Pass):
     name: ClassVar[str] = "narrow-qdq"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
-    after: ClassVar[tuple[str, ...]] = ("fit-biases", "shield-groups")
+    after: ClassVar[tuple[str, ...]] = ("fit-biases",)
 
     def run(self, graph: Graph, ctx: Context) -> bool:
         count = 0
@@ -94,7 +82,7 @@ class NarrowQdq(Pass):
             count += 1
         if count:
             ctx.remarks[NOTE] = (
-                f"{count} weights are INT4 or INT2 behind DequantizeLinear, which is portable and "
+                f"{count} weights have 4 or 2 bits behind DequantizeLinear, which is portable and "
                 "shows the accuracy of few bits: with quantized data, ONNX Runtime's CPU provider "
                 "turns them to float in each run and multiplies floats; target 'cpu' is the fast one"
             )
@@ -105,11 +93,16 @@ def _has_few_bits(node: Node, ctx: Context) -> bool:
     """True for the dequantizer of an int8 weight that was planned to have codes of few bits."""
     if not is_op(node, "DequantizeLinear") or not all(map(is_constant, node.inputs)):
         return False
-    name = node.inputs[0].name
-    origin, _ = ctx.origins.get(name, (name, None))
+    origin, _ = _origin(ctx, node)
     specs = [d.spec for d in ctx.plan.quantized("weight") if d.tensor == origin]
     few = any(spec is not None and spec.width is not None for spec in specs)
     return few and node.inputs[0].dtype == np.int8
+
+
+def _origin(ctx: Context, node: Node) -> tuple[str, float | None]:
+    """The tensor of the input model that a dequantizer's weight was, and its SQNR."""
+    name = node.inputs[0].name
+    return ctx.origins.get(name, (name, None))
 
 
 def _narrow(node: Node, opset: int) -> _Codes | Refusal:
@@ -126,7 +119,7 @@ def _narrow(node: Node, opset: int) -> _Codes | Refusal:
     best = min(fitting, key=lambda form: form.nbytes)
     if 0 < best.block < len(matrix) and values.ndim != 2:
         return Refusal(f"DequantizeLinear has no blocks over several axes, {list(values.shape)}")
-    return best.upright()
+    return best
 
 
 def _with_multipliers(matrix: Array) -> _Codes | None:
@@ -147,26 +140,50 @@ def _stored_bits(narrow: _Codes, opset: int) -> int:
 def _store(graph: Graph, ctx: Context, node: Node, narrow: _Codes, bits: int) -> None:
     """Let a dequantizer read codes of ``bits``, and the scales of their blocks."""
     weight, scale = node.inputs[:2]
-    axis, shape = node.attrs["axis"], tuple(weight.shape)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(_TYPES[bits])
-    origin = ctx.origins[weight.name]
-    base, steps = origin[0], array(scale)
-    codes = graph.constant(
-        f"{base}/{dtype.name}", _restored(narrow.codes, shape, axis).astype(dtype)
-    )
+    axis, shape, block = node.attrs["axis"], tuple(weight.shape), narrow.block
+    steps = array(scale)
+    values, zeros = narrow.codes, np.zeros(steps.shape, _numpy_type(_SIGNED[bits]))
     if narrow.multipliers is not None:
-        steps = narrow.multipliers * steps
-        if narrow.block < len(narrow.codes):
-            node.attrs["axis"], node.attrs["block_size"] = 1 - axis, narrow.block
-            steps = np.ascontiguousarray(steps if axis == 1 else steps.T)
+        values, zeros = _turned(narrow, bits)
+        steps = np.abs(narrow.multipliers) * steps
+        if block < len(values):
+            node.attrs["axis"], node.attrs["block_size"] = 1 - axis, block
         else:
-            steps = steps[0]
+            steps, zeros = steps[0], zeros[0]
+        if axis == 0:
+            steps, zeros = np.ascontiguousarray(steps.T), np.ascontiguousarray(zeros.T)
+    origin = _origin(ctx, node)
+    base, name = origin[0], zeros.dtype.name
+    codes = graph.constant(f"{base}/{name}", _restored(values, shape, axis).astype(zeros.dtype))
+    if narrow.multipliers is not None:
         scale = graph.constant(f"{base}/block_scale", steps)
-    zero = graph.constant(f"{base}/{dtype.name}_zero", np.zeros(steps.shape, dtype))
+    zero = graph.constant(f"{base}/{name}_zero_point", zeros)
     ctx.origins[codes.name] = origin
     ctx.origins[scale.name] = ctx.origins[zero.name] = (base, None)
     node.inputs.clear()
     node.inputs.extend([codes, scale, zero])
+
+
+def _turned(narrow: _Codes, bits: int) -> tuple[Array, Array]:
+    """Codes for the absolute values of the multipliers, and zero points (blocks, outputs).
+
+    Zero points have the type of ``bits`` that holds the codes.
+    """
+    assert narrow.multipliers is not None
+    down = narrow.multipliers < 0
+    signs = np.where(down, -1, 1).astype(np.int16)
+    codes = narrow.codes * _by_input(signs, narrow.block, len(narrow.codes))
+    half = 1 << bits - 1
+    if codes.max() < half and codes.min() >= -half:
+        return codes, np.zeros(down.shape, _numpy_type(_SIGNED[bits]))
+    zeros = half - down.astype(np.int16)
+    codes += _by_input(zeros, narrow.block, len(codes))
+    return codes, zeros.astype(_numpy_type(_UNSIGNED[bits]))
+
+
+def _numpy_type(kind: int) -> np.dtype[Any]:
+    found: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    return found
 
 
 def _by_input(per_block: Array, block: int, inputs: int) -> Array:
