@@ -5,10 +5,10 @@
 LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
 it allows, the nodes stay as they are; reductions (their axes became an input in opset 18) and Split
 are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum had another meaning, and
-operators whose meaning changed on the way are converted by ONNX's version converter. 16-bit
-integers, where the user asks for any, need opset 21, as does INT4; INT2 needs opset 25. Refuses where the converter fails, and graphs
-with functions, contrib operators or subgraphs, which it cannot convert; operators in subgraphs must
-be able to stay as they are.
+operators whose meaning changed on the way are converted by ONNX's version converter. Where the user
+asks for 16-bit integers or INT4, they need opset 21, and INT2 needs 25. Refuses where the converter
+fails, and graphs with functions, contrib operators or subgraphs, which it cannot convert; operators
+in subgraphs must be able to stay as they are.
 """
 
 from __future__ import annotations

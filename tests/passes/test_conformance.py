@@ -96,7 +96,7 @@ def with_few_bits(target: Target) -> Target:
         r if r.weight is None else replace(r, weight=replace(r.weight, paired=False, width=4))
         for r in target.rules
     ]
-    return replace(target, rules=tuple(rules), opset=PACKED_SINCE[4])
+    return replace(target, rules=tuple(rules), wide_weight=None, opset=PACKED_SINCE[4])
 
 
 def before(item: Pass) -> list[Pass]:
