@@ -178,7 +178,7 @@ class _Errors:
 
 
 def _most_row_factor(site: LinearGroup) -> int | None:
-    """The largest factor for rows of weights of few bits, a power of two; None where there are none.
+    """The largest factor for rows of weights of few bits, a power of two; None without such.
 
     Such a row is multiplied after it was rounded, as an integer, so that its factor does not widen
     the steps of its whole block; values stay within 7 bits.

@@ -35,8 +35,8 @@ class RoundWeights(Pass):
 
     damping: share of the mean channel energy that is added to every channel's, since few sentences
     say little about rare channels; ``few_bits_damping`` for weights of under 8 bits, whose rounding
-    errors are large enough to outweigh that. max_inputs: with more input channels, the factorization of the
-    second moments would take too long.
+    errors are large enough to outweigh that. max_inputs: with more input channels, the
+    factorization of the second moments would take too long.
     """
 
     name: ClassVar[str] = "round-weights"

@@ -91,15 +91,15 @@ def with_multipliers(
 
 
 def rebased(
-    values: Array, moments: Array, found: BlockMultipliers, codes: Array
+    values: Array, moments: Array | None, found: BlockMultipliers, codes: Array
 ) -> BlockMultipliers:
     """The bases of least error of the outputs for fixed codes and multipliers (least squares).
 
-    values, codes: (inputs, outputs). moments: (inputs, inputs). Bases that would vanish or change
-    their sign stay as they are.
+    values, codes: (inputs, outputs). moments: (inputs, inputs), None for the error of the values
+    themselves. Bases that would vanish or change their sign stay as they are.
     """
     real = found.lattice.real(codes)
-    weighted = moments.astype(np.float32) @ real
+    weighted = real if moments is None else moments.astype(np.float32) @ real
     squares = np.einsum("io,io->o", real, weighted)
     inner = np.einsum("io,io->o", np.asarray(values, np.float32), weighted)
     usable = (squares > 0) & (inner > 0)

@@ -1,9 +1,9 @@
 """Weights of 2 to 7 bits as int8 values with one scale per output channel.
 
 A value is a code times an integer that the values of a block share (``block_multipliers``): up to 7
-with blocks, 1 without, and negative where that end of the codes reaches farther. So kernels, and passes that look at integers, see an ordinary int8 weight,
-all of whose values have at most 7 bits: sums of two products with uint8 data fit into int16. The
-file holds the codes (``stored_codes``).
+with blocks, 1 without, and negative where that end of the codes reaches farther. So kernels, and
+passes that look at integers, see an ordinary int8 weight. All its values have at most 7 bits, so
+that sums of two products with uint8 data fit into int16. The file holds the codes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def few_bits_rounded(problem: RoundingProblem) -> Rounded:
     grid = with_multipliers(weight, lattice, most, row_factors=problem.row_factors)
     moments = None if problem.moments is None else damped(problem.moments, problem.damping)
     if problem.moments is None or moments is None:
-        return _rounded(grid, grid.lattice.nearest(weight), spec)
+        codes = grid.lattice.nearest(weight)
+        return _rounded(rebased(weight, None, grid, codes), codes, spec)
     codes = compensated_codes(weight, problem.moments, grid.lattice, problem.damping)
     for _ in range(_ROUNDS):
         codes = descended(weight, moments, grid.lattice, codes)
