@@ -117,7 +117,7 @@ def fill_tensor(target: onnx.TensorProto, constant: gs.Constant) -> None:
     target.CopyFrom(stored)
     target.name = constant.name
     if is_stored(constant):
-        target.raw_data = values_of(constant).tobytes()
+        target.raw_data = onnx.numpy_helper.from_array(values_of(constant)).raw_data
 
 
 def element_type(dtype: Any) -> int:

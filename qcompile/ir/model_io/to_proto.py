@@ -13,6 +13,13 @@ from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 
 # Constants up to this many elements can be shapes, axes or indices, which inference reads.
 _SHAPE_ELEMENTS = 64
+# IR versions that brought types for constants, of those that came after opset 17.
+_SINCE_IR: dict[int, int] = {
+    onnx.TensorProto.INT4: 10,
+    onnx.TensorProto.UINT4: 10,
+    onnx.TensorProto.INT2: 13,
+    onnx.TensorProto.UINT2: 13,
+}
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
@@ -27,7 +34,7 @@ def shell(graph: Graph) -> onnx.ModelProto:
     """The model without its constants."""
     head = graph.header
     model = onnx.ModelProto(
-        ir_version=max(head.ir_version, 4),
+        ir_version=_ir_version(graph),
         producer_name=head.producer_name,
         producer_version=head.producer_version,
         domain=head.domain,
@@ -45,6 +52,12 @@ def shell(graph: Graph) -> onnx.ModelProto:
     if head.inner_types:
         proto.value_info.extend(_value_info(graph))
     return model
+
+
+def _ir_version(graph: Graph) -> int:
+    """The model's own, or the first one with all types of its constants."""
+    types = {element_type(t.dtype) for t in graph.constants().values()}
+    return max((graph.header.ir_version, 4, *(_SINCE_IR.get(kind, 0) for kind in types)))
 
 
 def _imports(graph: Graph) -> list[onnx.OperatorSetIdProto]:
