@@ -13,6 +13,9 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from qcompile.quant import Array
 from qcompile.system.memory_map import MappedFile
 
+# Bits of element types of which a byte of a file holds several; numpy takes a byte for each.
+PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+
 
 class FileValues(LazyValues):  # type: ignore[misc]  # graphsurgeon has no types
     """Values of a constant in a file; ``tensor`` has its name, type and shape."""
@@ -41,8 +44,10 @@ def values_of(constant: gs.Constant) -> Array:
 
 
 def nbytes(constant: gs.Constant) -> int:
-    """Bytes of the values, without reading them."""
-    return int(constant._values.nbytes)
+    """Bytes of the values in a file, without reading them: several of 4 or 2 bits in one."""
+    values = constant._values
+    bits = PACKED_BITS.get(str(values.dtype))
+    return int(values.nbytes) if bits is None else -(-int(values.nbytes) * bits // 8)
 
 
 def is_stored(constant: gs.Constant) -> bool:

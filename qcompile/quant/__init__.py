@@ -10,7 +10,7 @@ from qcompile.quant.lattice import Lattice, Zero, fitted
 from qcompile.quant.lattice_search import searched
 from qcompile.quant.nearest import nearest
 from qcompile.quant.observer import Calibrator, Observer
-from qcompile.quant.packing import PLANES, Plane, halves, packed, planes, unpacked
+from qcompile.quant.packing import PLANES, Plane, halves, nibbles, packed, planes, unpacked
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
 from qcompile.quant.stored_codes import StoredCodes, stored_codes
@@ -46,6 +46,7 @@ __all__ = [
     "halves",
     "mean_error",
     "nearest",
+    "nibbles",
     "out_of_scale",
     "packed",
     "pair_order",

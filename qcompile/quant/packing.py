@@ -77,6 +77,41 @@ def from_halves(joined: Array, rows: int) -> Array:
     return apart
 
 
+NIBBLE = 4
+
+
+def plane_spans(bits: int, count: int) -> list[tuple[int, int, int, int]]:
+    """(width, shift, start, stop) of each plane of ``count`` codes in what ``nibbles`` returns."""
+    spans, start, shift = [], 0, bits
+    for width in PLANES[bits]:
+        shift -= width
+        stop = start + -(-count * width // NIBBLE)
+        spans.append((width, shift, start, stop))
+        start = stop
+    return spans
+
+
+def nibbles(codes: Array, bits: int) -> Array:
+    """Unsigned codes of 2 to 7 bits, uint8 of any shape, as values of 4 bits: uint8, flat.
+
+    Plane after plane. A nibble holds 4, 2 or 1 values of a plane; the first part of the values is
+    in the lowest bits, the next one above, and the last one is filled with zeros.
+    Raises ValueError where a code has more than ``bits`` bits.
+    """
+    parts = []
+    for plane in planes(codes.reshape(-1), bits):
+        apart = NIBBLE // plane.bits
+        length = -(-codes.size // apart)
+        filled = np.zeros(length * apart, np.uint8)
+        filled[: codes.size] = plane.values
+        joined = np.zeros(length, np.uint8)
+        for i in range(apart):
+            joined |= filled[i * length : (i + 1) * length] << (plane.bits * i)
+        parts.append(joined)
+    flat: Array = np.concatenate(parts)
+    return flat
+
+
 def packed(values: Array, bits: int) -> bytes:
     """Integers of any shape as ONNX ``raw_data``: 8, 4 or 2 bits each, the first in the low bits.
 

@@ -182,6 +182,7 @@ CPU = Target(
             "dequantize-at-load",
             "shield-floats",
             *_FLOAT_FORMS,
+            "store-few-bits",
         ),
         # static quantizers that a model brings need no data
         "dynamic": (
@@ -192,12 +193,14 @@ CPU = Target(
             *_INTEGERS,
             "dequantize-at-load",
             *_FLOAT_FORMS,
+            "store-few-bits",
         ),
         "weight-only": (
             "lower-weight-only",
             "lower-embeddings",
             "dequantize-at-load",
             *_FLOAT_FORMS,
+            "store-few-bits",
         ),
         "float": _FLOAT_FORMS,
     },

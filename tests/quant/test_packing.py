@@ -104,3 +104,18 @@ def test_what_cannot_be_packed_is_refused() -> None:
         planes(np.array([8], np.uint8), 3)
     with pytest.raises(ValueError, match="2 bytes do not hold 5 values"):
         unpacked(b"\0\0", 4, (5,), signed=False)
+
+
+@given(st.integers(2, 7), st.integers(1, 40), st.integers(0, 9))
+@properties
+def test_nibbles_hold_all_planes(bits: int, count: int, seed: int) -> None:
+    """Every code is read again from its planes, whatever fills the last nibbles."""
+    codes = np.random.default_rng(seed).integers(0, 2**bits, count).astype(np.uint8)
+    flat = nibbles(codes, bits)
+    assert flat.dtype == np.uint8 and flat.max(initial=0) < 16
+    total = np.zeros(count, np.uint8)
+    for width, shift, start, stop in plane_spans(bits, count):
+        part = flat[start:stop]
+        pieces = [part >> low & (2**width - 1) for low in range(0, 4, width)]
+        total |= np.concatenate(pieces)[:count] << shift
+    assert stop == len(flat) and np.array_equal(total, codes)

@@ -1,0 +1,1 @@
+"""How the constants of a lowered graph are stored in the file."""

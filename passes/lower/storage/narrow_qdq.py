@@ -23,8 +23,7 @@ import onnx
 
 from qcompile.ir import Graph, Node, Refusal, array, is_constant, is_op
 from qcompile.planning import Context
-from qcompile.quant import Array, Floats
-from qcompile.quant.stored_codes import stored_codes
+from qcompile.quant import Array, Floats, stored_codes
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import PACKED_SINCE
 

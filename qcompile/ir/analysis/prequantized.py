@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from qcompile.ir import Graph, Node, Tensor, array, is_constant, is_op, rank
+from qcompile.ir.model_io.node_proto import element_type
 from qcompile.ir.operators import MOVERS
 from qcompile.ir.quantized_operators import quantized_operator
 from qcompile.quant import Array
@@ -24,8 +25,8 @@ _PASS_WEIGHT = (
     *MOVERS, "Cast", "DequantizeLinear", "Mul", "Sub", "com.microsoft.DequantizeLinear",
 )  # fmt: skip
 _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
-_SHORT = ("INT2", "INT4", "UINT2", "UINT4")
-_SHORT_INTEGERS = {number for name, number in onnx.TensorProto.DataType.items() if name in _SHORT}
+_STORED = ("INT2", "INT4", "INT8", "UINT2", "UINT4", "UINT8")
+_INTEGER_TYPES = {number for name, number in onnx.TensorProto.DataType.items() if name in _STORED}
 
 
 def is_quantized_weight(graph: Graph, tensor: Tensor) -> bool:
@@ -49,9 +50,7 @@ def keeps_integers(node: Node) -> bool:
 def _is_integer_constant(tensor: Tensor) -> bool:
     if not is_constant(tensor) or (rank(tensor) or 0) < 2:
         return False
-    if isinstance(tensor.dtype, int):  # an ONNX enum, for a type that numpy lacks
-        return int(tensor.dtype) in _SHORT_INTEGERS
-    return np.dtype(tensor.dtype) in _INTEGERS
+    return element_type(tensor.dtype) in _INTEGER_TYPES
 
 
 def has_quantizer(graph: Graph, tensor: Tensor) -> bool:

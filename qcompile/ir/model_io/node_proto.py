@@ -117,7 +117,6 @@ def fill_tensor(target: onnx.TensorProto, constant: gs.Constant) -> None:
     target.CopyFrom(stored)
     target.name = constant.name
     if is_stored(constant):
-        # packed where a byte holds several values
         target.raw_data = onnx.numpy_helper.from_array(values_of(constant)).raw_data
 
 

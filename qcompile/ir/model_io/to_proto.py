@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
@@ -15,11 +13,13 @@ from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 
 # Constants up to this many elements can be shapes, axes or indices, which inference reads.
 _SHAPE_ELEMENTS = 64
-# Packed element types -> the version of ONNX's format (ir_version) in which they came.
-_PACKED_SINCE = {
-    onnx.TensorProto.UINT4: 10, onnx.TensorProto.INT4: 10,
-    onnx.TensorProto.UINT2: 13, onnx.TensorProto.INT2: 13,
-}  # fmt: skip
+# IR versions that brought types for constants, of those that came after opset 17.
+_SINCE_IR: dict[int, int] = {
+    onnx.TensorProto.INT4: 10,
+    onnx.TensorProto.UINT4: 10,
+    onnx.TensorProto.INT2: 13,
+    onnx.TensorProto.UINT2: 13,
+}
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def shell(graph: Graph) -> onnx.ModelProto:
     """The model without its constants."""
     head = graph.header
     model = onnx.ModelProto(
-        ir_version=max(head.ir_version, 4, *_ir_versions(graph)),
+        ir_version=_ir_version(graph),
         producer_name=head.producer_name,
         producer_version=head.producer_version,
         domain=head.domain,
@@ -54,10 +54,10 @@ def shell(graph: Graph) -> onnx.ModelProto:
     return model
 
 
-def _ir_versions(graph: Graph) -> Iterator[int]:
-    """The version of ONNX's format in which the types of packed constants came."""
-    for constant in graph.constants().values():
-        yield _PACKED_SINCE.get(element_type(constant.dtype), 0)
+def _ir_version(graph: Graph) -> int:
+    """The model's own, or the first one with all types of its constants."""
+    types = {element_type(t.dtype) for t in graph.constants().values()}
+    return max((graph.header.ir_version, 4, *(_SINCE_IR.get(kind, 0) for kind in types)))
 
 
 def _imports(graph: Graph) -> list[onnx.OperatorSetIdProto]:
