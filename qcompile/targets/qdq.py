@@ -53,8 +53,8 @@ QDQ = Target(
     without_data=None,
     transform={"static": ("group-scales", "trim-ranges", "guard-rows", "round-weights")},
     lower={
-        "static": ("fit-biases", "shield-floats", "shield-groups"),
-        "weight-only": (),
+        "static": ("fit-biases", "shield-floats", "shield-groups", "narrow-qdq"),
+        "weight-only": ("narrow-qdq",),
         "float": (),
     },
     float_ops={
@@ -69,4 +69,5 @@ QDQ = Target(
     quantize_interior=True,
     wide=WIDE,
     wide_weight="int16",
+    packed=True,
 )

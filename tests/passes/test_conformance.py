@@ -30,15 +30,15 @@ from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.registry import passes
 from qcompile.rewriting.testing import context, outputs, plan_text, run_pass
-from qcompile.targets.target import Target
+from qcompile.targets.target import PACKED_SINCE, Target
 from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Passes that have something to do on another target, or in another mode.
 TARGETS = dict.fromkeys(("plan-interior", "group-scales", "guard-rows", "shield-groups"), "qdq")
-TARGETS |= {"halve-floats": "cuda"}
-FEW_BITS = ("store-few-bits",)  # passes that have something to do where weights have few bits
+TARGETS |= {"halve-floats": "cuda", "narrow-qdq": "qdq"}
+FEW_BITS = ("store-few-bits", "narrow-qdq")  # they have something to do where weights have few bits
 MODES = {"lower-weight-only": "weight-only"}
 # What must have run before a pass has something to do, beside what its ``after`` says. Passes of
 # the transform stage need a plan.
@@ -55,6 +55,7 @@ NEEDS = {
     "trim-ranges": _CONVOLUTIONS,
     "fit-biases": (*_CONVOLUTIONS, "insert-qdq"),
     "store-few-bits": ("raise-opset", *_CONVOLUTIONS, "insert-qdq"),
+    "narrow-qdq": ("raise-opset", *_CONVOLUTIONS, "insert-qdq"),
     "group-scales": ("plan-operands", "plan-interior"),
     "guard-joins": (*_CONVOLUTIONS, "plan-joins"),
     "guard-rows": ("plan-operands", "plan-interior"),
@@ -96,7 +97,7 @@ def with_few_bits(target: Target) -> Target:
         r if r.weight is None else replace(r, weight=replace(r.weight, paired=False, width=4))
         for r in target.rules
     ]
-    return replace(target, rules=tuple(rules), wide_weight=None, opset=21)
+    return replace(target, rules=tuple(rules), wide_weight=None, opset=PACKED_SINCE[4])
 
 
 def before(item: Pass) -> list[Pass]:

@@ -32,7 +32,7 @@ _REASONS: dict[Kind, str] = {
 _KINDS: dict[int, str] = {
     int(v): k.lower() for k, v in onnx.TensorProto.DataType.items() if k != "UNDEFINED"
 }
-_INTEGERS = {"int8", "uint8", "int4", "uint4", "int16", "uint16"}
+_INTEGERS = {"int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16"}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,11 @@ from qcompile.system.json_values import Record, members
 Change = Literal["only in a", "only in b", "type", "shape", "scale", "values"]
 Key = tuple[str, str]
 # Suffixes of names that passes add to a tensor's original name.
-_ENDINGS = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "scaled", "permuted")
+_ENDINGS = (
+    "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "scaled", "permuted",
+)  # fmt: skip
+# Types of which a byte holds several values; numpy compares them as int8.
+_PACKED = ("int4", "uint4", "int2", "uint2")
 _COMPARED = ("weight", "activation", "parameter")
 
 
@@ -59,6 +63,8 @@ class Side(Record):
         """Values of a constant; None for activations, and for types that numpy lacks."""
         tensor = self.constants.get(self.rows[key].name)
         values = None if tensor is None else values_of(tensor, self.storage)
+        if values is not None and values.dtype.name in _PACKED:
+            values = values.astype(np.int8)
         return values if values is not None and values.dtype.kind in "biuf" else None
 
 
