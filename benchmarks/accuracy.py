@@ -72,6 +72,10 @@ class Candidate:
     build: Build
     obstacle: str = ""
 
+    def file(self, work: Path) -> Path:
+        """Where its model is kept."""
+        return work / f"{digest(self.identity)}.onnx"
+
 
 def code_digest() -> str:
     """Hash of qcompile's source: another version may give another file for the same settings."""
@@ -87,12 +91,13 @@ def candidates(bench: Bench, groups: tuple[str, ...]) -> Iterator[Candidate]:
     """Rows of the groups, then peers."""
     code = code_digest()
     for row in (row for row in ROWS if row.group in groups):
-        yield _row_candidate(bench, row, code)
+        yield row_candidate(bench, row, code)
     for peer in PEERS if "peers" in groups else ():
-        yield _peer_candidate(bench, peer)
+        yield peer_candidate(bench, peer)
 
 
-def _row_candidate(bench: Bench, row: Row, code: str) -> Candidate:
+def row_candidate(bench: Bench, row: Row, code: str) -> Candidate:
+    """The model of a row, compiled by this version of qcompile."""
     try:
         recipe = recipe_of(row)
         missing = missing_passes(recipe)
@@ -115,13 +120,14 @@ def _row_candidate(bench: Bench, row: Row, code: str) -> Candidate:
     return Candidate(row.group, row.name, identity, build, obstacle)
 
 
-def _peer_candidate(bench: Bench, peer: Peer) -> Candidate:
+def peer_candidate(bench: Bench, peer: Peer) -> Candidate:
+    """The model of another tool, which may be missing."""
     identity = asdict(peer) | {"function": peer.function.__name__, "version": peer.version}
 
     def build(out: Path) -> None:
         peer.quantize(bench.model, bench.peer_feeds, out)
 
-    obstacle = "" if peer.version else "not installed"
+    obstacle = "" if peer.version else f"not installed: {peer.module}"
     return Candidate("peers", peer.name, identity | {"source": bench.source}, build, obstacle)
 
 
@@ -136,7 +142,7 @@ def measure(bench: Bench, candidate: Candidate, work: Path) -> Line:
     """The candidate's line; no exception of a compiler ends the program."""
     if candidate.obstacle:
         return Line(candidate.group, candidate.name, failure=candidate.obstacle)
-    model = work / f"{digest(candidate.identity)}.onnx"
+    model = candidate.file(work)
     try:
         cost = build_once(candidate, model)
         figures = measure_once(bench, model, model.with_suffix(f".{bench.key}.json"))

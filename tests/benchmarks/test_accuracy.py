@@ -261,5 +261,5 @@ def test_versions_name_the_instruction_sets() -> None:
 
 def test_a_row_of_a_bad_recipe_says_so() -> None:
     bad = rows.Row("cpu", "bad", {"transform": "x"})
-    found = accuracy._row_candidate(stub(calls=0, source="s"), bad, "code")
+    found = accuracy.row_candidate(stub(calls=0, source="s"), bad, "code")
     assert "unknown key 'transform'" in found.obstacle
