@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompile.quant import QSpec
+from qcompile.quant.types import FEW_BITS
 from qcompile.targets.target import (
+    INT4_SINCE,
     MODES,
+    FewBits,
     LoweringChoice,
     LoweringOption,
     OpRule,
@@ -235,5 +238,8 @@ CPU = Target(
     },
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("", "Gelu", 20), ("com.microsoft", "FastGelu", 1)),
+    # Other widths than 4 are planes of 4, 2 and 1 bits in one UINT4 tensor.
+    few_bits={n: FewBits(n, INT4_SINCE) for n in FEW_BITS},
+    few_bits_run={"static": "int8", "dynamic": "int8"},
     forms=_FORMS,
 )

@@ -17,8 +17,9 @@ Mode = Literal["static", "dynamic", "weight-only", "float"]
 # QuantizeLinear and DequantizeLinear take 16-bit integers from this ONNX opset on.
 QDQ_SINCE = 13  # the first opset in which DequantizeLinear has an axis
 WIDE_SINCE = 21
-# Bits -> the opset from which there are INT4 and INT2, in Cast and DequantizeLinear.
-PACKED_SINCE = {2: 25, 4: 21}
+INT4_SINCE, INT2_SINCE = 21, 25  # the first opsets with these types
+# The same by bits.
+PACKED_SINCE = {4: INT4_SINCE, 2: INT2_SINCE}
 MODES = ("static", "dynamic", "weight-only")  # those that quantize
 
 
@@ -29,7 +30,8 @@ class OpRule:
     ``activation`` and ``weight`` say how the data and the constant operand are quantized; None is
     an operand that stays float. ``output`` is set where the result is quantized as well, ``right``
     where the second operand is data too.
-    ``min_bytes``: smaller constants stay float, for the reason in ``small``. ``min_summed``: so do
+    ``min_bytes``: smaller constants stay float, for the reason in ``small``; if a recipe asks for
+    their bits, only those that are under ``min_bytes_asked`` too. ``min_summed``: so do
     convolutions with groups, or with fewer products summed per value, unless their input is
     quantized already. ``modes``: where the rule applies.
     """
@@ -40,6 +42,7 @@ class OpRule:
     output: QSpec | None = None
     right: QSpec | None = None
     min_bytes: int = 0
+    min_bytes_asked: int = 1 << 14
     min_summed: int = 0
     small: str = ""
     why: str = ""
@@ -64,6 +67,23 @@ class StoredRule:
     min_bytes: int = 1
     small: str = "the weight is empty"
     modes: tuple[str, ...] = MODES
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """How a target stores weights of a number of bits under 8.
+
+    ``stored``: bits of one code in the file, if the opset is at least ``since``. In opset 21 and
+    later, codes of up to 4 bits take at most 4.
+    """
+
+    stored: int
+    since: int
+
+    @property
+    def needs(self) -> int:
+        """The first opset in which such a weight is smaller than one of 8 bits, if at all."""
+        return min(self.since, INT4_SINCE)
 
 
 @dataclass(frozen=True)
@@ -108,11 +128,12 @@ class Target:
     ``transform`` and ``lower``: passes of those stages by mode. ``gate_latency``: whether
     slower than float is a fault. ``quantize_interior``: every tensor has its own quantizer; else an
     operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
-    activations and weights; None: no such kernels. ``with_data`` and ``without_data``: the default
-    mode, None where there is none without data. ``halves``: the 16-bit float types that it computes
-    in where a model does, in mode float; others become float32. ``no_modes``: why a mode is
-    missing. ``packed``: Q/DQ of INT4 and INT2. ``requires``: requirements on the emitted graph.
-    ``forms``: lowering options that ``--tune`` times.
+    activations and weights; None: no such kernels. ``few_bits``: weights of under 8 bits that it
+    takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``with_data`` and
+    ``without_data``: the default mode, None where there is none without data. ``halves``: the
+    16-bit float types that it computes in where a model does, in mode float; others become float32.
+    ``no_modes``: why a mode is missing. ``packed``: Q/DQ of INT4 and INT2. ``requires``: requirements on the emitted graph. ``forms``:
+    lowering options that ``--tune`` times.
     """
 
     name: str
@@ -136,6 +157,8 @@ class Target:
     wide: QSpec | None = None
     wide_weight: DType | None = None
     packed: bool = False
+    few_bits: dict[int, FewBits] = field(default_factory=dict)
+    few_bits_run: dict[str, str] = field(default_factory=dict)
     halves: tuple[HalfType, ...] = ()
     with_data: Mode = "static"
     without_data: Mode | None = "dynamic"
