@@ -18,8 +18,8 @@ from qcompile.targets.target import Mode, Target
 
 MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
 # Bits of the integers that a tensor becomes, or float.
-Precision = Literal[8, 16, "float"]
-PRECISIONS: tuple[Precision, ...] = (8, 16, "float")
+Precision = Literal[2, 3, 4, 5, 6, 7, 8, 16, "float"]
+PRECISIONS: tuple[Precision, ...] = (2, 3, 4, 5, 6, 7, 8, 16, "float")
 # Which products of attention run in integers.
 Attention = Literal["float", "scores", "all"]
 ATTENTIONS: tuple[Attention, ...] = ("float", "scores", "all")
