@@ -44,6 +44,7 @@ from qcompile.planning.context import Reasons
 _MEASURED = (4, 3, 2)
 # Shares of the search time: of measuring at one width, and after which nothing smaller is tried.
 _AT_A_WIDTH, _SHRUNK = 0.2, 0.85
+_LEAST_SAVED = 1 << 12  # bytes; smaller weights are not packed, since nodes that unpack take some
 _FITTINGS = 4  # allocations until the file has the size that the arithmetic says
 _SHRINKINGS = 6  # bisections between the fewest bytes and the limit
 _CLOSE = 0.01  # share of a size at which bisection ends
@@ -161,7 +162,7 @@ class _SizeSearch:
             plan = self.tools.plan(recipe)
             for item, sizes in zip(self.items, self.sizes, strict=True):
                 size = item.bytes_in(plan) if item.has_width(bits, plan) else 0
-                if bits < item.bits and 0 < size < min(sizes.values()):
+                if 0 < size < min(sizes[item.bits] - _LEAST_SAVED, *sizes.values()):
                     sizes[bits] = size
             self.progress.advance()
         own_choices = [
