@@ -83,8 +83,13 @@ def _choice(
 ) -> PrecisionChoice:
     rule = ctx.choices.precision_of(names)
     if rule is not None and rule.precision in range(2, 8) and not ranged and spec.axis is not None:
-        few = replace(spec, width=rule.precision, reduced=False, paired=False,
-                      block=32 if rule.precision < 5 and spec.axis == 1 else None)
+        few = replace(
+            spec,
+            width=rule.precision,
+            reduced=False,
+            paired=False,
+            block=32 if rule.precision < 5 and spec.axis == 1 else None,
+        )
         return PrecisionChoice(few, rule.reason or f"by pattern {rule.pattern!r}")
     if rule is None or rule.precision in range(2, 9):
         return PrecisionChoice(spec)
