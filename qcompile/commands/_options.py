@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from qcompile.compiler.stages.options import SizeLimit
+from qcompile.quant.types import FEW_BITS
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import custom_operators
 from qcompile.system.byte_sizes import parse_bytes
@@ -31,6 +32,21 @@ class Size(click.ParamType[int]):
             return parse_bytes(str(value))
         except ValueError as e:
             self.fail(str(e), param, ctx)
+
+
+class Widths(click.ParamType[tuple[int, ...]]):
+    """Numbers of bits, written as 4,3,2."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """The numbers, each once."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if any(part not in map(str, FEW_BITS) for part in parts):
+            self.fail(f"{value!r} are no bits of weights, expected for example 4,3,2", param, ctx)
+        return tuple(dict.fromkeys(map(int, parts)))
 
 
 class LimitOfSize(click.ParamType[SizeLimit]):

@@ -99,6 +99,16 @@ class WidthDrop:
 
 
 @dataclass(frozen=True)
+class WeightDrops:
+    """What one weight costs at several widths, the one that it has without precision first."""
+
+    item: str
+    role: str
+    layer: int | None
+    measured: list[WidthDrop]
+
+
+@dataclass(frozen=True)
 class WeightBits:
     """The bits that a search chose for one weight."""
 

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.report.records import SizeAccount, SizePoint, WeightBits, WidthDrop
+from qcompile.compiler.report.records import SizeAccount, SizePoint, WeightBits
 from qcompile.compiler.search.bit_allocation import (
     Choice,
     allocate,
@@ -34,6 +34,7 @@ from qcompile.compiler.search.weight_widths import (
     WeightItem,
     WidthMeter,
     weight_items,
+    width_drop,
     with_widths,
 )
 from qcompile.compiler.stages.verify import Verified
@@ -390,7 +391,7 @@ class _SizeSearch:
     def _weight(self, index: int, choice: Choice) -> WeightBits:
         item: WeightItem = self.items[index]
         found = sorted(self.scores.get(index, {}).items(), reverse=True)
-        drops = [WidthDrop(bits, s.error, s.worst_cosine) for bits, s in found]
+        drops = [width_drop(bits, s) for bits, s in found]
         return WeightBits(item.name, item.role, item.layer, choice.bits, choice.bytes, drops)
 
 

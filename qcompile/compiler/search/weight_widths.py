@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from qcompile.compiler.config.recipe import Recipe
+from qcompile.compiler.report.records import WeightDrops, WidthDrop
 from qcompile.compiler.search.bit_allocation import packed_bytes
 from qcompile.compiler.search.measurable import Measurable, PlannedWeight
 from qcompile.compiler.search.measurements import Measurements, bit_mask
@@ -22,8 +23,7 @@ from qcompile.compiler.search.sensitivity import Score
 from qcompile.ir.analysis.transformer_roles import Role
 from qcompile.planning.context import Precision
 
-Width: TypeAlias = Literal[2, 3, 4, 5, 6]
-WIDTHS: tuple[Width, ...] = (6, 5, 4, 3, 2)
+WIDTHS: tuple[Precision, ...] = (6, 5, 4, 3, 2)
 Plans: TypeAlias = Mapping[int, Mapping[str, PlannedWeight]]
 
 
@@ -75,7 +75,7 @@ def _item(model: Measurable, names: set[str], switches: list[int]) -> WeightItem
 def with_widths(recipe: Recipe, widths: Iterable[tuple[WeightItem, int]]) -> Recipe:
     """A recipe that gives items these widths, unless one of its own patterns decides."""
     own: list[tuple[str, Precision]] = [
-        (escaped(tensor), cast(Width, bits)) for item, bits in widths for tensor in item.tensors
+        (escaped(tensor), cast(Precision, bits)) for item, bits in widths for tensor in item.tensors
     ]
     return replace(recipe, precision=(*recipe.precision, *own))
 
@@ -85,7 +85,7 @@ class WidthMeter:
     """Measures items at widths, and keeps the results in ``state``.
 
     ``base``: the model whose weights have their own bits. ``measure``: makes the model of a recipe.
-    One model at a time is kept in memory besides ``base``.
+    One more model at a time is kept in memory.
     """
 
     base: Measurable
@@ -103,12 +103,40 @@ class WidthMeter:
         key = f"{bits} bits:{samples}:{bit_mask(item.switches)}"
         return self.state.remember(key, lambda: self._measured(item, bits, samples))
 
+    def has_width(self, item: WeightItem, bits: int) -> bool:
+        """True if the target can store the item with ``bits``, and no pattern says otherwise."""
+        model, _ = self._at(bits)
+        return item.has_width(bits, {w.name: w for w in model.weights.values()})
+
     def _measured(self, item: WeightItem, bits: int, samples: int) -> Score:
+        model, items = self._at(bits)
+        # An operator that has no such width is the same in both models.
+        return model.meter(items.get(item.tensors, item).switches, samples)
+
+    def _at(self, bits: int) -> tuple[Measurable, dict[tuple[str, ...], WeightItem]]:
         if bits not in self._made:
             self._made.clear()
             recipe = self.base.prepared.recipe
             model = self.measure(with_widths(recipe, ((i, bits) for i in self.items)))
             self._made[bits] = model, {i.tensors: i for i in weight_items(model)}
-        model, items = self._made[bits]
-        # Operators whose weight stays as it is have the same error as with its own bits.
-        return model.meter(items.get(item.tensors, item).switches, samples)
+        return self._made[bits]
+
+
+def measured_widths(
+    meter: WidthMeter, widths: Sequence[int], advance: Callable[[], None] = lambda: None
+) -> list[WeightDrops]:
+    """All items at their own bits and at ``widths``, the most sensitive first."""
+    found: dict[str, list[WidthDrop]] = {i.name: [] for i in meter.items}
+    for bits in (None, *sorted(set(widths), reverse=True)):
+        for item in meter.items:
+            if bits is None or meter.has_width(item, bits):
+                at = bits or item.bits
+                found[item.name].append(width_drop(at, meter(item, at)))
+            advance()
+    rows = [WeightDrops(i.name, i.role, i.layer, found[i.name]) for i in meter.items]
+    return sorted(rows, key=lambda row: -row.measured[-1].error)
+
+
+def width_drop(bits: int, found: Score) -> WidthDrop:
+    """What reports say of a score at a width."""
+    return WidthDrop(bits, found.error, found.worst_cosine)

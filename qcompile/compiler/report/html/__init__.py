@@ -45,6 +45,7 @@ def _of_ranking(report: Plain) -> str:
     recipe = work.facts([("Recipe", report["recipe"])])
     sections = [
         _Section("sensitivity", "Sensitivity", "Sensitivity", [sensitivity.ranked(report)]),
+        _Section("bits", "Bits", "Weights at fewer bits", [sensitivity.widths(report)]),
         _Section("items", "Items", "All measurements", [sensitivity.measurements(report)]),
         _Section("settings", "Settings", "Settings", [recipe]),
     ]
