@@ -347,10 +347,19 @@ class _SizeSearch:
         listed = ", ".join(f"{n} at {bits} bits" for bits, n in sorted(counts.items()))
         share = best.bytes / max(self.prepared.float_model.size, 1)
         hint = "; with more --search-time it may be smaller" if self._ran_out() else ""
-        text = (
-            f"bits chosen by measurement for {share:.1%} of float's bytes: weights {listed}{hint}"
+        text = f"bits by measured sensitivity, {share:.1%} of float: weights {listed}{hint}"
+        account, note = self._account(best), Note("bits-chosen", text)
+        failures = () if best.passed else (self._closest(),)
+        return Sized(verified, account, (note,), failures)
+
+    def _closest(self) -> str:
+        again = "the same command continues, " if self.options.bits_state else ""
+        advice = (
+            f"the search time ran out ({again}--search-time allows more)"
+            if self._late(_SHRUNK)
+            else "allow more bytes, or lower the gate"
         )
-        return Sized(verified, self._account(best), (Note("bits-chosen", text),))
+        return f"this is the closest found with --max-size {self.options.max_size}: {advice}"
 
     def _ran_out(self) -> bool:
         return self.options.fewest_bits and self._late(_SHRUNK)
