@@ -91,7 +91,7 @@ def test_what_was_measured_is_in_the_report() -> None:
 
 
 def test_a_larger_limit_is_never_less_close() -> None:
-    reports = [compile(str(plain_bytes() - less)).report for less in (20_000, 14_000, 5_000)]
+    reports = [compile(str(plain_bytes() - less)).report for less in (18_000, 14_000, 5_000)]
     errors = [r.verdict.error for r in reports if r.verdict is not None]
     assert errors == sorted(errors, reverse=True)
 
@@ -135,9 +135,9 @@ def test_an_impossible_limit_says_what_is_possible() -> None:
 
 
 def test_a_gate_out_of_reach_within_the_limit() -> None:
-    limit = plain_bytes() - 20_000
+    limit = plain_bytes() - 18_000
     with pytest.raises(RejectedError, match="closest found with --max-size") as caught:
-        compile(str(limit), gates=replace(OPEN, min_cosine=0.99999))
+        compile(str(limit), gates=replace(OPEN, min_cosine=0.999))
     found = sizes(caught.value.result.report)
     assert "--min-cosine" in str(caught.value)
     assert caught.value.result.report.bytes <= limit
@@ -200,8 +200,8 @@ def test_after_an_interrupt_it_makes_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_build_of_an_earlier_run_is_not_repeated(tmp_path: Path) -> None:
-    limit, state = str(plain_bytes() - 20_000), tmp_path / "m.bits.json"
-    gates = replace(OPEN, min_cosine=0.99999)
+    limit, state = str(plain_bytes() - 18_000), tmp_path / "m.bits.json"
+    gates = replace(OPEN, min_cosine=0.999)
     reached = []
     for _ in range(2):
         with pytest.raises(RejectedError) as caught:
