@@ -37,7 +37,7 @@ def test_larger_is_to_the_right_and_closer_at_the_top() -> None:
     across, down = places(drawn, "cx"), places(drawn, "cy")
     assert across == sorted(across) and len(set(across)) == 3
     assert down == sorted(down, reverse=True) and len(set(down)) == 3
-    assert drawn.count("chosen") > drawn.count(" failed") == 1
+    assert drawn.count("dot timed failed") == drawn.count("dot timed chosen") == 1
 
 
 def test_latency_is_the_colour() -> None:
