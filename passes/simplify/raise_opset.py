@@ -28,7 +28,7 @@ from qcompile.ir.operators import REDUCTIONS
 from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
-from qcompile.targets.target import PACKED_SINCE, WIDE_SINCE
+from qcompile.targets.target import WIDE_SINCE
 
 _OLDEST = 13
 # Operators whose definition changed after opset 13 in a way that can alter an existing node.

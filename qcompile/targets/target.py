@@ -132,8 +132,8 @@ class Target:
     takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``with_data`` and
     ``without_data``: the default mode, None where there is none without data. ``halves``: the
     16-bit float types that it computes in where a model does, in mode float; others become float32.
-    ``no_modes``: why a mode is missing. ``packed``: Q/DQ of INT4 and INT2. ``requires``: requirements on the emitted graph. ``forms``:
-    lowering options that ``--tune`` times.
+    ``no_modes``: why a mode is missing. ``packed``: Q/DQ of INT4 and INT2. ``requires``:
+    requirements on the emitted graph. ``forms``: lowering options that ``--tune`` times.
     """
 
     name: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompile.quant.lattice import Lattice
+from qcompile.quant.rounding.lattice import Lattice
 from qcompile.quant.types import Array, Floats
 
 _STRETCH = (np.float32(-0.1), np.float32(1.1))  # γ and ζ of equation 23
