@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from qcompile.compiler.stages.saturation_check import NO_OPTION, IntegerSums
@@ -38,6 +39,16 @@ def graph(w: Array, v: Array, *, shared: bool = False) -> Graph:
     )
 
 
+def single(w: Array) -> Graph:
+    return parse(
+        f"g (uint8[n,64] x) => (float[n,256] y) {{ y = {PRODUCT}(x, w, a, s) }}",
+        21,
+        w=w,
+        a=np.array(0.5, np.float32),
+        s=np.ones(256, np.float32),
+    )
+
+
 def packed(model: Graph) -> bytes:
     ctx = context()
     spec = QSpec("int8", symmetric=True, granularity="channel", axis=1, width=4)
@@ -63,7 +74,32 @@ def test_sums_are_bounded_by_the_unpacked_values(v: Array, *, same: bool) -> Non
     assert all(linear.weight is not None for linear in stored.linears)
 
 
-def test_the_option_of_exact_sums_is_named() -> None:
-    model = packed(graph(CODES, WIDE))
-    assert not shares_weights(from_bytes(packed(graph(CODES, CODES[::-1]))))
-    assert IntegerSums(model).needed_option in (NO_OPTION, "=".join(EXACT_SUMS))
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_option_of_exact_sums_fails_on_a_shared_weight(*, shared: bool) -> None:
+    """Packed or not: several operators read one constant once it is unpacked."""
+    plain, stored = (
+        serialize(graph(CODES, WIDE, shared=shared)),
+        packed(graph(CODES, WIDE, shared=shared)),
+    )
+    assert "/int4" in str(stored) and "/int4" not in str(plain)
+    for data in (plain, stored):
+        assert shares_weights(onnx.ModelProto.FromString(data)) is True
+        assert IntegerSums(data).needed_option == NO_OPTION
+
+
+def test_the_option_of_exact_sums_works_on_a_packed_weight() -> None:
+    data = packed(single(LARGE))
+    assert not shares_weights(onnx.ModelProto.FromString(data))
+    assert IntegerSums(data).needed_option == "=".join(EXACT_SUMS)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_exact_sessions_are_exact(*, optimize: bool) -> None:
+    """Also where several operators read a packed weight, and where one may saturate."""
+    x = integers(-128, 127, 5, 64, seed=7).view(np.uint8)
+    options = SessionOptions(exact=True, optimize=optimize)
+    for shared in (False, True):
+        found = Session(packed(graph(CODES, LARGE, shared=shared)), options).run({"x": x})
+        y, m = (x.astype(np.int64) @ w * np.float32(0.5) for w in (CODES, LARGE))
+        assert np.array_equal(found["y"], y)
+        assert np.array_equal(found["z"], m + (y if shared else m))
