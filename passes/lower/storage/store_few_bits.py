@@ -13,6 +13,7 @@ Source: onnx.proto INT4 and UINT4; ONNX Runtime constant_folding.cc.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -68,16 +69,24 @@ class StoreFewBits(Pass):
 
 @dataclass(frozen=True)
 class _Form:
-    """A constant as codes. ``axis``: of its blocks, in a matrix of the given shape."""
+    """A constant as codes. ``axis``: of its blocks, in a matrix of the given shape.
+
+    ``repeated``: rows that its last rows repeat, which are not stored, int64 (n,).
+    """
 
     codes: StoredCodes
     axis: int
     shape: tuple[int, int]
+    repeated: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.repeated.nbytes
 
     @property
     def saved(self) -> int:
         """Bytes less than as int8."""
-        return self.codes.codes.size - self.codes.nbytes
+        return self.codes.codes.size - self.nbytes
 
     def laid_out(self, values: Array) -> Array:
         """What ``StoredCodes`` has as (inputs, outputs), in the order of the constant."""
@@ -86,13 +95,31 @@ class _Form:
 
 def _smallest(values: Array) -> _Form | None:
     """Blocks of a weight are along its first axis, those of a table or kernel along its last."""
+    forms = list(_forms(values, np.zeros(0, np.int64)))
+    repeated = _repeated(values)
+    if len(repeated):
+        forms += _forms(values[: -len(repeated)], repeated)
+    return min(forms, key=lambda form: form.nbytes, default=None)
+
+
+def _forms(values: Array, repeated: Array) -> Iterator[_Form]:
     by_column, by_row = values.reshape(-1, values.shape[-1]), values.reshape(len(values), -1)
-    forms = []
     for matrix, axis in ((by_column, 0), (by_row, 1)):
         codes = stored_codes(matrix if axis == 0 else matrix.T)
         if codes is not None:
-            forms.append(_Form(codes, axis, (matrix.shape[0], matrix.shape[1])))
-    return min(forms, key=lambda form: form.codes.nbytes, default=None)
+            yield _Form(codes, axis, (matrix.shape[0], matrix.shape[1]), repeated)
+
+
+def _repeated(values: Array) -> Array:
+    """For each of the last rows that all repeat rows before them, which one, int64 (n,).
+
+    ``split-outliers`` appends such rows. They come from different blocks, so no multiplier is
+    common to a block of them.
+    """
+    seen: dict[bytes, int] = {}
+    first = np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(values)])
+    new = np.flatnonzero(first == np.arange(len(first)))  # rows that repeat none
+    return first[new[-1] + 1 :]
 
 
 def _obstacle(graph: Graph, constant: Constant) -> Refusal | None:
@@ -104,6 +131,11 @@ def _obstacle(graph: Graph, constant: Constant) -> Refusal | None:
     if graph.is_output(constant):
         return Refusal(f"{constant.name!r} could be stored in few bits, but a subgraph reads it")
     return None
+
+
+def _stored_shape(constant: Constant, form: _Form) -> tuple[int, ...]:
+    """The constant's shape without the rows that are repeated."""
+    return (constant.shape[0] - len(form.repeated), *constant.shape[1:])
 
 
 @dataclass
@@ -127,7 +159,12 @@ class _Unpacking:
             column = form.laid_out(codes.row_factors.astype(np.int8)[:, None])
             factors = self._stored(f"{name}/row-factors", column, constant)
             tensor = self._add("Mul", f"{name}/factored", tensor, factors)
-        tensor = self._reshaped(tensor, tuple(constant.shape))
+        tensor = self._reshaped(tensor, _stored_shape(constant, form))
+        if len(form.repeated):
+            rows = self._stored(f"{name}/repeated", form.repeated, constant)
+            again = self._add("Gather", f"{name}/again", tensor, rows, axis=0)
+            tensor = self._add("Concat", f"{name}/rows", tensor, again, axis=0)
+            tensor.shape = constant.shape
         tensor.dtype = np.dtype(np.int8)
         return tensor
 
@@ -138,7 +175,9 @@ class _Unpacking:
         noise = self.ctx.origins.get(name, (name, None))
         if bits == NIBBLE:
             signed = (codes.astype(np.int8) - np.int8(middle)).astype(_INT4)
-            stored = self.graph.constant(f"{name}/int4", signed.reshape(constant.shape))
+            stored = self.graph.constant(
+                f"{name}/int4", signed.reshape(_stored_shape(constant, form))
+            )
             self.ctx.origins[stored.name] = noise
             return self._add("Cast", f"{name}/int8", stored, to=_INT8, shape=stored.shape)
         planes = nibbles(codes, bits).astype(_UINT4)

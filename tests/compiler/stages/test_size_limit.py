@@ -29,4 +29,4 @@ def test_what_is_no_limit(text: str) -> None:
 def test_either_bytes_or_a_share() -> None:
     for wrong in ({}, {"bytes": 1, "share": 0.5}, {"bytes": 0}, {"share": 0.0}, {"share": 1.5}):
         with pytest.raises(ValueError, match=r"limit|share"):
-            SizeLimit(**wrong)  # type: ignore[arg-type]
+            SizeLimit(**wrong)

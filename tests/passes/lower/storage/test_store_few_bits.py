@@ -134,6 +134,23 @@ def test_multipliers_of_blocks(rows: int, bits: int) -> None:
     assert saved > rows * 256 * (8 - bits - 0.3) / 8 - 4000
 
 
+def test_rows_that_repeat_others_are_stored_once() -> None:
+    """As split-outliers appends them: from different blocks, so that no block has a multiplier."""
+    w = blocks(4, 16, 128, 256)
+    repeated = [3, 17, 40, 3]
+    saved = check_stored(product(np.concatenate([w, w[repeated]])), feed(132), {PRODUCT: 1})
+    assert saved > 128 * 256 * (8 - 4 - 0.3) / 8
+    graph = product(np.concatenate([w, w[repeated]]))
+    run_pass(graph, StoreFewBits(), ctx=asked())
+    check(
+        graph,
+        """
+        CHECK: %w/again = Gather(%w/{{.*}}, @w/repeated:i64[4]
+        CHECK: %w/rows = Concat(%w/{{.*}}, %w/again) {axis=0}
+        """,
+    )
+
+
 def test_one_multiplier_for_each_output() -> None:
     w = codes(4, 64, 256) * np.where(np.arange(256) % 2, -1, 1).astype(np.int8)
     check_stored(product(w), feed(64), {PRODUCT: 1})
