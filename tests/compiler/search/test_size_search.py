@@ -15,6 +15,7 @@ from qcompile import Gates, Options, Recipe
 from qcompile.compiler.report.records import SizeAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.search import size_search
+from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.compiler.stages.options import SizeLimit
 from qcompile.compiler.stages.result import RejectedError
@@ -158,7 +159,7 @@ def test_nodes_that_unpack_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None
     """If the arithmetic is too low, bits are allocated again."""
     original = size_search._SizeSearch._plan
 
-    def optimistic(self: size_search._SizeSearch, base: size_search.Measurable) -> None:
+    def optimistic(self: size_search._SizeSearch, base: Measurable) -> None:
         original(self, base)
         self.other -= 3_000
 

@@ -113,7 +113,9 @@ def _hues(points: Sequence[SizePoint]) -> Scale:
 
 
 def _dot(point: SizePoint, across: Scale, down: Scale, hues: Scale) -> Markup:
-    words = [units.size(point.bytes), f"cosine {units.cosine(point.mean_cosine)}"]
+    words = [units.size(point.bytes)]
+    if point.mean_cosine is not None:
+        words.append(f"cosine {units.cosine(point.mean_cosine)}")
     if point.worst_cosine is not None:
         words.append(f"worst {units.cosine(point.worst_cosine)}")
     if point.latency_ratio is not None:
