@@ -23,7 +23,7 @@ from qcompile.compiler.search.sensitivity import Score
 from qcompile.ir.analysis.transformer_roles import Role
 from qcompile.planning.context import Precision
 
-WIDTHS = (6, 5, 4, 3, 2)
+WIDTHS: tuple[int, ...] = (6, 5, 4, 3, 2)
 Plans: TypeAlias = Mapping[int, Mapping[str, PlannedWeight]]
 
 

@@ -27,6 +27,6 @@ def test_what_is_no_limit(text: str) -> None:
 
 
 def test_either_bytes_or_a_share() -> None:
-    for wrong in ({}, {"bytes": 1, "share": 0.5}, {"bytes": 0}, {"share": 0.0}, {"share": 1.5}):
+    for size, share in ((None, None), (1, 0.5), (0, None), (None, 0.0), (None, 1.5)):
         with pytest.raises(ValueError, match=r"limit|share"):
-            SizeLimit(**wrong)
+            SizeLimit(size, share)
