@@ -114,9 +114,7 @@ def few_bits(
     block = settings.weight_block
     if block is None:
         block = _BLOCKS[kind].get(bits, 0)
-    return replace(
-        spec, width=bits, block=block or None, narrow=False, paired=False, reduced=False
-    )
+    return replace(spec, width=bits, block=block or None, narrow=False, paired=False, reduced=False)
 
 
 def _described(ctx: Context, bits: int) -> str:

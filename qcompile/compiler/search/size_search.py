@@ -323,9 +323,7 @@ class _SizeSearch:
             ]
             recipe = with_widths(self.prepared.recipe, changed)
             added = recipe.precision[len(self.prepared.recipe.precision) :]
-            reasons = {
-                pattern: f"{bits} bits by the search (--max-size)" for pattern, bits in added
-            }
+            reasons = {pattern: "by the search, --max-size" for pattern, _ in added}
             self.compiled[key] = self.tools.build(recipe, reasons)
         return self.compiled[key]
 
