@@ -5,10 +5,10 @@
 LayerNormalization exists from opset 17. Where an operator's definition changed only in the types
 it allows, the nodes stay as they are; reductions (their axes became an input in opset 18) and Split
 are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum had another meaning, and
-operators whose meaning changed on the way are converted by ONNX's version converter. Where the user
-asks for 16-bit integers or INT4, they need opset 21, and INT2 needs 25. Refuses where the converter
-fails, and graphs with functions, contrib operators or subgraphs, which it cannot convert; operators
-in subgraphs must be able to stay as they are.
+operators whose meaning changed on the way are converted by ONNX's version converter. 16-bit
+integers, where the user asks for any, need opset 21. Refuses where the converter fails, and graphs
+with functions, contrib operators or subgraphs, which it cannot convert; operators in subgraphs must
+be able to stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qcompile.ir.operators import REDUCTIONS
 from qcompile.ir.subgraph import bodies, subgraphs
 from qcompile.planning import Context
 from qcompile.rewriting import Numerics, Pass, Stage
-from qcompile.targets.target import PACKED_SINCE, WIDE_SINCE
+from qcompile.targets.target import WIDE_SINCE
 
 _OLDEST = 13
 # Operators whose definition changed after opset 13 in a way that can alter an existing node.
@@ -48,7 +48,7 @@ _AXES_INPUT = 18
 class RaiseOpset(Pass):
     """Raise the model to the opset that the target's fusions need.
 
-    to: the opset to declare; 0 means the target's, or that of the types that precision asks for.
+    to: the opset to declare; 0 means the target's, or 21 where precision asks for 16 bits.
     """
 
     to: int = 0
@@ -76,20 +76,11 @@ class RaiseOpset(Pass):
 
 
 def _required_opset(ctx: Context) -> int:
-    """The opset that the target's fusions need, or the integer types that precision asks for."""
+    """The opset that the target's fusions need, or 16-bit integers where precision asks for any."""
     target, choices = ctx.target, ctx.choices
     has_wide = target.wide is not None or target.wide_weight is not None
     wide = has_wide and choices.asks_wide and choices.mode != "float"
-    return max(target.opset, WIDE_SINCE if wide else 0, _packed_opset(ctx))
-
-
-def _packed_opset(ctx: Context) -> int:
-    """The opset of the narrowest type that precision asks for and the target's Q/DQ has, else 0."""
-    if not ctx.target.packed or ctx.choices.mode == "float":
-        return 0
-    asked = [int(r.precision) for r in ctx.choices.precision if r.precision != "float"]
-    since = [PACKED_SINCE[2 if bits == 2 else 4] for bits in asked if bits <= 4]
-    return max(since, default=0)
+    return max(target.opset, WIDE_SINCE if wide else 0)
 
 
 def _first_obstacle(graph: Graph, opset: int) -> tuple[Node | str, Refusal] | None:

@@ -69,5 +69,4 @@ QDQ = Target(
     quantize_interior=True,
     wide=WIDE,
     wide_weight="int16",
-    packed=True,
 )

@@ -17,8 +17,7 @@ Mode = Literal["static", "dynamic", "weight-only", "float"]
 # QuantizeLinear and DequantizeLinear take 16-bit integers from this ONNX opset on.
 QDQ_SINCE = 13  # the first opset in which DequantizeLinear has an axis
 WIDE_SINCE = 21
-# Bits -> the opset from which there are INT4 and INT2, in Cast and DequantizeLinear.
-PACKED_SINCE = {2: 25, 4: 21}
+INT4_SINCE, INT2_SINCE = 21, 25  # the first opsets with these types
 MODES = ("static", "dynamic", "weight-only")  # those that quantize
 
 
@@ -111,8 +110,8 @@ class Target:
     activations and weights; None: no such kernels. ``with_data`` and ``without_data``: the default
     mode, None where there is none without data. ``halves``: the 16-bit float types that it computes
     in where a model does, in mode float; others become float32. ``no_modes``: why a mode is
-    missing. ``packed``: Q/DQ of INT4 and INT2. ``requires``: requirements on the emitted graph.
-    ``forms``: lowering options that ``--tune`` times.
+    missing. ``requires``: requirements on the emitted graph. ``forms``: lowering options that
+    ``--tune`` times.
     """
 
     name: str
@@ -135,7 +134,6 @@ class Target:
     quantize_interior: bool = False
     wide: QSpec | None = None
     wide_weight: DType | None = None
-    packed: bool = False
     halves: tuple[HalfType, ...] = ()
     with_data: Mode = "static"
     without_data: Mode | None = "dynamic"

@@ -17,7 +17,9 @@ from qcompile.quant.packing import (
     from_halves,
     from_planes,
     halves,
+    nibbles,
     packed,
+    plane_spans,
     planes,
     unpacked,
 )
