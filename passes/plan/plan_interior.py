@@ -72,7 +72,7 @@ class PlanInterior(Pass):
                 refusal = Refusal("the activation after it clips it: that result is quantized")
             if refusal is None and name in scales:
                 refusal = Refusal("a scale of a tensor that is already quantized")
-            if refusal is None and ctx.choices.precision_of(names) is None:
+            if refusal is None and ctx.choices.precision_of_data(names) is None:
                 refusal = unbounded.get(name)
             choice = precision.of_activation(graph, ctx, names, rule_spec, rows.get(name, 0))
             spec = None if refusal else choice.spec

@@ -8,6 +8,7 @@ target needs all operands of an operator quantized, one float operand keeps the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -20,8 +21,10 @@ from qcompile.ir import (
     Node,
     Refusal,
     array,
+    has_subgraph,
     is_constant,
     is_float,
+    is_op,
     is_plain_gemm,
     op_name,
     rank,
@@ -31,11 +34,13 @@ from qcompile.ir.analysis.data_path import aliases, layout_root
 from qcompile.ir.analysis.name_patterns import is_role, matches
 from qcompile.ir.analysis.transformer_roles import Role, names_to_match, roles
 from qcompile.planning import Context, Decision, Kind, PrecisionChoice, Use, precision
+from qcompile.planning.context import WeightKind
 from qcompile.planning.probabilities import probability_rows
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.targets.target import QDQ_SINCE, OpRule
 
+_KIND_NAMES: dict[WeightKind, str] = {"linear": "linear layer's weight", "table": "table"}
 _OTHER_PASSES = ("Conv", "LSTM")  # operators that other passes plan, where the target has a rule
 
 
@@ -64,6 +69,7 @@ class PlanOperands(Pass):
                 ctx.skip(node, prequantized.IN_INPUT)
             elif rule is None or has_weight:
                 _leave(ctx, node, ctx.target.float_ops.get(op_name(node)))
+        _note_unused_bits(graph, ctx)
         return False
 
 
@@ -116,7 +122,7 @@ def _choices(
     spec, matrix, row = _weight_spec(node, rule), PrecisionChoice(None), PrecisionChoice(None)
     if spec is not None:
         names = names_to_match(role_of, [weight.name], [node.name])
-        matrix = precision.of_weight(graph, ctx, names, spec)
+        matrix = precision.of_weight(graph, ctx, names, spec, _kind(node))
     if rule.activation is not None:
         named = [data.name], [node.name]
         if ctx.target.quantize_interior:  # as plan-interior will decide, for all readers
@@ -160,6 +166,10 @@ def _weight_spec(node: Node, rule: OpRule) -> QSpec | None:
     return spec
 
 
+def _kind(node: Node) -> WeightKind:
+    return "table" if node.op == "Gather" else "linear"
+
+
 def _obstacle(
     ctx: Context, node: Node, rule: OpRule, slot: int, role_of: Mapping[str, Role]
 ) -> Refusal | None:
@@ -181,12 +191,50 @@ def _obstacle(
     if node.op == "Gemm" and not is_plain_gemm(node):
         return Refusal("Gemm with transA, alpha or beta")
     size = int(np.prod(weight.shape, dtype=np.int64)) * 4
-    if size < rule.min_bytes:
-        return Refusal(rule.small)
+    names = names_to_match(role_of, [weight.name], [node.name])
+    small = _too_small(ctx, rule, names, _kind(node), size)
+    if small is not None:
+        return small
     values = array(weight)
     if size and not values.any():
         return Refusal("the weight is zero throughout")
     return precision.unusable(values)
+
+
+def _too_small(
+    ctx: Context, rule: OpRule, names: list[str], kind: WeightKind, size: int
+) -> Refusal | None:
+    """That a weight of so many bytes is not worth it; a recipe that asks for its bits wants a small
+    file in the first place."""
+    asked = ctx.choices.precision_of_weight(names, kind)
+    if size >= rule.min_bytes:
+        return None
+    if asked is None or not (asked.setting or asked.has_few_bits):
+        return Refusal(rule.small)
+    if size >= rule.min_bytes_asked:
+        return None
+    return Refusal(f"{kind} under {rule.min_bytes_asked} bytes: not worth the nodes that it adds")
+
+
+def _note_unused_bits(graph: Graph, ctx: Context) -> None:
+    """Say where a setting for all weights of a kind changed none: it was asked for in vain."""
+    if ctx.body_of or any(has_subgraph(node) for node in graph.nodes):
+        return  # weights of bodies are planned later
+    for kind, what in _KIND_NAMES.items():
+        setting, bits = ctx.choices.bits_of(kind)
+        found = [d for d in ctx.plan.decisions if d.kind == "weight" and _use_of(graph, d) == kind]
+        if bits is None or any(d.spec is not None and d.spec.bits == bits for d in found):
+            continue
+        reasons = Counter(d.reason for d in found).most_common(1)
+        why = f"mode {ctx.choices.mode} of target {ctx.target.name!r} quantizes none"
+        ctx.remarks[f"{setting.replace('_', '-')}-unused"] = (
+            f"{setting} {bits} is the width of no {what}: {reasons[0][0] if reasons else why}"
+        )
+
+
+def _use_of(graph: Graph, decision: Decision) -> WeightKind | None:
+    node = graph.find(decision.uses[0].node)
+    return _kind(node) if is_op(node, "Gather", "Gemm", "MatMul") else None
 
 
 def _check_patterns(graph: Graph, ctx: Context, role_of: Mapping[str, Role]) -> None:

@@ -6,7 +6,9 @@ LayerNormalization exists from opset 17. Where an operator's definition changed 
 it allows, the nodes stay as they are; reductions (their axes became an input in opset 18) and Split
 are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum had another meaning, and
 operators whose meaning changed on the way are converted by ONNX's version converter. 16-bit
-integers, where the user asks for any, need opset 21. Refuses where the converter fails, and graphs
+integers, where the user asks for any, need opset 21, as 4-bit ones do; those of 2 bits, of which
+also other widths consist, need 25. If an opset cannot be reached, the next lower one of these is
+tried. Refuses where the converter fails, and graphs
 with functions, contrib operators or subgraphs, which it cannot convert; operators in subgraphs must
 be able to stay as they are.
 """
@@ -48,7 +50,7 @@ _AXES_INPUT = 18
 class RaiseOpset(Pass):
     """Raise the model to the opset that the target's fusions need.
 
-    to: the opset to declare; 0 means the target's, or 21 where precision asks for 16 bits.
+    to: the opset to declare; 0 means the target's, or that of the integers that precision asks for.
     """
 
     to: int = 0
@@ -58,29 +60,38 @@ class RaiseOpset(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        opset = self.to or _required_opset(ctx)
-        if graph.opset >= opset:
-            return False
-        obstacle = _first_obstacle(graph, opset)
-        if obstacle is not None:
-            where, refusal = obstacle
-            failure = convert_opset(graph, opset)
-            if failure is not None:
-                ctx.skip(where, f"{refusal.reason}, and {failure.reason}")
-            return failure is None
-        if opset >= _AXES_INPUT > graph.opset:
-            for node in graph.nodes:
-                _move_axes(graph, node)
-        graph.import_domain(ONNX, opset)
-        return True
+        wanted = [self.to] if self.to else _required_opsets(ctx)
+        return any(_raise(graph, ctx, opset) for opset in wanted if graph.opset < opset)
 
 
-def _required_opset(ctx: Context) -> int:
-    """The opset that the target's fusions need, or 16-bit integers where precision asks for any."""
+def _raise(graph: Graph, ctx: Context, opset: int) -> bool:
+    """Raise the graph to an opset; False where that is not possible, which it records."""
+    obstacle = _first_obstacle(graph, opset)
+    if obstacle is not None:
+        where, refusal = obstacle
+        failure = convert_opset(graph, opset)
+        if failure is not None:
+            ctx.skip(where, f"{refusal.reason}, and {failure.reason}")
+        return failure is None
+    if opset >= _AXES_INPUT > graph.opset:
+        for node in graph.nodes:
+            _move_axes(graph, node)
+    graph.import_domain(ONNX, opset)
+    return True
+
+
+def _required_opsets(ctx: Context) -> list[int]:
+    """Opsets to try, highest first: of the integers that are asked for, of the target's fusions."""
     target, choices = ctx.target, ctx.choices
+    opsets = {target.opset}
+    if choices.mode == "float":
+        return [target.opset]
     has_wide = target.wide is not None or target.wide_weight is not None
-    wide = has_wide and choices.asks_wide and choices.mode != "float"
-    return max(target.opset, WIDE_SINCE if wide else 0)
+    if has_wide and choices.asks_wide:
+        opsets.add(WIDE_SINCE)
+    for width in (target.few_bits[bits] for bits in choices.few_bits if bits in target.few_bits):
+        opsets |= {width.since, width.needs}
+    return sorted((opset for opset in opsets if opset >= target.opset), reverse=True)
 
 
 def _first_obstacle(graph: Graph, opset: int) -> tuple[Node | str, Refusal] | None:

@@ -52,6 +52,14 @@ _OPTIONS = (
                  "`qcompile passes`."),
     click.option("--keep-float", multiple=True, help="Nodes or tensors to leave float: a pattern "
                  "of names, or role:NAME. Repeatable."),
+    click.option("--weight-bits", type=click.IntRange(2, 8), help="Bits of the weights of linear "
+                 "layers in the file, where the recipe's precision says nothing else.  "
+                 "[default: 8]"),
+    click.option("--embedding-bits", type=click.IntRange(2, 8), help="The same for tables whose "
+                 "rows are looked up.  [default: 8, small tables float]"),
+    click.option("--weight-block", type=click.IntRange(0), metavar="N", help="How many values of a "
+                 "weight of 2 to 7 bits share a multiplier, a power of two from 16 on; 0: one "
+                 "scale for each channel.  [default: by bits]"),
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
                  help="Fix the symbolic dimensions of a name, of all inputs, at this size. "
                  "Repeatable."),
@@ -92,6 +100,9 @@ class RecipeArguments(DataArguments):
     recipe: str | None
     pipeline: str | None
     keep_float: tuple[str, ...]
+    weight_bits: int | None
+    embedding_bits: int | None
+    weight_block: int | None
     dims: tuple[tuple[str, tuple[int, ...]], ...]
     pooling: str | None
     normalize: bool
@@ -115,6 +126,9 @@ class RecipeArguments(DataArguments):
             "pipeline": self.pipeline,
             "seed": self.seed,
             "keep_float": self.keep_float or None,
+            "weight_bits": self.weight_bits,
+            "embedding_bits": self.embedding_bits,
+            "weight_block": self.weight_block,
             "dims": {**dict(base.dims), **fixed} or None,
             "pooling": self.pooling,
             "normalize": self.normalize or None,

@@ -27,6 +27,7 @@ from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.read_model import Source
 from qcompile.ir.model_io.write_model import ModelFiles
 from qcompile.ir.pooling import EMBEDDING, PoolingKind
+from qcompile.planning.context import WeightBits
 from qcompile.quant import Array
 from qcompile.runtime import latency
 from qcompile.runtime import session as runtime
@@ -67,6 +68,9 @@ def compile(
     pooling: PoolingKind | None = None,
     normalize: bool | None = None,
     outputs: Sequence[str] | None = None,
+    weight_bits: WeightBits | None = None,
+    embedding_bits: WeightBits | None = None,
+    weight_block: int | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -79,7 +83,9 @@ def compile(
     ``recipe`` is a Recipe, the name of one, a YAML file, or a lock. The named settings override it,
     except a lock, which must agree with them: it builds the same bytes again without data.
     ``pooling``: the model returns ``sentence_embedding`` [batch, hidden] in place of the states of
-    its tokens [batch, sequence, hidden]; ``normalize``: of length 1.
+    its tokens [batch, sequence, hidden]; ``normalize``: of length 1. ``weight_bits`` and
+    ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
+    of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
     ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError, DataError,
     RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
     ``gates`` allow and ``options.force`` is off.
@@ -93,6 +99,9 @@ def compile(
         "pooling": pooling,
         "normalize": normalize,
         "outputs": None if outputs is None else tuple(outputs),
+        "weight_bits": weight_bits,
+        "embedding_bits": embedding_bits,
+        "weight_block": weight_block,
         "seed": seed,
     }
     options = options or CompileOptions()

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from qcompile.ir import HalfType, Node, Refusal
 from qcompile.ir.analysis.constant_evaluation import Evaluator
 from qcompile.ir.analysis.name_patterns import matches
 from qcompile.planning.plan import Plan
 from qcompile.quant import Array, ChannelStats, QSpec, Ranges, Rounded, StatRequest
+from qcompile.quant.types import FEW_BITS
 from qcompile.targets.target import Mode, Target
 
 MODES: tuple[Mode, ...] = ("static", "dynamic", "weight-only", "float")
-# Bits of the integers that a tensor becomes, or float.
-Precision = Literal[8, 16, "float"]
-PRECISIONS: tuple[Precision, ...] = (8, 16, "float")
+# Bits of the integers that a tensor becomes, or float; 2 to 7 are for weights.
+Precision = Literal[2, 3, 4, 5, 6, 7, 8, 16, "float"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+# Bits of a weight, 8 at most.
+WeightBits = Literal[2, 3, 4, 5, 6, 7, 8]
+WEIGHT_BITS: tuple[WeightBits, ...] = get_args(WeightBits)
+# Weights that can have few bits: of linear layers, and tables whose rows are looked up.
+WeightKind = Literal["linear", "table"]
 # Which products of attention run in integers.
 Attention = Literal["float", "scores", "all"]
 ATTENTIONS: tuple[Attention, ...] = ("float", "scores", "all")
@@ -38,11 +44,24 @@ class Skip:
 
 @dataclass(frozen=True)
 class PrecisionRule:
-    """What tensors become whose names match ``pattern``; ``reason`` where no user wrote it."""
+    """What tensors become whose names match ``pattern``; ``reason`` where no user wrote it.
+
+    setting: the key of the recipe that says so for all weights of a kind, in place of a pattern.
+    """
 
     pattern: str
     precision: Precision
     reason: str | None = None
+    setting: str = ""
+
+    @property
+    def has_few_bits(self) -> bool:
+        return self.precision in FEW_BITS
+
+    @property
+    def origin(self) -> str:
+        """What users wrote, for messages."""
+        return self.setting or f"precision pattern {self.pattern!r}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,9 @@ class PassSettings:
     """What the user asked for, as far as passes look at it.
 
     Patterns are globs over names of nodes and tensors, or over roles: ``role:NAME[@LAYER]``.
-    ``may_widen``: 16 bits may yet be asked for.
+    ``may_widen``: 16 bits may yet be asked for. ``weight_bits`` and ``embedding_bits``: of weights
+    that no pattern matches. ``weight_block``: how many values of a weight of few bits share a
+    multiplier, 0 all of a channel, None as the bits suggest.
     """
 
     mode: Mode = "static"
@@ -59,6 +80,9 @@ class PassSettings:
     precision: tuple[PrecisionRule, ...] = ()
     may_widen: bool = False
     attention: Attention = "float"
+    weight_bits: WeightBits | None = None
+    embedding_bits: WeightBits | None = None
+    weight_block: int | None = None
 
     def kept_by(self, names: Iterable[str]) -> Refusal | None:
         """That the user wants what goes by these names float; None where no pattern matches any."""
@@ -70,6 +94,33 @@ class PassSettings:
         """The first rule of ``precision`` whose pattern matches any of these names."""
         found = list(names)
         return next((r for r in self.precision if matches(r.pattern, found)), None)
+
+    def precision_of_data(self, names: Iterable[str]) -> PrecisionRule | None:
+        """The same for an activation: rules of few bits are for weights, so that they give None."""
+        rule = self.precision_of(names)
+        return None if rule is None or rule.has_few_bits else rule
+
+    def precision_of_weight(
+        self, names: Iterable[str], kind: WeightKind | None
+    ) -> PrecisionRule | None:
+        """The same for a weight: where no pattern matches, the bits for all weights of its kind."""
+        rule = self.precision_of(names)
+        if rule is not None or kind is None:
+            return rule
+        setting, bits = self.bits_of(kind)
+        return None if bits is None else PrecisionRule("", bits, setting=setting)
+
+    def bits_of(self, kind: WeightKind) -> tuple[str, WeightBits | None]:
+        """The recipe's key for the bits of all weights of a kind, and its value."""
+        if kind == "table":
+            return "embedding_bits", self.embedding_bits
+        return "weight_bits", self.weight_bits
+
+    @property
+    def few_bits(self) -> set[int]:
+        """All numbers of bits under 8 that are asked for."""
+        asked = (self.weight_bits, self.embedding_bits, *(r.precision for r in self.precision))
+        return {bits for bits in asked if isinstance(bits, int) and bits in FEW_BITS}
 
     @property
     def asks_wide(self) -> bool:

@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompile.quant import QSpec
-from qcompile.targets.target import OpRule, StoredRule, Target
+from qcompile.targets.target import (
+    INT2_SINCE,
+    INT4_SINCE,
+    QDQ_SINCE,
+    FewBits,
+    OpRule,
+    StoredRule,
+    Target,
+)
 
 ACTIVATION = QSpec("uint8", symmetric=False)
 WIDE = QSpec("uint16", symmetric=False)
@@ -69,4 +77,10 @@ QDQ = Target(
     quantize_interior=True,
     wide=WIDE,
     wide_weight="int16",
+    few_bits={
+        2: FewBits(2, INT2_SINCE),
+        **dict.fromkeys((3, 4), FewBits(4, INT4_SINCE)),
+        **dict.fromkeys((5, 6, 7), FewBits(8, QDQ_SINCE)),
+    },
+    few_bits_run={"static": "float", "weight-only": "float"},
 )

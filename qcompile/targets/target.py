@@ -28,7 +28,8 @@ class OpRule:
     ``activation`` and ``weight`` say how the data and the constant operand are quantized; None is
     an operand that stays float. ``output`` is set where the result is quantized as well, ``right``
     where the second operand is data too.
-    ``min_bytes``: smaller constants stay float, for the reason in ``small``. ``min_summed``: so do
+    ``min_bytes``: smaller constants stay float, for the reason in ``small``; if a recipe asks for
+    their bits, only those that are under ``min_bytes_asked`` too. ``min_summed``: so do
     convolutions with groups, or with fewer products summed per value, unless their input is
     quantized already. ``modes``: where the rule applies.
     """
@@ -39,6 +40,7 @@ class OpRule:
     output: QSpec | None = None
     right: QSpec | None = None
     min_bytes: int = 0
+    min_bytes_asked: int = 1 << 14
     min_summed: int = 0
     small: str = ""
     why: str = ""
@@ -63,6 +65,23 @@ class StoredRule:
     min_bytes: int = 1
     small: str = "the weight is empty"
     modes: tuple[str, ...] = MODES
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """How a target stores weights of a number of bits under 8.
+
+    ``stored``: bits of one code in the file, if the opset is at least ``since``. In opset 21 and
+    later, codes of up to 4 bits take at most 4.
+    """
+
+    stored: int
+    since: int
+
+    @property
+    def needs(self) -> int:
+        """The first opset in which such a weight is smaller than one of 8 bits, if at all."""
+        return min(self.since, INT4_SINCE)
 
 
 @dataclass(frozen=True)
@@ -107,11 +126,12 @@ class Target:
     ``transform`` and ``lower``: passes of those stages by mode. ``gate_latency``: whether
     slower than float is a fault. ``quantize_interior``: every tensor has its own quantizer; else an
     operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
-    activations and weights; None: no such kernels. ``with_data`` and ``without_data``: the default
-    mode, None where there is none without data. ``halves``: the 16-bit float types that it computes
-    in where a model does, in mode float; others become float32. ``no_modes``: why a mode is
-    missing. ``requires``: requirements on the emitted graph. ``forms``: lowering options that
-    ``--tune`` times.
+    activations and weights; None: no such kernels. ``few_bits``: weights of under 8 bits that it
+    takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``with_data`` and
+    ``without_data``: the default mode, None where there is none without data. ``halves``: the
+    16-bit float types that it computes in where a model does, in mode float; others become float32.
+    ``no_modes``: why a mode is missing. ``requires``: requirements on the emitted graph. ``forms``:
+    lowering options that ``--tune`` times.
     """
 
     name: str
@@ -134,6 +154,8 @@ class Target:
     quantize_interior: bool = False
     wide: QSpec | None = None
     wide_weight: DType | None = None
+    few_bits: dict[int, FewBits] = field(default_factory=dict)
+    few_bits_run: dict[str, str] = field(default_factory=dict)
     halves: tuple[HalfType, ...] = ()
     with_data: Mode = "static"
     without_data: Mode | None = "dynamic"

@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 
 from qcompile.errors import RecipeError
 from qcompile.ir.pooling import KINDS, PoolingKind
-from qcompile.planning.context import ATTENTIONS, MODES, PRECISIONS, Attention, Precision
+from qcompile.planning.context import (
+    ATTENTIONS,
+    MODES,
+    PRECISIONS,
+    WEIGHT_BITS,
+    Attention,
+    Precision,
+    WeightBits,
+)
 from qcompile.quant import Calibrator
 from qcompile.rewriting.pipeline_spec import parse_items
 from qcompile.rewriting.registry import build, calibrators, nearest
@@ -34,6 +42,7 @@ POOLINGS = (*KINDS, AUTO)
 LOCK = "qcompile lock"
 _MOST_OF_RECIPE = 1 << 20  # bytes
 _MOST_BYTES = 1 << 26
+_LEAST_BLOCK = 16  # values; with fewer, multipliers would take more than 1/4 bit for each
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Recipe:
         keep_float: patterns of nodes, tensors or roles that stay float.
         mask_padding: positions that attention_mask marks as padding are ignored.
         seed: of random inputs, used without data.
-        precision: 8, 16 or "float" by pattern of tensors, nodes or roles; the first match wins.
+        precision: 2 to 8, 16 or "float" by pattern of tensors, nodes or roles; the first match
+            wins. 2 to 7 are for weights of linear layers and tables.
         attention: which of its matrix multiplications run in int8, "float", "scores" or "all"; ""
             is the target's choice, made for its own transforms, and "float" with other transforms.
         general_text: for text data, also run the sentences of qcompile to find how wide the ranges
@@ -63,6 +73,11 @@ class Recipe:
         forms: lowering options other than the target's own, as ``--tune`` finds them, by a name of
             ``Target.forms``.
         outputs: names of the graph outputs to keep; empty keeps all.
+        weight_bits: 2 to 8, of all weights of linear layers that no pattern of ``precision``
+            matches; None is 8.
+        embedding_bits: the same for tables whose rows are looked up.
+        weight_block: how many values of a weight of 2 to 7 bits share a multiplier, a power of two
+            from 16 on, or 0 for none; None is by bits.
     """
 
     target: str = "cpu"
@@ -86,6 +101,11 @@ class Recipe:
         tuple[tuple[str, str], ...], "lowering option and choice, other than the target's own"
     ] = ()
     outputs: tuple[str, ...] = ()
+    weight_bits: WeightBits | None = None
+    embedding_bits: WeightBits | None = None
+    weight_block: Annotated[
+        int | None, "values that share a multiplier; 0 is none, null as the bits suggest"
+    ] = None
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -108,7 +128,10 @@ class Recipe:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         for pattern, bits in self.precision:
             if isinstance(bits, bool | float) or bits not in PRECISIONS:
-                raise RecipeError(f"precision of {pattern!r} is {bits!r}, expected 8, 16 or float")
+                raise RecipeError(
+                    f"precision of {pattern!r} is {bits!r}, expected 2 to 8, 16 or float"
+                )
+        self._check_bits()
         for name, size in self.dims:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise RecipeError(f"size of dimension {name!r} is {size!r}, expected 1 or more")
@@ -116,9 +139,24 @@ class Recipe:
             if not isinstance(choice, str):
                 raise RecipeError(f"choice of form {name!r} is {choice!r}, expected a name")
 
+    def _check_bits(self) -> None:
+        for name in ("weight_bits", "embedding_bits"):
+            bits = getattr(self, name)
+            if bits is not None and (isinstance(bits, bool | float) or bits not in WEIGHT_BITS):
+                raise RecipeError(f"{name} is {bits!r}, expected 2 to 8")
+        block = self.weight_block
+        if block is None or (block == 0 and not isinstance(block, bool | float)):
+            return
+        whole = isinstance(block, int) and not isinstance(block, bool)
+        if not whole or block < _LEAST_BLOCK or block & (block - 1):
+            raise RecipeError(
+                f"weight_block is {block!r}, expected a power of two from {_LEAST_BLOCK} on, or 0: "
+                "one scale for each channel"
+            )
+
     def digest(self) -> str:
         """Short hash over all settings; those that came later count only where they are used."""
-        settings = {k: v for k, v in asdict(self).items() if v or k not in _LATER}
+        settings = {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -131,7 +169,8 @@ class Recipe:
 
 
 # Settings added since digests are written into models: recipes without them keep their digests.
-_LATER = ("outputs", "pooling", "normalize")
+_ADDED = ("outputs", "pooling", "normalize", "weight_bits", "embedding_bits", "weight_block")
+_LATER = {f.name: f.default for f in fields(Recipe) if f.name in _ADDED}
 _TYPES: dict[str, tuple[type, str]] = {
     "target": (str, "a name"),
     "mode": (str, "a name"),
@@ -144,12 +183,15 @@ _TYPES: dict[str, tuple[type, str]] = {
     "attention": (str, "a name"),
     "general_text": (bool, "true or false"),
     "isa": (str, "a name"),
-    "precision": (dict, "a mapping of patterns to 8, 16 or float"),
+    "precision": (dict, "a mapping of patterns to 2 to 8, 16 or float"),
     "pooling": (str, "a name"),
     "normalize": (bool, "true or false"),
     "dims": (dict, "a mapping of dimensions to sizes"),
     "forms": (dict, "a mapping of lowering options to choices"),
     "outputs": (list, "a list of names"),
+    "weight_bits": (int, "2 to 8"),
+    "embedding_bits": (int, "2 to 8"),
+    "weight_block": (int, "a power of two from 16 on, or 0"),
 }
 
 

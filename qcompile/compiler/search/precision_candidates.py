@@ -50,7 +50,8 @@ class Origin:
 class PrecisionCandidate:
     """Switches that are measured together, and the entries of ``precision`` that raise them.
 
-    ``raised``: pattern and 16 bits, or "float" where the target has no 16 bits.
+    ``raised``: pattern and 16 bits, or "float" where the target has no 16 bits; 8 for weights of
+    fewer bits.
     """
 
     name: str
@@ -102,9 +103,10 @@ def _operator_origin(
     own = [d for d in quantized if any(_operator_of(graph, u) == node for u in d.uses)]
     tensors = [d.tensor for d in own]
     weights = [d.tensor for d in own if d.kind == "weight"]
+    narrow = (d.spec for d in own if d.spec is not None and d.spec.width is not None)
     role = next((role_of[t] for t in [*weights, *tensors] if t in role_of), Role(("other",)))
     names = frozenset(names_to_match(role_of, tensors, [node]))
-    return Origin((node, *weights), names, "weight", role, decision.spec)
+    return Origin((node, *weights), names, "weight", role, next(narrow, decision.spec))
 
 
 def group_switches(
@@ -199,7 +201,12 @@ def escaped(name: str) -> str:
 
 
 def _raised_bits(ctx: Context, origin: Origin) -> Precision:
-    """What the tensor becomes when raised: 16 bits if it has fewer and the target has them."""
+    """What the tensor becomes when raised: 16 bits if it has fewer and the target has them.
+
+    A weight of few bits becomes one of 8.
+    """
+    if origin.spec is not None and origin.spec.width is not None:
+        return 8
     wide = ctx.target.wide if origin.kind == "activation" else ctx.target.wide_weight
     has_wide = origin.spec is not None and origin.spec.dtype.endswith(str(_RAISED_BITS))
     # 16-bit activations need calibrated ranges; operators quantized as a whole have no 16 bits.

@@ -139,6 +139,9 @@ def context_of(
         precision=tuple(PrecisionRule(p, bits, reasons.get(p)) for p, bits in recipe.precision),
         may_widen=may_widen,
         attention=attention or (prepared.target.attention if own else "float"),
+        weight_bits=recipe.weight_bits,
+        embedding_bits=recipe.embedding_bits,
+        weight_block=recipe.weight_block,
     )
     ctx = Context(prepared.target, session.evaluate, settings)
     names = *(n.name for n in graph.nodes), *graph.tensors(), *graph.inner_names()
