@@ -85,7 +85,7 @@ def narrowed(graph: Graph, ctx: Context, rtol: float = 0.0) -> onnx.ModelProto:
     onnx.checker.check_model(model, full_check=True)
     (found,) = ReferenceEvaluator(model).run(None, feed)
     # Another order of summing INPUTS products, each off by half a unit in the last place.
-    np.testing.assert_allclose(found, before["y"], atol=INPUTS * 2.0**-24 * largest)
+    np.testing.assert_allclose(np.asarray(found), before["y"], atol=INPUTS * 2.0**-24 * largest)
     return model
 
 
