@@ -25,10 +25,10 @@ from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import open_data
 from qcompile.ir.model_io.read_model import load
 from qcompile.quant import Array
-from qcompile.quant.adaround import adarounded
-from qcompile.quant.gptq import compensated_codes, damped
-from qcompile.quant.lattice import Lattice, fitted
-from qcompile.quant.lattice_search import descended, output_error, refitted, searched
+from qcompile.quant.rounding.adaround import adarounded
+from qcompile.quant.rounding.gptq import compensated_codes, damped
+from qcompile.quant.rounding.lattice import Lattice, fitted
+from qcompile.quant.rounding.lattice_search import descended, output_error, refitted, searched
 from qcompile.runtime.session import Session, with_outputs
 
 DAMPING, ROUNDS = 0.1, 2

@@ -20,7 +20,7 @@ ROOT = Path(qcompile.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("quant",),
-    ("system", "calibrators"),
+    ("system", "quant.rounding", "calibrators"),
     ("ir",),
     ("ir.model_io", "targets"),
     ("ir.analysis",),

@@ -82,7 +82,7 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
 
     def rewrite(self, graph: Graph, ctx: Context, match: tuple[Node, Node]) -> None:
         node, weight = match
-        rows, noise = self._rows(node, weight)
+        rows, noise = self._rows(ctx, node, weight)
         if rows.refusal is not None:
             ctx.skip(node, rows.refusal.reason)
         packed = graph.constant(f"{weight.inputs[0].name}/blocks", rows.packed)
@@ -114,20 +114,22 @@ class LowerWeightOnly(NodeRewrite[tuple[Node, Node]]):
         graph.replace_uses(out, result)
         self._remark(ctx, node)
 
-    def _rows(self, node: Node, weight: Node) -> tuple[BlockRows, float | None]:
+    def _rows(self, ctx: Context, node: Node, weight: Node) -> tuple[BlockRows, float | None]:
         """The weight in blocks, and in dB its SQNR where it was rounded again."""
         values, scale = map(array, weight.inputs[:2])
         rows = values if node.attrs.get("transB") else values.T  # one row per output channel
-        found = block_rows(rows, scale, self._blocks())
+        found = block_rows(rows, scale, self._blocks(ctx))
         if found.bits <= self.bits:
             return found, None
         return _rounded(rows * scale[:, None], fitting_block(_SIZES[0], self.block, rows.shape[1]))
 
-    def _blocks(self) -> dict[int, tuple[int, int]]:
+    def _blocks(self, ctx: Context) -> dict[int, tuple[int, int]]:
+        """Fewer than 8 bits where the plan asks for them, not where values happen to need them."""
+        few = any(d.spec is not None and d.spec.width for d in ctx.plan.decisions)
         return {
             bits: (least, min(largest, max(least, self.block)))
             for bits, (least, largest) in _BLOCKS.items()
-            if bits >= self.fewest
+            if bits >= (self.fewest if few else 8)
         }
 
     def _remark(self, ctx: Context, node: Node) -> None:

@@ -222,19 +222,23 @@ def _note_unused_bits(graph: Graph, ctx: Context) -> None:
         return  # weights of bodies are planned later
     for kind, what in _KIND_NAMES.items():
         setting, bits = ctx.choices.bits_of(kind)
-        found = [d for d in ctx.plan.decisions if d.kind == "weight" and _use_of(graph, d) == kind]
+        found = [
+            d for d in ctx.plan.decisions if d.kind == "weight" and _use(graph, ctx, d) == kind
+        ]
         if bits is None or any(d.spec is not None and d.spec.bits == bits for d in found):
             continue
         reasons = Counter(d.reason for d in found).most_common(1)
-        why = f"mode {ctx.choices.mode} of target {ctx.target.name!r} quantizes none"
+        why = f"target {ctx.target.name!r} finds none to quantize in mode {ctx.choices.mode}"
         ctx.remarks[f"{setting.replace('_', '-')}-unused"] = (
             f"{setting} {bits} is the width of no {what}: {reasons[0][0] if reasons else why}"
         )
 
 
-def _use_of(graph: Graph, decision: Decision) -> WeightKind | None:
+def _use(graph: Graph, ctx: Context, decision: Decision) -> WeightKind | None:
+    """What a weight is for, None where the target does not quantize it for that."""
     node = graph.find(decision.uses[0].node)
-    return _kind(node) if is_op(node, "Gather", "Gemm", "MatMul") else None
+    rule = ctx.target.rule(op_name(node), ctx.choices.mode)
+    return _kind(node) if rule and is_op(node, "Gather", "Gemm", "MatMul") else None
 
 
 def _check_patterns(graph: Graph, ctx: Context, role_of: Mapping[str, Role]) -> None:

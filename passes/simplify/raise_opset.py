@@ -6,8 +6,8 @@ LayerNormalization exists from opset 17. Where an operator's definition changed 
 it allows, the nodes stay as they are; reductions (their axes became an input in opset 18) and Split
 are rewritten. Opsets before 13, where Softmax, Squeeze and ReduceSum had another meaning, and
 operators whose meaning changed on the way are converted by ONNX's version converter. 16-bit
-integers, where the user asks for any, need opset 21, as 4-bit ones do; those of 2 bits, of which
-also other widths consist, need 25. If an opset cannot be reached, the next lower one of these is
+integers, where the user asks for any, need opset 21, as 4-bit ones do; those of 2 bits
+need 25. If an opset cannot be reached, the next lower one of these is
 tried. Refuses where the converter fails, and graphs
 with functions, contrib operators or subgraphs, which it cannot convert; operators in subgraphs must
 be able to stay as they are.

@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from qcompile.ir import Graph, array
 from qcompile.planning import Context, QuantizedLinear, add_to_bias, linear_groups
-from qcompile.quant import Array, dequantize, nearest, qparams, quantize, real
+from qcompile.quant import Array, dequantize, qparams, quantize, real
+from qcompile.quant.rounding import nearest
 from qcompile.rewriting import Numerics, Pass, Stage
 
 

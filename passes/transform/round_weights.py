@@ -19,15 +19,8 @@ import numpy as np
 
 from qcompile.ir import Graph, array
 from qcompile.planning import Context, LinearGroup, QuantizedLinear, linear_groups
-from qcompile.quant import (
-    Array,
-    ChannelStats,
-    QParams,
-    Rounded,
-    RoundingProblem,
-    compensated,
-    few_bits_rounded,
-)
+from qcompile.quant import Array, ChannelStats, QParams, Rounded
+from qcompile.quant.rounding import RoundingProblem, compensated, few_bits_rounded
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.system.threads import in_threads
 

@@ -43,10 +43,10 @@ from qcompile.quant import (
     Range,
     Rounded,
     dequantize,
-    nearest,
     qparams,
     worst_sums,
 )
+from qcompile.quant.rounding import nearest
 from qcompile.rewriting import Numerics, Pass, Stage
 
 _FEWEST_COLUMNS = 4  # budget of narrow layers: one step of ONNX Runtime's int8 kernels

@@ -12,7 +12,9 @@ from qcompile.commands._options import ACCURACY_GATES, GateArguments, OutputArgu
 from qcompile.commands._recipe_options import COMMAND_LINE, RecipeArguments
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.stages.options import Request
+from qcompile.compiler.stages.options import Request, SizeLimit
+
+_STATES = "search", "bits"  # files that keep the measurements of an interrupted search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
     data: str | None
     metric: str | None
     search_time: float
+    max_size: SizeLimit | None
     tune: bool
     report_files: tuple[Path, ...]
     lock_file: Path | None
@@ -44,8 +47,9 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
         """The request of the compilation. Raises RecipeError, and OutputError for --report."""
         recipe = self.make_recipe()
         lock = lockfile.requested_lock(self.recipe, recipe, COMMAND_LINE)
-        seconds = self.search_time if _is_searched() and lock is None else 0.0
-        state = self.output.with_name(f"{self.output.stem}.search.json")
+        is_searched = _is_searched() or self.max_size is not None
+        seconds = self.search_time if is_searched and lock is None else 0.0
+        state, bits = (self.output.with_name(f"{self.output.stem}.{n}.json") for n in _STATES)
         options = replace(
             self.make_options(),
             verify=not self.no_verify,
@@ -57,6 +61,9 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
             metric=self.metric,
             search_time=seconds,
             search_state=state if seconds else None,
+            max_size=self.max_size,
+            fewest_bits=_is_searched(),
+            bits_state=bits if seconds and self.max_size is not None else None,
             stem=self.output.stem,
             lock=lock,
             keep_calibration=self.lock_file is not None,

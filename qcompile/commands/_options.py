@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
+from qcompile.compiler.stages.options import SizeLimit
+from qcompile.quant.types import FEW_BITS
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import custom_operators
+from qcompile.system.byte_sizes import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
-_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 class Size(click.ParamType[int]):
@@ -27,11 +28,40 @@ class Size(click.ParamType[int]):
         """Bytes as an int."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"([\d.]+)\s*([KMG]?I?)B?", str(value).strip().upper())
         try:
-            return int(float(match[1]) * _UNITS[match[2]]) if match else 1 // 0
-        except (KeyError, ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is no size, expected for example 800MB or 2GiB", param, ctx)
+            return parse_bytes(str(value))
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+class Widths(click.ParamType[tuple[int, ...]]):
+    """Numbers of bits, written as 4,3,2."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """The numbers, each once."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if any(part not in map(str, FEW_BITS) for part in parts):
+            self.fail(f"{value!r} are no bits of weights, expected for example 4,3,2", param, ctx)
+        return tuple(dict.fromkeys(map(int, parts)))
+
+
+class LimitOfSize(click.ParamType[SizeLimit]):
+    """Bytes as for ``Size``, or a share of the float model's files, written as 18%."""
+
+    name = "SIZE|PERCENT"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> SizeLimit:
+        """The limit."""
+        if isinstance(value, SizeLimit):
+            return value
+        try:
+            return SizeLimit.parse(str(value))
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
 
 
 class Ranged(click.ParamType[tuple[str, tuple[int, ...]]]):

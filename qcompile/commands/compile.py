@@ -12,7 +12,13 @@ import click
 from qcompile.commands import _compile_folder, _summary
 from qcompile.commands._compile_arguments import CompileArguments
 from qcompile.commands._console import progress_bar
-from qcompile.commands._options import PATH, data_options, gate_options, output_options
+from qcompile.commands._options import (
+    PATH,
+    LimitOfSize,
+    data_options,
+    gate_options,
+    output_options,
+)
 from qcompile.commands._recipe_options import recipe_options
 from qcompile.commands._report_files import ReportFiles, report_option
 from qcompile.commands._summary import tuned_file
@@ -35,6 +41,9 @@ from qcompile.system import atomic_write
 @click.option("--metric", help="module:function of feeds and outputs, for --min-metric.")
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
               help="Most seconds to search for tensors that need more bits.")  # fmt: skip
+@click.option("--max-size", type=LimitOfSize(), help="Largest file, as 16MB or as 18% of MODEL's: "
+              "each weight gets the bits, 2 to 8, that keep outputs closest at that size. With an "
+              "accuracy gate: the fewest bits that keep it.")  # fmt: skip
 @click.option("--tune", is_flag=True, help="Time other lowering options here, on the data's "
               "shapes, and keep the fastest; also written to <stem>.recipe.yaml.")  # fmt: skip
 @report_option
@@ -50,8 +59,9 @@ def compile(**given: Any) -> None:
 
     The result is compared with MODEL and timed. If it is less accurate or slower than the gates
     allow, nothing is written and the exit code is 1. If it fails an accuracy gate that was given,
-    qcompile searches for the fewest tensors whose precision must be raised. In a folder, every
-    .onnx file is compiled, and configuration and tokenizer are copied.
+    qcompile searches for the fewest tensors whose precision must be raised; --max-size searches for
+    the bits of each weight. In a folder, every .onnx file is compiled, and configuration and
+    tokenizer are copied.
     """
     arguments = CompileArguments(**given)
     request = arguments.make_request()
@@ -91,8 +101,8 @@ def _check_files(
     files = {"output": arguments.output, **reports.named}
     if options.tune:
         files["tuned recipe"] = tuned_file(arguments.output)
-    if options.search_state is not None:
-        files["search state"] = options.search_state
+    states = {"search state": options.search_state, "state of bits": options.bits_state}
+    files |= {what: path for what, path in states.items() if path is not None}
     lock_file = arguments.lock_file
     if lock_file is not None:
         files |= {"lock": lock_file, "lock's calibration": lockfile.calibration_path(lock_file)}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qcompile.commands._console import console, print_json, progress_bar, table
+from qcompile.commands._console import PlainTable, console, print_json, progress_bar, table
 from qcompile.commands._options import (
     PATH,
     GateArguments,
     OutputArguments,
+    Widths,
     data_options,
     gate_options,
     output_options,
@@ -23,6 +25,7 @@ from qcompile.commands._recipe_options import RecipeArguments, recipe_options
 from qcompile.commands._report_files import by_suffix
 from qcompile.compiler.python_api import sensitivity as measure
 from qcompile.compiler.report import html
+from qcompile.compiler.report.records import WeightDrops
 from qcompile.compiler.search.policy import Policy, Ranking, Sensitivity
 from qcompile.compiler.search.precision_candidates import BY, By
 from qcompile.compiler.search.sensitivity import MEASURES, Measure, Score, SensitivityRow
@@ -42,6 +45,7 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
     report_files: tuple[Path, ...]
     by: By
     what: Measure
+    bits: tuple[int, ...]
     top: int
     lift: int | None
 
@@ -58,6 +62,8 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
               help="What is measured together.")  # fmt: skip
 @click.option("--measure", "what", type=click.Choice(MEASURES), default="both", show_default=True,
               help="alone: quantize one item. lifted: all others.")  # fmt: skip
+@click.option("--bits", type=Widths(), default=(), help="Also measure each weight alone at these "
+              "widths, 2 to 7 bits, as in 4,3,2.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows to show.")
 @click.option("--lift", type=click.IntRange(0),
               help="Items to raise in the policy.  [default: what the gates need]")  # fmt: skip
@@ -85,6 +91,7 @@ def sensitivity(**given: Any) -> None:
             arguments.data,
             by=arguments.by,
             measure=arguments.what,
+            bits=arguments.bits,
             recipe=arguments.make_recipe(),
             gates=arguments.make_gates(),
             options=options,
@@ -137,10 +144,24 @@ def show(found: Sensitivity, top: int) -> None:
     for rank, row in enumerate(found.rows[:top], 1):
         made.add_row(row.item.name, str(rank), *_cells(row))
     console().print(made)
+    if found.widths:
+        console().print(_weights(found.widths[:top]))
     for note in found.notes:
         click.echo(f"note: {note.text}")
     if len(found.rows) > top:
         click.echo(f"{len(found.rows) - top} more: --top shows them")
+
+
+def _weights(rows: Sequence[WeightDrops]) -> PlainTable:
+    """The error of each weight alone at each width, with the worst cosine."""
+    widths = sorted({drop.bits for row in rows for drop in row.measured}, reverse=True)
+    heads = [f"{bits} bits: error, worst cosine" for bits in widths]
+    made = table("weights alone, by bits", "weight", "role", "layer", *heads)
+    for row in rows:
+        drops = {d.bits: f"{d.error:.2e}, {d.worst_cosine:.4f}" for d in row.measured}
+        layer = "-" if row.layer is None else str(row.layer)
+        made.add_row(row.item, row.role, layer, *(drops.get(bits, "-") for bits in widths))
+    return made
 
 
 def _cells(row: SensitivityRow) -> list[str]:

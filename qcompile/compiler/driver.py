@@ -6,12 +6,18 @@ from dataclasses import replace
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.search import lowering_tuner, mixed_precision
+from qcompile.compiler.search import lowering_tuner, mixed_precision, size_search
 from qcompile.compiler.search.lowering_tuner import Tuned
-from qcompile.compiler.search.measurable import Measurable, measurable
+from qcompile.compiler.search.measurable import (
+    Measurable,
+    PlannedWeight,
+    measurable,
+    planned_weights,
+)
 from qcompile.compiler.search.mixed_precision import Tools
+from qcompile.compiler.search.size_search import SizeTools
 from qcompile.compiler.stages import lock_check, speed_forecast, write_lock
-from qcompile.compiler.stages.bench import bench
+from qcompile.compiler.stages.bench import bench, latency_ratio
 from qcompile.compiler.stages.build_report import build_report
 from qcompile.compiler.stages.models import size_failures
 from qcompile.compiler.stages.options import Request
@@ -46,6 +52,9 @@ def compile_model(request: Request) -> Result:
     def measured(recipe: Recipe) -> Measurable:
         return measurable(prepare(replace(request, recipe=recipe)))
 
+    def planned(recipe: Recipe) -> dict[str, PlannedWeight]:
+        return planned_weights(prepare(replace(request, recipe=recipe)))
+
     verified = verify(rewrite(prepared))
     tuned = (
         lowering_tuner.tune_lowering(verified, rewritten, built)
@@ -53,7 +62,9 @@ def compile_model(request: Request) -> Result:
         else Tuned(verified)
     )
     searched = mixed_precision.search_precision(tuned.verified, Tools(built, measured))
-    verified = searched.verified
+    tools = SizeTools(built, measured, planned, latency_ratio)
+    sized = size_search.search_size(searched.verified, tools)
+    verified = sized.verified
     sizes = check_sizes(verified)
     compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
     too_large = size_failures(
@@ -67,9 +78,10 @@ def compile_model(request: Request) -> Result:
         timed,
         forecast,
         search=searched.account,
+        sizes=sized.account,
         tuning=tuned.account,
-        notes=(*tuned.notes, *searched.notes, *locked.notes, *cached, *sizes),
-        failures=(*searched.failures, *locked.failures, *too_large),
+        notes=(*tuned.notes, *searched.notes, *sized.notes, *locked.notes, *cached, *sizes),
+        failures=(*searched.failures, *sized.failures, *locked.failures, *too_large),
     )
     keeps_lock = options.keep_lock or options.keep_calibration
     result = Result(
@@ -80,8 +92,8 @@ def compile_model(request: Request) -> Result:
     )
     if report.failures and not options.force:
         raise RejectedError(result)
-    if searched.account and not report.failures:
-        mixed_precision.drop_search_state(options.search_state)
+    if (searched.account or sized.account) and not report.failures:
+        mixed_precision.drop_search_states(options.search_state, options.bits_state)
     return result
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
 from qcompile.compiler.driver import compile_model, make_measurable
+from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.policy import Sensitivity
 from qcompile.compiler.search.policy import sensitivity as rank_by
 from qcompile.compiler.search.precision_candidates import By
@@ -29,6 +30,7 @@ from qcompile.ir.model_io.write_model import ModelFiles
 from qcompile.ir.pooling import EMBEDDING, PoolingKind
 from qcompile.planning.context import WeightBits
 from qcompile.quant import Array
+from qcompile.quant.types import FEW_BITS
 from qcompile.runtime import latency
 from qcompile.runtime import session as runtime
 from qcompile.runtime.evaluation import closeness
@@ -155,6 +157,7 @@ def sensitivity(
     *,
     by: By = "tensor",
     measure: Measure = "both",
+    bits: Sequence[int] = (),
     target: str | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -165,7 +168,8 @@ def sensitivity(
     """Rank what is quantized by the output error that it causes, on held-out feeds.
 
     ``by``: tensor, role, layer or kind. ``measure``: "alone" quantizes each item alone, "lifted"
-    quantizes all others. ``custom_ops``: libraries of custom operators, whose code runs.
+    quantizes all others. ``bits``: widths from 2 to 7, at each of which every weight alone is
+    measured too. ``custom_ops``: libraries of custom operators, whose code runs.
     The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
     RecipeError or TargetError on bad input.
     """
@@ -177,8 +181,15 @@ def sensitivity(
         options=options or CompileOptions(),
         progress=progress or Silent(),
     )
+    strange = [b for b in bits if b not in FEW_BITS]
+    if strange:
+        raise RecipeError(f"a weight of {strange[0]} bits cannot be measured, expected 2 to 7")
+
+    def model_of(recipe: Recipe) -> Measurable:
+        return make_measurable(replace(request, recipe=recipe))
+
     with custom_operators(custom_ops):
-        return rank_by(make_measurable(request), by, measure)
+        return rank_by(make_measurable(request), by, measure, bits, model_of)
 
 
 def verify(

@@ -121,7 +121,8 @@ def _in_bytes(
 def _why_wider(stored: StoredCodes, bits: int, blocks: Blocks) -> Refusal | None:
     if stored.bits == bits:
         return None
-    where = f" in blocks of {stored.block}" if stored.block else ""
+    apart = stored.block is not None and stored.block < len(stored.codes)
+    where = f" in blocks of {stored.block}" if apart else ""
     found = f"the weight's codes have {stored.bits} bits{where}, and are stored in {bits}"
     if stored.bits not in blocks:
         taken = ", ".join(map(str, sorted(blocks)))

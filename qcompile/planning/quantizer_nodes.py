@@ -7,9 +7,10 @@ import numpy as np
 from qcompile.ir import Graph, Tensor, array
 from qcompile.planning.context import Context
 from qcompile.planning.plan import Decision
-from qcompile.quant import Array, Rounded, nearest, qparams
+from qcompile.quant import Array, Rounded, qparams
 from qcompile.quant.affine import quantized_sqnr_db
 from qcompile.quant.bound_cost import weight_cost_db
+from qcompile.quant.rounding import nearest
 
 
 def float_without_range(ctx: Context) -> None:

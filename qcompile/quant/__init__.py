@@ -1,14 +1,7 @@
 """Arithmetic of quantization: what passes and calibrators import."""
 
 from qcompile.quant.affine import dequantize, out_of_scale, qparams, quantize, sqnr_db
-from qcompile.quant.block_multipliers import BlockMultipliers, rebased, with_multipliers
 from qcompile.quant.channel_statistics import FEWEST_ROWS, ChannelStats
-from qcompile.quant.error_feedback import mean_error, retargeted
-from qcompile.quant.few_bits import RoundingProblem, few_bits_rounded
-from qcompile.quant.gptq import compensated
-from qcompile.quant.lattice import Lattice, Zero, fitted
-from qcompile.quant.lattice_search import searched
-from qcompile.quant.nearest import nearest
 from qcompile.quant.observer import Calibrator, Observer
 from qcompile.quant.packing import PLANES, Plane, halves, nibbles, packed, planes, unpacked
 from qcompile.quant.pair_order import pair_order
@@ -19,15 +12,12 @@ from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, real, worst_sums
 
 __all__ = [
     "Array",
-    "BlockMultipliers",
     "Calibrator",
     "ChannelStats",
     "ENOUGH_VALUES",
     "FEWEST_ROWS",
     "Floats",
-    "Lattice",
     "Observer",
-    "RoundingProblem",
     "PAIR_SUM",
     "PLANES",
     "Plane",
@@ -38,14 +28,8 @@ __all__ = [
     "Rounded",
     "StatRequest",
     "StoredCodes",
-    "Zero",
-    "compensated",
     "dequantize",
-    "few_bits_rounded",
-    "fitted",
     "halves",
-    "mean_error",
-    "nearest",
     "nibbles",
     "out_of_scale",
     "packed",
@@ -54,13 +38,9 @@ __all__ = [
     "qparams",
     "quantize",
     "real",
-    "rebased",
-    "retargeted",
-    "searched",
     "sqnr_db",
     "stored_codes",
     "unpacked",
     "widened",
-    "with_multipliers",
     "worst_sums",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompile.ir.model_io.computed_at_load import sources
 from qcompile.ir.model_io.element_types import element_types
 from qcompile.ir.model_io.external_data import Storage, values_of
 from qcompile.ir.quantized_operators import Operand, byte_products
@@ -66,8 +67,12 @@ def _rewrite(
 
 
 def shares_weights(model: onnx.ModelProto) -> bool:
-    """True where several nodes read one int8 constant, on which the session option fails."""
-    constants = {t.name for t in model.graph.initializer if t.data_type == TensorProto.INT8}
+    """True where several nodes read one int8 constant, on which the session option fails.
+
+    A weight that ONNX Runtime unpacks when it loads the model is a constant.
+    """
+    types = element_types(model.graph)
+    constants = {name for name in sources(model.graph) if types.get(name) == TensorProto.INT8}
     readers = Counter(name for node in model.graph.node for name in node.input)
     dequantizers = (n for n in model.graph.node if n.op_type == "DequantizeLinear")
     dequantized = {n.output[0] for n in dequantizers if n.input[0] in constants}

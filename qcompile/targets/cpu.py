@@ -12,7 +12,6 @@ from dataclasses import replace
 from qcompile.quant import QSpec
 from qcompile.quant.types import FEW_BITS
 from qcompile.targets.target import (
-    INT2_SINCE,
     INT4_SINCE,
     MODES,
     FewBits,
@@ -239,8 +238,8 @@ CPU = Target(
     },
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("", "Gelu", 20), ("com.microsoft", "FastGelu", 1)),
-    # Planes of 4, 2 and 1 bits, the last in pairs: widths other than 4 need a type of 2 bits.
-    few_bits={n: FewBits(n, INT4_SINCE if n == 4 else INT2_SINCE) for n in FEW_BITS},
+    # Other widths than 4 are planes of 4, 2 and 1 bits in one UINT4 tensor.
+    few_bits={n: FewBits(n, INT4_SINCE) for n in FEW_BITS},
     few_bits_run={"static": "int8", "dynamic": "int8"},
     forms=_FORMS,
 )

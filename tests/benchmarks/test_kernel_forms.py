@@ -40,6 +40,22 @@ def test_an_integer_form_multiplies_integers() -> None:
         assert ("MatMulIntegerToFloat" in operators) == (form != FLOAT)
 
 
+def test_a_form_of_few_bits_has_the_bits_of_its_name() -> None:
+    row = next(r for r in ROWS if r.title == "linear of few bits")
+    for form in row.forms:
+        graph = onnx.load_from_string(row.model(form)).graph
+        found = {
+            a.i
+            for n in graph.node
+            if n.op_type == "MatMulNBits"
+            for a in n.attribute
+            if a.name == "bits"
+        }
+        assert found == ({int(form.split()[1][0])} if form.startswith("NBits") else set())
+        stored = {t.data_type for t in graph.initializer}
+        assert (onnx.TensorProto.INT4 in stored) == ("s4" in form)
+
+
 def test_it_prints_a_table_for_each_operator(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,7 +64,7 @@ def test_it_prints_a_table_for_each_operator(
     monkeypatch.setenv("COLUMNS", "200")
     kernel_forms.main()
     text = capsys.readouterr().out
-    for title in ("linear", "scores", "context", "GELU"):
+    for title in ("linear", "linear of few bits", "scores", "context", "GELU"):
         assert f"{title}: 1 threads, " in text
     rows = [line for line in text.splitlines() if line.startswith("│")]
-    assert len(rows) == 2 * 6 and all("(1.00)" in row for row in rows)
+    assert len(rows) == 2 * 9 and all("(1.00)" in row for row in rows)

@@ -153,3 +153,36 @@ def test_a_metric(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_the_state_may_not_be_another_file(model: Path, data: Path) -> None:
     report = model.with_name("out.search.json")
     assert_one_line(searched(model, data, "--report", report), 2, "search state", "report")
+
+
+# ---- bits
+
+
+def test_bits_of_weights_are_measured(model: Path, data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "p.html"
+    given = ("--target", "cpu", "--measure", "alone")
+    run_with = ("sensitivity", model, "--data", data, "--threads", 1, *given, "--bits", "4,2")
+    found = json.loads(run(*run_with, "--json", "--report", page).stdout)["widths"]
+    assert {row["item"] for row in found} >= {"wf0", "wh1"}
+    for row in found:
+        assert [drop["bits"] for drop in row["measured"]] == [8, 4, 2]
+    errors = [row["measured"][-1]["error"] for row in found]
+    assert errors == sorted(errors, reverse=True) and errors[-1] > found[-1]["measured"][0]["error"]
+    assert "2 bits: error" in page.read_text()
+    assert "weights alone, by bits" in run(*run_with).stdout
+
+
+@pytest.mark.parametrize("bits", ["9", "1", "4,x", "", "4;3"])
+def test_what_are_no_bits(model: Path, data: Path, bits: str) -> None:
+    assert_one_line(sensitivity(model, data, "--bits", bits), 2, "no bits of weights")
+
+
+@pytest.mark.parametrize("size", ["0%", "120%", "big", "-3MB", "18%%", "0"])
+def test_what_is_no_limit_of_size(model: Path, data: Path, size: str) -> None:
+    assert_one_line(compile_(model, data, "--max-size", size), 2, "--max-size", "16MB")
+
+
+def test_an_impossible_size(model: Path, data: Path) -> None:
+    result = compile_(model, data, "--max-size", "3%", "--min-cosine", 0.5)
+    assert_one_line(result, 1, "over", "(--max-size 3%)")
+    assert not model.with_name("out.onnx").exists()

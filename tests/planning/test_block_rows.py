@@ -34,7 +34,8 @@ def real(found: BlockRows) -> Array:
     signed = apart.reshape(rows, -1).astype(np.float64) - (1 << found.bits - 1)
     assert not signed[:, inputs:].any()
     times = np.repeat(found.scales.astype(np.float64), found.block, axis=1)
-    return (signed * times)[:, :inputs]
+    values: Array = (signed * times)[:, :inputs]
+    return values
 
 
 def assert_exact(found: BlockRows, values: Array) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.quant import QSpec, Range, nearest, qparams, real
+from qcompile.quant import QSpec, Range, qparams, real
 from qcompile.quant.bound_cost import activation_cost_db, weight_cost_db
+from qcompile.quant.rounding import nearest
 from qcompile.rewriting.testing import normal
 
 PLAIN = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)

@@ -137,11 +137,13 @@ def test_the_sample_decides_only_where_it_has_seen_eight_bits(
     assert stored_codes(values.astype(np.int8)) is None
     values[7:9, 499], values[7, 498], values[8, 498] = 1, 127, -127  # not in the sample
     assert stored_codes(values.astype(np.int8)) is None
-    looked_at = []
-    cheapest = module._cheapest
-    monkeypatch.setattr(
-        module, "_cheapest", lambda some: looked_at.append(some.shape[1]) or cheapest(some)
-    )
+    looked_at, cheapest = [], module._cheapest
+
+    def noting(some: Array) -> object:
+        looked_at.append(some.shape[1])
+        return cheapest(some)
+
+    monkeypatch.setattr(module, "_cheapest", noting)
     stored_codes(random(-127, 127, 64, 500).astype(np.int8))
     assert looked_at == [32]
 

@@ -12,9 +12,9 @@ import pytest
 from onnx import helper
 
 from qcompile.quant import Array
-from qcompile.quant.block_multipliers import with_multipliers
-from qcompile.quant.lattice import fitted
 from qcompile.quant.packing import halves, packed, planes
+from qcompile.quant.rounding.block_multipliers import with_multipliers
+from qcompile.quant.rounding.lattice import fitted
 from qcompile.rewriting.testing import model_proto, normal
 from qcompile.runtime.session import Session, optimized_ops
 

@@ -8,19 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qcompile.quant import (
-    PAIR_SUM,
-    Array,
-    QSpec,
-    compensated,
-    dequantize,
-    nearest,
-    qparams,
-    quantize,
-    real,
-    worst_sums,
-)
+from qcompile.quant import PAIR_SUM, Array, QSpec, dequantize, qparams, quantize, real, worst_sums
 from qcompile.quant.affine import weight_range
+from qcompile.quant.rounding import compensated, nearest
 from qcompile.quant.weight_rounding import pairs, weight_params
 from qcompile.rewriting.testing import normal
 from qcompile.targets.cpu import ALONE as WEIGHT

@@ -113,9 +113,11 @@ def _options(folder: Folder, name: str, options: CompileOptions) -> CompileOptio
     """If there are several files, each has its own search state and its own dump folder."""
     if len(folder.models) == 1:
         return options
-    flat, state, dumps = name.replace("/", "."), options.search_state, options.dump_dir
+    flat, dumps = name.replace("/", "."), options.dump_dir
+    state, bits = options.search_state, options.bits_state
     return replace(
         options,
         search_state=state and state.with_name(f"{flat}.{state.name}"),
+        bits_state=bits and bits.with_name(f"{flat}.{bits.name}"),
         dump_dir=dumps and dumps / flat,
     )

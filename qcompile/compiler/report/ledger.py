@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnx
 
+from qcompile.compiler.report.packed_in_file import multipliers, packed_weights
 from qcompile.ir import is_op
+from qcompile.ir.model_io.computed_at_load import sources
 from qcompile.ir.model_io.external_data import stored_bytes
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operator
 from qcompile.planning import Context, Decision
@@ -59,7 +61,15 @@ class LedgerRow:
 def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
     """Rows whose bytes sum to ``size``, the length of the written file."""
     scales = {name for node in model.graph.node for name in _parameters(node)}
+    scales |= multipliers(model.graph)
     weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
+    packed = packed_weights(model.graph)
+    weights = [
+        replace(row, dtype=f"int{packed[row.name].bits}", shape=packed[row.name].shape)
+        if row.name in packed
+        else row
+        for row in weights
+    ]
     rest = size - sum(r.bytes for r in weights)
     structure = LedgerRow("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
     return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
@@ -168,7 +178,7 @@ def read_rows(report: Mapping[str, Any]) -> list[LedgerRow]:
 
 def count_activation_matmuls(model: onnx.ModelProto) -> int:
     """The number of int8 matrix multiplications of two activations, as in attention."""
-    constants = {t.name for t in model.graph.initializer}
+    constants = sources(model.graph).keys()
     linears = (n for n in model.graph.node if is_op(n, *QUANTIZED_LINEARS))
     return sum(constants.isdisjoint(_operands(node)) for node in linears)
 

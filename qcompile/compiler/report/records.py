@@ -90,6 +90,60 @@ class SearchAccount(Record):
 
 
 @dataclass(frozen=True)
+class WidthDrop:
+    """What a weight costs at a width: the outputs' closeness where it alone has that width."""
+
+    bits: int
+    error: Annotated[float, "1 - cosine, or half of 1 - R² if that is more"]
+    worst_cosine: float
+
+
+@dataclass(frozen=True)
+class WeightDrops:
+    """What one weight costs at several widths, the one that it has without precision first."""
+
+    item: str
+    role: str
+    layer: int | None
+    measured: list[WidthDrop]
+
+
+@dataclass(frozen=True)
+class WeightBits:
+    """The bits that a search chose for one weight."""
+
+    item: str
+    role: str
+    layer: int | None
+    bits: int
+    bytes: Annotated[int, "of its integers in the file, by arithmetic"]
+    measured: Annotated[list[WidthDrop], "also at its bits without --max-size"]
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """One model that was compiled and verified on the way."""
+
+    bytes: int
+    mean_cosine: Annotated[float | None, "of the worst output; null if nothing was compared"]
+    worst_cosine: float | None
+    latency_ratio: Annotated[float | None, "compiled over float; null if nothing was timed"]
+    passed: Annotated[bool, "the accuracy gates"]
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class SizeAccount:
+    """What ``--max-size`` measured, compiled and chose."""
+
+    limit: Annotated[int, "most bytes"]
+    measurements: int
+    compilations: int
+    weights: Annotated[list[WeightBits], "the most sensitive first"]
+    points: Annotated[list[SizePoint], "the smallest first"]
+
+
+@dataclass(frozen=True)
 class Trial:
     """One choice of lowering against the best so far: the ratio of their times, its interval."""
 

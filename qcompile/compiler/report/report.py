@@ -19,6 +19,7 @@ from qcompile.compiler.report.records import (
     Forecast,
     SaturationAccount,
     SearchAccount,
+    SizeAccount,
     TuningAccount,
 )
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS
@@ -55,6 +56,7 @@ class Report(Record):
     ledger: list[LedgerRow] = field(default_factory=list)
     calibration: Annotated[CalibrationAccount | None, "empty in modes without ranges"] = None
     search: Annotated[SearchAccount | None, "empty where there was none"] = None
+    sizes: Annotated[SizeAccount | None, "empty without --max-size"] = None
     tuning: Annotated[TuningAccount | None, "empty without --tune"] = None
     float_bytes: int = 0
     float_content: Annotated[list[Summary], "the float model's bytes by kind and type"] = field(
@@ -91,8 +93,8 @@ class Report(Record):
         "qcompile environment source target mode recipe recipe_digest=digest pipeline gates passed "
         "failures notes=note_texts float_bytes float_content bytes size_ratio model_sha256 "
         "operators int8_linears int8_products away=provider_missing requirements saturation{} "
-        "verify=verdict forecast{} bench=speed profile channels calibration{} search{} tuning{} "
-        "seconds memory passes skips ledger"
+        "verify=verdict forecast{} bench=speed profile channels calibration{} search{} sizes{} "
+        "tuning{} seconds memory passes skips ledger"
     )
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from qcompile.ir import is_op
+from qcompile.ir.model_io.computed_at_load import sources
 from qcompile.ir.model_io.external_data import Storage, values_of
 from qcompile.ir.quantized_operators import quantized_operator
 from qcompile.quant import Array
@@ -73,8 +74,10 @@ def read_quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> d
     where = storage or Storage()
     constants = {t.name: t for t in model.graph.initializer}
     quantizers: dict[str, Quantizer] = {}
+    packed = {name: found[0] for name, found in sources(model.graph).items()}
     for node in model.graph.node:
-        for operand, scale, zero in _operands(node, constants):
+        for computed, scale, zero in _operands(node, constants, packed):
+            operand = packed.get(computed, computed)
             if operand not in quantizers:
                 zero_point = None if zero is None else values_of(zero, where)
                 quantizers[operand] = Quantizer(operand, values_of(scale, where), zero_point)
@@ -82,10 +85,10 @@ def read_quantizers(model: onnx.ModelProto, storage: Storage | None = None) -> d
 
 
 def _operands(
-    node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
+    node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], packed: dict[str, str]
 ) -> Iterator[tuple[str, onnx.TensorProto, onnx.TensorProto | None]]:
     row = quantized_operator(node)
     for operand in () if row is None else row.operands_of(node):
         name, scale, zero = operand.names(node)
-        if scale in constants and (name in constants or is_op(node, "QuantizeLinear")):
+        if scale in constants and (name in packed or is_op(node, "QuantizeLinear")):
             yield name, constants[scale], constants.get(zero)

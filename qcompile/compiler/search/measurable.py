@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,19 +15,30 @@ from qcompile.compiler.stages.pipelines import pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.compiler.stages.rewrite import context_of, run_passes, why_float
 from qcompile.errors import DataError, TargetError
-from qcompile.ir import has_subgraph
+from qcompile.ir import Graph, has_subgraph
 from qcompile.ir.analysis import prequantized
 from qcompile.planning import Context, Use
+from qcompile.quant import QSpec
 from qcompile.rewriting.instruments import Verify
 from qcompile.runtime.session import SessionOptions
 from qcompile.targets import instruction_sets
 
 
 @dataclass(frozen=True)
+class PlannedWeight:
+    """A weight as it was planned: its name, how it is quantized, and how many values it has."""
+
+    name: str
+    spec: QSpec
+    elements: int
+
+
+@dataclass(frozen=True)
 class Measurable:
     """``prepared`` was stopped before insertion; its graph became the model in ``meter``.
 
-    ``origins``: names and roles of planned uses. ``came_quantized``: operators of the input model
+    ``origins``: names and roles of planned uses. ``weights``: those of them that read a weight.
+    ``came_quantized``: operators of the input model
     with integers of its own, empty if it has none.
     """
 
@@ -35,6 +47,7 @@ class Measurable:
     ctx: Context
     meter: Meter
     origins: Mapping[Use, Origin]
+    weights: Mapping[Use, PlannedWeight]
     came_quantized: str = ""
 
     @property
@@ -55,6 +68,24 @@ class Measurable:
         )
 
 
+def planned_weights(prepared: Prepared) -> dict[str, PlannedWeight]:
+    """The quantized weights by name, from a run of the pipeline that ends with the plan."""
+    ctx, pipeline = context_of(prepared), pipeline_of(prepared)
+    run_passes(prepared, ctx, pipeline.planning, [], "simplify and plan")
+    return {weight.name: weight for weight in _weights(prepared.graph, ctx).values()}
+
+
+def _weights(graph: Graph, ctx: Context) -> dict[Use, PlannedWeight]:
+    found = {}
+    for decision in ctx.plan.quantized("weight"):
+        assert decision.spec is not None  # quantized() yields no other
+        for use in decision.uses:
+            constant = graph.find(use.node).inputs[use.index]
+            count = math.prod(constant.shape or ())
+            found[use] = PlannedWeight(decision.tensor, decision.spec, count)
+    return found
+
+
 def measurable(prepared: Prepared) -> Measurable:
     """Run the pipeline up to insertion, and build the fake-quantized model in its stead.
 
@@ -65,6 +96,7 @@ def measurable(prepared: Prepared) -> Measurable:
     ctx, pipeline = context_of(prepared, may_widen=True), pipeline_of(prepared)
     run_passes(prepared, ctx, pipeline.planning, checks, "simplify and plan")
     origins = precision_candidates.record_origins(graph, ctx)
+    weights = _weights(graph, ctx)
     calibrated = calibrate(prepared, ctx, pipeline)
     exact = pipeline.exact_transforms
     run_passes(prepared, ctx, exact, checks, "transform")
@@ -87,4 +119,4 @@ def measurable(prepared: Prepared) -> Measurable:
         prepared.budget.divisible,
         prepared.selection,
     )
-    return Measurable(prepared, calibrated, ctx, meter, origins, came_quantized)
+    return Measurable(prepared, calibrated, ctx, meter, origins, weights, came_quantized)

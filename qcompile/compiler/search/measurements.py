@@ -57,7 +57,8 @@ class StateFile:
 class Measurements:
     """Measures, and stores the results: ``scores`` of the fake-quantized model, by mask.
 
-    ``tried``: scores of models that were compiled. ``samples``: how many the ranking uses, None
+    ``tried``: scores of models that were compiled, ``figures``: their bytes, and what was timed, by
+    the same keys. ``samples``: how many the ranking uses, None
     before that is known. ``measured``: how many scores this run added. ``store`` None: they are
     not written.
     """
@@ -69,6 +70,7 @@ class Measurements:
     tried: dict[str, Score] = field(default_factory=dict)
     samples: int | None = None
     measured: int = 0
+    figures: dict[str, list[float | None]] = field(default_factory=dict)
     _saved: float = field(default_factory=time.monotonic)
 
     @property
@@ -78,9 +80,12 @@ class Measurements:
 
     def __call__(self, on: Collection[int], samples: int = 0) -> Score:
         """The score that an earlier run measured, or a new one."""
-        key = f"{samples}:{bit_mask(on)}"
+        return self.remember(f"{samples}:{bit_mask(on)}", lambda: self.meter(on, samples))
+
+    def remember(self, key: str, measure: Callable[[], Score]) -> Score:
+        """The score that an earlier run measured under this key, or that of ``measure``."""
         if key not in self.scores:
-            self.scores[key] = self.meter(on, samples)
+            self.scores[key] = measure()
             self.measured += 1
             if time.monotonic() - self._saved > _SAVE_EVERY:
                 self.save()
@@ -114,6 +119,7 @@ class Measurements:
             if content["digest"] == self.digest:
                 scores, tried = _scores(content["scores"]), _scores(content["tried"])
                 self.scores, self.tried, self.samples = scores, tried, content["samples"]
+                self.figures = dict(content["figures"])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise OutputError(
                 f"search state {str(path)!r} was not written by a search: move the file"
@@ -126,6 +132,7 @@ class Measurements:
             "samples": self.samples,
             "scores": {k: asdict(s) for k, s in self.scores.items()},
             "tried": {k: asdict(s) for k, s in self.tried.items()},
+            "figures": self.figures,
         }
         file.write((json.dumps(content) + "\n").encode())
 

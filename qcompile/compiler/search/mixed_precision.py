@@ -86,7 +86,7 @@ def search_precision(first: Verified, tools: Tools) -> Searched:
     prepared, verdict = first.prepared, first.verdict
     if verdict is None or verdict.passed or prepared.mode == "float":
         return Searched(first)
-    obstacle = _obstacle(first)
+    obstacle = search_obstacle(first)
     if prepared.options.search_time <= 0:
         advised = obstacle is None and prepared.options.lock is None and first.rewritten.quantized
         return Searched(first, notes=(Note("search-advice", _ADVICE),) if advised else ())
@@ -96,7 +96,8 @@ def search_precision(first: Verified, tools: Tools) -> Searched:
     return _Search(first, tools).run()
 
 
-def _obstacle(first: Verified) -> Refusal | None:
+def search_obstacle(first: Verified) -> Refusal | None:
+    """Why nothing can be measured on this model; None where it can."""
     prepared = first.prepared
     if not first.rewritten.quantized:  # a model that came in quantized, and misses a gate
         return Refusal("nothing was quantized here")
@@ -107,10 +108,11 @@ def _obstacle(first: Verified) -> Refusal | None:
     return prepared.budget.excess_of(prepared.budget.switched, "it")
 
 
-def drop_search_state(state: Path | None) -> None:
-    """Drop the state of a search that has reached its goal."""
-    if state is not None:
-        StateFile(state).drop()
+def drop_search_states(*states: Path | None) -> None:
+    """Drop the states of searches that have reached their goal."""
+    for state in states:
+        if state is not None:
+            StateFile(state).drop()
 
 
 class _Search:

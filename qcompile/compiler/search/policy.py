@@ -7,11 +7,13 @@ fake-quantized model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from qcompile.compiler.config.recipe import Recipe, recipe_yaml
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.records import WeightDrops
 from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.measurements import open_measurements
 from qcompile.compiler.search.precision_candidates import By
@@ -23,6 +25,7 @@ from qcompile.compiler.search.sensitivity import (
     rank_candidates,
     shortest_prefix,
 )
+from qcompile.compiler.search.weight_widths import WidthMeter, measured_widths, weight_items
 from qcompile.errors import GateError
 from qcompile.planning.context import Precision
 from qcompile.system.json_values import Record, members
@@ -78,11 +81,14 @@ class Sensitivity(Record):
     quantized: Annotated[Score, "all quantized"]
     unquantized: Annotated[Score, "all raised"]
     notes: tuple[Note, ...] = ()
+    widths: Annotated[list[WeightDrops], "each weight at few bits, if that was asked for"] = field(
+        default_factory=list
+    )
 
     JSON = members(
         "source target=found.prepared.target.name mode=found.prepared.mode "
         "recipe=found.prepared.recipe by "
-        "quantized float=unquantized rows"
+        "quantized float=unquantized rows widths"
     )
 
     def policy(self, lift: int | None = None) -> Policy:
@@ -119,18 +125,34 @@ class Ranking(Record):
     JSON = members("**found policy")
 
 
-def sensitivity(found: Measurable, by: By, what: Measure) -> Sensitivity:
-    """Measure all items of a model, and rank them. Raises RecipeError for unfit groups ``by``."""
+def sensitivity(
+    found: Measurable,
+    by: By,
+    what: Measure,
+    bits: Sequence[int] = (),
+    measure: Callable[[Recipe], Measurable] | None = None,
+) -> Sensitivity:
+    """Measure all items of a model, and rank them.
+
+    ``bits``: widths, 2 to 7, at which each weight alone is measured too; ``measure`` makes the
+    model of a recipe for that. Raises RecipeError for unfit groups ``by``.
+    """
     items, progress, notes = found.items(by), found.prepared.progress, list(found.notes)
     progress.step("measure", len(items))
     meter = open_measurements(found, (i.name for i in items), found.prepared.options.cache)
     if meter.scores:
         resumed = f"{len(meter.scores)} measurements were taken from an earlier run"
         notes.append(Note("measurements-resumed", f"{resumed} (--no-cache repeats them)"))
+    drops: list[WeightDrops] = []
     try:
         quantized, unquantized = meter(meter.everything), meter(())
         rows = rank_candidates(meter, items, what, progress.advance)
+        if bits and measure is not None:
+            weights = WidthMeter(found, weight_items(found), meter, measure)
+            progress.step("measure bits", len(weights.items) * (1 + len(bits)))
+            drops = measured_widths(weights, bits, progress.advance)
     finally:
         meter.save()
     source = found.prepared.request.source
-    return Sensitivity(source, found, meter, by, tuple(rows), quantized, unquantized, tuple(notes))
+    scores = quantized, unquantized
+    return Sensitivity(source, found, meter, by, tuple(rows), *scores, tuple(notes), drops)

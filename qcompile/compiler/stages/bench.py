@@ -36,10 +36,7 @@ def bench(verified: Verified) -> Timed:
         return Timed()
     if not prepared.options.bench:
         return Timed(notes=(Note("not-timed", "not timed (--no-bench)"),))
-    models: Models = [
-        ("float", prepared.float_model.running),
-        ("compiled", verified.rewritten.compiled.path),
-    ]
+    models = _models(verified)
     feed = largest_feed(feeds)
     options = _options(prepared, models)
     speed = _speed(prepared, models, feed, options)
@@ -47,6 +44,23 @@ def bench(verified: Verified) -> Timed:
     notes, failures = _judged(prepared, speed)
     notes += [Note("session-options", text) for text in speed.session_notes]
     return Timed(speed, tuple(profiles), tuple(notes), tuple(failures))
+
+
+def latency_ratio(verified: Verified) -> float | None:
+    """Compiled over float, the median over rounds; None where nothing is to be timed."""
+    prepared, feeds = verified.prepared, verified.feeds
+    if not feeds or not prepared.options.bench:
+        return None
+    models = _models(verified)
+    speed = _speed(prepared, models, largest_feed(feeds), _options(prepared, models))
+    return speed.ratio(1).median
+
+
+def _models(verified: Verified) -> Models:
+    return [
+        ("float", verified.prepared.float_model.running),
+        ("compiled", verified.rewritten.compiled.path),
+    ]
 
 
 def largest_feed(feeds: list[Feed]) -> Feed:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.report.records import Forecast, SearchAccount, TuningAccount
+from qcompile.compiler.report.records import Forecast, SearchAccount, SizeAccount, TuningAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.bench import Timed
 from qcompile.compiler.stages.verify import Verified
@@ -19,11 +19,12 @@ def build_report(
     forecast: Forecast | None,
     *,
     search: SearchAccount | None,
+    sizes: SizeAccount | None,
     tuning: TuningAccount | None,
     notes: Sequence[Note],
     failures: Sequence[str],
 ) -> Report:
-    """``notes`` and ``failures`` are those of the search, the tuner, the lock and the cache."""
+    """``notes`` and ``failures`` are those of searches, the tuner, the lock and the cache."""
     prepared, rewritten = verified.prepared, verified.rewritten
     model, compiled, watch = prepared.float_model, rewritten.compiled, prepared.stopwatch
     all_notes = (
@@ -48,6 +49,7 @@ def build_report(
         ledger=rewritten.ledger,
         calibration=rewritten.calibrated.account,
         search=search,
+        sizes=sizes,
         tuning=tuning,
         float_bytes=model.size,
         float_content=model.content,

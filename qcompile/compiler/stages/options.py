@@ -13,6 +13,7 @@ from qcompile.data.open_data import Data
 from qcompile.ir.model_io.read_model import Source
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.user_metric import Metric
+from qcompile.system.byte_sizes import parse_bytes
 from qcompile.system.resume_cache import Cache
 
 
@@ -37,6 +38,60 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class SizeLimit:
+    """The most bytes of the compiled model's files: a number, or a share of the float model's.
+
+    Raises ValueError unless exactly one is given, ``bytes`` is at least 1, and ``share`` is over 0
+    and at most 1.
+    """
+
+    bytes: int | None = None
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bytes is None) == (self.share is None):
+            raise ValueError("a limit of size is either bytes or a share")
+        if self.bytes is not None and self.bytes < 1:
+            raise ValueError(f"a size of {self.bytes} bytes is no limit, expected 1 or more")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"{self.share:.6g} is no share, expected over 0 % and at most 100 %")
+
+    @classmethod
+    def parse(cls, text: str) -> SizeLimit:
+        """The limit ``16MB``, ``12.5MiB`` or ``18%``. Raises ValueError."""
+        number, percent, rest = text.strip().partition("%")
+        if not percent:
+            return cls(bytes=_parse(text))
+        try:
+            share = float(number) / 100
+        except ValueError:
+            share = float("nan")
+        if rest or not 0 < share <= 1:
+            raise ValueError(f"{text!r} is no limit of size, {_EXPECTED}")
+        return cls(share=share)
+
+    def of(self, float_bytes: int) -> int:
+        """Bytes, where the float model's files have ``float_bytes``."""
+        return int(float_bytes * self.share) if self.share is not None else self.bytes or 0
+
+    def __str__(self) -> str:
+        return f"{self.share * 100:g}%" if self.share is not None else f"{self.bytes}"
+
+
+_EXPECTED = "expected for example 16MB, 12.5MiB or 18% (of the float model, at most 100%)"
+
+
+def _parse(text: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"{text!r} is no limit of size, {_EXPECTED}")
+    return size
+
+
+@dataclass(frozen=True)
 class CompileOptions:
     """How to compile, in addition to the recipe: data handling, checks, limits.
 
@@ -58,6 +113,9 @@ class CompileOptions:
         search_time: seconds to search for tensors that need more bits if an accuracy gate fails; 0
             is no search.
         search_state: file that keeps the measurements of an interrupted search.
+        max_size: the most bytes of the result; bits of weights are chosen by measured sensitivity.
+        fewest_bits: not as close as possible within ``max_size``, but as small as the gates allow.
+        bits_state: file that keeps the measurements of an interrupted search for bits.
         stem: of the output's file name, for a file of weights next to it.
         lock: the build to repeat; its recipe is the one used.
         keep_lock: the result has a light lock, for ``Result.save_lock``.
@@ -82,6 +140,9 @@ class CompileOptions:
     metric: Metric | str | None = None
     search_time: float = 0.0
     search_state: Path | None = None
+    max_size: SizeLimit | None = None
+    fewest_bits: bool = False
+    bits_state: Path | None = None
     stem: str = "model"
     lock: Lock | None = None
     keep_lock: bool = False

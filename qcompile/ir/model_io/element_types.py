@@ -17,6 +17,9 @@ _MOVERS = (
     *LAYOUT, "Clip", "Concat", "DepthToSpace", "Gather", "GatherElements", "GatherND", "MaxPool",
     "Pad", "SpaceToDepth", "Tile",
 )  # fmt: skip
+# Operators whose result has that type too: of bytes alone, as those that unpack weights.
+_ARITHMETIC = ("Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Div", "Expand", "Mod", "Mul", "Sub")
+_BYTES = (int(TensorProto.INT8), int(TensorProto.UINT8))
 
 
 def element_types(graph: onnx.GraphProto) -> dict[str, int]:
@@ -39,6 +42,9 @@ def _result_type(node: onnx.NodeProto, types: dict[str, int]) -> int:
     """The type of an operator's results, 0 where unknown."""
     if is_op(node, *_MOVERS):
         return types.get(node.input[0], 0)
+    if is_op(node, *_ARITHMETIC):
+        first = types.get(node.input[0], 0)
+        return first if first in _BYTES else 0
     if is_op(node, "Cast"):
         return next((int(a.i) for a in node.attribute if a.name == "to"), 0)
     if is_op(node, "Where"):

@@ -75,6 +75,17 @@ def test_what_a_search_lifted_is_locked(model: Path, data: Path) -> None:
     assert model.with_name("again.onnx").read_bytes() == out.read_bytes()
 
 
+def test_bits_of_weights_are_locked(model: Path, data: Path) -> None:
+    few = ("--weight-bits", 4, "--embedding-bits", 6, "--weight-block", 0)
+    out, file = locked(model, data, *few, "--min-cosine", 0.5, "--min-worst-cosine", 0.1)
+    recipe = lockfile.read_lockfile(file).recipe
+    assert (recipe.weight_bits, recipe.embedding_bits, recipe.weight_block) == (4, 6, 0)
+    assert again(model, file).exit_code == 0
+    assert model.with_name("again.onnx").read_bytes() == out.read_bytes()
+    refused = again(model, file, "--weight-bits", 5)
+    assert_one_line(refused, 2, "weight_bits is 5, but the lock says 4")
+
+
 def test_a_lock_of_a_locked_build_says_the_same(model: Path, data: Path) -> None:
     _, file = locked(model, data)
     second = file.with_name("second.yaml")
@@ -204,7 +215,7 @@ BROKEN = [
     (lambda t: t.split("decisions:")[0], "decisions is None, expected a list"),
     (lambda t: t.replace("  target: cpu", "  targte: cpu"), "did you mean 'target'"),
     (lambda t: t.replace("precision: []", "precision: [3]"), "expected pairs"),
-    (lambda t: t.replace("precision: []", "precision: [[a, 7]]"), "expected 8, 16 or float"),
+    (lambda t: t.replace("precision: []", "precision: [[a, 9]]"), "expected 2 to 8, 16 or float"),
     (lambda t: t + "\n\t- [", "is not YAML"),
 ]
 

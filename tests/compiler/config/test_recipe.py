@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from qcompile.calibrators.percentile import Percentile
-from qcompile.compiler.config.recipe import Recipe, merge_settings, read_recipe, recipe_names
+from qcompile.compiler.config.recipe import (
+    Recipe,
+    merge_settings,
+    read_recipe,
+    recipe_names,
+    recipe_yaml,
+)
 from qcompile.errors import RecipeError
 from qcompile.passes.transform.group_scales import GroupScales
 from qcompile.passes.transform.permute_channels import PermuteChannels
@@ -65,13 +71,24 @@ def test_a_file_with_every_key(tmp_path: Path) -> None:
         ("seed: true", "seed is True, expected a whole number"),
         ("mask_padding: 1", "mask_padding is 1, expected true or false"),
         ("keep_float: head", "keep_float is 'head', expected a list of patterns"),
-        ("precision: 16", "precision is 16, expected a mapping of patterns to 8, 16 or float"),
+        ("precision: 16", "precision is 16, expected a mapping of patterns to 2 to 8, 16 or float"),
         ("precision: [a]", "precision is .'a'., expected a mapping of patterns"),
-        ("precision: {a: 4}", "precision of 'a' is 4, expected 8, 16 or float"),
-        ("precision: {a: '16'}", "precision of 'a' is '16', expected 8, 16 or float"),
-        ("precision: {a: 16.0}", "precision of 'a' is 16.0, expected 8, 16 or float"),
-        ("precision: {a: true}", "precision of 'a' is True, expected 8, 16 or float"),
-        ("precision: {a: }", "precision of 'a' is None, expected 8, 16 or float"),
+        ("precision: {a: 9}", "precision of 'a' is 9, expected 2 to 8, 16 or float"),
+        ("precision: {a: '16'}", "precision of 'a' is '16', expected 2 to 8, 16 or float"),
+        ("precision: {a: 16.0}", "precision of 'a' is 16.0, expected 2 to 8, 16 or float"),
+        ("precision: {a: true}", "precision of 'a' is True, expected 2 to 8, 16 or float"),
+        ("precision: {a: }", "precision of 'a' is None, expected 2 to 8, 16 or float"),
+        ("precision: {a: 1}", "precision of 'a' is 1, expected 2 to 8, 16 or float"),
+        ("precision: {a: 4.0}", "precision of 'a' is 4.0, expected 2 to 8, 16 or float"),
+        ("weight_bits: 9", "weight_bits is 9, expected 2 to 8"),
+        ("weight_bits: 1", "weight_bits is 1, expected 2 to 8"),
+        ("weight_bits: true", "weight_bits is True, expected 2 to 8"),
+        ("embedding_bits: 16", "embedding_bits is 16, expected 2 to 8"),
+        ("embedding_bits: float", "embedding_bits is 'float', expected 2 to 8"),
+        ("weight_block: 24", "weight_block is 24, expected a power of two from 16 on, or 0"),
+        ("weight_block: 8", "weight_block is 8, expected a power of two from 16 on, or 0"),
+        ("weight_block: -16", "weight_block is -16, expected a power of two"),
+        ("weight_block: false", "weight_block is False, expected a power of two"),
         ("a: [", "is not YAML"),
         ("a: b: c", "is not YAML"),
         ("- target", "holds no mapping"),
@@ -124,9 +141,24 @@ def test_the_digest_moves_with_every_setting() -> None:
         Recipe(precision=(("a", "float"),)),
         Recipe(precision=(("a", 16), ("b", 8))),
         Recipe(precision=(("b", 8), ("a", 16))),
+        Recipe(weight_bits=4),
+        Recipe(embedding_bits=4),
+        Recipe(weight_block=0),
+        Recipe(weight_block=32),
     ]
     assert len({r.digest() for r in recipes}) == len(recipes)
     assert Recipe(seed=1).digest() == Recipe(seed=1).digest()
+
+
+def test_a_recipe_without_newer_settings_keeps_its_digest() -> None:
+    """As models have it in their metadata that were compiled before these settings came."""
+    assert Recipe().digest() == "5bf6f3c27aa4341f"
+
+
+def test_bits_of_weights_survive_yaml(tmp_path: Path) -> None:
+    recipe = Recipe(weight_bits=3, embedding_bits=2, weight_block=0, precision=(("a", 5),))
+    (tmp_path / "r.yaml").write_text(recipe_yaml(recipe, [], {}))
+    assert read_recipe(tmp_path / "r.yaml") == recipe
 
 
 def test_the_digest_is_the_same_in_another_process() -> None:

@@ -9,7 +9,8 @@ from qcompile.ir import Graph, array
 from qcompile.ir.model_io.to_proto import serialize
 from qcompile.passes.lower.lower_embeddings import LowerEmbeddings
 from qcompile.passes.lower.lower_weight_only import LowerWeightOnly
-from qcompile.quant import Array
+from qcompile.planning import Context, Decision, Use
+from qcompile.quant import Array, QSpec
 from qcompile.rewriting.testing import (
     check,
     context,
@@ -141,6 +142,14 @@ def test_a_table_that_others_read_is_not_packed(body: str, out: str, reason: str
 # ---- tables that are a layer's weight
 
 
+def few_bits() -> Context:
+    """A context whose plan asks for few bits."""
+    ctx = context(mode="weight-only")
+    spec = QSpec("int8", symmetric=True, granularity="channel", axis=1, width=4)
+    ctx.plan.decide(Decision("w", "weight", spec, "asked for", (Use("MatMul:z", 1),)))
+    return ctx
+
+
 def tied(values: Array, transposed: bool) -> Graph:
     """A lookup in a table and a product by it, transposed; both dequantized as planned."""
     body = "w = DequantizeLinear<axis = 1>(wq, s) h = Identity(x) z = MatMul(h, w)"
@@ -166,7 +175,8 @@ def test_rows_are_looked_up_in_the_weight_of_the_layer(
     graph = tied(table(bits, channels, block), transposed)
     feeds = [{**feed, "x": normal(*feed["i"].shape, channels)} for feed in FEEDS]
     passes = LowerWeightOnly(accuracy=0), LowerEmbeddings(form=form)
-    differential(graph, *passes, atol=1e-5, rtol=ONE_ROUNDING, feeds=feeds)
+    ctx = few_bits()
+    differential(graph, *passes, atol=1e-5, rtol=ONE_ROUNDING, feeds=feeds, ctx=ctx)
     large = [t for t in graph.constants().values() if len(t.shape) > 1]
     assert [array(t).dtype for t in large] == [np.uint8]
     assert not {"Reshape", "Slice"} & set(optimized_ops(serialize(graph)))  # folded at load
@@ -174,7 +184,7 @@ def test_rows_are_looked_up_in_the_weight_of_the_layer(
 
 def test_a_provider_may_not_read_a_layers_weight() -> None:
     graph = tied(table(4, 128), transposed=True)
-    run_pass(graph, LowerWeightOnly(), LowerEmbeddings(tied=False))
+    run_pass(graph, LowerWeightOnly(), LowerEmbeddings(tied=False), ctx=few_bits())
     check(graph, "CHECK-NOT: GatherBlockQuantized\nCHECK: MatMulNBits")
 
 
@@ -182,7 +192,14 @@ def test_rows_of_a_layer_that_are_no_whole_bytes_are_stored_apart() -> None:
     """Of 5 values of 4 bits; as int8 they are whole."""
     graph = tied(table(4, 5), transposed=False)
     feeds = [{**feed, "x": normal(*feed["i"].shape, 5)} for feed in FEEDS]
-    differential(graph, LowerWeightOnly(accuracy=0), LowerEmbeddings(), atol=1e-5, feeds=feeds)
+    differential(
+        graph,
+        LowerWeightOnly(accuracy=0),
+        LowerEmbeddings(),
+        atol=1e-5,
+        feeds=feeds,
+        ctx=few_bits(),
+    )
     check(graph, "CHECK-NOT: GatherBlockQuantized\nCHECK: MatMulNBits")
 
 
@@ -203,7 +220,14 @@ def test_a_table_of_other_integers_is_no_layers_weight(changed: str) -> None:
     new[3] = new[3] * 2 if changed == "scales" else -new[3]
     graph.set_constant(lookup, 0 if changed == "values" else 1, new, "other")
     feeds = [{**feed, "x": normal(*feed["i"].shape, 40)} for feed in FEEDS]
-    differential(graph, LowerWeightOnly(accuracy=0), LowerEmbeddings(), atol=1e-5, feeds=feeds)
+    differential(
+        graph,
+        LowerWeightOnly(accuracy=0),
+        LowerEmbeddings(),
+        atol=1e-5,
+        feeds=feeds,
+        ctx=few_bits(),
+    )
     check(graph, "CHECK: MatMulNBits\nCHECK-NOT: GatherBlockQuantized")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from qcompile.ir import Graph, array
 from qcompile.passes.lower.lower_weight_only import LowerWeightOnly
+from qcompile.planning import Context, Decision, Use
 from qcompile.quant import Array, QSpec
 from qcompile.rewriting.testing import check, context, differential, normal, parse, run_pass
 from qcompile.targets.target import OpRule
@@ -37,13 +38,21 @@ def linear(values: Array, body: str = "y = MatMul(x, w)") -> Graph:
     return parse(text, wq=values, s=SCALE, b=normal(OUTPUTS))
 
 
+def few_bits() -> Context:
+    """A context whose plan asks for few bits."""
+    ctx = context(mode="weight-only")
+    spec = QSpec("int8", symmetric=True, granularity="channel", axis=1, width=4)
+    ctx.plan.decide(Decision("w", "weight", spec, "asked for", (Use("MatMul:y", 1),)))
+    return ctx
+
+
 def compare(graph: Graph, item: LowerWeightOnly = FLOAT) -> list[str]:
     """Against the float model of the same integers; returns what the pass refused.
 
     Sums of up to 256 products, |x| < 5 and |w| < 64 · 3 / 1024, in another order: 2^-24 of about 4,
     the size of a sum, for each addition, of random signs.
     """
-    ctx = differential(graph, item, atol=1e-5)
+    ctx = differential(graph, item, atol=1e-5, ctx=few_bits())
     return [s.reason for s in ctx.skips]
 
 
@@ -148,7 +157,7 @@ def test_level_4_rounds_the_data(bits: int) -> None:
     values = weight(bits, 64, 32)
     bound = float(5 / 127 / 2 * np.abs(values * SCALE).sum(axis=0).max())
     graph = linear(values)
-    ctx = differential(graph, LowerWeightOnly(), atol=bound)
+    ctx = differential(graph, LowerWeightOnly(), atol=bound, ctx=few_bits())
     check(graph, "CHECK: MatMulNBits(\nCHECK-SAME: accuracy_level=4")
     assert "'weight-only-data: float' keeps it float" in ctx.remarks["weight-only-data"]
 
@@ -167,6 +176,13 @@ def test_no_other_mode_is_faster_without_integer_kernels(target: str) -> None:
     ctx.target = replace(ctx.target, rules=rules)
     run_pass(linear(weight(4, 64)), FLOAT, ctx=ctx)
     assert "weight-only-speed" not in ctx.remarks
+
+
+def test_values_that_happen_to_need_few_bits_stay_bytes() -> None:
+    """Where the plan asks for 8 bits everywhere, files stay as they were."""
+    graph = linear(weight(4, 128))
+    differential(graph, FLOAT, atol=1e-5)
+    check(graph, "CHECK: MatMulNBits(\nCHECK-SAME: bits=8")
 
 
 def test_options_are_checked() -> None:

@@ -13,7 +13,8 @@ from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.migrate_scales import MigrateScales
 from qcompile.passes.transform.round_weights import RoundWeights
 from qcompile.planning import Context
-from qcompile.quant import Array, nearest
+from qcompile.quant import Array
+from qcompile.quant.rounding import nearest
 from qcompile.rewriting.testing import context, normal, outputs, parse, run_pass
 from tests.passes.corpus import calibrate
 

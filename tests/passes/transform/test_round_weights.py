@@ -14,7 +14,8 @@ from qcompile.passes.lower.lower_linears import LowerLinears
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.round_weights import RoundWeights
 from qcompile.planning import Context
-from qcompile.quant import Array, QSpec, nearest, real
+from qcompile.quant import Array, QSpec, real
+from qcompile.quant.rounding import nearest
 from qcompile.rewriting.testing import (
     assert_refused,
     check,

@@ -15,7 +15,7 @@ from string import Template
 from typing import Any, TypeAlias
 
 from qcompile import __version__
-from qcompile.compiler.report.html import channels, content, gates, sensitivity, work
+from qcompile.compiler.report.html import bits, channels, content, gates, sensitivity, work
 from qcompile.compiler.report.html.headline import headline
 from qcompile.compiler.report.html.markup import Markup, join, tag, text
 
@@ -45,6 +45,7 @@ def _of_ranking(report: Plain) -> str:
     recipe = work.facts([("Recipe", report["recipe"])])
     sections = [
         _Section("sensitivity", "Sensitivity", "Sensitivity", [sensitivity.ranked(report)]),
+        _Section("bits", "Bits", "Weights at fewer bits", [sensitivity.widths(report)]),
         _Section("items", "Items", "All measurements", [sensitivity.measurements(report)]),
         _Section("settings", "Settings", "Settings", [recipe]),
     ]
@@ -57,6 +58,7 @@ def _of_compilation(report: Plain) -> str:
         _Section("gates", "Gates", "Gates", [gates.gates(report)]),
         _Section("channels", "Channels", "Channels and outliers", [channels.channels(report)]),
         _Section("sensitivity", "Sensitivity", "Sensitivity", [sensitivity.of_search(report)]),
+        _Section("bits", "Bits", "Bits of each weight", [bits.bits(report)]),
         _Section("bytes", "Bytes", "Where the bytes go", [content.bytes_by_kind(report)]),
         _Section(
             "time", "Time", "Where the time goes", [work.latency(report), work.operators(report)]

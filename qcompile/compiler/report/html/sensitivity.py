@@ -163,6 +163,33 @@ def ranked(report: Plain) -> Markup:
     return join([tag("p", texts[which], class_="lead"), chart(items)])
 
 
+def widths(report: Plain) -> Markup | None:
+    """The error of each weight alone, by its bits; None where that was not measured."""
+    rows = report.get("widths") or []
+    if not rows:
+        return None
+    known = sorted({d["bits"] for row in rows for d in row["measured"]}, reverse=True)
+    columns = [Column("weight"), Column("role", choice=True), Column("layer", "number")]
+    for bits in known:
+        columns += [
+            Column(f"{bits} bits: error", "number"),
+            Column(f"{bits} bits: worst cosine", "number"),
+        ]
+    return table(columns, (_width_cells(row, known) for row in rows), "Weights by bits")
+
+
+def _width_cells(row: Plain, known: Sequence[int]) -> list[Cell]:
+    layer = row["layer"]
+    cells = [Cell(tag("code", row["item"]), row["item"]), Cell(row["role"])]
+    cells.append(Cell(units.NONE if layer is None else layer, layer))
+    drops = {d["bits"]: d for d in row["measured"]}
+    for bits in known:
+        drop = drops.get(bits)
+        worst = None if drop is None else drop["worst_cosine"]
+        cells += [_error(drop), Cell(units.NONE if worst is None else units.cosine(worst), worst)]
+    return cells
+
+
 def measurements(report: Plain) -> Markup:
     """All measurements, as a table that can be searched and sorted."""
     return table(_COLUMNS, (_cells(i, r) for i, r in enumerate(report["rows"], 1)), "Items")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from qcompile.ir import Graph
+from qcompile.ir.lazy_values import is_stored
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.to_proto import serialize, to_proto
+from qcompile.ir.model_io.write_model import write_model
 from qcompile.ir.printer import dump
 from qcompile.passes.lower.storage.store_few_bits import StoreFewBits
 from qcompile.planning import Context, Decision
@@ -22,7 +24,8 @@ from qcompile.rewriting.testing import (
     parse,
     run_pass,
 )
-from qcompile.runtime.session import optimized_ops
+from qcompile.runtime.session import Session, optimized_ops
+from qcompile.runtime.spilled_arrays import Store
 
 OPSET = 21
 PRODUCT = "com.microsoft.MatMulIntegerToFloat"
@@ -32,7 +35,7 @@ def asked(target: str = "cpu") -> Context:
     """Of a compilation that asks for few bits of some weight."""
     ctx = context(target)
     spec = QSpec("int8", symmetric=True, granularity="channel", axis=1, width=4)
-    ctx.plan.decisions.append(Decision("w", "weight", spec, (), "the recipe asks for 4 bits"))
+    ctx.plan.decisions.append(Decision("w", "weight", spec, "the recipe asks for 4 bits"))
     ctx.origins["w/int8"] = ("w", 31.0)
     return ctx
 
@@ -256,3 +259,21 @@ def test_refuses_what_a_subgraph_reads() -> None:
         w=codes(4, 64, 256),
     )
     assert_refused(graph, StoreFewBits(), "but a subgraph reads it", asked())
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+@pytest.mark.parametrize("bits", [4, 5])
+def test_kept_constants_are_written_packed(
+    bits: int, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in large models: new constants are kept in files, and weights are written apart."""
+    monkeypatch.setattr("qcompile.ir.graph._LARGE", 1 << 10)
+    graph = product(codes(bits, 64, 256))
+    expected = outputs(graph, feed(64))
+    graph.keep = Store().constant
+    run_pass(graph, StoreFewBits(), ctx=asked())
+    assert all(is_stored(graph.constants()[name]) for name in packed(graph))
+    files = write_model(graph, limit=limit)
+    assert (files.data is not None) == (limit is not None)
+    assert files.size < 64 * 256 * bits / 8 + 3500  # nodes
+    assert_equivalent(expected, Session(files.path).run(feed(64)), atol=0)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.quant import Array
-from qcompile.quant.block_multipliers import SEVEN_BITS, rebased, with_multipliers
-from qcompile.quant.lattice import Lattice, Zero, fitted
-from qcompile.quant.lattice_search import output_error
+from qcompile.quant.rounding.block_multipliers import SEVEN_BITS, rebased, with_multipliers
+from qcompile.quant.rounding.lattice import Lattice, Zero, fitted
+from qcompile.quant.rounding.lattice_search import output_error
 from qcompile.rewriting.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)

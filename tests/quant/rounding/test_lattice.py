@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qcompile.quant import Array
-from qcompile.quant.lattice import Lattice, Zero, fitted
+from qcompile.quant.rounding.lattice import Lattice, Zero, fitted
 from qcompile.rewriting.testing import model_proto, normal
 from qcompile.runtime.session import Session
 

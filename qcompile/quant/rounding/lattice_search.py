@@ -16,8 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qcompile.quant.gptq import compensated_codes, damped
-from qcompile.quant.lattice import Lattice
+from qcompile.quant.rounding.gptq import compensated_codes, damped
+from qcompile.quant.rounding.lattice import Lattice
 from qcompile.quant.types import Array, Floats
 
 _SWEEPS = 8

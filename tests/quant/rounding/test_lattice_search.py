@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.quant import Array
-from qcompile.quant.gptq import compensated_codes, damped
-from qcompile.quant.lattice import Lattice, Zero, fitted
-from qcompile.quant.lattice_search import descended, output_error, refitted, searched
+from qcompile.quant.rounding.gptq import compensated_codes, damped
+from qcompile.quant.rounding.lattice import Lattice, Zero, fitted
+from qcompile.quant.rounding.lattice_search import descended, output_error, refitted, searched
 from qcompile.rewriting.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=40)

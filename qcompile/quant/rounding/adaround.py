@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompile.quant.lattice import Lattice
+from qcompile.quant.rounding.lattice import Lattice
 from qcompile.quant.types import Array, Floats
 
 _STRETCH = (np.float32(-0.1), np.float32(1.1))  # γ and ζ of equation 23
@@ -117,7 +117,7 @@ def _learned(
     per_step = (2 / (np.diagonal(moments)[:, None] * scale)).astype(np.float32)
     adam = _Adam.of(variable.shape, schedule.rate)
     for step in range(schedule.steps):
-        sigmoid: Floats = 1 / (1 + np.exp(-variable))
+        sigmoid: Floats = np.reciprocal(1 + np.exp(-variable))
         stretched = sigmoid * (high - low) + low
         up: Floats = np.clip(stretched, 0, 1)
         slope: Floats = (moments @ ((up - offset) * scale)) * per_step

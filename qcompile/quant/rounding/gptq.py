@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qcompile.quant.affine import quantize
-from qcompile.quant.lattice import Lattice
+from qcompile.quant.rounding.lattice import Lattice
 from qcompile.quant.types import Array, Floats, QSpec
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, weight_params
 

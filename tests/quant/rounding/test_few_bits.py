@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.quant import Array, QSpec, RoundingProblem, few_bits_rounded, nearest, real
-from qcompile.quant.block_multipliers import SEVEN_BITS
+from qcompile.quant import Array, QSpec, real
+from qcompile.quant.rounding import RoundingProblem, few_bits_rounded, nearest
+from qcompile.quant.rounding.block_multipliers import SEVEN_BITS
 from qcompile.quant.weight_rounding import Rounded
 from qcompile.rewriting.testing import normal
 

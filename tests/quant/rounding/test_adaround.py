@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qcompile.quant import Array
-from qcompile.quant.adaround import Schedule, adarounded
-from qcompile.quant.gptq import compensated_codes, damped
-from qcompile.quant.lattice import Lattice, Zero, fitted
-from qcompile.quant.lattice_search import output_error
+from qcompile.quant.rounding.adaround import Schedule, adarounded
+from qcompile.quant.rounding.gptq import compensated_codes, damped
+from qcompile.quant.rounding.lattice import Lattice, Zero, fitted
+from qcompile.quant.rounding.lattice_search import output_error
 from qcompile.rewriting.testing import normal
 
 ZEROS: tuple[Zero, ...] = ("middle", "integer", "half")

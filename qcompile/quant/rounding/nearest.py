@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.quant.few_bits import few_bits_nearest
+from qcompile.quant.rounding.few_bits import few_bits_nearest
 from qcompile.quant.types import Array, QSpec
 from qcompile.quant.weight_rounding import Rounded, nearest_step
 

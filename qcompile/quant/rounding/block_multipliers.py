@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompile.quant.lattice import Lattice
+from qcompile.quant.rounding.lattice import Lattice
 from qcompile.quant.types import Array, Floats
 
 SEVEN_BITS = 64  # largest magnitude

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompile.quant.block_multipliers import BlockMultipliers, rebased, with_multipliers
-from qcompile.quant.gptq import compensated_codes, damped
-from qcompile.quant.lattice import fitted
-from qcompile.quant.lattice_search import descended
+from qcompile.quant.rounding.block_multipliers import BlockMultipliers, rebased, with_multipliers
+from qcompile.quant.rounding.gptq import compensated_codes, damped
+from qcompile.quant.rounding.lattice import fitted
+from qcompile.quant.rounding.lattice_search import descended
 from qcompile.quant.types import Array, QParams, QSpec
 from qcompile.quant.weight_rounding import Rounded
 
