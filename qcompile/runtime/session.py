@@ -47,6 +47,8 @@ Provider = str | tuple[str, Mapping[str, Any]]
 # Turns int8 weights beyond ±64 into uint8 (onnxruntime_session_options_config_keys.h). On x86 with
 # VNNI that changes no result, and is slow.
 EXACT_SUMS = ("session.x64quantprecision", "1")
+# Keeps data float where DequantizeLinear of a weight and a MatMul are fused to MatMulNBits.
+FLOAT_DATA = ("session.qdq_matmulnbits_accuracy_level", "0")
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 

@@ -77,7 +77,6 @@ QDQ = Target(
     quantize_interior=True,
     wide=WIDE,
     wide_weight="int16",
-    packed=True,
     few_bits={
         2: FewBits(2, INT2_SINCE),
         **dict.fromkeys((3, 4), FewBits(4, INT4_SINCE)),

@@ -18,8 +18,6 @@ Mode = Literal["static", "dynamic", "weight-only", "float"]
 QDQ_SINCE = 13  # the first opset in which DequantizeLinear has an axis
 WIDE_SINCE = 21
 INT4_SINCE, INT2_SINCE = 21, 25  # the first opsets with these types
-# The same by bits.
-PACKED_SINCE = {4: INT4_SINCE, 2: INT2_SINCE}
 MODES = ("static", "dynamic", "weight-only")  # those that quantize
 
 
@@ -132,8 +130,8 @@ class Target:
     takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``with_data`` and
     ``without_data``: the default mode, None where there is none without data. ``halves``: the
     16-bit float types that it computes in where a model does, in mode float; others become float32.
-    ``no_modes``: why a mode is missing. ``packed``: Q/DQ of INT4 and INT2. ``requires``:
-    requirements on the emitted graph. ``forms``: lowering options that ``--tune`` times.
+    ``no_modes``: why a mode is missing. ``requires``: requirements on the emitted graph. ``forms``:
+    lowering options that ``--tune`` times.
     """
 
     name: str
@@ -156,7 +154,6 @@ class Target:
     quantize_interior: bool = False
     wide: QSpec | None = None
     wide_weight: DType | None = None
-    packed: bool = False
     few_bits: dict[int, FewBits] = field(default_factory=dict)
     few_bits_run: dict[str, str] = field(default_factory=dict)
     halves: tuple[HalfType, ...] = ()

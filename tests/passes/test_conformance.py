@@ -30,7 +30,7 @@ from qcompile.quant import Array, sqnr_db
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.registry import passes
 from qcompile.rewriting.testing import context, outputs, plan_text, run_pass
-from qcompile.targets.target import PACKED_SINCE, Target
+from qcompile.targets.target import INT4_SINCE, Target
 from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +97,7 @@ def with_few_bits(target: Target) -> Target:
         r if r.weight is None else replace(r, weight=replace(r.weight, paired=False, width=4))
         for r in target.rules
     ]
-    return replace(target, rules=tuple(rules), wide_weight=None, opset=PACKED_SINCE[4])
+    return replace(target, rules=tuple(rules), wide_weight=None, opset=INT4_SINCE)
 
 
 def before(item: Pass) -> list[Pass]:

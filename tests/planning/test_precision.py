@@ -341,12 +341,27 @@ def test_groups_of_the_paper_are_six_of_equal_size_in_the_ffn_alone() -> None:
     assert "no pattern of the option 'only' matches it: one scale" in reasons
 
 
-def test_the_smallest_file_has_every_table_in_8_bits() -> None:
-    small, _ = compiled("small")
-    for other in ("accurate", "fast", "per-tensor", "paper-mp", "paper-peg"):
-        assert small.report.bytes <= compiled(other)[0].report.bytes, other
-    tables = {r.tensor: r.dtype for r in small.report.ledger if r.kind == "weight"}
-    assert tables["words"] == tables["kinds"] == "int8"
+def test_small_keeps_int8_kernels() -> None:
+    small = read_recipe("small")
+    assert (small.target, small.mode) == ("cpu", None)
+    assert (small.weight_bits, small.embedding_bits) == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "opset"),
+    [("paper-w4a8", "4", 21), ("paper-w4a32", "4", 21), ("paper-w4a8-emb2", "2", 25)],
+)
+def test_recipes_of_few_bits(recipe: str, words: str, opset: int) -> None:
+    result, _ = compiled(recipe)
+    rows = [r for r in result.report.ledger if r.kind == "weight"]
+    types = {r.tensor: r.dtype.rpartition("int")[2] for r in rows}
+    assert types.pop("words") == words
+    assert set(types.values()) == {"4"}
+    assert sum(r.bytes for r in result.report.ledger) == len(result.model)
+    found = onnx.load_from_string(result.model)
+    assert {o.domain: o.version for o in found.opset_import}[""] == opset
+    onnx.checker.check_model(found, full_check=True)
+    assert "low-bit-qdq" in {note.code for note in result.report.notes}
 
 
 def test_accuracy_first_keeps_attention_float() -> None:

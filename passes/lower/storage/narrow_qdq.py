@@ -25,7 +25,7 @@ from qcompile.ir import Graph, Node, Refusal, array, is_constant, is_op
 from qcompile.planning import Context
 from qcompile.quant import Array, Floats, stored_codes
 from qcompile.rewriting import Numerics, Pass, Stage
-from qcompile.targets.target import PACKED_SINCE
+from qcompile.targets.target import INT2_SINCE, INT4_SINCE
 
 NOTE = "low-bit-qdq"
 _SIGNED = {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4}
@@ -76,14 +76,15 @@ class NarrowQdq(Pass):
             bits = _stored_bits(narrow, graph.opset)
             if bits != narrow.bits:
                 found = f"the model stays at {graph.opset}"
-                ctx.skip(node, f"INT2 needs opset {PACKED_SINCE[2]}, {found}: stored as INT4")
+                ctx.skip(node, f"INT2 needs opset {INT2_SINCE}, {found}: stored as INT4")
             _store(graph, ctx, node, narrow, bits)
             count += 1
         if count:
             ctx.remarks[NOTE] = (
-                f"{count} weights have 4 or 2 bits behind DequantizeLinear, which is portable and "
-                "shows the accuracy of few bits: with quantized data, ONNX Runtime's CPU provider "
-                "turns them to float in each run and multiplies floats (for speed: --target cpu)"
+                f"weights behind DequantizeLinear have 4 or 2 bits ({count} here), for portability "
+                "and studies of accuracy, not for speed: ONNX Runtime's CPU provider cannot "
+                "multiply them by data that the graph quantizes, and computes with float data "
+                "(--target cpu computes with 8 bits)"
             )
         return count > 0
 
@@ -106,8 +107,8 @@ def _origin(ctx: Context, node: Node) -> tuple[str, float | None]:
 
 def _narrow(node: Node, opset: int) -> _Codes | Refusal:
     """The weight of a dequantizer as codes that ONNX has a type for."""
-    if opset < PACKED_SINCE[4]:
-        return Refusal(f"INT4 needs opset {PACKED_SINCE[4]}, the model stays at {opset}")
+    if opset < INT4_SINCE:
+        return Refusal(f"INT4 needs opset {INT4_SINCE}, the model stays at {opset}")
     values = array(node.inputs[0])
     matrix = _inputs_first(values, node.attrs["axis"])
     forms = [form for form in (_Codes(matrix), _with_multipliers(matrix)) if form is not None]
@@ -133,7 +134,7 @@ def _with_multipliers(matrix: Array) -> _Codes | None:
 
 def _stored_bits(narrow: _Codes, opset: int) -> int:
     """Width of the type in the file: INT2 came after INT4."""
-    return 2 if narrow.bits == 2 and opset >= PACKED_SINCE[2] else 4
+    return 2 if narrow.bits == 2 and opset >= INT2_SINCE else 4
 
 
 def _store(graph: Graph, ctx: Context, node: Node, narrow: _Codes, bits: int) -> None:

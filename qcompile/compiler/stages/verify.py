@@ -30,6 +30,7 @@ from qcompile.runtime.evaluation.user_metric import measure
 from qcompile.runtime.session import Session, SessionOptions
 from qcompile.system.memory import release_memory
 
+_FUSED = "com.microsoft.MatMulNBits"
 _SYNTHETIC_FEEDS = 4
 _TRIAL_SAMPLES = 2  # of a feed whose sizes are changed
 _IMAGE_SIZES = (64, 224)
@@ -220,7 +221,17 @@ def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:
     if prepared.unknown_operator:
         return runtime.written_ops(compiled.parsed[0])
     if not prepared.provider_missing:
-        return runtime.optimized_ops(compiled.path, prepared.provider)
+        found = runtime.optimized_ops(compiled.path, prepared.provider)
+        fused = found[_FUSED] - runtime.written_ops(compiled.parsed[0])[_FUSED]
+        if fused > 0:
+            name, value = runtime.FLOAT_DATA
+            account.note(
+                "data-quantized-by-runtime",
+                "ONNX Runtime turns products of float data by dequantized weights into MatMulNBits "
+                f"({fused} here), which quantizes the data to 8 bits in each run, also for these "
+                f"figures; its session option {name}={value} keeps the data float",
+            )
+        return found
     Session(compiled.path, _options(prepared))  # raises ModelError for an invalid model
     account.note(
         "provider-missing",

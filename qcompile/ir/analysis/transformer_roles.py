@@ -15,6 +15,7 @@ its classifier is not one. A model without any of this has only the roles "embed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -102,6 +103,7 @@ class _Finder:
         """All roles."""
         for node in self.nodes:
             self._mark_embedding(node)
+        self._mark_tokens()
         order = {id(n): i for i, n in enumerate(self.nodes)}
         attentions = [a for n in self.nodes if (a := self._attention(n)) is not None]
         ffns = [f for linear in self.linears.values() if (f := self._ffn(linear)) is not None]
@@ -206,6 +208,14 @@ class _Finder:
         same = bool(data) and all(self.has(t, "embedding") for t in data)
         if same and (is_op(node, "Add") or self._has_one_operand(node)):
             self.mark(node.outputs, "embedding")
+
+    def _mark_tokens(self) -> None:
+        """Mark the largest table: there are more tokens than positions and kinds of tokens."""
+        lookups = (n for n in self.nodes if is_op(n, "Gather"))
+        tables = [n.inputs[0] for n in lookups if self.has(n.inputs[0], "embedding-weight")]
+        if tables:
+            largest = max(tables, key=lambda t: math.prod(t.shape))
+            self.mark([largest], "token-embedding-weight")
 
     # ---- attention
     def _attention(self, node: Node) -> _Attention | None:

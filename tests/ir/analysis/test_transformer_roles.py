@@ -55,7 +55,7 @@ LAYER = {
 def test_every_tensor_of_an_encoder_has_its_role(pre_norm: bool) -> None:
     found = named(encoder(2, pre_norm=pre_norm))
     expected = {f"{t}{i}": f"{r}@{i}" for r, ts in LAYER.items() for t in ts for i in (0, 1)}
-    expected |= dict.fromkeys(("words", "kinds"), "embedding-weight")
+    expected |= {"words": "embedding-weight+token-embedding-weight", "kinds": "embedding-weight"}
     expected |= dict.fromkeys(("t", "n", "e"), "embedding") | {"out": "other"}
     # A norm that the residual sum skips opens a layer, one that feeds it closes one.
     norms = ("layernorm@0", "layernorm@1") if pre_norm else ("layernorm", "layernorm@0")

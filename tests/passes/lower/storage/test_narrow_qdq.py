@@ -103,7 +103,7 @@ def test_codes_of_4_bits_become_int4() -> None:
     )
     assert model.ir_version == 10
     assert ctx.origins["weight/int4"] == ("weight", 20.0)
-    assert "1 weights have 4 or 2 bits" in ctx.remarks[NOTE]
+    assert "4 or 2 bits (1 here)" in ctx.remarks[NOTE]
     stored = {t.name: t for t in model.graph.initializer}
     assert len(stored["weight/int4"].raw_data) == INPUTS * OUTPUTS // 2
 
