@@ -26,6 +26,7 @@ WeightBits = Literal[2, 3, 4, 5, 6, 7, 8]
 WEIGHT_BITS: tuple[WeightBits, ...] = get_args(WeightBits)
 # Weights that can have few bits: of linear layers, and tables whose rows are looked up.
 WeightKind = Literal["linear", "table"]
+TOKEN_TABLE = "role:token-embedding-weight"
 # Which products of attention run in integers.
 Attention = Literal["float", "scores", "all"]
 ATTENTIONS: tuple[Attention, ...] = ("float", "scores", "all")
@@ -103,12 +104,20 @@ class PassSettings:
     def precision_of_weight(
         self, names: Iterable[str], kind: WeightKind | None
     ) -> PrecisionRule | None:
-        """The same for a weight: where no pattern matches, the bits for all weights of its kind."""
-        rule = self.precision_of(names)
+        """The same for a weight: where no pattern matches, the bits for all weights of its kind.
+
+        Tables other than that of the tokens, such as of positions, get 8 bits at least: they are
+        small, and each of their rows is read by many texts.
+        """
+        found = list(names)
+        rule = self.precision_of(found)
         if rule is not None or kind is None:
             return rule
         setting, bits = self.bits_of(kind)
-        return None if bits is None else PrecisionRule("", bits, setting=setting)
+        if bits is None:
+            return None
+        small = kind == "table" and not matches(TOKEN_TABLE, found)
+        return PrecisionRule("", 8 if small else bits, setting=setting)
 
     def bits_of(self, kind: WeightKind) -> tuple[str, WeightBits | None]:
         """The recipe's key for the bits of all weights of a kind, and its value."""

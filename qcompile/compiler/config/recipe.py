@@ -75,7 +75,7 @@ class Recipe:
         outputs: names of the graph outputs to keep; empty keeps all.
         weight_bits: 2 to 8, of all weights of linear layers that no pattern of ``precision``
             matches; None is 8.
-        embedding_bits: the same for tables whose rows are looked up.
+        embedding_bits: the same for the token table; other tables whose rows are looked up get 8.
         weight_block: how many values of a weight of 2 to 7 bits share a multiplier, a power of two
             from 16 on, or 0 for none; None is by bits.
     """
