@@ -30,12 +30,13 @@ class Choice:
     drop: float
 
 
-def packed_bytes(elements: int, spec: QSpec) -> int:
+def packed_bytes(elements: int, spec: QSpec, stored: int) -> int:
     """Bytes of the integers of a weight in the file, without its scales.
 
-    Codes of few bits are packed without gaps, and multipliers of blocks are INT4 (packing.py).
+    ``stored``: bits of a value there. Codes of few bits are packed without gaps, and multipliers of
+    blocks are INT4 (``packing.py``).
     """
-    size = -(-elements * spec.bits // 8)
+    size = -(-elements * stored // 8)
     if spec.width is not None and spec.block:
         size += -(-elements // spec.block * _MULTIPLIER_BITS // 8)
     return size

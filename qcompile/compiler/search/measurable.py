@@ -26,11 +26,13 @@ from qcompile.targets import instruction_sets
 
 @dataclass(frozen=True)
 class PlannedWeight:
-    """A weight as it was planned: its name, how it is quantized, and how many values it has."""
+    """A weight as it was planned: its name, how it is quantized, how many values it has, and how
+    many bits each takes in the file: targets may have no type of as many bits as the code's."""
 
     name: str
     spec: QSpec
     elements: int
+    stored: int
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,14 @@ def planned_weights(prepared: Prepared) -> dict[str, PlannedWeight]:
 def _weights(graph: Graph, ctx: Context) -> dict[Use, PlannedWeight]:
     found = {}
     for decision in ctx.plan.quantized("weight"):
-        assert decision.spec is not None  # quantized() yields no other
+        spec = decision.spec
+        assert spec is not None  # quantized() yields no other
         for use in decision.uses:
             constant = graph.find(use.node).inputs[use.index]
             count = math.prod(constant.shape or ())
-            found[use] = PlannedWeight(decision.tensor, decision.spec, count)
+            stored = ctx.target.few_bits.get(spec.width or 0)
+            bits = spec.bits if stored is None else stored.stored
+            found[use] = PlannedWeight(decision.tensor, spec, count, bits)
     return found
 
 

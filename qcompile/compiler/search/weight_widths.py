@@ -45,7 +45,8 @@ class WeightItem:
 
     def bytes_in(self, plan: Mapping[str, PlannedWeight]) -> int:
         """Bytes of its integers in the file."""
-        return sum(packed_bytes(plan[t].elements, plan[t].spec) for t in self.tensors)
+        weights = [plan[t] for t in self.tensors]
+        return sum(packed_bytes(w.elements, w.spec, w.stored) for w in weights)
 
     def has_width(self, bits: int, plan: Mapping[str, PlannedWeight]) -> bool:
         """True if the plan gives all of it this width: targets and patterns may not."""

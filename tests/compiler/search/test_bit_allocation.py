@@ -92,8 +92,9 @@ def test_drops_follow_the_law_and_what_is_measured() -> None:
 
 def test_bytes_of_a_weight() -> None:
     plain = QSpec("int8", symmetric=True, granularity="channel", axis=1)
-    assert packed_bytes(1001, plain) == 1001
+    assert packed_bytes(1001, plain, 8) == 1001
     four = QSpec("int8", symmetric=True, granularity="channel", axis=1, width=4)
-    assert packed_bytes(1001, four) == 501
+    assert packed_bytes(1001, four, 4) == 501
     blocks = QSpec("int8", symmetric=True, granularity="channel", axis=1, width=4, block=32)
-    assert packed_bytes(3200, blocks) == 1600 + 50
+    assert packed_bytes(1001, four, 8) == 1001  # a target that has no type of so few bits
+    assert packed_bytes(3200, blocks, 4) == 1600 + 50
