@@ -40,13 +40,14 @@ from qcompile.compiler.search.weight_widths import (
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import sample_count
 from qcompile.planning.context import Reasons
+from qcompile.quant import QSpec
 
 # Widths that are measured, each only if a weight would get it or less; others are interpolated.
 _MEASURED = (4, 3, 2)
 # Shares of the search time: of measuring at one width, and after which nothing smaller is tried.
 _AT_A_WIDTH, _SHRUNK = 0.2, 0.85
 _LEAST_SAVED = 1 << 12  # bytes; smaller weights are not packed, since nodes that unpack take some
-_FITTINGS = 4  # allocations until the file has the size that the arithmetic says
+_FITTINGS = 6  # allocations until the file has the size that the arithmetic says
 _SHRINKINGS = 6  # bisections between the fewest bytes and the limit
 _CLOSE = 0.01  # share of a size at which bisection ends
 # How much the mean of the error and its worst sample count; the first is tried first.
@@ -77,12 +78,16 @@ class Sized:
 
 @dataclass(frozen=True)
 class _Build:
-    """A model that was compiled, now or in an earlier run. ``score``: None if not verified."""
+    """A model that was compiled, now or in an earlier run. ``score``: None if not verified.
+
+    ``stored``: bytes of each item's integers in the file, 0 where they are not found by name.
+    """
 
     choices: tuple[Choice, ...]
     bytes: int
     latency: float | None
     score: Score | None
+    stored: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -157,14 +162,15 @@ class _SizeSearch:
         """Bytes of each item at each width that it can have, and of everything else."""
         own = {weight.name: weight for weight in base.weights.values()}
         self.sizes = [{item.bits: item.bytes_in(own)} for item in self.items]
+        self.specs: list[dict[int, QSpec]] = [{} for _ in self.items]
         self.progress.step("bits: plan", len(WIDTHS))
         for bits in WIDTHS:
             recipe = with_widths(self.prepared.recipe, ((item, bits) for item in self.items))
             plan = self.tools.plan(recipe)
-            for item, sizes in zip(self.items, self.sizes, strict=True):
+            for item, sizes, specs in zip(self.items, self.sizes, self.specs, strict=True):
                 size = item.bytes_in(plan) if item.has_width(bits, plan) else 0
                 if 0 < size < min(sizes[item.bits] - _LEAST_SAVED, *sizes.values()):
-                    sizes[bits] = size
+                    sizes[bits], specs[bits] = size, plan[item.name].spec
             self.progress.advance()
         own_choices = [
             Choice(item.bits, sizes[item.bits], 0.0)
@@ -269,9 +275,28 @@ class _SizeSearch:
             build = self._built(choices)
             if build.bytes <= limit:
                 return build
-            # Nodes that unpack take bytes too.
-            self.other = build.bytes - sum(c.bytes for c in choices)
+            if not self._unstored(build):
+                # Nodes that unpack take bytes too.
+                self.other = build.bytes - sum(c.bytes for c in choices)
         return None
+
+    def _unstored(self, build: _Build) -> bool:
+        """Drop widths that were planned and are not stored so: a mode may have no form for them.
+
+        What holds for one weight holds for all that are quantized in the same way. Returns whether
+        there are any.
+        """
+        unstored = set()
+        for item, choice, sizes, specs, stored in zip(
+            self.items, build.choices, self.sizes, self.specs, build.stored, strict=True
+        ):
+            saves_nothing = stored >= sizes[item.bits]
+            if choice.bits != item.bits and saves_nothing and choice.bits in specs:
+                unstored.add(specs[choice.bits])
+        for sizes, specs in zip(self.sizes, self.specs, strict=True):
+            for bits in [b for b, spec in specs.items() if spec in unstored]:
+                del sizes[bits], specs[bits]
+        return bool(unstored)
 
     def _best_fit(self) -> _Build | None:
         """The best build within the limit; other goals are tried where a gate fails."""
@@ -306,10 +331,15 @@ class _SizeSearch:
         key = _key(choices)
         if key in self.builds:
             return self.builds[key]
-        if key in self.state.figures:
-            size, latency = self.state.figures[key]
-            found = self.state.tried.get(key)
-            self.builds[key] = _Build(tuple(choices), int(size or 0), latency, found)
+        if len(self.state.figures.get(key, ())) == 2 + len(self.items):
+            size, latency, *stored = self.state.figures[key]
+            self.builds[key] = _Build(
+                tuple(choices),
+                int(size or 0),
+                latency,
+                self.state.tried.get(key),
+                tuple(int(count or 0) for count in stored),
+            )
             return self.builds[key]
         return self._record(choices, self._compiled(choices))
 
@@ -334,8 +364,9 @@ class _SizeSearch:
         if found is not None:
             self.state.tried[key] = found
         self.compiled[key] = verified
-        self.state.figures[key] = [size, latency]
-        self.builds[key] = _Build(tuple(choices), size, latency, found)
+        stored = tuple(_stored_bytes(verified, item) for item in self.items)
+        self.state.figures[key] = [size, latency, *stored]
+        self.builds[key] = _Build(tuple(choices), size, latency, found, stored)
         return self.builds[key]
 
     # ---- reporting
@@ -404,6 +435,16 @@ class _SizeSearch:
 
 def _key(choices: Sequence[Choice]) -> str:
     return "bits:" + ",".join(str(choice.bits) for choice in choices)
+
+
+def _stored_bytes(verified: Verified, item: WeightItem) -> int:
+    """Bytes of its integers in the file; passes name what they derive after what it comes from."""
+    derived = tuple(f"{tensor}/" for tensor in item.tensors)
+    return sum(
+        row.bytes
+        for row in verified.rewritten.ledger
+        if row.kind == "weight" and f"{row.tensor}/".startswith(derived)
+    )
 
 
 def _total(costs: Sequence[Mapping[int, float]]) -> float:

@@ -170,6 +170,14 @@ def test_nodes_that_unpack_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert report.bytes <= limit and len(sizes(report).points) > 2
 
 
+def test_widths_without_a_form_in_the_file_are_given_up() -> None:
+    """MatMulNBits has 8, 4 and 2 bits, although a weight of 5 bits can be planned."""
+    plain = compile(None, replace(CPU, mode="weight-only")).report.bytes
+    report = compile(str(plain - 4_000), replace(CPU, mode="weight-only")).report
+    assert report.bytes <= plain - 4_000
+    assert set(bits(report).values()) <= {2, 4, 8}
+
+
 def test_when_time_is_up_the_best_so_far_is_within_the_limit() -> None:
     limit = plain_bytes() - 14_000
     report = compile(None, given=options(str(limit), search_time=1e-6)).report
