@@ -77,14 +77,14 @@ def lookup(rows: int, channels: int) -> Graph:
         (8, "8/0", "8/0"),
     ],
 )
-def test_settings_are_for_all_linear_layers_or_all_tables(
+def test_settings_are_for_all_linear_layers_or_the_token_table(
     bits: int, linear: str, table: str
 ) -> None:
     _, found = planned("qdq", weight_bits=bits)
     assert widths(found, "wq0", "wf0", "wh0") == f"{linear} {linear} {linear}"
     assert widths(found, "words", "kinds", "x0") == "8/0 8/0 8/0"
     _, found = planned("qdq", embedding_bits=bits)
-    assert widths(found, "words", "kinds", "wq0") == f"{table} {table} 8/0"
+    assert widths(found, "words", "kinds", "wq0") == f"{table} 8/0 8/0"
 
 
 @pytest.mark.parametrize(("block", "shown"), [(0, 0), (16, 16), (128, 128)])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcompile.quant.rounding.adaround import adarounded
 from qcompile.quant.rounding.block_multipliers import BlockMultipliers, rebased, with_multipliers
 from qcompile.quant.rounding.gptq import compensated_codes, damped
 from qcompile.quant.rounding.lattice import fitted
@@ -31,7 +32,8 @@ class RoundingProblem:
     moments: (inputs, inputs), second moments of the layer's data, None to treat all inputs as
     equally large and uncorrelated. damping: in units of the mean of their diagonal. row_factors:
     uint8 (inputs,), by which the data was divided, None for ones; ``weight`` is not multiplied by
-    them, and the moments are those of the data before the division.
+    them, and the moments are those of the data before the division. soft: soft roundings are
+    learned (``adaround``) before the descent; that takes some twenty times as long.
     """
 
     weight: Array
@@ -39,6 +41,7 @@ class RoundingProblem:
     moments: Array | None = None
     damping: float = 0.1
     row_factors: Array | None = None
+    soft: bool = False
 
 
 def few_bits_nearest(values: Array, spec: QSpec) -> Rounded:
@@ -72,6 +75,8 @@ def few_bits_rounded(problem: RoundingProblem) -> Rounded:
         codes = grid.lattice.nearest(weight)
         return _rounded(rebased(weight, None, grid, codes), codes, spec)
     codes = compensated_codes(weight, problem.moments, grid.lattice, problem.damping)
+    if problem.soft:
+        codes = adarounded(weight, moments, grid.lattice, codes)
     for _ in range(_ROUNDS):
         codes = descended(weight, moments, grid.lattice, codes)
         grid = rebased(weight, moments, grid, codes)

@@ -11,7 +11,7 @@ from qcompile.ir import Graph, array
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.passes.plan.plan_operands import PlanOperands
 from qcompile.passes.transform.migrate_scales import MigrateScales
-from qcompile.passes.transform.round_weights import RoundWeights
+from qcompile.passes.transform.round_weights import METHODS, RoundWeights
 from qcompile.planning import Context
 from qcompile.quant import Array
 from qcompile.quant.rounding import nearest
@@ -88,3 +88,16 @@ def test_without_a_sample_few_bits_are_nearest() -> None:
     spec = next(d.spec for d in ctx.plan.quantized("weight"))
     assert spec is not None
     np.testing.assert_array_equal(integers(graph, ctx), nearest(normal(CHANNELS, 8), spec).values)
+
+
+def test_adaround_is_a_method() -> None:
+    found = []
+    for method in METHODS:
+        graph, ctx = planned(3, 16, DATA, RoundWeights(method=method))
+        found.append(integers(graph, ctx))
+    assert not np.array_equal(*found)
+
+
+def test_other_methods_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected descent or adaround"):
+        RoundWeights(method="luck")
