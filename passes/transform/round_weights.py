@@ -65,7 +65,7 @@ class RoundWeights(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         tasks = [
             (site.data, linears)
-            for site in linear_groups(graph, ctx)
+            for site in _sites(graph, ctx)
             if self._is_sampled(ctx, site) and (linears := _unrounded(ctx, site))
         ]
         assigned: set[str] = set()  # a weight that several groups share is rounded for the first
@@ -132,6 +132,17 @@ class RoundWeights(Pass):
             Rounded(np.ascontiguousarray(v), QParams(s, z, spec))
             for v, s, z in zip(*parts, strict=True)
         ]
+
+
+def _sites(graph: Graph, ctx: Context) -> list[LinearGroup]:
+    """Groups whose weights are rounded by their data.
+
+    Where data stays float, rounding 8 bits to nearest is close enough, and there is no sample.
+    """
+    found = linear_groups(graph, ctx)
+    if ctx.choices.mode == "weight-only":
+        found = [g for g in found if any(linear.spec.width for linear in g.linears)]
+    return found
 
 
 def _unrounded(ctx: Context, site: LinearGroup) -> list[QuantizedLinear]:

@@ -188,6 +188,7 @@ CPU = Target(
             "share-ranges",
         ),
         "dynamic": ("permute-channels{pairs=true}",),
+        "weight-only": ("round-weights",),
     },
     lower={
         "static": (

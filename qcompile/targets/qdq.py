@@ -59,7 +59,10 @@ QDQ = Target(
     ),
     modes=("static", "weight-only", "float"),
     without_data=None,
-    transform={"static": ("group-scales", "trim-ranges", "guard-rows", "round-weights")},
+    transform={
+        "static": ("group-scales", "trim-ranges", "guard-rows", "round-weights"),
+        "weight-only": ("round-weights",),
+    },
     lower={
         "static": ("fit-biases", "shield-floats", "shield-groups", "narrow-qdq"),
         "weight-only": ("narrow-qdq",),

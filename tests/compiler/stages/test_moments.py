@@ -149,10 +149,9 @@ def test_a_memory_limit_changes_no_byte(folder: Path, text: Path) -> None:
     assert made[0].model == made[1].model
 
 
-@pytest.mark.usefixtures("asked")
 def test_without_ranges_data_helps_and_a_lock_keeps_what_it_gave(folder: Path, text: Path) -> None:
     """Modes that ask for no range calibrate moments from data, and need none."""
-    recipe = replace(PLAIN, mode="weight-only")
+    recipe = replace(PLAIN, mode="weight-only", weight_bits=4)
     made = compiled(folder, text, recipe)
     alone = compiled(folder, None, recipe)
     assert made.model != alone.model
