@@ -26,13 +26,14 @@ from qcompile.data.open_data import open_data
 from qcompile.ir.model_io.read_model import load
 from qcompile.quant import Array
 from qcompile.quant.rounding.adaround import adarounded
+from qcompile.quant.rounding.block_multipliers import BlockMultipliers
+from qcompile.quant.rounding.few_bits import alternated, fitted_grid
 from qcompile.quant.rounding.gptq import compensated_codes, damped
-from qcompile.quant.rounding.lattice import Lattice, fitted
-from qcompile.quant.rounding.lattice_search import descended, output_error, refitted, searched
+from qcompile.quant.rounding.lattice_search import output_error
 from qcompile.runtime.session import Session, with_outputs
 
-DAMPING, ROUNDS = 0.1, 2
-Found = tuple[Lattice, Array]
+DAMPING = 0.1
+Found = tuple[BlockMultipliers, Array]
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,21 @@ def layers(args: argparse.Namespace) -> Iterator[Layer]:
         yield Layer(node.name, weight, seen.T @ seen, held_out.T @ held_out)
 
 
-def methods(layer: Layer, moments: Array, lattice: Lattice) -> dict[str, Callable[[], Found]]:
+def methods(layer: Layer, moments: Array, grid: BlockMultipliers) -> dict[str, Callable[[], Found]]:
     """What is compared, by the name of its column."""
-    w = layer.weight
+    w, lattice = layer.weight, grid.lattice
 
     def gptq() -> Array:
         return compensated_codes(w, layer.seen, lattice, DAMPING)
 
     def descent(codes: Array) -> Found:
-        scaled = lattice
-        for _ in range(ROUNDS):
-            codes = descended(w, moments, scaled, codes)
-            scaled = refitted(w, moments, scaled, codes)
-        return scaled, descended(w, moments, scaled, codes)
+        return alternated(w, moments, grid, codes)
 
     return {
-        "GPTQ": lambda: (lattice, gptq()),
-        "GPTQ, descent": lambda: searched(w, layer.seen, lattice, DAMPING, ROUNDS),
-        "AdaRound": lambda: (lattice, adarounded(w, moments, lattice)),
-        "GPTQ, AdaRound": lambda: (lattice, adarounded(w, moments, lattice, gptq())),
+        "GPTQ": lambda: (grid, gptq()),
+        "GPTQ, descent": lambda: descent(gptq()),
+        "AdaRound": lambda: (grid, adarounded(w, moments, lattice)),
+        "GPTQ, AdaRound": lambda: (grid, adarounded(w, moments, lattice, gptq())),
         "GPTQ, AdaRound, descent": lambda: descent(adarounded(w, moments, lattice, gptq())),
     }
 
@@ -95,16 +92,16 @@ def compared(layer: Layer, bits: int, block: int | None) -> dict[str, tuple[floa
     moments = damped(layer.seen, DAMPING)
     if moments is None:
         return {}
-    lattice = fitted(layer.weight, bits, block=block)
+    grid = fitted_grid(layer.weight, bits, block)
 
-    def errors(lattice: Lattice, codes: Array) -> Array:
-        real = lattice.real(codes)
+    def errors(grid: BlockMultipliers, codes: Array) -> Array:
+        real = grid.lattice.real(codes)
         both = [output_error(layer.weight, m, real).sum() for m in (layer.seen, layer.held_out)]
         return np.array(both)
 
-    nearest = errors(lattice, lattice.nearest(layer.weight))
+    nearest = errors(grid, grid.lattice.nearest(layer.weight))
     found = {}
-    for name, method in methods(layer, moments, lattice).items():
+    for name, method in methods(layer, moments, grid).items():
         start = time.process_time()
         result = method()
         spent = time.process_time() - start

@@ -35,9 +35,10 @@ import numpy as np
 from qcompile.ir import Graph, Node, Refusal, Tensor, array, is_constant
 from qcompile.planning import Context, LinearGroup, linear_groups
 from qcompile.quant import Array, ChannelStats, QSpec, Range, qparams
+from qcompile.quant.rounding import SEVEN_BITS
 from qcompile.rewriting import Numerics, Pass, Stage
 
-_SEVEN_BITS, _MOST_ROW_FACTOR = 64, 4
+_MOST_ROW_FACTOR = 4
 _MULTIPLIERS = 4  # room that is left to multipliers of blocks
 
 
@@ -184,7 +185,7 @@ def _most_row_factor(site: LinearGroup) -> int | None:
     the steps of its whole block; values stay within 7 bits.
     """
     rooms = [
-        _SEVEN_BITS // (2 ** (width - 1) * (_MULTIPLIERS if linear.spec.block else 1))
+        SEVEN_BITS // (2 ** (width - 1) * (_MULTIPLIERS if linear.spec.block else 1))
         for linear in site.linears
         if (width := linear.spec.width) is not None
     ]

@@ -3,10 +3,10 @@
 from qcompile.quant.affine import dequantize, out_of_scale, qparams, quantize, sqnr_db
 from qcompile.quant.channel_statistics import FEWEST_ROWS, ChannelStats
 from qcompile.quant.observer import Calibrator, Observer
-from qcompile.quant.packing import PLANES, Plane, halves, nibbles, packed, planes, unpacked
+from qcompile.quant.packing import nibbles, packed
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
-from qcompile.quant.stored_codes import StoredCodes, stored_codes
+from qcompile.quant.stored_codes import LEAST_SAVED, StoredCodes, stored_codes
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, real, worst_sums
 
@@ -17,10 +17,9 @@ __all__ = [
     "ENOUGH_VALUES",
     "FEWEST_ROWS",
     "Floats",
+    "LEAST_SAVED",
     "Observer",
     "PAIR_SUM",
-    "PLANES",
-    "Plane",
     "QParams",
     "QSpec",
     "Range",
@@ -29,18 +28,15 @@ __all__ = [
     "StatRequest",
     "StoredCodes",
     "dequantize",
-    "halves",
     "nibbles",
     "out_of_scale",
     "packed",
     "pair_order",
-    "planes",
     "qparams",
     "quantize",
     "real",
     "sqnr_db",
     "stored_codes",
-    "unpacked",
     "widened",
     "worst_sums",
 ]

@@ -5,7 +5,7 @@ integer operators that ONNX Runtime folds when it loads the model compute the va
 
     value = plane₁ · 2^shift₁ + plane₂ · 2^shift₂ (+ ...)
 
-A plane of one bit lies in the two halves of a plane of two bits, half as long.
+All planes of a weight lie in one tensor of 4 bits (``nibbles``).
 """
 
 from __future__ import annotations
@@ -50,31 +50,6 @@ def planes(codes: Array, bits: int) -> list[Plane]:
         shift -= width
         found.append(Plane(width, shift, (codes >> shift) & (2**width - 1)))
     return found
-
-
-def from_planes(parts: list[Plane]) -> Array:
-    """The codes of which these are the planes, uint8."""
-    total: Array = sum((p.values << p.shift for p in parts), np.zeros_like(parts[0].values))
-    return total
-
-
-def halves(plane: Array) -> Array:
-    """Bits, uint8 (rows, ...), as 2-bit values (ceil(rows / 2), ...).
-
-    The first half of the rows is in the low bits. An odd number of rows is filled with zeros.
-    """
-    _check_width(plane, 1)
-    rows = -(-len(plane) // 2)
-    filled = np.zeros((2 * rows, *plane.shape[1:]), np.uint8)
-    filled[: len(plane)] = plane
-    joined: Array = filled[:rows] | filled[rows:] << 1
-    return joined
-
-
-def from_halves(joined: Array, rows: int) -> Array:
-    """The ``rows`` of bits that ``halves`` joined."""
-    apart: Array = np.concatenate([joined & 1, joined >> 1])[:rows]
-    return apart
 
 
 NIBBLE = 4
@@ -129,25 +104,6 @@ def packed(values: Array, bits: int) -> bytes:
     for i in range(per_byte):
         joined |= filled[i::per_byte] << (bits * i)
     return joined.tobytes()
-
-
-def unpacked(raw: bytes, bits: int, shape: tuple[int, ...], *, signed: bool) -> Array:
-    """What ``packed`` packed: int8 or uint8 of that shape.
-
-    Raises ValueError where the bytes do not hold that many values.
-    """
-    count, per_byte = int(np.prod(shape, dtype=np.int64)), 8 // bits
-    if len(raw) != -(-count // per_byte):
-        raise ValueError(f"{len(raw)} bytes do not hold {count} values of {bits} bits")
-    stored = np.frombuffer(raw, np.uint8)
-    apart = np.empty(len(raw) * per_byte, np.uint8)
-    for i in range(per_byte):
-        apart[i::per_byte] = stored >> (bits * i) & (2**bits - 1)
-    values = apart[:count].reshape(shape)
-    if not signed:
-        return values
-    top = 1 << (bits - 1)
-    return ((values ^ top).astype(np.int16) - top).astype(np.int8)
 
 
 def _check_width(values: Array, bits: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from qcompile.quant.types import FEW_BITS, Array
 
-# Inputs that share a multiplier. Larger blocks are made of smaller ones.
+# Inputs that share a multiplier. A larger block is several smaller ones.
 BLOCKS = (128, 64, 32, 16)
 _FINEST = BLOCKS[-1]
 # Multipliers in the order of preference: of small magnitude, and -8 before 8 as it fits into int4.
@@ -24,6 +24,7 @@ _MULTIPLIERS = sorted(
     (sign * size for size in range(1, 128) for sign in (1, -1)),
     key=lambda multiplier: (abs(multiplier), (multiplier < 0) != (abs(multiplier) == 8)),
 )
+LEAST_SAVED = 1 << 12  # bytes for which packing pays: the nodes that unpack take some hundred
 # Outputs looked at before all of them are.
 _SAMPLE = 32
 _CHUNK = 1 << 22  # values; limits what a large table needs in memory

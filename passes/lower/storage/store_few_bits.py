@@ -22,12 +22,11 @@ import onnx
 
 from qcompile.ir import Constant, Graph, Refusal, Tensor, array, rank
 from qcompile.planning import Context
-from qcompile.quant import Array, StoredCodes, nibbles, stored_codes
+from qcompile.quant import LEAST_SAVED, Array, StoredCodes, nibbles, stored_codes
 from qcompile.quant.packing import NIBBLE, plane_spans
 from qcompile.rewriting import Numerics, Pass, Stage
 
 _SINCE = 21  # opset of INT4 and UINT4
-_LEAST = 1 << 12  # bytes that must be saved: nodes take some hundred
 _INT4, _UINT4 = (
     onnx.helper.tensor_dtype_to_np_dtype(kind)
     for kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
@@ -53,7 +52,7 @@ class StoreFewBits(Pass):
             if constant.dtype != np.int8 or (rank(constant) or 0) < 2:
                 continue
             form = _smallest(array(constant))
-            if form is None or form.saved < _LEAST:
+            if form is None or form.saved < LEAST_SAVED:
                 continue
             obstacle = _obstacle(graph, constant)
             if obstacle is not None:

@@ -135,7 +135,7 @@ def sensitivity(
     """Measure all items of a model, and rank them.
 
     ``bits``: widths, 2 to 7, at which each weight alone is measured too; ``measure`` makes the
-    model of a recipe for that. Raises RecipeError for unfit groups ``by``.
+    model of a recipe for that. Raises RecipeError where ``by`` is no way to group.
     """
     items, progress, notes = found.items(by), found.prepared.progress, list(found.notes)
     progress.step("measure", len(items))

@@ -40,13 +40,12 @@ from qcompile.compiler.search.weight_widths import (
 from qcompile.compiler.stages.verify import Verified
 from qcompile.data.feeds import sample_count
 from qcompile.planning.context import Reasons
-from qcompile.quant import QSpec
+from qcompile.quant import LEAST_SAVED, QSpec
 
 # Widths that are measured, each only if a weight would get it or less; others are interpolated.
 _MEASURED = (4, 3, 2)
 # Shares of the search time: of measuring at one width, and after which nothing smaller is tried.
 _AT_A_WIDTH, _SHRUNK = 0.2, 0.85
-_LEAST_SAVED = 1 << 12  # bytes; smaller weights are not packed, since nodes that unpack take some
 _FITTINGS = 6  # allocations until the file has the size that the arithmetic says
 _SHRINKINGS = 6  # bisections between the fewest bytes and the limit
 _CLOSE = 0.01  # share of a size at which bisection ends
@@ -169,7 +168,7 @@ class _SizeSearch:
             plan = self.tools.plan(recipe)
             for item, sizes, specs in zip(self.items, self.sizes, self.specs, strict=True):
                 size = item.bytes_in(plan) if item.has_width(bits, plan) else 0
-                if 0 < size < min(sizes[item.bits] - _LEAST_SAVED, *sizes.values()):
+                if 0 < size < min(sizes[item.bits] - LEAST_SAVED, *sizes.values()):
                     sizes[bits], specs[bits] = size, plan[item.name].spec
             self.progress.advance()
         own_choices = [

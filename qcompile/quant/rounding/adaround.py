@@ -60,7 +60,7 @@ def adarounded(
     start: Array | None = None,
     schedule: Schedule = USUAL,
 ) -> Array:
-    """Codes, uint8 (inputs, outputs), of small output error; scales and zeros do not change.
+    """Codes, uint8 (inputs, outputs), of small output error; scales do not change.
 
     values: (inputs, outputs). moments: (inputs, inputs), positive diagonal, so damped. Each code is
     one of the two next to its value (the paper's floor and ceiling). start: codes to start from,
@@ -71,8 +71,8 @@ def adarounded(
     """
     _check(values, moments, lattice, start)
     target, moments = np.asarray(values, np.float32), np.asarray(moments, np.float32)
-    scale, zero = lattice.by_row()
-    position = np.clip(target / scale + zero, 0, lattice.largest_code)
+    scale, middle = lattice.by_row(), np.float32(lattice.middle)
+    position = np.clip(target / scale + middle, 0, lattice.largest_code)
     down = np.minimum(np.floor(position), lattice.largest_code - 1)
     if start is None:
         soft = position - down
@@ -81,7 +81,7 @@ def adarounded(
         down = np.clip(down, np.maximum(first - 1, 0), np.minimum(first, lattice.largest_code - 1))
         soft = _OF_START * (first - down) + (1 - _OF_START) * np.clip(position - down, 0, 1)
     # The weight's error in steps is up - offset, and of a weight that is rounded down -offset.
-    offset = target / scale + zero - down
+    offset = target / scale + middle - down
     up = np.empty(target.shape, bool)
     for left in range(0, target.shape[1], _OUTPUTS):
         part = np.s_[:, left : left + _OUTPUTS]

@@ -1,6 +1,6 @@
 """Block scales for an integer kernel: one float per output, times a small integer per block.
 
-    weight ≈ ((code - zero) · multiplier) · base
+    weight ≈ ((code - middle) · multiplier) · base
 
 The term in brackets is an int8 value that ONNX Runtime computes once, when it loads the model
 (Cast, Gather and Mul of constants are folded), so the matrix multiplication is the ordinary one
@@ -28,21 +28,17 @@ class BlockMultipliers:
     """Scales as float32 base (outputs,) times int8 multipliers (blocks, outputs), not zero.
 
     ``lattice`` has these scales. ``row_factors``: uint8 (inputs,), by which the data of each input
-    was divided before it was quantized, so the kernel's weight is multiplied by them. ``doubled``:
-    the lattice has zeros halfway between codes, so integers are
-    ``2 · (code - zero) · multiplier · row factor`` and the base is half as large.
+    was divided before it was quantized, so the kernel's weight is multiplied by them.
     """
 
     base: Floats
     multipliers: Array
     row_factors: Array
     lattice: Lattice
-    doubled: bool
 
     def integers(self, codes: Array) -> Array:
         """What the kernel multiplies, int8 (inputs, outputs), for uint8 codes of that shape."""
-        _, zero = self.lattice.by_row()
-        steps = (codes.astype(np.float32) - zero) * (2 if self.doubled else 1)
+        steps = codes.astype(np.int16) - self.lattice.middle
         times = np.repeat(self.multipliers, self.lattice.block, axis=0)[: self.lattice.inputs]
         integers: Array = (steps * times * self.row_factors[:, None]).astype(np.int8)
         return integers
@@ -59,19 +55,15 @@ def with_multipliers(
     """Scales rounded to integer multiples, up to ``most``, of one base per output.
 
     values: (inputs, outputs); the base is that of least squared error when they are rounded to
-    nearest. ``most`` is 7 for multipliers in int4, 15 for positive ones in uint4; it is lowered in
+    nearest. ``most`` is 7 for multipliers in int4; it is lowered in
     blocks where integers would exceed ``largest``. row_factors: uint8 (inputs,), None for ones:
     with them a channel of large values gets a coarser step of the data and no coarser one of its
     weight, where a scale moved into the weight would widen the range of the whole block. Raises
     ValueError where even multipliers of 1 would exceed ``largest``.
     """
-    doubled = bool((lattice.zero % 1).any())
     factors = np.ones(lattice.inputs, np.uint8) if row_factors is None else row_factors
-    reach = np.maximum(lattice.zero, lattice.largest_code - lattice.zero).max()
     # Largest multiplier of each block, (blocks, 1).
-    limits = np.minimum(
-        most, largest // (reach * (2 if doubled else 1) * _block_maxima(factors, lattice.block))
-    )
+    limits = np.minimum(most, largest // (lattice.middle * _block_maxima(factors, lattice.block)))
     if limits.min() < 1:
         raise ValueError(f"codes of {lattice.bits} bits exceed {largest} without multipliers")
     sizes, sign = np.abs(lattice.scale), np.sign(lattice.scale)
@@ -85,9 +77,8 @@ def with_multipliers(
         best = np.where(error < least, tried, best)
         least = np.minimum(error, least)
     multipliers = _multiples(sizes, best, limits) * sign
-    kernel_base = best / np.float32(2) if doubled else best
     scaled = replace(lattice, scale=multipliers * best)
-    return BlockMultipliers(kernel_base, multipliers.astype(np.int8), factors, scaled, doubled)
+    return BlockMultipliers(best, multipliers.astype(np.int8), factors, scaled)
 
 
 def rebased(

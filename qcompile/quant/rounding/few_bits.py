@@ -67,9 +67,7 @@ def few_bits_rounded(problem: RoundingProblem) -> Rounded:
     """
     weight, spec = np.asarray(problem.weight, np.float32), problem.spec
     assert spec.width is not None
-    lattice = fitted(weight, spec.width, block=spec.block)
-    most = 1 if spec.block is None else _MOST_MULTIPLIER
-    grid = with_multipliers(weight, lattice, most, row_factors=problem.row_factors)
+    grid = fitted_grid(weight, spec.width, spec.block, problem.row_factors)
     moments = None if problem.moments is None else damped(problem.moments, problem.damping)
     if problem.moments is None or moments is None:
         codes = grid.lattice.nearest(weight)
@@ -77,10 +75,33 @@ def few_bits_rounded(problem: RoundingProblem) -> Rounded:
     codes = compensated_codes(weight, problem.moments, grid.lattice, problem.damping)
     if problem.soft:
         codes = adarounded(weight, moments, grid.lattice, codes)
+    return _rounded(*alternated(weight, moments, grid, codes), spec)
+
+
+def fitted_grid(
+    weight: Array, bits: int, block: int | None, row_factors: Array | None = None
+) -> BlockMultipliers:
+    """The values that ``weight`` (inputs, outputs) may take, with scales for rounding to nearest.
+
+    block: inputs per multiplier, None for one scale per output. Raises ValueError where the weight
+    is empty or holds NaN or infinity.
+    """
+    lattice = fitted(weight, bits, block=block)
+    most = 1 if block is None else _MOST_MULTIPLIER
+    return with_multipliers(weight, lattice, most, row_factors=row_factors)
+
+
+def alternated(
+    weight: Array, moments: Array, grid: BlockMultipliers, codes: Array
+) -> tuple[BlockMultipliers, Array]:
+    """Grid and codes after descent on codes, then on scales, in turn; neither raises the error.
+
+    weight, codes: (inputs, outputs). moments: (inputs, inputs), damped.
+    """
     for _ in range(_ROUNDS):
         codes = descended(weight, moments, grid.lattice, codes)
         grid = rebased(weight, moments, grid, codes)
-    return _rounded(grid, descended(weight, moments, grid.lattice, codes), spec)
+    return grid, descended(weight, moments, grid.lattice, codes)
 
 
 def _rounded(grid: BlockMultipliers, codes: Array, spec: QSpec) -> Rounded:

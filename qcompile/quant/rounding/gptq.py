@@ -49,7 +49,7 @@ def compensated(values: Array, gram: Array, spec: QSpec, damping: float) -> Roun
 
 
 def compensated_codes(values: Array, gram: Array, lattice: Lattice, damping: float) -> Array:
-    """``compensated`` on a lattice, so also with blocks and zeros: codes, uint8 (inputs, outputs).
+    """``compensated`` on a lattice, so also with blocks: codes, uint8 (inputs, outputs).
 
     The scales are not changed: unlike in Frantar et al. they do not follow the carried errors, so
     the order of the rows does not depend on the blocks. Moments of zero: nearest.
@@ -58,14 +58,14 @@ def compensated_codes(values: Array, gram: Array, lattice: Lattice, damping: flo
     if scaled is None:
         return lattice.nearest(values)
     order, factor = _ordered_factor(gram, scaled)
-    scale, zero = (part[order] for part in lattice.by_row())
+    scale = lattice.by_row()[order]
     codes = np.empty(values.shape, np.uint8)
 
     def rounded(position: int, row: Array) -> Array:
-        code = np.rint(row / scale[position] + zero[position])
+        code = np.rint(row / scale[position]) + lattice.middle
         np.clip(code, 0, lattice.largest_code, out=code)
         codes[order[position]] = code
-        real: Array = (code - zero[position]) * scale[position]
+        real: Array = (code - lattice.middle) * scale[position]
         return real
 
     _carry_errors(values[order].astype(np.float32), factor, rounded)

@@ -10,11 +10,9 @@ import pytest
 from qcompile.quant import Array
 from qcompile.quant.rounding.adaround import Schedule, adarounded
 from qcompile.quant.rounding.gptq import compensated_codes, damped
-from qcompile.quant.rounding.lattice import Lattice, Zero, fitted
+from qcompile.quant.rounding.lattice import Lattice, fitted
 from qcompile.quant.rounding.lattice_search import output_error
 from qcompile.rewriting.testing import normal
-
-ZEROS: tuple[Zero, ...] = ("middle", "integer", "half")
 
 
 def correlated(channels: int, seed: int = 0) -> Array:
@@ -37,17 +35,15 @@ def error(w: Array, gram: Array, lattice: Lattice, codes: Array) -> float:
 
 def down(w: Array, lattice: Lattice) -> Array:
     """The smaller of the two codes next to each value."""
-    scale, zero = lattice.by_row()
-    steps = np.floor(np.clip(w / scale + zero, 0, lattice.largest_code))
+    steps = np.floor(np.clip(w / lattice.by_row() + lattice.middle, 0, lattice.largest_code))
     codes: Array = np.minimum(steps, lattice.largest_code - 1).astype(np.uint8)
     return codes
 
 
-@pytest.mark.parametrize("zero", ZEROS)
 @pytest.mark.parametrize(("bits", "block"), [(2, None), (3, 16), (4, None), (4, 24)])
-def test_the_outputs_are_closer_than_with_nearest(bits: int, block: int | None, zero: Zero) -> None:
+def test_the_outputs_are_closer_than_with_nearest(bits: int, block: int | None) -> None:
     w, gram = normal(64, 24), moments(64)
-    lattice = fitted(w, bits, block=block, zero=zero)
+    lattice = fitted(w, bits, block=block)
     codes = adarounded(w, gram, lattice)
     assert error(w, gram, lattice, codes) < 0.5 * error(w, gram, lattice, lattice.nearest(w))
     # Some are rounded away from their nearest, but none beyond its two neighbours.
@@ -92,14 +88,12 @@ def test_it_is_among_the_best_of_all_roundings() -> None:
 def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     w, gram = normal(32, 8), np.diag(np.geomspace(0.01, 100, 32)).astype(np.float32)
     lattice = fitted(w, 4, block=8)
-    scale, zero = lattice.by_row()
-    clear = np.abs((w / scale + zero) % 1 - 0.5) > 0.05  # not halfway
+    clear = np.abs(w / lattice.by_row() % 1 - 0.5) > 0.05  # not halfway
     assert np.array_equal(adarounded(w, gram, lattice)[clear], lattice.nearest(w)[clear])
 
 
-@pytest.mark.parametrize("zero", ZEROS)
-def test_exact_weights_stay(zero: Zero) -> None:
-    lattice = fitted(normal(40, 6), 4, block=16, zero=zero)
+def test_exact_weights_stay() -> None:
+    lattice = fitted(normal(40, 6), 4, block=16)
     codes = np.random.default_rng(0).integers(0, 16, (40, 6)).astype(np.uint8)
     exact = lattice.real(codes)
     assert np.array_equal(adarounded(exact, moments(40), lattice), codes)
@@ -107,7 +101,7 @@ def test_exact_weights_stay(zero: Zero) -> None:
 
 def test_values_beyond_the_range_get_its_end() -> None:
     w = np.array([[100], [-100], [0.3]], np.float32)
-    lattice = Lattice(np.ones((1, 1), np.float32), np.full((1, 1), 8, np.float32), 4, 3, 3)
+    lattice = Lattice(np.ones((1, 1), np.float32), 4, 3, 3)
     assert adarounded(w, np.eye(3, dtype=np.float32), lattice).ravel().tolist() == [15, 0, 8]
 
 
@@ -120,7 +114,7 @@ def test_the_same_input_gives_the_same_codes() -> None:
     assert np.array_equal(w, kept[0]) and np.array_equal(gram, kept[1])
     # Outputs do not depend on each other, nor on the units of the data.
     assert np.array_equal(adarounded(w, gram * 1024, lattice), first)
-    some = Lattice(lattice.scale[:, 128:256], lattice.zero[:, 128:256], 4, 48, 16)
+    some = Lattice(lattice.scale[:, 128:256], 4, 48, 16)
     assert np.array_equal(adarounded(w[:, 128:256], gram, some), first[:, 128:256])
 
 

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from qcompile.quant import Array
 from qcompile.quant.rounding.block_multipliers import SEVEN_BITS, rebased, with_multipliers
-from qcompile.quant.rounding.lattice import Lattice, Zero, fitted
+from qcompile.quant.rounding.lattice import Lattice, fitted
 from qcompile.quant.rounding.lattice_search import output_error
 from qcompile.rewriting.testing import normal
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
-ZEROS: tuple[Zero, ...] = ("middle", "integer", "half")
 
 
 def weight(inputs: int, outputs: int, seed: int = 0) -> Array:
@@ -27,13 +26,11 @@ def error(w: Array, lattice: Lattice) -> float:
     return float(np.square(lattice.real(lattice.nearest(w)) - w).sum())
 
 
-@given(st.integers(1, 40), st.integers(2, 5), st.sampled_from(ZEROS), st.integers(0, 20))
+@given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 20))
 @properties
-def test_integers_times_base_are_the_real_values(
-    inputs: int, bits: int, zero: Zero, seed: int
-) -> None:
+def test_integers_times_base_are_the_real_values(inputs: int, bits: int, seed: int) -> None:
     w = weight(inputs, 3, seed)
-    found = with_multipliers(w, fitted(w, bits, block=8, zero=zero), most=7)
+    found = with_multipliers(w, fitted(w, bits, block=8), most=7)
     codes = found.lattice.nearest(w)
     integers = found.integers(codes)
     assert integers.dtype == np.int8 and np.abs(integers.astype(int)).max() <= SEVEN_BITS
@@ -41,24 +38,20 @@ def test_integers_times_base_are_the_real_values(
     assert found.multipliers.all() and np.abs(found.multipliers).max() <= 7
 
 
-@pytest.mark.parametrize(
-    ("bits", "zero"), [(2, "half"), (3, "half"), (2, "integer"), (3, "integer"), (4, "middle")]
-)
-def test_multipliers_are_nearly_as_good_as_floats(bits: int, zero: Zero) -> None:
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_multipliers_are_nearly_as_good_as_floats(bits: int) -> None:
     """Far better than one scale per output, with multipliers up to 9 or more."""
     w = weight(128, 16)
-    blocks = fitted(w, bits, block=16, zero=zero)
+    blocks = fitted(w, bits, block=16)
     found = error(w, with_multipliers(w, blocks, most=15, largest=127).lattice)
     assert found < 1.4 * error(w, blocks)
-    assert found < 0.8 * error(w, fitted(w, bits, zero=zero))
+    assert found < 0.8 * error(w, fitted(w, bits))
 
 
 def test_multipliers_are_lowered_to_what_fits() -> None:
     w = weight(64, 4)
-    asymmetric = fitted(w, 4, block=8, zero="integer")
-    reach = np.maximum(asymmetric.zero, 15 - asymmetric.zero).max()
-    found = with_multipliers(w, asymmetric, most=100)
-    assert np.abs(found.multipliers).max() == SEVEN_BITS // reach
+    found = with_multipliers(w, fitted(w, 4, block=8), most=100)
+    assert np.abs(found.multipliers).max() == SEVEN_BITS // 8
     with pytest.raises(ValueError, match="exceed 64 without multipliers"):
         with_multipliers(w, fitted(w, 8, block=8), most=7)
     assert with_multipliers(w, fitted(w, 7, block=8), most=7).multipliers.max() == 1

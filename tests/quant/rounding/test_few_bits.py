@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from qcompile.quant import Array, QSpec, real
 from qcompile.quant.rounding import RoundingProblem, few_bits_rounded, nearest
 from qcompile.quant.rounding.block_multipliers import SEVEN_BITS
+from qcompile.quant.rounding.few_bits import alternated, fitted_grid
+from qcompile.quant.rounding.gptq import compensated_codes, damped
+from qcompile.quant.rounding.lattice_search import output_error
 from qcompile.quant.weight_rounding import Rounded
 from qcompile.rewriting.testing import normal
 
@@ -145,3 +148,17 @@ def test_specs_that_make_no_sense(settings_: dict[str, Any], message: str) -> No
 def test_spec_as_text() -> None:
     assert str(spec(4, 32)) == "int8:sym:channel[1]:4-bit:block 32"
     assert spec(4).bits == 4
+
+
+def test_descent_on_codes_and_scales_beats_compensation() -> None:
+    weight, gram = normal(128, 32), damped(moments(128), 0.01)
+    assert gram is not None
+    grid = fitted_grid(weight, 3, 32)
+    codes = compensated_codes(weight, moments(128), grid.lattice, 0.01)
+    found, best = alternated(weight, gram, grid, codes)
+    first, last = (
+        float(output_error(weight, gram, g.lattice.real(c)).sum())
+        for g, c in ((grid, codes), (found, best))
+    )
+    assert last < 0.98 * first
+    np.testing.assert_array_equal(found.multipliers, grid.multipliers)
