@@ -5,7 +5,7 @@ In names, W is the bits of weights, A of the data that they are multiplied by, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks._accuracy_rows import Row
@@ -60,9 +60,22 @@ def with_rounding(row: Row, method: str | None) -> Row:
         elif method is not None:
             settings = filter(None, (options, f"method={method}"))
             passes.append(f"{name}{{{','.join(settings)}}}")
+    return _with_transforms(row, passes, method or "nearest")
+
+
+def with_bias_correction(row: Row) -> Row:
+    """The row with the mean error of each layer in its bias."""
+    passes = []
+    for item in target(row.settings["target"]).transform["static"]:
+        passes += [item, "correct-bias"] if item.startswith(ROUNDING) else [item]
+    return _with_transforms(row, passes, "bias correction")
+
+
+def _with_transforms(row: Row, passes: Sequence[str], name: str) -> Row:
     # With other transforms than its own a target leaves attention in float, which would differ too.
-    changed = {**row.settings, "transforms": ",".join(passes), "attention": goal.attention}
-    return Row("rounding", f"{row.name}, {method or 'nearest'}", changed)
+    attention = target(row.settings["target"]).attention
+    changed = {**row.settings, "transforms": ",".join(passes), "attention": attention}
+    return Row("rounding", f"{row.name}, {name}", changed)
 
 
 def _rows() -> tuple[Row, ...]:
@@ -80,6 +93,7 @@ def _rows() -> tuple[Row, ...]:
         for bits, block in _ROUNDED
         for method in (None, "adaround")
     ]
+    rounding.append(with_bias_correction(few_bits("cpu", 4, 4, 0)))
     weight_only = [few_bits("cpu", *bits, mode="weight-only") for bits in _WEIGHT_ONLY]
     qdq = [few_bits("qdq", *bits, mode=mode) for mode, *bits in _QDQ]
     recipes = [Row("recipes", f"recipe {name}", {"recipe": name}) for name in _RECIPES]
