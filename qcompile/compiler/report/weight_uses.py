@@ -1,0 +1,342 @@
+"""In which types a run computes with the constants of a model, and what they take in memory.
+
+Both follow from the graph: what ONNX Runtime computes when it loads the model
+(``computed_at_load``), and the operators that read the result. Which DequantizeLinear it fuses is
+decided at load. The graph that it runs, where it is given, says so. Without it, the rules of its
+fusions do, except for what other fusions do first: a float bias that becomes part of a Gemm keeps
+that Gemm float.
+Sources: ONNX Runtime qdq_selectors.cc, matmul_nbits.cc, insert_cast_transformer.cc.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import onnx
+
+from qcompile.ir import MICROSOFT, is_op
+from qcompile.ir.model_io.computed_at_load import sources
+from qcompile.ir.operators import LAYOUT
+from qcompile.ir.quantized_operators import input_name
+from qcompile.ir.subgraph import bodies
+
+CPU = "CPUExecutionProvider"
+_KINDS: dict[int, str] = {int(v): k.lower() for k, v in onnx.TensorProto.DataType.items()}
+_FEW_BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
+_BYTES = ("int8", "uint8")
+_BLOCKS = f"{MICROSOFT}.MatMulNBits"
+_ROWS = f"{MICROSOFT}.GatherBlockQuantized"
+_DEQUANTIZERS = ("DequantizeLinear", f"{MICROSOFT}.DequantizeLinear")
+_LOOKUPS = ("Gather", "GatherElements", "GatherND")
+_MOVERS = (*LAYOUT, "Concat")
+_INTEGER_LEVEL = 4  # accuracy_level of MatMulNBits that quantizes the data
+_TWO_BIT_BLOCKS = (32, 64, 128)  # with a kernel; others are dequantized
+_FUSED_BLOCKS = (16, 32, 64, 128, 256, 512)  # of a DequantizeLinear that becomes MatMulNBits
+# Attributes that decide.
+_READ = ("accuracy_level", "alpha", "axis", "beta", "bits", "block_size", "to", "transA", "transB")
+_FUSED = "_T"  # ends the name of a weight or scale that ONNX Runtime wrote for MatMulNBits
+
+
+@dataclass(frozen=True)
+class Use:
+    """What becomes of a constant once the model is loaded.
+
+    computed: the types in which a run computes with it; several are joined by a comma. looked_up:
+    only with rows of it. memory_dtype, memory: types and bytes in memory; "" and 0 where it is
+    only needed to compute other constants.
+    """
+
+    computed: str = ""
+    looked_up: bool = False
+    memory_dtype: str = ""
+    memory: int = 0
+
+
+class _Kind(NamedTuple):
+    """Element type and shape."""
+
+    dtype: str
+    dims: tuple[int, ...]
+
+    def nbytes(self, dtype: str) -> int:
+        """Bytes of as many values of a type."""
+        return -(-math.prod(self.dims) * _element_bits(dtype) // 8)
+
+
+class _Reading(NamedTuple):
+    """How one operator uses a constant.
+
+    copy: the type of the copy that it reads, "" for the constant itself. values: the type of its
+    values, where a byte of a uint8 constant holds several, else "".
+    """
+
+    computed: str
+    looked_up: bool = False
+    copy: str = ""
+    values: str = ""
+
+
+@dataclass
+class _Account:
+    """All uses of one constant."""
+
+    computed: set[str] = field(default_factory=set)
+    whole: bool = False
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: _Kind, readings: Iterable[_Reading]) -> None:
+        """Enter the operators that read a tensor, which is in memory once for each type."""
+        held = {}
+        for reading in readings:
+            self.computed.add(reading.computed)
+            self.whole |= not reading.looked_up
+            dtype = reading.copy or kind.dtype
+            held[dtype] = reading.values or held.get(dtype, dtype)
+        for dtype, values in held.items():
+            self.memory[values] = self.memory.get(values, 0) + kind.nbytes(dtype)
+
+    def use(self) -> Use:
+        types = (", ".join(sorted(names)) for names in (self.computed, self.memory))
+        computed, memory = types
+        looked_up = bool(self.computed) and not self.whole
+        return Use(computed, looked_up, memory, sum(self.memory.values()))
+
+
+def weight_uses(
+    model: onnx.ModelProto, provider: str = CPU, run_graph: onnx.GraphProto | None = None
+) -> dict[str, Use]:
+    """The use of each initializer, by its name.
+
+    ``provider``: of ONNX Runtime, that runs the model. ``run_graph``: the graph after its
+    optimizations, None where that is unknown.
+    """
+    graph, on_cpu = model.graph, provider == CPU
+    found = {t.name: (t.name,) for t in graph.initializer} | sources(graph)
+    written = _Graph(graph, _kinds(model, found), on_cpu, constant=found.keys())
+    run = None
+    if run_graph is not None:
+        own = {t.name: _kind_of(t) for t in run_graph.initializer}
+        run = _Graph(run_graph, own, on_cpu, is_run=True)
+    accounts = {t.name: _Account() for t in graph.initializer}
+    for name, constants in found.items():
+        if written.is_read(name):
+            # The first constant has the most elements: the codes of a packed weight.
+            for part, known in _places(name, found, written, run):
+                kind = part.kinds[known]
+                readings = part.readings(known, kind.dtype)
+                if known != name:  # fused: the same codes in another layout
+                    dtype = written.kinds[name].dtype
+                    readings = (r._replace(values=r.values and dtype) for r in readings)
+                accounts[constants[0]].add(kind, readings)
+    return {name: account.use() for name, account in accounts.items()}
+
+
+def _places(
+    name: str, found: Container[str], written: _Graph, run: _Graph | None
+) -> list[tuple[_Graph, str]]:
+    """Where a constant is read: in the graph that is run, if it is still there, or as written."""
+    fused = name + _FUSED
+    names = (name,) if fused in found else (name, fused)
+    in_run = [(run, n) for n in names if run is not None and n in run.kinds and run.is_read(n)]
+    return in_run or [(written, name)]
+
+
+class _Graph:
+    """The operators of a graph that are executed in each run, by what they read.
+
+    kinds: of its constants. ``constant``: tensors that are computed at load. ``is_run``: the graph
+    is the one that ONNX Runtime runs, in which nothing is fused any more.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        kinds: Mapping[str, _Kind],
+        on_cpu: bool,
+        *,
+        constant: Container[str] = (),
+        is_run: bool = False,
+    ) -> None:
+        self.kinds, self.on_cpu, self.is_run = kinds, on_cpu, is_run
+        self.outputs = {value.name for value in graph.output}
+        self.readers: defaultdict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
+        self.producers: dict[str, onnx.NodeProto] = {}
+        for node in _executed(graph, constant):
+            self.producers |= dict.fromkeys(node.output, node)
+            for slot, name in enumerate(node.input):
+                self.readers[name].append((node, slot))
+
+    def is_read(self, name: str) -> bool:
+        return name in self.readers or name in self.outputs
+
+    def readings(self, name: str, dtype: str) -> Iterator[_Reading]:
+        """How a run uses a tensor of a type, also behind operators that only move its values."""
+        for node, slot in self.readers.get(name, ()):
+            yield from self._by(node, slot, dtype)
+        if name in self.outputs:
+            yield _Reading(dtype)
+
+    def _by(self, node: onnx.NodeProto, slot: int, dtype: str) -> Iterator[_Reading]:
+        if is_op(node, *_DEQUANTIZERS) and slot == 0:
+            yield from self._dequantized(node, dtype)
+        elif is_op(node, _BLOCKS) and slot == 1:
+            yield _Reading(self._level(node), values=_in_bytes(node, dtype, zero_point=3))
+        elif is_op(node, _ROWS) and slot == 0:
+            values = _in_bytes(node, dtype, zero_point=3)
+            yield _Reading(self._dtype(node.input[2]), looked_up=True, values=values)
+        elif is_op(node, *_LOOKUPS, *_MOVERS, "Cast"):
+            looked_up = is_op(node, *_LOOKUPS) and slot == 0
+            moved = _attributes(node).get("to", dtype) if is_op(node, "Cast") else dtype
+            result = moved if isinstance(moved, str) else _KINDS.get(moved, "")
+            for reading in self.readings(node.output[0], result):
+                yield _Reading(reading.computed, looked_up or reading.looked_up)
+        elif dtype == "float16" and self.on_cpu and not self.is_run:
+            yield _Reading("float", copy="float")  # its kernels are float32
+        else:
+            yield _Reading(dtype)
+
+    def _dtype(self, scale: str) -> str:
+        """The type of a scale, which is that of the values."""
+        return self.kinds[scale].dtype if scale in self.kinds else "float"
+
+    def _level(self, node: onnx.NodeProto) -> str:
+        """The type in which MatMulNBits multiplies."""
+        given = _attributes(node)
+        zero = input_name(node, 3)
+        integer = (
+            self.on_cpu
+            and given.get("accuracy_level", 0) == _INTEGER_LEVEL
+            and not input_name(node, 4)  # g_idx
+            and (not zero or self._dtype(zero) == "uint8")
+            and (given.get("bits", 4) != 2 or given.get("block_size") in _TWO_BIT_BLOCKS)
+        )
+        return "int8" if integer else self._dtype(node.input[2])
+
+    def _dequantized(self, node: onnx.NodeProto, dtype: str) -> Iterator[_Reading]:
+        """Readers of a DequantizeLinear: those with integers, if they are fused, or with floats."""
+        real = self._dtype(node.input[1])
+        readers = self.readers.get(node.output[0], [])
+        for reader, slot in readers:
+            fused = None if self.is_run else self._fused(node, reader, slot, dtype)
+            if fused is not None:
+                yield fused
+                continue
+            for reading in self._by(reader, slot, real):  # the whole tensor, before any lookup
+                yield _Reading(reading.computed)
+        if node.output[0] in self.outputs:
+            yield _Reading(real)
+
+    def _fused(
+        self, node: onnx.NodeProto, reader: onnx.NodeProto, slot: int, dtype: str
+    ) -> _Reading | None:
+        """What a DequantizeLinear of a weight becomes together with its reader."""
+        if slot != 1 or not is_op(reader, "MatMul", "Gemm", "Conv"):
+            return None
+        quantized = [self._is_dequantized(name) for name in reader.input if name]
+        if quantized[0]:
+            complete = all(quantized[:2]) and (not self.on_cpu or self._is_complete(reader))
+            return _Reading(dtype) if complete and dtype in _BYTES else None
+        blocks = self.on_cpu and self._becomes_blocks(node, reader, dtype)
+        return _Reading("int8") if blocks else None
+
+    def _is_complete(self, node: onnx.NodeProto) -> bool:
+        """True where the CPU's integer operator can replace a node: its bias is integer too."""
+        results = [is_op(reader, "QuantizeLinear") for reader, _ in self.readers[node.output[0]]]
+        whole = not is_op(node, "Conv") or bool(results and all(results))
+        return whole and all(self._is_dequantized(name) for name in node.input if name)
+
+    def _is_dequantized(self, name: str) -> bool:
+        return name in self.producers and is_op(self.producers[name], *_DEQUANTIZERS)
+
+    def _becomes_blocks(self, node: onnx.NodeProto, reader: onnx.NodeProto, dtype: str) -> bool:
+        """True where MatMulNBits replaces a MatMul of float data and dequantized integers."""
+        weight, given = self.kinds.get(node.input[0]), _attributes(node)
+        scale = self.kinds.get(node.input[1])
+        if weight is None or scale is None or len(weight.dims) != 2 or is_op(reader, "Conv"):
+            return False
+        gemm = _attributes(reader)
+        plain = not (gemm.get("transA") or gemm.get("transB")) and {
+            gemm.get(key, 1.0) for key in ("alpha", "beta")
+        } == {1.0}
+        axis = int(given.get("axis", 1)) % 2
+        block = given.get("block_size", 0)
+        fits = axis == 0 and block in _FUSED_BLOCKS if block else not scale.dims or axis == 1
+        alone = len(self.readers[node.output[0]]) == len(self.readers[node.input[0]]) == 1
+        return plain and fits and alone and (dtype in _BYTES or dtype in _FEW_BITS)
+
+
+def _executed(graph: onnx.GraphProto, constant: Container[str] = ()) -> Iterator[onnx.NodeProto]:
+    """Nodes that are not computed at load, with those of bodies."""
+    for node in graph.node:
+        if not all(name in constant for name in node.output if name):
+            yield node
+        for body in bodies(node):
+            yield from _executed(body)
+
+
+def _in_bytes(node: onnx.NodeProto, dtype: str, zero_point: int) -> str:
+    """The type of the values in the bytes of a block; the constant's own if it is no uint8."""
+    if dtype != "uint8":
+        return ""
+    sign = "u" if input_name(node, zero_point) else ""
+    return f"{sign}int{_attributes(node).get('bits', 4)}"
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name in _READ}
+
+
+def _element_bits(dtype: str) -> int:
+    if dtype in _FEW_BITS:
+        return _FEW_BITS[dtype]
+    number = getattr(onnx.TensorProto, dtype.upper(), None)
+    if number is None or dtype == "string":
+        return 0
+    return int(onnx.helper.tensor_dtype_to_np_dtype(number).itemsize) * 8
+
+
+def _kind_of(tensor: onnx.TensorProto) -> _Kind:
+    return _Kind(_KINDS.get(tensor.data_type, "?"), tuple(tensor.dims))
+
+
+def _kinds(model: onnx.ModelProto, found: Mapping[str, tuple[str, ...]]) -> dict[str, _Kind]:
+    """Type and shape of constants, and of all that is computed from them at load.
+
+    Where inference does not know a result, that of the constant with the most elements.
+    """
+    kinds = {t.name: _kind_of(t) for t in model.graph.initializer}
+    nodes = [n for n in model.graph.node if found.keys() & n.output]
+    for value in _inferred(model, nodes) if nodes else ():
+        tensor = value.type.tensor_type
+        if value.name in found and value.name not in kinds and tensor.HasField("shape"):
+            dims = tuple(d.dim_value for d in tensor.shape.dim)
+            kinds[value.name] = _Kind(_KINDS.get(tensor.elem_type, "?"), dims)
+    return kinds | {name: kinds[found[name][0]] for name in found.keys() - kinds.keys()}
+
+
+def _inferred(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]
+) -> Iterable[onnx.ValueInfoProto]:
+    """Types and shapes of the results of nodes that read only constants."""
+    read = {name for node in nodes for name in node.input}
+    graph = onnx.GraphProto(name="at-load", node=nodes)
+    for tensor in model.graph.initializer:
+        if tensor.name not in read:
+            continue
+        if tensor.data_type == onnx.TensorProto.INT64 and tensor.raw_data:  # a shape, or the like
+            graph.initializer.append(tensor)
+        else:
+            dims = list(tensor.dims)
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, dims)
+            graph.input.append(value)
+    reduced = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
+    )
+    try:
+        return onnx.shape_inference.infer_shapes(reduced, data_prop=True).graph.value_info
+    except (RuntimeError, ValueError):
+        return ()
