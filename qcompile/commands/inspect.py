@@ -84,7 +84,7 @@ def _show_summary(path: Path, rows: list[LedgerRow], size: int) -> None:
     """Bytes by kind and type, and what they become in a run, if that differs for a weight."""
     heads = ("what", "type", "tensors", "bytes", "share")
     uses = any(row.differs for row in rows)
-    more = ("computed in", "in memory", "bytes there") if uses else ()
+    more = ("computed in", "in memory", "bytes in memory") if uses else ()
     made = table(f"{path.name}: {megabytes(size)}", *heads, *more)
     for s in ledger.summarize_rows(rows):
         share = f"{s.bytes / size:.1%}" if s.bytes else "-"
@@ -129,7 +129,7 @@ def _show_float(rows: list[LedgerRow]) -> None:
 
 def _show_rows(rows: list[LedgerRow]) -> None:
     uses = any(row.differs for row in rows)
-    more = ("computed in", "in memory", "bytes there") if uses else ()
+    more = ("computed in", "in memory", "bytes in memory") if uses else ()
     heads = ("tensor", "what", "type", "shape", "bytes", *more, "SQNR dB", "range", "reason")
     made = table("tensors", *heads)
     for r in rows:

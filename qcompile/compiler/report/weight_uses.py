@@ -20,7 +20,7 @@ import onnx
 
 from qcompile.ir import MICROSOFT, is_op
 from qcompile.ir.model_io.computed_at_load import sources
-from qcompile.ir.operators import LAYOUT
+from qcompile.ir.operators import LAYOUT, op_name
 from qcompile.ir.quantized_operators import input_name
 from qcompile.ir.subgraph import bodies
 
@@ -33,6 +33,7 @@ _ROWS = f"{MICROSOFT}.GatherBlockQuantized"
 _DEQUANTIZERS = ("DequantizeLinear", f"{MICROSOFT}.DequantizeLinear")
 _LOOKUPS = ("Gather", "GatherElements", "GatherND")
 _MOVERS = (*LAYOUT, "Concat")
+_PROPAGATED = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 _INTEGER_LEVEL = 4  # accuracy_level of MatMulNBits that quantizes the data
 _TWO_BIT_BLOCKS = (32, 64, 128)  # with a kernel; others are dequantized
 _FUSED_BLOCKS = (16, 32, 64, 128, 256, 512)  # of a DequantizeLinear that becomes MatMulNBits
@@ -122,27 +123,53 @@ def weight_uses(
         own = {t.name: _kind_of(t) for t in run_graph.initializer}
         run = _Graph(run_graph, own, on_cpu, is_run=True)
     accounts = {t.name: _Account() for t in graph.initializer}
-    for name, constants in found.items():
-        if written.is_read(name):
-            # The first constant has the most elements: the codes of a packed weight.
-            for part, known in _places(name, found, written, run):
-                kind = part.kinds[known]
-                readings = part.readings(known, kind.dtype)
-                if known != name:  # fused: the same codes in another layout
-                    dtype = written.kinds[name].dtype
-                    readings = (r._replace(values=r.values and dtype) for r in readings)
-                accounts[constants[0]].add(kind, readings)
+    for equal in _equal(graph, found):
+        held: defaultdict[_Kind, list[_Reading]] = defaultdict(list)
+        for name in filter(written.is_read, equal):
+            for kind, reading in _readings(name, found, written, run):
+                held[kind].append(reading)
+        # The first constant has the most elements: the codes of a packed weight.
+        account = accounts[found[equal[0]][0]]
+        for kind, readings in held.items():
+            account.add(kind, readings)
     return {name: account.use() for name, account in accounts.items()}
 
 
-def _places(
+def _readings(
     name: str, found: Container[str], written: _Graph, run: _Graph | None
-) -> list[tuple[_Graph, str]]:
-    """Where a constant is read: in the graph that is run, if it is still there, or as written."""
+) -> Iterator[tuple[_Kind, _Reading]]:
+    """What a constant is where it is read, and how: in the graph that is run, or as written."""
     fused = name + _FUSED
     names = (name,) if fused in found else (name, fused)
     in_run = [(run, n) for n in names if run is not None and n in run.kinds and run.is_read(n)]
-    return in_run or [(written, name)]
+    for graph, known in in_run or [(written, name)]:
+        kind = graph.kinds[known]
+        for reading in graph.readings(known, kind.dtype):
+            if reading.values and known == fused:  # the same codes in blocks
+                yield kind, reading._replace(values=written.kinds[name].dtype)
+            else:
+                yield kind, reading
+
+
+def _equal(graph: onnx.GraphProto, found: Mapping[str, tuple[str, ...]]) -> Iterable[list[str]]:
+    """Tensors that are constants in a run, those together that ONNX Runtime stores once.
+
+    It removes Identity nodes, and computes once what equal nodes compute from the same constants.
+    """
+    first: dict[Any, str] = {}
+    same = {t.name: t.name for t in graph.initializer}
+    for node in graph.node:
+        if not found.keys() & node.output:
+            continue
+        read = tuple(same.get(name, name) for name in node.input)
+        given = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
+        for slot, name in enumerate(node.output):
+            alone = read[0] if is_op(node, "Identity") else name
+            same[name] = first.setdefault((op_name(node), given, read, slot), alone)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in found:
+        groups[same[name]].append(name)
+    return groups.values()
 
 
 class _Graph:
@@ -181,6 +208,8 @@ class _Graph:
             yield _Reading(dtype)
 
     def _by(self, node: onnx.NodeProto, slot: int, dtype: str) -> Iterator[_Reading]:
+        if is_op(node, "Shape", "Size"):
+            return  # reads no values
         if is_op(node, *_DEQUANTIZERS) and slot == 0:
             yield from self._dequantized(node, dtype)
         elif is_op(node, _BLOCKS) and slot == 1:
@@ -234,7 +263,7 @@ class _Graph:
         self, node: onnx.NodeProto, reader: onnx.NodeProto, slot: int, dtype: str
     ) -> _Reading | None:
         """What a DequantizeLinear of a weight becomes together with its reader."""
-        if slot != 1 or not is_op(reader, "MatMul", "Gemm", "Conv"):
+        if slot != 1 or not is_op(reader, "MatMul", "Gemm", "Conv") or self._is_clipped(reader):
             return None
         quantized = [self._is_dequantized(name) for name in reader.input if name]
         if quantized[0]:
@@ -249,8 +278,22 @@ class _Graph:
         whole = not is_op(node, "Conv") or bool(results and all(results))
         return whole and all(self._is_dequantized(name) for name in node.input if name)
 
+    def _is_clipped(self, node: onnx.NodeProto) -> bool:
+        """True where a Relu or Clip that no QuantizeLinear contains prevents every fusion."""
+        clips = [n for n, _ in self.readers[node.output[0]]]
+        if len(clips) != 1 or not is_op(clips[0], "Relu", "Clip"):
+            return False
+        result = clips[0].output[0]
+        readers = [n for n, _ in self.readers[result]]
+        inner = len(readers) == 1 and result not in self.outputs
+        return inner and not is_op(readers[0], "QuantizeLinear")
+
     def _is_dequantized(self, name: str) -> bool:
-        return name in self.producers and is_op(self.producers[name], *_DEQUANTIZERS)
+        """True for what a DequantizeLinear computes, also behind operators that it is moved over."""
+        node = self.producers.get(name)
+        while node is not None and is_op(node, *_PROPAGATED):
+            node = self.producers.get(node.input[0])
+        return node is not None and is_op(node, *_DEQUANTIZERS)
 
     def _becomes_blocks(self, node: onnx.NodeProto, reader: onnx.NodeProto, dtype: str) -> bool:
         """True where MatMulNBits replaces a MatMul of float data and dequantized integers."""
@@ -265,7 +308,7 @@ class _Graph:
         axis = int(given.get("axis", 1)) % 2
         block = given.get("block_size", 0)
         fits = axis == 0 and block in _FUSED_BLOCKS if block else not scale.dims or axis == 1
-        alone = len(self.readers[node.output[0]]) == len(self.readers[node.input[0]]) == 1
+        alone = all(len(self.readers[n]) == 1 for n in (node.output[0], *node.input[:2]))
         return plain and fits and alone and (dtype in _BYTES or dtype in _FEW_BITS)
 
 

@@ -133,7 +133,7 @@ _COLUMNS = (
     Column("bytes", "number"),
     Column("computed in", choice=True),
     Column("in memory", choice=True),
-    Column("bytes there", "number"),
+    Column("bytes in memory", "number"),
     Column("range", "number"),
     Column("SQNR, dB", "number"),
     Column("why"),
