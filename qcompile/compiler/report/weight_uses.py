@@ -289,7 +289,7 @@ class _Graph:
         return inner and not is_op(readers[0], "QuantizeLinear")
 
     def _is_dequantized(self, name: str) -> bool:
-        """True for what a DequantizeLinear computes, also behind operators that it is moved over."""
+        """True for a result of DequantizeLinear, also behind operators that it is moved over."""
         node = self.producers.get(name)
         while node is not None and is_op(node, *_PROPAGATED):
             node = self.producers.get(node.input[0])
