@@ -30,7 +30,8 @@ Change = Literal["only in a", "only in b", "type", "shape", "computed", "scale",
 Key = tuple[str, str]
 # Suffixes of names that passes add to a tensor's original name.
 _ENDINGS = (
-    "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "scaled", "permuted",
+    "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "blocks", "scaled",
+    "permuted",
 )  # fmt: skip
 # Types of which a byte holds several values; numpy compares them as int8.
 _PACKED = ("int4", "uint4", "int2", "uint2")
