@@ -28,8 +28,8 @@ def model() -> onnx.ModelProto:
 
 @functools.cache
 def compiled(target: str, mode: str, bits: int) -> Report:
-    choices: dict[str, Any] = {"target": target, "mode": mode, "transforms": "none"}
-    recipe = Recipe(**choices, weight_bits=bits)
+    choices: dict[str, Any] = {"target": target, "mode": mode, "weight_bits": bits}
+    recipe = Recipe(**choices, transforms="none")
     data = [{"x": normal(8, WIDTH, seed=2)}] if mode == "static" else None
     options = Options(bench=False, verify=False)
     return qcompile.compile(model(), data, recipe=recipe, options=options).report

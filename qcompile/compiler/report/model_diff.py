@@ -271,8 +271,9 @@ def _compare_values(a: Side, b: Side, key: Key, in_a: Entry, in_b: Entry) -> Ite
     rescaled = (in_a.scale, in_a.zero_point) != (in_b.scale, in_b.zero_point)
     share = largest = None
     old, new = a.values(key), b.values(key)
-    comparable = old is not None and new is not None and old.shape == new.shape  # packed alike
-    if comparable and old.size and not np.array_equal(old, new):
+    if old is None or new is None or old.shape != new.shape:  # blocks of other sizes
+        old = new = np.zeros(0)
+    if old.size and not np.array_equal(old, new):
         share = float(np.mean(old != new))
         largest = float(np.max(np.abs(old.astype(np.float64) - new.astype(np.float64))))
     used_otherwise = (in_a.computed, in_a.memory_dtype) != (in_b.computed, in_b.memory_dtype)

@@ -71,14 +71,20 @@ def _blocks(graph: onnx.GraphProto) -> dict[str, PackedWeight]:
             continue
         name = computed.get(node.input[slot], (node.input[slot],))[0]
         if name in bytes_ and (name not in found or slot):
-            found[name] = _unpacked(node, tuple(bytes_[name].dims))
+            weight = _unpacked(node, tuple(bytes_[name].dims))
+            found |= {} if weight is None else {name: weight}
     return found
 
 
-def _unpacked(node: onnx.NodeProto, dims: tuple[int, ...]) -> PackedWeight:
-    """The weight of MatMulNBits as (inputs, outputs), or the table of GatherBlockQuantized."""
+def _unpacked(node: onnx.NodeProto, dims: tuple[int, ...]) -> PackedWeight | None:
+    """The weight of MatMulNBits as (inputs, outputs), or the table of GatherBlockQuantized.
+
+    None where attributes are missing or make no sense: such a model does not run.
+    """
     given = {a.name: a.i for a in node.attribute}
     bits = given.get("bits", 4)
+    if bits not in (2, 4, 8) or len(dims) < 2 or ("K" in given) != ("N" in given):
+        return None
     shape = (given["K"], given["N"]) if "K" in given else (*dims[:-1], dims[-1] * 8 // bits)
     sign = "u" if input_name(node, _ZERO_POINT) else ""  # without one, zero is in the middle
     return PackedWeight(f"{sign}int{bits}", shape)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import onnx
@@ -32,8 +32,8 @@ _BLOCKS = f"{MICROSOFT}.MatMulNBits"
 _ROWS = f"{MICROSOFT}.GatherBlockQuantized"
 _DEQUANTIZERS = ("DequantizeLinear", f"{MICROSOFT}.DequantizeLinear")
 _LOOKUPS = ("Gather", "GatherElements", "GatherND")
-_MOVERS = (*LAYOUT, "Concat")
 _PROPAGATED = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_ZERO_POINT = 3  # its slot in both operators of blocks
 _INTEGER_LEVEL = 4  # accuracy_level of MatMulNBits that quantizes the data
 _TWO_BIT_BLOCKS = (32, 64, 128)  # with a kernel; others are dequantized
 _FUSED_BLOCKS = (16, 32, 64, 128, 256, 512)  # of a DequantizeLinear that becomes MatMulNBits
@@ -81,6 +81,35 @@ class _Reading(NamedTuple):
     values: str = ""
 
 
+class _Dequantized(NamedTuple):
+    """A DequantizeLinear of integers of a type."""
+
+    node: onnx.NodeProto
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Values of a constant in another tensor, of a type.
+
+    looked_up: rows of it. whole: rows of what was computed from all of it. fused: the
+    DequantizeLinear in front, which may be fused with readers.
+    """
+
+    name: str
+    dtype: str
+    looked_up: bool = False
+    whole: bool = False
+    fused: _Dequantized | None = field(default=None, compare=False)
+
+    def behind(self, source: _Moved) -> _Moved:
+        """The same, for values that are already those of ``source``."""
+        whole = self.whole or source.whole
+        return replace(
+            self, looked_up=(self.looked_up or source.looked_up) and not whole, whole=whole
+        )
+
+
 @dataclass
 class _Account:
     """All uses of one constant."""
@@ -91,7 +120,7 @@ class _Account:
 
     def add(self, kind: _Kind, readings: Iterable[_Reading]) -> None:
         """Enter the operators that read a tensor, which is in memory once for each type."""
-        held = {}
+        held: dict[str, str] = {}
         for reading in readings:
             self.computed.add(reading.computed)
             self.whole |= not reading.looked_up
@@ -101,8 +130,7 @@ class _Account:
             self.memory[values] = self.memory.get(values, 0) + kind.nbytes(dtype)
 
     def use(self) -> Use:
-        types = (", ".join(sorted(names)) for names in (self.computed, self.memory))
-        computed, memory = types
+        computed, memory = (", ".join(sorted(names)) for names in (self.computed, self.memory))
         looked_up = bool(self.computed) and not self.whole
         return Use(computed, looked_up, memory, sum(self.memory.values()))
 
@@ -202,27 +230,40 @@ class _Graph:
 
     def readings(self, name: str, dtype: str) -> Iterator[_Reading]:
         """How a run uses a tensor of a type, also behind operators that only move its values."""
-        for node, slot in self.readers.get(name, ()):
-            yield from self._by(node, slot, dtype)
-        if name in self.outputs:
-            yield _Reading(dtype)
+        pending = [_Moved(name, dtype)]
+        seen = set(pending)
+        for tensor in pending:  # which grows
+            for node, slot in self.readers.get(tensor.name, ()):
+                if tensor.fused and self._fused(tensor.fused, node, slot):
+                    continue
+                for found in self._by(node, slot, tensor.dtype):
+                    if isinstance(found, _Moved):
+                        moved = found.behind(tensor)
+                        pending += [] if moved in seen else [moved]
+                        seen.add(moved)
+                    elif tensor.name == name:
+                        yield found
+                    else:
+                        yield _Reading(found.computed, found.looked_up or tensor.looked_up)
+            if tensor.name in self.outputs:
+                yield _Reading(tensor.dtype, tensor.looked_up)
 
-    def _by(self, node: onnx.NodeProto, slot: int, dtype: str) -> Iterator[_Reading]:
+    def _by(self, node: onnx.NodeProto, slot: int, dtype: str) -> Iterator[_Reading | _Moved]:
         if is_op(node, "Shape", "Size"):
             return  # reads no values
         if is_op(node, *_DEQUANTIZERS) and slot == 0:
             yield from self._dequantized(node, dtype)
         elif is_op(node, _BLOCKS) and slot == 1:
-            yield _Reading(self._level(node), values=_in_bytes(node, dtype, zero_point=3))
+            yield _Reading(self._level(node), values=_in_bytes(node, dtype))
         elif is_op(node, _ROWS) and slot == 0:
-            values = _in_bytes(node, dtype, zero_point=3)
-            yield _Reading(self._dtype(node.input[2]), looked_up=True, values=values)
-        elif is_op(node, *_LOOKUPS, *_MOVERS, "Cast"):
-            looked_up = is_op(node, *_LOOKUPS) and slot == 0
-            moved = _attributes(node).get("to", dtype) if is_op(node, "Cast") else dtype
-            result = moved if isinstance(moved, str) else _KINDS.get(moved, "")
-            for reading in self.readings(node.output[0], result):
-                yield _Reading(reading.computed, looked_up or reading.looked_up)
+            scale = self._dtype(input_name(node, 2))
+            yield _Reading(scale, looked_up=True, values=_in_bytes(node, dtype))
+        elif is_op(node, "Cast"):
+            yield _Moved(node.output[0], _KINDS.get(_attributes(node).get("to", 0), dtype))
+        elif is_op(node, *_LOOKUPS) and slot == 0:
+            yield _Moved(node.output[0], dtype, looked_up=True)
+        elif is_op(node, "Concat") or (is_op(node, *LAYOUT) and slot == 0):
+            yield from (_Moved(name, dtype) for name in node.output if name)
         elif dtype == "float16" and self.on_cpu and not self.is_run:
             yield _Reading("float", copy="float")  # its kernels are float32
         else:
@@ -235,7 +276,7 @@ class _Graph:
     def _level(self, node: onnx.NodeProto) -> str:
         """The type in which MatMulNBits multiplies."""
         given = _attributes(node)
-        zero = input_name(node, 3)
+        zero = input_name(node, _ZERO_POINT)
         integer = (
             self.on_cpu
             and given.get("accuracy_level", 0) == _INTEGER_LEVEL
@@ -243,34 +284,27 @@ class _Graph:
             and (not zero or self._dtype(zero) == "uint8")
             and (given.get("bits", 4) != 2 or given.get("block_size") in _TWO_BIT_BLOCKS)
         )
-        return "int8" if integer else self._dtype(node.input[2])
+        return "int8" if integer else self._dtype(input_name(node, 2))
 
-    def _dequantized(self, node: onnx.NodeProto, dtype: str) -> Iterator[_Reading]:
-        """Readers of a DequantizeLinear: those with integers, if they are fused, or with floats."""
-        real = self._dtype(node.input[1])
-        readers = self.readers.get(node.output[0], [])
-        for reader, slot in readers:
-            fused = None if self.is_run else self._fused(node, reader, slot, dtype)
-            if fused is not None:
-                yield fused
-                continue
-            for reading in self._by(reader, slot, real):  # the whole tensor, before any lookup
-                yield _Reading(reading.computed)
-        if node.output[0] in self.outputs:
-            yield _Reading(real)
+    def _dequantized(self, node: onnx.NodeProto, dtype: str) -> Iterator[_Reading | _Moved]:
+        """Integers where a DequantizeLinear is fused with a reader; else all of it as floats."""
+        fused = None if self.is_run else _Dequantized(node, dtype)
+        for reader, slot in self.readers.get(node.output[0], ()) if fused else ():
+            computed = self._fused(fused, reader, slot)
+            if computed:
+                yield _Reading(computed)
+        real = self._dtype(input_name(node, 1))
+        yield _Moved(node.output[0], real, whole=True, fused=fused)
 
-    def _fused(
-        self, node: onnx.NodeProto, reader: onnx.NodeProto, slot: int, dtype: str
-    ) -> _Reading | None:
-        """What a DequantizeLinear of a weight becomes together with its reader."""
+    def _fused(self, source: _Dequantized, reader: onnx.NodeProto, slot: int) -> str:
+        """The type in which a reader multiplies what is fused with it, "" where nothing is."""
         if slot != 1 or not is_op(reader, "MatMul", "Gemm", "Conv") or self._is_clipped(reader):
-            return None
+            return ""
         quantized = [self._is_dequantized(name) for name in reader.input if name]
         if quantized[0]:
             complete = all(quantized[:2]) and (not self.on_cpu or self._is_complete(reader))
-            return _Reading(dtype) if complete and dtype in _BYTES else None
-        blocks = self.on_cpu and self._becomes_blocks(node, reader, dtype)
-        return _Reading("int8") if blocks else None
+            return source.dtype if complete and source.dtype in _BYTES else ""
+        return "int8" if self.on_cpu and self._becomes_blocks(source, reader) else ""
 
     def _is_complete(self, node: onnx.NodeProto) -> bool:
         """True where the CPU's integer operator can replace a node: its bias is integer too."""
@@ -295,10 +329,11 @@ class _Graph:
             node = self.producers.get(node.input[0])
         return node is not None and is_op(node, *_DEQUANTIZERS)
 
-    def _becomes_blocks(self, node: onnx.NodeProto, reader: onnx.NodeProto, dtype: str) -> bool:
+    def _becomes_blocks(self, source: _Dequantized, reader: onnx.NodeProto) -> bool:
         """True where MatMulNBits replaces a MatMul of float data and dequantized integers."""
+        node = source.node
         weight, given = self.kinds.get(node.input[0]), _attributes(node)
-        scale = self.kinds.get(node.input[1])
+        scale = self.kinds.get(input_name(node, 1))
         if weight is None or scale is None or len(weight.dims) != 2 or is_op(reader, "Conv"):
             return False
         gemm = _attributes(reader)
@@ -309,7 +344,7 @@ class _Graph:
         block = given.get("block_size", 0)
         fits = axis == 0 and block in _FUSED_BLOCKS if block else not scale.dims or axis == 1
         alone = all(len(self.readers[n]) == 1 for n in (node.output[0], *node.input[:2]))
-        return plain and fits and alone and (dtype in _BYTES or dtype in _FEW_BITS)
+        return plain and fits and alone and source.dtype in (*_BYTES, *_FEW_BITS)
 
 
 def _executed(graph: onnx.GraphProto, constant: Container[str] = ()) -> Iterator[onnx.NodeProto]:
@@ -321,11 +356,11 @@ def _executed(graph: onnx.GraphProto, constant: Container[str] = ()) -> Iterator
             yield from _executed(body)
 
 
-def _in_bytes(node: onnx.NodeProto, dtype: str, zero_point: int) -> str:
+def _in_bytes(node: onnx.NodeProto, dtype: str) -> str:
     """The type of the values in the bytes of a block; the constant's own if it is no uint8."""
     if dtype != "uint8":
         return ""
-    sign = "u" if input_name(node, zero_point) else ""
+    sign = "u" if input_name(node, _ZERO_POINT) else ""
     return f"{sign}int{_attributes(node).get('bits', 4)}"
 
 
@@ -355,22 +390,22 @@ def _kinds(model: onnx.ModelProto, found: Mapping[str, tuple[str, ...]]) -> dict
     nodes = [n for n in model.graph.node if found.keys() & n.output]
     for value in _inferred(model, nodes) if nodes else ():
         tensor = value.type.tensor_type
-        if value.name in found and value.name not in kinds and tensor.HasField("shape"):
+        known = tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
+        if value.name in found and value.name not in kinds and known:
             dims = tuple(d.dim_value for d in tensor.shape.dim)
             kinds[value.name] = _Kind(_KINDS.get(tensor.elem_type, "?"), dims)
     return kinds | {name: kinds[found[name][0]] for name in found.keys() - kinds.keys()}
 
 
-def _inferred(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]
-) -> Iterable[onnx.ValueInfoProto]:
+def _inferred(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> list[onnx.ValueInfoProto]:
     """Types and shapes of the results of nodes that read only constants."""
     read = {name for node in nodes for name in node.input}
     graph = onnx.GraphProto(name="at-load", node=nodes)
     for tensor in model.graph.initializer:
         if tensor.name not in read:
             continue
-        if tensor.data_type == onnx.TensorProto.INT64 and tensor.raw_data:  # a shape, or the like
+        integers = tensor.data_type == onnx.TensorProto.INT64
+        if integers and (tensor.raw_data or tensor.int64_data):  # a shape, or the like
             graph.initializer.append(tensor)
         else:
             dims = list(tensor.dims)
@@ -380,6 +415,7 @@ def _inferred(
         ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
     )
     try:
-        return onnx.shape_inference.infer_shapes(reduced, data_prop=True).graph.value_info
+        inferred = onnx.shape_inference.infer_shapes(reduced, data_prop=True)
     except (RuntimeError, ValueError):
-        return ()
+        return []
+    return list(inferred.graph.value_info)

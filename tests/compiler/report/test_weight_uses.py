@@ -68,10 +68,10 @@ def compiled(form: str) -> tuple[onnx.ModelProto, onnx.GraphProto, list[LedgerRo
 
 
 def nbytes(tensor: TensorProto) -> int:
-    bits = {TensorProto.INT4: 4, TensorProto.UINT4: 4}.get(tensor.data_type)
-    if bits is None:
-        bits = 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return math.prod(tensor.dims) * bits // 8
+    packed = tensor.data_type in (TensorProto.INT4, TensorProto.UINT4)
+    whole = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    count = math.prod(tensor.dims)
+    return count // 2 if packed else count * whole
 
 
 def faults(rows: list[LedgerRow], run: onnx.GraphProto) -> Counter[int]:
@@ -294,3 +294,27 @@ def test_a_table_in_the_bytes_of_a_layer_has_the_layer_s_shape_and_both_uses() -
 def test_uses_are_of_constants_alone() -> None:
     rows = with_uses([LedgerRow("w", "w", "activation", "float", (), 0, "")], hand_written(D, W8))
     assert (rows[0].memory, rows[0].computed, rows[0].differs) == (None, "", False)
+
+
+def test_many_paths_and_long_ones_take_no_time() -> None:
+    """2^200 paths, through 200 operators, and then 2000 more."""
+    many = " ".join(f"a{i + 1} = Concat<axis = 0>(a{i}, a{i})" for i in range(200))
+    long = " ".join(f"b{i + 1} = Identity(b{i})" for i in range(2000))
+    model = model_proto(
+        f"""g (int64[N] i) => (float[M,64] y) {{
+            a0 = Gather(w, i) {many} b0 = Identity(a200) {long} y = Relu(b2000)
+        }}""",
+        w=normal(64, 64),
+    )
+    use = weight_uses(model)["w"]
+    assert (use.computed, use.looked_up) == ("float", True)
+
+
+@pytest.mark.parametrize("attributes", ["K = 64, bits = 4", "K = 64, N = 5, bits = 0", "bits = 3"])
+def test_blocks_that_no_runtime_loads_stay_what_the_file_has(attributes: str) -> None:
+    text = f"""g (float[N,64] x) => (float[N,5] y) {{
+        y = com.microsoft.MatMulNBits<{attributes}, block_size = 32>(x, w, s)
+    }}"""
+    model = model_proto(text, w=np.zeros((5, 2, 16), np.uint8), s=np.ones((5, 2), np.float32))
+    row = next(r for r in ledger_rows(model, model.ByteSize()) if r.name == "w")
+    assert (row.dtype, row.shape) == ("uint8", (5, 2, 16))
