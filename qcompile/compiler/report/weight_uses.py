@@ -288,13 +288,15 @@ class _Graph:
 
     def _dequantized(self, node: onnx.NodeProto, dtype: str) -> Iterator[_Reading | _Moved]:
         """Integers where a DequantizeLinear is fused with a reader; else all of it as floats."""
-        fused = None if self.is_run else _Dequantized(node, dtype)
-        for reader, slot in self.readers.get(node.output[0], ()) if fused else ():
-            computed = self._fused(fused, reader, slot)
+        source, real = _Dequantized(node, dtype), self._dtype(input_name(node, 1))
+        if self.is_run:
+            yield _Moved(node.output[0], real, whole=True)
+            return
+        for reader, slot in self.readers.get(node.output[0], ()):
+            computed = self._fused(source, reader, slot)
             if computed:
                 yield _Reading(computed)
-        real = self._dtype(input_name(node, 1))
-        yield _Moved(node.output[0], real, whole=True, fused=fused)
+        yield _Moved(node.output[0], real, whole=True, fused=source)
 
     def _fused(self, source: _Dequantized, reader: onnx.NodeProto, slot: int) -> str:
         """The type in which a reader multiplies what is fused with it, "" where nothing is."""

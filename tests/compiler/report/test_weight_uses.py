@@ -70,7 +70,7 @@ def compiled(form: str) -> tuple[onnx.ModelProto, onnx.GraphProto, list[LedgerRo
 def nbytes(tensor: TensorProto) -> int:
     packed = tensor.data_type in (TensorProto.INT4, TensorProto.UINT4)
     whole = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    count = math.prod(tensor.dims)
+    count: int = math.prod(tensor.dims)
     return count // 2 if packed else count * whole
 
 
