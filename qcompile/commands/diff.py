@@ -105,6 +105,9 @@ def _side(entry: Entry | None, change: str) -> str:
         return _scale(entry)
     if change == "shape":
         return "x".join(map(str, entry.shape))
+    if change == "computed":
+        computed = f"computed in {entry.computed}, " if entry.computed else ""
+        return f"{entry.type}, {computed}{entry.memory_dtype or 'nothing'} in memory"
     size = f", {entry.bytes:,} bytes" if entry.bytes else ""
     return f"{entry.type}{size}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,8 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     """Show which tensors of MODEL are int8 and which are float, why, and how many bytes they take.
 
     Sizes sum to the file size. Reasons come from the report that compile wrote next to the model.
+    Where weights are computed with, or held in memory, in another type than that of the file, it is
+    shown too.
     """
     arguments = OutputArguments(**given)
     # Raises errors for an invalid model before the runtime loads it.
@@ -49,8 +51,11 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
     report = sidecar_files.find_report(report_file, digests.file_digest(model))
     reported = sidecar_files.rows_of(report)
     size = model.stat().st_size + external_data.external_bytes(proto)
+    run_graph = _run_graph(model)
     rows = reported if reported is not None else ledger.ledger_rows(proto, size)
-    operators = dict(sorted(_operators(model, proto).items()))
+    on_cpu = ledger.provider_of(proto) == session.CPU
+    rows = ledger.with_uses(rows, proto, run_graph if on_cpu else None)
+    operators = dict(sorted(session.count_ops(run_graph or proto.graph).items()))
     if arguments.as_json:
         print_json(Inspection(size, rows, operators))
         return
@@ -67,22 +72,44 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
         click.echo(f"next:    qcompile inspect {model} --all")
 
 
-def _operators(model: Path, proto: onnx.ModelProto) -> Counter[str]:
-    """Operators that ONNX Runtime runs; those of the file without a custom operator's library."""
+def _run_graph(model: Path) -> onnx.GraphProto | None:
+    """What ONNX Runtime runs; None where the library of a custom operator is missing."""
     try:
-        return session.optimized_ops(model)
+        return session.optimized_graph(model)
     except session.UnknownOperatorError:
-        return session.written_ops(proto)
+        return None
 
 
 def _show_summary(path: Path, rows: list[LedgerRow], size: int) -> None:
-    made = table(f"{path.name}: {megabytes(size)}", "what", "type", "tensors", "bytes", "share")
+    """Bytes by kind and type, and what they become in a run, if that differs for a weight."""
+    heads = ("what", "type", "tensors", "bytes", "share")
+    uses = any(row.differs for row in rows)
+    more = ("computed in", "in memory", "bytes in memory") if uses else ()
+    made = table(f"{path.name}: {megabytes(size)}", *heads, *more)
     for s in ledger.summarize_rows(rows):
         share = f"{s.bytes / size:.1%}" if s.bytes else "-"
-        made.add_row(s.kind, s.dtype, str(s.count), f"{s.bytes:,}", share)
+        group = [row for row in rows if (row.kind, row.dtype) == (s.kind, s.dtype)]
+        shown = _uses(group) if uses else ()
+        made.add_row(s.kind, s.dtype, str(s.count), f"{s.bytes:,}", share, *shown)
     made.add_section()
-    made.add_row("file", "", "", f"{sum(r.bytes for r in rows):,}", "100.0%")
+    total = ("", "", _memory(rows)) if uses else ()
+    made.add_row("file", "", "", f"{sum(r.bytes for r in rows):,}", "100.0%", *total)
     console().print(made)
+
+
+def _uses(rows: Sequence[LedgerRow]) -> tuple[str, str, str]:
+    """Types in which rows are computed with, and their types and bytes in memory."""
+    types = (
+        sorted({name for text in texts for name in text.split(", ") if name})
+        for texts in ((r.computed for r in rows), (r.memory_dtype for r in rows))
+    )
+    computed, memory = map(", ".join, types)
+    return computed, memory, _memory(rows)
+
+
+def _memory(rows: Sequence[LedgerRow]) -> str:
+    known = [row.memory for row in rows if row.memory is not None]
+    return f"{sum(known):,}" if known else ""
 
 
 def _show_float(rows: list[LedgerRow]) -> None:
@@ -101,12 +128,15 @@ def _show_float(rows: list[LedgerRow]) -> None:
 
 
 def _show_rows(rows: list[LedgerRow]) -> None:
-    made = table(
-        "tensors", "tensor", "what", "type", "shape", "bytes", "SQNR dB", "range", "reason"
-    )
+    uses = any(row.differs for row in rows)
+    more = ("computed in", "in memory", "bytes in memory") if uses else ()
+    heads = ("tensor", "what", "type", "shape", "bytes", *more, "SQNR dB", "range", "reason")
+    made = table("tensors", *heads)
     for r in rows:
         noise = "" if r.sqnr_db is None else f"{r.sqnr_db:.1f}"
         span = "" if r.low is None or r.high is None else f"{r.low:.3g} … {r.high:.3g}"
         shape = "x".join(str(d) for d in r.shape)
-        made.add_row(r.name, r.kind, r.dtype, shape, f"{r.bytes:,}", noise, span, r.reason)
+        shown = _uses([r]) if uses else ()
+        size = f"{r.bytes:,}"
+        made.add_row(r.name, r.kind, r.dtype, shape, size, *shown, noise, span, r.reason)
     console().print(made)

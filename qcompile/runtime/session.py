@@ -397,15 +397,20 @@ def record_types(model: bytes | Path, feed: Feed) -> dict[str, tuple[Any, int]]:
 
 def written_ops(model: onnx.ModelProto) -> Counter[str]:
     """Operator counts of a model as it was written."""
-    return _count(model.graph.node)
+    return count_ops(model.graph)
 
 
 def optimized_ops(model: bytes | Path, provider: str = CPU) -> Counter[str]:
     """Operator counts of the graph after ONNX Runtime's optimizations, with their domains."""
+    return count_ops(optimized_graph(model, provider))
+
+
+def optimized_graph(model: bytes | Path, provider: str = CPU) -> onnx.GraphProto:
+    """The graph after ONNX Runtime's optimizations, without the values of large constants."""
     with tempfile.TemporaryDirectory() as folder:
         native = _native(SessionOptions(provider=provider, exact=False))
         path = _write_optimized(model, Path(folder), native, provider)
-        return _count(onnx.load(path, load_external_data=False).graph.node)
+        return onnx.load(path, load_external_data=False).graph
 
 
 def write_optimized(model: bytes | Path, folder: Path, *, layouts: bool = False) -> Path:
@@ -450,11 +455,11 @@ def saturates() -> bool:
     return int(result[0, 0]) != 64 * 255 * 127
 
 
-def _count(nodes: Iterable[onnx.NodeProto]) -> Counter[str]:
+def count_ops(graph: onnx.GraphProto) -> Counter[str]:
     """Nodes by operator, with those in bodies of If, Loop and Scan."""
     found: Counter[str] = Counter()
-    for node in nodes:
+    for node in graph.node:
         found[op_name(node)] += 1
         for body in bodies(node):
-            found += _count(body.node)
+            found += count_ops(body)
     return found

@@ -6,7 +6,7 @@ sum to the file size; and one row without bytes for each activation that the pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from qcompile.compiler.report.packed_in_file import multipliers, packed_weights
+from qcompile.compiler.report.weight_uses import CPU, Use, weight_uses
 from qcompile.ir import is_op
 from qcompile.ir.model_io.computed_at_load import sources
 from qcompile.ir.model_io.external_data import stored_bytes
@@ -21,6 +22,7 @@ from qcompile.ir.quantized_operators import QUANTIZED_LINEARS, quantized_operato
 from qcompile.planning import Context, Decision
 from qcompile.quant import qparams
 from qcompile.quant.bound_cost import activation_cost_db
+from qcompile.rewriting import registry
 from qcompile.system.json_values import Unbounded, from_json
 
 Kind = Literal["weight", "activation", "parameter", "quantization", "shape", "structure"]
@@ -56,6 +58,24 @@ class LedgerRow:
     bound_db: Annotated[
         float | None, "by how much the bound on int8 sums raises the rounding noise; null: no bound"
     ] = None
+    computed: Annotated[
+        str, "of a weight: types in which ONNX Runtime computes with it, joined by a comma"
+    ] = ""
+    looked_up: Annotated[bool, "of a table: only rows of it are computed with"] = False
+    memory_dtype: Annotated[
+        str, "types of a constant in memory; empty where it is needed only to load the model"
+    ] = ""
+    memory: Annotated[
+        int | None, "bytes of a constant in memory, once the model is loaded; null for others"
+    ] = None
+
+    @property
+    def differs(self) -> bool:
+        """True for a weight that is not computed with, or not in memory, as it is in the file."""
+        if self.kind != "weight" or self.memory is None:
+            return False
+        same = self.looked_up or self.computed == self.dtype
+        return not (same and self.memory_dtype == self.dtype)
 
 
 def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
@@ -65,14 +85,42 @@ def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -
     weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
     packed = packed_weights(model.graph)
     weights = [
-        replace(row, dtype=f"int{packed[row.name].bits}", shape=packed[row.name].shape)
+        replace(row, dtype=packed[row.name].dtype, shape=packed[row.name].shape)
         if row.name in packed
         else row
         for row in weights
     ]
     rest = size - sum(r.bytes for r in weights)
     structure = LedgerRow("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
-    return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
+    rows = [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
+    return with_uses(rows, model)
+
+
+def with_uses(
+    rows: Iterable[LedgerRow], model: onnx.ModelProto, run_graph: onnx.GraphProto | None = None
+) -> list[LedgerRow]:
+    """Rows with what becomes of each constant once ONNX Runtime has loaded the model.
+
+    ``run_graph``: the graph that it runs, if known: some fusions are decided at load.
+    """
+    uses = weight_uses(model, provider_of(model), run_graph)
+    return [_with_use(row, uses.get(row.name)) for row in rows]
+
+
+def _with_use(row: LedgerRow, use: Use | None) -> LedgerRow:
+    if use is None or row.kind in ("activation", "structure"):
+        return row
+    memory = replace(row, memory_dtype=use.memory_dtype, memory=use.memory)
+    if row.kind != "weight":
+        return memory
+    return replace(memory, computed=use.computed, looked_up=use.looked_up)
+
+
+def provider_of(model: onnx.ModelProto) -> str:
+    """ONNX Runtime's provider of the target for which a model was compiled, or else the CPU's."""
+    name = next((p.value for p in model.metadata_props if p.key == "qcompile.target"), "")
+    known = registry.targets()
+    return known[name].provider if name in known else CPU
 
 
 def _parameters(node: onnx.NodeProto) -> set[str]:

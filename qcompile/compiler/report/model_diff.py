@@ -26,11 +26,12 @@ from qcompile.quant import Array
 from qcompile.system import digests
 from qcompile.system.json_values import Record, members
 
-Change = Literal["only in a", "only in b", "type", "shape", "scale", "values"]
+Change = Literal["only in a", "only in b", "type", "shape", "computed", "scale", "values"]
 Key = tuple[str, str]
 # Suffixes of names that passes add to a tensor's original name.
 _ENDINGS = (
-    "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "scaled", "permuted",
+    "int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2", "blocks", "scaled",
+    "permuted",
 )  # fmt: skip
 # Types of which a byte holds several values; numpy compares them as int8.
 _PACKED = ("int4", "uint4", "int2", "uint2")
@@ -78,6 +79,9 @@ class Entry:
     scale: float | Scales | None
     zero_point: int | None
     reason: str
+    computed: Annotated[str, "of a weight: types in which ONNX Runtime computes with it"]
+    memory_dtype: Annotated[str, "types of a constant in memory"]
+    memory: Annotated[int | None, "bytes of a constant in memory, once the model is loaded"]
 
 
 class Setting(NamedTuple):
@@ -175,6 +179,8 @@ def read_side(path: Path) -> Side:
         *ledger.ledger_rows(model, size),
         *_activation_rows(model, in_file),
     ]
+    # A report's are from a run. Both models' from their files: no difference in what is known.
+    rows = ledger.with_uses(rows, model)
     compared = {_key(r): r for r in rows if r.kind in _COMPARED}
     origins = {r.name: _key(r) for r in rows if r.kind in _COMPARED}
     return Side(
@@ -260,15 +266,19 @@ def _tensors(a: Side, b: Side) -> Iterator[TensorChange]:
 
 
 def _compare_values(a: Side, b: Side, key: Key, in_a: Entry, in_b: Entry) -> Iterator[TensorChange]:
-    """Differences in scales and values of a tensor that has one type and shape in both models."""
+    """Differences of a tensor that has one type and shape in both files: what it becomes in a run,
+    its scales, its values."""
     rescaled = (in_a.scale, in_a.zero_point) != (in_b.scale, in_b.zero_point)
     share = largest = None
     old, new = a.values(key), b.values(key)
-    if old is not None and new is not None and old.size and not np.array_equal(old, new):
+    if old is None or new is None or old.shape != new.shape:  # blocks of other sizes
+        old = new = np.zeros(0)
+    if old.size and not np.array_equal(old, new):
         share = float(np.mean(old != new))
         largest = float(np.max(np.abs(old.astype(np.float64) - new.astype(np.float64))))
-    if rescaled or share:
-        change: Change = "scale" if rescaled else "values"
+    used_otherwise = (in_a.computed, in_a.memory_dtype) != (in_b.computed, in_b.memory_dtype)
+    if used_otherwise or rescaled or share:
+        change: Change = "computed" if used_otherwise else "scale" if rescaled else "values"
         yield TensorChange(key[1], a.rows[key].kind, change, in_a, in_b, share, largest)
 
 
@@ -280,4 +290,5 @@ def _entry(model: Side, key: Key) -> Entry | None:
     zero = row.zero_point
     if scale is None and quantizer is not None:
         scale, zero = quantizer.steps(), quantizer.single_zero_point()
-    return Entry(row.dtype, row.shape, row.bytes, scale, zero, row.reason)
+    stored = row.dtype, row.shape, row.bytes
+    return Entry(*stored, scale, zero, row.reason, row.computed, row.memory_dtype, row.memory)

@@ -46,7 +46,7 @@ def build_report(
         gates=prepared.gates,
         passes=rewritten.passes,
         skips=rewritten.skips,
-        ledger=rewritten.ledger,
+        ledger=verified.ledger,
         calibration=rewritten.calibrated.account,
         search=search,
         sizes=sizes,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
+from qcompile.compiler.report import ledger
+from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.notes import RANDOM_MODEL, Note, coded_note
 from qcompile.compiler.report.records import SaturationAccount
 from qcompile.compiler.stages import saturation_check
@@ -42,13 +44,15 @@ class Verified:
     """A compiled model, and how close its outputs are to the float model's.
 
     feeds: used to compare, and later to time; empty if neither was asked for. operators: number of
-    nodes that the provider runs, by operator. verdict: None if it was not compared.
+    nodes that the provider runs, by operator. ledger: with what becomes of constants in a run.
+    verdict: None if it was not compared.
     """
 
     rewritten: Rewritten
     feeds: list[Feed]
     operators: dict[str, int]
     saturation: SaturationAccount
+    ledger: list[LedgerRow]
     verdict: Verdict | None = None
     notes: tuple[Note, ...] = ()
     failures: tuple[str, ...] = ()
@@ -92,7 +96,8 @@ def verify(rewritten: Rewritten) -> Verified:
     """
     prepared, account = rewritten.prepared, _Account()
     options = prepared.options
-    sums, operators = rewritten.sums, _operators(rewritten, account)
+    sums, run_graph = rewritten.sums, _run_graph(rewritten, account)
+    parsed = rewritten.compiled.parsed[0]
     release_memory()
     feeds: list[Feed] = []
     if prepared.unknown_operator:
@@ -121,8 +126,9 @@ def verify(rewritten: Rewritten) -> Verified:
     return Verified(
         rewritten,
         feeds,
-        dict(sorted(operators.items())),
+        dict(sorted(runtime.count_ops(run_graph or parsed.graph).items())),
         saturation,
+        ledger.with_uses(rewritten.ledger, parsed, run_graph),
         verdict,
         tuple(account.notes),
         tuple(account.failures),
@@ -215,14 +221,15 @@ def _made_up(prepared: Prepared) -> Iterator[Feed]:
             yield synthetic_feeds(graph, {}, 1, seed, shapes=shapes)[0]
 
 
-def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:
-    """Operators that the target's provider runs; those of the file if the provider is missing."""
+def _run_graph(rewritten: Rewritten, account: _Account) -> onnx.GraphProto | None:
+    """The graph that the target's provider runs; None if the provider or an operator is missing."""
     prepared, compiled = rewritten.prepared, rewritten.compiled
     if prepared.unknown_operator:
-        return runtime.written_ops(compiled.parsed[0])
+        return None
     if not prepared.provider_missing:
-        found = runtime.optimized_ops(compiled.path, prepared.provider)
-        fused = found[_FUSED] - runtime.written_ops(compiled.parsed[0])[_FUSED]
+        found = runtime.optimized_graph(compiled.path, prepared.provider)
+        written = runtime.written_ops(compiled.parsed[0])
+        fused = runtime.count_ops(found)[_FUSED] - written[_FUSED]
         if fused > 0:
             name, value = runtime.FLOAT_DATA
             account.note(
@@ -238,7 +245,7 @@ def _operators(rewritten: Rewritten, account: _Account) -> Counter[str]:
         f"{prepared.target.provider} is not installed here: outputs are those of the graph as "
         f"written, float16 rounded where it is stored, run by {prepared.provider}",
     )
-    return runtime.written_ops(compiled.parsed[0])
+    return None
 
 
 def _options(prepared: Prepared, *, compiled: bool = True) -> SessionOptions:

@@ -25,17 +25,20 @@ def sources(graph: onnx.GraphProto) -> dict[str, tuple[str, ...]]:
     """For each tensor that is a constant in a run: the constants that it comes from, by name.
 
     The one with the most elements is first: that of a packed weight holds its codes. A constant
-    comes from itself. Initializers that are also inputs are left out: a feed may replace them.
+    comes from itself. Initializers that are also inputs are left out: a feed may replace them. So
+    are the results of Constant nodes, and what comes from them alone.
     """
     inputs = {value.name for value in graph.input}
     sizes = {t.name: math.prod(t.dims) for t in graph.initializer if t.name not in inputs}
     found: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
     for node in graph.node:
         names = [name for name in node.input if name]
+        if is_op(node, "Constant"):
+            found[node.output[0]] = ()
         if not names or is_op(node, *_KEPT) or any(True for _ in bodies(node)):
             continue
         if all(name in found for name in names):
             merged = dict.fromkeys(source for name in names for source in found[name])
             ordered = tuple(sorted(merged, key=lambda name: -sizes[name]))
             found |= dict.fromkeys(filter(None, node.output), ordered)
-    return found
+    return {name: names for name, names in found.items() if names}

@@ -131,6 +131,9 @@ _COLUMNS = (
     Column("type", choice=True),
     Column("shape"),
     Column("bytes", "number"),
+    Column("computed in", choice=True),
+    Column("in memory", choice=True),
+    Column("bytes in memory", "number"),
     Column("range", "number"),
     Column("SQNR, dB", "number"),
     Column("why"),
@@ -138,9 +141,13 @@ _COLUMNS = (
 
 
 def tensors(report: Plain) -> Markup:
-    """One row per tensor, the largest first."""
+    """One row per tensor, the largest first, and the sums of bytes in the file and in memory."""
     rows = sorted(ledger.read_rows(report), key=lambda r: (-r.bytes, r.kind, r.name))
-    return table(_COLUMNS, (_row(r) for r in rows), "Tensors")
+    total = f"{units.size(_sum(rows))} in the file"
+    held = [row.memory for row in rows if row.memory is not None]
+    if held:  # not in reports of earlier versions
+        total += f", {units.size(sum(held))} of constants in memory once the model is loaded"
+    return join([tag("p", total), table(_COLUMNS, (_row(r) for r in rows), "Tensors")])
 
 
 def _range(low: float | None, high: float | None) -> Cell:
@@ -148,6 +155,10 @@ def _range(low: float | None, high: float | None) -> Cell:
     if low is None or high is None:
         return Cell(units.NONE)
     return Cell(f"{units.value(low)} … {units.value(high)}", high - low)
+
+
+def _computed(row: LedgerRow) -> str:
+    return f"{row.computed}, rows" if row.looked_up else row.computed or units.NONE
 
 
 def _row(row: LedgerRow) -> list[Cell]:
@@ -159,6 +170,9 @@ def _row(row: LedgerRow) -> list[Cell]:
         Cell(row.dtype or units.NONE, row.dtype),
         Cell(units.shape(row.shape)),
         Cell(f"{row.bytes:,}" if row.bytes else units.NONE, row.bytes),
+        Cell(_computed(row), row.computed),
+        Cell(row.memory_dtype or units.NONE, row.memory_dtype),
+        Cell(f"{row.memory:,}" if row.memory else units.NONE, row.memory or 0),
         _range(row.low, row.high),
         Cell(units.NONE if row.sqnr_db is None else f"{row.sqnr_db:.1f}", row.sqnr_db),
         Cell(row.reason),
