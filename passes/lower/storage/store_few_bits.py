@@ -70,13 +70,15 @@ class StoreFewBits(Pass):
 class _Form:
     """A constant as codes. ``axis``: of its blocks, in a matrix of the given shape.
 
-    ``repeated``: rows that its last rows repeat, which are not stored, int64 (n,).
+    ``repeated``: rows that its last rows repeat, which are not stored, int64 (n,); columns where
+    ``along`` is -1.
     """
 
     codes: StoredCodes
     axis: int
     shape: tuple[int, int]
     repeated: Array
+    along: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -95,25 +97,28 @@ class _Form:
 def _smallest(values: Array) -> _Form | None:
     """Blocks of a weight are along its first axis, those of a table or kernel along its last."""
     forms = list(_forms(values, np.zeros(0, np.int64)))
-    repeated = _repeated(values)
-    if len(repeated):
-        forms += _forms(values[: -len(repeated)], repeated)
+    for along in (0, -1):
+        slices = np.moveaxis(values, along, 0)
+        repeated = _repeated(slices)
+        if len(repeated):
+            kept = np.moveaxis(slices[: -len(repeated)], 0, along)
+            forms += _forms(kept, repeated, along)
     return min(forms, key=lambda form: form.nbytes, default=None)
 
 
-def _forms(values: Array, repeated: Array) -> Iterator[_Form]:
+def _forms(values: Array, repeated: Array, along: int = 0) -> Iterator[_Form]:
     by_column, by_row = values.reshape(-1, values.shape[-1]), values.reshape(len(values), -1)
     for matrix, axis in ((by_column, 0), (by_row, 1)):
         codes = stored_codes(matrix if axis == 0 else matrix.T)
         if codes is not None:
-            yield _Form(codes, axis, (matrix.shape[0], matrix.shape[1]), repeated)
+            yield _Form(codes, axis, (matrix.shape[0], matrix.shape[1]), repeated, along)
 
 
 def _repeated(values: Array) -> Array:
     """For each of the last rows that all repeat rows before them, which one, int64 (n,).
 
-    ``split-outliers`` appends such rows. They come from different blocks, so no multiplier is
-    common to a block of them.
+    ``split-outliers`` appends such rows, and such columns to the layer before. Rows come from
+    different blocks, so no multiplier is common to a block of them.
     """
     seen: dict[bytes, int] = {}
     first = np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(values)])
@@ -133,8 +138,10 @@ def _obstacle(graph: Graph, constant: Constant) -> Refusal | None:
 
 
 def _stored_shape(constant: Constant, form: _Form) -> tuple[int, ...]:
-    """The constant's shape without the rows that are repeated."""
-    return (constant.shape[0] - len(form.repeated), *constant.shape[1:])
+    """The constant's shape without the rows or columns that are repeated."""
+    shape: list[int] = list(constant.shape)
+    shape[form.along] -= len(form.repeated)
+    return tuple(shape)
 
 
 @dataclass
@@ -160,9 +167,9 @@ class _Unpacking:
             tensor = self._add("Mul", f"{name}/factored", tensor, factors)
         tensor = self._reshaped(tensor, _stored_shape(constant, form))
         if len(form.repeated):
-            rows = self._stored(f"{name}/repeated", form.repeated, constant)
-            again = self._add("Gather", f"{name}/again", tensor, rows, axis=0)
-            tensor = self._add("Concat", f"{name}/rows", tensor, again, axis=0)
+            which, along = self._stored(f"{name}/repeated", form.repeated, constant), form.along
+            again = self._add("Gather", f"{name}/again", tensor, which, axis=along)
+            tensor = self._add("Concat", f"{name}/all", tensor, again, axis=along)
             tensor.shape = constant.shape
         tensor.dtype = np.dtype(np.int8)
         return tensor

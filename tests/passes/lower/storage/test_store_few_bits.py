@@ -146,7 +146,25 @@ def test_rows_that_repeat_others_are_stored_once() -> None:
         graph,
         """
         CHECK: %w/again = Gather(%w/{{.*}}, @w/repeated:i64[4]
-        CHECK: %w/rows = Concat(%w/{{.*}}, %w/again) {axis=0}
+        CHECK: %w/all = Concat(%w/{{.*}}, %w/again) {axis=0}
+        """,
+    )
+
+
+def test_columns_that_repeat_others_are_stored_once() -> None:
+    """As split-outliers appends them to the layer that computes the additional columns."""
+    w = blocks(4, 16, 128, 256)
+    repeated = np.arange(40, 96)
+    wider = np.concatenate([w, w[:, repeated]], axis=1)
+    saved = check_stored(product(wider), feed(128), {PRODUCT: 1})
+    assert saved > wider.size - 128 * 256 * (4 + 0.3) / 8 - 4000
+    graph = product(wider)
+    run_pass(graph, StoreFewBits(), ctx=asked())
+    check(
+        graph,
+        """
+        CHECK: %w/again = Gather(%w/{{.*}}, @w/repeated:i64[56]
+        CHECK: %w/all = Concat(%w/{{.*}}, %w/again) {axis=-1}
         """,
     )
 
