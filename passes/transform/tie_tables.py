@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from qcompile.ir import Constant, Graph, Refusal, array, is_op, op_name
 from qcompile.ir.equal_constants import EqualConstants
-from qcompile.planning import Context, Decision, Use
+from qcompile.planning import Context, Decision
 from qcompile.quant import QSpec
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -50,13 +50,13 @@ def _pairs(graph: Graph, ctx: Context) -> Iterator[tuple[Decision, Decision]]:
 
     Each is read from the plan when it is its turn, since a pair changes the plan.
     """
-    if not ctx.target.ties_tables:
+    if not ctx.target.ties_tables or not any(map(_width, ctx.plan.quantized("weight"))):
         return
-    weights = EqualConstants()
+    weights, constants = EqualConstants(), graph.constants()
     for decision in _decisions(graph, ctx, *_LAYERS):
-        weights.add(graph.constants()[decision.tensor])
+        weights.add(constants[decision.tensor])
     for table in _decisions(graph, ctx, "Gather"):
-        values = graph.constants()[table.tensor]
+        values = constants[table.tensor]
         for constant in (values, weights.find(array(values).T)):
             layer = None if constant is None else _layer(graph, ctx, constant, values)
             if layer is not None and (_width(table) or _width(layer)):
@@ -66,9 +66,9 @@ def _pairs(graph: Graph, ctx: Context) -> Iterator[tuple[Decision, Decision]]:
 
 def _decisions(graph: Graph, ctx: Context, *ops: str) -> list[Decision]:
     """Decisions to quantize matrices to int8 by channel that only these operators read."""
-    found = []
+    found, constants = [], graph.constants()
     for decision in ctx.plan.quantized("weight"):
-        constant, spec = graph.constants().get(decision.tensor), decision.spec
+        constant, spec = constants.get(decision.tensor), decision.spec
         is_read = all(is_op(graph.find(use.node), *ops) for use in decision.uses)
         plain = spec is not None and spec.dtype == "int8" and spec.granularity == "channel"
         if constant is not None and is_read and plain and len(constant.shape) == 2:

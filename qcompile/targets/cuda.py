@@ -4,11 +4,11 @@ Int8 does not pay there: the provider has no QLinearMatMul, no MatMulIntegerToFl
 DynamicQuantizeLinear (they fall back to the CPU, microsoft/onnxruntime#12229, #24807), its
 MatMulInteger has no epilogue, and its Q/DQ fusions leave MatMul and Gemm out, so that a Q/DQ graph
 is a float matrix multiplication with quantizers around it. Weight-only saves memory: above a few
-rows MatMulNBits dequantizes to float16 and multiplies, so it is no default. Its kernel takes 4 and 8
-bits. GatherBlockQuantized is emitted with INT4 alone: given codes in bytes, versions differ in the
-zero point (microsoft/onnxruntime#31692) and in where rows begin (#26484), and in all of them blocks
-must end where rows do (#32663). Sources: the provider's kernel list (``cuda_kernels.tsv``) and
-sources of ONNX Runtime 1.30.
+rows MatMulNBits dequantizes to float16 and multiplies, so it is no default. Its kernel takes 4 and
+8 bits. GatherBlockQuantized is emitted with INT4 alone: given codes in bytes, versions differ in
+the zero point (microsoft/onnxruntime#31692) and in where rows begin (#26484), and in all of them
+blocks must end where rows do (#32663). Sources: the provider's kernel list (``cuda_kernels.tsv``)
+and sources of ONNX Runtime 1.30.
 """
 
 from __future__ import annotations

@@ -128,8 +128,9 @@ class Target:
     operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
     activations and weights; None: no such kernels. ``few_bits``: weights of under 8 bits that it
     takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``ties_tables``: rows can be
-    looked up in a layer's weight of few bits. ``with_data`` and ``without_data``: the default mode, None where there is none without data. ``halves``: the
-    16-bit float types that it computes in where a model does, in mode float; others become float32.
+    looked up in a layer's weight of few bits. ``with_data`` and ``without_data``: the default mode,
+    None where there is none without data. ``halves``: the 16-bit float types that it computes in
+    where a model does, in mode float; others become float32.
     ``no_modes``: why a mode is missing. ``requires``: requirements on the emitted graph. ``forms``:
     lowering options that ``--tune`` times.
     """

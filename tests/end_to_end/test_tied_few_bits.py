@@ -102,7 +102,8 @@ def test_a_bound_on_the_bits_of_both_is_that_of_one_integer_matrix() -> None:
     identity as the lookup's reader, the outputs are a matrix and its transpose multiplied.
     """
     body = "e = Gather(t, ids) o = Transpose<perm = [1, 0]>(t) y = MatMul(x, o)"
-    text = f"""g (int64[R] ids, float[{N},{N}] x) => (float[R,{N}] e, float[{N},{ROWS}] y) {{ {body} }}"""
+    text = f"""g (int64[R] ids, float[{N},{N}] x) =>
+        (float[R,{N}] e, float[{N},{ROWS}] y) {{ {body} }}"""
     feed = {"ids": np.arange(ROWS), "x": np.eye(N, dtype=np.float32)}
     recipe = Recipe(
         mode="weight-only", weight_bits=4, embedding_bits=2, forms=(("weight-only-data", "float"),)

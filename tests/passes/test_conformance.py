@@ -26,7 +26,7 @@ from qcompile.ir import Graph, array, is_constant
 from qcompile.ir.printer import dump
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.planning import Context
-from qcompile.quant import Array, sqnr_db, QSpec
+from qcompile.quant import Array, QSpec, sqnr_db
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.registry import passes
 from qcompile.rewriting.testing import context, outputs, plan_text, run_pass

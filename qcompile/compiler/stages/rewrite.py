@@ -194,7 +194,7 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
 
 
 def _needed_runtime(prepared: Prepared, compiled: CompiledModel) -> list[Note]:
-    """The note that the file needs a newer onnxruntime than qcompile does, none where it does not."""
+    """The note that the file needs a newer onnxruntime than qcompile does."""
     form = runtime_versions.newest_form(compiled.parsed[0], prepared.target.provider)
     if form is None or form.since <= runtime_versions.SUPPORTED:
         return []

@@ -1,8 +1,9 @@
 """Which tensors carry the model's data, and which only shapes, indices or masks.
 
 The data path starts at float graph inputs, embedding lookups and matrix multiplications by float
-weights, at lookups in packed tables, and follows every operator. A mask computed from integers by Cast, Sub and Mul is not on
-it: tools that quantize that arithmetic get Gather indices out of range and NaN zero points.
+weights, at lookups in packed tables, and follows every operator. A mask computed from integers by
+Cast, Sub and Mul is not on it: tools that quantize that arithmetic get Gather indices out of range
+and NaN zero points.
 """
 
 from __future__ import annotations

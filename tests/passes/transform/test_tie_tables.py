@@ -108,7 +108,7 @@ def test_refuses_a_table_that_others_read() -> None:
     graph = tied(f"{TURNED} z = Neg(t)", f", float[{ROWS},{CHANNELS}] z")
     ctx = planned(graph, weight_bits=4, precision=(("t", 4),))
     run_pass(graph, TieTables(), ctx=ctx)
-    assert ["'Neg:z' reads the table too: it is stored beside its layer's weight"] == [
-        s.reason for s in ctx.skips if s.pass_name == "tie-tables"
+    assert [s.reason for s in ctx.skips if s.pass_name == "tie-tables"] == [
+        "'Neg:z' reads the table too: it is stored beside its layer's weight"
     ]
     assert len(decided(ctx)) == 2
