@@ -12,8 +12,9 @@ Unpacked tables have 8 bits in memory, whatever they have in the file. Packed on
 bits in both. INT4 is for providers that read codes in bytes in another way: such tables have 4 bits
 where the plan asks for at most as many, the others are unpacked. A table whose integers are also
 the weight of a MatMulNBits is looked up in that weight in any form, so that it is stored once.
-Refuses tables that are not symmetric int8 per row, and lookups along another axis; to pack a table that others read as int8, or that is a layer's
-weight; and INT4 for rows that are no multiple of 16 values.
+Refuses tables that are not symmetric int8 per row, and lookups along another axis; to pack a table
+that others read as int8, or that is a layer's weight; and INT4 for rows that are no multiple of 16
+values.
 Source: ONNX Runtime gather_block_quantized.cc of both providers.
 """
 
@@ -56,7 +57,8 @@ class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
     """Apply an embedding's scale after the lookup.
 
     form: unpacked; packed, for tables with few bits in memory too; int4, the same for CUDA. tied:
-    whether rows are looked up in a layer's weight; CUDA's kernel mixes up blocks that do not end where rows do.
+    whether rows are looked up in a layer's weight; CUDA's kernel mixes up blocks that do not end
+    where rows do.
     """
 
     form: str = "unpacked"

@@ -91,10 +91,9 @@ def test_two_files_where_one_would_be_too_large() -> None:
 @pytest.mark.parametrize("columns", [64, 65])
 def test_packed_weights_lie_in_the_data_file(kind: str, columns: int, tmp_path: Path) -> None:
     """As packed bytes; also of a model that was loaded, from one file or two."""
-    dtype = getattr(ml_dtypes, kind)
-    info = ml_dtypes.iinfo(dtype)
-    codes = np.random.default_rng(0).integers(info.min, info.max + 1, (127, columns)).astype(dtype)
-    bits = int(kind[-1])
+    dtype, bits = getattr(ml_dtypes, kind), int(kind[-1])
+    low = 0 if kind.startswith("u") else -(1 << bits - 1)
+    codes = np.random.default_rng(0).integers(low, low + (1 << bits), (127, columns)).astype(dtype)
     size = -(-codes.size * bits // 8)
     text = f"g () => (float[127,{columns}] y) {{ y = DequantizeLinear<axis = 0>(w, s) }}"
     model = model_proto(text, 25, w=codes, s=np.ones(127, np.float32))
