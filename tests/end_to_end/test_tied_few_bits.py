@@ -10,6 +10,7 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe, Result
+from qcompile.planning.context import WeightBits
 from qcompile.quant import Array
 from qcompile.rewriting.testing import model_proto, normal
 
@@ -56,7 +57,7 @@ FORMS: dict[str, tuple[str, dict[str, Array]]] = {
 }
 
 
-def compiled(form: str, weights: int | None, table: int, **settings: Any) -> Result:
+def compiled(form: str, weights: WeightBits | None, table: WeightBits, **settings: Any) -> Result:
     body, constants = FORMS[form]
     text = f"g (int64[B,9] ids) => (float[B,9,{ROWS}] y) {{ {body} }}"
     recipe = Recipe(weight_bits=weights, embedding_bits=table, **settings)
@@ -80,7 +81,8 @@ def test_it_is_stored_once_with_the_larger_number_of_bits(form: str, target: str
     """Rounding of weights at 8 bits leaves a cosine of .9999, at 4 bits in blocks one of .99, with
     room for these small models, whose every output has the error of a single layer.
     """
-    for weights, table in ((4, 4), (None, 4), (4, 2)):
+    cases: tuple[tuple[WeightBits | None, WeightBits], ...] = ((4, 4), (None, 4), (4, 2))
+    for weights, table in cases:
         result = compiled(form, weights, table, **TARGETS[target])
         bits = max(weights or 8, table)
         assert tensors(result) == [BYTES * bits // 8], (weights, table)

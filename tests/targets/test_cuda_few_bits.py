@@ -17,6 +17,7 @@ from qcompile.ir import Graph, array
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.passes.lower.lower_embeddings import LowerEmbeddings
 from qcompile.planning import Context, Decision, Use
+from qcompile.planning.context import WeightBits
 from qcompile.quant import Array, QSpec
 from qcompile.rewriting.testing import check, context, differential, model_proto, normal, parse
 from qcompile.targets.cuda import CUDA, KERNELS
@@ -134,7 +135,7 @@ def test_tables_stay_as_they_are_where_nothing_asks_for_few_bits() -> None:
 # ---- compiled
 
 
-def compiled(weights: int, table_bits: int | None, channels: int = 96) -> Result:
+def compiled(weights: WeightBits, table_bits: WeightBits, channels: int = 96) -> Result:
     """A lookup and a layer, and a LayerNormalization between them, which is float16 too."""
     text = """g (int64[B,9] ids) => (float[B,9,32] y) {
         e = Gather(t, ids) n = LayerNormalization(e, g, b) y = MatMul(n, w) }"""
@@ -145,14 +146,14 @@ def compiled(weights: int, table_bits: int | None, channels: int = 96) -> Result
         target="cuda",
         mode="weight-only",
         weight_bits=weights,
-        embedding_bits=table_bits,  # type: ignore[arg-type]
+        embedding_bits=table_bits,
     )
     options = Options(bench=False, threads=1)
     return qcompile.compile(model, feeds, recipe=recipe, gates=OFF, options=options)
 
 
 @pytest.mark.parametrize(("bits", "written"), [(2, 4), (3, 4), (4, 4), (5, 8), (8, 8)])
-def test_every_node_has_a_kernel_and_the_report_the_bits(bits: int, written: int) -> None:
+def test_every_node_has_a_kernel_and_the_report_the_bits(bits: WeightBits, written: int) -> None:
     result = compiled(bits, bits)
     graph = from_proto(onnx.load_from_string(result.model))
     assert result.report.requirements["kernels"] > 0
