@@ -4,14 +4,18 @@
     Gather(Transpose(DQ(Wq, s, axis=1)), i)   →   the same with Tq = Transpose(Wq)
 
     form=packed:  Gather(DQ(Tq, s, axis=0), i)   →   com.microsoft.GatherBlockQuantized(T4, i, s)
+    form=int4:    the same with T4 as INT4, in blocks that end where rows do
 
 ONNX Runtime does not move a DequantizeLinear after a Gather: it would dequantize the table in every
 run. There is one scale per row. The Transpose of a constant is computed when the model is loaded.
 Unpacked tables have 8 bits in memory, whatever they have in the file. Packed ones have 8, 4 or 2
-bits in both. A table whose integers are also the weight of a MatMulNBits is looked up in that
-weight in either form, so that it is stored once. Refuses tables that are not symmetric int8 per
-row, and lookups along another axis; and to pack a table that others read as int8.
-Source: ONNX Runtime gather_block_quantized.cc.
+bits in both. INT4 is for providers that read codes in bytes in another way: such tables have 4 bits
+where the plan asks for at most as many, the others are unpacked. A table whose integers are also
+the weight of a MatMulNBits is looked up in that weight in any form, so that it is stored once.
+Refuses tables that are not symmetric int8 per row, and lookups along another axis; to pack a table
+that others read as int8, or that is a layer's weight; and INT4 for rows that are no multiple of 16
+values.
+Source: ONNX Runtime gather_block_quantized.cc of both providers.
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ from qcompile.quant import Array
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
 _OP = "GatherBlockQuantized"
-_FORMS = ("unpacked", "packed")
+_TWICE = "the table is also a layer's int8 weight: packed, it would be stored twice"
+_FORMS = ("unpacked", "packed", "int4")
+_INT4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
 _ROWS = 0, -2  # the axis of a lookup in a matrix
 _BLOCK = 16, 1 << 30  # of GatherBlockQuantized; a block may be longer than a row
 
@@ -50,8 +56,9 @@ _BLOCK = 16, 1 << 30  # of GatherBlockQuantized; a block may be longer than a ro
 class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
     """Apply an embedding's scale after the lookup.
 
-    form: unpacked, or packed for tables with few bits in memory too. tied: whether rows are looked
-    up in a layer's weight; CUDA's kernel mixes up blocks that do not end where rows do.
+    form: unpacked; packed, for tables with few bits in memory too; int4, the same for CUDA. tied:
+    whether rows are looked up in a layer's weight; CUDA's kernel mixes up blocks that do not end
+    where rows do.
     """
 
     form: str = "unpacked"
@@ -85,13 +92,26 @@ class LowerEmbeddings(NodeRewrite[tuple[Node, Node]]):
         if layer is not None:
             _look_up_in_layer(graph, node, layer, rows.shape[1])
             return
-        refusal = _why_unpacked(graph, table) if self.form == "packed" else None
-        if refusal is not None:
-            ctx.skip(node, refusal.reason)
-        if self.form == "packed" and refusal is None:
-            _look_up_packed(graph, ctx, node, table, rows)
+        packed = self._packed(graph, ctx, table, rows)
+        if isinstance(packed, Refusal):
+            ctx.skip(node, packed.reason)
+        if isinstance(packed, BlockRows):
+            _look_up_packed(graph, ctx, node, table, packed, is_int4=self.form == "int4")
         else:
             _look_up_unpacked(graph, ctx, node, table)
+
+    def _packed(
+        self, graph: Graph, ctx: Context, table: Node, values: Array
+    ) -> BlockRows | Refusal | None:
+        """A table, int8 (rows, channels), in few bits; None where the form leaves it as it is."""
+        is_few = any(d.spec is not None and d.spec.width for d in ctx.plan.decisions)
+        if self.form == "unpacked" or (self.form == "int4" and not is_few):
+            return None
+        refusal = _why_unpacked(graph, table)
+        if refusal is not None:
+            return refusal
+        scale = array(table.inputs[1])
+        return _packed_rows(values, scale) if self.form == "packed" else _int4_rows(values, scale)
 
 
 def _look_up_unpacked(graph: Graph, ctx: Context, node: Node, table: Node) -> None:
@@ -110,13 +130,16 @@ def _look_up_unpacked(graph: Graph, ctx: Context, node: Node, table: Node) -> No
     graph.substitute(out, "Mul", [real.outputs[0], scales.outputs[0]], "scaled")
 
 
-def _look_up_packed(graph: Graph, ctx: Context, node: Node, table: Node, values: Array) -> None:
-    """Write the table, int8 (rows, channels), in as few bits as it needs."""
-    rows = _packed_rows(values, array(table.inputs[1]))
+def _look_up_packed(
+    graph: Graph, ctx: Context, node: Node, table: Node, rows: BlockRows, *, is_int4: bool
+) -> None:
+    """Write the table in few bits, in bytes or as INT4."""
     if rows.refusal is not None:
         ctx.skip(node, rows.refusal.reason)
     width = rows.codes.shape[1] * rows.bits // 8
     stored = rows.packed.reshape(len(rows.codes), -1)[:, :width]
+    if is_int4:
+        stored = (rows.codes.astype(np.int8) - np.int8(8)).astype(_INT4)
     packed = graph.constant(f"{table.inputs[0].name}/blocks", stored)
     scales = _scales_read_with(graph, packed, rows.scales)
     if scales is None:
@@ -137,6 +160,22 @@ def _scales_read_with(graph: Graph, packed: Tensor, scales: Array) -> Tensor | N
 def _packed_rows(values: Array, scale: Array) -> BlockRows:
     """A table in the fewest bits in which its rows are whole bytes."""
     return block_rows(values, scale, {b: _BLOCK for b in (2, 4, 8) if values.shape[1] * b % 8 == 0})
+
+
+def _int4_rows(values: Array, scale: Array) -> BlockRows | Refusal | None:
+    """A table in INT4, None where it needs 8 bits: that form reads no others.
+
+    CUDA's kernel takes the block of the value's place in the whole table, so that rows must be
+    whole blocks. Of codes in bytes, its versions take another zero point, or mix up rows; of INT4,
+    all take the zero point 0.
+    """
+    channels = values.shape[1]
+    block = channels & -channels  # the largest power of two that divides a row
+    if block < _BLOCK[0]:
+        least = _BLOCK[0]
+        return Refusal(f"rows of {channels} values are no whole blocks of {least} or more: int8")
+    rows = block_rows(values, scale, {4: (_BLOCK[0], block), 8: (_BLOCK[0], block)})
+    return rows if rows.bits == 4 else None  # 5 to 7 bits, as the decision says
 
 
 def _look_up_in_layer(graph: Graph, node: Node, layer: Node, channels: int) -> None:
@@ -189,10 +228,23 @@ def _why_unpacked(graph: Graph, table: Node) -> Refusal | None:
     """Why a packed table would be stored in addition to the int8 one, None where it would not."""
     values, real = table.inputs[0], table.outputs[0]
     if any(reader is not table for reader in graph.consumers(values)) or graph.is_output(values):
-        return Refusal("the table is also a layer's int8 weight: packed, it would be stored twice")
+        return Refusal(_TWICE)
+    if any(_is_turned(values, other) for other in graph.constants().values()):
+        return Refusal(_TWICE)
     if not _is_looked_up(graph, real):
         return Refusal("not only lookups read the table: packed, it would be stored twice")
     return None
+
+
+def _is_turned(values: Tensor, other: Tensor) -> bool:
+    """True for an int8 matrix with the values of another, transposed, as a layer reads them."""
+    shape = tuple(values.shape)[::-1]
+    return (
+        other is not values
+        and other.dtype == np.int8
+        and tuple(other.shape) == shape
+        and np.array_equal(array(other), array(values).T)
+    )
 
 
 def _is_looked_up(graph: Graph, table: Tensor) -> bool:

@@ -242,5 +242,6 @@ CPU = Target(
     # Other widths than 4 are planes of 4, 2 and 1 bits in one UINT4 tensor.
     few_bits={n: FewBits(n, INT4_SINCE) for n in FEW_BITS},
     few_bits_run={"static": "int8", "dynamic": "int8"},
+    ties_tables=True,
     forms=_FORMS,
 )

@@ -4,15 +4,18 @@ Int8 does not pay there: the provider has no QLinearMatMul, no MatMulIntegerToFl
 DynamicQuantizeLinear (they fall back to the CPU, microsoft/onnxruntime#12229, #24807), its
 MatMulInteger has no epilogue, and its Q/DQ fusions leave MatMul and Gemm out, so that a Q/DQ graph
 is a float matrix multiplication with quantizers around it. Weight-only saves memory: above a few
-rows MatMulNBits dequantizes to float16 and multiplies, so it is no default. Sources: the provider's
-kernel list (``cuda_kernels.tsv``) and sources of ONNX Runtime 1.30.
+rows MatMulNBits dequantizes to float16 and multiplies, so it is no default. Its kernel takes 4 and
+8 bits. GatherBlockQuantized is emitted with INT4 alone: given codes in bytes, versions differ in
+the zero point (microsoft/onnxruntime#31692) and in where rows begin (#26484), and in all of them
+blocks must end where rows do (#32663). Sources: the provider's kernel list (``cuda_kernels.tsv``)
+and sources of ONNX Runtime 1.30.
 """
 
 from __future__ import annotations
 
 from qcompile.quant import QSpec
 from qcompile.targets.kernel_table import HasKernels, KernelTable, Limit
-from qcompile.targets.target import OpRule, Target
+from qcompile.targets.target import QDQ_SINCE, FewBits, OpRule, Target
 
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
@@ -36,6 +39,7 @@ KERNELS = KernelTable(
         Limit(("GRU",), "linear_before_reset", (1,)),
         Limit(("LSTM",), "input_forget", (0,)),
         Limit(("MatMulNBits",), "bits", (4, 8)),
+        Limit(("GatherBlockQuantized",), "bits", (4, 8)),
     ),
 )
 
@@ -62,11 +66,18 @@ CUDA = Target(
     lower={
         "weight-only": (
             "lower-weight-only{accuracy=0,fewest=4}",
-            "lower-embeddings{tied=false}",
+            "lower-embeddings{form=int4,tied=false}",
             *_FUSED,
         ),
         "float": _FUSED,
     },
+    transform={"weight-only": ("round-weights",)},
+    # No type of the opset is needed: codes are in bytes, and INT4 is for an operator of Microsoft.
+    few_bits={
+        **dict.fromkeys((2, 3, 4), FewBits(4, QDQ_SINCE)),
+        **dict.fromkeys((5, 6, 7), FewBits(8, QDQ_SINCE)),
+    },
+    few_bits_run={"weight-only": "float"},
     halves=("float16",),
     float_ops={"Attention": "the fused operator computes in float"},
     gelu=(("com.microsoft", "Gelu", 1),),

@@ -28,7 +28,7 @@ from qcompile.targets.requirements import Fault, Findings, Requirement
 _NUMPY = {
     "bool": "bool", "float16": "f16", "float32": "f32", "float64": "f64", "int8": "i8",
     "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "u8", "uint16": "u16",
-    "uint32": "u32", "uint64": "u64", "object": "str",
+    "uint32": "u32", "uint64": "u64", "object": "str", "int4": "i4", "uint4": "u4",
 }  # fmt: skip
 _EXOTIC: dict[int, str] = {
     onnx.TensorProto.BFLOAT16: "bf16", onnx.TensorProto.FLOAT8E4M3FN: "f8e4m3fn",

@@ -86,4 +86,5 @@ QDQ = Target(
         **dict.fromkeys((5, 6, 7), FewBits(8, QDQ_SINCE)),
     },
     few_bits_run={"static": "float", "weight-only": "float"},
+    ties_tables=True,
 )

@@ -127,9 +127,10 @@ class Target:
     slower than float is a fault. ``quantize_interior``: every tensor has its own quantizer; else an
     operator is quantized where all its operands are. ``wide`` and ``wide_weight``: 16-bit types of
     activations and weights; None: no such kernels. ``few_bits``: weights of under 8 bits that it
-    takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``with_data`` and
-    ``without_data``: the default mode, None where there is none without data. ``halves``: the
-    16-bit float types that it computes in where a model does, in mode float; others become float32.
+    takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``ties_tables``: rows can be
+    looked up in a layer's weight of few bits. ``with_data`` and ``without_data``: the default mode,
+    None where there is none without data. ``halves``: the 16-bit float types that it computes in
+    where a model does, in mode float; others become float32.
     ``no_modes``: why a mode is missing. ``requires``: requirements on the emitted graph. ``forms``:
     lowering options that ``--tune`` times.
     """
@@ -156,6 +157,7 @@ class Target:
     wide_weight: DType | None = None
     few_bits: dict[int, FewBits] = field(default_factory=dict)
     few_bits_run: dict[str, str] = field(default_factory=dict)
+    ties_tables: bool = False
     halves: tuple[HalfType, ...] = ()
     with_data: Mode = "static"
     without_data: Mode | None = "dynamic"

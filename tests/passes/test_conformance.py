@@ -26,11 +26,11 @@ from qcompile.ir import Graph, array, is_constant
 from qcompile.ir.printer import dump
 from qcompile.passes.lower.insert_qdq import InsertQdq
 from qcompile.planning import Context
-from qcompile.quant import Array, sqnr_db
+from qcompile.quant import Array, QSpec, sqnr_db
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.registry import passes
 from qcompile.rewriting.testing import context, outputs, plan_text, run_pass
-from qcompile.targets.target import INT4_SINCE, Target
+from qcompile.targets.target import INT4_SINCE, OpRule, Target
 from tests.passes.corpus import CORPUS, F32, Feed, calibrate, embedding, feeds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Passes that have something to do on another target, or in another mode.
 TARGETS = dict.fromkeys(("plan-interior", "group-scales", "guard-rows", "shield-groups"), "qdq")
 TARGETS |= {"halve-floats": "cuda", "narrow-qdq": "qdq"}
-FEW_BITS = ("store-few-bits", "narrow-qdq")  # they have something to do where weights have few bits
+# They have something to do where weights have few bits: so many. Transforms are held to the noise
+# of 8 bits.
+FEW_BITS = {"store-few-bits": 4, "narrow-qdq": 4, "tie-tables": 7}
 MODES = {"lower-weight-only": "weight-only"}
 # What must have run before a pass has something to do, beside what its ``after`` says. Passes of
 # the transform stage need a plan.
@@ -84,20 +86,21 @@ def prepared(item: Pass, make: Callable[[], Graph]) -> tuple[Graph, Context]:
     mode = MODES.get(item.name, "static")
     ctx = context(TARGETS.get(item.name, "cpu"), mode=mode, attention="all")
     if item.name in FEW_BITS:
-        ctx.target = with_few_bits(ctx.target)
+        ctx.target = with_few_bits(ctx.target, FEW_BITS[item.name])
     graph = make()
     for earlier in before(item):
         run_pass(graph, earlier, ctx=calibrate(graph, ctx, earlier))
     return graph, calibrate(graph, ctx, item)
 
 
-def with_few_bits(target: Target) -> Target:
-    """The target with weights of 4 bits, as if a recipe asked for them."""
-    rules = [
-        r if r.weight is None else replace(r, weight=replace(r.weight, paired=False, width=4))
-        for r in target.rules
-    ]
+def with_few_bits(target: Target, bits: int) -> Target:
+    """The target with weights of so many bits, as if a recipe asked for them."""
+    rules = [r if r.weight is None else _of_few_bits(r, r.weight, bits) for r in target.rules]
     return replace(target, rules=tuple(rules), wide_weight=None, opset=INT4_SINCE)
+
+
+def _of_few_bits(rule: OpRule, weight: QSpec, bits: int) -> OpRule:
+    return replace(rule, weight=replace(weight, paired=False, width=bits), min_bytes=0)
 
 
 def before(item: Pass) -> list[Pass]:

@@ -46,8 +46,8 @@ class StoreFewBits(Pass):
     def run(self, graph: Graph, ctx: Context) -> bool:
         if not any(d.spec is not None and d.spec.width for d in ctx.plan.decisions):
             return False
+        changed = graph.merge_weights(transposed=True)  # codes in another order are other bytes
         unpacking = _Unpacking(graph, ctx)
-        changed = False
         for constant in graph.constants().values():
             if constant.dtype != np.int8 or (rank(constant) or 0) < 2:
                 continue

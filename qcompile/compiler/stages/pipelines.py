@@ -28,7 +28,7 @@ PLAN = (
     "plan-joins"
 )
 GUARD = "guard-joins"  # whatever transforms a recipe chooses
-SHARE, INSERT = "share-weights", "insert-qdq"
+TIE, SHARE, INSERT = "tie-tables", "share-weights", "insert-qdq"
 STORE = "store-half"
 NO_TRANSFORMS = "none"
 
@@ -93,6 +93,6 @@ def default_pipeline(
     if mode != "float":
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
-        quantize = [PLAN, *chosen, GUARD, SHARE, INSERT]
+        quantize = [PLAN, TIE, *chosen, GUARD, SHARE, INSERT]
     lowering = lowering_options.lowering_passes(target, mode, choices)
     return ",".join([SIMPLIFY, *quantize, *lowering, STORE])

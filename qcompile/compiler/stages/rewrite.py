@@ -29,7 +29,7 @@ from qcompile.rewriting.pass_manager import PassManager
 from qcompile.runtime import session
 from qcompile.system import threads
 from qcompile.system.memory import release_memory
-from qcompile.targets import requirements
+from qcompile.targets import requirements, runtime_versions
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
             *stayed_float,
             *(Note(code, text) for code, text in ctx.remarks.items()),
             *(Note("requirement", text) for text in checked.remarks),
+            *_needed_runtime(prepared, compiled),
         ),
     )
 
@@ -190,6 +191,16 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
         return []
     except_for = "except for what was already quantized, " if came_quantized else ""
     return [coded_note(NOTHING_QUANTIZED, f"{except_for}{why}")]
+
+
+def _needed_runtime(prepared: Prepared, compiled: CompiledModel) -> list[Note]:
+    """The note that the file needs a newer onnxruntime than qcompile does."""
+    form = runtime_versions.newest_form(compiled.parsed[0], prepared.target.provider)
+    if form is None or form.since <= runtime_versions.SUPPORTED:
+        return []
+    version = ".".join(map(str, form.since))
+    text = f"the file needs onnxruntime {version} or later: it has {form.name} (docs/lowbit.md)"
+    return [Note("oldest-runtime", text)]
 
 
 def _written(

@@ -1,8 +1,9 @@
 """Which tensors carry the model's data, and which only shapes, indices or masks.
 
 The data path starts at float graph inputs, embedding lookups and matrix multiplications by float
-weights, and follows every operator. A mask computed from integers by Cast, Sub and Mul is not on
-it: tools that quantize that arithmetic get Gather indices out of range and NaN zero points.
+weights, at lookups in packed tables, and follows every operator. A mask computed from integers by
+Cast, Sub and Mul is not on it: tools that quantize that arithmetic get Gather indices out of range
+and NaN zero points.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qcompile.ir.graph import reads
 from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS
 
 MASK = "attention_mask"  # the input that marks padding, by the convention of transformers
-_WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm")
+_WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm", "com.microsoft.GatherBlockQuantized")
 # Masking constants: float32's and float16's lowest, and the round numbers exporters choose.
 _MASK_VALUE = 1e4
 

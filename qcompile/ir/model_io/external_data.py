@@ -85,6 +85,11 @@ def is_whole(data_type: int) -> bool:
     return _type_name(data_type) not in {*_PACKED, "STRING", "UNDEFINED", "?"}
 
 
+def is_packed(data_type: int) -> bool:
+    """True for element types of which a byte in a file holds several."""
+    return _type_name(data_type) in _PACKED
+
+
 def mapped(name: str, tensor: onnx.TensorProto, storage: Storage) -> FileValues | None:
     """Values of constant ``name`` in a file; None where they were read into ``tensor`` instead.
 

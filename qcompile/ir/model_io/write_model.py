@@ -21,9 +21,16 @@ import onnx
 
 from qcompile.errors import ModelError, OutputError
 from qcompile.ir import Constant, Graph, array
-from qcompile.ir.lazy_values import nbytes, stored_proto
+from qcompile.ir.lazy_values import nbytes, stored_proto, values_of
 from qcompile.ir.model_io import read_model
-from qcompile.ir.model_io.external_data import Storage, external_file, is_external, is_whole, mapped
+from qcompile.ir.model_io.external_data import (
+    Storage,
+    external_file,
+    is_external,
+    is_packed,
+    is_whole,
+    mapped,
+)
 from qcompile.ir.model_io.node_proto import element_type, fill_tensor
 from qcompile.ir.model_io.size_limits import PROTOBUF_LIMIT
 from qcompile.ir.model_io.to_proto import shell
@@ -182,10 +189,16 @@ def _stored(tensor: onnx.TensorProto, storage: Storage) -> Piece:
     """A constant of a loaded model."""
     if not is_external(tensor) and tensor.name not in storage.spans:
         return Piece(tensor)
-    values = mapped(tensor.name, tensor, storage)
-    if values is None:  # it was read into the tensor
-        return Piece(tensor)
-    return Piece(values.tensor, values.load, values.nbytes)
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    values = mapped(tensor.name, copy, storage)
+    if values is not None:
+        return Piece(values.tensor, values.load, values.nbytes)
+    if not is_packed(copy.data_type):
+        return Piece(copy)
+    raw = np.frombuffer(copy.raw_data, np.uint8)  # it was read into the copy
+    copy.ClearField("raw_data")
+    return Piece(copy, lambda: raw, raw.nbytes)
 
 
 def save_proto(model: onnx.ModelProto, folder: TemporaryFolder) -> Path:
@@ -216,7 +229,7 @@ def _piece(constant: Constant) -> Piece:
     stored, size = stored_proto(constant), nbytes(constant)
     kind = element_type(constant.dtype) if stored is None else stored.data_type
     message = onnx.TensorProto()
-    if size < _LEAST or not is_whole(kind):
+    if size < _LEAST or not (is_whole(kind) or is_packed(kind)):
         fill_tensor(message, constant)
         return Piece(message)
     if stored is not None:
@@ -225,7 +238,15 @@ def _piece(constant: Constant) -> Piece:
             message.doc_string = stored.doc_string
     message.name, message.data_type = constant.name, kind
     message.dims.extend(constant.shape)
-    return Piece(message, lambda: array(constant), size)
+    return Piece(message, lambda: _in_file(constant, kind), size)
+
+
+def _in_file(constant: Constant, kind: int) -> Array:
+    """The values as a file has them: of types of few bits, several in a byte."""
+    if not is_packed(kind):
+        return array(constant)
+    tensor = onnx.numpy_helper.from_array(values_of(constant))
+    return np.frombuffer(tensor.raw_data, np.uint8)
 
 
 def _write_whole(file: IO[bytes], model: onnx.ModelProto, pieces: list[Piece]) -> None:

@@ -17,7 +17,12 @@ from qcompile.ir import Graph
 from qcompile.ir.model_io.from_proto import from_proto
 from qcompile.ir.model_io.read_model import load
 from qcompile.ir.model_io.to_proto import serialize
-from qcompile.ir.model_io.write_model import save_proto, with_external_weights, write_model
+from qcompile.ir.model_io.write_model import (
+    externalize_weights,
+    save_proto,
+    with_external_weights,
+    write_model,
+)
 from qcompile.quant import Array
 from qcompile.rewriting.testing import model_proto
 from qcompile.runtime.session import Session
@@ -80,6 +85,33 @@ def test_two_files_where_one_would_be_too_large() -> None:
     assert entry.value == made.data.name
     assert np.array_equal(Session(made.path).run(X)["y"], Session(serialize(graph())).run(X)["y"])
     assert serialize(load(made.path)) == serialize(graph())
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4", "int2", "uint2"])
+@pytest.mark.parametrize("columns", [64, 65])
+def test_packed_weights_lie_in_the_data_file(kind: str, columns: int, tmp_path: Path) -> None:
+    """As packed bytes; also of a model that was loaded, from one file or two."""
+    dtype, bits = getattr(ml_dtypes, kind), int(kind[-1])
+    low = 0 if kind.startswith("u") else -(1 << bits - 1)
+    codes = np.random.default_rng(0).integers(low, low + (1 << bits), (127, columns)).astype(dtype)
+    size = -(-codes.size * bits // 8)
+    text = f"g () => (float[127,{columns}] y) {{ y = DequantizeLinear<axis = 0>(w, s) }}"
+    model = model_proto(text, 25, w=codes, s=np.ones(127, np.float32))
+    model.ir_version = 13
+    onnx.save(model, tmp_path / "m.onnx")
+    expected = Session(model.SerializeToString()).run({})["y"]
+    for source in (from_proto(model), load(tmp_path / "m.onnx")):
+        made = write_model(source, limit=100)
+        assert made.data is not None and made.data.stat().st_size == size
+        assert np.array_equal(Session(made.path).run({})["y"], expected)
+        again = write_model(load(made.path), limit=100)
+        assert again.data is not None and again.data.name == made.data.name
+        assert write_model(load(made.path)).path.read_bytes() == serialize(from_proto(model))
+    for path in (tmp_path / "m.onnx", made.path):
+        copy = externalize_weights(path)
+        if copy is not None:  # None where all weights are apart already
+            assert copy.data is not None and copy.data.stat().st_size == size
+            assert np.array_equal(Session(copy.path).run({})["y"], expected)
 
 
 def test_other_contents_have_another_name() -> None:
