@@ -30,7 +30,7 @@ _QDQ = (
     ("weight-only", 4, 8, 32), ("weight-only", 4, 2, 32), ("weight-only", 2, 2, 32),
 )  # fmt: skip
 _RECIPES = ("small", "paper-w4a8", "paper-w4a32", "paper-w4a8-emb2")
-_TABLE_BITS = (8, 4, 2)
+_TABLES = ((8, 0), (4, 64), (4, 32), (2, 16), (2, 8))  # bits, and values that share a multiplier
 
 
 def few_bits(
@@ -93,7 +93,7 @@ def _rows() -> tuple[Row, ...]:
     weight_only += [_with_float_data(*bits) for bits in _FLOAT_DATA]
     qdq = [few_bits("qdq", *bits, mode=mode) for mode, *bits in _QDQ]
     recipes = [Row("recipes", f"recipe {name}", {"recipe": name}) for name in _RECIPES]
-    tables = [_table_alone(bits) for bits in _TABLE_BITS]
+    tables = [_table_alone(*table) for table in _TABLES]
     return (REFERENCE, *stored, *rounding, *weight_only, *qdq, *recipes, *tables)
 
 
@@ -110,11 +110,14 @@ def _with_float_data(*bits: int) -> Row:
     return Row(row.group, f"{row.name}, float data", settings)
 
 
-def _table_alone(bits: int) -> Row:
-    """Lookup tables with few bits, everything else float."""
-    precision: Mapping[str, Any] = {"role:embedding-weight": bits, "role:*-weight": "float"}
+def _table_alone(bits: int, block: int) -> Row:
+    """The table of tokens with few bits, everything else float."""
+    precision: Mapping[str, Any] = {"role:token-embedding-weight": bits, "role:*-weight": "float"}
     settings = {"target": "cpu", "mode": "weight-only", "precision": precision}
-    return Row("tables", f"tables alone, E{bits}", settings)
+    name = f"token table alone, E{bits}"
+    if bits == 8:
+        return Row("tables", name, settings)
+    return Row("tables", f"{name}, block {block}", {**settings, "weight_block": block})
 
 
 ROWS = _rows()

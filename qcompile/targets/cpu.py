@@ -14,6 +14,7 @@ from qcompile.quant.types import FEW_BITS
 from qcompile.targets.target import (
     INT4_SINCE,
     MODES,
+    ROUND_FOR_FLOAT_DATA,
     FewBits,
     LoweringChoice,
     LoweringOption,
@@ -188,7 +189,7 @@ CPU = Target(
             "share-ranges",
         ),
         "dynamic": ("permute-channels{pairs=true}",),
-        "weight-only": ("round-weights",),
+        "weight-only": (ROUND_FOR_FLOAT_DATA,),
     },
     lower={
         "static": (

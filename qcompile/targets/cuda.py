@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from qcompile.quant import QSpec
 from qcompile.targets.kernel_table import HasKernels, KernelTable, Limit
-from qcompile.targets.target import QDQ_SINCE, FewBits, OpRule, Target
+from qcompile.targets.target import QDQ_SINCE, ROUND_FOR_FLOAT_DATA, FewBits, OpRule, Target
 
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
@@ -71,7 +71,7 @@ CUDA = Target(
         ),
         "float": _FUSED,
     },
-    transform={"weight-only": ("round-weights",)},
+    transform={"weight-only": (ROUND_FOR_FLOAT_DATA,)},
     # No type of the opset is needed: codes are in bytes, and INT4 is for an operator of Microsoft.
     few_bits={
         **dict.fromkeys((2, 3, 4), FewBits(4, QDQ_SINCE)),

@@ -15,6 +15,7 @@ from qcompile.targets.target import (
     INT2_SINCE,
     INT4_SINCE,
     QDQ_SINCE,
+    ROUND_FOR_FLOAT_DATA,
     FewBits,
     OpRule,
     StoredRule,
@@ -61,7 +62,7 @@ QDQ = Target(
     without_data=None,
     transform={
         "static": ("group-scales", "trim-ranges", "guard-rows", "round-weights"),
-        "weight-only": ("round-weights",),
+        "weight-only": (ROUND_FOR_FLOAT_DATA,),
     },
     lower={
         "static": ("fit-biases", "shield-floats", "shield-groups", "narrow-qdq"),
