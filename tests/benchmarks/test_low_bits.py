@@ -96,11 +96,11 @@ def test_rows_are_chosen_by_glob(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_8_bit_file_comes_first_and_once() -> None:
     bench: Any = SimpleNamespace(source="s")
-    names = ["tables alone, E8", rows.REFERENCE.name, "qdq W8A8 E8", rows.PEERS[-1].name]
+    names = ["token table alone, E8", rows.REFERENCE.name, "qdq W8A8 E8", rows.PEERS[-1].name]
     found = [candidate.name for candidate in low_bits.candidates(bench, names)]
-    assert found == [rows.REFERENCE.name, "qdq W8A8 E8", "tables alone, E8", rows.PEERS[-1].name]
+    assert found == [rows.REFERENCE.name, "qdq W8A8 E8", "token table alone, E8", rows.PEERS[-1].name]
     alone = [candidate.name for candidate in low_bits.candidates(bench, names[:1])]
-    assert alone == [rows.REFERENCE.name, "tables alone, E8"]
+    assert alone == [rows.REFERENCE.name, "token table alone, E8"]
 
 
 def test_a_peer_that_is_not_installed_says_so() -> None:
@@ -225,6 +225,6 @@ def test_what_is_missing_is_said(
 def test_names_are_listed_without_a_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["low_bits", "--list", "--match", "tables*"])
+    monkeypatch.setattr("sys.argv", ["low_bits", "--list", "--match", "token table*"])
     low_bits.main()
-    assert capsys.readouterr().out.splitlines()[0] == "tables alone, E8"
+    assert capsys.readouterr().out.splitlines()[0] == "token table alone, E8"
