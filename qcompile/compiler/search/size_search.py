@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from qcompile.compiler.config.recipe import Recipe
@@ -114,7 +114,17 @@ def search_size(first: Verified, tools: SizeTools) -> Sized:
     if obstacle is not None:
         why = f"bits cannot be chosen: {obstacle.reason}"
         return Sized(first, failures=_over(first, limit, why))
-    return _SizeSearch(first, limit, tools).run()
+    return _SizeSearch(_with_small_tables(first, tools), limit, tools).run()
+
+
+def _with_small_tables(first: Verified, tools: SizeTools) -> Verified:
+    """The same model with tables in 8 bits that targets leave float for speed, if there are any."""
+    recipe = first.prepared.recipe
+    if recipe.embedding_bits is not None:
+        return first
+    asked = replace(recipe, embedding_bits=8)
+    more = tools.plan(asked).keys() - tools.plan(recipe).keys()
+    return tools.build(asked, {}) if more else first
 
 
 def _over(verified: Verified, limit: int, why: str) -> tuple[str, ...]:
