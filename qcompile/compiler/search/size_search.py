@@ -376,6 +376,7 @@ class _SizeSearch:
         stored = tuple(_stored_bytes(verified, item) for item in self.items)
         self.state.figures[key] = [size, latency, *stored]
         self.builds[key] = _Build(tuple(choices), size, latency, found, stored)
+        self.state.save()  # a build takes long, and a process that is killed writes nothing more
         return self.builds[key]
 
     # ---- reporting
