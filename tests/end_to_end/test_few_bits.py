@@ -118,7 +118,8 @@ def test_nothing_is_unpacked_in_a_run(mode: Mode, bits: WeightBits, block: int |
     """The runtime's optimized graph and the outputs are those of the int8 file, which is larger."""
     recipe = recipe_of(mode, bits, block)
     packed, whole = compiled(recipe), unpacked(recipe, "store-few-bits")
-    assert len(whole) - len(packed) > 0.8 * VALUES * (8 - bits) / 8
+    multipliers, nodes = 0.25, 10_000  # bits of a value, bytes of a file
+    assert len(whole) - len(packed) > VALUES * (8 - bits - multipliers) / 8 - nodes
     assert optimized_ops(packed) == optimized_ops(whole)
     expected = outputs(whole)
     assert_equivalent(expected, outputs(packed), atol=0)
@@ -129,10 +130,10 @@ def test_nothing_is_unpacked_in_a_run(mode: Mode, bits: WeightBits, block: int |
 @pytest.mark.parametrize("mode", ["static", "weight-only"])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_qdq_of_few_bits_is_that_of_the_same_int8(mode: Mode, bits: WeightBits) -> None:
-    """A multiplier is in the scale there, and rounds with it once."""
+    """A multiplier is in the float32 scale of its block there, and rounds with it once."""
     recipe = recipe_of(mode, bits, target="qdq")
     packed, whole = compiled(recipe), unpacked(recipe, "narrow-qdq")
-    assert len(whole) - len(packed) > 0.8 * VALUES * (8 - bits) / 8
+    assert len(whole) - len(packed) > 0.3 * VALUES
     assert_equivalent(
         outputs(whole, optimize=False), outputs(packed, optimize=False), atol=2e-3, rtol=1e-3
     )

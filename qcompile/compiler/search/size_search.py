@@ -118,13 +118,21 @@ def search_size(first: Verified, tools: SizeTools) -> Sized:
 
 
 def _with_small_tables(first: Verified, tools: SizeTools) -> Verified:
-    """The same model with tables in 8 bits that targets leave float for speed, if there are any."""
+    """The same model with tables in 8 bits that targets leave float for speed, if there are any.
+
+    Unless a gate holds only without.
+    """
     recipe = first.prepared.recipe
     if recipe.embedding_bits is not None:
         return first
     asked = replace(recipe, embedding_bits=8)
     more = tools.plan(asked).keys() - tools.plan(recipe).keys()
-    return tools.build(asked, {}) if more else first
+    built = tools.build(asked, {}) if more else first
+    return built if _passes(built) or not _passes(first) else first
+
+
+def _passes(verified: Verified) -> bool:
+    return verified.verdict is None or verified.verdict.passed
 
 
 def _over(verified: Verified, limit: int, why: str) -> tuple[str, ...]:

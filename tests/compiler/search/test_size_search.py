@@ -26,7 +26,8 @@ from qcompile.ir.model_io.to_proto import serialize
 from qcompile.rewriting.testing import encoder, normal, parse
 from tests.encoder_files import token_feeds
 
-CPU = Recipe(target="cpu", transforms="none")
+# Limits are relative to a file whose tables have 8 bits too.
+CPU = Recipe(target="cpu", transforms="none", embedding_bits=8)
 OPEN = Gates(0.5, None, max_latency_ratio=None, min_r2=None)
 FEEDS = token_feeds(4)
 
