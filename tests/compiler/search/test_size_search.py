@@ -136,7 +136,11 @@ def test_tables_that_are_float_for_speed_are_chosen_too() -> None:
     ids = np.random.default_rng(0).integers(0, 512, (8, 2, 5))
     given = options("40%")
     result = qcompile.compile(
-        file, [{"ids": i} for i in ids], recipe=CPU, gates=OPEN, options=given
+        file,
+        [{"ids": i} for i in ids],
+        recipe=replace(CPU, embedding_bits=None),
+        gates=OPEN,
+        options=given,
     )
     assert len(result.model) <= 0.4 * len(file)
     assert bits(result.report)["t"] <= 8
