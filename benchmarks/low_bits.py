@@ -122,7 +122,7 @@ class Clock:
 
 
 def timing_from(values: dict[str, Any]) -> Timing:
-    """What ``asdict`` made of it, read back."""
+    """The inverse of ``dataclasses.asdict``, for timings that were stored as JSON."""
     latencies = tuple(Latency(**value) for value in values["latencies"])
     return Timing(latencies, SessionCost(**values["session"]))
 

@@ -6,13 +6,14 @@ ONNX Runtime computes integer operators on constants once, when it loads the mod
 multiplies int8 as before. Codes, and multipliers of blocks and rows, are found from the values
 (``quant.stored_codes``), without loss. 4 bits are INT4; other widths are planes of 4, 2 and 1 bits
 in one UINT4 tensor. Refuses below opset 21, which has no such types, and weights that a subgraph
-reads. Leaves weights of which no decision of the plan asks for few bits, and those that need 8 or
-would save little.
+reads. Leaves weights of which no decision of the plan asks for few bits, those that need 8, and
+those that would save little, of which the reason in the plan then says so.
 Source: onnx.proto INT4 and UINT4; ONNX Runtime constant_folding.cc.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -52,7 +53,9 @@ class StoreFewBits(Pass):
             if constant.dtype != np.int8 or (rank(constant) or 0) < 2:
                 continue
             form = _smallest(array(constant))
-            if form is None or form.saved < LEAST_SAVED:
+            saved = 0 if form is None else math.prod(constant.shape) - form.nbytes
+            if form is None or saved < LEAST_SAVED:
+                _say_why_bytes(ctx, constant, saved)
                 continue
             obstacle = _obstacle(graph, constant)
             if obstacle is not None:
@@ -83,11 +86,6 @@ class _Form:
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.repeated.nbytes
-
-    @property
-    def saved(self) -> int:
-        """Bytes less than as int8."""
-        return self.codes.codes.size - self.nbytes
 
     def laid_out(self, values: Array) -> Array:
         """What ``StoredCodes`` has as (inputs, outputs), in the order of the constant."""
@@ -124,6 +122,16 @@ def _repeated(values: Array) -> Array:
     first = np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(values)])
     new = np.flatnonzero(first == np.arange(len(first)))  # rows that repeat none
     return first[new[-1] + 1 :]
+
+
+def _say_why_bytes(ctx: Context, constant: Constant, saved: int) -> None:
+    """Correct the plan's reason where it says that few bits are in the file."""
+    tensor, _ = ctx.origins.get(constant.name, (constant.name, None))
+    for decision in [d for d in ctx.plan.quantized("weight") if d.tensor == tensor]:
+        bits = None if decision.spec is None else decision.spec.width
+        if bits is not None:
+            why = f"packing {bits} bits would save {saved:,} bytes, under {LEAST_SAVED:,}"
+            ctx.plan.replace(decision, reason=f"8 bits in the file: {why}")
 
 
 def _obstacle(graph: Graph, constant: Constant) -> Refusal | None:

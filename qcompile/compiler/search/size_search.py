@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from qcompile.compiler.config.recipe import Recipe
@@ -114,7 +114,25 @@ def search_size(first: Verified, tools: SizeTools) -> Sized:
     if obstacle is not None:
         why = f"bits cannot be chosen: {obstacle.reason}"
         return Sized(first, failures=_over(first, limit, why))
-    return _SizeSearch(first, limit, tools).run()
+    return _SizeSearch(_with_small_tables(first, tools), limit, tools).run()
+
+
+def _with_small_tables(first: Verified, tools: SizeTools) -> Verified:
+    """The same model with tables in 8 bits that targets leave float for speed, if there are any.
+
+    Unless a gate holds only without.
+    """
+    recipe = first.prepared.recipe
+    if recipe.embedding_bits is not None:
+        return first
+    asked = replace(recipe, embedding_bits=8)
+    more = tools.plan(asked).keys() - tools.plan(recipe).keys()
+    built = tools.build(asked, {}) if more else first
+    return built if _passes(built) or not _passes(first) else first
+
+
+def _passes(verified: Verified) -> bool:
+    return verified.verdict is None or verified.verdict.passed
 
 
 def _over(verified: Verified, limit: int, why: str) -> tuple[str, ...]:
@@ -366,6 +384,7 @@ class _SizeSearch:
         stored = tuple(_stored_bytes(verified, item) for item in self.items)
         self.state.figures[key] = [size, latency, *stored]
         self.builds[key] = _Build(tuple(choices), size, latency, found, stored)
+        self.state.save()  # a build takes long, and a process that is killed writes nothing more
         return self.builds[key]
 
     # ---- reporting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qcompile import __version__
@@ -103,6 +103,7 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         notes=(
             *came_quantized,
             *stayed_float,
+            *_without_effect(prepared, ctx),
             *(Note(code, text) for code, text in ctx.remarks.items()),
             *(Note("requirement", text) for text in checked.remarks),
             *_needed_runtime(prepared, compiled),
@@ -201,6 +202,22 @@ def _needed_runtime(prepared: Prepared, compiled: CompiledModel) -> list[Note]:
     version = ".".join(map(str, form.since))
     text = f"the file needs onnxruntime {version} or later: it has {form.name} (docs/lowbit.md)"
     return [Note("oldest-runtime", text)]
+
+
+def _without_effect(prepared: Prepared, ctx: Context) -> Iterator[Note]:
+    """Notes on settings of few bits that changed nothing, where ``plan-operands`` does not look."""
+    recipe, decisions = prepared.recipe, ctx.plan.decisions
+    bits_of = {"weight_bits": recipe.weight_bits, "embedding_bits": recipe.embedding_bits}
+    for name, bits in bits_of.items() if prepared.mode == "float" else ():
+        if bits is not None:
+            text = f"{name} {bits} has no effect: mode float quantizes nothing"
+            yield Note(f"{name.replace('_', '-')}-unused", text)
+    if recipe.weight_block and not any(d.spec is not None and d.spec.block for d in decisions):
+        text = (
+            f"weight_block {recipe.weight_block} has no effect: no weight has 2 to 7 bits "
+            "(weight_bits, embedding_bits or precision give them)"
+        )
+        yield Note("weight-block-unused", text)
 
 
 def _written(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import qcompile
@@ -15,15 +16,18 @@ from qcompile import Gates, Options, Recipe
 from qcompile.compiler.report.records import SizeAccount
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.search import size_search
+from qcompile.compiler.search.bit_allocation import Choice
 from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.compiler.stages.options import SizeLimit
 from qcompile.compiler.stages.result import RejectedError
+from qcompile.compiler.stages.verify import Verified
 from qcompile.ir.model_io.to_proto import serialize
-from qcompile.rewriting.testing import encoder
+from qcompile.rewriting.testing import encoder, normal, parse
 from tests.encoder_files import token_feeds
 
-CPU = Recipe(target="cpu", transforms="none")
+# Limits are relative to a file whose tables have 8 bits too.
+CPU = Recipe(target="cpu", transforms="none", embedding_bits=8)
 OPEN = Gates(0.5, None, max_latency_ratio=None, min_r2=None)
 FEEDS = token_feeds(4)
 
@@ -126,6 +130,22 @@ def test_with_a_gate_it_is_the_smallest_that_passes() -> None:
     assert all(p.bytes < report.bytes for p in failed)
 
 
+def test_tables_that_are_float_for_speed_are_chosen_too() -> None:
+    text = """g (int64[b,s] ids) => (float[b,s,64] y) { e = Gather(t, ids) y = MatMul(e, w) }"""
+    file = serialize(parse(text, t=normal(512, 64), w=normal(64, 64, seed=1)))
+    ids = np.random.default_rng(0).integers(0, 512, (8, 2, 5))
+    given = options("40%")
+    result = qcompile.compile(
+        file,
+        [{"ids": i} for i in ids],
+        recipe=replace(CPU, embedding_bits=None),
+        gates=OPEN,
+        options=given,
+    )
+    assert len(result.model) <= 0.4 * len(file)
+    assert bits(result.report)["t"] <= 8
+
+
 # ---- what it cannot do
 
 
@@ -207,6 +227,23 @@ def test_after_an_interrupt_it_makes_the_same_bytes(tmp_path: Path) -> None:
     assert rest.model == whole.model
     assert sizes(rest.report).measurements == sizes(whole.report).measurements - 3
     assert not state.exists()
+
+
+def test_every_build_is_stored_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed cannot write what it has."""
+    state, stored = tmp_path / "m.bits.json", list[int]()
+    original = size_search._SizeSearch._compiled
+
+    def watched(self: size_search._SizeSearch, choices: Sequence[Choice]) -> Verified:
+        if self.state.scores:
+            stored.append(len(json.loads(state.read_text())["figures"]) if state.exists() else 0)
+        return original(self, choices)
+
+    monkeypatch.setattr(size_search._SizeSearch, "_compiled", watched)
+    gates = replace(OPEN, min_cosine=0.999)
+    with pytest.raises(RejectedError):
+        compile("", gates=gates, given=options(str(plain_bytes() - 16_000), state))
+    assert stored[-1] >= 2 and stored[-1] == len(json.loads(state.read_text())["figures"])
 
 
 def test_a_build_of_an_earlier_run_is_not_repeated(tmp_path: Path) -> None:

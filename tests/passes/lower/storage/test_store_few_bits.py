@@ -313,3 +313,19 @@ def test_kept_constants_are_written_packed(
     room = 3500 if limit is None else 3500 + 2 * 4096  # nodes; weights that begin on pages
     assert files.size < 64 * 256 * bits / 8 + room
     assert_equivalent(expected, Session(files.path).run(feed(64)), atol=0)
+
+
+def test_a_weight_that_repeats_one_row_is_packed() -> None:
+    """Rows that are not stored count among the bytes saved."""
+    w = np.full((128, 96), 7, np.int8)
+    assert check_stored(product(w), feed(128), {PRODUCT: 1}) > 9_000
+
+
+def test_a_weight_that_is_too_small_to_pack_says_so() -> None:
+    graph, ctx = product(codes(4, 32, 64)), asked()
+    ctx.origins["w"] = ("w", None)
+    run_pass(graph, StoreFewBits(), ctx=ctx)
+    assert not packed(graph)
+    assert [d.reason for d in ctx.plan.decisions] == [
+        "8 bits in the file: packing 4 bits would save 1,024 bytes, under 4,096"
+    ]
