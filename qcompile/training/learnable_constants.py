@@ -1,9 +1,9 @@
 """Which float constants of a graph training may change: weights, biases and tables.
 
-The data starts at float inputs of the graph and at tables whose rows are looked up, and goes through
-every operator. A constant is learned where an operator combines it with the data. Left out are
-single numbers, masks (huge values), statistics of batch normalization, and constants that meet only
-positions, as the frequencies of rotary embeddings do.
+The data starts at float inputs of the graph and at tables whose rows are looked up, and goes
+through every operator. A constant is learned where an operator combines it with the data. Left out
+are single numbers, masks (huge values), statistics of batch normalization, and constants that meet
+only positions, as the frequencies of rotary embeddings do.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def _paired(x: Tensor, indices: Tensor, count: int) -> list[Tensor]:
     """Indices of the paired axes, which broadcast against those of ``_coordinates``."""
     rank = indices.dim() - 1
     return [
-        torch.arange(x.shape[i], device=x.device).reshape([-1 if j == i else 1 for j in range(rank)])
+        torch.arange(x.shape[i], device=x.device).reshape(
+            [-1 if j == i else 1 for j in range(rank)]
+        )
         for i in range(count)
     ]
 
@@ -108,7 +110,7 @@ def _top_k(site: Site) -> Function:
 
     def top_k(x: Tensor, count: Numbers = given) -> tuple[Tensor, Tensor]:
         (size,) = in_order(count)
-        values, places = torch.sort(x, axis, descending=largest, stable=True)
+        values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, size), places.narrow(axis, 0, size)
 
     return top_k

@@ -85,7 +85,7 @@ def _rms_norm(site: Site) -> Function:
 
 
 def _skip_layer_norm(site: Site) -> Function:
-    """com.microsoft.SkipLayerNormalization: of input + skip + bias; the fourth result is the sum."""
+    """com.microsoft.SkipLayerNormalization: of the sum of operands, which is the fourth result."""
     epsilon = site.attr("epsilon", 1e-5)
     if any(t.name for t in site.node.outputs[1:3]):
         raise site.refusal("mean or deviation as a result")
@@ -126,17 +126,19 @@ def _batch_norm(site: Site) -> Function:
     if site.attr("training_mode", 0):
         raise site.refusal("batch normalization in training mode")
 
-    def batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+    def batch_norm(
+        x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+    ) -> Tensor:
+        factor = scale * torch.rsqrt(variance + epsilon)
+        shape = [-1] + [1] * (x.dim() - 2)
+        return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
 
     return batch_norm
 
 
 def _instance_norm(site: Site) -> Function:
     epsilon = site.attr("epsilon", 1e-5)
-    return lambda x, scale, bias: functional.instance_norm(
-        x, weight=scale, bias=bias, eps=epsilon
-    )
+    return lambda x, scale, bias: functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
 def _group_norm(site: Site) -> Function:

@@ -51,7 +51,7 @@ def _reduction(reduce: Reduce) -> Operator:
         def run(x: Tensor, axes: Numbers = given) -> Tensor:
             chosen = tuple(axis_in(a, x.dim()) for a in in_order(axes or []))
             if not chosen and skips:
-                return x
+                return reduce(x.unsqueeze(-1), (-1,), False)  # of each value alone
             return reduce(x, chosen or tuple(range(x.dim())), keeps)
 
         return run

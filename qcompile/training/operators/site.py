@@ -119,7 +119,7 @@ def _number(dtype: np.dtype[Any]) -> int | None:
 
 
 def as_tensor(values: Array, name: str) -> torch.Tensor:
-    """A copy of an array, in the type that stands for its type; raises TrainingError for strings."""
+    """A copy of an array in the type that stands for its own; raises TrainingError for strings."""
     number = _number(values.dtype)
     if number not in _TYPES:
         raise TrainingError(
