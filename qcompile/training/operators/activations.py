@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from qcompile.training.operators.site import Function, Operator, Operators, Site, always
 
-Tensor = torch.Tensor
 _SELU = 1.67326319217681884765625, 1.05070102214813232421875  # alpha and gamma of ONNX Selu-6
 
 

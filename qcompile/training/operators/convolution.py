@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from qcompile.training.operators.site import (
@@ -16,7 +17,6 @@ from qcompile.training.operators.site import (
     always,
 )
 
-Tensor = torch.Tensor
 _CONV = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _CONV_TRANSPOSE = {3: functional.conv_transpose1d, 4: functional.conv_transpose2d,
                    5: functional.conv_transpose3d}  # fmt: skip

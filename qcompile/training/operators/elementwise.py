@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qcompile.training.operators.site import (
     Function,
@@ -18,8 +19,6 @@ from qcompile.training.operators.site import (
     torch_type,
 )
 
-Tensor = torch.Tensor
-
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
     """Integers are divided as in C: the fraction is cut off."""
@@ -27,7 +26,8 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _modulo(site: Site) -> Function:
-    return torch.fmod if site.attr("fmod", 0) else torch.remainder
+    function: Function = torch.fmod if site.attr("fmod", 0) else torch.remainder
+    return function
 
 
 def _power(site: Site) -> Function:
@@ -56,13 +56,18 @@ def _cast(site: Site) -> Function:
 
 def _is_infinite(site: Site) -> Function:
     signs = site.attr("detect_negative", 1), site.attr("detect_positive", 1)
-    tests = {(1, 1): torch.isinf, (1, 0): torch.isneginf, (0, 1): torch.isposinf}
+    tests: dict[tuple[int, int], Function] = {
+        (1, 1): torch.isinf,
+        (1, 0): torch.isneginf,
+        (0, 1): torch.isposinf,
+    }
     return tests.get(signs, lambda x: torch.zeros_like(x, dtype=torch.bool))
 
 
 def _shift(site: Site) -> Function:
     left = site.attr("direction") == "LEFT"
-    return torch.bitwise_left_shift if left else torch.bitwise_right_shift
+    function: Function = torch.bitwise_left_shift if left else torch.bitwise_right_shift
+    return function
 
 
 def _folded(function: Function) -> Operator:

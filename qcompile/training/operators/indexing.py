@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from qcompile.training.operators.site import (
@@ -15,8 +16,6 @@ from qcompile.training.operators.site import (
     axis_in,
     in_order,
 )
-
-Tensor = torch.Tensor
 
 
 def _counted(indices: Tensor, size: int) -> Tensor:

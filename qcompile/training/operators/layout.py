@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from qcompile.training.operators.site import (
@@ -18,8 +19,6 @@ from qcompile.training.operators.site import (
     axis_in,
     in_order,
 )
-
-Tensor = torch.Tensor
 
 
 def _reshape(site: Site) -> Function:

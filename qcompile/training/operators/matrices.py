@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from qcompile.training.operators.site import Function, Operator, Operators, Site, always
-
-Tensor = torch.Tensor
 
 
 def _gemm(site: Site) -> Function:

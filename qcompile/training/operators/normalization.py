@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from qcompile.training.operators.site import Function, Operator, Operators, Site, axis_in
 
-Tensor = torch.Tensor
 _ONE_AXIS = 13  # before this opset, all axes from ``axis`` on were normalized together
 
 

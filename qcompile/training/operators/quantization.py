@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
 
 from qcompile.training.operators.site import (
     Function,
@@ -21,9 +22,8 @@ from qcompile.training.operators.site import (
     torch_type,
 )
 
-Tensor = torch.Tensor
 _T = onnx.TensorProto
-_LIMITS = {_T.INT8: (-128, 127), _T.UINT8: (0, 255), _T.INT16: (-32768, 32767),
+_LIMITS: dict[int, tuple[int, int]] = {_T.INT8: (-128, 127), _T.UINT8: (0, 255), _T.INT16: (-32768, 32767),
            _T.UINT16: (0, 65535), _T.INT4: (-8, 7), _T.UINT4: (0, 15)}  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from qcompile.training.operators.site import (
     Function,
@@ -16,7 +17,6 @@ from qcompile.training.operators.site import (
     in_order,
 )
 
-Tensor = torch.Tensor
 Axes = tuple[int, ...]
 Reduce = Callable[[Tensor, Axes, bool], Tensor]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qcompile.ir import is_constant
 from qcompile.ir.tensor import array
@@ -21,8 +22,6 @@ from qcompile.training.operators.site import (
     in_order,
     torch_type,
 )
-
-Tensor = torch.Tensor
 
 
 def _shape(site: Site) -> Function:

@@ -19,7 +19,7 @@ from qcompile.quant import Array
 Function: TypeAlias = Callable[..., Any]
 Numbers: TypeAlias = Any  # Tensor.tolist(): a number, or nested lists of numbers
 
-_TYPES = {
+_TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16,
