@@ -23,7 +23,8 @@ from qcompile.training.operators.site import (
 )
 
 _T = onnx.TensorProto
-_LIMITS: dict[int, tuple[int, int]] = {_T.INT8: (-128, 127), _T.UINT8: (0, 255), _T.INT16: (-32768, 32767),
+_LIMITS: dict[int, tuple[int, int]] = {_T.INT8: (-128, 127), _T.UINT8: (0, 255),
+           _T.INT16: (-32768, 32767),
            _T.UINT16: (0, 65535), _T.INT4: (-8, 7), _T.UINT4: (0, 15)}  # fmt: skip
 
 
