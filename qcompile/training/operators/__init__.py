@@ -1,0 +1,1 @@
+"""ONNX operators as functions on torch tensors, a family a file."""
