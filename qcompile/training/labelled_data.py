@@ -114,8 +114,12 @@ class LabelledData:
         return np.arange(window * size, min(len(self._rows), (window + 1) * size))
 
     def _window(self, numbers: Sequence[int]) -> list[list[Sample]]:
-        """These samples in batches, shortest first."""
-        samples = self._encoded(self._rows.read(numbers))
+        """These samples in batches, shortest first. Raises DataError where the file has changed."""
+        rows = self._rows.read(numbers)
+        try:
+            samples = self._encoded(rows)
+        except ValueError as e:
+            raise self._rows.changed(e) from e
         samples.sort(key=lambda sample: len(sample[0].ids))
         size = self.batch_size
         return [samples[i : i + size] for i in range(0, len(samples), size)]

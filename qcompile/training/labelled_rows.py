@@ -66,9 +66,16 @@ class LabelledRows:
         index.seek(number * _ENTRY.itemsize)
         offset, part = np.frombuffer(index.read(_ENTRY.itemsize), _ENTRY)[0].item()
         file.seek(offset)
-        for _, row in self._rows(_Lines(self.path, file, offset)):
-            return row, part
-        raise DataError(f"{self.path} has become shorter since it was first read")
+        try:
+            _, row = next(self._rows(_Lines(self.path, file, offset)))
+        except (DataError, StopIteration) as e:
+            raise self.changed(e) from e
+        return row, part
+
+    def changed(self, found: Exception) -> DataError:
+        """The error for a row that could be used before."""
+        reason = str(found) or "it is shorter"
+        return DataError(f"{self.path} has changed since it was first read: {reason}")
 
     def _scan(self, file: IO[bytes], index: IO[bytes], check: Check) -> tuple[str, int]:
         """Check all rows, and write where each sample is. Gives digest and number of samples."""

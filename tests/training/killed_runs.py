@@ -1,0 +1,115 @@
+"""Kills training runs of one process after another, and prints how each ended, as JSON.
+
+A run is a forked process that ends itself with SIGKILL; the same run is started again until one of
+them finishes and writes its outcome. ``test_kills`` starts this file and compares the outcomes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcompile.training import checkpoint, training_loop
+from tests.training.small_run import run, values
+
+MOST_STARTS = 30
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAfter:
+    """Progress that ends the process after some steps of this process."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """Steps that are not trained again are not counted."""
+
+    def advance(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            kill()
+
+
+def nothing(_start: int) -> dict[str, Any]:
+    return {}
+
+
+def after_steps(steps: int) -> Callable[[int], dict[str, Any]]:
+    """Each process ends after so many steps more than the one before has kept."""
+    return lambda start: {"progress": KillAfter(steps * (start + 1))}
+
+
+def while_writing(start: int) -> dict[str, Any]:
+    """The process ends within a checkpoint, each a little later."""
+    original, left = torch.save, [2 * start + 1]
+
+    def save(held: object, file: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            file.write(b"half of it")
+            file.flush()
+            kill()
+        original(held, file)
+
+    checkpoint.torch.save = save
+    return {}
+
+
+def while_evaluating(start: int) -> dict[str, Any]:
+    """The process ends within its second evaluation, after half of the data."""
+    original, left = training_loop.evaluate, [2]
+
+    def evaluate(*args: Any) -> Any:
+        left[0] -= 1
+        score = original(*args)
+        if left[0] == 0:
+            kill()
+        return score
+
+    training_loop.evaluate = evaluate
+    return {}
+
+
+HOW = {
+    "never": nothing,
+    "after each step": after_steps(1),
+    "after 5 steps": after_steps(5),
+    "while writing": while_writing,
+    "while evaluating": while_evaluating,
+}
+
+
+def until_finished(folder: Path, name: str) -> dict[str, Any]:
+    """The outcome, and how often the run was killed before."""
+    state, found = folder / f"{name}.pt", folder / f"{name}.json"
+    for start in range(MOST_STARTS):
+        child = os.fork()
+        if not child:
+            more = HOW[name](start)
+            outcome, of = run(folder, state, **more)
+            curve = [(point.step, point.loss, point.score.value) for point in outcome.curve]
+            found.write_text(json.dumps({"curve": curve, "values": values(of)}))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not status:
+            left = len(list(folder.glob(f".{name}*")))
+            return {**json.loads(found.read_text()), "kills": start, "left": left}
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            break
+    return {"failed": f"start {start}, status {status}"}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({name: until_finished(Path(sys.argv[1]), name) for name in HOW}))
