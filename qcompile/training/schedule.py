@@ -22,7 +22,7 @@ class Schedule:
         clip: the largest norm of all gradients; longer ones are shortened.
         weight_decay: of weights, decoupled (AdamW, Loshchilov and Hutter 2019); ranges have none.
         evaluations: per epoch, evenly spread; there is always one before and one after training.
-        checkpoint_seconds: between checkpoints, at least.
+        checkpoint_seconds: between checkpoints, at least; 0 for one after each step.
         seed: of the order of the data.
 
     Raises TrainingError for values out of range.

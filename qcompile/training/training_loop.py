@@ -324,7 +324,9 @@ class _Loop:
 
     def _is_checkpoint_due(self) -> bool:
         """At the interval asked for, or at longer ones where writing takes long."""
-        interval = max(self.schedule.checkpoint_seconds, self.writing / _SHARE_OF_WRITING)
+        interval = self.schedule.checkpoint_seconds
+        if interval:
+            interval = max(interval, self.writing / _SHARE_OF_WRITING)
         return time.monotonic() - self.written >= interval
 
     def keep_in(self, path: Path, identity: Mapping[str, str]) -> None:
