@@ -17,7 +17,7 @@ from qcompile.training.labelled_data import LabelledData
 from qcompile.training.objectives import Distillation, Objective
 from qcompile.training.schedule import Schedule
 from qcompile.training.task import Task
-from qcompile.training.training_loop import Trainee, Trained, train
+from qcompile.training.training_loop import Trained, Trainee, train
 
 INPUTS = tuple(
     InputSpec(name, np.dtype(np.int64), ("batch", "seq"))

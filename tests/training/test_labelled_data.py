@@ -152,10 +152,10 @@ def test_rows_of_another_task(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"tokens": [], "tags": []}, "'tokens' has no words"),
-        ({"tokens": ["a", 1], "tags": ["O", "O"]}, "'tokens' has an entry that is no word"),
-        ({"tokens": ["a", " "], "tags": ["O", "O"]}, "'tokens' has an entry that is no word"),
-        ({"tokens": {"a": 1}, "tags": ["O"]}, "'tokens' has no words"),
+        ({"tokens": [], "tags": []}, "field 'tokens' has no words"),
+        ({"tokens": ["a", 1], "tags": ["O", "O"]}, "field 'tokens' has an entry that is no word"),
+        ({"tokens": ["a", " "], "tags": ["O", "O"]}, "field 'tokens' has an entry that is no word"),
+        ({"tokens": {"a": 1}, "tags": ["O"]}, "field 'tokens' has no words"),
         ({"tokens": ["a"], "tags": ["O", "B"]}, "2 tags for 1 tokens"),
         ({"text_a": "a", "text_b": "b", "tags": "O"}, "a pair of texts"),
         ({"tags": ["O"]}, "no field 'text'"),

@@ -36,4 +36,4 @@ def test_neighbours_are_separated() -> None:
 
 def test_a_file_larger_than_any_memory() -> None:
     found = Shuffle(10**12, 5)(np.arange(10**12 - 1000, 10**12))
-    assert len(set(found.tolist())) == 1000 and 0 <= found.min() and found.max() < 10**12
+    assert len(set(found.tolist())) == 1000 and found.min() >= 0 and found.max() < 10**12
