@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def run(
     of: Trainee | None = None,
     schedule: Schedule = SCHEDULE,
     objective: Objective = OBJECTIVE,
-    **more: object,
+    **more: Any,
 ) -> tuple[Trained, Trainee]:
     """Train on the small data. Gives the outcome and what was trained."""
     made = of or trainee()

@@ -36,12 +36,12 @@ def test_a_truncated_file_is_refused(path: Path, length: int) -> None:
         checkpoint.load(path, RUN)
 
 
-@pytest.mark.parametrize("position", [0.05, 0.5, 0.9])
-def test_a_changed_byte_is_refused(path: Path, position: float) -> None:
-    held = bytearray(path.read_bytes())
-    held[int(position * len(held))] ^= 0xFF
-    path.write_bytes(held)
-    with pytest.raises(TrainingError, match="cannot be read"):
+def test_a_changed_number_is_refused(path: Path) -> None:
+    held = path.read_bytes()
+    number = torch.arange(500.0, 501).numpy().tobytes()
+    assert held.count(number) == 1
+    path.write_bytes(held.replace(number, b"\1" * 4))
+    with pytest.raises(TrainingError, match="cannot be read: check sum of"):
         checkpoint.load(path, RUN)
 
 
@@ -73,7 +73,7 @@ def test_files_of_something_else(path: Path, held: object, message: str) -> None
 def test_another_run_is_named(path: Path) -> None:
     with pytest.raises(TrainingError, match="belongs to a run with other graph; delete it"):
         checkpoint.load(path, RUN | {"graph": "3"})
-    with pytest.raises(TrainingError, match="other data, settings;"):
+    with pytest.raises(TrainingError, match="other settings, data;"):
         checkpoint.load(path, {"graph": "2", "settings": "4"})
 
 

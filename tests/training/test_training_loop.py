@@ -8,6 +8,7 @@ import signal
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,9 @@ def broken(*steps: int) -> Trainee:
 
 
 def test_labels_are_learned(tmp_path: Path) -> None:
-    found, of = run(tmp_path, objective=LABELS_ALONE, schedule=replace(SCHEDULE, epochs=8))
+    found, of = run(tmp_path, objective=LABELS_ALONE, schedule=replace(SCHEDULE, epochs=4))
     first, last = found.curve[0], found.curve[-1]
-    assert first.step == 0 and first.loss is None and last.step == found.steps == 96
+    assert first.step == 0 and first.loss is None and last.step == found.steps == 48
     assert found.best.score.value > first.score.value + 20
     assert found.best.score.value == max(point.score.value for point in found.curve)
     assert float(of.ranges["scale"].detach()) != 0 and found.notes == ()
@@ -85,12 +86,16 @@ def test_labels_are_learned(tmp_path: Path) -> None:
 
 def test_a_teacher_is_learned_without_labels(tmp_path: Path) -> None:
     of = trainee()
-    assert isinstance(of.teacher, Classifier)
-    before = float((of.weights["weight"] - of.teacher.weight).norm())
+
+    def distance() -> float:
+        assert isinstance(of.teacher, Classifier)
+        return float((of.weights["weight"] - of.teacher.weight).detach().norm())
+
+    before = distance()
     objective = Objective(CLASSES, "logits", Distillation(labels=0, pairs=(("pooled", "pooled"),)))
     schedule = replace(SCHEDULE, epochs=8, evaluations=0)
     run(tmp_path, of=of, objective=objective, schedule=schedule)
-    assert float((of.weights["weight"] - of.teacher.weight).norm()) < before
+    assert distance() < before
 
 
 def test_the_best_state_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +175,11 @@ def broken_after_all() -> Trainee:
         ({"run": {"graph": "x"}}, "graph"),
     ],
 )
-def test_another_run_does_not_continue(
-    tmp_path: Path, change: dict[str, object], named: str
-) -> None:
+def test_another_run_does_not_continue(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     state = tmp_path / "run.pt"
     run(tmp_path, state)
     with pytest.raises(TrainingError, match=f"belongs to a run with other {named};"):
-        run(tmp_path, state, **change)  # type: ignore[arg-type]
+        run(tmp_path, state, **change)
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     run(tmp_path, state)
     student = Classifier(1)
     of = Trainee(student, Classifier(2), {"table": student.table}, {})
-    with pytest.raises(TrainingError, match="does not fit this run: .*delete it"):
+    with pytest.raises(TrainingError, match=r"does not fit this run: .*delete it"):
         run(tmp_path, state, of=of)
 
 
