@@ -77,7 +77,7 @@ class Meter:
             self._update_classes(answers, targets)
 
     def _update_classes(self, answers: Array, targets: Array) -> None:
-        known = targets != IGNORED
+        known = np.not_equal(targets, IGNORED)
         chosen, expected = answers.argmax(-1)[known], targets[known]
         finite = np.isfinite(answers).all(-1)[known]
         self._right += int(((chosen == expected) & finite).sum())

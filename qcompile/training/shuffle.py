@@ -44,4 +44,5 @@ class Shuffle:
 def _mixed(values: Array) -> Array:
     for shift, factor in zip((30, 27), _FACTORS, strict=True):
         values = (values ^ (values >> np.uint64(shift))) * factor
-    return values ^ (values >> np.uint64(31))
+    mixed: Array = values ^ (values >> np.uint64(31))
+    return mixed

@@ -316,7 +316,8 @@ class _Loop:
         with deferred_interrupts():
             self.losses = 0.0, 0
             self.curve.append(point)
-            if self.best is None or _quality(point) > _quality(self.best[0]):
+            # Of equal scores the later one counts: it is closer to the teacher.
+            if self.best is None or _quality(point) >= _quality(self.best[0]):
                 self.best = point, self._values()
 
     def _values(self) -> dict[str, torch.Tensor]:

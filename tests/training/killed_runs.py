@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qcompile.training import checkpoint, training_loop
+from qcompile.training.metrics import Meter, Score
 from tests.training.small_run import run, values
 
 MOST_STARTS = 30
@@ -62,22 +62,21 @@ def while_writing(start: int) -> dict[str, Any]:
             kill()
         original(held, file)
 
-    checkpoint.torch.save = save
+    torch.save = save
     return {}
 
 
 def while_evaluating(start: int) -> dict[str, Any]:
     """The process ends within its second evaluation."""
-    original, left = training_loop.evaluate, [2]
+    original, left = Meter.score, [2]
 
-    def evaluate(*args: Any) -> Any:
+    def score(meter: Meter) -> Score:
         left[0] -= 1
-        score = original(*args)
         if left[0] == 0:
             kill()
-        return score
+        return original(meter)
 
-    training_loop.evaluate = evaluate
+    Meter.score = score
     return {}
 
 

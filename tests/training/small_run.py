@@ -91,14 +91,16 @@ SCHEDULE = Schedule(
 )
 
 
-def small_data(folder: Path, rows: int = 90) -> tuple[LabelledData, LabelledData]:
+def small_data(folder: Path, *, labelled: bool = True) -> tuple[LabelledData, LabelledData]:
     """Data to train and to evaluate on, in batches of 8."""
     made = tokenizer(folder)
     files = (
-        write_rows(folder / "train.jsonl", letters(rows)),
+        write_rows(folder / "train.jsonl", letters(90)),
         write_rows(folder / "dev.jsonl", letters(40, seed=1)),
     )
-    first, second = (LabelledData(f, CLASSES, made, INPUTS, batch_size=8) for f in files)
+    first, second = (
+        LabelledData(f, CLASSES, made, INPUTS, batch_size=8, labelled=labelled) for f in files
+    )
     return first, second
 
 
@@ -109,11 +111,12 @@ def run(
     of: Trainee | None = None,
     schedule: Schedule = SCHEDULE,
     objective: Objective = OBJECTIVE,
+    labelled: bool = True,
     **more: Any,
 ) -> tuple[Trained, Trainee]:
     """Train on the small data. Gives the outcome and what was trained."""
     made = of or trainee()
-    data, evaluation = small_data(folder)
+    data, evaluation = small_data(folder, labelled=labelled)
     cpu = torch.device("cpu")
     outcome = train(
         made, data, evaluation, objective, schedule, state=state, device=cpu, **more
