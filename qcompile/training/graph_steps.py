@@ -84,9 +84,7 @@ def _check_slots(graph: Graph, slots: Mapping[Use, Slot]) -> None:
 class _Builder:
     """Places are given out in the order in which they are needed."""
 
-    def __init__(
-        self, graph: Graph, slots: Mapping[Use, Slot], stored: Sequence[str]
-    ) -> None:
+    def __init__(self, graph: Graph, slots: Mapping[Use, Slot], stored: Sequence[str]) -> None:
         self._graph, self._slots = graph, slots
         self._host = _host_tensors(graph, slots)
         self._places: dict[tuple[str, Hashable], int] = {}
@@ -102,9 +100,7 @@ class _Builder:
         outputs = {t.name: self._place(t, _DEVICE) for t in graph.outputs}
         tensors = {name: self._places[name, self._form(t)] for name, t in graph.tensors().items()}
         inputs = {t.name: tensors[t.name] for t in graph.inputs}
-        return StepPlan(
-            _with_last_reads(self._steps), tuple(self._start), inputs, outputs, tensors
-        )
+        return StepPlan(_with_last_reads(self._steps), tuple(self._start), inputs, outputs, tensors)
 
     def _add_node(self, node: Node) -> None:
         operator = _operator_of(node)

@@ -66,7 +66,9 @@ def _paired(x: Tensor, indices: Tensor, count: int) -> list[Tensor]:
     """Indices of the paired axes, which broadcast against those of ``_coordinates``."""
     rank = indices.dim() - 1
     return [
-        torch.arange(x.shape[i], device=x.device).reshape([-1 if j == i else 1 for j in range(rank)])
+        torch.arange(x.shape[i], device=x.device).reshape(
+            [-1 if j == i else 1 for j in range(rank)]
+        )
         for i in range(count)
     ]
 

@@ -126,7 +126,9 @@ def _batch_norm(site: Site) -> Function:
     if site.attr("training_mode", 0):
         raise site.refusal("batch normalization in training mode")
 
-    def batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def batch_norm(
+        x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+    ) -> Tensor:
         return functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
 
     return batch_norm
@@ -134,9 +136,7 @@ def _batch_norm(site: Site) -> Function:
 
 def _instance_norm(site: Site) -> Function:
     epsilon = site.attr("epsilon", 1e-5)
-    return lambda x, scale, bias: functional.instance_norm(
-        x, weight=scale, bias=bias, eps=epsilon
-    )
+    return lambda x, scale, bias: functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
 def _group_norm(site: Site) -> Function:
