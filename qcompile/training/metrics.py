@@ -77,9 +77,9 @@ class Meter:
             self._update_classes(answers, targets)
 
     def _update_classes(self, answers: Array, targets: Array) -> None:
-        known = np.not_equal(targets, IGNORED)
+        known = targets != IGNORED
         chosen, expected = answers.argmax(-1)[known], targets[known]
-        finite = np.isfinite(answers).all(-1)[known]
+        finite: Array = np.asarray(np.isfinite(answers).all(-1))[known]
         self._right += int(((chosen == expected) & finite).sum())
         if self._task.kind == "tokens":
             self._rows += len(expected) - len(targets)

@@ -143,20 +143,24 @@ def run_identity(
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeded generators and deterministic operators; both are as before afterwards."""
-    was, warned = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    """Seeded generators and deterministic operators; both are as before afterwards.
+
+    Operators without a deterministic form, which only CUDA has, are used all the same.
+    """
+    was = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it only takes time
         torch.manual_seed(seed)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(was, warn_only=warned)
+            torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @dataclass

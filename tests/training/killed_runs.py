@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -62,7 +63,7 @@ def while_writing(start: int) -> dict[str, Any]:
             kill()
         original(held, file)
 
-    torch.save = save
+    patch.object(torch, "save", save).start()
     return {}
 
 
@@ -76,14 +77,13 @@ def while_evaluating(start: int) -> dict[str, Any]:
             kill()
         return original(meter)
 
-    Meter.score = score
+    patch.object(Meter, "score", score).start()
     return {}
 
 
 HOW = {
     "never": nothing,
-    "after 4 steps": after_steps(4),
-    "after 9 steps": after_steps(9),
+    "after steps": after_steps(7),
     "while writing": while_writing,
     "while evaluating": while_evaluating,
 }
