@@ -5,7 +5,7 @@ In names, W is the bits of weights, A of the data that they are multiplied by, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks._accuracy_rows import Row
@@ -19,11 +19,12 @@ ROUNDING = "round-weights"
 
 # Bits of weights and of tables, and values that share a multiplier (0: one scale per channel).
 _STORED = (
-    (6, 4, 0), (5, 4, 0), (4, 8, 0), (4, 4, 0), (4, 4, 64), (4, 4, 32), (4, 2, 0), (4, 2, 32),
-    (3, 4, 0), (3, 4, 32), (3, 2, 32), (2, 4, 32), (2, 2, 16),
+    (6, 4, 0), (5, 4, 0), (5, 3, 0), (4, 8, 0), (4, 4, 0), (4, 4, 64), (4, 4, 32), (4, 2, 0),
+    (4, 2, 32), (3, 4, 0), (3, 4, 32), (3, 2, 32), (2, 4, 32), (2, 2, 16),
 )  # fmt: skip
 _ROUNDED = ((4, 0), (4, 32), (3, 32))
 _WEIGHT_ONLY = ((8, 8, 32), (4, 8, 0), (4, 4, 32), (4, 4, 128), (3, 4, 32), (2, 4, 32), (2, 2, 32))
+_FLOAT_DATA = ((4, 8, 32), (3, 8, 32))  # MatMulNBits without quantized data
 _QDQ = (
     ("static", 8, 8, 0), ("static", 4, 8, 0), ("static", 4, 4, 32), ("static", 4, 2, 32),
     ("weight-only", 4, 8, 32), ("weight-only", 4, 2, 32), ("weight-only", 2, 2, 32),
@@ -60,31 +61,53 @@ def with_rounding(row: Row, method: str | None) -> Row:
         elif method is not None:
             settings = filter(None, (options, f"method={method}"))
             passes.append(f"{name}{{{','.join(settings)}}}")
+    return _with_transforms(row, passes, method or "nearest")
+
+
+def with_bias_correction(row: Row) -> Row:
+    """The row with the mean error of each layer in its bias."""
+    passes = []
+    for item in target(row.settings["target"]).transform["static"]:
+        passes += [item, "correct-bias"] if item.startswith(ROUNDING) else [item]
+    return _with_transforms(row, passes, "bias correction")
+
+
+def _with_transforms(row: Row, passes: Sequence[str], name: str) -> Row:
     # With other transforms than its own a target leaves attention in float, which would differ too.
-    changed = {**row.settings, "transforms": ",".join(passes), "attention": goal.attention}
-    return Row("rounding", f"{row.name}, {method or 'nearest'}", changed)
+    attention = target(row.settings["target"]).attention
+    changed = {**row.settings, "transforms": ",".join(passes), "attention": attention}
+    return Row("rounding", f"{row.name}, {name}", changed)
 
 
 def _rows() -> tuple[Row, ...]:
     stored = [few_bits("cpu", *bits) for bits in _STORED]
-    kept = few_bits("cpu", 4, 4, 0)
-    stored.append(
-        Row(
-            "stored",
-            f"{kept.name}, FFN output W8",
-            {**kept.settings, "precision": {"role:ffn-out-weight": 8}},
-        )
-    )
+    stored.append(_with_ffn_output(few_bits("cpu", 4, 4, 0), 8))
+    stored.append(_with_ffn_output(few_bits("cpu", 4, 2, 0), 5))
     rounding = [
         with_rounding(few_bits("cpu", bits, 4, block), method)
         for bits, block in _ROUNDED
         for method in (None, "adaround")
     ]
+    rounding.append(with_bias_correction(few_bits("cpu", 4, 4, 0)))
     weight_only = [few_bits("cpu", *bits, mode="weight-only") for bits in _WEIGHT_ONLY]
+    weight_only += [_with_float_data(*bits) for bits in _FLOAT_DATA]
     qdq = [few_bits("qdq", *bits, mode=mode) for mode, *bits in _QDQ]
     recipes = [Row("recipes", f"recipe {name}", {"recipe": name}) for name in _RECIPES]
     tables = [_table_alone(bits) for bits in _TABLE_BITS]
     return (REFERENCE, *stored, *rounding, *weight_only, *qdq, *recipes, *tables)
+
+
+def _with_ffn_output(row: Row, bits: int) -> Row:
+    """More bits for the second linear layer of each FFN."""
+    settings = {**row.settings, "precision": {"role:ffn-out-weight": bits}}
+    return Row(row.group, f"{row.name}, FFN output W{bits}", settings)
+
+
+def _with_float_data(*bits: int) -> Row:
+    """Weight-only, and the operator does not round the data to 8 bits."""
+    row = few_bits("cpu", *bits, mode="weight-only")
+    settings = {**row.settings, "forms": {"weight-only-data": "float"}}
+    return Row(row.group, f"{row.name}, float data", settings)
 
 
 def _table_alone(bits: int) -> Row:

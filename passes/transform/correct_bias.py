@@ -1,11 +1,12 @@
 """Adds the mean error of each quantized linear layer to its bias.
 
-    b   →   b + mean(x W - Q(x) Wq s)        over the rows of the calibration sample
+    b   →   b + mean(x) (W - Wq s) + mean(x - Q(x)) Wq s
 
 Rounding weights shifts the mean of each output (Nagel et al. 2019, section 4.2); a bias corrects a
-shift at no cost. The mean is that of the sample: on text of another kind it differs, and the
-correction then adds an error. docs/accuracy.md has measurements of both; no target does it by
-default. Refuses linear groups without a sample or a range.
+shift at no cost. The mean of x is that of all rows of the data and of the general text where they
+were added up, as for weights of few bits, else that of the calibration sample. On text of another
+kind it differs, and the correction then adds an error. docs/accuracy.md has measurements of both;
+no target does it by default. Refuses linear groups without a sample or a range.
 """
 
 from __future__ import annotations
@@ -41,18 +42,22 @@ class CorrectBias(Pass):
                 ctx.skip(site.data, "its sample or its range is missing: biases are not corrected")
                 continue
             params = qparams(span, site.spec)
-            rounded_rows = dequantize(quantize(stats.rows, params), params)
+            errors = stats.rows - dequantize(quantize(stats.rows, params), params)
+            mean = stats.rows.mean(0) if stats.mean is None else stats.mean
             for linear in site.linears:
-                add_to_bias(graph, linear, _shift(ctx, linear, stats.rows, rounded_rows))
+                add_to_bias(graph, linear, _shift(ctx, linear, mean, errors.mean(0)))
                 changed = True
         return changed
 
 
-def _shift(ctx: Context, linear: QuantizedLinear, rows: Array, rounded_rows: Array) -> Array:
-    """Mean of the float outputs minus that of the quantized ones, (outputs,)."""
+def _shift(ctx: Context, linear: QuantizedLinear, mean: Array, error: Array) -> Array:
+    """Mean of the float outputs minus that of the quantized ones, (outputs,).
+
+    mean: of the data. error: mean of what rounding takes from it. Both (inputs,).
+    """
     weight = array(linear.weight)
     rounded = real(ctx.rounded_as(linear.weight.name, linear.spec) or nearest(weight, linear.spec))
     if linear.transposed:
         weight, rounded = weight.T, rounded.T
-    shift: Array = rows.mean(0) @ weight - rounded_rows.mean(0) @ rounded
+    shift: Array = mean @ (weight - rounded) + error @ rounded
     return shift

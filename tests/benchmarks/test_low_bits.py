@@ -69,6 +69,15 @@ def test_rounding_is_replaced_and_everything_else_kept() -> None:
     assert other["weight_bits"] == 4 and "transforms" not in row.settings
 
 
+def test_biases_are_corrected_after_rounding() -> None:
+    found = rows.with_bias_correction(Row("stored", "x", {"target": "cpu"})).settings
+    own = [item.partition("{")[0] for item in target("cpu").transform["static"]]
+    at = own.index(rows.ROUNDING) + 1
+    names = [item.partition("{")[0] for item in found["transforms"].split(",")]
+    assert names == [*own[:at], "correct-bias", *own[at:]]
+    assert found["attention"] == target("cpu").attention
+
+
 def test_options_of_rounding_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     goal = SimpleNamespace(transform={"static": ("round-weights{damping=2}",)}, attention="")
     monkeypatch.setattr(rows, "target", lambda name: goal)

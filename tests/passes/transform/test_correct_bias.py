@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qcompile.ir import Graph
@@ -63,3 +65,18 @@ def test_what_was_not_sampled_keeps_its_bias() -> None:
     ctx = planned(graph)
     ctx.channels.clear()
     assert_refused(graph, CorrectBias(), "its sample or its range is missing", ctx)
+
+
+def test_the_mean_of_all_rows_counts_where_it_is_known() -> None:
+    """A sample of half the mean leaves half of the weights' shift; the mean of all rows, none."""
+    shifts = []
+    for mean in (None, DATA.mean(0)):
+        graph = biased()
+        ctx = planned(graph)
+        stats = ctx.channels["x"]
+        ctx.channels["x"] = replace(stats, rows=stats.rows / 2, mean=mean)
+        run_pass(graph, CorrectBias(), InsertQdq(), ctx=ctx)
+        shifts.append(np.abs(shift(graph)).max())
+    from_sample, from_all = shifts
+    # What is left is the mean rounding error of the data, which halved rows have otherwise.
+    assert from_all < from_sample / 3
