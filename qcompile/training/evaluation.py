@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from qcompile.quant import Array
-from qcompile.training.labelled_data import LabelledData
-from qcompile.training.metrics import Meter, Score
+from qcompile.training.labelled.labelled_data import LabelledData
+from qcompile.training.labelled.metrics import Meter, Score
 from qcompile.training.objectives import TensorBatch
 
 

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional
 
 from qcompile.errors import TrainingError
-from qcompile.training.labelled_data import Batch
-from qcompile.training.metrics import check_answers
-from qcompile.training.task import IGNORED, Task
+from qcompile.training.labelled.labelled_data import Batch
+from qcompile.training.labelled.metrics import check_answers
+from qcompile.training.labelled.task import IGNORED, Task
 
 Outputs: TypeAlias = Mapping[str, torch.Tensor]
 _LEAST = 1e-12  # of a sum of squares that is divided by

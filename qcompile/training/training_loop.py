@@ -25,8 +25,8 @@ from qcompile.system.atomic_write import check_writable
 from qcompile.system.interrupts import deferred_interrupts
 from qcompile.training import checkpoint
 from qcompile.training.evaluation import Progress, Silent, evaluate
-from qcompile.training.labelled_data import Batch, LabelledData
-from qcompile.training.metrics import Score
+from qcompile.training.labelled.labelled_data import Batch, LabelledData
+from qcompile.training.labelled.metrics import Score
 from qcompile.training.objectives import Objective, TensorBatch
 from qcompile.training.schedule import Schedule
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 
-from qcompile.training.metrics import Meter, Score
+from qcompile.training.labelled.metrics import Meter, Score
 from tests.training.small_run import run, values
 
 MOST_STARTS = 30

@@ -14,10 +14,10 @@ from torch import nn
 
 from qcompile.data.feeds import InputSpec
 from qcompile.data.tokenizer import TextTokenizer
-from qcompile.training.labelled_data import LabelledData
+from qcompile.training.labelled.labelled_data import LabelledData
+from qcompile.training.labelled.task import Task
 from qcompile.training.objectives import Distillation, Objective
 from qcompile.training.schedule import Schedule
-from qcompile.training.task import Task
 from qcompile.training.training_loop import Trained, Trainee, train
 
 INPUTS = tuple(

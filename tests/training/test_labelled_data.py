@@ -11,8 +11,8 @@ import pytest
 
 from qcompile.data.feeds import InputSpec
 from qcompile.errors import DataError
-from qcompile.training.labelled_data import WINDOW, Batch, LabelledData
-from qcompile.training.task import IGNORED, Task
+from qcompile.training.labelled.labelled_data import WINDOW, Batch, LabelledData
+from qcompile.training.labelled.task import IGNORED, Task
 from tests.training.small_run import CLASSES, INPUTS, WORDS, letters, tokenizer, write_rows
 
 SCORES, TAGS = Task("regression"), Task("tokens", ("O", "B", "I"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qcompile.errors import DataError
-from qcompile.training.labelled_rows import LabelledRows, Row
+from qcompile.training.labelled.labelled_rows import LabelledRows, Row
 
 
 def rows_of(path: Path, check: Callable[[Row, str], int] = lambda row, where: 1) -> LabelledRows:

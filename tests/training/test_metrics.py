@@ -9,8 +9,8 @@ import pytest
 
 from qcompile.errors import TrainingError
 from qcompile.quant import Array
-from qcompile.training.metrics import Meter, Score, spearman
-from qcompile.training.task import IGNORED, Task
+from qcompile.training.labelled.metrics import Meter, Score, spearman
+from qcompile.training.labelled.task import IGNORED, Task
 
 CLASSES = Task("classification", ("a", "b", "c"))
 SETS = Task("multi-label", ("a", "b"))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qcompile.errors import TrainingError
-from qcompile.training.labelled_data import Batch
+from qcompile.training.labelled.labelled_data import Batch
+from qcompile.training.labelled.task import IGNORED, Kind, Task
 from qcompile.training.objectives import (
     Distillation,
     Objective,
@@ -19,7 +20,6 @@ from qcompile.training.objectives import (
     label_loss,
     relative_error,
 )
-from qcompile.training.task import IGNORED, Kind, Task
 
 CLASSES = Task("classification", ("a", "b"))
 SETS, TAGS = Task("multi-label", ("a", "b")), Task("tokens", ("O", "B"))

@@ -8,7 +8,7 @@ import pytest
 
 from qcompile.data.feeds import Dim
 from qcompile.errors import DataError, TrainingError
-from qcompile.training.task import Task, labels_of, task_of
+from qcompile.training.labelled.task import Task, labels_of, task_of
 
 NAMES = ("ABBR", "DESC", "ENTY")
 CLASSES = Task("classification", NAMES)

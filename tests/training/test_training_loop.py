@@ -16,7 +16,7 @@ import torch
 
 from qcompile.errors import OutputError, TrainingError
 from qcompile.training import checkpoint, training_loop
-from qcompile.training.metrics import Score
+from qcompile.training.labelled.metrics import Score
 from qcompile.training.objectives import Distillation, Objective
 from qcompile.training.training_loop import Trainee
 from tests.training.small_run import (

@@ -19,9 +19,9 @@ from qcompile.data.npz import batch_of
 from qcompile.data.text import check_inputs, feed_of, fixed_width, sentence_of
 from qcompile.data.tokenizer import TextTokenizer, Tokens
 from qcompile.quant import Array
-from qcompile.training.labelled_rows import LabelledRows, Row
-from qcompile.training.shuffle import Shuffle
-from qcompile.training.task import IGNORED, Target, Task
+from qcompile.training.labelled.labelled_rows import LabelledRows, Row
+from qcompile.training.labelled.shuffle import Shuffle
+from qcompile.training.labelled.task import IGNORED, Target, Task
 
 DEFAULT_BATCH = 32
 WINDOW = 16  # batches whose rows are sorted together

@@ -20,7 +20,7 @@ import numpy as np
 
 from qcompile.errors import TrainingError
 from qcompile.quant import Array
-from qcompile.training.task import IGNORED, Task
+from qcompile.training.labelled.task import IGNORED, Task
 
 OUTSIDE = "O"  # the tag of a token that is part of nothing
 
