@@ -43,15 +43,17 @@ _FIELDS = "'text', or 'text_a' and 'text_b'"
 Takes: TypeAlias = Callable[[Feed], ModelError | None]
 
 
-def read_sentences(path: Path, limit: int) -> list[Sentence]:
+def read_sentences(path: Path, limit: int, seed: int | None = None) -> list[Sentence]:
     """The first sentences of a .txt (one per line), .jsonl or .csv (by header) file, UTF-8.
 
-    Blank lines do not count. Raises DataError, with the line, for what is malformed.
+    ``seed``: a random sample of all of them instead, in the order of the file. Blank lines do not
+    count. Raises DataError, with the line, for what is malformed.
     """
     reader = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}[path.suffix.lower()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            found = list(islice(reader(path, _lines(path, file)), limit))
+            sentences = reader(path, _lines(path, file))
+            found = [*islice(sentences, limit)] if seed is None else _drawn(sentences, limit, seed)
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
@@ -59,6 +61,16 @@ def read_sentences(path: Path, limit: int) -> list[Sentence]:
     if not found:
         raise DataError(f"{path} holds no sentences, expected at least one")
     return found
+
+
+def _drawn(sentences: Iterator[Sentence], limit: int, seed: int) -> list[Sentence]:
+    """Reservoir sampling (Vitter 1985, algorithm R): of a file of any size, ``limit`` are kept."""
+    rng, kept = np.random.default_rng(seed), [*enumerate(islice(sentences, limit))]
+    for index, sentence in enumerate(sentences, limit):
+        place = int(rng.integers(index + 1))
+        if place < limit:
+            kept[place] = index, sentence
+    return [sentence for _, sentence in sorted(kept)]
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
@@ -100,6 +112,9 @@ def _csv(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
 
 def sentence_of(row: Mapping[str, Any], where: str) -> Sentence:
     """The text of a row, or its pair of texts. Raises DataError, which starts with ``where``."""
+    words = row.get("tokens")
+    if "text" not in row and isinstance(words, list) and all(isinstance(w, str) for w in words):
+        return (" ".join(words),)
     names = ("text",) if row.get("text") is not None else ("text_a", "text_b")
     for name in names:
         if row.get(name) is None:

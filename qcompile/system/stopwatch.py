@@ -1,0 +1,30 @@
+"""Time and memory of each stage of a compilation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from qcompile.system.memory import peak_memory, release_memory
+
+
+@dataclass
+class Stopwatch:
+    """Stages in the order in which they ended.
+
+    seconds: of each. memory: peak bytes of the process until the end of each.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure one stage, and return freed memory to the system."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self.memory[name] = peak_memory()
+        release_memory()
