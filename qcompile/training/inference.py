@@ -17,6 +17,11 @@ from qcompile.training.fake_quantizers import ActivationQuantizer
 _ROUNDING = 2.0**-18
 
 
+def torch_version() -> str:
+    """As torch spells it, with the devices that it was built for."""
+    return str(torch.__version__)
+
+
 def run_module(module: nn.Module, feed: Feed) -> dict[str, Array]:
     """Outputs by name, on the device of the module."""
     parameter = next(module.parameters(), None)

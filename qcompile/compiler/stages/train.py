@@ -49,10 +49,10 @@ from qcompile.system.memory import release_memory
 
 if TYPE_CHECKING:
     from qcompile.training.labelled.labelled_data import Batch, LabelledData
+    from qcompile.training.labelled.task import Task
     from qcompile.training.objectives import Objective
     from qcompile.training.quantizers import Quantizers
     from qcompile.training.schedule import Schedule
-    from qcompile.training.labelled.task import Task
     from qcompile.training.torch_graph import TorchGraph
     from qcompile.training.training_loop import Trained as Outcome
     from qcompile.training.training_loop import Trainee
@@ -384,7 +384,7 @@ def _account(
     agreement: Agreement,
 ) -> TrainingAccount:
     """What is known before anything is compiled."""
-    import torch
+    from qcompile.training.inference import torch_version
 
     options, usual = prepared.options.training, _schedule(prepared, 1)
     assert options is not None
@@ -394,7 +394,7 @@ def _account(
         objective=objective.task.kind,
         distilled=options.distill,
         device=str(device),
-        torch=str(torch.__version__),
+        torch=torch_version(),
         seconds=round(outcome.seconds, 1),
         steps=outcome.steps,
         best_step=outcome.best.step,
