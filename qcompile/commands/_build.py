@@ -64,7 +64,7 @@ def _check_files(arguments: BuildArguments, options: CompileOptions, reports: Re
     states = {
         "search state": options.search_state,
         "state of bits": options.bits_state,
-        "state of the training": training and training.state,
+        "state of the training": None if training is None else training.state,
     }
     files |= {what: path for what, path in states.items() if path is not None}
     lock_file = arguments.lock_file

@@ -1,12 +1,12 @@
-"""What a model is trained for, as its folder says: config.json, and the pooling of modules.json."""
+"""What a model is trained for, as config.json of its folder says."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from qcompile.compiler.config.recipe import AUTO, Recipe
-from qcompile.compiler.model_folder import layout, sentence_pooling, tasks
+from qcompile.compiler.model_folder import tasks
+from qcompile.compiler.model_folder.sentence_pooling import MODULES
 from qcompile.compiler.stages.options import Request
 from qcompile.errors import ModelError
 
@@ -14,22 +14,18 @@ _CONFIG = "config.json"
 
 
 def with_task(request: Request, folder: Path | None) -> Request:
-    """The request with the configuration and the pooling of a folder, if it trains.
+    """The request with the configuration of a folder, if it trains.
 
-    folder: of the model, or for an .onnx file that of its tokenizer; None for none. Raises
-    ModelError where one of its files cannot be read.
+    A folder of sentence-transformers holds an encoder, whatever it was trained as. ``folder``: of
+    the model, or for an .onnx file that of its tokenizer; None for none. Raises ModelError where
+    config.json cannot be read.
     """
     training = request.options.training
     if training is None or folder is None or training.config:
         return request
-    if (folder / _CONFIG).is_file():
-        training = replace(training, config=tasks.read_json(folder / _CONFIG))
-    if (folder / sentence_pooling.MODULES).is_file():
-        asked = sentence_pooling.with_folder_pooling(
-            Recipe(pooling=AUTO), layout.read_folder(folder)
-        )
-        training = replace(training, pooling=asked.pooling or "mean")
-        training = replace(training, config={})  # an encoder, whatever its class was
+    if (folder / MODULES).is_file() or not (folder / _CONFIG).is_file():
+        return request
+    training = replace(training, config=tasks.read_json(folder / _CONFIG))
     return replace(request, options=replace(request.options, training=training))
 
 

@@ -12,7 +12,6 @@ from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.data.open_data import Data
 from qcompile.ir.model_io.read_model import Source
-from qcompile.ir.pooling import PoolingKind
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.user_metric import Metric
 from qcompile.system.byte_sizes import parse_bytes
@@ -109,7 +108,6 @@ class TrainingOptions:
         range_rate: of the logarithms of scales.
         batch_size: texts in a step.
         max_drop: points that the metric may lose against the float model; None for any.
-        pooling: of an embedding that the model does not pool itself.
         state: file from which an interrupted run resumes; None keeps none.
     """
 
@@ -124,7 +122,6 @@ class TrainingOptions:
     range_rate: float = 1e-3
     batch_size: int = 32
     max_drop: float | None = 1.0
-    pooling: PoolingKind = "mean"
     state: Path | None = None
 
 

@@ -12,9 +12,8 @@ model. After, the file must compute what the trained module computes.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,7 @@ from qcompile.rewriting.pass_manager import PassManager
 from qcompile.runtime.evaluation.agreement import Agreement, Run, agree
 from qcompile.runtime.session import Session, SessionOptions
 from qcompile.system.memory import release_memory
+from qcompile.system.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
     from qcompile.training.labelled.labelled_data import Batch, LabelledData
@@ -74,7 +74,8 @@ _SPREAD = 2.0  # how far two draws of the same rounding noise may be apart, as a
 class Learned:
     """A trained model: the module that the file must repeat, and what is known of its training.
 
-    texts: digests of the data and of the evaluation data.
+    digests: of the data and of the evaluation data. scratch: may hold the latter, which is read
+    again when the file is compared.
     """
 
     module: TorchGraph
@@ -83,7 +84,8 @@ class Learned:
     objective: Objective
     outcome: Outcome
     account: TrainingAccount
-    texts: dict[str, str]
+    digests: dict[str, str]
+    scratch: TemporaryFolder
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -93,7 +95,7 @@ class Learned:
     def for_lock(self) -> dict[str, Any]:
         """What repeats the training, in addition to model and recipe."""
         kept = ("objective", "distilled", "steps", "batch_size", "learning_rate", "range_rate")
-        return {**self.texts, **{key: getattr(self.account, key) for key in kept}}
+        return {**self.digests, **{key: getattr(self.account, key) for key in kept}}
 
 
 # ---- before any work
@@ -172,7 +174,9 @@ def train(prepared: Prepared, ctx: Context, pipeline: Pipeline, calibrated: Cali
     release_memory()
     account = _account(prepared, trainee, objective, outcome, agreement)
     digests = {"data": data.digest, "evaluation": evaluation.digest}
-    return Learned(module, quantizers, evaluation, objective, outcome, account, digests)
+    return Learned(
+        module, quantizers, evaluation, objective, outcome, account, digests, texts.scratch
+    )
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,7 @@ class _Texts:
 
     prepared: Prepared
     options: TrainingOptions
+    scratch: TemporaryFolder = field(default_factory=TemporaryFolder)
 
     @property
     def output(self) -> Any:
@@ -212,17 +217,16 @@ class _Texts:
         """The texts to evaluate on; without any, a sample of those that are trained on."""
         path = self.options.evaluation
         if path is None:
-            with tempfile.TemporaryDirectory() as folder:
-                return self._open(self._sample(Path(folder)), labelled=False)
+            return self._open(self._sample(), labelled=False)
         return self._open(path, labelled=not self.options.distill or has_labels(path))
 
-    def _sample(self, folder: Path) -> Path:
+    def _sample(self) -> Path:
         """A file of as many texts as calibration draws, and the same ones."""
         count, seed = self.prepared.options.samples or DEFAULT_SAMPLES, self.prepared.recipe.seed
         texts = read_sentences(self.options.data, count, seed)
         names = ("text",), ("text_a", "text_b")
         rows = [dict(zip(names[len(t) - 1], t, strict=True)) for t in texts]
-        path = folder / "texts.jsonl"
+        path = self.scratch.path / "texts.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
 
