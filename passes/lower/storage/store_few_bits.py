@@ -22,7 +22,7 @@ import onnx
 
 from qcompile.ir import Constant, Graph, Refusal, Tensor, array, rank
 from qcompile.planning import Context
-from qcompile.quant import LEAST_SAVED, Array, StoredCodes, nibbles, stored_codes
+from qcompile.quant import LEAST_SAVED, Array, StoredCodes, nibbles, repeated_rows, stored_codes
 from qcompile.quant.packing import NIBBLE, plane_spans
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -95,7 +95,7 @@ class _Form:
 def _smallest(values: Array) -> _Form | None:
     """Blocks of a weight are along its first axis, those of a table or kernel along its last."""
     forms = list(_forms(values, np.zeros(0, np.int64)))
-    repeated = _repeated(values)
+    repeated = repeated_rows(values)
     if len(repeated):
         forms += _forms(values[: -len(repeated)], repeated)
     return min(forms, key=lambda form: form.nbytes, default=None)
@@ -107,18 +107,6 @@ def _forms(values: Array, repeated: Array) -> Iterator[_Form]:
         codes = stored_codes(matrix if axis == 0 else matrix.T)
         if codes is not None:
             yield _Form(codes, axis, (matrix.shape[0], matrix.shape[1]), repeated)
-
-
-def _repeated(values: Array) -> Array:
-    """For each of the last rows that all repeat rows before them, which one, int64 (n,).
-
-    ``split-outliers`` appends such rows. They come from different blocks, so no multiplier is
-    common to a block of them.
-    """
-    seen: dict[bytes, int] = {}
-    first = np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(values)])
-    new = np.flatnonzero(first == np.arange(len(first)))  # rows that repeat none
-    return first[new[-1] + 1 :]
 
 
 def _obstacle(graph: Graph, constant: Constant) -> Refusal | None:
