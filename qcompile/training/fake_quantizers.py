@@ -28,7 +28,7 @@ from torch import nn
 
 from qcompile.quant import PAIR_SUM, QParams, QSpec, Range, qparams
 
-_PIECE = 1 << 16  # values that a CPU's cache holds with all temporaries
+_PIECE = 1 << 17  # values that a CPU's cache holds with all temporaries
 # Scales stay normal float32 numbers: ``qparams`` replaces others.
 _SMALLEST_SCALE = 2.0**-126
 
@@ -73,19 +73,20 @@ def integers(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Gri
     found = torch.empty_like(x)
     for rows in _pieces(x, grid):
         piece = _Piece.of(x, scale, zero, grid, rows)
-        whole = piece.rounded() + piece.zero
-        found[rows] = whole if piece.steps is None else whole.mul_(piece.steps)
+        whole = piece.rounded(found[rows]).add_(piece.zero)
+        if piece.steps is not None:
+            whole.mul_(piece.steps)
     return found
 
 
 @dataclass
 class _Piece:
-    """Some rows: ``position`` is x / s, ``clamped`` the same within the bounds."""
+    """Some rows of a matrix. ``step``: what a value is divided by to find its integer."""
 
-    position: torch.Tensor
-    clamped: torch.Tensor
+    values: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor
+    step: torch.Tensor
     steps: torch.Tensor | None
     grid: Grid
 
@@ -100,21 +101,38 @@ class _Piece:
     ) -> _Piece:
         scale, zero = (t if t.shape[0] == 1 else t[rows] for t in (scale, zero))
         steps = grid.rows(rows)
-        position = x[rows] / (scale if steps is None else scale * steps)
-        clamped = torch.clamp(position, grid.low - zero, grid.high - zero)
-        return cls(position, clamped, scale, zero, steps, grid)
+        step = scale if steps is None else scale * steps
+        return cls(x[rows], scale, zero, step, steps, grid)
 
-    def rounded(self) -> torch.Tensor:
-        """The integers without their zero point."""
-        whole = self.clamped.round()
-        return whole if self.grid.pairs is None else _bounded(whole, self.grid.pairs)
+    def rounded(self, out: torch.Tensor) -> torch.Tensor:
+        """The integers without their zero point, computed in ``out``."""
+        torch.div(self.values, self.step, out=out)
+        return self._whole(self._clamped(out, out))
 
-    def inside(self, rounded: torch.Tensor) -> torch.Tensor:
-        """1.0 where no bound has moved a value, else 0.0."""
-        inside = torch.eq(self.clamped, self.position, out=torch.empty_like(self.position))
+    def _clamped(self, position: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        # As a number, one zero point for all takes half as long; on other devices it would wait.
+        zero = self.zero.item() if self.zero.is_cpu and self.zero.numel() == 1 else self.zero
+        return torch.clamp(position, self.grid.low - zero, self.grid.high - zero, out=out)
+
+    def _whole(self, clamped: torch.Tensor) -> torch.Tensor:
+        """Rounds in place."""
+        clamped.round_()
+        return clamped if self.grid.pairs is None else _bounded(clamped, self.grid.pairs)
+
+    def slopes(self, *, of_scale: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Derivatives of the result by each value, and by the scale if that is asked for."""
+        position = self.values / self.step
+        clamped = self._clamped(position, torch.empty_like(position))
+        inside = torch.eq(clamped, position, out=torch.empty_like(position))
         if self.grid.pairs is not None:
-            inside.mul_(self.clamped.round().eq_(rounded))
-        return inside
+            nearest = clamped.round()
+            inside.mul_(nearest.eq_(self._whole(clamped)))
+        elif of_scale:
+            self._whole(clamped)
+        if not of_scale:
+            return inside, None
+        slope = clamped.addcmul_(position, inside, value=-1)
+        return inside, slope if self.steps is None else slope.mul_(self.steps)
 
 
 def _pieces(x: torch.Tensor, grid: Grid) -> Iterator[slice]:
@@ -157,33 +175,32 @@ class _FakeQuantize(torch.autograd.Function):
         result = torch.empty_like(x)
         for rows in _pieces(x, grid):
             piece = _Piece.of(x, scale, zero, grid, rows)
-            whole = piece.rounded()
+            whole = piece.rounded(result[rows])
             if piece.steps is not None:
                 whole.mul_(piece.steps)
-            torch.mul(whole, piece.scale, out=result[rows])
+            whole.mul_(piece.scale)
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, scale, zero), (grad, *_) = ctx.saved_tensors, gradients
-        of_x = torch.empty_like(x)
-        wanted = ctx.needs_input_grad[1:3]
+        of_x, wanted = torch.empty_like(x), ctx.needs_input_grad[1:3]
         of_scale, of_zero = (
             torch.zeros_like(t) if need else None
             for t, need in zip((scale, zero), wanted, strict=True)
         )
         for rows in _pieces(x, ctx.grid):
-            piece, part = _Piece.of(x, scale, zero, ctx.grid, rows), grad[rows]
-            whole = piece.rounded()
-            torch.mul(part, piece.inside(whole), out=of_x[rows])
-            if of_scale is not None:
-                slope = whole.mul_(part).addcmul_(piece.position, of_x[rows], value=-1)
-                _add(of_scale, slope if piece.steps is None else slope.mul_(piece.steps), rows)
+            part = grad[rows]
+            inside, slope = _Piece.of(x, scale, zero, ctx.grid, rows).slopes(of_scale=wanted[0])
+            torch.mul(part, inside, out=of_x[rows])
+            if of_scale is not None and slope is not None:
+                _add(of_scale, slope.mul_(part), rows)
             if of_zero is not None:
-                _add(of_zero, (of_x[rows] - part).mul_(piece.scale), rows)
-        for found in (of_scale, of_zero):
-            if found is not None:
-                found.mul_(ctx.share)
+                _add(of_zero, torch.sub(of_x[rows], part, out=inside), rows)
+        if of_scale is not None:
+            of_scale.mul_(ctx.share)
+        if of_zero is not None:
+            of_zero.mul_(scale * ctx.share)
         return of_x, of_scale, of_zero, None, None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from qcompile.errors import TrainingError
@@ -58,8 +57,8 @@ class Quantizers(nn.Module):
 
     def range_parameters(self) -> list[nn.Parameter]:
         """Changes of scales and zero points: relative numbers, to be trained at their own rate."""
-        found = [q.scale.change for q in (*self.weights(), *self.activations())]
-        found += [q.shift for q in self.activations()]
+        found = [q.scale.change for q in self.weights()]
+        found += [p for q in self.activations() for p in (q.scale.change, q.shift)]
         return [parameter for parameter in found if parameter.requires_grad]
 
     def learn_ranges(self, on: bool) -> None:
@@ -75,7 +74,6 @@ class Quantizers(nn.Module):
         for item in self.planned:
             item.quantizer.on = on
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Fix the numbers that will be written: after it, the forward pass computes with these.
 

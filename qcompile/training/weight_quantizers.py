@@ -80,7 +80,8 @@ class WeightQuantizer(nn.Module):
             torch.from_numpy(np.array(v, np.float32, ndmin=1).reshape(shape))
             for v in (params.scale, params.zero_point)
         )
-        return scale, zero
+        same = bool((zero == zero[:1, :1]).all())  # as in every symmetric weight
+        return scale, zero[:1, :1].clone() if same else zero
 
     def learn_scales(self, on: bool) -> None:
         """Whether the scales get gradients."""
@@ -128,7 +129,8 @@ class WeightQuantizer(nn.Module):
         """The integers and scales of the forward pass, in the shape in which they are quantized."""
         found = self._whole(integers(self.latent, self.scale(), self.zero, self.grid))
         values = self.layout.restored(found).cpu().numpy().astype(self.spec.dtype)
-        scale, zero = (t.cpu().numpy().reshape(-1) for t in (self.scale(), self.zero))
+        scale = self.scale().cpu().numpy().reshape(-1)
+        zero = np.broadcast_to(self.zero.cpu().numpy().reshape(-1), scale.shape)
         if self.spec.axis is None:
             scale, zero = scale[0], zero[0]
         params = QParams(np.asarray(scale), np.asarray(zero).astype(self.spec.dtype), self.spec)

@@ -67,7 +67,7 @@ def ties(params: QParams) -> Array:
 def test_ties_and_bounds_are_rounded_as_onnx_runtime_does(
     spec: QSpec, span: tuple[float, float]
 ) -> None:
-    calibrated = Range(*map(np.array, span))
+    calibrated = Range(np.array(span[0]), np.array(span[1]))
     params = qparams(calibrated, spec)
     x = ties(params)[None]
     found = torch_result(ActivationQuantizer(calibrated, spec), x)
