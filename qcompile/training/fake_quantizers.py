@@ -227,11 +227,11 @@ class LearnedScale(nn.Module):
     def forward(self) -> torch.Tensor:
         return (self.start * torch.exp(self.change)).clamp_min(_SMALLEST_SCALE)
 
-    @torch.no_grad()
     def settle(self, scale: torch.Tensor | None = None) -> None:
         """Start at the present scales, or at others, so that every device computes these."""
-        self.start.copy_(self() if scale is None else scale)
-        self.change.zero_()
+        with torch.no_grad():
+            self.start.copy_(self() if scale is None else scale)
+            self.change.zero_()
 
 
 class ActivationQuantizer(nn.Module):

@@ -44,9 +44,12 @@ class WeightQuantizer(nn.Module):
         """initial: the calibrated integers. values: float32, the weight in the same shape.
 
         shape: that of the tensor that the graph reads, None where it is the same
-        (``Decision.quantized_view``). Raises ValueError where the two have different shapes.
+        (``Decision.quantized_view``). Raises ValueError where the two have different shapes, and
+        for integers of few bits without their steps.
         """
         super().__init__()
+        if spec.width is not None and initial.steps is None:
+            raise ValueError("integers of few bits without the steps that codes are multiplied by")
         if initial.values.shape != values.shape:
             raise ValueError(f"integers {initial.values.shape} for a weight {values.shape}")
         self.spec, self.on = spec, True
@@ -110,26 +113,25 @@ class WeightQuantizer(nn.Module):
         """With the rows that repeat others."""
         return torch.cat([matrix, matrix[self.repeated]]) if len(self.repeated) else matrix
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Take the present scales as the start, so that any device computes the same numbers.
 
         With multipliers of blocks, rounded to what keeps every product of scale, multiplier and
         code exact in float32, in whichever order it is multiplied.
         """
-        scale = self.scale()
+        scale = self.scale().detach()
         if self.steps is not None:
             mantissa, exponent = torch.frexp(scale)
             whole = torch.round(mantissa * 2.0**_BITS_WITH_MULTIPLIERS)
             scale = torch.ldexp(whole, exponent - _BITS_WITH_MULTIPLIERS)
         self.scale.settle(scale)
 
-    @torch.no_grad()
     def rounded(self) -> Rounded:
         """The integers and scales of the forward pass, in the shape in which they are quantized."""
-        found = self._whole(integers(self.latent, self.scale(), self.zero, self.grid))
+        own = self.scale().detach()
+        found = self._whole(integers(self.latent.detach(), own, self.zero, self.grid))
         values = self.layout.restored(found).cpu().numpy().astype(self.spec.dtype)
-        scale = self.scale().cpu().numpy().reshape(-1)
+        scale = own.cpu().numpy().reshape(-1)
         zero = np.broadcast_to(self.zero.cpu().numpy().reshape(-1), scale.shape)
         if self.spec.axis is None:
             scale, zero = scale[0], zero[0]
@@ -139,10 +141,9 @@ class WeightQuantizer(nn.Module):
             steps = self.layout.restored(self._whole(self.steps)).cpu().numpy()
         return Rounded(np.ascontiguousarray(values), params, steps)
 
-    @torch.no_grad()
     def values(self) -> Array:
         """The float weight, float32, in the shape of the graph's."""
-        found = self.layout.restored(self._whole(self.latent)).reshape(self.shape)
+        found = self.layout.restored(self._whole(self.latent.detach())).reshape(self.shape)
         whole: Array = found.cpu().numpy().copy()
         return whole
 

@@ -267,3 +267,10 @@ def test_shapes_must_agree() -> None:
     values = normal(4, 4)
     with pytest.raises(ValueError, match=r"\(4, 4\) for a weight \(4, 3\)"):
         WeightQuantizer(nearest(values, CHANNEL), values[:, :3], CHANNEL)
+
+
+def test_few_bits_need_their_steps() -> None:
+    spec = replace(CHANNEL, width=4, narrow=False)
+    made = nearest(normal(4, 4), spec)
+    with pytest.raises(ValueError, match="without the steps"):
+        WeightQuantizer(Rounded(made.values, made.params), normal(4, 4), spec)
