@@ -17,10 +17,11 @@ from qcompile.rewriting.registry import target
 REFERENCE = Row("stored", "cpu W8A8 E8, default", {"target": "cpu"})
 ROUNDING = "round-weights"
 
-# Bits of weights and of tables, and values that share a multiplier (0: one scale per channel).
+# Bits of weights and of tables, and values that share a multiplier: 0 for one scale per channel,
+# None for what these bits have by default.
 _STORED = (
-    (6, 4, 0), (5, 4, 0), (5, 3, 0), (4, 8, 0), (4, 4, 0), (4, 4, 64), (4, 4, 32), (4, 2, 0),
-    (4, 2, 32), (3, 4, 0), (3, 4, 32), (3, 2, 32), (2, 4, 32), (2, 2, 16),
+    (5, 3, None), (4, 4, None), (6, 4, 0), (5, 4, 0), (4, 8, 0), (4, 4, 0), (4, 4, 64), (4, 4, 32),
+    (4, 2, 0), (4, 2, 32), (3, 4, 0), (3, 4, 32), (3, 2, 32), (2, 4, 32), (2, 2, 16),
 )  # fmt: skip
 _ROUNDED = ((4, 0), (4, 32), (3, 32))
 _WEIGHT_ONLY = ((8, 8, 32), (4, 8, 0), (4, 4, 32), (4, 4, 128), (3, 4, 32), (2, 4, 32), (2, 2, 32))
@@ -34,16 +35,18 @@ _TABLES = ((8, 0), (4, 64), (4, 32), (2, 16), (2, 8))  # bits, and values that s
 
 
 def few_bits(
-    goal: str, weights: int, tables: int, block: int, *, mode: str = "static", **more: Any
+    goal: str, weights: int, tables: int, block: int | None, *, mode: str = "static", **more: Any
 ) -> Row:
     """A row with these bits; 8 bits of everything are left to the target's own settings."""
     data = "A8" if mode == "static" else "A32"
-    grain = "" if weights == 8 else f", block {block}" if block else ", channel"
+    grain = "" if weights == 8 or block is None else f", block {block}" if block else ", channel"
     settings: dict[str, Any] = {"target": goal, **more}
     if mode != "static":
         settings["mode"] = mode
     if weights != 8:
-        settings |= {"weight_bits": weights, "weight_block": block}
+        settings["weight_bits"] = weights
+        if block is not None:
+            settings["weight_block"] = block
     if tables != 8:
         settings["embedding_bits"] = tables
     group = {"cpu": "stored", "qdq": "qdq"}[goal] if mode == "static" or goal == "qdq" else mode
@@ -82,7 +85,7 @@ def _with_transforms(row: Row, passes: Sequence[str], name: str) -> Row:
 def _rows() -> tuple[Row, ...]:
     stored = [few_bits("cpu", *bits) for bits in _STORED]
     stored.append(_with_ffn_output(few_bits("cpu", 4, 4, 0), 8))
-    stored.append(_with_ffn_output(few_bits("cpu", 4, 2, 0), 5))
+    stored.append(_with_ffn_output(few_bits("cpu", 4, 2, None), 5))
     rounding = [
         with_rounding(few_bits("cpu", bits, 4, block), method)
         for bits, block in _ROUNDED

@@ -18,7 +18,7 @@ Mode = Literal["static", "dynamic", "weight-only", "float"]
 QDQ_SINCE = 13  # the first opset in which DequantizeLinear has an axis
 WIDE_SINCE = 21
 # Without rounding noise in the data, rounding of weights may rely more on what was seen of it.
-ROUND_FOR_FLOAT_DATA = "round-weights{few_bits_damping=0.03}"
+ROUND_FOR_FLOAT_DATA = "round-weights{few-bits-damping=0.03}"
 INT4_SINCE, INT2_SINCE = 21, 25  # the first opsets with these types
 MODES = ("static", "dynamic", "weight-only")  # those that quantize
 

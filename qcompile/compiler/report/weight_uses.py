@@ -417,7 +417,7 @@ def _inferred(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> list[o
         ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
     )
     try:
-        inferred = onnx.shape_inference.infer_shapes(reduced, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(reduced)  # data_prop can take any memory
     except (RuntimeError, ValueError):
         return []
     return list(inferred.graph.value_info)
