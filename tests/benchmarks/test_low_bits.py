@@ -98,7 +98,12 @@ def test_the_8_bit_file_comes_first_and_once() -> None:
     bench: Any = SimpleNamespace(source="s")
     names = ["token table alone, E8", rows.REFERENCE.name, "qdq W8A8 E8", rows.PEERS[-1].name]
     found = [candidate.name for candidate in low_bits.candidates(bench, names)]
-    assert found == [rows.REFERENCE.name, "qdq W8A8 E8", "token table alone, E8", rows.PEERS[-1].name]
+    assert found == [
+        rows.REFERENCE.name,
+        "qdq W8A8 E8",
+        "token table alone, E8",
+        rows.PEERS[-1].name,
+    ]
     alone = [candidate.name for candidate in low_bits.candidates(bench, names[:1])]
     assert alone == [rows.REFERENCE.name, "token table alone, E8"]
 

@@ -15,6 +15,8 @@ from tests.command_line import assert_one_line, run
 from tests.compiler.model_folder.labelled_folder import write_classifier, write_labelled
 from tests.compiler.model_folder.written_folder import write_text
 
+pytest.importorskip("torch")
+
 QUICK = ("--target", "qdq", "--no-bench", "--no-cache", "--threads", 1)
 
 

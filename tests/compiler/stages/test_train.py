@@ -19,6 +19,8 @@ from qcompile.quant import Array
 from tests.compiler.model_folder.labelled_folder import write_classifier, write_labelled
 from tests.compiler.model_folder.written_folder import write_folder, write_text
 
+pytest.importorskip("torch")
+
 METRIC = TrainingMetric("accuracy", 8, 90.0, 60.0, 89.0, 88.5, 1.5, 1.0)
 
 
