@@ -16,6 +16,6 @@ def test_what_is_missing_is_said_before_any_work(
 ) -> None:
     monkeypatch.setattr(train, "find_spec", lambda _: None)
     folder, texts = write_classifier(tmp_path / "in"), write_labelled(tmp_path / "train.jsonl")
-    result = run("train", folder, "-o", tmp_path / "out", "--data", texts)
+    result = run("train", folder, "-o", tmp_path / "out", "--data", texts, "--eval", texts)
     assert_one_line(result, 2, "training needs torch: pip install")
     assert not (tmp_path / "out").exists()
