@@ -9,8 +9,10 @@ from qcompile.errors import QCompileError
 
 if TYPE_CHECKING:
     from qcompile.compiler.config.recipe import Recipe
+    from qcompile.compiler.model_folder.train_folder import train
     from qcompile.compiler.python_api import bench, compile, sensitivity, session, verify
     from qcompile.compiler.stages.options import CompileOptions as Options
+    from qcompile.compiler.stages.options import TrainingOptions
     from qcompile.compiler.stages.result import RejectedError, Result
     from qcompile.runtime.evaluation.closeness import Gates
 
@@ -23,11 +25,13 @@ __all__ = [
     "Recipe",
     "RejectedError",
     "Result",
+    "TrainingOptions",
     "__version__",
     "bench",
     "compile",
     "sensitivity",
     "session",
+    "train",
     "verify",
 ]
 
@@ -38,10 +42,12 @@ _LAZY = {
     "Recipe": "qcompile.compiler.config.recipe.Recipe",
     "RejectedError": "qcompile.compiler.stages.result.RejectedError",
     "Result": "qcompile.compiler.stages.result.Result",
+    "TrainingOptions": "qcompile.compiler.stages.options.TrainingOptions",
     "bench": "qcompile.compiler.python_api.bench",
     "compile": "qcompile.compiler.python_api.compile",
     "sensitivity": "qcompile.compiler.python_api.sensitivity",
     "session": "qcompile.compiler.python_api.session",
+    "train": "qcompile.compiler.model_folder.train_folder.train",
     "verify": "qcompile.compiler.python_api.verify",
 }
 

@@ -28,6 +28,10 @@ class TargetError(QCompileError):
     """The target does not exist, or cannot run what was asked for."""
 
 
+class TrainingError(QCompileError):
+    """A graph or its data cannot be trained, or training found no usable values."""
+
+
 class OutputError(QCompileError):
     """The output cannot be written where it was asked for."""
 

@@ -26,8 +26,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ir.analysis",),
     ("planning", "data"),
     ("rewriting", "runtime"),
-    ("passes", "calibration", "runtime.evaluation", "rewriting.testing"),
-    ("compiler.config",),
+    (
+        "passes",
+        "calibration",
+        "runtime.evaluation",
+        "rewriting.testing",
+        "training.labelled",
+        "training.operators",
+    ),
+    ("compiler.config", "training"),
     ("compiler.report",),
     ("compiler.stages",),
     ("compiler.search",),
@@ -45,6 +52,7 @@ OF_MODEL_IO = "ir.model_io.opset_conversion"  # all that passes may import of it
 MOST_AT_THE_TOP, MOST_MODULES = 16, 15
 OF_PYTHON = ("__init__.py", "__pycache__", "py.typed")
 HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
+TRAINING = "qcompile.training"  # may import torch as it likes, and is itself imported late
 EXPORTING = {"qcompile.compiler.model_folder.torch_export", "qcompile.compiler.model_folder.hub"}
 VERSION = "qcompile.__version__"  # the package hands on what is above, and this
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}
@@ -97,7 +105,8 @@ def faults(modules: dict[str, str]) -> list[str]:
     found = []
     for module, source in modules.items():
         for name in imports(source):
-            if top(name) in HEAVY and not _is_late(module, name, source):
+            heavy = top(name) in HEAVY or _is_training(name)
+            if heavy and not _is_training(module) and not _is_late(module, name, source):
                 found.append(f"{module} imports {name}: the package must not need it")
             if top(name) == "onnxruntime" and module != "qcompile.runtime.session":
                 found.append(f"{module} imports {name}: only qcompile.runtime.session may")
@@ -110,8 +119,13 @@ def faults(modules: dict[str, str]) -> list[str]:
 
 
 def _is_late(module: str, name: str, source: str) -> bool:
-    """Exporting may import what it exports with, once it is asked to."""
-    return module in EXPORTING and name not in imports(source, late=False)
+    """Exporting may import what it exports with, and anyone training, once asked to."""
+    may = module in EXPORTING or _is_training(name)
+    return may and name not in imports(source, late=False)
+
+
+def _is_training(name: str) -> bool:
+    return _lies_in(name, TRAINING)
 
 
 def _is_below(module: str, name: str) -> bool:
@@ -230,6 +244,9 @@ def test_imports_have_no_cycle() -> None:
         ("qcompile.calibration.collector", "import onnxruntime as ort"),
         ("qcompile.data.text", "from transformers import AutoTokenizer"),
         ("qcompile.commands.export", "def late():\n    import torch"),
+        ("qcompile.compiler.driver", "from qcompile.training.torch_graph import TorchGraph"),
+        ("qcompile.compiler.driver", "def late():\n    import torch"),
+        ("qcompile.training.operators.new", "from qcompile.training.torch_graph import Slot"),
         ("qcompile.compiler.model_folder.torch_export", "import torch"),
         (
             "qcompile.compiler.model_folder.torch_export",
@@ -244,6 +261,20 @@ def test_the_check_sees_a_fault(module: str, line: str) -> None:
 def test_the_check_lets_exporting_import_late() -> None:
     module, late = "qcompile.compiler.model_folder.torch_export", "from torch import onnx"
     assert faults({module: f"def late():\n    {late}"}) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("qcompile.training.torch_graph", "import torch"),
+        (
+            "qcompile.compiler.driver",
+            "def late():\n    from qcompile.training.torch_graph import TorchGraph",
+        ),
+    ],
+)
+def test_the_check_lets_training_import_torch(module: str, text: str) -> None:
+    assert faults({module: text}) == []
 
 
 def test_the_check_lets_private_neighbours_pass() -> None:

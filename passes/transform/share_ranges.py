@@ -54,8 +54,11 @@ class ShareRanges(Pass):
             narrow = [n for n, s in spans.items() if _width(union) > self.most * _width(s)]
             for name in narrow:
                 ctx.skip(name, "it would get too few steps in the range of its neighbours")
-            for name in spans.keys() - set(narrow):
-                ctx.ranges.set(name, _union([s for n, s in spans.items() if n not in narrow]))
+            shared = {n: s for n, s in spans.items() if n not in narrow}
+            for name in shared:
+                ctx.ranges.set(name, _union([*shared.values()]))
+                if len(shared) > 1:
+                    ctx.fixed_ranges[name] = "integers pass between it and its neighbours unchanged"
         return False
 
 

@@ -322,6 +322,7 @@ def _apply(
         _extend_weight(graph, ctx, linear, split)
     site.redirect(graph, ctx, clipped)
     ctx.ranges.set(clipped.name, _span(split.low, split.high))
+    ctx.fixed_ranges[clipped.name] = "channels are split over columns at its bounds"
 
 
 def _widened(
@@ -360,8 +361,12 @@ def _repeated(rounded: Rounded, channels: Array) -> Rounded:
     scale, zero = old.scale, old.zero_point
     if old.per_axis:
         scale, zero = (np.concatenate([v, v[channels]]) for v in (scale, zero))
-    values = np.concatenate([rounded.values, rounded.values[:, channels]], axis=1)
-    return Rounded(values, QParams(scale, zero, old.spec))
+    values, steps = (
+        None if part is None else np.concatenate([part, part[:, channels]], axis=1)
+        for part in (rounded.values, rounded.steps)
+    )
+    assert values is not None
+    return Rounded(values, QParams(scale, zero, old.spec), steps)
 
 
 def _gathered(graph: Graph, site: LinearGroup, split: Split) -> Tensor:
@@ -393,4 +398,7 @@ def _extend_weight(graph: Graph, ctx: Context, linear: QuantizedLinear, split: S
     idle = np.where(split.copies > 0, split.low, np.where(split.copies < 0, split.high, 0.0))
     add_to_bias(graph, linear, -(idle @ real[len(body) :].astype(np.float64)))
     new = linear.set_weight(graph, ctx, real, f"{linear.weight.name}/split")
-    ctx.rounded[new.name] = Rounded(values, params)
+    steps = rounded.steps  # of weights with steps, rows are repeated as they are
+    if steps is not None:
+        steps = np.concatenate([steps, steps[split.channels]])
+    ctx.rounded[new.name] = Rounded(values, params, steps)

@@ -1,4 +1,4 @@
-"""The arguments of ``qcompile compile``, and the request that they make."""
+"""Options and arguments of the commands that build a model, and the request that they make."""
 
 from __future__ import annotations
 
@@ -8,17 +8,36 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from qcompile.commands._options import ACCURACY_GATES, GateArguments, OutputArguments
+from qcompile.commands._options import ACCURACY_GATES, PATH, F, GateArguments, OutputArguments
 from qcompile.commands._recipe_options import COMMAND_LINE, RecipeArguments
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.stages.options import Request, SizeLimit
 
 _STATES = "search", "bits"  # files that keep the measurements of an interrupted search
+_BUILD_OPTIONS = (
+    click.option("--no-verify", is_flag=True, help="Do not compare with the float model."),
+    click.option("--no-bench", is_flag=True, help="Do not time the result."),
+    click.option("--force", is_flag=True, help="Write even if a gate fails."),
+    click.option("--dump-passes", type=PATH, help="Folder for a dump of the graph after each "
+                 "pass."),
+)  # fmt: skip
+
+
+def build_options(command: F) -> F:
+    """Options for ``BuildArguments``, without those that commands word in their own way."""
+    for option in reversed(_BUILD_OPTIONS):
+        command = option(command)
+    return command
+
+
+metric_option = click.option(
+    "--metric", help="module:function of feeds and outputs, for --min-metric."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
+class BuildArguments(RecipeArguments, GateArguments, OutputArguments):
     """One field per option, so that mypy finds a misspelt name.
 
     They become a ``Request``: a ``Recipe`` (what to compile), ``CompileOptions`` (how) and
@@ -29,15 +48,12 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
     output: Path
     data: str | None
     metric: str | None
-    search_time: float
-    max_size: SizeLimit | None
-    tune: bool
     report_files: tuple[Path, ...]
-    lock_file: Path | None
     no_verify: bool
     no_bench: bool
     force: bool
     dump_passes: Path | None
+    lock_file: Path | None = None
 
     def reports(self, out: Path) -> ReportFiles:
         """The report files for the model ``out``. Raises OutputError."""
@@ -46,26 +62,16 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
     def make_request(self) -> Request:
         """The request of the compilation. Raises RecipeError, and OutputError for --report."""
         recipe = self.make_recipe()
-        lock = lockfile.requested_lock(self.recipe, recipe, COMMAND_LINE)
-        is_searched = _is_searched() or self.max_size is not None
-        seconds = self.search_time if is_searched and lock is None else 0.0
-        state, bits = (self.output.with_name(f"{self.output.stem}.{n}.json") for n in _STATES)
         options = replace(
             self.make_options(),
             verify=not self.no_verify,
             bench=not self.no_bench,
             profile=self.reports(self.output).page is not None,
-            tune=self.tune,
             force=self.force,
             dump_dir=self.dump_passes,
             metric=self.metric,
-            search_time=seconds,
-            search_state=state if seconds else None,
-            max_size=self.max_size,
-            fewest_bits=_is_searched(),
-            bits_state=bits if seconds and self.max_size is not None else None,
             stem=self.output.stem,
-            lock=lock,
+            lock=lockfile.requested_lock(self.recipe, recipe, COMMAND_LINE),
             keep_calibration=self.lock_file is not None,
         )
         return Request(
@@ -73,7 +79,33 @@ class CompileArguments(RecipeArguments, GateArguments, OutputArguments):
         )
 
 
-def _is_searched() -> bool:
-    """True if the user set an accuracy gate: default gates do not start a search."""
+@dataclass(frozen=True, kw_only=True)
+class CompileArguments(BuildArguments):
+    """What only ``compile`` has: searches."""
+
+    search_time: float
+    max_size: SizeLimit | None
+    tune: bool
+
+    def make_request(self) -> Request:
+        """The request with its searches. Raises as the one without."""
+        request = super().make_request()
+        is_searched = bool(gates_given()) or self.max_size is not None
+        seconds = self.search_time if is_searched and request.options.lock is None else 0.0
+        state, bits = (self.output.with_name(f"{self.output.stem}.{n}.json") for n in _STATES)
+        options = replace(
+            request.options,
+            tune=self.tune,
+            search_time=seconds,
+            search_state=state if seconds else None,
+            max_size=self.max_size,
+            fewest_bits=bool(gates_given()),
+            bits_state=bits if seconds and self.max_size is not None else None,
+        )
+        return replace(request, options=options)
+
+
+def gates_given() -> tuple[str, ...]:
+    """The accuracy gates that the user set: default gates do not start a search."""
     source = click.get_current_context().get_parameter_source
-    return any(source(name) is not ParameterSource.DEFAULT for name in ACCURACY_GATES)
+    return tuple(n for n in ACCURACY_GATES if source(n) is not ParameterSource.DEFAULT)

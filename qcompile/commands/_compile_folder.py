@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from qcompile.commands import _summary
-from qcompile.commands._compile_arguments import CompileArguments
+from qcompile.commands._compile_arguments import BuildArguments
 from qcompile.commands._console import print_json, progress_bar
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.model_folder import atomic_folder, layout
@@ -37,7 +37,7 @@ class CompiledFolder(Record):
     JSON = members("**account files")
 
 
-def compile_folder(arguments: CompileArguments, request: Request) -> None:
+def compile_folder(arguments: BuildArguments, request: Request) -> None:
     """Compile every ONNX file of a folder into a folder of the same layout, written atomically.
 
     If it holds torch weights only, they are exported first.
@@ -47,17 +47,14 @@ def compile_folder(arguments: CompileArguments, request: Request) -> None:
     except RejectedError as e:
         _summary.show_or_print(e.result, arguments)
         raise
-    if request.options.cache is not None:
-        request.options.cache.forget()
+    request.options.forget()
     if arguments.as_json:
         print_json(CompiledFolder(account, reports))
     elif not arguments.quiet:
         _show(arguments.output, reports, account)
 
 
-def _build(
-    arguments: CompileArguments, request: Request
-) -> tuple[dict[str, Report], FolderAccount]:
+def _build(arguments: BuildArguments, request: Request) -> tuple[dict[str, Report], FolderAccount]:
     """Write the folder; return the reports by file name, and the account of the inputs."""
     source, out = arguments.model, arguments.output
     with (
@@ -75,7 +72,7 @@ def _build(
     return reports, account
 
 
-def _check_extras(arguments: CompileArguments, folder: Folder) -> None:
+def _check_extras(arguments: BuildArguments, folder: Folder) -> None:
     """Files outside the output folder are for one model only. Raises OutputError.
 
     They must not be inside the input or output folder, which is replaced. ``--report`` is written
@@ -95,7 +92,7 @@ def _check_extras(arguments: CompileArguments, folder: Folder) -> None:
 
 
 def _compile_all(
-    arguments: CompileArguments, folder: Folder, request: Request, stage: Path
+    arguments: BuildArguments, folder: Folder, request: Request, stage: Path
 ) -> dict[str, Report]:
     reports = {}
     for name, result in compile_models(folder, request):

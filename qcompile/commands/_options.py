@@ -125,19 +125,24 @@ class DataArguments:
 
 def data_options(command: F) -> F:
     """How --data is read, for ``DataArguments``."""
+    batch = "Samples per batch of text or .npz.  [default: 8]"
+    return _data_options(command, "Most samples to read.  [default: all; text: 256]", batch)
+
+
+def text_options(command: F) -> F:
+    """The same where --data is to train on, and a sample of it to calibrate on."""
+    samples = "Texts to calibrate on, drawn from --data.  [default: 256]"
+    return _data_options(command, samples, "Texts in a step of training.  [default: 32]")
+
+
+def _data_options(command: F, samples: str, batch: str) -> F:
     command = click.option(
         "--max-length",
         type=click.IntRange(1),
         help="Most tokens of a text.  [default: the tokenizer's own limit, 128 at most]",
     )(command)
-    command = click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        help="Samples per batch of text or .npz.  [default: 8]",
-    )(command)
-    command = click.option(
-        "--samples", type=click.IntRange(1), help="Most samples to read.  [default: all; text: 256]"
-    )(command)
+    command = click.option("--batch-size", type=click.IntRange(1), help=batch)(command)
+    command = click.option("--samples", type=click.IntRange(1), help=samples)(command)
     return click.option(
         "--tokenizer", type=PATH, help="Folder that holds tokenizer.json, for text data."
     )(command)

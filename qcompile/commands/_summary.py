@@ -104,6 +104,10 @@ def show(report: Report) -> None:
             rows.add_row(f"R² of {name}{where}", "1", f"{output.r2:.4f}")
     if report.verdict is not None and report.verdict.metric is not None:
         rows.add_row("metric", *(f"{value:.4f}" for value in report.verdict.metric))
+    if report.training is not None and (found := report.training.metric) is not None:
+        rows.add_row(f"{found.name}, calibrated only", "", f"{found.calibrated:.2f}")
+        trained = f"{found.compiled:.2f}  ({-found.drop:+.2f} points)"
+        rows.add_row(f"{found.name}, trained", f"{found.float:.2f}", trained)
     if report.verdict is not None:
         rows.add_row("samples compared", "", str(report.verdict.samples))
     if not report.provider_missing:  # another provider runs other operators

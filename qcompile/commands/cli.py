@@ -30,6 +30,7 @@ _COMMANDS = {
     "report": "report",
     "diff": "diff",
     "export": "export",
+    "train": "train",
     "passes": "plugins",
     "calibrators": "plugins",
     "targets": "plugins",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
-from qcompile.commands import _compile_folder, _summary
-from qcompile.commands._compile_arguments import CompileArguments
-from qcompile.commands._console import progress_bar
+from qcompile.commands import _build
+from qcompile.commands._compile_arguments import CompileArguments, build_options, metric_option
 from qcompile.commands._options import (
     PATH,
     LimitOfSize,
@@ -20,14 +16,7 @@ from qcompile.commands._options import (
     output_options,
 )
 from qcompile.commands._recipe_options import recipe_options
-from qcompile.commands._report_files import ReportFiles, report_option
-from qcompile.commands._summary import tuned_file
-from qcompile.compiler.config import lockfile
-from qcompile.compiler.driver import compile_model
-from qcompile.compiler.stages.options import CompileOptions
-from qcompile.compiler.stages.result import RejectedError
-from qcompile.errors import OutputError, RecipeError
-from qcompile.system import atomic_write
+from qcompile.commands._report_files import report_option
 
 
 @click.command("compile")
@@ -38,7 +27,7 @@ from qcompile.system import atomic_write
 @data_options
 @recipe_options
 @gate_options(compiling=True)
-@click.option("--metric", help="module:function of feeds and outputs, for --min-metric.")
+@metric_option
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
               help="Most seconds to search for tensors that need more bits.")  # fmt: skip
 @click.option("--max-size", type=LimitOfSize(), help="Largest file, as 16MB or as 18% of MODEL's: "
@@ -49,10 +38,7 @@ from qcompile.system import atomic_write
 @report_option
 @click.option("--lock", "lock_file", type=PATH, help="Write a lock: --recipe LOCK builds the same "
               "bytes again, without data.")  # fmt: skip
-@click.option("--no-verify", is_flag=True, help="Do not compare with the float model.")
-@click.option("--no-bench", is_flag=True, help="Do not time the result.")
-@click.option("--force", is_flag=True, help="Write even if a gate fails.")
-@click.option("--dump-passes", type=PATH, help="Folder for a dump of the graph after each pass.")
+@build_options
 @output_options
 def compile(**given: Any) -> None:
     """Compile MODEL, an .onnx file or a folder that holds some, into a quantized one.
@@ -64,52 +50,4 @@ def compile(**given: Any) -> None:
     tokenizer are copied.
     """
     arguments = CompileArguments(**given)
-    request = arguments.make_request()
-    options = request.options
-    if options.dump_dir is not None:
-        _make_folder(options.dump_dir)
-    if arguments.model.is_dir():
-        _compile_folder.compile_folder(arguments, request)
-        return
-    out = arguments.output
-    reports = arguments.reports(out)
-    _check_files(arguments, options, reports)
-    try:
-        with progress_bar(shown=arguments.for_people) as bar:
-            result = compile_model(replace(request, progress=bar))
-    except RejectedError as e:
-        _summary.show_or_print(e.result, arguments)
-        raise
-    _summary.deliver(result, out, reports, arguments, arguments.lock_file)
-    if options.cache is not None:
-        options.cache.forget()
-    if arguments.for_people:
-        click.echo(f"next:    qcompile inspect {shlex.quote(str(out))}")
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise RecipeError(f"dump folder {str(path)!r}: {e.strerror}") from e
-
-
-def _check_files(
-    arguments: CompileArguments, options: CompileOptions, reports: ReportFiles
-) -> None:
-    """Check that every file can be written and has one purpose only. Raises OutputError."""
-    files = {"output": arguments.output, **reports.named}
-    if options.tune:
-        files["tuned recipe"] = tuned_file(arguments.output)
-    states = {"search state": options.search_state, "state of bits": options.bits_state}
-    files |= {what: path for what, path in states.items() if path is not None}
-    lock_file = arguments.lock_file
-    if lock_file is not None:
-        files |= {"lock": lock_file, "lock's calibration": lockfile.calibration_path(lock_file)}
-    purposes = {arguments.model.resolve(): "input model"}
-    for what, path in files.items():
-        other = purposes.setdefault(path.resolve(), what)
-        if other != what:
-            raise OutputError(f"{what} {str(path)!r} is the {other} itself")
-    for path in files.values():
-        atomic_write.check_writable(path)
+    _build.build(arguments, arguments.make_request())

@@ -16,7 +16,13 @@ from qcompile.compiler.search.measurable import (
 )
 from qcompile.compiler.search.mixed_precision import Tools
 from qcompile.compiler.search.size_search import SizeTools
-from qcompile.compiler.stages import lock_check, speed_forecast, write_lock
+from qcompile.compiler.stages import (
+    lock_check,
+    saturation_check,
+    speed_forecast,
+    train,
+    write_lock,
+)
 from qcompile.compiler.stages.bench import bench, latency_ratio
 from qcompile.compiler.stages.build_report import build_report
 from qcompile.compiler.stages.models import size_failures
@@ -24,7 +30,7 @@ from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.prepare import prepare
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.compiler.stages.rewrite import Rewritten, rewrite
-from qcompile.compiler.stages.verify import Verified, check_sizes, verify
+from qcompile.compiler.stages.verify import Verified, check_sizes, compiled_runner, verify
 from qcompile.errors import DataError, RecipeError
 from qcompile.planning.context import Reasons
 from qcompile.runtime.evaluation import user_metric
@@ -38,7 +44,9 @@ def compile_model(request: Request) -> Result:
     """
     request = lock_check.apply_lock(request)
     _check_metric(request)
+    train.check_request(request)
     prepared, options = prepare(request), request.options
+    train.check_prepared(prepared)
     forecast = speed_forecast.predict_speed(prepared)
     if forecast is not None:
         request.progress.step(f"predicted: {forecast.speedup:.1f}x")
@@ -65,6 +73,7 @@ def compile_model(request: Request) -> Result:
     tools = SizeTools(built, measured, planned, latency_ratio)
     sized = size_search.search_size(searched.verified, tools)
     verified = sized.verified
+    trained = _compare_trained(verified)
     sizes = check_sizes(verified)
     compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
     too_large = size_failures(
@@ -80,8 +89,15 @@ def compile_model(request: Request) -> Result:
         search=searched.account,
         sizes=sized.account,
         tuning=tuned.account,
+        training=trained.account if trained is not None else None,
         notes=(*tuned.notes, *searched.notes, *sized.notes, *locked.notes, *cached, *sizes),
-        failures=(*searched.failures, *sized.failures, *locked.failures, *too_large),
+        failures=(
+            *(trained.failures if trained is not None else ()),
+            *searched.failures,
+            *sized.failures,
+            *locked.failures,
+            *too_large,
+        ),
     )
     keeps_lock = options.keep_lock or options.keep_calibration
     result = Result(
@@ -109,6 +125,18 @@ def make_measurable(request: Request) -> Measurable:
     if excess is not None:
         raise DataError(excess.reason)
     return measurable(prepared)
+
+
+def _compare_trained(verified: Verified) -> train.Compared | None:
+    """The trained module against the file; None without training."""
+    learned, prepared = verified.rewritten.learned, verified.prepared
+    if learned is None:
+        return None
+    if not prepared.options.verify:
+        return train.Compared(learned.account)
+    sums = verified.rewritten.sums
+    runner = compiled_runner(prepared, sums, saturation_check.EXACT, float_data=True)
+    return train.compare(learned, prepared, runner)
 
 
 def _check_metric(request: Request) -> None:

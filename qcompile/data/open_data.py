@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,7 +34,7 @@ from qcompile.data.text import (
     read_sentences,
     token_feeds,
 )
-from qcompile.data.tokenizer import Padding, TextTokenizer, Tokens
+from qcompile.data.tokenizer import Padding, Sentence, TextTokenizer, Tokens
 from qcompile.errors import DataError
 from qcompile.system import user_function
 
@@ -53,13 +54,15 @@ def open_data(
     batch_size: int | None = None,
     max_length: int | None = None,
     takes: Takes | None = None,
+    seed: int | None = None,
 ) -> Feeds:
     """Feeds that fit ``inputs``, in batches of ``batch_size`` (8; the model's, where it fixes one).
 
     ``samples`` ends the data after that many (text: 256, everything else: all). ``batch_size`` is
     for .npz files of samples and for text: other formats consist of feeds. ``max_length`` truncates
     text; by default the tokenizer's own limit does, and 128 tokens. ``takes`` runs the model on
-    text, which is cut where it takes no more. Raises DataError for what can be seen without running
+    text, which is cut where it takes no more. ``seed`` draws the samples of text from the whole
+    file, which may be sorted by label. Raises DataError for what can be seen without running
     through the data.
     """
     for name, value in (("samples", samples), ("batch size", batch_size), ("length", max_length)):
@@ -76,9 +79,8 @@ def open_data(
         files = list_folder(path)
         return Feeds(lambda: read_folder(files, inputs), inputs, str(path), samples=samples)
     if path.suffix.lower() in FORMATS:
-        rows, padding, note = _tokenized(
-            path, inputs, tokenizer, samples or DEFAULT_SAMPLES, max_length, takes
-        )
+        read = partial(read_sentences, path, samples or DEFAULT_SAMPLES, seed)
+        rows, padding, note = _tokenized(path, read, inputs, tokenizer, max_length, takes)
         return _of_tokens(rows, padding, inputs, batch_size, str(path), note)
     if path.suffix.lower() != ".npz":
         raise DataError(f"data {str(data)!r} is of no known format, expected {_EXPECTED}")
@@ -113,9 +115,9 @@ def _from_function(name: str, inputs: Sequence[InputSpec], samples: int | None) 
 
 def _tokenized(
     path: Path,
+    read: Callable[[], list[Sentence]],
     inputs: Sequence[InputSpec],
     folder: str | Path | None,
-    samples: int,
     max_length: int | None,
     takes: Takes | None,
 ) -> tuple[list[Tokens], Padding, str | None]:
@@ -124,7 +126,7 @@ def _tokenized(
     if folder is None:
         raise DataError(f"{path} is text and needs a tokenizer: a folder holding tokenizer.json")
     check_inputs(inputs)
-    tokenizer, sentences = TextTokenizer(Path(folder)), read_sentences(path, samples)
+    tokenizer, sentences = TextTokenizer(Path(folder)), read()
     length = _length(inputs, tokenizer.longest, max_length)
     rows = tokenizer.encode(sentences, length)
     longest = max(rows, key=lambda row: len(row.ids))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -36,22 +36,24 @@ IDS, TYPES, POSITIONS = "input_ids", "token_type_ids", "position_ids"
 MADE = (IDS, MASK, TYPES, POSITIONS)
 FORMATS = (".csv", ".jsonl", ".txt")
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 256, 128
-_LONGEST_LINE = 1 << 20
+LONGEST_LINE = 1 << 20
 _FIELDS = "'text', or 'text_a' and 'text_b'"
 
 # Runs a feed; None where the model takes it, else its error.
 Takes: TypeAlias = Callable[[Feed], ModelError | None]
 
 
-def read_sentences(path: Path, limit: int) -> list[Sentence]:
+def read_sentences(path: Path, limit: int, seed: int | None = None) -> list[Sentence]:
     """The first sentences of a .txt (one per line), .jsonl or .csv (by header) file, UTF-8.
 
-    Blank lines do not count. Raises DataError, with the line, for what is malformed.
+    ``seed``: a random sample of all of them instead, in the order of the file. Blank lines do not
+    count. Raises DataError, with the line, for what is malformed.
     """
     reader = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}[path.suffix.lower()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            found = list(islice(reader(path, _lines(path, file)), limit))
+            sentences = reader(path, _lines(path, file))
+            found = [*islice(sentences, limit)] if seed is None else _drawn(sentences, limit, seed)
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
@@ -61,12 +63,22 @@ def read_sentences(path: Path, limit: int) -> list[Sentence]:
     return found
 
 
+def _drawn(sentences: Iterator[Sentence], limit: int, seed: int) -> list[Sentence]:
+    """Reservoir sampling (Vitter 1985, algorithm R): of a file of any size, ``limit`` are kept."""
+    rng, kept = np.random.default_rng(seed), [*enumerate(islice(sentences, limit))]
+    for index, sentence in enumerate(sentences, limit):
+        place = int(rng.integers(index + 1))
+        if place < limit:
+            kept[place] = index, sentence
+    return [sentence for _, sentence in sorted(kept)]
+
+
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
     """The lines; raises DataError for one that is too long, before it is read into memory."""
     number = 1
-    while line := file.readline(_LONGEST_LINE + 1):
-        if len(line) > _LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: over {_LONGEST_LINE} characters")
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}, line {number}: over {LONGEST_LINE} characters")
         yield line
         number += 1
 
@@ -86,19 +98,23 @@ def _jsonl(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
             raise DataError(f"{where}: not JSON: {e}") from e
         if not isinstance(row, dict):
             raise DataError(f"{where}: found {type(row).__name__}, expected an object")
-        yield _sentence(row, where)
+        yield sentence_of(row, where)
 
 
 def _csv(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
     rows = csv.DictReader(lines)
     try:
         for row in rows:
-            yield _sentence(row, f"{path}, line {rows.line_num}")
+            yield sentence_of(row, f"{path}, line {rows.line_num}")
     except csv.Error as e:
         raise DataError(f"{path}, line {rows.line_num}: not CSV: {e}") from e
 
 
-def _sentence(row: dict[str, Any], where: str) -> Sentence:
+def sentence_of(row: Mapping[str, Any], where: str) -> Sentence:
+    """The text of a row, or its pair of texts. Raises DataError, which starts with ``where``."""
+    words = row.get("tokens")
+    if "text" not in row and isinstance(words, list) and all(isinstance(w, str) for w in words):
+        return (" ".join(words),)
     names = ("text",) if row.get("text") is not None else ("text_a", "text_b")
     for name in names:
         if row.get(name) is None:
@@ -151,7 +167,7 @@ def token_feeds(
         chosen = batches[index]
         if is_fixed:
             chosen = [chosen[i % len(chosen)] for i in range(batch)]
-        yield _feed(chosen, inputs, padding, width or max(1, *(len(r.ids) for r in chosen)))
+        yield feed_of(chosen, inputs, padding, width or max(1, *(len(r.ids) for r in chosen)))
 
 
 def longest_taken(
@@ -167,13 +183,13 @@ def longest_taken(
     rows = [row] * (batch if is_fixed else 1)
 
     def is_taken(length: int) -> bool:
-        return takes(_feed(rows, inputs, padding, length)) is None
+        return takes(feed_of(rows, inputs, padding, length)) is None
 
     taken, refused = 0, fixed_width(inputs) or len(row.ids)
     if is_taken(refused):
         return None
     alike = replace(row, ids=[row.ids[0]] * len(row.ids))
-    if takes(_feed([alike] * len(rows), inputs, padding, refused)) is None:
+    if takes(feed_of([alike] * len(rows), inputs, padding, refused)) is None:
         return 0
     while refused - taken > 1:
         middle = (taken + refused) // 2
@@ -184,9 +200,10 @@ def longest_taken(
     return taken
 
 
-def _feed(
+def feed_of(
     rows: Sequence[Tokens], inputs: Sequence[InputSpec], padding: Padding, width: int
 ) -> Feed:
+    """One feed of these rows: the declared inputs, [rows, width] each; longer rows are cut."""
     shape = (len(rows), width)
     made: dict[str, Array] = {
         IDS: np.full(shape, padding.token, np.int64),

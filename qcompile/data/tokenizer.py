@@ -103,13 +103,28 @@ class TextTokenizer:
 
     def encode(self, sentences: Sequence[Sentence], longest: int) -> list[Tokens]:
         """Tokens of each sentence, ``longest`` at most. Raises DataError."""
-        special = self._engine.num_special_tokens_to_add(any(len(s) > 1 for s in sentences))
-        if longest <= special:
-            raise DataError(f"length {longest} leaves no room: {special} tokens are special")
-        self._engine.enable_truncation(longest, direction=self._cut)
+        self._truncate(longest, any(len(s) > 1 for s in sentences))
         with _errors_as(f"{self._file} cannot tokenize the text"):
             encoded = self._engine.encode_batch([s if len(s) > 1 else s[0] for s in sentences])
         return [Tokens(e.ids, e.type_ids) for e in encoded]
+
+    def encode_words(
+        self, texts: Sequence[Sequence[str]], longest: int
+    ) -> list[tuple[Tokens, list[int | None]]]:
+        """Tokens of texts that are already split into words, and the word of each token.
+
+        None stands for special tokens, which belong to no word. Raises DataError.
+        """
+        self._truncate(longest, False)
+        with _errors_as(f"{self._file} cannot tokenize the words"):
+            encoded = self._engine.encode_batch([list(t) for t in texts], is_pretokenized=True)
+        return [(Tokens(e.ids, e.type_ids), e.word_ids) for e in encoded]
+
+    def _truncate(self, longest: int, has_pairs: bool) -> None:
+        special = self._engine.num_special_tokens_to_add(has_pairs)
+        if longest <= special:
+            raise DataError(f"length {longest} leaves no room: {special} tokens are special")
+        self._engine.enable_truncation(longest, direction=self._cut)
 
 
 def _length(value: object) -> int | None:

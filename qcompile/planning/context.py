@@ -146,6 +146,8 @@ class Context:
     choices: PassSettings = field(default_factory=PassSettings)
     plan: Plan = field(default_factory=Plan)
     ranges: Ranges = field(default_factory=Ranges)
+    # tensors whose ranges training must not change -> why, as other nodes depend on them
+    fixed_ranges: dict[str, str] = field(default_factory=dict)
     requests: list[StatRequest] = field(default_factory=list)
     # what was seen of the channels of tensors that passes asked for with ``wants``
     channels: MutableMapping[str, ChannelStats] = field(default_factory=dict)
@@ -195,6 +197,8 @@ class Context:
         span = self.ranges.get(old)
         if span is not None and (same_channels or span.axis is None):
             self.ranges.set(new, span)
+        if old in self.fixed_ranges:
+            self.fixed_ranges[new] = self.fixed_ranges[old]
         if old in self.ranges.missing:
             self.ranges.missing[new] = self.ranges.missing[old]
         if same_channels and old in self.channels:

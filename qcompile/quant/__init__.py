@@ -6,7 +6,7 @@ from qcompile.quant.observer import Calibrator, Observer
 from qcompile.quant.packing import nibbles, packed
 from qcompile.quant.pair_order import pair_order
 from qcompile.quant.ranges import ENOUGH_VALUES, Ranges, StatRequest, widened
-from qcompile.quant.stored_codes import LEAST_SAVED, StoredCodes, stored_codes
+from qcompile.quant.stored_codes import LEAST_SAVED, StoredCodes, repeated_rows, stored_codes
 from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 from qcompile.quant.weight_rounding import PAIR_SUM, Rounded, real, worst_sums
 
@@ -35,6 +35,7 @@ __all__ = [
     "qparams",
     "quantize",
     "real",
+    "repeated_rows",
     "sqnr_db",
     "stored_codes",
     "widened",

@@ -120,6 +120,18 @@ def stored_codes(values: Array) -> StoredCodes | None:
     return StoredCodes(codes, scheme.bits, scheme.multipliers, scheme.block, scheme.row_factors)
 
 
+def repeated_rows(values: Array) -> Array:
+    """For each of the last rows that all repeat rows before them, which one, int64 (n,).
+
+    ``split-outliers`` appends such rows. They come from different blocks, so no multiplier is
+    common to a block of them.
+    """
+    seen: dict[bytes, int] = {}
+    first = np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(values)])
+    new = np.flatnonzero(first == np.arange(len(first)))  # rows that repeat none
+    return first[new[-1] + 1 :]
+
+
 def _cheapest(values: Array) -> _Scheme | None:
     """The scheme of fewest bytes that has at most 7 bits; the coarser one of equals."""
     factors = _row_factors(values)

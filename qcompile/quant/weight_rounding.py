@@ -97,7 +97,12 @@ def real(rounded: Rounded) -> Array:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A quantized weight: values in the weight's shape, and their scales."""
+    """A quantized weight: values in the weight's shape, and their scales.
+
+    steps: int8 in that shape, of a weight of few bits: each value is a code times its step, which
+    is the multiplier of its block times the factor of its row. None for ones.
+    """
 
     values: Array
     params: QParams
+    steps: Array | None = None

@@ -105,7 +105,8 @@ class SessionOptions:
 
     ``optimize`` False runs the graph node by node as written, to record its tensors. ``exact``:
     sums of uint8 by int8 products are exact also on x86 without VNNI, which costs time there; False
-    is ONNX Runtime's default.
+    is ONNX Runtime's default. ``float_data``: MatMulNBits that ONNX Runtime puts in place of
+    DequantizeLinear and MatMul does not quantize its data, which the graph as written does not.
     """
 
     threads: int = 0
@@ -114,6 +115,7 @@ class SessionOptions:
     profile: Path | None = None
     spin: bool = True
     exact: bool = True
+    float_data: bool = False
 
     @property
     def entries(self) -> dict[str, str]:
@@ -271,6 +273,8 @@ def _native(options: SessionOptions) -> ort.SessionOptions:
     native.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spin)))
     if not options.optimize:
         native.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if options.float_data:
+        native.add_session_config_entry(*FLOAT_DATA)
     for key, value in options.entries.items():
         native.add_session_config_entry(key, value)
     for library in _LIBRARIES.get():

@@ -114,6 +114,8 @@ def from_json(hint: Any, value: Any) -> Any:
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        if value is None and get_args(Unbounded)[1] in args[1:]:
+            return math.nan
         return from_json(args[0], value)
     if origin in (Union, UnionType):
         return (

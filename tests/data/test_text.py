@@ -10,6 +10,7 @@ import pytest
 
 from qcompile.data.feeds import InputSpec, sample_count
 from qcompile.data.open_data import general_text, open_data, sample_feeds
+from qcompile.data.text import read_sentences
 from qcompile.errors import DataError
 from tests.command_line import run_module
 
@@ -215,3 +216,30 @@ def test_general_text_speaks_the_tokens_of_the_data(tmp_path: Path, tokenizer: P
     assert general_text(tmp_path / "x.npz", TEXT, tokenizer) is None  # its tokens are unknown
     assert general_text([{}], TEXT, tokenizer) is None
     assert general_text(path, TEXT, None) is None
+
+
+def test_a_seed_draws_from_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "sorted.txt"
+    path.write_text("\n".join(f"s{i:03}" for i in range(500)))
+    drawn = read_sentences(path, 50, seed=0)
+    assert len(set(drawn)) == 50 and drawn == sorted(drawn)  # in the order of the file
+    assert 150 < sum(int(text[1:]) for (text,) in drawn) / 50 < 350
+    assert drawn == read_sentences(path, 50, seed=0) != read_sentences(path, 50, seed=1)
+    assert read_sentences(path, 50) == [(f"s{i:03}",) for i in range(50)]
+    assert len(read_sentences(path, 600, seed=0)) == 500
+
+
+def test_every_sentence_may_be_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "few.txt"
+    path.write_text("a\nb\nc")
+    assert {read_sentences(path, 1, seed=s)[0][0] for s in range(20)} == {"a", "b", "c"}
+
+
+def test_words_are_text(tmp_path: Path) -> None:
+    """Rows of token classification calibrate too."""
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"tokens": ["a", "b"], "tags": [0, 1]}\n')
+    assert read_sentences(path, 9) == [("a b",)]
+    path.write_text('{"tokens": ["a", 1]}\n')
+    with pytest.raises(DataError, match="no field 'text'"):
+        read_sentences(path, 9)

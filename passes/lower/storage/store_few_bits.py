@@ -23,7 +23,7 @@ import onnx
 
 from qcompile.ir import Constant, Graph, Refusal, Tensor, array, rank
 from qcompile.planning import Context
-from qcompile.quant import LEAST_SAVED, Array, StoredCodes, nibbles, stored_codes
+from qcompile.quant import LEAST_SAVED, Array, StoredCodes, nibbles, repeated_rows, stored_codes
 from qcompile.quant.packing import NIBBLE, plane_spans
 from qcompile.rewriting import Numerics, Pass, Stage
 
@@ -97,7 +97,7 @@ def _smallest(values: Array) -> _Form | None:
     forms = list(_forms(values, np.zeros(0, np.int64)))
     for along in (0, -1):
         slices = np.moveaxis(values, along, 0)
-        repeated = _repeated(slices)
+        repeated = repeated_rows(slices)
         if len(repeated):
             kept = np.moveaxis(slices[: -len(repeated)], 0, along)
             forms += _forms(kept, repeated, along)
@@ -110,18 +110,6 @@ def _forms(values: Array, repeated: Array, along: int = 0) -> Iterator[_Form]:
         codes = stored_codes(matrix if axis == 0 else matrix.T)
         if codes is not None:
             yield _Form(codes, axis, (matrix.shape[0], matrix.shape[1]), repeated, along)
-
-
-def _repeated(values: Array) -> Array:
-    """For each of the last rows that all repeat rows before them, which one, int64 (n,).
-
-    ``split-outliers`` appends such rows, and such columns to the layer before. Rows come from
-    different blocks, so no multiplier is common to a block of them.
-    """
-    seen: dict[bytes, int] = {}
-    first = np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(values)])
-    new = np.flatnonzero(first == np.arange(len(first)))  # rows that repeat none
-    return first[new[-1] + 1 :]
 
 
 def _say_why_bytes(ctx: Context, constant: Constant, saved: int) -> None:

@@ -32,6 +32,7 @@ VERSION = 1
 _SUFFIXES = (".yaml", ".yml")
 _HEADING = "# The same bytes again{}: qcompile compile MODEL{} --recipe THIS.yaml -o OUT\n"
 _WITHOUT, _WITH = (", without data", ""), (", from the same data", " --data DATA")
+_TRAINED = "# Made by qcompile train, which alone can repeat it, from the same texts\n"
 NOT_KEPT = (
     "too large to be kept here: a build calibrates again, from the same data; for a build without "
     "data: qcompile compile MODEL -o OUT --data DATA --lock FILE.yaml"
@@ -45,7 +46,8 @@ class Lock:
     model: name, bytes, sha256. data: sha256 of the feeds, their numbers, options that chose them,
     sha256 of the general text or None; None without data. output: bytes, sha256. verified: cosines
     of the outputs, None if they were not compared. calibration: file and sha256, or why it was not
-    kept, and its account; None in modes without ranges.
+    kept, and its account; None in modes without ranges. training: digests of its texts and its
+    options, None where the model was not trained.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Lock:
     output: dict[str, Any]
     verified: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
     decisions: tuple[dict[str, Any], ...] = ()
     folder: Path = field(default=Path())
 
@@ -74,6 +77,10 @@ class Lock:
         own |= {"dims": dict(self.recipe.dims), "forms": dict(self.recipe.forms)}
         own["precision"] = [list(pair) for pair in self.recipe.precision]
         heading = _HEADING.format(*(_WITH if self.is_light else _WITHOUT))
+        if self.training is None:
+            del settings["training"]
+        else:
+            heading = _TRAINED
         text = heading + yaml.safe_dump({**settings, "recipe": own}, sort_keys=False)
         rows = (yaml.safe_dump(d, **_LINE) for d in self.decisions)
         return text + "decisions:\n" + "".join(f"- {row}" for row in rows)
@@ -222,6 +229,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "output": (dict,),
     "verified": (dict, type(None)),
     "calibration": (dict, type(None)),
+    "training": (dict, type(None)),
     "decisions": (list,),
 }
 

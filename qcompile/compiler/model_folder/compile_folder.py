@@ -7,7 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcompile.compiler.driver import compile_model
-from qcompile.compiler.model_folder import layout, sentence_pooling, torch_export
+from qcompile.compiler.model_folder import (
+    layout,
+    sentence_pooling,
+    torch_export,
+    training_task,
+)
 from qcompile.compiler.model_folder.atomic_folder import copy_companions
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.torch_export import Exported
@@ -47,6 +52,8 @@ def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Resu
     with a note in their reports. Raises what ``compile_model`` does, naming the file if there are
     several.
     """
+    if request.options.training is not None:
+        training_task.check_single(folder.models)
     request = _for_folder(request, folder)
     unfit = _unfit(folder, request)
     for name in folder.models:
@@ -57,11 +64,11 @@ def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Resu
 
 def _for_folder(request: Request, folder: Folder) -> Request:
     """The request with the folder's tokenizer, unless it names one, the folder's pooling where it
-    is to be that, and with a lock per result."""
+    is to be that, the task to train for, and with a lock per result."""
     tokenizer = request.options.tokenizer or folder.tokenizer
     options = replace(request.options, tokenizer=tokenizer, keep_lock=True)
     recipe = sentence_pooling.with_folder_pooling(request.recipe, folder)
-    return replace(request, recipe=recipe, options=options)
+    return training_task.with_task(replace(request, recipe=recipe, options=options), folder.path)
 
 
 def _unfit(folder: Folder, request: Request) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
+from qcompile.runtime.evaluation.agreement import Agreement
 from qcompile.runtime.evaluation.int16_saturation import Saturation
-from qcompile.system.json_values import Record, members
+from qcompile.system.json_values import Record, Unbounded, members
+
+Limit: TypeAlias = float | None
 
 
 @dataclass(frozen=True)
@@ -161,3 +164,62 @@ class TuningAccount:
 
     shapes: dict[str, list[int]]
     trials: Annotated[list[Trial], "each other choice, timed against the best so far"]
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """One evaluation of the training."""
+
+    step: Annotated[int, "0: calibrated, not trained"]
+    epoch: float
+    loss: Annotated[float | None, "mean over the steps since the last point"]
+    metric: Unbounded
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A tensor whose range stayed as it was calibrated."""
+
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainingMetric:
+    """The metric of the task on the evaluation data, times 100, of each form of the model.
+
+    Where the data has no labels, the mean cosine to the float model's answers.
+    """
+
+    name: str
+    samples: int
+    float: Annotated[Unbounded, "of the float model"]
+    calibrated: Annotated[Unbounded, "quantized by calibration alone"]
+    trained: Annotated[Unbounded, "of the torch module with trained quantizers"]
+    compiled: Annotated[Unbounded, "of the file that is written"]
+    drop: Annotated[Unbounded, "points, float minus compiled"]
+    max_drop: Annotated[Limit, "the gate; null if it is off"]
+
+
+@dataclass(frozen=True)
+class TrainingAccount:
+    """What ``train`` learned, and how closely the file repeats the torch module."""
+
+    objective: str
+    distilled: Annotated[bool, "from the float model alone, without labels"]
+    device: str
+    torch: Annotated[str, "its version"]
+    seconds: float
+    steps: int
+    best_step: Annotated[int, "whose state was kept, the best on the evaluation data"]
+    batch_size: int
+    learning_rate: float
+    range_rate: float
+    seed: int
+    weights: Annotated[int, "constants that were trained, quantized or not"]
+    ranges: Annotated[int, "scales and zero points that were trained"]
+    untrained: list[Untrained]
+    curve: list[TrainingPoint]
+    float_agreement: Annotated[Agreement, "the float model in torch and in ONNX Runtime"]
+    agreement: Annotated[Agreement | None, "trained module and file; null if not verified"] = None
+    metric: Annotated[TrainingMetric | None, "null if not verified"] = None

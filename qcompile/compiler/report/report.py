@@ -20,6 +20,7 @@ from qcompile.compiler.report.records import (
     SaturationAccount,
     SearchAccount,
     SizeAccount,
+    TrainingAccount,
     TuningAccount,
 )
 from qcompile.ir.quantized_operators import QUANTIZED_LINEARS
@@ -58,6 +59,7 @@ class Report(Record):
     search: Annotated[SearchAccount | None, "empty where there was none"] = None
     sizes: Annotated[SizeAccount | None, "empty without --max-size"] = None
     tuning: Annotated[TuningAccount | None, "empty without --tune"] = None
+    training: Annotated[TrainingAccount | None, "empty where the model was not trained"] = None
     float_bytes: int = 0
     float_content: Annotated[list[Summary], "the float model's bytes by kind and type"] = field(
         default_factory=list
@@ -94,7 +96,7 @@ class Report(Record):
         "failures notes=note_texts float_bytes float_content bytes size_ratio model_sha256 "
         "operators int8_linears int8_products away=provider_missing requirements saturation{} "
         "verify=verdict forecast{} bench=speed profile channels calibration{} search{} sizes{} "
-        "tuning{} seconds memory passes skips ledger"
+        "tuning{} training{} seconds memory passes skips ledger"
     )
 
     @property

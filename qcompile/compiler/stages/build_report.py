@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.report.records import Forecast, SearchAccount, SizeAccount, TuningAccount
+from qcompile.compiler.report.records import (
+    Forecast,
+    SearchAccount,
+    SizeAccount,
+    TrainingAccount,
+    TuningAccount,
+)
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.bench import Timed
 from qcompile.compiler.stages.verify import Verified
@@ -21,6 +27,7 @@ def build_report(
     search: SearchAccount | None,
     sizes: SizeAccount | None,
     tuning: TuningAccount | None,
+    training: TrainingAccount | None,
     notes: Sequence[Note],
     failures: Sequence[str],
 ) -> Report:
@@ -51,6 +58,7 @@ def build_report(
         search=search,
         sizes=sizes,
         tuning=tuning,
+        training=training,
         float_bytes=model.size,
         float_content=model.content,
         bytes=compiled.size,

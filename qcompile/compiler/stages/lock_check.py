@@ -19,11 +19,19 @@ def apply_lock(request: Request) -> Request:
     """The request of a locked build: no search, and without data neither verified nor timed.
 
     Instead its bytes are compared with the lock's, which were verified when the lock was written.
-    Raises RecipeError for a light lock without data, and for a lock with ``--tune``.
+    Raises RecipeError for a light lock without data, for one of a trained model, and for a lock
+    with ``--tune`` or training.
     """
     options, locked, has_data = request.options, request.options.lock, request.data is not None
     if locked is None:
         return request
+    if options.training is not None:
+        raise RecipeError("training changes what a lock has fixed: give a recipe in its place")
+    if locked.training is not None:
+        raise RecipeError(
+            "the lock is that of a trained model, whose weights are not in it: qcompile train, "
+            "with the same model, texts, recipe and seed, makes it again"
+        )
     if options.tune:
         raise RecipeError("--tune chooses what the lock has fixed already: give one of them")
     if locked.is_light and not has_data:

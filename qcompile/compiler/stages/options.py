@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe
@@ -92,6 +93,39 @@ def _parse(text: str) -> int:
 
 
 @dataclass(frozen=True)
+class TrainingOptions:
+    """How to train a model with its quantizers in the loop; texts as .jsonl, .csv or .txt.
+
+    Attributes:
+        data: texts, with labels unless ``distill`` is set; streamed, of any size.
+        evaluation: labelled texts that choose the best checkpoint and decide the gate.
+        config: of the model, as transformers' config.json has it: its head and its labels.
+        distill: learn the float model's own outputs, so that no labels are needed.
+        epochs: passes over the data; None is 3, or as many as ``steps`` or ``seconds`` last.
+        steps: most steps of the optimizer.
+        seconds: most time.
+        learning_rate: of weights and biases, at its peak; None is the objective's own.
+        range_rate: of the logarithms of scales.
+        batch_size: texts in a step.
+        max_drop: points that the metric may lose against the float model; None for any.
+        state: file from which an interrupted run resumes; None keeps none.
+    """
+
+    data: Path
+    evaluation: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    distill: bool = False
+    epochs: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    learning_rate: float | None = None
+    range_rate: float = 1e-3
+    batch_size: int = 32
+    max_drop: float | None = 1.0
+    state: Path | None = None
+
+
+@dataclass(frozen=True)
 class CompileOptions:
     """How to compile, in addition to the recipe: data handling, checks, limits.
 
@@ -120,6 +154,7 @@ class CompileOptions:
         lock: the build to repeat; its recipe is the one used.
         keep_lock: the result has a light lock, for ``Result.save_lock``.
         keep_calibration: the result has the calibration too, which a full lock needs.
+        training: train the planned model before its quantizers are inserted.
         cache: where calibration is kept, so that an interrupted run can resume; call its ``forget``
             once the result is written.
     """
@@ -147,7 +182,15 @@ class CompileOptions:
     lock: Lock | None = None
     keep_lock: bool = False
     keep_calibration: bool = False
+    training: TrainingOptions | None = None
     cache: Cache | None = None
+
+    def forget(self) -> None:
+        """Remove what an interrupted run would have resumed from: the result is written."""
+        if self.cache is not None:
+            self.cache.forget()
+        if self.training is not None and self.training.state is not None:
+            self.training.state.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from qcompile.compiler.stages.models import (
     written,
 )
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
-from qcompile.compiler.stages.stopwatch import Stopwatch
 from qcompile.data.feeds import Feeds, input_specs, takes_any_batch
 from qcompile.data.open_data import general_text, open_data
 from qcompile.data.synthetic import synthetic_feeds
@@ -36,6 +35,7 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.compared_outputs import Selection, find_selection
 from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.memory_budget import Budget
+from qcompile.system.stopwatch import Stopwatch
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
 
@@ -228,6 +228,7 @@ def _open(request: Request, graph: Graph, model: FloatModel) -> tuple[Feeds | No
         batch_size=options.batch_size,
         max_length=options.max_length,
         takes=takes,
+        seed=None if options.training is None else request.recipe.seed,
     )
     if not request.recipe.general_text:
         return feeds, None

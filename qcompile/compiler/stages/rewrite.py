@@ -12,7 +12,7 @@ from qcompile.compiler.report import ledger
 from qcompile.compiler.report.channel_views import ChannelSite, ChannelWatch
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.compiler.report.notes import NOTHING_QUANTIZED, Note, coded_note
-from qcompile.compiler.stages import saturation_check
+from qcompile.compiler.stages import saturation_check, train
 from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel, body_constants
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
@@ -38,7 +38,7 @@ class Rewritten:
 
     quantized: at least one tensor is. brought: the input model has integers of its own.
     requirements: number of nodes that each rule of the target was checked on. channels: the inputs
-    of linear layers before and after the transforms.
+    of linear layers before and after the transforms. learned: None without training.
     """
 
     prepared: Prepared
@@ -53,6 +53,7 @@ class Rewritten:
     channels: list[ChannelSite]
     quantized: bool
     brought: bool = False
+    learned: train.Learned | None = None
     notes: tuple[Note, ...] = ()
 
     @property
@@ -76,6 +77,9 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
     calibrated = calibrate(prepared, ctx, pipeline)
     run_passes(prepared, ctx, pipeline.transforms, [*instruments, watch], "transform")
     ctx.channels.clear()  # samples are large, and no later pass reads them
+    learned = None
+    if prepared.options.training is not None:
+        learned = train.train(prepared, ctx, pipeline, calibrated)
     run_passes(prepared, ctx, pipeline.lowering, instruments, "quantize and lower")
     ctx.rounded.clear()  # they are constants of the graph now
     with prepared.stopwatch.stage("bodies"), threads.one_thread():
@@ -100,10 +104,12 @@ def rewrite(prepared: Prepared, reasons: Reasons | None = None) -> Rewritten:
         channels=watch.sites(),
         quantized=quantized,
         brought=bool(came_quantized),
+        learned=learned,
         notes=(
             *came_quantized,
             *stayed_float,
             *_without_effect(prepared, ctx),
+            *(() if learned is None else learned.notes),
             *(Note(code, text) for code, text in ctx.remarks.items()),
             *(Note("requirement", text) for text in checked.remarks),
             *_needed_runtime(prepared, compiled),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -370,28 +370,34 @@ def _judged(
     prepared, metric = rewritten.prepared, rewritten.prepared.options.metric
     old = _reference(rewritten, models, feeds, old, kind)
     if models.fed:
-        runner = _runner(prepared, saturation_check.IntegerSums(models.candidate, sums.isa), kind)
+        runner = compiled_runner(
+            prepared, saturation_check.IntegerSums(models.candidate, sums.isa), kind
+        )
         fed = [models.feed(*pair) for pair in zip(feeds, old, strict=True)]
     else:
-        runner, fed = _runner(prepared, sums, kind), feeds
+        runner, fed = compiled_runner(prepared, sums, kind), feeds
     new: Iterable[dict[str, Array]] = map(models.named, _outputs(prepared, runner, fed))
     if metric is not None:
         new = stored = list(new)
     verdict = closeness.judge(zip(old, new, feeds, strict=True), prepared.gates)
     if metric is not None:
         if models.fed:  # the user's measure is of what the compiled model selects itself
-            stored = [*_outputs(prepared, _runner(prepared, sums, kind), feeds)]
+            stored = [*_outputs(prepared, compiled_runner(prepared, sums, kind), feeds)]
         before, after = (measure(metric, feeds, outputs) for outputs in (old, stored))
         verdict.measured(before, after, prepared.gates)
     verdict = runner.on(verdict)
     return verdict if models.fed else invariance(runner.run, feeds).on(verdict)
 
 
-def _runner(
-    prepared: Prepared, sums: saturation_check.IntegerSums, kind: str
+def compiled_runner(
+    prepared: Prepared,
+    sums: saturation_check.IntegerSums,
+    kind: str,
+    *,
+    float_data: bool = False,
 ) -> saturation_check.Runner:
-    """The compiled model in a session with one kind of sums."""
-    options = _options(prepared)
+    """The compiled model in a session with one kind of sums; ``float_data``: see SessionOptions."""
+    options = replace(_options(prepared), float_data=float_data)
     if not prepared.provider_missing:
         return sums.runner(kind, options)
     emulated = Session(rounding_form(read_model.embedded(sums.model)), options)

@@ -71,6 +71,7 @@ def make_lock(verified: Verified) -> Lock:
         output={"bytes": compiled.size, "sha256": compiled.sha256},
         verified=_verified(verified),
         calibration={"not_kept": NOT_KEPT, **asdict(account)} if account else None,
+        training=None if rewritten.learned is None else rewritten.learned.for_lock,
         decisions=tuple(_decisions(rewritten.ledger, read_quantizers(*compiled.parsed))),
     )
 

@@ -38,10 +38,15 @@ class BlockMultipliers:
 
     def integers(self, codes: Array) -> Array:
         """What the kernel multiplies, int8 (inputs, outputs), for uint8 codes of that shape."""
-        steps = codes.astype(np.int16) - self.lattice.middle
-        times = np.repeat(self.multipliers, self.lattice.block, axis=0)[: self.lattice.inputs]
-        integers: Array = (steps * times * self.row_factors[:, None]).astype(np.int8)
+        centred = codes.astype(np.int16) - self.lattice.middle
+        integers: Array = (centred * self.steps()).astype(np.int8)
         return integers
+
+    def steps(self) -> Array:
+        """What the code of each value is multiplied by, int8 (inputs, outputs)."""
+        times = np.repeat(self.multipliers, self.lattice.block, axis=0)[: self.lattice.inputs]
+        steps: Array = (times * self.row_factors[:, None]).astype(np.int8)
+        return steps
 
 
 def with_multipliers(

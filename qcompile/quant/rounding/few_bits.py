@@ -54,8 +54,12 @@ def few_bits_nearest(values: Array, spec: QSpec) -> Rounded:
     outputs_last = np.moveaxis(values, spec.axis, -1)
     matrix = outputs_last.reshape(-1, outputs_last.shape[-1])
     found = few_bits_rounded(RoundingProblem(matrix, spec))
-    integers = np.moveaxis(found.values.reshape(outputs_last.shape), -1, spec.axis)
-    return Rounded(np.ascontiguousarray(integers), found.params)
+    integers, steps = (
+        np.ascontiguousarray(np.moveaxis(part.reshape(outputs_last.shape), -1, spec.axis))
+        for part in (found.values, found.steps)
+        if part is not None
+    )
+    return Rounded(integers, found.params, steps)
 
 
 def few_bits_rounded(problem: RoundingProblem) -> Rounded:
@@ -106,4 +110,4 @@ def alternated(
 
 def _rounded(grid: BlockMultipliers, codes: Array, spec: QSpec) -> Rounded:
     zero = np.zeros(grid.base.shape, np.int8)
-    return Rounded(grid.integers(codes), QParams(grid.base, zero, spec))
+    return Rounded(grid.integers(codes), QParams(grid.base, zero, spec), grid.steps())

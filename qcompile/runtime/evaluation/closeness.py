@@ -11,7 +11,7 @@ output, tokens of a rank-3 output called logits) whose argmax differs; an embedd
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -52,6 +52,14 @@ class Gates:
     min_metric: float | None = None
     min_r2: float | None = 0.3
     min_single_r2: float | None = 0.9
+
+    def without_defaults(self, *given: str) -> Gates:
+        """Accuracy gates off but those ``given``, for a model that need not be close to float."""
+        own = {f.name: None for f in fields(self) if f.name not in _SIZE_AND_SPEED}
+        return replace(self, **own | {name: getattr(self, name) for name in given})
+
+
+_SIZE_AND_SPEED = ("max_latency_ratio", "max_size_ratio")
 
 
 @dataclass

@@ -15,7 +15,15 @@ from string import Template
 from typing import Any, TypeAlias
 
 from qcompile import __version__
-from qcompile.compiler.report.html import bits, channels, content, gates, sensitivity, work
+from qcompile.compiler.report.html import (
+    bits,
+    channels,
+    content,
+    gates,
+    sensitivity,
+    training,
+    work,
+)
 from qcompile.compiler.report.html.headline import headline
 from qcompile.compiler.report.html.markup import Markup, join, tag, text
 
@@ -56,6 +64,7 @@ def _of_ranking(report: Plain) -> str:
 def _of_compilation(report: Plain) -> str:
     sections = [
         _Section("gates", "Gates", "Gates", [gates.gates(report)]),
+        _Section("training", "Training", "Training", [training.training(report)]),
         _Section("channels", "Channels", "Channels and outliers", [channels.channels(report)]),
         _Section("sensitivity", "Sensitivity", "Sensitivity", [sensitivity.of_search(report)]),
         _Section("bits", "Bits", "Bits of each weight", [bits.bits(report)]),

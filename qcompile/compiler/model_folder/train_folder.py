@@ -1,0 +1,83 @@
+"""The Python entry point of training: what ``qcompile train`` does, as a function."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qcompile.compiler.config import lockfile
+from qcompile.compiler.config.recipe import Recipe, merge_settings
+from qcompile.compiler.driver import compile_model
+from qcompile.compiler.model_folder import layout, training_task
+from qcompile.compiler.model_folder.compile_folder import compile_models, with_models
+from qcompile.compiler.stages.options import (
+    CompileOptions,
+    Progress,
+    Request,
+    Silent,
+    TrainingOptions,
+)
+from qcompile.compiler.stages.result import Result
+from qcompile.planning.context import WeightBits
+from qcompile.runtime.evaluation.closeness import Gates
+from qcompile.runtime.session import custom_operators
+
+
+def train(
+    model: str | Path,
+    training: TrainingOptions,
+    *,
+    target: str | None = None,
+    weight_bits: WeightBits | None = None,
+    embedding_bits: WeightBits | None = None,
+    weight_block: int | None = None,
+    seed: int | None = None,
+    recipe: Recipe | str | Path | None = None,
+    gates: Gates | None = None,
+    options: CompileOptions | None = None,
+    custom_ops: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Train a model with the target's quantizers in the loop, and compile it.
+
+    ``model``: a transformers folder with one model, whose config.json names the task, or an .onnx
+    file with ``options.tokenizer``, a folder that has the same files. ``training``: the texts, and
+    how long to learn from them. ``gates`` without a value are those of ``compile`` where the float
+    model is the teacher, else only those on size and latency: a model that learned from labels
+    need not be close to the float one. Other settings are those of ``compile``. Needs torch (extra
+    ``train``).
+
+    Raises TrainingError where an operator cannot be trained or torch is missing, and what
+    ``compile`` raises; RejectedError also where the metric drops by more than
+    ``training.max_drop`` points.
+    """
+    settings = {
+        "target": target,
+        "weight_bits": weight_bits,
+        "embedding_bits": embedding_bits,
+        "weight_block": weight_block,
+        "seed": seed,
+    }
+    request = Request(
+        Path(model),
+        str(training.data),
+        recipe=merge_settings(lockfile.recipe_of(recipe), settings, "train()"),
+        gates=gates or (Gates() if training.distill else Gates().without_defaults()),
+        options=replace(options or CompileOptions(), training=training),
+        progress=progress or Silent(),
+    )
+    with custom_operators(custom_ops):
+        result = _trained(Path(model), request)
+    request.options.forget()
+    return result
+
+
+def _trained(model: Path, request: Request) -> Result:
+    if not model.is_dir():
+        return compile_model(training_task.with_task(request, request.options.tokenizer))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, _ = with_models(layout.read_folder(model), Path(scratch), request.progress)
+        ((_, result),) = compile_models(folder, request)
+        return result

@@ -1,0 +1,516 @@
+"""The stage between transforms and insertion: the planned model learns, if that was asked for.
+
+The graph with its plan becomes a torch module with a quantizer at each planned use; the float
+model, simplified as the graph was, becomes another, its teacher. What was learned goes back into
+graph, ranges and rounded weights by name, and the next stages write it as they write what was
+calibrated.
+
+Two checks bracket it. Before, the float module must compute what ONNX Runtime computes of the input
+model. After, the file must compute what the trained module computes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.records import (
+    TrainingAccount,
+    TrainingMetric,
+    TrainingPoint,
+    Untrained,
+)
+from qcompile.compiler.stages.calibrate import Calibrated
+from qcompile.compiler.stages.options import Request, TrainingOptions
+from qcompile.compiler.stages.pipelines import Pipeline
+from qcompile.compiler.stages.prepare import Prepared
+from qcompile.compiler.stages.saturation_check import Runner
+from qcompile.data.feeds import Feed, InputSpec, input_specs
+from qcompile.data.text import DEFAULT_LENGTH, DEFAULT_SAMPLES, FORMATS, read_sentences
+from qcompile.data.tokenizer import TextTokenizer
+from qcompile.errors import DataError, RecipeError, TrainingError
+from qcompile.ir import Graph, is_float, is_op, printer, shape_of
+from qcompile.ir.analysis import shape_inference
+from qcompile.ir.model_io import read_model
+from qcompile.ir.pooling import EMBEDDING
+from qcompile.planning import Context, Use
+from qcompile.quant import Array
+from qcompile.rewriting import Stage
+from qcompile.rewriting.pass_manager import PassManager
+from qcompile.runtime.evaluation.agreement import Agreement, Run, agree
+from qcompile.runtime.session import Session, SessionOptions
+from qcompile.system.memory import release_memory
+from qcompile.system.temporary_folder import TemporaryFolder
+
+if TYPE_CHECKING:
+    from qcompile.training.labelled.labelled_data import Batch, LabelledData
+    from qcompile.training.labelled.task import Task
+    from qcompile.training.objectives import Objective
+    from qcompile.training.quantizers import Quantizers
+    from qcompile.training.schedule import Schedule
+    from qcompile.training.torch_graph import TorchGraph
+    from qcompile.training.training_loop import Trained as Outcome
+    from qcompile.training.training_loop import Trainee
+
+INSTALL = "pip install -e '.[train]' in a checkout"
+MODES = ("static", "weight-only")
+_ANSWERS = ("logits", EMBEDDING, "last_hidden_state", "token_embeddings")
+_LABELS = ("label", "score", "tags")
+_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+# RMS of the difference of two float programs, relative: float32 sums of n terms in another order
+# differ by about sqrt(n) 2^-24, 4e-6 for 4096 terms, and by 2e-5 after 24 layers; five times that.
+_FLOAT_LIMIT, _HALF_LIMIT = 1e-4, 2e-2
+_ENDLESS = 1000.0  # epochs, where steps or time are the limit
+_MOVED_BATCHES = 16
+_SPREAD = 2.0  # how far two draws of the same rounding noise may be apart, as a ratio of RMS
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained model: the module that the file must repeat, and what is known of its training.
+
+    digests: of the data and of the evaluation data. scratch: may hold the latter, which is read
+    again when the file is compared.
+    """
+
+    module: TorchGraph
+    quantizers: Quantizers
+    evaluation: LabelledData
+    objective: Objective
+    outcome: Outcome
+    account: TrainingAccount
+    digests: dict[str, str]
+    scratch: TemporaryFolder
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        return tuple(Note("training", text) for text in self.outcome.notes)
+
+    @property
+    def for_lock(self) -> dict[str, Any]:
+        """What repeats the training, in addition to model and recipe."""
+        kept = ("objective", "distilled", "steps", "batch_size", "learning_rate", "range_rate")
+        return {**self.digests, **{key: getattr(self.account, key) for key in kept}}
+
+
+# ---- before any work
+
+
+def check_request(request: Request) -> None:
+    """Raise RecipeError for options that exclude training, TrainingError where torch is missing."""
+    options = request.options
+    if options.training is None:
+        return
+    excluded = {
+        "--tune": options.tune,
+        "--max-size": options.max_size is not None,
+        "the search for precision (--search-time)": options.search_time > 0,
+    }
+    for what, given in excluded.items():
+        if given:
+            raise RecipeError(
+                f"{what} compiles many models, and training is of one: search first, by compile, "
+                "and give train the recipe that was found"
+            )
+    if find_spec("torch") is None:
+        raise TrainingError(f"training needs torch: {INSTALL}")
+    if options.training.data.suffix.lower() not in FORMATS:
+        raise DataError(
+            f"training data {str(options.training.data)!r}: expected {', '.join(FORMATS)}"
+        )
+
+
+def check_prepared(prepared: Prepared) -> None:
+    """Raise RecipeError for a mode that cannot be trained, DataError where texts cannot be read."""
+    options = prepared.options
+    if options.training is None:
+        return
+    if prepared.mode not in MODES:
+        why = {
+            "dynamic": "takes each range from the data of a run, so there is none to train",
+            "float": "quantizes nothing",
+        }[prepared.mode]
+        raise RecipeError(f"mode {prepared.mode} {why}: train in mode static")
+    if options.tokenizer is None:
+        raise DataError("training reads text: give --tokenizer, a folder holding tokenizer.json")
+    if prepared.unknown_operator:
+        raise TrainingError(f"operator {prepared.unknown_operator} is unknown, so not trained")
+
+
+# ---- the stage
+
+
+def train(prepared: Prepared, ctx: Context, pipeline: Pipeline, calibrated: Calibrated) -> Learned:
+    """Train the planned graph, and write what was learned into graph and context.
+
+    Raises TrainingError: an operator that torch modules do not have, a float module that computes
+    something else than ONNX Runtime, nothing to train; DataError for texts or labels that do not
+    fit the model.
+    """
+    from qcompile.training.quantizers import slots_of
+    from qcompile.training.torch_graph import TorchGraph
+    from qcompile.training.write_back import write_back
+
+    options = prepared.options.training
+    assert options is not None  # the caller asks
+    graph = prepared.graph
+    with prepared.stopwatch.stage("train"):
+        texts = _Texts(prepared, options)
+        data, evaluation = texts.data(), texts.evaluation()
+        float_graph = _float_graph(prepared, ctx, pipeline)
+        teacher = TorchGraph(float_graph)
+        agreement = _float_agreement(prepared, ctx, teacher, calibrated.held_out.feeds)
+        quantizers = slots_of(graph, ctx)
+        module = TorchGraph(graph, quantizers.slots)
+        objective = _objective(texts, graph, float_graph)
+        trainee = _trainee(graph, module, teacher, quantizers)
+        outcome = _fit(prepared, ctx, trainee, data, evaluation, objective)
+        write_back(graph, ctx, module, quantizers)
+    release_memory()
+    account = _account(prepared, trainee, objective, outcome, agreement)
+    digests = {"data": data.digest, "evaluation": evaluation.digest}
+    return Learned(
+        module, quantizers, evaluation, objective, outcome, account, digests, texts.scratch
+    )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a training, as data for the model."""
+
+    prepared: Prepared
+    options: TrainingOptions
+    scratch: TemporaryFolder = field(default_factory=TemporaryFolder)
+
+    @property
+    def output(self) -> Any:
+        """The output that answers: logits, else an embedding, else the first of floats."""
+        found = {t.name: t for t in self.prepared.graph.outputs if is_float(t)}
+        if not found:
+            raise TrainingError("the model has no float output to train")
+        return next((found[n] for n in _ANSWERS if n in found), next(iter(found.values())))
+
+    @property
+    def task(self) -> Task:
+        from qcompile.training.labelled.task import task_of
+
+        shape = shape_of(self.output)
+        found = task_of(
+            self.options.config, self.output.name, None if shape is None else tuple(shape)
+        )
+        if found.kind == "embedding" and not self.options.distill:
+            raise TrainingError(
+                "the model gives embeddings, for which no labels are known: --distill trains it "
+                "on the answers of the float model"
+            )
+        return found
+
+    def data(self) -> LabelledData:
+        return self._open(self.options.data, labelled=not self.options.distill)
+
+    def evaluation(self) -> LabelledData:
+        """The texts to evaluate on; without any, a sample of those that are trained on."""
+        path = self.options.evaluation
+        if path is None:
+            return self._open(self._sample(), labelled=False)
+        return self._open(path, labelled=not self.options.distill or has_labels(path))
+
+    def _sample(self) -> Path:
+        """A file of as many texts as calibration draws, and the same ones."""
+        count, seed = self.prepared.options.samples or DEFAULT_SAMPLES, self.prepared.recipe.seed
+        texts = read_sentences(self.options.data, count, seed)
+        names = ("text",), ("text_a", "text_b")
+        rows = [dict(zip(names[len(t) - 1], t, strict=True)) for t in texts]
+        path = self.scratch.path / "texts.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def _open(self, path: Path, *, labelled: bool) -> LabelledData:
+        from qcompile.training.labelled.labelled_data import LabelledData
+
+        prepared = self.prepared
+        assert prepared.options.tokenizer is not None  # ``check_prepared``
+        return LabelledData(
+            path,
+            self.task,
+            TextTokenizer(prepared.options.tokenizer),
+            self.inputs,
+            labelled=labelled,
+            batch_size=self.options.batch_size,
+            longest=prepared.options.max_length or DEFAULT_LENGTH,
+        )
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return input_specs(self.prepared.graph)
+
+
+def has_labels(path: Path) -> bool:
+    """Whether the first row of a file of texts says more than the text."""
+    if path.suffix.lower() == ".txt":
+        return False
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if line.strip()), "")
+    is_csv = path.suffix.lower() == ".csv"
+    names = {name.strip() for name in (first.split(",") if is_csv else _keys(first))}
+    return not names.isdisjoint(_LABELS)
+
+
+def _keys(line: str) -> list[str]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return []  # reading it as data says what is wrong
+    return list(row) if isinstance(row, dict) else []
+
+
+def _float_graph(prepared: Prepared, ctx: Context, pipeline: Pipeline) -> Graph:
+    """The float model as a graph of its own, simplified as the planned one was."""
+    graph = read_model.load(prepared.float_model.running)
+    shape_inference.infer(graph)
+    simplify = tuple(p for p in pipeline.planning if p.stage is Stage.SIMPLIFY)
+    own = Context(prepared.target, ctx.evaluate, ctx.choices, original_names=ctx.original_names)
+    PassManager(simplify).run(graph, own)
+    return graph
+
+
+def _float_agreement(
+    prepared: Prepared, ctx: Context, teacher: TorchGraph, feeds: list[Feed]
+) -> Agreement:
+    """The float module against ONNX Runtime. Raises TrainingError where they are not the same."""
+    from qcompile.training.inference import run_module
+
+    session = Session(prepared.float_model.running, _session_options(prepared))
+    runs = ((session.run(feed), run_module(teacher, feed), feed) for feed in feeds)
+    found = agree(runs, _HALF_LIMIT if ctx.stored_as else _FLOAT_LIMIT)
+    del session
+    release_memory()
+    if not found.holds:
+        raise TrainingError(
+            f"the float model in torch is not what ONNX Runtime computes: outputs {found}; please "
+            "report the model (qcompile compile does not need torch)"
+        )
+    return found
+
+
+def _session_options(prepared: Prepared) -> SessionOptions:
+    return SessionOptions(prepared.options.threads, provider=prepared.provider)
+
+
+def _objective(texts: _Texts, graph: Graph, float_graph: Graph) -> Objective:
+    """The loss: labels, if they count, the float model's answers and its hidden states.
+
+    The hidden states are the results of normalizations: a layer reads and writes nothing else that
+    every architecture has. Those that a transform scales have other names then, and are left out.
+    """
+    from qcompile.training.objectives import Distillation, Objective
+
+    both = set(_normalized(graph)) & set(_normalized(float_graph))
+    pairs = tuple((name, name) for name in _normalized(graph) if name in both)
+    return Objective(texts.task, texts.output.name, Distillation(pairs=pairs))
+
+
+def _normalized(graph: Graph) -> list[str]:
+    return [str(n.outputs[0].name) for n in graph.nodes if is_op(n, *_NORMS)]
+
+
+def _trainee(
+    graph: Graph, module: TorchGraph, teacher: TorchGraph, quantizers: Quantizers
+) -> Trainee:
+    """All that is learned: float weights behind quantized ones, other constants, ranges."""
+    from qcompile.training.training_loop import Trainee
+
+    weights = {f"latent {i}": p for i, p in enumerate(quantizers.latent_weights())}
+    quantized = {use for use, slot in quantizers.slots.items()}
+    for name, constant in graph.constants().items():
+        if name in module.names() and module.parameter(name).requires_grad:
+            slots = {Use(n.name, i) for n, i in graph.slots(constant)}
+            if not slots <= quantized:
+                weights[name] = module.parameter(name)
+    ranges = {str(i): p for i, p in enumerate(quantizers.range_parameters())}
+    return Trainee(module, teacher, weights, ranges, quantizers)
+
+
+def _fit(
+    prepared: Prepared,
+    ctx: Context,
+    trainee: Trainee,
+    data: LabelledData,
+    evaluation: LabelledData,
+    objective: Objective,
+) -> Outcome:
+    from qcompile.training.training_loop import train as fit
+
+    options = prepared.options.training
+    assert options is not None
+    model = f"{prepared.float_model.digest} {prepared.recipe.digest()}"
+    ranges = repr(sorted((name, repr(span)) for name, span in ctx.ranges.found.items()))
+    return fit(
+        trainee,
+        data,
+        evaluation,
+        objective,
+        _schedule(prepared, data.steps),
+        state=options.state,
+        run={"model": model, "graph": printer.structure(prepared.graph), "calibration": ranges},
+        progress=prepared.progress,
+    )
+
+
+def _schedule(prepared: Prepared, steps_per_epoch: int) -> Schedule:
+    from qcompile.training.schedule import Schedule
+
+    options, usual = prepared.options.training, Schedule()
+    assert options is not None
+    bounded = options.steps is not None or options.seconds is not None
+    epochs = options.epochs or (_ENDLESS if bounded else usual.epochs)
+    steps = max(1, round(epochs * steps_per_epoch))
+    return Schedule(
+        epochs=epochs,
+        steps=steps if options.steps is None else min(steps, options.steps),
+        seconds=options.seconds,
+        weight_rate=options.learning_rate or usual.weight_rate,
+        range_rate=options.range_rate,
+        seed=prepared.recipe.seed,
+    )
+
+
+def _account(
+    prepared: Prepared,
+    trainee: Trainee,
+    objective: Objective,
+    outcome: Outcome,
+    agreement: Agreement,
+) -> TrainingAccount:
+    """What is known before anything is compiled."""
+    from qcompile.training.inference import torch_version
+
+    options, usual = prepared.options.training, _schedule(prepared, 1)
+    assert options is not None
+    fixed = trainee.quantizers.fixed if trainee.quantizers is not None else {}
+    device = next(trainee.student.parameters()).device
+    return TrainingAccount(
+        objective=objective.task.kind,
+        distilled=options.distill,
+        device=str(device),
+        torch=torch_version(),
+        seconds=round(outcome.seconds, 1),
+        steps=outcome.steps,
+        best_step=outcome.best.step,
+        batch_size=options.batch_size,
+        learning_rate=usual.weight_rate,
+        range_rate=usual.range_rate,
+        seed=usual.seed,
+        weights=len(trainee.weights),
+        ranges=len(trainee.ranges),
+        untrained=[Untrained(tensor, reason) for tensor, reason in sorted(fixed.items())],
+        curve=[
+            TrainingPoint(p.step, round(p.epoch, 3), p.loss, p.score.value) for p in outcome.curve
+        ],
+        float_agreement=agreement,
+    )
+
+
+# ---- after the file is written
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The account with what was measured on the file, and the gates that failed."""
+
+    account: TrainingAccount
+    failures: tuple[str, ...] = ()
+
+
+def compare(learned: Learned, prepared: Prepared, runner: Runner) -> Compared:
+    """Run the float model, the trained module and the file on all texts of the evaluation."""
+    sweep = _Sweep(learned, prepared, runner)
+    with prepared.stopwatch.stage("compare with torch"):
+        found = agree(sweep.runs(), 0.0)
+        limit = _SPREAD * agree(sweep.moved, 0.0).rms + _FLOAT_LIMIT
+    found = replace(found, limit=limit)
+    metric = sweep.metric(learned.account.curve[0].metric)
+    account = replace(learned.account, agreement=found, metric=metric)
+    failures = [*dropped(metric), *_different(found)]
+    return Compared(account, tuple(failures))
+
+
+def dropped(metric: TrainingMetric) -> Iterator[str]:
+    most = metric.max_drop
+    if most is not None and not metric.drop <= most:
+        yield (
+            f"{metric.name} is {metric.compiled:.2f}, {metric.drop:.2f} points below the float "
+            f"model's {metric.float:.2f} (--max-drop {most:g}); calibration alone gives "
+            f"{metric.calibrated:.2f}: train longer, or give the model more bits"
+        )
+
+
+class _Sweep:
+    """One pass over the evaluation, in which all forms of the model run on the same texts."""
+
+    def __init__(self, learned: Learned, prepared: Prepared, runner: Runner) -> None:
+        from qcompile.training.labelled.metrics import Meter
+
+        evaluation = learned.evaluation
+        self.learned, self.prepared, self.runner = learned, prepared, runner
+        self.session = Session(prepared.float_model.running, _session_options(prepared))
+        labelled = evaluation.labelled
+        self.float, self.trained, self.compiled = (
+            Meter(evaluation.task, labelled=labelled) for _ in range(3)
+        )
+        self.moved: list[Run] = []  # the module against itself, rounded elsewhere
+
+    def runs(self) -> Iterator[Run]:
+        """What the module and the file answer, with the meters brought up to date."""
+        from qcompile.training.inference import rounded_elsewhere, run_module
+
+        learned = self.learned
+        self.prepared.progress.step("compare with torch", learned.evaluation.steps)
+        for number, batch in enumerate(learned.evaluation.ordered()):
+            expected = run_module(learned.module, batch.feed)
+            found = self.runner.run(batch.feed)
+            reference = self.session.run(batch.feed)
+            self._measure(batch, reference, expected, found)
+            if number < _MOVED_BATCHES:
+                with rounded_elsewhere(learned.quantizers, number):
+                    self.moved.append(
+                        (expected, run_module(learned.module, batch.feed), batch.feed)
+                    )
+            self.prepared.progress.advance()
+            yield expected, found, batch.feed
+
+    def _measure(self, batch: Batch, *answers: dict[str, Array]) -> None:
+        """Add the float model's, the module's and the file's answers to their meters."""
+        own, name = slice(batch.count), self.learned.objective.output
+        targets = None if batch.targets is None else batch.targets[own]
+        meters = self.float, self.trained, self.compiled
+        for meter, found in zip(meters, answers, strict=True):
+            teacher = None if targets is not None else answers[0][name][own]
+            meter.update(found[name][own], batch.mask[own], targets, teacher)
+
+    def metric(self, calibrated: float) -> TrainingMetric:
+        scores = [meter.score() for meter in (self.float, self.trained, self.compiled)]
+        before, trained, compiled = (score.value for score in scores)
+        options = self.prepared.options.training
+        assert options is not None
+        labelled = self.learned.evaluation.labelled
+        return TrainingMetric(
+            name=scores[0].metric,
+            samples=len(self.learned.evaluation),
+            float=before,
+            calibrated=calibrated,
+            trained=trained,
+            compiled=compiled,
+            drop=before - compiled,
+            max_drop=options.max_drop if labelled else None,
+        )
+
+
+def _different(found: Agreement) -> Iterator[str]:
+    if not found.holds:
+        yield f"the file is not what was trained: torch and the compiled model {found}"
