@@ -371,7 +371,7 @@ def test_out_of_memory_is_one_line(
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("qcompile.commands.compile.compile_model", exhausted)
+    monkeypatch.setattr("qcompile.commands._build.compile_model", exhausted)
     assert_one_line(run(*compile_args(model, data)), 2, "out of memory", "--max-memory")
 
 
