@@ -1,0 +1,180 @@
+"""The paper's table on small encoders: labelled tasks, calibrated alone and trained, at few bits.
+
+    python -m models.finetune_tasks tasks/ --data FOLDER
+    python -m benchmarks.trained_tasks tasks/* --data FOLDER --work FOLDER [--seeds 3]
+        [--match 'qdq W4*' ...] [--epochs 1]
+
+Each TASKDIR is one of models/finetune_tasks.py. For each setting and seed, the model is trained
+with the target's quantizers in the loop (qcompile.train), on FOLDER/<task>/train.jsonl, and evaluated on
+the split that task.json names. A cell has the mean over the seeds of the difference to the float
+model, in points, by calibration alone → trained. Bondarenko et al. 2021, table 7, has GLUE of
+BERT-base: float 83.06, W8A8 83.26, W4A8 82.64, and 82.29 with 2-bit token embeddings.
+
+Figures, and states of interrupted trainings, are kept in --work: the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import qcompile
+from benchmarks import accuracy
+from benchmarks._accuracy_run import digest
+from benchmarks.task_accuracy import read_task
+from models._common import fail, make_folder
+from qcompile import Options, QCompileError, TrainingOptions
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A column of quantizers: a target and the bits of weights and of the token table."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+SETTINGS = (
+    Setting("qdq W8A8", {"target": "qdq"}),
+    Setting("qdq W4A8 E4", {"target": "qdq", "weight_bits": 4, "embedding_bits": 4}),
+    Setting("qdq W4A8 E2", {"target": "qdq", "weight_bits": 4, "embedding_bits": 2}),
+    Setting("qdq W2A8 E2", {"target": "qdq", "weight_bits": 2, "embedding_bits": 2}),
+    Setting("cpu W8A8", {"target": "cpu"}),
+    Setting("cpu W4A8 E4", {"target": "cpu", "weight_bits": 4, "embedding_bits": 4}),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: metric, times 100, of the float model, of calibration alone and of the file."""
+
+    task: str
+    setting: str
+    seed: int
+    float_score: float
+    calibrated: float
+    trained: float
+    bytes: int
+    float_bytes: int
+    seconds: float
+
+
+def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, code: str) -> Run:
+    """Train, or read what an earlier run has found."""
+    task = read_task(folder)
+    model = folder / "model.onnx"
+    key = digest([task.name, setting.settings, seed, args.epochs, model.stat().st_size, code])
+    note, state = args.work / f"{key}.json", args.work / f"{key}.pt"
+    if note.is_file():
+        return Run(**json.loads(note.read_text()))
+    data = args.data / task.name
+    training = TrainingOptions(
+        data / "train.jsonl",
+        data / f"{task.split}.jsonl",
+        epochs=args.epochs,
+        max_drop=None,
+        state=state,
+    )
+    options = Options(bench=False, threads=args.threads, force=True)
+    result = qcompile.train(folder, training, seed=seed, options=options, **setting.settings)
+    account, report = result.report.training, result.report
+    assert account is not None and account.metric is not None  # of a training that was verified
+    found = account.metric
+    done = Run(
+        task.name,
+        setting.name,
+        seed,
+        found.float,
+        found.calibrated,
+        found.compiled,
+        report.bytes,
+        report.float_bytes,
+        account.seconds,
+    )
+    note.write_text(json.dumps(asdict(done), indent=1) + "\n")
+    state.unlink(missing_ok=True)
+    return done
+
+
+# ---- printing
+
+
+def cell(runs: Sequence[Run]) -> str:
+    """Differences to the float model, by calibration alone and trained, means over seeds."""
+    if not runs:
+        return "-"
+    before = mean(r.calibrated - r.float_score for r in runs)
+    after = mean(r.trained - r.float_score for r in runs)
+    return f"{before:+.2f} → {after:+.2f}"
+
+
+def line(setting: Setting, tasks: Sequence[str], runs: Sequence[Run]) -> str:
+    """A row of the table: size, each task, the mean of the tasks, minutes of a training."""
+    size = mean(r.float_bytes / r.bytes for r in runs)
+    cells = [cell([r for r in runs if r.task == task]) for task in tasks]
+    minutes = mean(r.seconds for r in runs) / 60
+    shown = [setting.name, f"{size:.1f}", *cells, cell(runs), f"{minutes:.0f}"]
+    return f"| {' | '.join(shown)} |"
+
+
+def heads(tasks: Sequence[str]) -> str:
+    """The first two lines of the table."""
+    names = ["setting", "times smaller", *tasks, "mean", "minutes"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def table(args: argparse.Namespace) -> Iterator[str]:
+    """Lines of the table, one setting after the other."""
+    tasks, code = [read_task(folder).name for folder in args.folders], accuracy.code_digest()
+    yield heads(tasks)
+    for setting in args.settings:
+        runs = [
+            run(folder, setting, seed, args, code)
+            for folder in args.folders
+            for seed in range(args.seeds)
+        ]
+        yield line(setting, tasks, runs)
+
+
+def chosen(patterns: Sequence[str]) -> list[Setting]:
+    """Settings whose names match a pattern, all without patterns."""
+    found = [s for s in SETTINGS if not patterns or any(fnmatchcase(s.name, p) for p in patterns)]
+    if not found:
+        fail(f"--match: no setting matches, expected some of {', '.join(s.name for s in SETTINGS)}")
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="TASKDIR")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the tasks' splits")
+    parser.add_argument("--work", type=Path, required=True, help="folder that keeps figures")
+    parser.add_argument("--match", action="append", default=[], metavar="GLOB", help="settings")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=0, help="default: all cores")
+    args = parser.parse_args()
+    if args.seeds < 1 or args.epochs <= 0 or args.threads < 0:
+        fail("--seeds must be at least 1, --epochs over 0, --threads 0 or more")
+    args.settings = chosen(args.match)
+    make_folder(args.work)
+    try:
+        for text in table(args):
+            print(text, flush=True)
+    except QCompileError as error:
+        fail(str(error))
+    versions = accuracy.version_line(accuracy.versions())
+    print(f"\n{args.seeds} seeds, {args.epochs:g} epochs; {versions}")
+
+
+if __name__ == "__main__":
+    main()

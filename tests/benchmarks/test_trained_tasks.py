@@ -1,0 +1,65 @@
+"""benchmarks/trained_tasks.py: its table, and that runs are kept. Nothing is trained here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import trained_tasks
+from benchmarks.trained_tasks import SETTINGS, Run
+
+RUNS = [
+    Run("rte", "qdq W8A8", 0, 65.0, 64.0, 65.5, 25, 100, 60.0),
+    Run("rte", "qdq W8A8", 1, 65.0, 63.0, 65.5, 25, 100, 180.0),
+    Run("trec", "qdq W8A8", 0, 97.0, 97.0, 96.5, 25, 100, 120.0),
+]
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> argparse.Namespace:
+    folder = tmp_path / "trec"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"model")
+    task = {"name": "trec", "split": "test", "metric": "accuracy", "max_length": 64}
+    (folder / "task.json").write_text(json.dumps({**task, "labels": ["a", "b"]}))
+    return argparse.Namespace(
+        folders=[folder], data=tmp_path, work=tmp_path, epochs=1.0, threads=1, seeds=1
+    )
+
+
+def test_names_differ() -> None:
+    assert len({s.name for s in SETTINGS}) == len(SETTINGS)
+
+
+def test_a_line_has_means_over_seeds() -> None:
+    found = trained_tasks.line(SETTINGS[0], ["rte", "trec", "mrpc"], RUNS)
+    assert found == ("| qdq W8A8 | 4.0 | -1.50 → +0.50 | +0.00 → -0.50 | - | -1.00 → +0.17 | 2 |")
+
+
+def test_settings_by_name() -> None:
+    assert [s.name for s in trained_tasks.chosen(["cpu*"])] == ["cpu W8A8", "cpu W4A8 E4"]
+    with pytest.raises(SystemExit):
+        trained_tasks.chosen(["gpu*"])
+
+
+def test_a_run_is_kept(args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def train(*given: object, **settings: object) -> SimpleNamespace:
+        calls.append(settings)
+        metric = SimpleNamespace(float=97.0, calibrated=90.0, compiled=96.0)
+        account = SimpleNamespace(metric=metric, seconds=60.0)
+        return SimpleNamespace(report=SimpleNamespace(training=account, bytes=10, float_bytes=100))
+
+    monkeypatch.setattr("qcompile.train", train)
+    first, again = (trained_tasks.run(args.folders[0], SETTINGS[1], 0, args, "c") for _ in "12")
+    assert first == again and len(calls) == 1
+    assert (first.calibrated, first.trained, first.task) == (90.0, 96.0, "trec")
+    assert calls[0]["weight_bits"] == 4 and calls[0]["seed"] == 0
+    other = trained_tasks.run(args.folders[0], SETTINGS[1], 1, args, "c")
+    assert len(calls) == 2 and asdict(other)["seed"] == 1
