@@ -6,9 +6,9 @@
 
 Each TASKDIR is one of models/finetune_tasks.py. For each setting and seed, the model is trained
 with the target's quantizers in the loop (qcompile.train), on FOLDER/<task>/train.jsonl, and
-evaluated on the split that task.json names. A cell has the mean over the seeds of the difference to the float
-model, in points, by calibration alone → trained. Bondarenko et al. 2021, table 7, has GLUE of
-BERT-base: float 83.06, W8A8 83.26, W4A8 82.64, and 82.29 with 2-bit token embeddings.
+evaluated on the split that task.json names. A cell has the mean over the seeds of the difference
+to the float model, in points, by calibration alone → trained. Bondarenko et al. 2021 have, for GLUE
+of BERT-base: float 83.06, W8A8 83.26, W4A8 82.64, and 82.29 with 2-bit token embeddings.
 
 Figures, and states of interrupted trainings, are kept in --work: the same command continues.
 """
