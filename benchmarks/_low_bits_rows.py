@@ -31,7 +31,7 @@ _QDQ = (
     ("weight-only", 4, 8, 32), ("weight-only", 4, 2, 32), ("weight-only", 2, 2, 32),
 )  # fmt: skip
 _RECIPES = ("small", "paper-w4a8", "paper-w4a32", "paper-w4a8-emb2")
-_TABLES = ((8, 0), (4, 64), (4, 32), (2, 16), (2, 8))  # bits, and values that share a multiplier
+_TABLES = ((8, 0), (4, 64), (4, 32), (2, 16))  # bits, and values that share a multiplier
 
 
 def few_bits(
