@@ -92,7 +92,9 @@ def _obstacle(graph: Graph, table: Constant, layer: Decision) -> Refusal | None:
         return Refusal("a subgraph reads the table or its layer's weight: both are stored")
     others = [n.name for n in graph.consumers(table) if not is_op(n, "Gather")]
     if layer.tensor != table.name and others:
-        return Refusal(f"{others[0]!r} reads the table too: it is stored beside its layer's weight")
+        return Refusal(
+            f"{others[0]!r} reads the table too: it is stored in addition to its layer's weight"
+        )
     return None
 
 

@@ -176,6 +176,6 @@ class _Layout:
         return np.array(moved.reshape(rows, -1), order="C")
 
     def restored(self, matrix: torch.Tensor) -> torch.Tensor:
-        """What ``matrix`` was made of."""
+        """The values in their own shape: the inverse of ``matrix``."""
         moved = matrix.reshape([self.shape[i] for i in self.order])
         return moved.permute([self.order.index(i) for i in range(len(self.shape))])

@@ -27,7 +27,7 @@ from qcompile.training.weight_quantizers import WeightQuantizer
 def write_back(graph: Graph, ctx: Context, module: TorchGraph, quantizers: Quantizers) -> None:
     """Make graph and context those of the trained module; ``quantizers`` are settled.
 
-    graph, ctx: those that ``slots_of`` and ``module`` were made of. Each trained weight becomes a
+    graph, ctx: those from which ``slots_of`` and ``module`` came. Each trained weight becomes a
     constant of its own with the float values behind its integers, which the ledger's noise refers
     to; decisions follow. Constants that training has not changed keep their names.
     """

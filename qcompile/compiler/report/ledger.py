@@ -79,7 +79,10 @@ class LedgerRow:
 
 
 def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -> list[LedgerRow]:
-    """Rows whose bytes sum to ``size``, the length of the written file."""
+    """Rows whose bytes sum to ``size``, the length of the written file.
+
+    What a run computes with each is ``with_uses``, which looks at the whole graph.
+    """
     scales = {name for node in model.graph.node for name in _parameters(node)}
     scales |= multipliers(model.graph)
     weights = [_weight_row(t, ctx, t.name in scales) for t in model.graph.initializer]
@@ -92,8 +95,7 @@ def ledger_rows(model: onnx.ModelProto, size: int, ctx: Context | None = None) -
     ]
     rest = size - sum(r.bytes for r in weights)
     structure = LedgerRow("(graph)", "", "structure", "", (), rest, _REASONS["structure"])
-    rows = [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
-    return with_uses(rows, model)
+    return [*weights, structure, *(_activation_rows(ctx) if ctx is not None else ())]
 
 
 def with_uses(

@@ -326,7 +326,7 @@ def _trainee(
     from qcompile.training.training_loop import Trainee
 
     weights = {f"latent {i}": p for i, p in enumerate(quantizers.latent_weights())}
-    quantized = {use for use, slot in quantizers.slots.items()}
+    quantized = set(quantizers.slots)
     for name, constant in graph.constants().items():
         if name in module.names() and module.parameter(name).requires_grad:
             slots = {Use(n.name, i) for n, i in graph.slots(constant)}

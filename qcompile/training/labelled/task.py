@@ -163,7 +163,7 @@ def task_of(config: Mapping[str, Any], output: str, shape: tuple[Dim, ...] | Non
 
 
 def _kind(config: Mapping[str, Any], output: str, shape: tuple[Dim, ...] | None) -> Kind:
-    """What the head is for, before the kinds of classifiers are told apart."""
+    """What the head is for; all classifiers are one kind here."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     head = name.partition("For")[2]

@@ -104,7 +104,7 @@ def test_rows_say_what_is_stored_computed_and_held(form: str, *, alone: bool) ->
     """In the report, and from the file alone."""
     written, _, rows = compiled(form)
     if alone:
-        rows = ledger_rows(written, written.ByteSize())
+        rows = with_uses(ledger_rows(written, written.ByteSize()), written)
     weights = {row.name.partition("/")[0]: row for row in rows if row.kind == "weight"}
     _, layers, table = FORMS[form]
     for name, expected in (("v", layers), ("table", table)):
@@ -262,7 +262,7 @@ def test_blocks_say_their_bits_shape_and_type(attributes: str, more: str, comput
     blocks = np.zeros((5, 64 // block, block * bits // 8), np.uint8)
     steps = np.ones((5, 64 // block), np.float32)
     model = model_proto(text, w=blocks, s=steps)
-    row = next(r for r in ledger_rows(model, model.ByteSize()) if r.name == "w")
+    row = next(r for r in with_uses(ledger_rows(model, model.ByteSize()), model) if r.name == "w")
     sign = "u" if more else ""
     assert (row.dtype, row.shape, row.computed) == (f"{sign}int{bits}", (64, 5), computed)
     assert (row.memory_dtype, row.memory) == (row.dtype, 5 * 64 * bits // 8)
@@ -284,7 +284,7 @@ def test_a_table_in_the_bytes_of_a_layer_has_the_layer_s_shape_and_both_uses() -
         s=np.ones((9, 2), np.float32),
         n=np.array([9, -1]),
     )
-    row = next(r for r in ledger_rows(model, model.ByteSize()) if r.name == "w")
+    row = next(r for r in with_uses(ledger_rows(model, model.ByteSize()), model) if r.name == "w")
     assert (row.dtype, row.shape, row.computed) == ("int4", (64, 9), "float, int8")
     assert not row.looked_up and (row.memory_dtype, row.memory) == ("int4", 2 * 288)
     run = optimized_graph(model.SerializeToString())
@@ -316,5 +316,5 @@ def test_blocks_that_no_runtime_loads_stay_what_the_file_has(attributes: str) ->
         y = com.microsoft.MatMulNBits<{attributes}, block_size = 32>(x, w, s)
     }}"""
     model = model_proto(text, w=np.zeros((5, 2, 16), np.uint8), s=np.ones((5, 2), np.float32))
-    row = next(r for r in ledger_rows(model, model.ByteSize()) if r.name == "w")
+    row = next(r for r in with_uses(ledger_rows(model, model.ByteSize()), model) if r.name == "w")
     assert (row.dtype, row.shape) == ("uint8", (5, 2, 16))

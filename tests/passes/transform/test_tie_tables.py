@@ -109,6 +109,6 @@ def test_refuses_a_table_that_others_read() -> None:
     ctx = planned(graph, weight_bits=4, precision=(("t", 4),))
     run_pass(graph, TieTables(), ctx=ctx)
     assert [s.reason for s in ctx.skips if s.pass_name == "tie-tables"] == [
-        "'Neg:z' reads the table too: it is stored beside its layer's weight"
+        "'Neg:z' reads the table too: it is stored in addition to its layer's weight"
     ]
     assert len(decided(ctx)) == 2
