@@ -9,7 +9,7 @@ form in which it is read:
 | device | a tensor where the parameters are |
 | host | a tensor on the CPU: what is computed from shapes alone |
 | numbers | Python numbers, for the shapes, axes and bounds that torch takes as such |
-| a slot | what this slot makes of the tensor |
+| a slot | what this slot makes of the tensor; a Gather of a table asks for its rows alone |
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -31,6 +31,16 @@ _DEVICE, _HOST, _NUMBERS = "device", "host", "numbers"
 _OF_SHAPES = ("Shape", "Size")  # their results are on the host, whatever they read
 _OMITTED = 0  # the place of inputs that are omitted: None
 _FIRST = 1  # the place of the first stored constant
+
+
+@runtime_checkable
+class TableSlot(Protocol):
+    """A slot that can give single rows of what it makes of a matrix."""
+
+    is_table: bool
+
+    def rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the result."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +113,25 @@ class _Builder:
         return StepPlan(_with_last_reads(self._steps), tuple(self._start), inputs, outputs, tensors)
 
     def _add_node(self, node: Node) -> None:
-        operator = _operator_of(node)
-        readers = frozenset(op_name(n) for n in self._graph.consumers(node.outputs[0]))
-        function = operator.make(Site(node, self._graph.opset, readers))
-        given = max((i + 1 for i, t in enumerate(node.inputs) if t.name), default=0)
-        inputs = tuple(self._read(node, i, operator) for i in range(given))
+        operator, look_up = _operator_of(node), self._look_up(node)
+        if look_up is not None:
+            function = look_up
+            inputs = tuple(self._place(tensor, _DEVICE) for tensor in node.inputs)
+        else:
+            readers = frozenset(op_name(n) for n in self._graph.consumers(node.outputs[0]))
+            function = operator.make(Site(node, self._graph.opset, readers))
+            given = max((i + 1 for i, t in enumerate(node.inputs) if t.name), default=0)
+            inputs = tuple(self._read(node, i, operator) for i in range(given))
         outputs = tuple(self._new_place(t.name, self._form(t)) for t in node.outputs)
         self._steps.append(Step(function, inputs, outputs, _named(node)))
+
+    def _look_up(self, node: Node) -> Function | None:
+        """What gives a Gather its rows of a table, if the slot can do so without all the others."""
+        slot = self._slots.get(Use(node.name, 0))
+        if not isinstance(slot, TableSlot) or not slot.is_table:
+            return None
+        is_gather = op_name(node) == "Gather" and node.attrs.get("axis", 0) in (0, -2)
+        return slot.rows if is_gather and Use(node.name, 1) not in self._slots else None
 
     def _read(self, node: Node, index: int, operator: Operator) -> int:
         """The place of an input, in the form in which the node reads it."""

@@ -32,6 +32,7 @@ from qcompile.training.schedule import Schedule
 
 _MOST_SKIPPED = 5  # steps in a row without a finite loss, after which training has failed
 _LOWERED = 0.5  # factor of the rates after such a step
+_TOKENS_AT_ONCE = 2048  # of which autograd keeps all intermediate results
 _SHARE_OF_WRITING = 0.05  # of the time, for periodic checkpoints
 
 
@@ -204,7 +205,7 @@ class _Loop:
             {"params": list(weights), "lr": 0.0, "weight_decay": decay},
             {"params": list(ranges), "lr": 0.0, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
     def run(self) -> None:
         """Train until the last step or the time limit."""
@@ -232,14 +233,11 @@ class _Loop:
 
     def _train_on(self, batch: Batch) -> None:
         """One step. An interrupt comes before it or after it, never in between."""
-        tensors = TensorBatch.of(batch, self.device)
         self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(tensors)
-        value = float(loss.detach())
+        value = self._accumulate(batch)
         is_finite = math.isfinite(value)
         if is_finite:
-            loss.backward()
             norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.schedule.clip)
             is_finite = math.isfinite(float(norm))
         with deferred_interrupts():
@@ -250,6 +248,20 @@ class _Loop:
                 self.skipped_in_a_row = 0
             else:
                 self._skip()
+
+    def _accumulate(self, batch: Batch) -> float:
+        """The mean loss of a batch, with its gradients added up.
+
+        A batch of long texts is computed in parts, so that memory does not grow with it.
+        """
+        mean = 0.0
+        for part in batch.parts(_TOKENS_AT_ONCE):
+            loss = self._loss(TensorBatch.of(part, self.device)) * (part.count / batch.count)
+            mean += float(loss.detach())
+            if not math.isfinite(mean):
+                break
+            loss.backward()
+        return mean
 
     def _loss(self, batch: TensorBatch) -> torch.Tensor:
         answers, teacher = None, self.trainee.teacher

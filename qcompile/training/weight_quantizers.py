@@ -6,11 +6,12 @@ A weight is a matrix here: with ``outputs``, the channels that have a scale each
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from qcompile.quant import Array, QParams, QSpec, Rounded, repeated_rows
 from qcompile.training.fake_quantizers import Grid, LearnedScale, fake_quantized, integers
@@ -103,11 +104,39 @@ class WeightQuantizer(nn.Module):
         """The quantized weight, in the shape of the graph's; ``x``, the float one, when off."""
         if not self.on:
             return x
-        grid = self.grid
-        each = self.latent.numel() / self.scale.start.numel()
-        share = (each * max(1, grid.high)) ** -0.5
-        matrix = fake_quantized(self.latent, self.scale(), self.zero, grid, share)
+        matrix = fake_quantized(self.latent, self.scale(), self.zero, self.grid, self._share)
         return self.layout.restored(self._whole(matrix)).reshape(self.shape)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether ``rows`` can be used: a matrix with a scale for each row, or one for all."""
+        is_matrix = len(self.shape) == 2 and self.shape == self.layout.shape
+        has_scales = self.layout.outputs == 0 or self.spec.axis is None
+        return is_matrix and has_scales and not len(self.repeated)
+
+    def rows(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """``forward(x)[index]``, without quantizing rows that are not asked for.
+
+        index: int32 or int64 of any shape; negative numbers count from the end. Of a table of
+        30,000 tokens, a batch reads a few hundred.
+        """
+        index = torch.where(index < 0, index + self.shape[0], index)
+        if not self.on:
+            return functional.embedding(index, x)
+        own = index.reshape(-1)
+        latent, scale, zero = (
+            values if values.shape[0] == 1 else functional.embedding(own, values)
+            for values in (self.latent, self.scale(), self.zero)
+        )
+        grid = replace(self.grid, steps=None if self.steps is None else self.steps[own])
+        found = fake_quantized(latent, scale, zero, grid, self._share)
+        return found.reshape(*index.shape, -1)
+
+    @property
+    def _share(self) -> float:
+        """The factor of the scales' gradients (LSQ, as for activations)."""
+        each = self.latent.numel() / self.scale.start.numel()
+        return float((each * max(1, self.grid.high)) ** -0.5)
 
     def _whole(self, matrix: torch.Tensor) -> torch.Tensor:
         """With the rows that repeat others."""

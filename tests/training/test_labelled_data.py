@@ -126,6 +126,7 @@ def test_a_fixed_batch_is_filled_with_its_own_rows(tmp_path: Path) -> None:
     batches = list(data.ordered())
     assert [batch.count for batch in batches] == [4, 2] and data.batch_size == 4
     assert all(batch.feed["input_ids"].shape == (4, 6) for batch in batches)
+    assert list(batches[0].parts(1)) == batches[:1]
     last = batches[1]
     assert last.targets is not None and len(last.targets) == 4
     assert (last.feed["input_ids"][2:] == last.feed["input_ids"][:2]).all()
@@ -181,3 +182,17 @@ def test_the_digest_depends_on_how_the_file_is_read(tmp_path: Path) -> None:
     )}  # fmt: skip
     assert len(found) == 4
     assert opened(tmp_path, rows, CLASSES).digest in found
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(1, [1] * 5), (8, [2, 2, 1]), (99, [5])])
+def test_a_batch_in_parts(tmp_path: Path, tokens: int, sizes: list[int]) -> None:
+    rows: list[dict[str, object]] = [{"text": "a b", "label": i % 2} for i in range(5)]
+    (batch,) = opened(tmp_path, rows, CLASSES, batch_size=5).ordered()
+    assert batch.mask.shape == (5, 4)
+    parts = list(batch.parts(tokens))
+    assert [part.count for part in parts] == sizes == [len(part.mask) for part in parts]
+    for name, values in batch.feed.items():
+        assert np.array_equal(np.concatenate([part.feed[name] for part in parts]), values)
+    assert batch.targets is not None
+    targets = [part.targets for part in parts if part.targets is not None]
+    assert np.array_equal(np.concatenate(targets), batch.targets)

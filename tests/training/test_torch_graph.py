@@ -238,3 +238,38 @@ def test_what_does_not_map_is_named(text: str, message: str) -> None:
 def test_bad_input_is_one_message(feed: Any, watch: list[str], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         torch_graph.TorchGraph(linear())(tensors(feed), watch=watch)
+
+
+class Table:
+    """A slot that doubles, and notes whether it was asked for all or for rows."""
+
+    is_table = True
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, x: Any) -> Any:
+        self.asked.append("all")
+        return x * 2
+
+    def rows(self, x: Any, index: Any) -> Any:
+        self.asked.append("rows")
+        return x[index] * 2
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_gather_asks_for_rows_of_a_table_alone(axis: int) -> None:
+    """A tied head reads the whole table, and so does a Gather of columns."""
+    graph = parse(
+        f"""g (int64[B] i) => (float y, float z)
+        {{ y = Gather<axis={axis}>(t, i) z = MatMul(u, t) }}""",
+        t=normal(3, 4),
+        u=normal(2, 3),
+    )
+    slot, gather, head = Table(), *(node.name for node in graph.nodes)
+    feed = {"i": torch.tensor([2, 0])}
+    plain = torch_graph.TorchGraph(graph)(feed)
+    module = torch_graph.TorchGraph(graph, {Use(gather, 0): slot, Use(head, 1): slot})
+    for name, values in module(feed).items():
+        assert torch.equal(values, plain[name] * 2)
+    assert slot.asked == (["rows", "all"] if axis == 0 else ["all"])

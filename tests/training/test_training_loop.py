@@ -233,3 +233,13 @@ def test_only_ranges_can_be_trained(tmp_path: Path) -> None:
     of = Trainee(student, None, {}, {"scale": student.scale})
     found, _ = run(tmp_path, of=of, objective=LABELS_ALONE, schedule=replace(SCHEDULE, epochs=1))
     assert torch.equal(student.weight, before) and found.steps == 12
+
+
+def test_a_batch_of_long_texts_in_parts_has_the_same_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = run(tmp_path, objective=LABELS_ALONE)
+    monkeypatch.setattr(training_loop, "_TOKENS_AT_ONCE", 1)
+    parts, _ = run(tmp_path, objective=LABELS_ALONE)
+    losses = [[point.loss or 0 for point in found.curve] for found in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32 sums in another order

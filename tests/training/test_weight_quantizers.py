@@ -274,3 +274,34 @@ def test_few_bits_need_their_steps() -> None:
     made = nearest(normal(4, 4), spec)
     with pytest.raises(ValueError, match="without the steps"):
         WeightQuantizer(Rounded(made.values, made.params), normal(4, 4), spec)
+
+
+@pytest.mark.parametrize("name", ["rows", "tensor", "unsigned", "rows of 2 bits"])
+def test_rows_of_a_table_are_those_of_the_whole(name: str) -> None:
+    """Values, and gradients of values and scales, with rows read twice and counted from the end."""
+    table, index = normal(9, 16), torch.tensor([[3, 0, 3], [-1, 8, -9]])
+    weight = torch.from_numpy(normal(2, 3, 16, seed=1))
+    found = []
+    for by_row in (False, True):
+        quantizer = moved(made(SPECS[name], table))
+        assert quantizer.is_table
+        x = torch.from_numpy(table)
+        rows = quantizer.rows(x, index) if by_row else quantizer(x)[index]
+        (rows * weight).sum().backward()
+        gradients = [quantizer.latent.grad, quantizer.scale.change.grad]
+        found.append([rows.detach(), *(g for g in gradients if g is not None)])
+    assert len(found[1]) == 3 and torch.equal(found[0][0], found[1][0])
+    for whole, single in zip(*found, strict=True):
+        torch.testing.assert_close(single, whole)
+
+
+def test_a_table_that_is_switched_off_gives_the_float_rows() -> None:
+    values = normal(4, 16)
+    quantizer = made(ROWS, values)
+    quantizer.on = False
+    found = quantizer.rows(torch.from_numpy(values), torch.tensor([-1, 2]))
+    assert np.array_equal(found.detach().numpy(), values[[3, 2]])
+
+
+def test_scales_of_columns_make_no_table() -> None:
+    assert not made(CHANNEL, normal(4, 16)).is_table

@@ -40,12 +40,32 @@ class Batch:
             labels.
         count: the first rows that are the batch's own; others repeat them, where the model fixes
             the batch size.
+        is_fixed: whether it does.
     """
 
     feed: Feed
     mask: Array
     targets: Array | None
     count: int
+    is_fixed: bool = False
+
+    def parts(self, tokens: int) -> Iterator[Batch]:
+        """The batch in parts of at most so many tokens, padding included, or single rows.
+
+        A batch whose size the model fixes stays whole.
+        """
+        rows, width = self.mask.shape
+        size = max(1, tokens // max(1, width))
+        if rows <= size or self.is_fixed:
+            yield self
+            return
+        size = -(-rows // -(-rows // size))  # equal parts
+        for start in range(0, rows, size):
+            own = slice(start, start + size)
+            feed = {name: values[own] for name, values in self.feed.items()}
+            targets = None if self.targets is None else self.targets[own]
+            mask = self.mask[own]
+            yield Batch(feed, mask, targets, len(mask))
 
 
 class LabelledData:
@@ -179,7 +199,8 @@ class LabelledData:
         if padding.left:
             mask = mask[:, ::-1].copy()
         feed = feed_of(rows, self._inputs, padding, width)
-        return Batch(feed, mask, self._targets([t for _, t in samples], mask), count)
+        targets = self._targets([t for _, t in samples], mask)
+        return Batch(feed, mask, targets, count, self._is_fixed)
 
     def _targets(self, targets: Sequence[Any], mask: Array) -> Array | None:
         if not self.labelled:
