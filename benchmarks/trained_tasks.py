@@ -7,8 +7,9 @@
 Each TASKDIR is one of models/finetune_tasks.py. For each setting and seed, the model is trained
 with the target's quantizers in the loop (qcompile.train), on FOLDER/<task>/train.jsonl, and
 evaluated on the split that task.json names. A cell has the mean over the seeds of the difference
-to the float model, in points, by calibration alone → trained. Bondarenko et al. 2021 have, for GLUE
-of BERT-base: float 83.06, W8A8 83.26, W4A8 82.64, and 82.29 with 2-bit token embeddings.
+to the float model, in points, by calibration alone → trained; flips are texts that the trained
+file puts into another class than the float model, task by task. Bondarenko et al. 2021 have, for
+GLUE of BERT-base: float 83.06, W8A8 83.26, W4A8 82.64, and 82.29 with 2-bit token embeddings.
 
 Figures, and states of interrupted trainings, are kept in --work: the same command continues.
 """
@@ -52,7 +53,11 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training: metric, times 100, of the float model, of calibration alone and of the file."""
+    """One training: metric, times 100, of the float model, of calibration alone and of the file.
+
+    ``flips``: share of texts that the file puts into another class than the float model; None for
+    regression.
+    """
 
     task: str
     setting: str
@@ -60,6 +65,7 @@ class Run:
     float_score: float
     calibrated: float
     trained: float
+    flips: float | None
     bytes: int
     float_bytes: int
     seconds: float
@@ -93,6 +99,7 @@ def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, cod
         found.float,
         found.calibrated,
         found.compiled,
+        found.flips,
         report.bytes,
         report.float_bytes,
         account.seconds,
@@ -115,17 +122,24 @@ def cell(runs: Sequence[Run]) -> str:
 
 
 def line(setting: Setting, tasks: Sequence[str], runs: Sequence[Run]) -> str:
-    """A row of the table: size, each task, the mean of the tasks, minutes of a training."""
+    """A row of the table: size, each task, their mean, flips of each, minutes of a training."""
     size = mean(r.float_bytes / r.bytes for r in runs)
     cells = [cell([r for r in runs if r.task == task]) for task in tasks]
     minutes = mean(r.seconds for r in runs) / 60
-    shown = [setting.name, f"{size:.1f}", *cells, cell(runs), f"{minutes:.0f}"]
+    flips = [changed(runs, task) for task in tasks]
+    shown = [setting.name, f"{size:.1f}", *cells, cell(runs), " ".join(flips), f"{minutes:.0f}"]
     return f"| {' | '.join(shown)} |"
+
+
+def changed(runs: Sequence[Run], task: str) -> str:
+    """Per cent of texts in another class than the float model's, the mean over the seeds."""
+    found = [r.flips for r in runs if r.task == task and r.flips is not None]
+    return f"{100 * mean(found):.1f}" if found else "-"
 
 
 def heads(tasks: Sequence[str]) -> str:
     """The first two lines of the table."""
-    names = ["setting", "times smaller", *tasks, "mean", "minutes"]
+    names = ["setting", "times smaller", *tasks, "mean", "flips, %", "minutes"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 

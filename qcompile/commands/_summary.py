@@ -108,6 +108,8 @@ def show(report: Report) -> None:
         rows.add_row(f"{found.name}, calibrated only", "", f"{found.calibrated:.2f}")
         trained = f"{found.compiled:.2f}  ({-found.drop:+.2f} points)"
         rows.add_row(f"{found.name}, trained", f"{found.float:.2f}", trained)
+        if found.flips is not None:
+            rows.add_row("another class than the float model's", "", f"{found.flips:.2%}")
     if report.verdict is not None:
         rows.add_row("samples compared", "", str(report.verdict.samples))
     if not report.provider_missing:  # another provider runs other operators

@@ -14,9 +14,9 @@ from benchmarks import trained_tasks
 from benchmarks.trained_tasks import SETTINGS, Run
 
 RUNS = [
-    Run("rte", "qdq W8A8", 0, 65.0, 64.0, 65.5, 25, 100, 60.0),
-    Run("rte", "qdq W8A8", 1, 65.0, 63.0, 65.5, 25, 100, 180.0),
-    Run("trec", "qdq W8A8", 0, 97.0, 97.0, 96.5, 25, 100, 120.0),
+    Run("rte", "qdq W8A8", 0, 65.0, 64.0, 65.5, 0.01, 25, 100, 60.0),
+    Run("rte", "qdq W8A8", 1, 65.0, 63.0, 65.5, 0.03, 25, 100, 180.0),
+    Run("trec", "qdq W8A8", 0, 97.0, 97.0, 96.5, None, 25, 100, 120.0),
 ]
 
 
@@ -38,7 +38,9 @@ def test_names_differ() -> None:
 
 def test_a_line_has_means_over_seeds() -> None:
     found = trained_tasks.line(SETTINGS[0], ["rte", "trec", "mrpc"], RUNS)
-    assert found == ("| qdq W8A8 | 4.0 | -1.50 → +0.50 | +0.00 → -0.50 | - | -1.00 → +0.17 | 2 |")
+    assert found == (
+        "| qdq W8A8 | 4.0 | -1.50 → +0.50 | +0.00 → -0.50 | - | -1.00 → +0.17 | 2.0 - - | 2 |"
+    )
 
 
 def test_settings_by_name() -> None:
@@ -52,7 +54,7 @@ def test_a_run_is_kept(args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
 
     def train(*given: object, **settings: object) -> SimpleNamespace:
         calls.append(settings)
-        metric = SimpleNamespace(float=97.0, calibrated=90.0, compiled=96.0)
+        metric = SimpleNamespace(float=97.0, calibrated=90.0, compiled=96.0, flips=0.02)
         account = SimpleNamespace(metric=metric, seconds=60.0)
         return SimpleNamespace(report=SimpleNamespace(training=account, bytes=10, float_bytes=100))
 

@@ -10,6 +10,7 @@ from qcompile.runtime.evaluation.int16_saturation import Saturation
 from qcompile.system.json_values import Record, Unbounded, members
 
 Limit: TypeAlias = float | None
+Share: TypeAlias = float | None
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,11 @@ class TrainingMetric:
     compiled: Annotated[Unbounded, "of the file that is written"]
     drop: Annotated[Unbounded, "points, float minus compiled"]
     max_drop: Annotated[Limit, "the gate; null if it is off"]
+    flips: Annotated[
+        Share,
+        "share of texts or tokens that the file puts into another class than the float model; null "
+        "where the model has no classes",
+    ] = None
 
 
 @dataclass(frozen=True)

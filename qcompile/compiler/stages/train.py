@@ -463,6 +463,7 @@ class _Sweep:
         self.float, self.trained, self.compiled = (
             Meter(evaluation.task, labelled=labelled) for _ in range(3)
         )
+        self.flips = Flips()
         self.moved: list[Run] = []  # the module against itself, rounded elsewhere
 
     def runs(self) -> Iterator[Run]:
@@ -486,12 +487,15 @@ class _Sweep:
 
     def _measure(self, batch: Batch, *answers: dict[str, Array]) -> None:
         """Add the float model's, the module's and the file's answers to their meters."""
-        own, name = slice(batch.count), self.learned.objective.output
+        learned = self.learned
+        own, name = slice(batch.count), learned.objective.output
         targets = None if batch.targets is None else batch.targets[own]
         meters = self.float, self.trained, self.compiled
         for meter, found in zip(meters, answers, strict=True):
             teacher = None if targets is not None else answers[0][name][own]
             meter.update(found[name][own], batch.mask[own], targets, teacher)
+        if learned.evaluation.task.kind in ("classification", "tokens"):
+            self.flips.update(answers[0][name][own], answers[-1][name][own], batch.mask[own])
 
     def metric(self, calibrated: float) -> TrainingMetric:
         scores = [meter.score() for meter in (self.float, self.trained, self.compiled)]
@@ -508,7 +512,32 @@ class _Sweep:
             compiled=compiled,
             drop=before - compiled,
             max_drop=options.max_drop if labelled else None,
+            flips=self.flips.share,
         )
+
+
+@dataclass
+class Flips:
+    """Counts decisions for another class than the float model's."""
+
+    decisions: int = 0
+    flipped: int = 0
+
+    def update(self, reference: Array, found: Array, mask: Array) -> None:
+        """Add logits, [rows, classes] or [rows, width, classes] of tokens.
+
+        mask: bool [rows, width], False for padding.
+        """
+        changed = reference.argmax(-1) != found.argmax(-1)
+        if changed.ndim == 2:
+            changed = changed[mask]
+        self.decisions += changed.size
+        self.flipped += int(changed.sum())
+
+    @property
+    def share(self) -> float | None:
+        """Of the decisions; None without any."""
+        return self.flipped / self.decisions if self.decisions else None
 
 
 def _different(found: Agreement) -> Iterator[str]:

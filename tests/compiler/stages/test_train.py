@@ -57,6 +57,25 @@ def test_the_gate_on_the_metric_needs_a_limit() -> None:
     assert [*train.dropped(replace(METRIC, drop=float("nan")))]
 
 
+def test_flips_are_other_classes_than_the_float_models() -> None:
+    logits = np.array([[0.0, 1, 2], [3, 1, 0], [0, 4, 1], [1, 0, 0]])
+    flips, mask = train.Flips(), np.ones((4, 7), bool)
+    assert flips.share is None
+    flips.update(logits, logits * 2, mask)
+    assert flips.share == 0
+    flips.update(logits, -logits, mask)
+    assert flips.share == 4 / 8
+
+
+def test_padding_does_not_flip() -> None:
+    flips = train.Flips()
+    logits = np.eye(2)[None]  # one text of two tokens
+    flips.update(logits, logits[:, [1, 1]], np.array([[False, True]]))
+    assert flips.share == 0
+    flips.update(logits, logits[:, [1, 1]], np.array([[True, True]]))
+    assert flips.share == 1 / 3
+
+
 # ---- on a model
 
 

@@ -33,6 +33,7 @@ def training(report: Plain) -> Markup | None:
         [
             tag("p", _lead(found), class_="lead"),
             None if metric is None else _metrics(metric),
+            None if metric is None or metric.flips is None else _flips(metric.flips),
             curve(measured, name, found.best_step, None if metric is None else metric.float),
             curve(losses, "loss", found.best_step),
             _agreements(found),
@@ -62,6 +63,10 @@ def _metrics(metric: TrainingMetric) -> Markup:
     ]
     heads = (f"{metric.name}, {units.count(metric.samples, 'text')}", "", "points")
     return plain(heads, rows, "Metric")
+
+
+def _flips(share: float) -> Markup:
+    return tag("p", f"Another class than the float model's: {share:.2%} of all decisions.")
 
 
 def _against(metric: TrainingMetric, value: float) -> list[str]:

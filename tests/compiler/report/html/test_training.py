@@ -27,7 +27,7 @@ AGREEMENT = Agreement(8, 8, 8, 2e-6, 1e-6, 1e-4)
 ACCOUNT = TrainingAccount(
     "classification", False, "cpu", "2.13.0", 100.0, 20, 10, 32, 5e-5, 1e-3, 0, 30, 40,
     [Untrained("scores", "no range")], CURVE, AGREEMENT, replace(AGREEMENT, argmax_equal=7),
-    TrainingMetric("accuracy", 8, 90.0, 50.0, 80.0, 80.0, 10.0, 1.0),
+    TrainingMetric("accuracy", 8, 90.0, 50.0, 80.0, 80.0, 10.0, 1.0, 0.125),
 )  # fmt: skip
 
 
@@ -59,7 +59,14 @@ def test_it_is_a_section_of_the_page() -> None:
     assert 'id="training"' not in html.page(whole)
     shown = html.page(whole | report())
     assert 'id="training"' in shown
-    for text in ("quantized by calibration alone", "−40.00", "7 of 8", "no range", "1.0e−6"):
+    for text in (
+        "quantized by calibration alone",
+        "−40.00",
+        "7 of 8",
+        "no range",
+        "1.0e−6",
+        "12.50%",
+    ):
         assert text in shown
 
 
