@@ -122,9 +122,12 @@ def train(
             loop.keep_in(state, identity)
         try:
             loop.run()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as e:
             loop.save()
-            raise
+            if state is None or not loop.is_saved:
+                raise
+            kept = f"{loop.step} of {loop.total} steps are kept in {state.name}"
+            raise type(e)(f"{kept}, the same command continues from there") from None
         return loop.outcome()
 
 
@@ -197,6 +200,7 @@ class _Loop:
         self.written = self.started
         self.writing = self.evaluating = 0.0
         self.path: Path | None = None
+        self.is_saved = False
 
     def _optimizer(self) -> torch.optim.AdamW:
         weights, ranges = self.trainee.weights.values(), self.trainee.ranges.values()
@@ -369,7 +373,9 @@ class _Loop:
         try:
             with deferred_interrupts():
                 checkpoint.save(self.path, self.identity, self._state())
+            self.is_saved = True
         except OutputError as e:
+            self.is_saved = False
             note = f"no checkpoint was written: {e}"
             self.notes += [note] if note not in self.notes else []
         self.written = time.monotonic()

@@ -139,7 +139,7 @@ def test_an_interrupted_run_continues_to_the_same_result(tmp_path: Path, steps: 
     expected, of = run(tmp_path, schedule=schedule)
     state = tmp_path / "run.pt"
     progress = StopAt(steps)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"^{steps} of 24 steps are kept in run.pt, the s"):
         run(tmp_path, state, schedule=schedule, progress=progress)
     found, again = run(tmp_path, state, schedule=replace(schedule, checkpoint_seconds=0))
     assert progress.total == 24 and values(again) == values(of)
@@ -147,6 +147,12 @@ def test_an_interrupted_run_continues_to_the_same_result(tmp_path: Path, steps: 
         (p.step, p.loss, p.score) for p in expected.curve
     ]
     assert found.notes == (f"continued from a checkpoint after step {steps} of 24",)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_interrupt_without_a_checkpoint_promises_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        run(tmp_path, progress=StopAt(3))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
