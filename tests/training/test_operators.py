@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -495,3 +496,12 @@ def test_other_forms_are_refused(op: str, nodes: str) -> None:
     graph, _ = _graph(Case(scales + nodes))
     with pytest.raises(TrainingError, match=rf"node '.*' \({op}\): .* cannot be trained"):
         torch_graph.TorchGraph(graph)
+
+
+def test_the_page_lists_the_operators() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    section = page.split("## Operators that can be trained")[1].split("So encoders")[0]
+    of_onnx, of_microsoft = (part.split(".\n")[0] for part in section.split(":\n\n")[1:])
+    listed = set(re.split(r",\s+", of_onnx))
+    listed |= {f"com.microsoft.{name}" for name in re.split(r",\s+", of_microsoft)}
+    assert listed == set(operators.OPERATORS)
