@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,4 +140,6 @@ def train(**given: Any) -> None:
     --distill; without, only where you give a gate.
     """
     arguments = TrainArguments(**given)
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process talks for all
+        arguments = replace(arguments, quiet=True)
     _build.build(arguments, arguments.make_request())

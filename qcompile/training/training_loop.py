@@ -28,6 +28,7 @@ from qcompile.training.evaluation import Progress, Silent, evaluate
 from qcompile.training.labelled.labelled_data import Batch, LabelledData
 from qcompile.training.labelled.metrics import Score
 from qcompile.training.objectives import Objective, TensorBatch
+from qcompile.training.processes import Processes, joined
 from qcompile.training.schedule import Schedule
 
 _MOST_SKIPPED = 5  # steps in a row without a finite loss, after which training has failed
@@ -80,6 +81,7 @@ class Trained:
     """The outcome; the parameters are those of ``best``.
 
     ``skipped``: steps without a finite loss. ``seconds`` are those of all runs together.
+    ``is_first``: False in all but one of several processes (``processes.py``).
     """
 
     curve: tuple[Point, ...]
@@ -88,6 +90,7 @@ class Trained:
     steps: int
     skipped: int
     notes: tuple[str, ...]
+    is_first: bool = True
 
 
 def train(
@@ -108,16 +111,18 @@ def train(
 
     state: the file of the checkpoint; training continues from it. It stays where training ends.
     run: digests of what else the result depends on, such as the graph. device: CUDA where present,
-    else the CPU. An interrupt writes a checkpoint before KeyboardInterrupt leaves this function.
+    else the CPU. Under torchrun, all processes train together, each on its own device
+    (``processes.py``). An interrupt writes a checkpoint before KeyboardInterrupt leaves this
+    function.
 
     Raises TrainingError where there is nothing to train, shapes do not fit, the loss stays without
     a finite value, or the checkpoint is not one of this run; OutputError where ``state`` cannot be
     written; DataError where a data file has changed.
     """
-    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loop = _Loop(trainee, data, evaluation, objective, schedule, where, progress or Silent())
     identity = run_identity(data, evaluation, objective, schedule, run or {})
-    with _reproducible(schedule.seed, where):
+    with joined(device) as processes, _reproducible(schedule.seed, processes.device):
+        shown = progress if progress is not None and processes.is_first else Silent()
+        loop = _Loop(trainee, data, evaluation, objective, schedule, processes, shown)
         if state is not None:
             loop.keep_in(state, identity)
         try:
@@ -176,7 +181,7 @@ class _Loop:
     evaluation: LabelledData
     objective: Objective
     schedule: Schedule
-    device: torch.device
+    processes: Processes
     progress: Progress
     step: int = 0
     seconds_before: float = 0.0
@@ -189,6 +194,7 @@ class _Loop:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.device = self.processes.device
         for module in (self.trainee.student, self.trainee.teacher, self.trainee.quantizers):
             if module is not None:
                 module.to(self.device)
@@ -259,12 +265,16 @@ class _Loop:
         A batch of long texts is computed in parts, so that memory does not grow with it.
         """
         mean = 0.0
-        for part in batch.parts(_TOKENS_AT_ONCE):
+        parts = list(batch.parts(_TOKENS_AT_ONCE, self.processes.count))
+        for part in self.processes.own(parts):
             loss = self._loss(TensorBatch.of(part, self.device)) * (part.count / batch.count)
             mean += float(loss.detach())
             if not math.isfinite(mean):
                 break
             loss.backward()
+        mean = self.processes.sum(mean)
+        if math.isfinite(mean):
+            self.processes.add_gradients(self.parameters.values())
         return mean
 
     def _loss(self, batch: TensorBatch) -> torch.Tensor:
@@ -292,7 +302,7 @@ class _Loop:
     def _set_rates(self) -> None:
         done = (self.step + 0.5) / self.total
         if self.schedule.seconds is not None:
-            done = max(done, self._elapsed() / self.schedule.seconds)
+            done = max(done, self._time_used() / self.schedule.seconds)
         share = self.factor * self.schedule.share_of_rate(done)
         rates = [self.schedule.weight_rate] if self.trainee.weights else []
         rates += [self.schedule.range_rate] if self.trainee.ranges else []
@@ -303,9 +313,13 @@ class _Loop:
         """Seconds of this run and those that it continues."""
         return self.seconds_before + time.monotonic() - self.started
 
+    def _time_used(self) -> float:
+        """The same for all processes: seconds, with those of an evaluation that is to come."""
+        return self.processes.of_first(self._elapsed() + self.evaluating)
+
     def _is_out_of_time(self) -> bool:
         limit = self.schedule.seconds
-        return limit is not None and self.step > 0 and self._elapsed() + self.evaluating >= limit
+        return limit is not None and self.step > 0 and self._time_used() >= limit
 
     def _is_evaluation_due(self, is_last: bool) -> bool:
         if self.curve and self.curve[-1].step == self.step:
@@ -354,6 +368,7 @@ class _Loop:
         """Continue from the checkpoint, if there is one, and write the next ones there."""
         self.path, self.identity = path, identity
         held = checkpoint.load(path, identity)
+        self.processes.wait()  # all have read it before one writes it
         if held is None:
             check_writable(path)
             return
@@ -367,7 +382,7 @@ class _Loop:
 
     def save(self) -> None:
         """Write a checkpoint; where that fails, training goes on, and a note says so."""
-        if self.path is None:
+        if self.path is None or not self.processes.is_first:
             return
         begin = time.monotonic()
         try:
@@ -427,7 +442,7 @@ class _Loop:
             self.notes.append(f"time limit: {self.step} of {self.total} steps were trained")
         return Trained(
             tuple(self.curve), self.best[0], self._elapsed(), self.step, self.skipped,
-            tuple(self.notes),
+            tuple(self.notes), self.processes.is_first,
         )  # fmt: skip
 
 

@@ -170,6 +170,8 @@ def train(prepared: Prepared, ctx: Context, pipeline: Pipeline, calibrated: Cali
         objective = _objective(texts, graph, float_graph)
         trainee = _trainee(graph, module, teacher, quantizers)
         outcome = _fit(prepared, ctx, trainee, data, evaluation, objective)
+        if not outcome.is_first:
+            raise SystemExit(0)  # the first of several processes goes on with the model
         write_back(graph, ctx, module, quantizers)
     release_memory()
     account = _account(prepared, trainee, objective, outcome, agreement)

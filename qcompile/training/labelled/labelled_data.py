@@ -49,13 +49,14 @@ class Batch:
     count: int
     is_fixed: bool = False
 
-    def parts(self, tokens: int) -> Iterator[Batch]:
+    def parts(self, tokens: int, least: int = 1) -> Iterator[Batch]:
         """The batch in parts of at most so many tokens, padding included, or single rows.
 
-        A batch whose size the model fixes stays whole.
+        least: in at least so many parts, if there are as many rows. A batch whose size the model
+        fixes stays whole.
         """
         rows, width = self.mask.shape
-        size = max(1, tokens // max(1, width))
+        size = max(1, min(tokens // max(1, width), -(-rows // least)))
         if rows <= size or self.is_fixed:
             yield self
             return
