@@ -20,6 +20,7 @@ from qcompile.system.json_values import Record, members
 
 MANIFEST = "qcompile.json"
 TOKENIZER = "tokenizer.json"
+_CACHED = "models--"
 _DEPTH = 3  # of nested folders: deeper than any layout in use
 _MOST = 10_000  # files
 _COMPANIONS = frozenset(
@@ -72,10 +73,12 @@ class Folder(Record):
 def read_folder(path: Path, within: Path | None = None) -> Folder:
     """Read a folder; its links must lead to places ``within``, by default the folder itself.
 
-    Raises ModelError: unreadable, over 10,000 files, a link that leads out.
+    A snapshot in the cache of the Hugging Face hub consists of links into its repository's folder
+    there, which are followed. Raises ModelError: unreadable, over 10,000 files, a link that leads
+    out.
     """
     root = path.resolve()
-    within = root if within is None else within.resolve()
+    within = (cache_repository(root) or root) if within is None else within.resolve()
     used: dict[str, list[str]] = {"model": [], "companion": [], "weights": []}
     skipped = []
     for file in _files(root):
@@ -94,6 +97,21 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
         tuple(used["weights"]),
         tuple(sorted([*skipped, *variants], key=lambda s: s.name)),
     )
+
+
+def cache_repository(folder: Path) -> Path | None:
+    """The folder of a repository in the hub's cache, ``models--ORG--NAME``, of which this is a
+    snapshot; None for any other folder."""
+    snapshots = folder.resolve().parent
+    repository = snapshots.parent
+    is_one = snapshots.name == "snapshots" and repository.name.startswith(_CACHED)
+    return repository if is_one and (repository / "blobs").is_dir() else None
+
+
+def cached_name(folder: Path) -> str | None:
+    """The name on the hub, ORG/NAME, of a snapshot in its cache; None for any other folder."""
+    repository = cache_repository(folder)
+    return repository and repository.name.removeprefix(_CACHED).replace("--", "/", 1)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -163,11 +181,17 @@ def _check_link(name: str, file: Path, root: Path, within: Path) -> None:
 
 
 def _without_variants(names: list[str]) -> tuple[list[str], list[Skipped]]:
-    """Skip ``model_quantized.onnx`` and the like next to ``model.onnx``: it is the same model."""
+    """Skip ``model_quantized.onnx`` and the like of ``model.onnx``: it is the same model.
+
+    Those of a model at the top may be in ``onnx/``.
+    """
     kept, skipped = [], []
     for name in names:
         match = _VARIANT.match(name.removesuffix(".onnx"))
-        if match and (original := f"{match[1]}.onnx") in names:
+        stem = "" if match is None else match[1]
+        originals = (f"{stem}.onnx", f"{stem.removeprefix('onnx/')}.onnx")
+        original = next((o for o in originals if match and o in names), None)
+        if original is not None:
             skipped.append(Skipped(name, f"a converted version of {original}"))
         else:
             kept.append(name)
