@@ -149,4 +149,5 @@ def _client() -> Any:
 def _saved_token() -> str | None:
     from huggingface_hub import get_token
 
-    return get_token()
+    token: str | None = get_token()
+    return token

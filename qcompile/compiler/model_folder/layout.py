@@ -111,7 +111,9 @@ def cache_repository(folder: Path) -> Path | None:
 def cached_name(folder: Path) -> str | None:
     """The name on the hub, ORG/NAME, of a snapshot in its cache; None for any other folder."""
     repository = cache_repository(folder)
-    return repository and repository.name.removeprefix(_CACHED).replace("--", "/", 1)
+    if repository is None:
+        return None
+    return repository.name.removeprefix(_CACHED).replace("--", "/", 1)
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,12 +1,12 @@
-"""The models of a snapshot in the hub's cache as plain files: hard links, or copies of the data.
+"""Copies of the models of a snapshot in the hub's cache, as plain files.
 
 A snapshot consists of symbolic links to the blobs of its repository. Readers of ONNX files follow
-none out of a model's folder, since such a link could lead anywhere; here it is known where to.
+none out of a model's folder, and no hard links either, since such a link could lead anywhere; here
+it is known where to.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ from qcompile.compiler.model_folder import layout
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.errors import ModelError, OutputError
 from qcompile.ir.model_io import read_model
-from qcompile.ir.model_io.external_data import is_external
+from qcompile.ir.model_io.external_data import inner_tensors, is_external
 
 
 def place_models(folder: Folder, scratch: Path) -> None:
@@ -39,7 +39,7 @@ def place_models(folder: Folder, scratch: Path) -> None:
 def _data_files(folder: Folder, name: str) -> list[str]:
     """Names of the files with a model's external data, in the model's folder or below it."""
     model, _ = read_model.read_model(folder.path / name)
-    tensors = (*model.graph.initializer, *read_model.inner_tensors(model))
+    tensors = (*model.graph.initializer, *inner_tensors(model))
     entries = (e for t in tensors if is_external(t) for e in t.external_data)
     found = sorted({e.value for e in entries if e.key == "location"})
     for location in found:
@@ -53,9 +53,6 @@ def _place(real: Path, path: Path) -> None:
         return  # shared by two models
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(real, path)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(real, path)
+        shutil.copyfile(real, path)
     except OSError as e:
         raise OutputError(f"{str(real)!r} cannot be copied: {e.strerror}") from e
