@@ -151,7 +151,9 @@ def test_a_model_of_the_hub_by_its_name_and_its_snapshot(
 @pytest.mark.usefixtures("cached")
 def test_what_the_hub_does_not_have(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert_one_line(compiled("some/other", out), 2, "'some/other' is not a folder")
+    assert_one_line(
+        compiled("some/other", out), 2, "'some/other' is neither a file nor a folder here"
+    )
     other = compiled("some/model", out, "--revision", "0" * 40)
     assert_one_line(other, 2, "cannot be downloaded")
     assert_one_line(compiled(tmp_path / "gone.onnx", out), 2, "gone.onnx")

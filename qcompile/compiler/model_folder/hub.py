@@ -92,7 +92,8 @@ def _snapshot(
         )
     except Exception as e:  # of the network, of the hub, of the cache
         raise ModelError(
-            f"{name!r} is not a folder, and cannot be downloaded from the Hugging Face hub; "
+            f"{name!r} is neither a file nor a folder here, and cannot be downloaded from the "
+            "Hugging Face hub; "
             f"without network copy the model's folder here and name that: {_first_line(e)}"
         ) from e
     return layout.read_folder(path, within=path.parent.parent)  # the cache links to its own blobs

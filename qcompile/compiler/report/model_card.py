@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -211,7 +212,8 @@ def _libraries(facts: CardFacts, rows: Sequence[CardRow]) -> Iterator[tuple[str,
         yield _SENTENCE_TRANSFORMERS, "python", _PAIRS if pairs else _SENTENCES, first.file
     elif facts.auto_class is not None:
         name = _ORT_CLASS.get(facts.auto_class, facts.auto_class.replace("Auto", "ORT", 1))
-        yield "optimum", "python", _OPTIMUM.replace("CLASS", name), first.file
+        bare = PurePosixPath(first.file).name  # optimum looks into folders, and takes no path
+        yield "optimum", "python", _OPTIMUM.replace("CLASS", name), bare
     if web is not None and facts.task is not None:
         text = _WEB.replace("DTYPE", web.dtype).replace("TASK", facts.task)
         yield "transformers.js", "js", text, web.file

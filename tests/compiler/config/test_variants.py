@@ -66,3 +66,11 @@ def test_a_gate_that_was_given_stays() -> None:
     assert TABLE["q4"].own_gates(Gates()) == replace(Gates(), max_latency_ratio=None)
     assert TABLE["q4"].own_gates(Gates(max_latency_ratio=0.9)) == Gates(max_latency_ratio=0.9)
     assert TABLE["int8"].own_gates(Gates()) == Gates()
+
+
+def test_the_page_has_all_of_them() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "variants.md").read_text()
+    rows = [[cell.strip() for cell in x.split("|")[1:4]] for x in page.splitlines() if "|" in x]
+    for variant in TABLE.values():
+        dtype = f'`dtype: "{variant.dtype}"`' if variant.dtype else ""
+        assert [f"`{variant.name}`", f"`model_{variant.suffix}.onnx`", dtype] in rows

@@ -106,7 +106,10 @@ def test_padding_is_explained_where_it_is_removed() -> None:
     [
         ({}, 'SentenceTransformer("me/small", backend="onnx", model_kwargs={"file_name": "onnx/m'),
         ({"task": "text-classification"}, 'CrossEncoder("me/small", backend="onnx"'),
-        ({"float_card": ""}, 'ORTModelForFeatureExtraction.from_pretrained("me/small", file_name='),
+        (
+            {"float_card": ""},
+            'FeatureExtraction.from_pretrained("me/small", file_name="model_quantized.onnx")',
+        ),
         (
             {"float_card": "", "auto_class": "AutoModelForTokenClassification"},
             "import ORTModelForTokenClassification",
