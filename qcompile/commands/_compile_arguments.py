@@ -84,7 +84,7 @@ class BuildArguments(RecipeArguments, GateArguments, OutputArguments):
     @property
     def source(self) -> str:
         """The model as it was given, which may be a name on the Hugging Face hub."""
-        return str(self.model)
+        return self.model.as_posix()
 
     def check_single_file(self) -> None:
         """Raises RecipeError for an option that is for folders alone."""

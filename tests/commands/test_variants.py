@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -13,6 +14,7 @@ import qcompile
 from qcompile.compiler.model_folder import hub
 from qcompile.compiler.model_folder.layout import MANIFEST
 from qcompile.compiler.report.model_card import front_matter
+from qcompile.compiler.stages import calibrate
 from qcompile.errors import ModelError
 from tests.command_line import assert_one_line, run
 from tests.compiler.model_folder.hub_cache import REVISION, put_into_cache
@@ -161,10 +163,13 @@ def test_what_the_hub_does_not_have(tmp_path: Path) -> None:
 
 def test_only_float_models_are_downloaded(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = pytest.importorskip("huggingface_hub")
-    calls = []
+    calls: list[tuple[str, str | None, list[str]]] = []
 
-    def download(name: str, **options: object) -> str:
-        calls.append((name, options["revision"], options["ignore_patterns"]))
+    def download(
+        name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        assert "*.json" in allow_patterns
+        calls.append((name, revision, ignore_patterns))
         return str(cached)
 
     monkeypatch.setattr(library, "snapshot_download", download)
@@ -180,9 +185,14 @@ def test_only_float_models_are_downloaded(cached: Path, monkeypatch: pytest.Monk
 
 
 def test_upload(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushed = []
+    pushed: list[tuple[str, Path, list[str], str]] = []
+
+    def push(repository: str, folder: Path, names: list[str], message: str) -> str:
+        pushed.append((repository, folder, names, message))
+        return "https://hub/commit/1"
+
     monkeypatch.setattr(hub, "check_push", lambda _: None)
-    monkeypatch.setattr(hub, "push", lambda *args: pushed.append(args) or "https://hub/commit/1")
+    monkeypatch.setattr(hub, "push", push)
     more = ("--data", text, "--variant", "q4", "--push", "me/small")
     result = compiled(folder, folder, *more)
     assert "uploaded: https://hub/commit/1" in result.stdout, result.output
@@ -195,7 +205,15 @@ def test_upload(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found["uploaded"] == "https://hub/commit/1" and "README.md" in pushed[1][2]
 
 
-def test_from_python(folder: Path, text: Path) -> None:
+def test_from_python(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both need the same ranges, so that the data runs once."""
+    runs, run_data = [], calibrate._run
+
+    def counted(*args: Any) -> Any:
+        runs.append(args)
+        return run_data(*args)
+
+    monkeypatch.setattr(calibrate, "_run", counted)
     out = folder.with_name("out")
     made = qcompile.compile_folder(
         folder, out, str(text), variants=["int8", "int8_avx512_vnni"], base_model="org/float",
@@ -205,4 +223,5 @@ def test_from_python(folder: Path, text: Path) -> None:
     second = made.files["onnx/model_qint8_avx512_vnni.onnx"]
     assert second.recipe.isa == "avx512-vnni" and second.int8_linears == 2
     assert front_matter((out / "README.md").read_text())["base_model"] == "org/float"
+    assert len(runs) == 1
     assert [n.code for n in second.notes if "calibration" in n.code] == []

@@ -133,8 +133,7 @@ def push(repository: str, folder: Path, names: Sequence[str], message: str) -> s
             reason = reason.replace(str(token), _HIDDEN)
     # Outside of the block: a traceback (-v) would show the cause, which may hold the token.
     raise OutputError(
-        f"{str(folder)!r} is written, but cannot be uploaded to {repository!r}: {reason}; "
-        f"to repeat only that: hf upload {repository} {folder}"
+        f"{str(folder)!r} is written, but cannot be uploaded to {repository!r}: {reason}"
     )
 
 

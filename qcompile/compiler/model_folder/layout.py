@@ -8,6 +8,7 @@ reason.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
         else:
             _check_link(name, file, root, within)
             used[kind].append(name)
-    models, variants = _without_variants(used["model"])
+    models, variants = _without_variants(used["model"], bool(used["weights"]), _made(root))
     return Folder(
         path,
         tuple(models),
@@ -182,13 +183,30 @@ def _check_link(name: str, file: Path, root: Path, within: Path) -> None:
         raise ModelError(f"{name!r} in folder {str(root)!r} is a link to something that is no file")
 
 
-def _without_variants(names: list[str]) -> tuple[list[str], list[Skipped]]:
+def _made(root: Path) -> frozenset[str]:
+    """The variants that the folder's manifest lists, which may say anything."""
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    listed = found.get("variants") if isinstance(found, dict) else None
+    return frozenset(listed) if isinstance(listed, dict) else frozenset()
+
+
+def _without_variants(
+    names: list[str], has_weights: bool, made: frozenset[str]
+) -> tuple[list[str], list[Skipped]]:
     """Skip ``model_quantized.onnx`` and the like of ``model.onnx``: it is the same model.
 
-    Those of a model at the top may be in ``onnx/``.
+    Those of a model at the top may be in ``onnx/``. ``made``: variants of the folder, skipped unless
+    there is nothing else to compile: no other model, and no weights to export one from.
     """
-    kept, skipped = [], []
-    for name in names:
+    others = [name for name in names if name not in made]
+    if not others and not has_weights:
+        return names, []
+    skipped = [Skipped(name, "a variant that qcompile made") for name in names if name in made]
+    kept = []
+    for name in others:
         match = _VARIANT.match(name.removesuffix(".onnx"))
         stem = "" if match is None else match[1]
         originals = (f"{stem}.onnx", f"{stem.removeprefix('onnx/')}.onnx")

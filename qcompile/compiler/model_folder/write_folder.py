@@ -152,7 +152,7 @@ def write_folder(asked: FolderRequest) -> CompiledFolder:
         made = _variant_files(files) if asked.variants else None
         account = FolderAccount(asked.source.name, folder, exported, made)
         if not asked.in_place:
-            (stage / CARD).write_text(_card(asked, files), encoding="utf-8")
+            (stage / CARD).write_text(_card(asked, files), encoding="utf-8", errors="replace")
         atomic_folder.write_manifest(stage, account.to_dict())
         names = [p.relative_to(stage).as_posix() for p in sorted(stage.rglob("*")) if p.is_file()]
     reports = {f.name: f.result.report for f in files}
@@ -206,18 +206,19 @@ def _card(asked: FolderRequest, files: Sequence[CompiledFile]) -> str:
     folder = asked.source.folder
     float_card = ""
     if CARD in folder.companions:
-        float_card = (folder.path / CARD).read_text(encoding="utf-8", errors="replace")
+        with (folder.path / CARD).open(encoding="utf-8", errors="replace") as file:
+            float_card = file.read(model_card.MOST)
     try:
         task = tasks.task_of(folder.path)
     except ModelError:
         task = None
     facts = CardFacts(
-        name=asked.out.resolve().name,
+        name=(asked.push or asked.out.resolve().name).rpartition("/")[2],
         repository=asked.push,
         base_model=asked.base_model or asked.source.hub_name,
         float_card=float_card,
-        task=task and task.name,
-        auto_class=task and task.auto,
+        task=task.name if task else None,
+        auto_class=task.auto if task else None,
         embeds_sentences=sentence_pooling.MODULES in folder.companions,
     )
     rows = [

@@ -24,7 +24,7 @@ _KEPT = (
     "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "tags",
     "datasets",
 )  # fmt: skip
-_MOST = 1 << 16  # characters of a front matter
+MOST = 1 << 16  # characters of a card that are read for its front matter
 _FENCE = "---"
 _SENTENCE_TRANSFORMERS = "sentence-transformers"
 _ORT_CLASS = {"AutoModel": "ORTModelForFeatureExtraction"}  # others differ by Auto alone
@@ -77,7 +77,7 @@ def model_card(facts: CardFacts, rows: Sequence[CardRow]) -> str:
 
 def front_matter(card: str) -> dict[str, Any]:
     """The metadata at the top of a model card; empty where there are none that can be read."""
-    lines = card[:_MOST].lstrip("\ufeff").splitlines()
+    lines = card[:MOST].lstrip("\ufeff").splitlines()
     if not lines or lines[0].strip() != _FENCE:
         return {}
     end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == _FENCE), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -46,8 +47,8 @@ def report() -> Report:
     )  # fmt: skip
 
 
-def row(**changes: object) -> CardRow:
-    return replace(CardRow("onnx/model_quantized.onnx", "int8", "q8", report()), **changes)
+def row(measured: Report | None = None, file: str = "onnx/model_quantized.onnx") -> CardRow:
+    return CardRow(file, "int8", "q8", measured or report())
 
 
 def test_metadata_that_still_hold_are_kept() -> None:
@@ -88,17 +89,17 @@ def test_figures_and_how_they_were_measured() -> None:
 
 def test_what_was_not_measured_is_not_shown() -> None:
     bare = replace(report(), verdict=None, speed=None, provider_missing="CPUExecutionProvider")
-    text = model_card(FACTS, [row(report=bare)])
+    text = model_card(FACTS, [row(bare)])
     assert "| 25% |  |  |  |  |" in text and "Not compared" in text and "Latency:" not in text
     elsewhere = replace(report(), provider_missing="CPUExecutionProvider")
-    assert "2.00 ms" not in model_card(FACTS, [row(report=elsewhere)])  # not the target's own
+    assert "2.00 ms" not in model_card(FACTS, [row(elsewhere)])  # not the target's own
     random = replace(report(), notes=[Note("made-up-inputs", "")])
-    assert "on 32 random inputs" in model_card(FACTS, [row(report=random)])
+    assert "on 32 random inputs" in model_card(FACTS, [row(random)])
 
 
 def test_padding_is_explained_where_it_is_removed() -> None:
     removed = replace(report(), passes=[PassRecord("remove-padding", True, 0, 1, 1, 0)])
-    assert "Padded positions" in model_card(FACTS, [row(report=removed)])
+    assert "Padded positions" in model_card(FACTS, [row(removed)])
 
 
 @pytest.mark.parametrize(
@@ -117,13 +118,13 @@ def test_padding_is_explained_where_it_is_removed() -> None:
         ({"repository": None}, 'pipeline("feature-extraction", "small", { dtype: "q8" })'),
     ],
 )
-def test_code_that_loads_it(changes: dict[str, object], said: str) -> None:
+def test_code_that_loads_it(changes: dict[str, Any], said: str) -> None:
     assert said in model_card(replace(FACTS, **changes), [row()])
 
 
 def test_an_embedding_is_for_onnx_runtime_alone() -> None:
     pooled = replace(report(), recipe=Recipe(pooling="mean"))
-    text = model_card(FACTS, [row(report=pooled)])
+    text = model_card(FACTS, [row(pooled)])
     assert text.count("```") == 2 and 'InferenceSession("onnx/model_quantized.onnx")' in text
 
 
