@@ -198,8 +198,8 @@ def _without_variants(
 ) -> tuple[list[str], list[Skipped]]:
     """Skip ``model_quantized.onnx`` and the like of ``model.onnx``: it is the same model.
 
-    Those of a model at the top may be in ``onnx/``. ``made``: variants of the folder, skipped unless
-    there is nothing else to compile: no other model, and no weights to export one from.
+    Those of a model at the top may be in ``onnx/``. ``made``: variants of the folder, skipped
+    unless there is nothing else to compile: no other model, and no weights to export one from.
     """
     others = [name for name in names if name not in made]
     if not others and not has_weights:

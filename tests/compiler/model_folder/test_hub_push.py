@@ -35,7 +35,7 @@ class Server:
         if path == "/api/repos/create":
             asked = json.loads(body)
             self.created.append(f"{asked.get('organization')}/{asked['name']}")
-            return 200, {"url": f"{self.url}/me/small"}
+            return 200, {"url": "https://huggingface.co/me/small"}
         if path.startswith("/api/models/me/small/preupload/"):
             names = [f["path"] for f in json.loads(body)["files"]]
             plain = {"uploadMode": "regular", "shouldIgnore": False}
