@@ -17,6 +17,7 @@ from qcompile.compiler.model_folder import hub
 from qcompile.errors import OutputError
 
 TOKEN = "hf_averysecrettoken"
+COMMIT = "https://huggingface.co/me/small/commit/1"
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Server:
                 self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             else:
                 self.summaries.append(line["value"]["summary"])
-        return 200, {"commitUrl": f"{self.url}/me/small/commit/1", "commitOid": "1"}
+        return 200, {"commitUrl": COMMIT, "commitOid": "1"}
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         state.url = f"http://127.0.0.1:{http.server_port}"
-        thread = threading.Thread(target=http.serve_forever)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setattr(hub, "_client", lambda: library.HfApi(endpoint=state.url, token=TOKEN))
         yield state
@@ -95,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_named_files_go_up_in_one_commit(server: Server, folder: Path) -> None:
     names = ["README.md", "onnx/model_q4.onnx"]
-    assert hub.push("me/small", folder, names, "two files") == f"{server.url}/me/small/commit/1"
+    assert hub.push("me/small", folder, names, "two files") == COMMIT
     assert server.files == {"README.md": b"card", "onnx/model_q4.onnx": b"q4"}
     assert server.created == ["me/small"] and server.summaries == ["two files"]
     assert server.tokens == {f"Bearer {TOKEN}"}
