@@ -10,6 +10,7 @@ from qcompile.errors import QCompileError
 if TYPE_CHECKING:
     from qcompile.compiler.config.recipe import Recipe
     from qcompile.compiler.model_folder.train_folder import train
+    from qcompile.compiler.model_folder.write_folder import compile_folder
     from qcompile.compiler.python_api import bench, compile, sensitivity, session, verify
     from qcompile.compiler.stages.options import CompileOptions as Options
     from qcompile.compiler.stages.options import TrainingOptions
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "bench",
     "compile",
+    "compile_folder",
     "sensitivity",
     "session",
     "train",
@@ -45,6 +47,7 @@ _LAZY = {
     "TrainingOptions": "qcompile.compiler.stages.options.TrainingOptions",
     "bench": "qcompile.compiler.python_api.bench",
     "compile": "qcompile.compiler.python_api.compile",
+    "compile_folder": "qcompile.compiler.model_folder.write_folder.compile_folder",
     "sensitivity": "qcompile.compiler.python_api.sensitivity",
     "session": "qcompile.compiler.python_api.session",
     "train": "qcompile.compiler.model_folder.train_folder.train",

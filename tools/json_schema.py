@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import qcompile
-from qcompile.commands._compile_folder import CompiledFolder
 from qcompile.commands.inspect import Inspection
 from qcompile.commands.plugins import CalibratorRow, PassRow, TargetRow
 from qcompile.compiler.model_folder.torch_export import ExportAccount
+from qcompile.compiler.model_folder.write_folder import CompiledFolder
 from qcompile.compiler.report.model_diff import Difference
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.search.policy import Ranking

@@ -14,7 +14,8 @@ from qcompile.commands._console import progress_bar
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.driver import compile_model
-from qcompile.compiler.model_folder import training_task
+from qcompile.compiler.model_folder import hub, training_task
+from qcompile.compiler.search import lowering_tuner
 from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import RejectedError
 from qcompile.errors import OutputError, RecipeError
@@ -29,9 +30,10 @@ def build(arguments: BuildArguments, request: Request) -> None:
     options = request.options
     if options.dump_dir is not None:
         _make_folder(options.dump_dir)
-    if arguments.model.is_dir():
+    if arguments.model.is_dir() or hub.may_be_name(arguments.source):
         _compile_folder.compile_folder(arguments, request)
         return
+    arguments.check_single_file()
     request = training_task.with_task(request, options.tokenizer)
     out = arguments.output
     reports = arguments.reports(out)
@@ -59,7 +61,7 @@ def _check_files(arguments: BuildArguments, options: CompileOptions, reports: Re
     """Check that every file can be written and has one purpose only. Raises OutputError."""
     files = {"output": arguments.output, **reports.named}
     if options.tune:
-        files["tuned recipe"] = _summary.tuned_file(arguments.output)
+        files["tuned recipe"] = lowering_tuner.tuned_file(arguments.output)
     training = options.training
     states = {
         "search state": options.search_state,

@@ -12,7 +12,9 @@ from qcompile.commands._options import ACCURACY_GATES, PATH, F, GateArguments, O
 from qcompile.commands._recipe_options import COMMAND_LINE, RecipeArguments
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
+from qcompile.compiler.config.variants import TABLE
 from qcompile.compiler.stages.options import Request, SizeLimit
+from qcompile.errors import RecipeError
 
 _STATES = "search", "bits"  # files that keep the measurements of an interrupted search
 _BUILD_OPTIONS = (
@@ -27,6 +29,26 @@ _BUILD_OPTIONS = (
 def build_options(command: F) -> F:
     """Options for ``BuildArguments``, without those that commands word in their own way."""
     for option in reversed(_BUILD_OPTIONS):
+        command = option(command)
+    return command
+
+
+_HUB_OPTIONS = (
+    click.option("--variant", "--variants", "variants", multiple=True, metavar="NAME[,NAME...]",
+                 help="File to make of each model of a folder, under the name that other libraries "
+                 f"look for: {', '.join(TABLE)}. OUT may then be MODEL, to which only these files "
+                 "are added. Repeatable."),
+    click.option("--revision", help="Branch, tag or commit on the Hugging Face hub."),
+    click.option("--base-model", metavar="ORG/NAME", help="The float model's name on the hub, for "
+                 "the model card of a folder.  [default: MODEL, if it is from the hub]"),
+    click.option("--push", metavar="ORG/NAME", help="Upload the folder's new files to this "
+                 "repository on the hub."),
+)  # fmt: skip
+
+
+def folder_options(command: F) -> F:
+    """Options for folders and models of the Hugging Face hub."""
+    for option in reversed(_HUB_OPTIONS):
         command = option(command)
     return command
 
@@ -54,6 +76,30 @@ class BuildArguments(RecipeArguments, GateArguments, OutputArguments):
     force: bool
     dump_passes: Path | None
     lock_file: Path | None = None
+    variants: tuple[str, ...] = ()
+    revision: str | None = None
+    base_model: str | None = None
+    push: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The model as it was given, which may be a name on the Hugging Face hub."""
+        return self.model.as_posix()
+
+    def check_single_file(self) -> None:
+        """Raises RecipeError for an option that is for folders alone."""
+        given = {
+            "--variant": self.variants,
+            "--revision": self.revision,
+            "--base-model": self.base_model,
+            "--push": self.push,
+        }
+        for option, value in given.items():
+            if value:
+                raise RecipeError(
+                    f"{option} is for a model folder or a model on the Hugging Face hub, and "
+                    f"{self.source!r} is a file"
+                )
 
     def reports(self, out: Path) -> ReportFiles:
         """The report files for the model ``out``. Raises OutputError."""

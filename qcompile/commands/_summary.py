@@ -16,7 +16,6 @@ from qcompile.compiler.search import lowering_tuner
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.result import Result
 from qcompile.runtime.evaluation.closeness import Closeness
-from qcompile.system import atomic_write
 
 
 def deliver(
@@ -31,27 +30,16 @@ def deliver(
     if lock_file is not None:
         result.save_lock(lock_file)
     reports.write(result.report)
-    save_tuned(result.report, out)
+    lowering_tuner.save_tuned(result.report, out)
     result.save(out)
     if arguments.for_people:
         files = "\n".join(f"report:  {p}" for p in reports.named.values())
         click.echo(f"written: {out}\n{files}")
         if result.report.tuning:
-            click.echo(f"recipe:  {tuned_file(out)}: --recipe builds the same without timing")
+            tuned = lowering_tuner.tuned_file(out)
+            click.echo(f"recipe:  {tuned}: --recipe builds the same without timing")
         if lock_file is not None:
             click.echo(f"lock:    {lock_file}{_calibration_file(lock_file, result)}")
-
-
-def tuned_file(out: Path) -> Path:
-    """The file of a tuned build's recipe."""
-    return out.with_name(f"{out.stem}.recipe.yaml")
-
-
-def save_tuned(report: Report, out: Path) -> None:
-    """Write the recipe with the fastest lowering options, if any were timed. Raises OutputError."""
-    if report.tuning is not None:
-        text = lowering_tuner.tuned_recipe_yaml(report, report.tuning)
-        atomic_write.write_atomic(tuned_file(out), text.encode())
 
 
 def _calibration_file(lock_file: Path, result: Result) -> str:

@@ -7,7 +7,12 @@ from typing import Any
 import click
 
 from qcompile.commands import _build
-from qcompile.commands._compile_arguments import CompileArguments, build_options, metric_option
+from qcompile.commands._compile_arguments import (
+    CompileArguments,
+    build_options,
+    folder_options,
+    metric_option,
+)
 from qcompile.commands._options import (
     PATH,
     LimitOfSize,
@@ -22,7 +27,7 @@ from qcompile.commands._report_files import report_option
 @click.command("compile")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True,
-              help="File to write; a folder if MODEL is one.")  # fmt: skip
+              help="File to write; a folder if MODEL is one or is on the hub.")  # fmt: skip
 @click.option("--data", help="Calibration data: .npz, folder of .npz, text, or module:function.")
 @data_options
 @recipe_options
@@ -35,6 +40,7 @@ from qcompile.commands._report_files import report_option
               "accuracy gate: the fewest bits that keep it.")  # fmt: skip
 @click.option("--tune", is_flag=True, help="Time other lowering options here, on the data's "
               "shapes, and keep the fastest; also written to <stem>.recipe.yaml.")  # fmt: skip
+@folder_options
 @report_option
 @click.option("--lock", "lock_file", type=PATH, help="Write a lock: --recipe LOCK builds the same "
               "bytes again, without data.")  # fmt: skip
@@ -43,11 +49,13 @@ from qcompile.commands._report_files import report_option
 def compile(**given: Any) -> None:
     """Compile MODEL, an .onnx file or a folder that holds some, into a quantized one.
 
+    MODEL may also be a model's name on the Hugging Face hub.
+
     The result is compared with MODEL and timed. If it is less accurate or slower than the gates
     allow, nothing is written and the exit code is 1. If it fails an accuracy gate that was given,
     qcompile searches for the fewest tensors whose precision must be raised; --max-size searches for
-    the bits of each weight. In a folder, every .onnx file is compiled, and configuration and
-    tokenizer are copied.
+    the bits of each weight. In a folder, every .onnx file is compiled, configuration and tokenizer
+    are copied, and README.md becomes a model card with the figures.
     """
     arguments = CompileArguments(**given)
     _build.build(arguments, arguments.make_request())

@@ -39,8 +39,8 @@ def test_a_folder_becomes_one_like_it(folder: Path, text: Path) -> None:
     assert result.exit_code == 0, result.output
     out = folder.with_name("out")
     assert sorted(p.name for p in out.iterdir()) == [
-        "config.json", "model.lock.yaml", "model.onnx", "model.report.json", MANIFEST,
-        "tokenizer.json",
+        "README.md", "config.json", "model.lock.yaml", "model.onnx", "model.report.json",
+        MANIFEST, "tokenizer.json",
     ]  # fmt: skip
     for name in ("config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == (folder / name).read_bytes()

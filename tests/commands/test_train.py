@@ -63,8 +63,8 @@ def test_labels_are_learned(folder: Path, texts: Path, held_back: Path) -> None:
     assert "accuracy, trained" in result.stdout and 'id="training"' in page.read_text()
     names = sorted(p.name for p in folder.with_name("out").iterdir())
     assert names == [
-        "config.json", "model.lock.yaml", "model.onnx", "model.report.json", "qcompile.json",
-        "tokenizer.json",
+        "README.md", "config.json", "model.lock.yaml", "model.onnx", "model.report.json",
+        "qcompile.json", "tokenizer.json",
     ]  # fmt: skip
     assert not list(folder.parent.glob("*.training.pt"))  # nothing to resume from is left
 

@@ -56,7 +56,10 @@ def _destination(out: Path, source: Path) -> Path:
     try:
         place, origin = out.resolve(), source.resolve()
         if place.is_relative_to(origin) or origin.is_relative_to(place):
-            raise OutputError(f"output {str(out)!r} overlaps the input folder {str(source)!r}")
+            hint = "; only --variant adds files to it" if place == origin else ""
+            raise OutputError(
+                f"output {str(out)!r} overlaps the input folder {str(source)!r}{hint}"
+            )
         if not place.parent.is_dir():
             raise OutputError(f"output folder {str(out.parent)!r} does not exist")
         if place.exists() and not place.is_dir():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
+from qcompile.compiler.config.variants import Variant
 from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder import (
     layout,
     sentence_pooling,
+    snapshot_files,
     torch_export,
     training_task,
 )
@@ -21,8 +23,29 @@ from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data, open_data
-from qcompile.errors import DataError, ModelError, QCompileError
+from qcompile.errors import DataError, ModelError, QCompileError, RecipeError
 from qcompile.ir.model_io import read_model
+
+
+@dataclass(frozen=True)
+class CompiledFile:
+    """One file of a compiled folder. name: of the file. source: the float model's file. variant:
+    None for a file that has the float model's name."""
+
+    name: str
+    source: str
+    variant: Variant | None
+    result: Result
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One file to compile. no_data: why it is compiled without data, None with data."""
+
+    name: str
+    source: str
+    variant: Variant | None
+    no_data: str | None
 
 
 def with_models(
@@ -30,10 +53,16 @@ def with_models(
 ) -> tuple[Folder, Exported | None]:
     """The folder itself if it holds ONNX files; else one that is exported into ``scratch``.
 
-    Raises ModelError, and GateError where the exported model differs from torch.
+    ONNX Runtime refuses external data behind links, so the models of a snapshot in the hub's cache
+    get into ``scratch`` too. Raises ModelError, and GateError where the exported model differs from
+    torch.
     """
     if folder.models:
-        return folder, None
+        if layout.cache_repository(folder.path) is None:
+            return folder, None
+        copy_companions(folder, scratch)
+        snapshot_files.place_models(folder, scratch)
+        return layout.read_folder(scratch), None
     if not folder.weights and not any("pickle" in s.reason for s in folder.skipped):
         raise ModelError(
             f"folder {str(folder.path)!r} holds no .onnx file, and no .safetensors weights to "
@@ -45,21 +74,53 @@ def with_models(
     return layout.read_folder(scratch), exported
 
 
-def compile_models(folder: Folder, request: Request) -> Iterator[tuple[str, Result]]:
-    """(name, result) of each ONNX file of a folder, one at a time; ``request`` is for all of them.
+def file_names(models: Sequence[str], variants: Sequence[Variant]) -> dict[str, str]:
+    """The files that are written, each with the float model that it is made from."""
+    if not variants:
+        return {name: name for name in models}
+    return {variant.file(name): name for name in models for variant in variants}
 
-    If the data fits some files only and no mode is asked for, the others are compiled without data,
+
+def compile_models(
+    folder: Folder, request: Request, variants: Sequence[Variant] = ()
+) -> Iterator[CompiledFile]:
+    """Compile each ONNX file of a folder, one at a time; ``request`` is for all of them.
+
+    ``variants``: those that are made of each file; without, one file is, under the same name. If
+    the data fits some files only and no mode is asked for, the others are compiled without data,
     with a note in their reports. Raises what ``compile_model`` does, naming the file if there are
     several.
     """
     if request.options.training is not None:
         training_task.check_single(folder.models)
     request = _for_folder(request, folder)
+    requests = {v.name: _for_variant(request, v) for v in variants}
     unfit = _unfit(folder, request)
-    for name in folder.models:
-        if len(folder.models) > 1:
-            request.progress.step(name)
-        yield name, _compile(folder, name, request, unfit.get(name))
+    jobs = [
+        _Job(variant.file(name) if variant else name, name, variant, unfit.get(name))
+        for name in folder.models
+        for variant in (variants or (None,))
+    ]
+    for job in jobs:
+        if len(jobs) > 1:
+            request.progress.step(job.name)
+        asked = requests[job.variant.name] if job.variant else request
+        result = _compile(folder, job, asked, single=len(jobs) == 1)
+        yield CompiledFile(job.name, job.source, job.variant, result)
+
+
+def _for_variant(request: Request, variant: Variant) -> Request:
+    """The request with a variant's settings.
+
+    Raises RecipeError where the recipe, or a lock's, contradicts them.
+    """
+    recipe = variant.recipe(request.recipe)
+    if request.options.lock is not None and recipe != request.recipe:
+        raise RecipeError(
+            f"the lock is not that of variant {variant.name!r}: each variant has its own, next "
+            "to its file"
+        )
+    return replace(request, recipe=recipe, gates=variant.own_gates(request.gates))
 
 
 def _for_folder(request: Request, folder: Folder) -> Request:
@@ -100,14 +161,16 @@ def _open(path: Path, data: Data, options: CompileOptions) -> None:
     )
 
 
-def _compile(folder: Folder, name: str, request: Request, no_data: str | None) -> Result:
-    """Compile one file; ``no_data``: why it is compiled without data, None with data."""
-    where = f"{name}: " if len(folder.models) > 1 else ""
-    options = _options(folder, name, request.options)
-    request = replace(request, model=folder.path / name, name=name, options=options)
-    if no_data is not None:
-        note = Note("data-unfit", f"the data does not fit, so it was compiled without: {no_data}")
-        request = replace(request, data=None, notes=(note,))
+def _compile(folder: Folder, job: _Job, request: Request, *, single: bool) -> Result:
+    """Compile one file, the only one if ``single``."""
+    where = "" if single else f"{job.name}: "
+    options = request.options if single else _own_files(job.name, request.options)
+    if job.variant is not None:
+        options = replace(options, stem=PurePosixPath(job.name).stem)
+    request = replace(request, model=folder.path / job.source, name=job.source, options=options)
+    if job.no_data is not None:
+        text = f"the data does not fit, so it was compiled without: {job.no_data}"
+        request = replace(request, data=None, notes=(Note("data-unfit", text),))
     try:
         return compile_model(request)
     except RejectedError as e:
@@ -116,10 +179,8 @@ def _compile(folder: Folder, name: str, request: Request, no_data: str | None) -
         raise type(e)(f"{where}{e}") from e
 
 
-def _options(folder: Folder, name: str, options: CompileOptions) -> CompileOptions:
-    """If there are several files, each has its own search state and its own dump folder."""
-    if len(folder.models) == 1:
-        return options
+def _own_files(name: str, options: CompileOptions) -> CompileOptions:
+    """Options of one of several files: each has its own search state and its own dump folder."""
     flat, dumps = name.replace("/", "."), options.dump_dir
     state, bits = options.search_state, options.bits_state
     return replace(

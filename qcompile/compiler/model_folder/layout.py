@@ -8,6 +8,7 @@ reason.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from qcompile.system.json_values import Record, members
 
 MANIFEST = "qcompile.json"
 TOKENIZER = "tokenizer.json"
+_CACHED = "models--"
 _DEPTH = 3  # of nested folders: deeper than any layout in use
 _MOST = 10_000  # files
 _COMPANIONS = frozenset(
@@ -72,10 +74,12 @@ class Folder(Record):
 def read_folder(path: Path, within: Path | None = None) -> Folder:
     """Read a folder; its links must lead to places ``within``, by default the folder itself.
 
-    Raises ModelError: unreadable, over 10,000 files, a link that leads out.
+    A snapshot in the cache of the Hugging Face hub consists of links into its repository's folder
+    there, which are followed. Raises ModelError: unreadable, over 10,000 files, a link that leads
+    out.
     """
     root = path.resolve()
-    within = root if within is None else within.resolve()
+    within = (cache_repository(root) or root) if within is None else within.resolve()
     used: dict[str, list[str]] = {"model": [], "companion": [], "weights": []}
     skipped = []
     for file in _files(root):
@@ -86,7 +90,7 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
         else:
             _check_link(name, file, root, within)
             used[kind].append(name)
-    models, variants = _without_variants(used["model"])
+    models, variants = _without_variants(used["model"], bool(used["weights"]), _made(root))
     return Folder(
         path,
         tuple(models),
@@ -94,6 +98,23 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
         tuple(used["weights"]),
         tuple(sorted([*skipped, *variants], key=lambda s: s.name)),
     )
+
+
+def cache_repository(folder: Path) -> Path | None:
+    """The folder of a repository in the hub's cache, ``models--ORG--NAME``, of which this is a
+    snapshot; None for any other folder."""
+    snapshots = folder.resolve().parent
+    repository = snapshots.parent
+    is_one = snapshots.name == "snapshots" and repository.name.startswith(_CACHED)
+    return repository if is_one and (repository / "blobs").is_dir() else None
+
+
+def cached_name(folder: Path) -> str | None:
+    """The name on the hub, ORG/NAME, of a snapshot in its cache; None for any other folder."""
+    repository = cache_repository(folder)
+    if repository is None:
+        return None
+    return repository.name.removeprefix(_CACHED).replace("--", "/", 1)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -162,12 +183,35 @@ def _check_link(name: str, file: Path, root: Path, within: Path) -> None:
         raise ModelError(f"{name!r} in folder {str(root)!r} is a link to something that is no file")
 
 
-def _without_variants(names: list[str]) -> tuple[list[str], list[Skipped]]:
-    """Skip ``model_quantized.onnx`` and the like next to ``model.onnx``: it is the same model."""
-    kept, skipped = [], []
-    for name in names:
+def _made(root: Path) -> frozenset[str]:
+    """The variants that the folder's manifest lists, which may say anything."""
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    listed = found.get("variants") if isinstance(found, dict) else None
+    return frozenset(listed) if isinstance(listed, dict) else frozenset()
+
+
+def _without_variants(
+    names: list[str], has_weights: bool, made: frozenset[str]
+) -> tuple[list[str], list[Skipped]]:
+    """Skip ``model_quantized.onnx`` and the like of ``model.onnx``: it is the same model.
+
+    Those of a model at the top may be in ``onnx/``. ``made``: variants of the folder, skipped
+    unless there is nothing else to compile: no other model, and no weights to export one from.
+    """
+    others = [name for name in names if name not in made]
+    if not others and not has_weights:
+        return names, []
+    skipped = [Skipped(name, "a variant that qcompile made") for name in names if name in made]
+    kept = []
+    for name in others:
         match = _VARIANT.match(name.removesuffix(".onnx"))
-        if match and (original := f"{match[1]}.onnx") in names:
+        stem = "" if match is None else match[1]
+        originals = (f"{stem}.onnx", f"{stem.removeprefix('onnx/')}.onnx")
+        original = next((o for o in originals if match and o in names), None)
+        if original is not None:
             skipped.append(Skipped(name, f"a converted version of {original}"))
         else:
             kept.append(name)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -79,14 +79,27 @@ class Exported(Record):
 
 
 @dataclass(frozen=True)
+class VariantFile:
+    """A file that has another name than the float model."""
+
+    variant: str
+    float: Annotated[str, "the float model's file"]
+    purpose: str
+
+
+@dataclass(frozen=True)
 class FolderAccount(Record):
-    """The inputs of a folder that was compiled; ``exported`` if it had no ONNX file."""
+    """The inputs of a folder that was compiled; ``exported`` if it had no ONNX file.
+
+    ``variants``: by file; None if none was asked for.
+    """
 
     source: str
     folder: Folder
     exported: Exported | None
+    variants: Annotated[dict[str, VariantFile] | None, "what each file is"] = None
 
-    JSON = members("source **folder export=exported?")
+    JSON = members("source **folder export=exported? variants?")
 
 
 @dataclass(frozen=True)

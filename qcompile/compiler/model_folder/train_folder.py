@@ -79,5 +79,5 @@ def _trained(model: Path, request: Request) -> Result:
         return compile_model(training_task.with_task(request, request.options.tokenizer))
     with tempfile.TemporaryDirectory() as scratch:
         folder, _ = with_models(layout.read_folder(model), Path(scratch), request.progress)
-        ((_, result),) = compile_models(folder, request)
-        return result
+        (compiled,) = compile_models(folder, request)
+        return compiled.result

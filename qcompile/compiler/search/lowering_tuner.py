@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from qcompile.compiler.config import lowering_options
 from qcompile.compiler.config import recipe as recipes
@@ -24,6 +25,7 @@ from qcompile.data.feeds import Feed
 from qcompile.ir import Refusal
 from qcompile.ir.printer import dump
 from qcompile.runtime import latency
+from qcompile.system import atomic_write
 from qcompile.targets.target import LoweringOption
 
 # A choice must be at least one percent faster: less is not worth a special recipe.
@@ -127,6 +129,18 @@ def tuned_recipe_yaml(report: Report, tuning: TuningAccount) -> str:
     }
     heading = (f"tuned for {report.source} on {where}", f"shapes: {shapes}")
     return recipes.recipe_yaml(report.recipe, heading, kept)
+
+
+def tuned_file(model: Path) -> Path:
+    """The file of a tuned build's recipe."""
+    return model.with_name(f"{model.stem}.recipe.yaml")
+
+
+def save_tuned(report: Report, model: Path) -> None:
+    """Write the recipe with the fastest lowering options, if any were timed. Raises OutputError."""
+    if report.tuning is not None:
+        text = tuned_recipe_yaml(report, report.tuning)
+        atomic_write.write_atomic(tuned_file(model), text.encode())
 
 
 def describe_trial(trial: Trial) -> str:

@@ -45,7 +45,7 @@ def test_its_links_may_not_leave_the_repository(cache: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("cache")
 def test_what_is_not_there() -> None:
-    with pytest.raises(ModelError, match="'some/other' is not a folder, and cannot be downloaded"):
+    with pytest.raises(ModelError, match="'some/other' is neither a file nor a folder here"):
         hub.fetch_folder("some/other", None)
 
 

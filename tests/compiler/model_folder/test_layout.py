@@ -137,3 +137,23 @@ def test_a_folder_of_everything_is_refused(tmp_path: Path, monkeypatch: pytest.M
         layout.read_folder(fill(tmp_path, "a", "b", "c", "d"))
     with pytest.raises(ModelError, match="cannot be read"):
         layout.read_folder(tmp_path / "a")
+
+
+def test_variants_of_a_model_that_is_exported(tmp_path: Path) -> None:
+    """Where torch weights are the float model, files made of it are no input."""
+    names = ("model.safetensors", "onnx/model_q4.onnx", "onnx/other.onnx")
+    for name in names[:2]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    manifest = tmp_path / layout.MANIFEST
+    for text in ("", "[]", '{"variants": []}', '{"variants": {}}', '{"variants": {"other": {}}}'):
+        manifest.write_text(text)
+        assert layout.read_folder(tmp_path).models == ("onnx/model_q4.onnx",)
+    manifest.write_text('{"variants": {"onnx/model_q4.onnx": {}}}')
+    found = layout.read_folder(tmp_path)
+    assert found.models == () and found.passed_over["onnx/model_q4.onnx"].startswith("a variant")
+    (tmp_path / names[2]).touch()  # a model of its own
+    assert layout.read_folder(tmp_path).models == (names[2],)
+    (tmp_path / names[2]).unlink()
+    (tmp_path / "model.safetensors").unlink()
+    assert layout.read_folder(tmp_path).models == ("onnx/model_q4.onnx",)
