@@ -5,6 +5,9 @@ here: a model in torch and in ONNX Runtime. They add floats in another order. In
 changes results by rounding alone. In a quantized one, a value that lies on the boundary between two
 integers becomes one or the other, and what reads it differs by a whole step, so the largest
 difference of any sample says little; that is why the limit is on the root mean square (RMS).
+
+Nor can every decision (argmax) be the same: where two outputs are closer to each other than
+rounding moves them, either may be the larger one. Where they are further apart, it must be.
 """
 
 from __future__ import annotations
@@ -36,16 +39,27 @@ class Agreement:
     largest: Annotated[Unbounded, "largest difference, over the outputs' RMS"]
     rms: Annotated[Unbounded, "RMS of the differences, over the outputs' RMS"]
     limit: Annotated[float, "of rms: what rounding explains"]
+    margin: Annotated[
+        Unbounded,
+        "over the outputs' RMS: largest value by which an expected argmax is above the one found",
+    ] = 0.0
+    margin_limit: Annotated[
+        float | None, "of margin: what rounding explains; null: not limited"
+    ] = None
 
     @property
     def holds(self) -> bool:
         """False also where a value is not a number."""
-        return self.rms <= self.limit
+        is_decided = self.margin_limit is None or self.margin <= self.margin_limit
+        return self.rms <= self.limit and is_decided
 
     def __str__(self) -> str:
+        others = ""
+        if self.argmax_equal < self.decisions and self.margin_limit is not None:
+            others = f", in others by {self.margin:.1e} (limit {self.margin_limit:.1e})"
         return (
             f"differ by {self.rms:.1e} of their size (limit {self.limit:.1e}), {self.largest:.1e} "
-            f"at most; the same argmax in {self.argmax_equal} of {self.decisions}"
+            f"at most; the same argmax in {self.argmax_equal} of {self.decisions}{others}"
         )
 
 
@@ -55,6 +69,7 @@ class _Sums:
     decisions: int = 0
     equal: int = 0
     largest: float = 0.0
+    margin: float = 0.0
     noise: float = 0.0
     signal: float = 0.0
     values: int = 0
@@ -75,7 +90,15 @@ def agree(runs: Iterable[Run], limit: float) -> Agreement:
                 _add(sums, *(_real(a, real) for a in (values, found[name])))
     size = float(np.sqrt(sums.signal / max(sums.values, 1))) or 1.0
     rms = float(np.sqrt(sums.noise / max(sums.values, 1))) / size
-    return Agreement(sums.samples, sums.decisions, sums.equal, sums.largest / size, rms, limit)
+    return Agreement(
+        sums.samples,
+        sums.decisions,
+        sums.equal,
+        sums.largest / size,
+        rms,
+        limit,
+        sums.margin / size,
+    )
 
 
 def _real(values: Array, mask: Array | None) -> Array:
@@ -98,3 +121,10 @@ def _add(sums: _Sums, expected: Array, found: Array) -> None:
         same = expected.argmax(axis=-1) == found.argmax(axis=-1)
         sums.decisions += same.size
         sums.equal += int(same.sum())
+        sums.margin = max(sums.margin, _margin(expected[~same], found[~same]))
+
+
+def _margin(expected: Array, found: Array) -> float:
+    """The largest value by which an expected argmax is above the one found; rows of outputs."""
+    chosen = np.take_along_axis(expected, found.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    return float((expected.max(axis=-1) - chosen).max(initial=0.0))

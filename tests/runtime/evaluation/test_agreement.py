@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,18 @@ def test_decisions_are_counted() -> None:
     assert (found.argmax_equal, found.decisions) == (1, 3)  # that of equal numbers stays
     single = agree(runs(EXPECTED[:, :1], EXPECTED[:, :1]), LIMIT)
     assert single.decisions == 0 and single.holds
+
+
+def test_another_decision_holds_within_its_limit_alone() -> None:
+    off = EXPECTED.copy()
+    off[0] = 2.0, 1.9  # expected: 1.0, 2.0
+    size = np.sqrt(np.mean(np.square(EXPECTED)))
+    found = replace(agree(runs(off), LIMIT), limit=1.0)
+    assert found.argmax_equal == 2 and found.margin == pytest.approx(1.0 / size)
+    assert found.holds and "in others" not in str(found)
+    assert replace(found, margin_limit=0.7).holds
+    closer = replace(found, margin_limit=0.6)
+    assert not closer.holds and "in others by 6.3e-01 (limit 6.0e-01)" in str(closer)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
