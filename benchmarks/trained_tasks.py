@@ -35,18 +35,26 @@ from qcompile import Options, QCompileError, TrainingOptions
 
 @dataclass(frozen=True)
 class Setting:
-    """A column of quantizers: a target and the bits of weights and of the token table."""
+    """A row of the table: a target, the bits of weights and token table, and what is learned.
+
+    distill: from the float model's answers, without labels.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    distill: bool = False
 
 
 SETTINGS = (
     Setting("qdq W8A8", {"target": "qdq"}),
     Setting("qdq W4A8 E4", {"target": "qdq", "weight_bits": 4, "embedding_bits": 4}),
     Setting("qdq W4A8 E2", {"target": "qdq", "weight_bits": 4, "embedding_bits": 2}),
-    Setting("qdq W2A8 E2", {"target": "qdq", "weight_bits": 2, "embedding_bits": 2}),
+    Setting(
+        "qdq W2A8 E2",
+        {"target": "qdq", "weight_bits": 2, "embedding_bits": 2, "weight_block": 0},
+    ),
     Setting("cpu W8A8", {"target": "cpu"}),
+    Setting("cpu W8A8, distilled", {"target": "cpu"}, distill=True),
     Setting("cpu W4A8 E4", {"target": "cpu", "weight_bits": 4, "embedding_bits": 4}),
 )
 
@@ -75,7 +83,17 @@ def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, cod
     """Train, or read what an earlier run has found."""
     task = read_task(folder)
     model = folder / "model.onnx"
-    key = digest([task.name, setting.settings, seed, args.epochs, model.stat().st_size, code])
+    key = digest(
+        [
+            task.name,
+            setting.settings,
+            setting.distill,
+            seed,
+            args.epochs,
+            model.stat().st_size,
+            code,
+        ]
+    )
     note, state = args.work / f"{key}.json", args.work / f"{key}.pt"
     if note.is_file():
         return Run(**json.loads(note.read_text()))
@@ -83,6 +101,7 @@ def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, cod
     training = TrainingOptions(
         data / "train.jsonl",
         data / f"{task.split}.jsonl",
+        distill=setting.distill,
         epochs=args.epochs,
         max_drop=None,
         state=state,

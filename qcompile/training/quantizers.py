@@ -51,10 +51,6 @@ class Quantizers(nn.Module):
             if isinstance(item.quantizer, WeightQuantizer):
                 yield item.quantizer
 
-    def latent_weights(self) -> list[nn.Parameter]:
-        """The float weights behind quantized ones: trained as any other weight is."""
-        return [quantizer.latent for quantizer in self.weights()]
-
     def range_parameters(self) -> list[nn.Parameter]:
         """Changes of scales and zero points: relative numbers, to be trained at their own rate."""
         found = [q.scale.change for q in self.weights()]

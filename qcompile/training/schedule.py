@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from qcompile.errors import TrainingError
 
+_USUAL_BITS = 4  # and more: the rate is that of fine-tuning a float model
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -16,7 +18,8 @@ class Schedule:
         steps: batches, in place of epochs.
         seconds: time after which training finishes early, evaluation included. The rates follow
             the share of time then, if it is larger than that of steps, so results vary.
-        weight_rate: the highest learning rate of weights and other constants.
+        weight_rate: the highest learning rate of weights and other constants; ``rate_factor`` of it
+            for quantized weights.
         range_rate: the highest learning rate of ranges: logarithms of scales, and zero points.
         warmup: share of the steps in which the rates rise from zero; then they fall to zero.
         clip: the largest norm of all gradients; longer ones are shortened.
@@ -31,7 +34,7 @@ class Schedule:
     epochs: float = 3.0
     steps: int | None = None
     seconds: float | None = None
-    weight_rate: float = 1e-4
+    weight_rate: float = 2.5e-5
     range_rate: float = 1e-3
     warmup: float = 0.1
     clip: float = 1.0
@@ -66,3 +69,12 @@ class Schedule:
         if progress < self.warmup:
             return progress / self.warmup
         return max(0.0, 1 - progress) / (1 - self.warmup)
+
+
+def rate_factor(bits: int) -> int:
+    """How much faster a weight of few bits is trained.
+
+    Each bit less doubles the step between two integers, and with it the way to the next one. With
+    the rate that weights of 2 bits need, those of 4 bits lose what calibration has found.
+    """
+    return int(2 ** max(0, _USUAL_BITS - bits))

@@ -48,6 +48,7 @@ class Trainee:
         ranges: parameters trained with the rate of ranges, by name.
         quantizers: a module that holds parameters outside of ``student``, to be moved to the
             device.
+        factors: of the rate of weights, by name; 1 for those that are not in it.
     """
 
     student: nn.Module
@@ -55,6 +56,7 @@ class Trainee:
     weights: Mapping[str, nn.Parameter]
     ranges: Mapping[str, nn.Parameter]
     quantizers: nn.Module | None = None
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All trained parameters. Raises TrainingError where there are none."""
@@ -209,13 +211,17 @@ class _Loop:
         self.is_saved = False
 
     def _optimizer(self) -> torch.optim.AdamW:
-        weights, ranges = self.trainee.weights.values(), self.trainee.ranges.values()
-        decay = self.schedule.weight_decay
-        groups: list[dict[str, Any]] = [
-            {"params": list(weights), "lr": 0.0, "weight_decay": decay},
-            {"params": list(ranges), "lr": 0.0, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+        """One group of parameters for each rate."""
+        schedule, of = self.schedule, self.trainee
+        groups: list[dict[str, Any]] = []
+        for factor in sorted({of.factors.get(name, 1) for name in of.weights}):
+            own = [p for name, p in of.weights.items() if of.factors.get(name, 1) == factor]
+            rate, decay = factor * schedule.weight_rate, schedule.weight_decay
+            groups.append({"params": own, "highest": rate, "weight_decay": decay})
+        if of.ranges:
+            ranges = list(of.ranges.values())
+            groups.append({"params": ranges, "highest": schedule.range_rate, "weight_decay": 0.0})
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
     def run(self) -> None:
         """Train until the last step or the time limit."""
@@ -304,10 +310,8 @@ class _Loop:
         if self.schedule.seconds is not None:
             done = max(done, self._time_used() / self.schedule.seconds)
         share = self.factor * self.schedule.share_of_rate(done)
-        rates = [self.schedule.weight_rate] if self.trainee.weights else []
-        rates += [self.schedule.range_rate] if self.trainee.ranges else []
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = share * rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * group["highest"]
 
     def _elapsed(self) -> float:
         """Seconds of this run and those that it continues."""

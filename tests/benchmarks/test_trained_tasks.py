@@ -44,7 +44,10 @@ def test_a_line_has_means_over_seeds() -> None:
 
 
 def test_settings_by_name() -> None:
-    assert [s.name for s in trained_tasks.chosen(["cpu*"])] == ["cpu W8A8", "cpu W4A8 E4"]
+    assert [s.name for s in trained_tasks.chosen(["cpu W8*"])] == [
+        "cpu W8A8",
+        "cpu W8A8, distilled",
+    ]
     with pytest.raises(SystemExit):
         trained_tasks.chosen(["gpu*"])
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qcompile.errors import TrainingError
-from qcompile.training.schedule import Schedule
+from qcompile.training.schedule import Schedule, rate_factor
 
 
 def test_rates_rise_and_fall() -> None:
@@ -37,3 +37,7 @@ def test_lengths() -> None:
 def test_values_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match="expected"):
         Schedule(**wrong)
+
+
+def test_steps_of_fewer_bits_are_larger() -> None:
+    assert [rate_factor(bits) for bits in (16, 8, 5, 4, 3, 2)] == [1, 1, 1, 1, 2, 4]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -249,3 +250,13 @@ def test_a_batch_of_long_texts_in_parts_has_the_same_gradients(
     parts, _ = run(tmp_path, objective=LABELS_ALONE)
     losses = [[point.loss or 0 for point in found.curve] for found in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32 sums in another order
+
+
+def test_weights_of_few_bits_have_a_rate_of_their_own(tmp_path: Path) -> None:
+    """Adam's first step is as large as the rate: so it shows which rate a parameter has."""
+    of = replace(trainee(), factors={"weight": 4})
+    schedule = replace(SCHEDULE, epochs=9, steps=1, warmup=0, evaluations=0)
+    before = values(of)
+    _, after = run(tmp_path, of=of, schedule=schedule, objective=LABELS_ALONE)
+    moved = {name: np.abs(np.subtract(v, before[name])).max() for name, v in values(after).items()}
+    assert moved["weight weight"] == pytest.approx(4 * moved["weight table"], rel=0.01)

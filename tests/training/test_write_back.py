@@ -167,7 +167,7 @@ def train(module: TorchGraph, quantizers: Quantizers) -> None:
     with torch.no_grad():
         for parameter in quantizers.range_parameters():
             parameter.add_(0.02 * noise(parameter))
-        for latent in quantizers.latent_weights():
+        for latent in (q.latent for q in quantizers.weights()):
             latent.add_(0.05 * latent.std() * noise(latent))
         for name in module.names():
             parameter = module.parameter(name)
@@ -356,7 +356,7 @@ def test_all_that_is_learned_gets_gradients(name: str) -> None:
     for feed in case.feeds():
         made = module({k: torch.from_numpy(v) for k, v in feed.items()})
         next(iter(made.values())).square().sum().backward()
-    for parameter in (*quantizers.range_parameters(), *quantizers.latent_weights()):
+    for parameter in (*quantizers.range_parameters(), *(q.latent for q in quantizers.weights())):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
     changes = [q.scale.change for q in quantizers.activations()]
     changes += [q.scale.change for q in quantizers.weights()]
@@ -381,7 +381,7 @@ def test_ranges_are_frozen_and_learned_again() -> None:
     assert quantizers.fixed and count > 0
     quantizers.learn_ranges(False)
     assert quantizers.range_parameters() == []
-    assert all(latent.requires_grad for latent in quantizers.latent_weights())
+    assert all(latent.requires_grad for latent in (q.latent for q in quantizers.weights()))
     quantizers.learn_ranges(True)
     assert len(quantizers.range_parameters()) == count
 
@@ -450,7 +450,7 @@ def test_stacked_weights_are_written_in_their_own_shape() -> None:
     quantizers = slots_of(graph, ctx)
     assert set(quantizers.slots) == {Use(graph.nodes[0].name, 1), Use(graph.nodes[0].name, 2)}
     with torch.no_grad():
-        for latent in quantizers.latent_weights():
+        for latent in (q.latent for q in quantizers.weights()):
             latent.mul_(1.1)
     others = TorchGraph(parse("g (float[N] x) => (float[N] y) { y = Relu(x) }"))
     write_back(graph, ctx, others, quantizers)

@@ -104,7 +104,8 @@ class TrainingOptions:
         epochs: passes over the data; None is 3, or as many as ``steps`` or ``seconds`` last.
         steps: most steps of the optimizer.
         seconds: most time.
-        learning_rate: of weights and biases, at its peak; None is the objective's own.
+        learning_rate: of weights and biases, at its peak, twice that for weights of 3 bits, four
+            times for 2 bits; None is 2.5e-5.
         range_rate: of the logarithms of scales.
         batch_size: texts in a step.
         max_drop: points that the metric may lose against the float model; None for any.

@@ -325,9 +325,12 @@ def _trainee(
     graph: Graph, module: TorchGraph, teacher: TorchGraph, quantizers: Quantizers
 ) -> Trainee:
     """All that is learned: float weights behind quantized ones, other constants, ranges."""
+    from qcompile.training.schedule import rate_factor
     from qcompile.training.training_loop import Trainee
 
-    weights = {f"latent {i}": p for i, p in enumerate(quantizers.latent_weights())}
+    latent = {f"latent {i}": q for i, q in enumerate(quantizers.weights())}
+    factors = {name: rate_factor(q.spec.bits) for name, q in latent.items()}
+    weights = {name: q.latent for name, q in latent.items()}
     quantized = set(quantizers.slots)
     for name, constant in graph.constants().items():
         if name in module.names() and module.parameter(name).requires_grad:
@@ -335,7 +338,7 @@ def _trainee(
             if not slots <= quantized:
                 weights[name] = module.parameter(name)
     ranges = {str(i): p for i, p in enumerate(quantizers.range_parameters())}
-    return Trainee(module, teacher, weights, ranges, quantizers)
+    return Trainee(module, teacher, weights, ranges, quantizers, factors)
 
 
 def _fit(
