@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "training.labelled",
         "training.operators",
     ),
-    ("compiler.config", "training"),
+    ("compiler.config", "training", "training.loop"),
     ("compiler.report",),
     ("compiler.stages",),
     ("compiler.search",),

@@ -16,9 +16,9 @@ from qcompile.data.feeds import InputSpec
 from qcompile.data.tokenizer import TextTokenizer
 from qcompile.training.labelled.labelled_data import LabelledData
 from qcompile.training.labelled.task import Task
-from qcompile.training.objectives import Distillation, Objective
-from qcompile.training.schedule import Schedule
-from qcompile.training.training_loop import Trained, Trainee, train
+from qcompile.training.loop.objectives import Distillation, Objective
+from qcompile.training.loop.schedule import Schedule
+from qcompile.training.loop.training_loop import Trained, Trainee, train
 
 INPUTS = tuple(
     InputSpec(name, np.dtype(np.int64), ("batch", "seq"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qcompile.errors import OutputError, TrainingError
-from qcompile.training import checkpoint
+from qcompile.training.loop import checkpoint
 
 RUN = {"data": "1", "graph": "2"}
 STATE = {"step": 3, "values": {"w": torch.arange(1000.0)}}

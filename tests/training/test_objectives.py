@@ -11,7 +11,7 @@ import torch
 from qcompile.errors import TrainingError
 from qcompile.training.labelled.labelled_data import Batch
 from qcompile.training.labelled.task import IGNORED, Kind, Task
-from qcompile.training.objectives import (
+from qcompile.training.loop.objectives import (
     Distillation,
     Objective,
     TensorBatch,

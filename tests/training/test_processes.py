@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qcompile.errors import TrainingError
-from qcompile.training.processes import Processes, joined
+from qcompile.training.loop.processes import Processes, joined
 from tests.training.small_run import LABELS_ALONE, run, values
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qcompile.errors import TrainingError
-from qcompile.training.schedule import Schedule, rate_factor
+from qcompile.training.loop.schedule import Schedule, rate_factor
 
 
 def test_rates_rise_and_fall() -> None:

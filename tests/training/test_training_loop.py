@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from qcompile.errors import OutputError, TrainingError
-from qcompile.training import checkpoint, training_loop
 from qcompile.training.labelled.metrics import Score
-from qcompile.training.objectives import Distillation, Objective
-from qcompile.training.training_loop import Trainee
+from qcompile.training.loop import checkpoint, training_loop
+from qcompile.training.loop.objectives import Distillation, Objective
+from qcompile.training.loop.training_loop import Trainee
 from tests.training.small_run import (
     CLASSES,
     LABELS_ALONE,

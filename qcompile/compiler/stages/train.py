@@ -50,12 +50,12 @@ from qcompile.system.temporary_folder import TemporaryFolder
 if TYPE_CHECKING:
     from qcompile.training.labelled.labelled_data import Batch, LabelledData
     from qcompile.training.labelled.task import Task
-    from qcompile.training.objectives import Objective
+    from qcompile.training.loop.objectives import Objective
+    from qcompile.training.loop.schedule import Schedule
+    from qcompile.training.loop.training_loop import Trained as Outcome
+    from qcompile.training.loop.training_loop import Trainee
     from qcompile.training.quantizers import Quantizers
-    from qcompile.training.schedule import Schedule
     from qcompile.training.torch_graph import TorchGraph
-    from qcompile.training.training_loop import Trained as Outcome
-    from qcompile.training.training_loop import Trainee
 
 INSTALL = "pip install -e '.[train]' in a checkout"
 MODES = ("static", "weight-only")
@@ -310,7 +310,7 @@ def _objective(texts: _Texts, graph: Graph, float_graph: Graph) -> Objective:
     The hidden states are the results of normalizations: a layer reads and writes nothing else that
     every architecture has. Those that a transform scales have other names then, and are left out.
     """
-    from qcompile.training.objectives import Distillation, Objective
+    from qcompile.training.loop.objectives import Distillation, Objective
 
     both = set(_normalized(graph)) & set(_normalized(float_graph))
     pairs = tuple((name, name) for name in _normalized(graph) if name in both)
@@ -325,8 +325,8 @@ def _trainee(
     graph: Graph, module: TorchGraph, teacher: TorchGraph, quantizers: Quantizers
 ) -> Trainee:
     """All that is learned: float weights behind quantized ones, other constants, ranges."""
-    from qcompile.training.schedule import rate_factor
-    from qcompile.training.training_loop import Trainee
+    from qcompile.training.loop.schedule import rate_factor
+    from qcompile.training.loop.training_loop import Trainee
 
     latent = {f"latent {i}": q for i, q in enumerate(quantizers.weights())}
     factors = {name: rate_factor(q.spec.bits) for name, q in latent.items()}
@@ -349,7 +349,7 @@ def _fit(
     evaluation: LabelledData,
     objective: Objective,
 ) -> Outcome:
-    from qcompile.training.training_loop import train as fit
+    from qcompile.training.loop.training_loop import train as fit
 
     options = prepared.options.training
     assert options is not None
@@ -368,7 +368,7 @@ def _fit(
 
 
 def _schedule(prepared: Prepared, steps_per_epoch: int) -> Schedule:
-    from qcompile.training.schedule import Schedule
+    from qcompile.training.loop.schedule import Schedule
 
     options, usual = prepared.options.training, Schedule()
     assert options is not None

@@ -11,7 +11,7 @@ from torch import nn
 from qcompile.quant import Array
 from qcompile.training.labelled.labelled_data import LabelledData
 from qcompile.training.labelled.metrics import Meter, Score
-from qcompile.training.objectives import TensorBatch
+from qcompile.training.loop.objectives import TensorBatch
 
 
 class Progress(Protocol):

@@ -23,13 +23,13 @@ from torch import nn
 from qcompile.errors import OutputError, TrainingError
 from qcompile.system.atomic_write import check_writable
 from qcompile.system.interrupts import deferred_interrupts
-from qcompile.training import checkpoint
-from qcompile.training.evaluation import Progress, Silent, evaluate
 from qcompile.training.labelled.labelled_data import Batch, LabelledData
 from qcompile.training.labelled.metrics import Score
-from qcompile.training.objectives import Objective, TensorBatch
-from qcompile.training.processes import Processes, joined
-from qcompile.training.schedule import Schedule
+from qcompile.training.loop import checkpoint
+from qcompile.training.loop.evaluation import Progress, Silent, evaluate
+from qcompile.training.loop.objectives import Objective, TensorBatch
+from qcompile.training.loop.processes import Processes, joined
+from qcompile.training.loop.schedule import Schedule
 
 _MOST_SKIPPED = 5  # steps in a row without a finite loss, after which training has failed
 _LOWERED = 0.5  # factor of the rates after such a step

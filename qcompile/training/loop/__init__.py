@@ -1,0 +1,1 @@
+"""The training loop: batches, gradients, rates, evaluations, checkpoints, several processes."""
