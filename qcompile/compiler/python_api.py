@@ -202,6 +202,7 @@ def verify(
     samples: int | None = None,
     batch_size: int | None = None,
     max_length: int | None = None,
+    text_columns: Sequence[str] = (),
     isa: str = "",
     pooling: PoolingKind | None = None,
     normalize: bool = False,
@@ -236,6 +237,7 @@ def verify(
             samples=samples,
             batch_size=batch_size,
             max_length=max_length,
+            text_columns=text_columns,
             takes=trial_run(lambda: read_model.runnable(reference)),
         )
         models = compared_models(find_selection(graph), reference, candidate)
@@ -285,6 +287,11 @@ def bench(
     streams: int | None = None,
     arrival: float | None = None,
     seed: int = 0,
+    tokenizer: str | Path | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    text_columns: Sequence[str] = (),
 ) -> Comparison:
     """Time models in alternating rounds on random inputs, or on the first feed of ``data``.
 
@@ -308,7 +315,16 @@ def bench(
     labelled = [(_label(m, i), read_model.runnable(m)) for i, m in enumerate(models)]
     with custom_operators(custom_ops):
         if data is not None:
-            read = iter(open_data(data, input_specs(graph)))
+            read = open_data(
+                data,
+                input_specs(graph),
+                tokenizer=tokenizer,
+                samples=samples,
+                batch_size=batch_size,
+                max_length=max_length,
+                text_columns=text_columns,
+                takes=trial_run(lambda: read_model.runnable(models[0])),
+            )
             feeds = list(islice(read, 1 if load is None else MOST_FEEDS))
         else:
             feeds = made_up_feeds(graph, labelled[0][1], dims or {}, shapes=shapes_of)

@@ -11,7 +11,11 @@ from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
 from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder import layout, training_task
-from qcompile.compiler.model_folder.compile_folder import compile_models, with_models
+from qcompile.compiler.model_folder.compile_folder import (
+    check_before_export,
+    compile_models,
+    with_models,
+)
 from qcompile.compiler.stages.options import (
     CompileOptions,
     Progress,
@@ -78,6 +82,8 @@ def _trained(model: Path, request: Request) -> Result:
     if not model.is_dir():
         return compile_model(training_task.with_task(request, request.options.tokenizer))
     with tempfile.TemporaryDirectory() as scratch:
-        folder, _ = with_models(layout.read_folder(model), Path(scratch), request.progress)
+        given = layout.read_folder(model)
+        check_before_export(given, request)
+        folder, _ = with_models(given, Path(scratch), request.progress)
         (compiled,) = compile_models(folder, request)
         return compiled.result

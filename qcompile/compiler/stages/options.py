@@ -134,6 +134,8 @@ class CompileOptions:
         samples: the most samples to read; None is all, of text 256.
         batch_size: samples per batch of text or .npz; None is 8.
         max_length: the most tokens of a text; None is the tokenizer's own limit, 128 at most.
+        text_columns: names of the columns with the text, or with the pair; empty for ``text``, or
+            ``text_a`` and ``text_b``.
         max_memory: bytes that the process may use in addition to its libraries (about 300 MB).
         threads: of ONNX Runtime; 0 is one per core.
         verify: compare the result with the float model.
@@ -163,6 +165,7 @@ class CompileOptions:
     samples: int | None = None
     batch_size: int | None = None
     max_length: int | None = None
+    text_columns: tuple[str, ...] = ()
     max_memory: int | None = None
     threads: int = 0
     verify: bool = True
