@@ -156,12 +156,13 @@ def _texts_or_feeds(
         return table.rows(), data
     if isinstance(data, Mapping):
         if data and all(table_of(part) for part in data.values()):
-            raise DataError(f"data is several tables, expected one of {', '.join(map(str, data))}")
+            names = ", ".join(map(str, data))
+            raise DataError(f"data is a dict of tables, expected one of them: {names}")
         return None, data
     if not isinstance(data, Iterable) or isinstance(data, bytes):
         return None, data
     first, items = peek(data)
-    return (items if is_text(first, inputs) else None), items
+    return (items if columns or is_text(first, inputs) else None), items
 
 
 def _sampled(

@@ -56,14 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[UNK]",
         "[CLS]",
         "[SEP]",
-        "the",
-        "cat",
-        "dog",
-        "sat",
-        "on",
-        "a",
-        "ran",
-        "far",
+        *["the", "cat", "dog", "sat", "on", "a", "ran", "far"],
     ]
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -183,10 +176,11 @@ def test_a_fixed_batch_is_filled_by_repeating_rows() -> None:
         (Frame(q=["a"]), (), r"has the columns q, expected a column for each input .* or text"),
         (Frame(text=[]), (), "holds no rows"),
         (Dataset(["a"]), ("q",), "no column 'q'"),
-        ({"train": Frame(a=[1]), "test": Frame(a=[2])}, (), "several tables, .* train, test"),
+        ({"train": Frame(a=[1]), "test": Frame(a=[2])}, (), "dict of tables, .* train, test"),
         (TEXTS, ("a", "b", "c"), "text columns a, b, c: expected one name, or two"),
         (TEXTS, ("a", "a"), "text columns a, a: expected"),
-        ([{"x": 1}], ("q",), "data yields feeds, which has no text column 'q'"),
+        ({"x": 1}, ("q",), "data yields feeds, which has no text column 'q'"),
+        ([{"x": 1}], ("q",), "row 0: no field 'q'; found x"),
         (b"text", (), "data is bytes, expected an iterable of feeds"),
     ],
 )
@@ -206,7 +200,7 @@ def test_rows_of_a_dataset_that_are_no_dicts(folder: Path) -> None:
 
 
 def test_text_needs_a_tokenizer() -> None:
-    with pytest.raises(DataError, match="^data is text and needs a tokenizer"):
+    with pytest.raises(DataError, match=r"^data is text and needs a tokenizer"):
         opened(TEXTS, None)
 
 
@@ -237,7 +231,7 @@ def test_a_source_that_fails_at_once_is_one_line() -> None:
         raise OSError("gone\naway")
         yield ""
 
-    with pytest.raises(DataError, match="data failed after 0 feeds: OSError: gone$"):
+    with pytest.raises(DataError, match=r"data failed after 0 feeds: OSError: gone$"):
         opened(broken(), None)
 
 
@@ -261,7 +255,7 @@ def test_files_without_columns(folder: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.ones((1, 1), np.float32))
     with pytest.raises(DataError, match=r"t.txt has no columns, which --text-columns names"):
         opened(tmp_path / "t.txt", folder, "q")
-    with pytest.raises(DataError, match="x.npz' is no text, which has no text column 'q'"):
+    with pytest.raises(DataError, match=r"x.npz' is no text, which has no text column 'q'"):
         opened(tmp_path / "x.npz", folder, "q", inputs=[X])
 
 

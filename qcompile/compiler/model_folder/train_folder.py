@@ -16,11 +16,11 @@ from qcompile.compiler.model_folder.compile_folder import (
     compile_models,
     with_models,
 )
+from qcompile.compiler.progress import Callback, shown_progress
 from qcompile.compiler.stages.options import (
     CompileOptions,
     Progress,
     Request,
-    Silent,
     TrainingOptions,
 )
 from qcompile.compiler.stages.result import Result
@@ -42,7 +42,7 @@ def train(
     gates: Gates | None = None,
     options: CompileOptions | None = None,
     custom_ops: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Progress | Callback | None = None,
 ) -> Result:
     """Train a model with the target's quantizers in the loop, and compile it.
 
@@ -70,10 +70,9 @@ def train(
         recipe=merge_settings(lockfile.recipe_of(recipe), settings, "train()"),
         gates=gates or (Gates() if training.distill else Gates().without_defaults()),
         options=replace(options or CompileOptions(), training=training),
-        progress=progress or Silent(),
     )
-    with custom_operators(custom_ops):
-        result = _trained(Path(model), request)
+    with custom_operators(custom_ops), shown_progress(progress) as shown:
+        result = _trained(Path(model), replace(request, progress=shown))
     request.options.forget()
     return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe
@@ -18,8 +18,9 @@ from qcompile.system.byte_sizes import parse_bytes
 from qcompile.system.resume_cache import Cache
 
 
+@runtime_checkable
 class Progress(Protocol):
-    """What the command line shows of long work."""
+    """What is shown of long work."""
 
     def step(self, name: str, total: int | None = None) -> None:
         """A new step begins; ``total`` units, None where unknown."""
