@@ -51,13 +51,8 @@ class Dataset:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer by words, with two special tokens around a text and three around a pair."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *["the", "cat", "dog", "sat", "on", "a", "ran", "far"],
-    ]
+    text = "[PAD] [UNK] [CLS] [SEP] the cat dog sat on a ran far"
+    words = text.split()
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
