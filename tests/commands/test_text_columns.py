@@ -42,7 +42,7 @@ def test_every_command_takes_columns(folder: Path, pairs: Path, tmp_path: Path) 
 
 
 def test_columns_that_are_missing_are_named(folder: Path, pairs: Path, tmp_path: Path) -> None:
-    def compiled(*columns: str) -> object:
+    def compiled(*columns: str) -> tuple[object, ...]:
         return ("compile", folder, "-o", tmp_path / "out", "--data", pairs, *columns, *QUICK)
 
     assert_one_line(run(*compiled()), 2, "line 2: no field 'text'", "found id, question, passage")
