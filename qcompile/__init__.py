@@ -5,7 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from qcompile.errors import QCompileError
+from qcompile.errors import (
+    DataError,
+    GateError,
+    InvariantError,
+    ModelError,
+    OutputError,
+    PassError,
+    QCompileError,
+    RecipeError,
+    ReportError,
+    TargetError,
+    TrainingError,
+)
 
 if TYPE_CHECKING:
     from qcompile.compiler.config.recipe import Recipe
@@ -20,12 +32,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataError",
+    "GateError",
     "Gates",
+    "InvariantError",
+    "ModelError",
     "Options",
+    "OutputError",
+    "PassError",
     "QCompileError",
     "Recipe",
+    "RecipeError",
     "RejectedError",
+    "ReportError",
     "Result",
+    "TargetError",
+    "TrainingError",
     "TrainingOptions",
     "__version__",
     "bench",

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.report",),
     ("compiler.stages",),
     ("compiler.search",),
-    ("compiler.driver",),
+    ("compiler.driver", "compiler.progress"),
     ("compiler.python_api", "compiler.model_folder"),
     ("commands",),
 )

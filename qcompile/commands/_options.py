@@ -49,6 +49,21 @@ class Widths(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys(map(int, parts)))
 
 
+class Columns(click.ParamType[tuple[str, ...]]):
+    """The name of a column of text, or of two that hold a pair, written as A or A,B."""
+
+    name = "A[,B]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """The names."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(","))
+        if "" in names or len(names) > 2 or len(set(names)) < len(names):
+            self.fail(f"{value!r} is not one name of a column, or two names", param, ctx)
+        return names
+
+
 class LimitOfSize(click.ParamType[SizeLimit]):
     """Bytes as for ``Size``, or a share of the float model's files, written as 18%."""
 
@@ -121,6 +136,7 @@ class DataArguments:
     samples: int | None
     batch_size: int | None
     max_length: int | None
+    text_columns: tuple[str, ...]
 
 
 def data_options(command: F) -> F:
@@ -136,6 +152,13 @@ def text_options(command: F) -> F:
 
 
 def _data_options(command: F, samples: str, batch: str) -> F:
+    command = click.option(
+        "--text-columns",
+        type=Columns(),
+        default=(),
+        help="Columns of .csv, or keys of .jsonl, that hold the text, or the pair of texts.  "
+        "[default: text, or text_a,text_b]",
+    )(command)
     command = click.option(
         "--max-length",
         type=click.IntRange(1),

@@ -144,6 +144,7 @@ class RecipeArguments(DataArguments):
             samples=self.samples,
             batch_size=self.batch_size,
             max_length=self.max_length,
+            text_columns=self.text_columns,
             max_memory=self.max_memory,
             threads=self.threads,
             cache=self._make_cache(),

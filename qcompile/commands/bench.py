@@ -167,6 +167,7 @@ def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> It
             samples=arguments.samples,
             batch_size=arguments.batch_size,
             max_length=arguments.max_length,
+            text_columns=arguments.text_columns,
             takes=trial_run(lambda: read_model.runnable(arguments.models[0])),
         )
         yield list(islice(data, 1 if arguments.load is None else MOST_FEEDS))

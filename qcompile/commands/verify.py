@@ -64,6 +64,7 @@ def verify(**given: Any) -> None:
         samples=arguments.samples,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
+        text_columns=arguments.text_columns,
         isa=arguments.isa or "",
         pooling=arguments.pooling,
         normalize=arguments.normalize,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.report import Report
 from qcompile.compiler.search import lowering_tuner, mixed_precision, size_search
 from qcompile.compiler.search.lowering_tuner import Tuned
 from qcompile.compiler.search.measurable import (
@@ -34,6 +36,8 @@ from qcompile.compiler.stages.verify import Verified, check_sizes, compiled_runn
 from qcompile.errors import DataError, RecipeError
 from qcompile.planning.context import Reasons
 from qcompile.runtime.evaluation import user_metric
+
+_LOG = logging.getLogger(__name__)
 
 
 def compile_model(request: Request) -> Result:
@@ -99,6 +103,7 @@ def compile_model(request: Request) -> Result:
             *too_large,
         ),
     )
+    _log(report)
     keeps_lock = options.keep_lock or options.keep_calibration
     result = Result(
         verified.rewritten.compiled.files,
@@ -111,6 +116,15 @@ def compile_model(request: Request) -> Result:
     if (searched.account or sized.account) and not report.failures:
         mixed_precision.drop_search_states(options.search_state, options.bits_state)
     return result
+
+
+def _log(report: Report) -> None:
+    """The outcome at INFO, notes and what stayed as it was at DEBUG."""
+    _LOG.info("%s", report.headline)
+    for note in report.notes:
+        _LOG.debug("note: %s", note.text)
+    for skip in report.skips:
+        _LOG.debug("%s", skip)
 
 
 def make_measurable(request: Request) -> Measurable:

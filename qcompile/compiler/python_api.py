@@ -10,6 +10,7 @@ from pathlib import Path
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
 from qcompile.compiler.driver import compile_model, make_measurable
+from qcompile.compiler.progress import Callback, shown_progress
 from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.policy import Sensitivity
 from qcompile.compiler.search.policy import sensitivity as rank_by
@@ -17,7 +18,7 @@ from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.models import pooled_model, removed_outputs
-from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
+from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
@@ -78,7 +79,7 @@ def compile(
     gates: Gates | None = None,
     options: CompileOptions | None = None,
     custom_ops: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Progress | Callback | None = None,
 ) -> Result:
     """Compile a model (path, bytes or ModelProto) with calibration data in any accepted format.
 
@@ -88,9 +89,10 @@ def compile(
     its tokens [batch, sequence, hidden]; ``normalize``: of length 1. ``weight_bits`` and
     ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
-    ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError, DataError,
-    RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
-    ``gates`` allow and ``options.force`` is off.
+    ``custom_ops``: libraries of custom operators, whose code runs. ``progress``: called with the
+    name of a stage, the units done, and their total or None; by default bars in notebooks that have
+    ipywidgets. Raises ModelError, DataError, RecipeError or TargetError on bad input; RejectedError
+    where the result is worse or slower than ``gates`` allow and ``options.force`` is off.
     """
     settings = {
         "target": target,
@@ -115,10 +117,9 @@ def compile(
         recipe=chosen,
         gates=gates or Gates(),
         options=options if locked is None else replace(options, lock=locked),
-        progress=progress or Silent(),
     )
-    with custom_operators(custom_ops):
-        return compile_model(request)
+    with custom_operators(custom_ops), shown_progress(progress) as shown:
+        return compile_model(replace(request, progress=shown))
 
 
 def session(
@@ -163,7 +164,7 @@ def sensitivity(
     gates: Gates | None = None,
     options: CompileOptions | None = None,
     custom_ops: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Progress | Callback | None = None,
 ) -> Sensitivity:
     """Rank what is quantized by the output error that it causes, on held-out feeds.
 
@@ -179,17 +180,18 @@ def sensitivity(
         recipe=merge_settings(lockfile.recipe_of(recipe), {"target": target}, "sensitivity()"),
         gates=gates or Gates(),
         options=options or CompileOptions(),
-        progress=progress or Silent(),
     )
     strange = [b for b in bits if b not in FEW_BITS]
     if strange:
         raise RecipeError(f"a weight of {strange[0]} bits cannot be measured, expected 2 to 7")
 
-    def model_of(recipe: Recipe) -> Measurable:
-        return make_measurable(replace(request, recipe=recipe))
+    with custom_operators(custom_ops), shown_progress(progress) as shown:
+        watched = replace(request, progress=shown)
 
-    with custom_operators(custom_ops):
-        return rank_by(make_measurable(request), by, measure, bits, model_of)
+        def model_of(recipe: Recipe) -> Measurable:
+            return make_measurable(replace(watched, recipe=recipe))
+
+        return rank_by(make_measurable(watched), by, measure, bits, model_of)
 
 
 def verify(
@@ -202,10 +204,12 @@ def verify(
     samples: int | None = None,
     batch_size: int | None = None,
     max_length: int | None = None,
+    text_columns: Sequence[str] = (),
     isa: str = "",
     pooling: PoolingKind | None = None,
     normalize: bool = False,
     custom_ops: Sequence[str | Path] = (),
+    progress: Progress | Callback | None = None,
 ) -> Verdict:
     """Compare the outputs of two models on data, which is read as ``open_data`` says.
 
@@ -216,7 +220,7 @@ def verify(
     or RecipeError on bad input.
     """
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
-    with custom_operators(custom_ops):
+    with custom_operators(custom_ops), shown_progress(progress) as shown:
         # Raises errors that name what is wrong with a file, before the runtime loads it.
         compiled = read_model.load(candidate)
         shape_inference.infer(compiled)
@@ -236,10 +240,13 @@ def verify(
             samples=samples,
             batch_size=batch_size,
             max_length=max_length,
+            text_columns=text_columns,
             takes=trial_run(lambda: read_model.runnable(reference)),
         )
         models = compared_models(find_selection(graph), reference, candidate)
-        return _compared(models, feeds, gates or Gates(), isa, removed_outputs(compiled, graph))
+        shown.step("verify")
+        removed = removed_outputs(compiled, graph)
+        return _compared(models, feeds, gates or Gates(), isa, removed, shown)
 
 
 def _pooled(
@@ -252,7 +259,12 @@ def _pooled(
 
 
 def _compared(
-    models: ComparedModels, feeds: Feeds, gates: Gates, isa: str, removed: set[str]
+    models: ComparedModels,
+    feeds: Feeds,
+    gates: Gates,
+    isa: str,
+    removed: set[str],
+    progress: Progress,
 ) -> Verdict:
     sums = saturation_check.IntegerSums(models.candidate, isa)
     # Data that can be read only once is stored if the candidate runs more than once.
@@ -263,6 +275,7 @@ def _compared(
         for feed in stored:
             expected = {k: v for k, v in old.run(feed).items() if k not in removed}
             yield expected, models.named(runner.run(models.feed(feed, expected))), feed
+            progress.advance()
 
     def judge(kind: str) -> Verdict:
         runner = sums.runner(kind, options)
@@ -285,6 +298,12 @@ def bench(
     streams: int | None = None,
     arrival: float | None = None,
     seed: int = 0,
+    tokenizer: str | Path | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    text_columns: Sequence[str] = (),
+    progress: Progress | Callback | None = None,
 ) -> Comparison:
     """Time models in alternating rounds on random inputs, or on the first feed of ``data``.
 
@@ -306,9 +325,18 @@ def bench(
     graph = read_model.load(models[0])
     shape_inference.infer(graph)
     labelled = [(_label(m, i), read_model.runnable(m)) for i, m in enumerate(models)]
-    with custom_operators(custom_ops):
+    with custom_operators(custom_ops), shown_progress(progress) as shown:
         if data is not None:
-            read = iter(open_data(data, input_specs(graph)))
+            read = open_data(
+                data,
+                input_specs(graph),
+                tokenizer=tokenizer,
+                samples=samples,
+                batch_size=batch_size,
+                max_length=max_length,
+                text_columns=text_columns,
+                takes=trial_run(lambda: read_model.runnable(models[0])),
+            )
             feeds = list(islice(read, 1 if load is None else MOST_FEEDS))
         else:
             feeds = made_up_feeds(graph, labelled[0][1], dims or {}, shapes=shapes_of)
@@ -317,9 +345,10 @@ def bench(
             options = usual if load is None else replace(usual, seconds=SECONDS)
         exact = options.exact | saturation_check.saturating_here(labelled, options.provider)
         options = replace(options, exact=exact)
+        shown.step("bench", options.rounds)
         if load is None:
-            return latency.compare_latency(labelled, feeds[0], options)
-        return compare_under_load(labelled, feeds, load, options)
+            return latency.compare_latency(labelled, feeds[0], options, shown.advance)
+        return compare_under_load(labelled, feeds, load, options, shown.advance)
 
 
 def _label(model: Source, index: int) -> str:

@@ -205,7 +205,8 @@ def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
 class Feeds:
     """Checked feeds, read again by each loop over them, or only once where ``reusable`` is False.
 
-    ``note``: what the report should say about them, None where it is nothing.
+    ``note``: what the report should say about them, None where it is nothing. ``is_text``: they are
+    tokens of text.
 
     Looping raises DataError: a feed that does not fit, a source that fails, no feeds at all, a
     second loop over a one-pass source.
@@ -220,12 +221,14 @@ class Feeds:
         samples: int | None = None,
         reusable: bool = True,
         note: str | None = None,
+        is_text: bool = False,
     ) -> None:
         self.inputs = tuple(inputs)
         self.what = what
         self.samples = samples
         self.reusable = reusable
         self.note = note
+        self.is_text = is_text
         self._read = read
         self._spent = False
 

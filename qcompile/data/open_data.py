@@ -6,7 +6,8 @@
 | a folder of .npz | each file one feed, by name |
 | ``.jsonl``, ``.csv``, ``.txt`` | sentences, with a folder that holds ``tokenizer.json`` |
 | ``package.module:function`` | a callable that returns feeds |
-| Python | an iterable of feeds, one feed, or a callable that returns either |
+| Python, feeds | an iterable of feeds, one feed, or a callable that returns either |
+| Python, rows | texts, pairs of texts, a DataFrame, a Dataset (``python_rows.py``) |
 """
 
 from __future__ import annotations
@@ -23,15 +24,25 @@ from qcompile.data.feeds import (
     InputSpec,
 )
 from qcompile.data.npz import batch_of, check_npz, list_folder, read_batches, read_folder
+from qcompile.data.python_rows import (
+    Table,
+    array_feeds,
+    is_text,
+    peek,
+    sentences,
+    table_of,
+)
 from qcompile.data.text import (
     DEFAULT_LENGTH,
     DEFAULT_SAMPLES,
     FORMATS,
     Takes,
+    check_columns,
     check_inputs,
     fixed_width,
     longest_taken,
     read_sentences,
+    sample_of,
     token_feeds,
 )
 from qcompile.data.tokenizer import Padding, Sentence, TextTokenizer, Tokens
@@ -53,6 +64,7 @@ def open_data(
     samples: int | None = None,
     batch_size: int | None = None,
     max_length: int | None = None,
+    text_columns: Sequence[str] = (),
     takes: Takes | None = None,
     seed: int | None = None,
 ) -> Feeds:
@@ -60,34 +72,106 @@ def open_data(
 
     ``samples`` ends the data after that many (text: 256, everything else: all). ``batch_size`` is
     for .npz files of samples and for text: other formats consist of feeds. ``max_length`` truncates
-    text; by default the tokenizer's own limit does, and 128 tokens. ``takes`` runs the model on
+    text; by default the tokenizer's own limit does, and 128 tokens. ``text_columns`` names the
+    columns that hold the text, or the pair, of .csv, .jsonl and tables. ``takes`` runs the model on
     text, which is cut where it takes no more. ``seed`` draws the samples of text from the whole
     file, which may be sorted by label. Raises DataError for what can be seen without running
     through the data.
     """
+    _check_numbers(samples, batch_size, max_length)
+    columns = _columns(text_columns)
+
+    def of_text(read: Callable[[], list[Sentence]], what: str) -> Feeds:
+        rows, padding, note = _tokenized(what, read, inputs, tokenizer, max_length, takes)
+        return _of_tokens(rows, padding, inputs, batch_size, what, note)
+
+    most = samples or DEFAULT_SAMPLES
+    if not isinstance(data, str | Path):
+        table = table_of(data)
+        if table is not None and not columns and table.has(inputs):
+            return _of_table(table, inputs, samples, batch_size)
+        texts, feeds = _texts_or_feeds(data, table, inputs, columns)
+        if texts is not None:
+            return of_text(lambda: _sampled(texts, columns, most, seed), "data")
+        _refuse_columns(columns, "data yields feeds")
+        return _from_python(feeds, inputs, samples)
+    path = Path(data)
+    if path.suffix.lower() in FORMATS and path.is_file():
+        return of_text(partial(read_sentences, path, most, seed, columns), str(path))
+    _refuse_columns(columns, f"data {str(data)!r} is no text")
+    return _of_arrays(path, str(data), inputs, samples, batch_size)
+
+
+def _check_numbers(samples: int | None, batch_size: int | None, max_length: int | None) -> None:
     for name, value in (("samples", samples), ("batch size", batch_size), ("length", max_length)):
         if value is not None and value < 1:
             raise DataError(f"{name} {value}: expected at least 1")
-    if not isinstance(data, str | Path):
-        return _from_python(data, inputs, samples)
-    path = Path(data)
-    if not path.exists() and user_function.is_function_name(str(data)):
-        return _from_function(str(data), inputs, samples)
+
+
+def _columns(given: Sequence[str]) -> tuple[str, ...]:
+    columns = (given,) if isinstance(given, str) else tuple(given)
+    check_columns(columns)
+    return columns
+
+
+def _refuse_columns(columns: Sequence[str], what: str) -> None:
+    if columns:
+        raise DataError(f"{what}, which has no text column {columns[0]!r}")
+
+
+def _of_arrays(
+    path: Path, name: str, inputs: Sequence[InputSpec], samples: int | None, batch_size: int | None
+) -> Feeds:
+    """The feeds of what is no text: a function, a folder of .npz, an .npz."""
+    if not path.exists() and user_function.is_function_name(name):
+        return _from_function(name, inputs, samples)
     if not path.exists():
-        raise DataError(f"data {str(data)!r} does not exist, expected {_EXPECTED}")
+        raise DataError(f"data {name!r} does not exist, expected {_EXPECTED}")
     if path.is_dir():
         files = list_folder(path)
         return Feeds(lambda: read_folder(files, inputs), inputs, str(path), samples=samples)
-    if path.suffix.lower() in FORMATS:
-        read = partial(read_sentences, path, samples or DEFAULT_SAMPLES, seed)
-        rows, padding, note = _tokenized(path, read, inputs, tokenizer, max_length, takes)
-        return _of_tokens(rows, padding, inputs, batch_size, str(path), note)
     if path.suffix.lower() != ".npz":
-        raise DataError(f"data {str(data)!r} is of no known format, expected {_EXPECTED}")
+        raise DataError(f"data {name!r} is of no known format, expected {_EXPECTED}")
     check_npz(path, inputs, batch_size)
     return Feeds(
         lambda: read_batches(path, inputs, batch_size, samples), inputs, str(path), samples=samples
     )
+
+
+def _of_table(
+    table: Table, inputs: Sequence[InputSpec], samples: int | None, batch_size: int | None
+) -> Feeds:
+    batch_of(inputs, batch_size)
+    return Feeds(lambda: array_feeds(table, inputs, batch_size), inputs, "data", samples=samples)
+
+
+def _texts_or_feeds(
+    data: object, table: Table | None, inputs: Sequence[InputSpec], columns: Sequence[str]
+) -> tuple[Iterable[object] | None, object]:
+    """The rows of text that Python data is, else None, and the data, of which nothing is used up.
+
+    Raises DataError for a table without text, and for several tables."""
+    if table is not None:
+        table.check_text(inputs, columns)
+        return table.rows(), data
+    if isinstance(data, Mapping):
+        if data and all(table_of(part) for part in data.values()):
+            names = ", ".join(map(str, data))
+            raise DataError(f"data is a dict of tables, expected one of them: {names}")
+        return None, data
+    if not isinstance(data, Iterable) or isinstance(data, bytes):
+        return None, data
+    first, items = peek(data)
+    return (items if columns or is_text(first, inputs) else None), items
+
+
+def _sampled(
+    rows: Iterable[object], columns: Sequence[str], most: int, seed: int | None
+) -> list[Sentence]:
+    found = sample_of(sentences(rows, columns), most, seed)
+    if not found:
+        raise DataError("data holds no rows, expected at least one")
+    return found
 
 
 def _from_python(data: object, inputs: Sequence[InputSpec], samples: int | None) -> Feeds:
@@ -114,7 +198,7 @@ def _from_function(name: str, inputs: Sequence[InputSpec], samples: int | None) 
 
 
 def _tokenized(
-    path: Path,
+    what: str,
     read: Callable[[], list[Sentence]],
     inputs: Sequence[InputSpec],
     folder: str | Path | None,
@@ -124,11 +208,11 @@ def _tokenized(
     """The text as tokens, no longer than model and tokenizer allow; a note where it was cut because
     the model takes no more. Raises DataError."""
     if folder is None:
-        raise DataError(f"{path} is text and needs a tokenizer: a folder holding tokenizer.json")
+        raise DataError(f"{what} is text and needs a tokenizer: a folder holding tokenizer.json")
     check_inputs(inputs)
-    tokenizer, sentences = TextTokenizer(Path(folder)), read()
+    tokenizer, texts = TextTokenizer(Path(folder)), read()
     length = _length(inputs, tokenizer.longest, max_length)
-    rows = tokenizer.encode(sentences, length)
+    rows = tokenizer.encode(texts, length)
     longest = max(rows, key=lambda row: len(row.ids))
     most = takes and longest_taken(longest, inputs, tokenizer.padding, takes)
     if not most:  # it takes all; or none, and then its own error says more
@@ -141,7 +225,7 @@ def _tokenized(
     if max_length is not None:
         raise DataError(f"length {max_length}: the model takes {most} tokens at most")
     note = f"text is cut after {most} tokens: the model takes no more"
-    return tokenizer.encode(sentences, most), tokenizer.padding, note
+    return tokenizer.encode(texts, most), tokenizer.padding, note
 
 
 def _length(inputs: Sequence[InputSpec], own: int | None, asked: int | None) -> int:
@@ -164,28 +248,66 @@ def _of_tokens(
     note: str | None = None,
 ) -> Feeds:
     batch_of(inputs, batch_size)
-    return Feeds(lambda: token_feeds(rows, inputs, padding, batch_size), inputs, what, note=note)
+    return Feeds(
+        lambda: token_feeds(rows, inputs, padding, batch_size),
+        inputs,
+        what,
+        note=note,
+        is_text=True,
+    )
+
+
+def check_text(
+    data: Data,
+    *,
+    tokenizer: str | Path | None,
+    samples: int | None = None,
+    max_length: int | None = None,
+    text_columns: Sequence[str] = (),
+    positions: int | None = None,
+) -> None:
+    """Check the data as far as that needs no model: before it is exported, which takes minutes.
+
+    The rows are those that ``open_data`` will read without a seed. ``positions``: rows of the
+    model's position table, None where it is not known. Raises DataError as ``open_data`` does.
+    """
+    _check_numbers(samples, None, max_length)
+    columns = _columns(text_columns)
+    if not isinstance(data, str | Path):
+        return
+    path = Path(data)
+    if path.suffix.lower() not in FORMATS or not path.is_file():
+        _refuse_columns(columns, f"data {str(data)!r} is no text")
+        if not path.exists() and not user_function.is_function_name(str(data)):
+            raise DataError(f"data {str(data)!r} does not exist, expected {_EXPECTED}")
+        return
+    texts = read_sentences(path, samples or DEFAULT_SAMPLES, columns=columns)
+    if tokenizer is None:
+        return
+    made = TextTokenizer(Path(tokenizer))
+    rows = made.encode(texts, max_length or DEFAULT_LENGTH)
+    most = None if positions is None else positions - made.padding.before_first - 1
+    if max_length and most is not None and max(len(row.ids) for row in rows) > most:
+        raise DataError(f"length {max_length}: the model takes {most} tokens at most")
 
 
 def general_text(
-    data: Data,
-    inputs: Sequence[InputSpec],
+    feeds: Feeds,
     tokenizer: str | Path | None,
     batch_size: int | None = None,
     max_length: int | None = None,
     takes: Takes | None = None,
 ) -> Feeds | None:
-    """The sentences that ship with qcompile, as tokens of the model that ``data`` is for.
+    """The sentences that ship with qcompile, as tokens of the model that ``feeds`` are for.
 
-    None unless ``data`` is text: only then is the tokenizer known. Raises DataError as
+    None unless these are text: only then is the tokenizer known. Raises DataError as
     ``open_data`` does.
     """
-    is_text = isinstance(data, str | Path) and Path(data).suffix.lower() in FORMATS
-    if not is_text or tokenizer is None:
+    if not feeds.is_text or tokenizer is None:
         return None
     return open_data(
         SENTENCES,
-        inputs,
+        feeds.inputs,
         tokenizer=tokenizer,
         batch_size=batch_size,
         max_length=max_length,

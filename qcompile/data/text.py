@@ -35,25 +35,30 @@ from qcompile.quant import Array
 IDS, TYPES, POSITIONS = "input_ids", "token_type_ids", "position_ids"
 MADE = (IDS, MASK, TYPES, POSITIONS)
 FORMATS = (".csv", ".jsonl", ".txt")
+TABLES = (".csv", ".jsonl")  # of the formats, those with columns or fields
+_OR_TABLES = " or ".join(TABLES)
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 256, 128
 LONGEST_LINE = 1 << 20
-_FIELDS = "'text', or 'text_a' and 'text_b'"
+_FIELDS = "'text', or 'text_a' and 'text_b' (--text-columns names others)"
 
 # Runs a feed; None where the model takes it, else its error.
 Takes: TypeAlias = Callable[[Feed], ModelError | None]
 
 
-def read_sentences(path: Path, limit: int, seed: int | None = None) -> list[Sentence]:
+def read_sentences(
+    path: Path, limit: int, seed: int | None = None, columns: Sequence[str] = ()
+) -> list[Sentence]:
     """The first sentences of a .txt (one per line), .jsonl or .csv (by header) file, UTF-8.
 
-    ``seed``: a random sample of all of them instead, in the order of the file. Blank lines do not
-    count. Raises DataError, with the line, for what is malformed.
+    ``seed``: a random sample of all of them instead, in the order of the file. ``columns``: as for
+    ``sentence_of``. Blank lines do not count. Raises DataError, with the line, for what is
+    malformed.
     """
+    check_columns(columns, path)
     reader = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}[path.suffix.lower()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            sentences = reader(path, _lines(path, file))
-            found = [*islice(sentences, limit)] if seed is None else _drawn(sentences, limit, seed)
+            found = sample_of(reader(path, _lines(path, file), columns), limit, seed)
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
@@ -61,6 +66,20 @@ def read_sentences(path: Path, limit: int, seed: int | None = None) -> list[Sent
     if not found:
         raise DataError(f"{path} holds no sentences, expected at least one")
     return found
+
+
+def check_columns(columns: Sequence[str], path: Path | None = None) -> None:
+    """Raises DataError unless these name one column or two of a file that has columns."""
+    if path is not None and columns and path.suffix.lower() not in TABLES:
+        raise DataError(f"{path} has no columns, which --text-columns names: expected {_OR_TABLES}")
+    if len(columns) > 2 or len(set(columns)) < len(columns):
+        named = ", ".join(columns)
+        raise DataError(f"text columns {named}: expected one name, or two names of a pair of texts")
+
+
+def sample_of(sentences: Iterator[Sentence], limit: int, seed: int | None) -> list[Sentence]:
+    """The first sentences; with a seed a random sample of all."""
+    return [*islice(sentences, limit)] if seed is None else _drawn(sentences, limit, seed)
 
 
 def _drawn(sentences: Iterator[Sentence], limit: int, seed: int) -> list[Sentence]:
@@ -83,11 +102,11 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         number += 1
 
 
-def _txt(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
+def _txt(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Iterator[Sentence]:
     return ((line.strip(),) for line in lines if line.strip())
 
 
-def _jsonl(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
+def _jsonl(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Iterator[Sentence]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -98,32 +117,45 @@ def _jsonl(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
             raise DataError(f"{where}: not JSON: {e}") from e
         if not isinstance(row, dict):
             raise DataError(f"{where}: found {type(row).__name__}, expected an object")
-        yield sentence_of(row, where)
+        yield sentence_of(row, where, columns)
 
 
-def _csv(path: Path, lines: Iterator[str]) -> Iterator[Sentence]:
+def _csv(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Iterator[Sentence]:
     rows = csv.DictReader(lines)
     try:
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         for row in rows:
-            yield sentence_of(row, f"{path}, line {rows.line_num}")
+            yield sentence_of(row, f"{path}, line {rows.line_num}", columns)
     except csv.Error as e:
         raise DataError(f"{path}, line {rows.line_num}: not CSV: {e}") from e
 
 
-def sentence_of(row: Mapping[str, Any], where: str) -> Sentence:
-    """The text of a row, or its pair of texts. Raises DataError, which starts with ``where``."""
-    words = row.get("tokens")
-    if "text" not in row and isinstance(words, list) and all(isinstance(w, str) for w in words):
-        return (" ".join(words),)
-    names = ("text",) if row.get("text") is not None else ("text_a", "text_b")
-    for name in names:
-        if row.get(name) is None:
-            had = ", ".join(str(key) for key in row) or "nothing"
-            raise DataError(f"{where}: no field {_FIELDS}; found {had}")
-        if not isinstance(row[name], str):
-            found = type(row[name]).__name__
-            raise DataError(f"{where}: field {name!r} is {found}, expected a string")
-    return tuple(row[name] for name in names)
+def sentence_of(row: Mapping[str, Any], where: str, columns: Sequence[str] = ()) -> Sentence:
+    """The text of a row, or its pair of texts. Raises DataError, which starts with ``where``.
+
+    ``columns``: the names of the fields that hold the text, or the pair; by default ``text``, or
+    ``text_a`` and ``text_b``, or a list of words called ``tokens``.
+    """
+    if not columns and "text" not in row and _are_words(row.get("tokens")):
+        return (" ".join(row["tokens"]),)
+    names = columns or (("text",) if row.get("text") is not None else ("text_a", "text_b"))
+    return tuple(_text(row, name, where, _FIELDS if not columns else repr(name)) for name in names)
+
+
+def _are_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _text(row: Mapping[str, Any], name: str, where: str, expected: str) -> str:
+    value = row.get(name)
+    if value is None and name in row:
+        raise DataError(f"{where}: field {name!r} is empty, expected a string")
+    if value is None:
+        had = ", ".join(str(key) for key in row) or "nothing"
+        raise DataError(f"{where}: no field {expected}; found {had}")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field {name!r} is {type(value).__name__}, expected a string")
+    return value
 
 
 def check_inputs(inputs: Sequence[InputSpec]) -> None:

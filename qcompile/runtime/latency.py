@@ -19,6 +19,7 @@ from qcompile.quant import Array
 from qcompile.runtime import kernels
 from qcompile.runtime import session as runtime
 from qcompile.runtime.load_figures import ServerSetup, UnderLoad
+from qcompile.runtime.notebook_table import html_table
 from qcompile.runtime.profiler import Profile
 from qcompile.runtime.session import Feed, Session, SessionOptions
 from qcompile.system import memory
@@ -178,6 +179,21 @@ class Comparison(Record):
             rows.append(row)
         return rows
 
+    def __repr__(self) -> str:
+        shown = [f"{m.model} {m.median_ms:.2f} ms{_faster(m)}" for m in self.models]
+        return f"<Comparison {', '.join(shown)}>"
+
+    def _repr_html_(self) -> str:
+        """One row per model, for notebooks."""
+        columns = "model", "best ms", "median", "p90", "speed-up (median)"
+        rows = [
+            (m.model, f"{m.best_ms:.2f}", f"{m.median_ms:.2f}", f"{m.p90_ms:.2f}",
+             f"{1 / m.ratio:.2f}" if m.ratio else "1.00")
+            for m in self.models
+        ]  # fmt: skip
+        where = ", ".join(f"{name} {sizes}" for name, sizes in self.shapes.items())
+        return html_table(f"{where}; {self.threads} threads", columns, rows, self.session_notes)
+
     @property
     def rounds(self) -> int:
         return len(self.timings[0].rounds)
@@ -196,6 +212,10 @@ class Comparison(Record):
     @property
     def environment(self) -> Environment:
         return kernels.environment()
+
+
+def _faster(model: TimedModel) -> str:
+    return f" ({1 / model.ratio:.2f}x)" if model.ratio else ""
 
 
 def median_and_interval(ratios: Array, seed: int) -> tuple[float, float, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from qcompile.system.memory import peak_memory, release_memory
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,4 +30,5 @@ class Stopwatch:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
         self.memory[name] = peak_memory()
+        _LOG.debug("%s: %.3f s, peak memory %d bytes", name, self.seconds[name], self.memory[name])
         release_memory()

@@ -143,7 +143,7 @@ def test_padding_from_the_files_beside_the_tokenizer(tmp_path: Path, tokenizer: 
         ("t.txt", ["", " "], "holds no sentences"),
         ("t.csv", ["text"], "holds no sentences"),
         ("t.csv", ["label,words", "1,cat"], "line 2: no field .*; found label, words"),
-        ("t.csv", ["text_a,text_b", "cat"], "line 2: no field"),
+        ("t.csv", ["text_a,text_b", "cat"], "line 2: field 'text_b' is empty"),
         ("t.csv", ["text", "a" * 200_000], "not CSV: field larger"),
     ],
 )
@@ -210,12 +210,12 @@ def test_recipe_of_the_samples_gives_the_same_bytes(tmp_path: Path, tokenizer: P
 
 def test_general_text_speaks_the_tokens_of_the_data(tmp_path: Path, tokenizer: Path) -> None:
     path = write_text(tmp_path, "t.txt", SENTENCES)
-    feeds = general_text(path, TEXT, tokenizer, 32)
+    given = open_data(path, TEXT, tokenizer=tokenizer)
+    feeds = general_text(given, tokenizer, 32)
     assert feeds is not None and sum(map(sample_count, feeds)) == 256
     assert max(int(f["input_ids"].max()) for f in feeds) < len(WORDS)
-    assert general_text(tmp_path / "x.npz", TEXT, tokenizer) is None  # its tokens are unknown
-    assert general_text([{}], TEXT, tokenizer) is None
-    assert general_text(path, TEXT, None) is None
+    assert general_text(open_data([{}], TEXT), tokenizer) is None  # its tokens are unknown
+    assert general_text(given, None) is None
 
 
 def test_a_seed_draws_from_the_whole_file(tmp_path: Path) -> None:

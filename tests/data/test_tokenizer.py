@@ -169,7 +169,8 @@ def test_text_is_cut_where_the_model_takes_no_more(folder: Path) -> None:
     taken = Table(128)
     assert open_data(folder / "t.txt", INPUTS, tokenizer=folder, takes=taken).note is None
     assert taken.runs == 1
-    text = general_text(folder / "t.txt", INPUTS, folder, takes=table)
+    given = open_data(folder / "t.txt", INPUTS, tokenizer=folder, takes=table)
+    text = general_text(given, folder, takes=table)
     assert text is not None and max(f["input_ids"].shape[1] for f in text) == 16
 
 

@@ -17,12 +17,14 @@ from qcompile.compiler.model_folder import (
 )
 from qcompile.compiler.model_folder.atomic_folder import copy_companions
 from qcompile.compiler.model_folder.layout import Folder
+from qcompile.compiler.model_folder.position_table import position_rows
 from qcompile.compiler.model_folder.torch_export import Exported
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.result import RejectedError, Result
+from qcompile.data import open_data
 from qcompile.data.feeds import input_specs
-from qcompile.data.open_data import Data, open_data
+from qcompile.data.open_data import Data
 from qcompile.errors import DataError, ModelError, QCompileError, RecipeError
 from qcompile.ir.model_io import read_model
 
@@ -46,6 +48,21 @@ class _Job:
     source: str
     variant: Variant | None
     no_data: str | None
+
+
+def check_before_export(folder: Folder, request: Request) -> None:
+    """Raise DataError, before minutes of work, for data that no model of the folder can take."""
+    options, training = request.options, request.options.training
+    evaluation = None if training is None else training.evaluation
+    for data in (d for d in (request.data, evaluation) if d is not None):
+        open_data.check_text(
+            data,
+            tokenizer=options.tokenizer or folder.tokenizer,
+            samples=options.samples,
+            max_length=options.max_length,
+            text_columns=options.text_columns,
+            positions=None if folder.models else position_rows(folder),
+        )
 
 
 def with_models(
@@ -151,13 +168,14 @@ def _unfit(folder: Folder, request: Request) -> dict[str, str]:
 
 
 def _open(path: Path, data: Data, options: CompileOptions) -> None:
-    open_data(
+    open_data.open_data(
         data,
         input_specs(read_model.load(path)),
         tokenizer=options.tokenizer,
         samples=options.samples,
         batch_size=options.batch_size,
         max_length=options.max_length,
+        text_columns=options.text_columns,
     )
 
 

@@ -11,12 +11,16 @@ from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
 from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder import layout, training_task
-from qcompile.compiler.model_folder.compile_folder import compile_models, with_models
+from qcompile.compiler.model_folder.compile_folder import (
+    check_before_export,
+    compile_models,
+    with_models,
+)
+from qcompile.compiler.progress import Callback, shown_progress
 from qcompile.compiler.stages.options import (
     CompileOptions,
     Progress,
     Request,
-    Silent,
     TrainingOptions,
 )
 from qcompile.compiler.stages.result import Result
@@ -38,7 +42,7 @@ def train(
     gates: Gates | None = None,
     options: CompileOptions | None = None,
     custom_ops: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Progress | Callback | None = None,
 ) -> Result:
     """Train a model with the target's quantizers in the loop, and compile it.
 
@@ -66,10 +70,9 @@ def train(
         recipe=merge_settings(lockfile.recipe_of(recipe), settings, "train()"),
         gates=gates or (Gates() if training.distill else Gates().without_defaults()),
         options=replace(options or CompileOptions(), training=training),
-        progress=progress or Silent(),
     )
-    with custom_operators(custom_ops):
-        result = _trained(Path(model), request)
+    with custom_operators(custom_ops), shown_progress(progress) as shown:
+        result = _trained(Path(model), replace(request, progress=shown))
     request.options.forget()
     return result
 
@@ -78,6 +81,8 @@ def _trained(model: Path, request: Request) -> Result:
     if not model.is_dir():
         return compile_model(training_task.with_task(request, request.options.tokenizer))
     with tempfile.TemporaryDirectory() as scratch:
-        folder, _ = with_models(layout.read_folder(model), Path(scratch), request.progress)
+        given = layout.read_folder(model)
+        check_before_export(given, request)
+        folder, _ = with_models(given, Path(scratch), request.progress)
         (compiled,) = compile_models(folder, request)
         return compiled.result

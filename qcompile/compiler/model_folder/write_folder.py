@@ -16,6 +16,7 @@ from qcompile.compiler.config.variants import Variant, variants_named
 from qcompile.compiler.model_folder import atomic_folder, hub, in_place, sentence_pooling, tasks
 from qcompile.compiler.model_folder.compile_folder import (
     CompiledFile,
+    check_before_export,
     compile_models,
     file_names,
     with_models,
@@ -140,6 +141,7 @@ def write_folder(asked: FolderRequest) -> CompiledFolder:
     ):
         place = Path(scratch) / "models"
         place.mkdir()
+        check_before_export(folder, asked.request)
         filled, exported = with_models(folder, place, progress)
         own = () if asked.in_place else tuple(n for n in filled.companions if n != CARD)
         folder = replace(folder, companions=own)

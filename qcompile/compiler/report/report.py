@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from qcompile.calibration.calibration_file import CalibrationAccount
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report import html
 from qcompile.compiler.report.channel_views import ChannelSite
+from qcompile.compiler.report.html import units
 from qcompile.compiler.report.ledger import LedgerRow, Summary
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.records import (
@@ -29,6 +31,7 @@ from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime import kernels
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
 from qcompile.runtime.latency import Comparison
+from qcompile.runtime.notebook_table import html_table
 from qcompile.runtime.profiler import Profile
 from qcompile.system.json_values import Record, members
 from qcompile.system.processor import Environment
@@ -119,6 +122,40 @@ class Report(Record):
         """Int8 matrix multiplications and convolutions by a weight that ONNX Runtime runs."""
         linears = sum(n for op, n in self.operators.items() if op in QUANTIZED_LINEARS)
         return linears - self.int8_products
+
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        size = f"{units.size(self.bytes)}, {units.percent(self.size_ratio)} of float"
+        facts = [f"{self.source}: {self.target}, {self.mode}", size]
+        if self.speed is not None and len(self.speed.timings) > 1:
+            facts.append(f"{1 / self.speed.ratio(1).median:.2f}x as fast")
+        if self.verdict is not None:
+            facts.append(self.verdict.headline)
+        failed = units.count(len(self.failures), "failure")
+        return "; ".join([*facts, "passed" if self.passed else failed])
+
+    def __repr__(self) -> str:
+        return f"<Report {self.headline}>"
+
+    def _repr_html_(self) -> str:
+        """The headline table, for notebooks."""
+        title = f"{self.source}: target {self.target}, {self.mode}"
+        notes = [*(f"gate failed: {failure}" for failure in self.failures), *self.note_texts]
+        return html_table(title, ("", "float", "compiled"), self._rows(), notes)
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        new = f"{units.size(self.bytes)} ({units.percent(self.size_ratio)})"
+        yield "file size", units.size(self.float_bytes), new
+        if self.speed is not None and len(self.speed.timings) > 1:
+            before, after = (units.milliseconds(t.median) for t in self.speed.timings[:2])
+            speed_up = 1 / self.speed.ratio(1).median
+            yield "latency, median", before, f"{after} ({speed_up:.2f}x)"
+        for output in self.verdict.outputs if self.verdict is not None else ():
+            yield f"cosine of {output.name!r}, mean", "1", units.cosine(output.mean_cosine)
+            yield f"cosine of {output.name!r}, worst", "1", units.cosine(output.worst_cosine)
+        if self.verdict is not None:
+            yield "samples compared", "", str(self.verdict.samples)
 
     def to_json(self) -> str:
         """JSON text; infinities become null, since JSON has none."""

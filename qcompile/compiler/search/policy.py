@@ -28,7 +28,10 @@ from qcompile.compiler.search.sensitivity import (
 from qcompile.compiler.search.weight_widths import WidthMeter, measured_widths, weight_items
 from qcompile.errors import GateError
 from qcompile.planning.context import Precision
+from qcompile.runtime.notebook_table import html_table
 from qcompile.system.json_values import Record, members
+
+_SHOWN = 20  # rows of a ranking in a notebook
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,24 @@ class Sensitivity(Record):
         "quantized float=unquantized rows widths"
     )
 
+    def __repr__(self) -> str:
+        first = f", first {self.rows[0].item.name}" if self.rows else ""
+        error = f"error {self.quantized.error:.2e}"
+        return f"<Sensitivity {self.source}: {len(self.rows)} by {self.by}, {error}{first}>"
+
+    def _repr_html_(self) -> str:
+        """The most sensitive items, for notebooks."""
+        columns = "item", "role", "layer", "kind", "alone: error", "raised: error left"
+        rows = [
+            (row.item.name, row.item.roles, "-" if row.item.layer is None else str(row.item.layer),
+             row.item.kinds, _error(row.alone), _error(row.raised))
+            for row in self.rows[:_SHOWN]
+        ]  # fmt: skip
+        title = f"{self.source}: error with all quantized {self.quantized.error:.2e}"
+        more = len(self.rows) - _SHOWN
+        notes = [note.text for note in self.notes] + ([f"{more} more in rows"] if more > 0 else [])
+        return html_table(title, columns, rows, notes)
+
     def policy(self, lift: int | None = None) -> Policy:
         """Raise the first ``lift`` rows, or as many as the gates need.
 
@@ -113,6 +134,10 @@ class Sensitivity(Record):
         if self.unquantized.failures:
             raise GateError(f"no policy is enough: with all raised {self.unquantized.failures[0]}")
         return shortest_prefix(len(self.rows), lambda count: not self._with(count).failures)
+
+
+def _error(score: Score | None) -> str:
+    return "-" if score is None else f"{score.error:.2e}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from qcompile.data import feed_digest
 from qcompile.data.feeds import Feeds
 from qcompile.errors import RecipeError
 
-DATA_OPTIONS = ("samples", "batch_size", "max_length")  # they decide which feeds a file gives
+# They decide which feeds a file gives.
+DATA_OPTIONS = ("samples", "batch_size", "max_length", "text_columns")
 
 
 def apply_lock(request: Request) -> Request:

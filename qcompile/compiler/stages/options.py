@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe
@@ -18,8 +18,9 @@ from qcompile.system.byte_sizes import parse_bytes
 from qcompile.system.resume_cache import Cache
 
 
+@runtime_checkable
 class Progress(Protocol):
-    """What the command line shows of long work."""
+    """What is shown of long work."""
 
     def step(self, name: str, total: int | None = None) -> None:
         """A new step begins; ``total`` units, None where unknown."""
@@ -135,6 +136,8 @@ class CompileOptions:
         samples: the most samples to read; None is all, of text 256.
         batch_size: samples per batch of text or .npz; None is 8.
         max_length: the most tokens of a text; None is the tokenizer's own limit, 128 at most.
+        text_columns: names of the columns with the text, or with the pair; empty for ``text``, or
+            ``text_a`` and ``text_b``.
         max_memory: bytes that the process may use in addition to its libraries (about 300 MB).
         threads: of ONNX Runtime; 0 is one per core.
         verify: compare the result with the float model.
@@ -164,6 +167,7 @@ class CompileOptions:
     samples: int | None = None
     batch_size: int | None = None
     max_length: int | None = None
+    text_columns: tuple[str, ...] = ()
     max_memory: int | None = None
     threads: int = 0
     verify: bool = True

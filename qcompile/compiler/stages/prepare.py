@@ -227,14 +227,14 @@ def _open(request: Request, graph: Graph, model: FloatModel) -> tuple[Feeds | No
         samples=options.samples,
         batch_size=options.batch_size,
         max_length=options.max_length,
+        text_columns=options.text_columns,
         takes=takes,
         seed=None if options.training is None else request.recipe.seed,
     )
     if not request.recipe.general_text:
         return feeds, None
     text = general_text(
-        request.data,
-        inputs,
+        feeds,
         options.tokenizer,
         options.batch_size,
         max_length=options.max_length,

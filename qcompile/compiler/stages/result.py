@@ -26,6 +26,13 @@ class Result:
     lock: Lock | None = None
     calibration: Calibration | None = None
 
+    def __repr__(self) -> str:
+        return f"<Result {self.report.headline}>"
+
+    def _repr_html_(self) -> str:
+        """The headline table of the report, for notebooks."""
+        return self.report._repr_html_()
+
     @property
     def model(self) -> bytes:
         """The model's file; over 2 GiB the weights are in another file, which ``save`` writes."""

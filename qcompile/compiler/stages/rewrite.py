@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from qcompile.runtime import session
 from qcompile.system import threads
 from qcompile.system.memory import release_memory
 from qcompile.targets import requirements, runtime_versions
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,12 @@ def run_passes(
     prepared.progress.step(what, len(passes))
     with prepared.stopwatch.stage(what), threads.one_thread():
         manager = PassManager(tuple(passes), instruments)
-        manager.run(prepared.graph, ctx, lambda _name: prepared.progress.advance())
+
+        def done(name: str) -> None:
+            _LOG.debug("pass %s", name)
+            prepared.progress.advance()
+
+        manager.run(prepared.graph, ctx, done)
 
 
 def why_float(ctx: Context) -> str:

@@ -213,26 +213,32 @@ class _Texts:
         return found
 
     def data(self) -> LabelledData:
-        return self._open(self.options.data, labelled=not self.options.distill)
+        labelled = not self.options.distill
+        return self._open(self.options.data, labelled=labelled, columns=self.columns)
 
     def evaluation(self) -> LabelledData:
         """The texts to evaluate on; without any, a sample of those that are trained on."""
         path = self.options.evaluation
         if path is None:
-            return self._open(self._sample(), labelled=False)
-        return self._open(path, labelled=not self.options.distill or has_labels(path))
+            return self._open(self._sample(), labelled=False, columns=())
+        labelled = not self.options.distill or has_labels(path)
+        return self._open(path, labelled=labelled, columns=self.columns)
 
     def _sample(self) -> Path:
         """A file of as many texts as calibration draws, and the same ones."""
         count, seed = self.prepared.options.samples or DEFAULT_SAMPLES, self.prepared.recipe.seed
-        texts = read_sentences(self.options.data, count, seed)
+        texts = read_sentences(self.options.data, count, seed, self.columns)
         names = ("text",), ("text_a", "text_b")
         rows = [dict(zip(names[len(t) - 1], t, strict=True)) for t in texts]
         path = self.scratch.path / "texts.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
 
-    def _open(self, path: Path, *, labelled: bool) -> LabelledData:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.prepared.options.text_columns
+
+    def _open(self, path: Path, *, labelled: bool, columns: tuple[str, ...]) -> LabelledData:
         from qcompile.training.labelled.labelled_data import LabelledData
 
         prepared = self.prepared
@@ -245,6 +251,7 @@ class _Texts:
             labelled=labelled,
             batch_size=self.options.batch_size,
             longest=prepared.options.max_length or DEFAULT_LENGTH,
+            columns=columns,
         )
 
     @property

@@ -90,6 +90,7 @@ def _data(rewritten: Rewritten) -> dict[str, Any] | None:
         "held_back": account and account.held_out,
     }
     chosen = {k: getattr(prepared.options, k) for k in DATA_OPTIONS}
+    chosen["text_columns"] = ",".join(prepared.options.text_columns) or None
     return {**digests_of(digest, prepared.general_text), **counts, **chosen}
 
 

@@ -26,6 +26,7 @@ from qcompile.runtime.evaluation.column_spread import (
     lost_spread,
     worst_group,
 )
+from qcompile.runtime.notebook_table import html_table
 from qcompile.runtime.session import Feed, Session
 from qcompile.system.json_values import Record, Unbounded, members
 
@@ -320,6 +321,36 @@ class Verdict(Record):
     def sqnr_db(self) -> float:
         """The SQNR of the worst output; infinite where all are equal."""
         return min((o.sqnr_db for o in self.outputs), default=float("inf"))
+
+    @property
+    def headline(self) -> str:
+        """The closeness of the worst output in one line."""
+        if not self.outputs:
+            return f"equal outputs ({self.samples} samples)"
+        mean = min(o.mean_cosine for o in self.outputs)
+        return f"cosine {mean:.4f}, worst {self.worst_cosine:.4f} ({self.samples} samples)"
+
+    def __repr__(self) -> str:
+        failed = f"{len(self.failures)} gates failed"
+        return f"<Verdict {'passed' if self.passed else failed}: {self.headline}>"
+
+    def _repr_html_(self) -> str:
+        """One row per output, for notebooks."""
+        columns = "output", "cosine mean", "worst", "R²", "SQNR dB", "max abs", "flips"
+        rows = [
+            (
+                o.name,
+                f"{o.mean_cosine:.5f}",
+                f"{o.worst_cosine:.5f}",
+                "-" if o.r2 is None else f"{o.r2:.4f}",
+                f"{o.sqnr_db:.1f}",
+                f"{o.max_abs:.3g}",
+                "-" if o.flip_share is None else f"{o.flip_share:.2%}",
+            )
+            for o in self.outputs
+        ]
+        notes = [f"gate failed: {failure}" for failure in self.failures]
+        return html_table(f"{self.samples} samples", columns, rows, notes)
 
     def measured(self, old: float, new: float, gates: Gates) -> None:
         """Add the user's metric of the float model and of the candidate, and check its gate."""

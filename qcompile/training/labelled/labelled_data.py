@@ -16,7 +16,7 @@ import numpy as np
 
 from qcompile.data.feeds import Feed, InputSpec
 from qcompile.data.npz import batch_of
-from qcompile.data.text import check_inputs, feed_of, fixed_width, sentence_of
+from qcompile.data.text import check_columns, check_inputs, feed_of, fixed_width, sentence_of
 from qcompile.data.tokenizer import TextTokenizer, Tokens
 from qcompile.quant import Array
 from qcompile.training.labelled.labelled_rows import LabelledRows, Row
@@ -74,7 +74,8 @@ class LabelledData:
 
     labelled: whether targets are read; an embedding has none. For an embedding, each text of a pair
     is a sample of its own. Texts of tokens and tags are split into words: the list ``tokens``, or
-    ``text`` at white space. A word's first token has its tag.
+    ``text`` at white space. A word's first token has its tag. columns: names of the fields that
+    hold the text or the pair, or the list of words; empty for those.
 
     Raises DataError, with the line, for the first row that does not fit the task.
     """
@@ -89,8 +90,11 @@ class LabelledData:
         labelled: bool = True,
         batch_size: int | None = None,
         longest: int = 128,
+        columns: Sequence[str] = (),
     ) -> None:
         check_inputs(inputs)
+        check_columns(columns, path)
+        self._columns = tuple(columns)
         self.task, self._tokenizer, self._inputs = task, tokenizer, inputs
         self.labelled = labelled and task.kind != "embedding"
         self.batch_size, self._is_fixed = batch_of(inputs, batch_size)
@@ -104,7 +108,8 @@ class LabelledData:
     def digest(self) -> str:
         """Of the file and of how it is read."""
         read = f"{self._longest} {self.batch_size} {self.labelled} {self.task}"
-        return f"{self._rows.digest} {read}"
+        columns = f" {self._columns}" if self._columns else ""
+        return f"{self._rows.digest} {read}{columns}"
 
     @property
     def steps(self) -> int:
@@ -151,10 +156,10 @@ class LabelledData:
         Texts are checked here too, so that training does not fail after hours.
         """
         if self._has_words:
-            words = _words(row, where)
+            words = _words(row, where, self._columns)
             self.task.target(row, len(words))
             return 1
-        texts = sentence_of(row, where)
+        texts = sentence_of(row, where, self._columns)
         if not all(text.strip() for text in texts):
             raise ValueError("empty text")
         if self.labelled:
@@ -168,7 +173,8 @@ class LabelledData:
     def _encoded(self, rows: Sequence[tuple[Row, int]]) -> list[Sample]:
         if self._has_words:
             return self._encoded_words([row for row, _ in rows])
-        texts = [sentence_of(row, str(self._rows.path)) for row, _ in rows]
+        where = str(self._rows.path)
+        texts = [sentence_of(row, where, self._columns) for row, _ in rows]
         if self.task.kind == "embedding":
             texts = [(text[part],) for text, (_, part) in zip(texts, rows, strict=True)]
         tokens = self._tokenizer.encode(texts, self._longest)
@@ -176,7 +182,7 @@ class LabelledData:
         return list(zip(tokens, targets, strict=True))
 
     def _encoded_words(self, rows: Sequence[Row]) -> list[Sample]:
-        texts = [_words(row, str(self._rows.path)) for row in rows]
+        texts = [_words(row, str(self._rows.path), self._columns) for row in rows]
         samples: list[Sample] = []
         encoded = self._tokenizer.encode_words(texts, self._longest)
         for row, words, (tokens, numbers) in zip(rows, texts, encoded, strict=True):
@@ -221,11 +227,11 @@ class LabelledData:
         return tags
 
 
-def _words(row: Row, where: str) -> list[str]:
+def _words(row: Row, where: str, columns: Sequence[str] = ()) -> list[str]:
     """The words of a row of tokens and tags. Raises DataError or ValueError."""
-    words = row.get("tokens")
-    if words is None:
-        [words, *others] = sentence_of(row, where)
+    words = row.get(columns[0] if columns else "tokens")
+    if words is None or len(columns) > 1:
+        [words, *others] = sentence_of(row, where, columns)
         if others:
             raise ValueError("a pair of texts, expected 'tokens' or 'text'")
     if isinstance(words, str):

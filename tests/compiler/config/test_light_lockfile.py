@@ -85,6 +85,7 @@ def test_it_says_what_was_not_kept_and_what_to_do(model: Path, data: Path) -> No
     assert found["data"] == {
         "sha256": found["data"]["sha256"], "general_text": None, "feeds": 3, "held_back": 1,
         "samples": None, "batch_size": None, "max_length": None,
+        "text_columns": None,
     }  # fmt: skip
 
 
