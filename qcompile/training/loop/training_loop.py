@@ -33,7 +33,7 @@ from qcompile.training.loop.schedule import Schedule
 
 _MOST_SKIPPED = 5  # steps in a row without a finite loss, after which training has failed
 _LOWERED = 0.5  # factor of the rates after such a step
-_TOKENS_AT_ONCE = 2048  # of which autograd keeps all intermediate results
+_TOKENS_AT_ONCE = 1536  # of which autograd keeps all intermediate results
 _SHARE_OF_WRITING = 0.05  # of the time, for periodic checkpoints
 
 
