@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.search",),
     ("compiler.driver", "compiler.progress"),
     ("compiler.model_folder",),
-    ("compiler.python_api",),
+    ("compiler.python_api", "compiler.python_train"),
     ("commands",),
     ("__main__",),
 )

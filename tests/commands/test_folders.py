@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from qcompile.compiler.model_folder.model_file import model_file
 from qcompile.data.tokenizer import folder_near
 from qcompile.errors import ModelError, RecipeError
 from qcompile.rewriting.testing import model_proto
+from qcompile.runtime.evaluation.user_metric import Batch
 from tests.command_line import assert_one_line, run
 from tests.compiler.model_folder.written_folder import write_folder
 from tests.encoder_files import save_encoder
@@ -106,7 +108,7 @@ def test_json_of_bench_takes_a_file_or_nothing(folder: Path, tmp_path: Path) -> 
     assert_one_line(run("bench", folder, "--json", "figures.txt"), 2, "expected a .json file or -")
 
 
-def number_of_batches(_feeds: object, outputs: list[dict[str, float]]) -> float:
+def number_of_batches(_feeds: Sequence[Batch], outputs: Sequence[Batch]) -> float:
     """A metric: how many batches there are."""
     return float(len(outputs))
 

@@ -47,7 +47,8 @@ def reads(document: dict[str, Any]) -> bool:
 
 def is_valid(document: dict[str, Any]) -> bool:
     """Whether the schema takes it."""
-    return jsonschema.Draft202012Validator(recipe_schema.recipe_schema()).is_valid(document)
+    validator = jsonschema.Draft202012Validator(recipe_schema.recipe_schema())
+    return bool(validator.is_valid(document))
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
