@@ -21,9 +21,9 @@ from qcompile.errors import (
 
 if TYPE_CHECKING:
     from qcompile.compiler.config.recipe import Recipe
-    from qcompile.compiler.model_folder.train_folder import train
     from qcompile.compiler.model_folder.write_folder import compile_folder
     from qcompile.compiler.python_api import bench, compile, sensitivity, session, verify
+    from qcompile.compiler.python_train import train
     from qcompile.compiler.stages.options import CompileOptions as Options
     from qcompile.compiler.stages.options import TrainingOptions
     from qcompile.compiler.stages.result import RejectedError, Result
@@ -72,7 +72,7 @@ _LAZY = {
     "compile_folder": "qcompile.compiler.model_folder.write_folder.compile_folder",
     "sensitivity": "qcompile.compiler.python_api.sensitivity",
     "session": "qcompile.compiler.python_api.session",
-    "train": "qcompile.compiler.model_folder.train_folder.train",
+    "train": "qcompile.compiler.python_train.train",
     "verify": "qcompile.compiler.python_api.verify",
 }
 

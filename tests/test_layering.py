@@ -39,8 +39,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.stages",),
     ("compiler.search",),
     ("compiler.driver", "compiler.progress"),
-    ("compiler.python_api", "compiler.model_folder"),
+    ("compiler.model_folder",),
+    ("compiler.python_api", "compiler.python_train"),
     ("commands",),
+    ("__main__",),
 )
 LINE = {folder: line for line, folders in enumerate(LAYERS) for folder in folders}
 # What calibrators and passes may import of the lines below them, folders or single modules.
@@ -50,7 +52,7 @@ BELOW_PASSES = (
 )  # fmt: skip
 OF_MODEL_IO = "ir.model_io.opset_conversion"  # all that passes may import of it
 MOST_AT_THE_TOP, MOST_MODULES = 16, 15
-OF_PYTHON = ("__init__.py", "__pycache__", "py.typed")
+OF_PYTHON = ("__init__.py", "__main__.py", "__pycache__", "py.typed")
 HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
 TRAINING = "qcompile.training"  # may import torch as it likes, and is itself imported late
 EXPORTING = {"qcompile.compiler.model_folder.torch_export", "qcompile.compiler.model_folder.hub"}

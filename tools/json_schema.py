@@ -1,5 +1,7 @@
 """Writes the JSON schema of the output of ``--json``: compiler/report/schemas/output.json.
 
+That of recipes, which the package makes, is written to docs/recipe.schema.json for editors.
+
 It is derived from the dataclasses that the commands print: keys as ``json_values`` writes them,
 types from hints, descriptions from docstrings and from texts in ``Annotated``. After a change to
 one of these run ``python -m tools.json_schema``; a test compares the file.
@@ -18,6 +20,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import qcompile
 from qcompile.commands.inspect import Inspection
 from qcompile.commands.plugins import CalibratorRow, PassRow, TargetRow
+from qcompile.commands.recipes import RecipeRow
+from qcompile.compiler.config.recipe_schema import recipe_schema
 from qcompile.compiler.model_folder.torch_export import ExportAccount
 from qcompile.compiler.model_folder.write_folder import CompiledFolder
 from qcompile.compiler.report.model_diff import Difference
@@ -28,6 +32,7 @@ from qcompile.runtime.latency import Comparison
 from qcompile.system.json_values import Member, members_of
 
 FILE = Path(qcompile.__file__).parent / "compiler" / "report" / "schemas" / "output.json"
+RECIPE_FILE = Path(__file__).parents[1] / "docs" / "recipe.schema.json"
 TITLE = "What qcompile prints with --json, by command; null: not known or not finite"
 COMMANDS: dict[str, Any] = {
     "bench": list[Comparison],
@@ -39,6 +44,7 @@ COMMANDS: dict[str, Any] = {
     "folder": CompiledFolder,
     "inspect": Inspection,
     "passes": list[PassRow],
+    "recipes": list[RecipeRow],
     "sensitivity": Ranking,
     "targets": list[TargetRow],
     "verify": Verdict,
@@ -173,8 +179,9 @@ def text() -> str:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     FILE.write_text(text())
+    RECIPE_FILE.write_text("\n".join(lines(recipe_schema())) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from qcompile.commands._compile_arguments import BuildArguments
 from qcompile.commands._console import progress_bar
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
-from qcompile.compiler.driver import compile_model
-from qcompile.compiler.model_folder import hub, training_task
+from qcompile.compiler.model_folder import hub
+from qcompile.compiler.model_folder.model_file import compile_one
 from qcompile.compiler.search import lowering_tuner
 from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import RejectedError
@@ -34,13 +34,12 @@ def build(arguments: BuildArguments, request: Request) -> None:
         _compile_folder.compile_folder(arguments, request)
         return
     arguments.check_single_file()
-    request = training_task.with_task(request, options.tokenizer)
     out = arguments.output
     reports = arguments.reports(out)
     _check_files(arguments, options, reports)
     try:
-        with progress_bar(shown=arguments.for_people) as bar:
-            result = compile_model(replace(request, progress=bar))
+        with progress_bar(shown=not arguments.quiet) as bar:
+            result = compile_one(replace(request, progress=bar))
     except RejectedError as e:
         _summary.show_or_print(e.result, arguments)
         raise

@@ -6,12 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
-from qcompile.commands._options import ACCURACY_GATES, PATH, F, GateArguments, OutputArguments
+from qcompile.commands._options import (
+    ACCURACY_GATES,
+    PATH,
+    F,
+    GateArguments,
+    OutputArguments,
+    gates_given,
+)
 from qcompile.commands._recipe_options import COMMAND_LINE, RecipeArguments
 from qcompile.commands._report_files import ReportFiles
 from qcompile.compiler.config import lockfile
+from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.config.variants import TABLE
 from qcompile.compiler.stages.options import Request, SizeLimit
 from qcompile.errors import RecipeError
@@ -121,7 +128,7 @@ class BuildArguments(RecipeArguments, GateArguments, OutputArguments):
             keep_calibration=self.lock_file is not None,
         )
         return Request(
-            self.model, self.data, recipe=recipe, gates=self.make_gates(), options=options
+            self.model, self.data, recipe=recipe, gates=self.make_gates(recipe), options=options
         )
 
 
@@ -136,7 +143,8 @@ class CompileArguments(BuildArguments):
     def make_request(self) -> Request:
         """The request with its searches. Raises as the one without."""
         request = super().make_request()
-        is_searched = bool(gates_given()) or self.max_size is not None
+        is_gated = bool(_accuracy_gates(request.recipe))
+        is_searched = is_gated or self.max_size is not None
         seconds = self.search_time if is_searched and request.options.lock is None else 0.0
         state, bits = (self.output.with_name(f"{self.output.stem}.{n}.json") for n in _STATES)
         options = replace(
@@ -145,13 +153,13 @@ class CompileArguments(BuildArguments):
             search_time=seconds,
             search_state=state if seconds else None,
             max_size=self.max_size,
-            fewest_bits=bool(gates_given()),
+            fewest_bits=is_gated,
             bits_state=bits if seconds and self.max_size is not None else None,
         )
         return replace(request, options=options)
 
 
-def gates_given() -> tuple[str, ...]:
-    """The accuracy gates that the user set: default gates do not start a search."""
-    source = click.get_current_context().get_parameter_source
-    return tuple(n for n in ACCURACY_GATES if source(n) is not ParameterSource.DEFAULT)
+def _accuracy_gates(recipe: Recipe) -> set[str]:
+    """The accuracy gates that the user or the recipe set: default gates do not start a search."""
+    of_recipe = (name for name, limit in recipe.gates if limit is not None)
+    return {*gates_given(), *of_recipe} & {*ACCURACY_GATES}

@@ -36,7 +36,7 @@ def compile_folder(arguments: BuildArguments, request: Request) -> None:
     If it holds torch weights only, they are exported first.
     """
     try:
-        with progress_bar(shown=arguments.for_people) as bar:
+        with progress_bar(shown=not arguments.quiet) as bar:
             written = _build(arguments, replace(request, progress=bar))
     except RejectedError as e:
         _summary.show_or_print(e.result, arguments)

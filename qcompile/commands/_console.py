@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from qcompile.commands._printable import printable
 from qcompile.system.json_values import json_value
 
-_LOG_WIDTH = 160
+_UNLIMITED = 1 << 16  # columns of lines that go to a file or a pipe
 
 
 class Bar:
@@ -29,7 +39,7 @@ class Bar:
     def step(self, name: str, total: int | None = None) -> None:
         """Finish the current step and begin another."""
         self.finish()
-        self._task = self._progress.add_task(name, total=total)
+        self._task = self._progress.add_task(name, total=total, counted=total is not None)
 
     def advance(self) -> None:
         """One unit done."""
@@ -42,17 +52,60 @@ class Bar:
             self._progress.update(self._task, total=max(done, 1), completed=max(done, 1))
 
 
+class LogLines:
+    """Progress where stderr is no terminal, such as in CI: a line as each step begins."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """Write the line, with the seconds since the command began."""
+        length = "" if total is None else f" ({total})"
+        seconds = time.monotonic() - self._begin
+        click.echo(f"{seconds:8.1f} s  {printable(name)}{length}", err=True)
+
+    def advance(self) -> None:
+        """Nothing to write."""
+
+    def finish(self) -> None:
+        """Write a line for the end."""
+        self.step("done")
+
+
+Progressing: TypeAlias = Bar | LogLines
+
+
+class _Counted(ProgressColumn):
+    """Units done of all, and the time that the rest may take, where the length is known."""
+
+    def render(self, task: Task) -> Text:
+        if not task.fields["counted"]:
+            return Text("")
+        counts = f"{int(task.completed)}/{int(task.total or 0)}"
+        left = task.time_remaining
+        if task.finished or left is None:
+            return Text(counts)
+        minutes, seconds = divmod(round(left), 60)
+        return Text(f"{counts}  about {minutes}:{seconds:02} left")
+
+
 @contextmanager
-def progress_bar(*, shown: bool) -> Iterator[Bar]:
-    """Progress bars, shown only on a terminal; finished ones stay visible."""
+def progress_bar(*, shown: bool) -> Iterator[Progressing]:
+    """Progress on stderr: bars on a terminal, of which finished ones stay visible, else lines."""
     console = Console(stderr=True)
+    if shown and not console.is_terminal:
+        lines = LogLines()
+        yield lines
+        lines.finish()
+        return
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description:<20}"),
         BarColumn(bar_width=30),
         TimeElapsedColumn(),
+        _Counted(),
     )
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as inner:
+    with Progress(*columns, console=console, disable=not shown) as inner:
         bar = Bar(inner)
         yield bar
         bar.finish()
@@ -72,9 +125,9 @@ class Output(Console):
 
 
 def console() -> Console:
-    """A console on stdout; wide if it is not a terminal, so that logs show whole names."""
+    """A console on stdout; without a terminal no line is wrapped, so that names stay whole."""
     terminal = Output(highlight=False)
-    return terminal if terminal.is_terminal else Output(highlight=False, width=_LOG_WIDTH)
+    return terminal if terminal.is_terminal else Output(highlight=False, width=_UNLIMITED)
 
 
 def safe(text: str) -> str:

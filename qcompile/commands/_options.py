@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from qcompile.compiler.config.recipe import GATES, Recipe
+from qcompile.compiler.model_folder.model_file import model_file
 from qcompile.compiler.stages.options import SizeLimit
 from qcompile.quant.types import FEW_BITS
 from qcompile.runtime.evaluation.closeness import Gates
@@ -17,6 +20,17 @@ from qcompile.system.byte_sizes import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+
+
+class ModelPath(click.Path):
+    """A model file; a folder stands for the one model in it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """The file. Raises ModelError where a folder holds none or several."""
+        return model_file(Path(str(super().convert(value, param, ctx))))
+
+
+MODEL = ModelPath(path_type=Path)
 
 
 class Size(click.ParamType[int]):
@@ -113,7 +127,7 @@ class OutputArguments:
 
     @property
     def for_people(self) -> bool:
-        """True if progress and the next command are shown."""
+        """True if the next command is shown."""
         return not (self.quiet or self.as_json)
 
 
@@ -167,7 +181,9 @@ def _data_options(command: F, samples: str, batch: str) -> F:
     command = click.option("--batch-size", type=click.IntRange(1), help=batch)(command)
     command = click.option("--samples", type=click.IntRange(1), help=samples)(command)
     return click.option(
-        "--tokenizer", type=PATH, help="Folder that holds tokenizer.json, for text data."
+        "--tokenizer",
+        type=PATH,
+        help="Folder that holds tokenizer.json, for text data.  [default: the model's folder]",
     )(command)
 
 
@@ -209,18 +225,33 @@ ACCURACY_GATES = tuple(n for n in _GATES if n not in ("max_latency_ratio", "max_
 class GateArguments(Gates):
     """One option per gate; gates without an option in a command keep their defaults."""
 
-    def make_gates(self) -> Gates:
-        """The gates as ``Gates``."""
-        return Gates(**{field.name: getattr(self, field.name) for field in fields(Gates)})
+    def make_gates(self, recipe: Recipe | None = None) -> Gates:
+        """The gates that were given, else those of the recipe, else the defaults."""
+        base = self.default_gates()
+        gates = base if recipe is None else recipe.make_gates(base)
+        return replace(gates, **{name: getattr(self, name) for name in gates_given()})
+
+    def default_gates(self) -> Gates:
+        """The gates where nothing is said of them."""
+        return Gates()
 
 
-def gate_options(*, compiling: bool) -> Callable[[F], F]:
-    """Options for ``GateArguments``, with their defaults; some exist only when ``compiling``."""
+def gates_given() -> tuple[str, ...]:
+    """The gates that the command line sets."""
+    source = click.get_current_context().get_parameter_source
+    return tuple(n for n in GATES if source(n) not in (None, ParameterSource.DEFAULT))
+
+
+def gate_options(*, compiling: bool, measuring: bool = False) -> Callable[[F], F]:
+    """Options for ``GateArguments``, with their defaults. Some exist only when ``compiling``, that
+    of a metric also when ``measuring`` one."""
 
     def decorate(command: F) -> F:
         defaults = Gates()
+        left_out = set() if compiling else set(_COMPILE_ONLY_GATES)
+        left_out -= {"min_metric"} if measuring else set()
         for field in reversed(fields(Gates)):
-            if field.name in _COMPILE_ONLY_GATES and not compiling:
+            if field.name in left_out:
                 continue
             default = getattr(defaults, field.name)
             text = _GATES[field.name] + ("" if default is not None else "  [default: off]")

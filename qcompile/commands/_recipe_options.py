@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
+from qcompile.commands._names import CALIBRATOR, PIPELINE, RECIPE, TARGET
 from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size, custom_ops_option
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import POOLINGS, Recipe, merge_settings, recipe_names
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
+from qcompile.rewriting.registry import targets
 from qcompile.system.resume_cache import Cache, default_folder
 from qcompile.targets.instruction_sets import TABLE
 from qcompile.targets.target import Mode
@@ -39,17 +41,17 @@ def pooling_options(text: str, kinds: Sequence[str]) -> Callable[[F], F]:
 
 
 _OPTIONS = (
-    click.option("--target", help="Runtime to compile for: see `qcompile targets`.  "
-                 "[default: cpu]"),
+    click.option("--target", type=TARGET, help=f"Runtime to compile for: {', '.join(targets())}. "
+                 "See `qcompile targets`.  [default: cpu]"),
     click.option("--mode", type=click.Choice(MODES),
                  help="How data is quantized.  [default: static with data, else dynamic]"),
     isa_option,
-    click.option("--calibrator", help="How ranges are chosen: see `qcompile calibrators`.  "
-                 "[default: minmax]"),
-    click.option("--recipe", metavar="NAME|FILE", help=f"{', '.join(recipe_names())}, or a .yaml "
-                 "file (recipe or lock). Other options override it."),
-    click.option("--pipeline", help='Passes to run, as "name,name{option=value}": see '
-                 "`qcompile passes`."),
+    click.option("--calibrator", type=CALIBRATOR, help="How ranges are chosen: see `qcompile "
+                 "calibrators`.  [default: minmax]"),
+    click.option("--recipe", type=RECIPE, help=f"{', '.join(recipe_names())}, or a .yaml "
+                 "file (recipe or lock). Other options override it. See `qcompile recipes`."),
+    click.option("--pipeline", type=PIPELINE, help='Passes to run, as "name,name{option=value}": '
+                 "see `qcompile passes`."),
     click.option("--keep-float", multiple=True, help="Nodes or tensors to leave float: a pattern "
                  "of names, or role:NAME. Repeatable."),
     click.option("--weight-bits", type=click.IntRange(2, 8), help="Bits of the weights of linear "

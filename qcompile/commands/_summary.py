@@ -111,7 +111,11 @@ def show(report: Report) -> None:
     out.print(rows)
     for failure in report.failures:
         out.print(f"[red]gate failed[/]: {safe(failure)}")
-    for note in (n for n in report.notes if n.code != "saturation"):
+    for step in report.next_steps:
+        out.print(f"[yellow]next step[/]: {safe(step)}")
+    # Shown in a place of their own, above.
+    elsewhere = {"saturation", *(("search-advice",) if report.next_steps else ())}
+    for note in (n for n in report.notes if n.code not in elsewhere):
         out.print(f"[yellow]note[/]: {safe(note.text)}")
     unquantized = [r for r in report.ledger if r.kind == "weight" and r.dtype == "float"]
     if unquantized and report.mode != "float":
@@ -126,5 +130,12 @@ def _compared_outputs(report: Report) -> Iterator[tuple[str, Closeness]]:
     if report.verdict is None:
         return
     for label, verdict in saturation_check.shown(report.verdict).items():
-        for output in verdict.outputs:
-            yield f"{output.name!r}, {label}" if label else repr(output.name), output
+        for number, output in enumerate(verdict.outputs, 1):
+            name = _shown_name(output.name, number)
+            yield f"{name}, {label}" if label else name, output
+
+
+def _shown_name(name: str, number: int) -> str:
+    """The name of an output; with its number where an exporter made the name up, as in 461."""
+    made_up = name.isdigit() or "::" in name
+    return f"output {number} ({name!r})" if made_up else repr(name)

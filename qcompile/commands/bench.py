@@ -12,11 +12,20 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
-from qcompile.commands._options import PATH, DataArguments, Ranged, custom_ops_option, data_options
+from qcompile.commands._names import TARGET
+from qcompile.commands._options import (
+    MODEL,
+    PATH,
+    DataArguments,
+    Ranged,
+    custom_ops_option,
+    data_options,
+)
 from qcompile.commands._server_table import show_server
 from qcompile.compiler.stages import saturation_check
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
+from qcompile.data.tokenizer import folder_near
 from qcompile.errors import OutputError
 from qcompile.ir import Graph
 from qcompile.ir.analysis import shape_inference
@@ -76,8 +85,26 @@ class BenchArguments(DataArguments):
         )
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True, type=PATH)
+class _Command(click.Command):
+    """``--json`` with an optional value: only what can be one is taken as its value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As in click, but in ``--json a.onnx`` the model is no value."""
+        following = [*args[1:], ""]
+        args = [
+            "--json=-" if arg == "--json" and _is_model(after) else arg
+            for arg, after in zip(args, following, strict=True)
+        ]
+        return super().parse_args(ctx, args)
+
+
+def _is_model(argument: str) -> bool:
+    path = Path(argument)
+    return path.suffix != ".json" and path.exists()
+
+
+@click.command(cls=_Command)
+@click.argument("models", nargs=-1, required=True, type=MODEL)
 @click.option("--dim", "dims", multiple=True, type=Ranged(), help="Size of a symbolic dimension; "
               "several sizes are timed one after another.")  # fmt: skip
 @click.option("--shape", "fixed", multiple=True, type=Ranged("x"), help="Shape of an input.")
@@ -101,8 +128,10 @@ class BenchArguments(DataArguments):
               help=f"Time for each model in each round.  [default: {_DEFAULTS.seconds:g}; under "
               f"load {SECONDS:g}]")  # fmt: skip
 @click.option("--profile", is_flag=True, help="Show the time of each kind of operator.")
-@click.option("--target", default="cpu", show_default=True, help="Whose provider runs the models.")
-@click.option("--json", "json_file", type=PATH, help="Write the figures as JSON; - is stdout.")
+@click.option("--target", type=TARGET, default="cpu", show_default=True,
+              help=f"Whose provider runs the models: {', '.join(registry.targets())}.")  # fmt: skip
+@click.option("--json", "json_file", type=PATH, is_flag=False, flag_value="-", metavar="[FILE]",
+              help="Print JSON instead of tables; with FILE write it there.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def bench(**given: Any) -> None:
@@ -163,7 +192,7 @@ def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> It
         data = open_data(
             arguments.data,
             input_specs(graph),
-            tokenizer=arguments.tokenizer,
+            tokenizer=arguments.tokenizer or folder_near(*arguments.models),
             samples=arguments.samples,
             batch_size=arguments.batch_size,
             max_length=arguments.max_length,

@@ -10,10 +10,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from qcompile import __version__
 from qcompile.commands._printable import printable
@@ -34,6 +36,8 @@ _COMMANDS = {
     "passes": "plugins",
     "calibrators": "plugins",
     "targets": "plugins",
+    "recipes": "recipes",
+    "schema": "schema",
 }
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 plus the signal's number, as in shells
 
@@ -71,6 +75,22 @@ class Commands(click.Group):
         module = importlib.import_module(f"qcompile.commands.{_COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As in click, with the nearest commands for one that does not exist."""
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = " or ".join(repr(n) for n in get_close_matches(name, _COMMANDS))
+            hint = f", did you mean {close}?" if close else f", expected {', '.join(_COMMANDS)}"
+            ctx.fail(f"no such command {name!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands by name, since their descriptions would take an import of each."""
+        found = [CompletionItem(name) for name in _COMMANDS if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 terminated."""

@@ -44,7 +44,7 @@ def demo(output: Path, report_files: tuple[Path, ...], **given: Any) -> None:
         atomic_write.check_writable(path)
     model = model_path()
     feeds = sample_feeds(input_specs(read_model.load(model)))
-    with progress_bar(shown=arguments.for_people) as bar:
+    with progress_bar(shown=not arguments.quiet) as bar:
         options = CompileOptions(profile=reports.page is not None)
         result = compile_model(Request(model, feeds, options=options, progress=bar))
     _summary.deliver(result, output, reports, arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, megabytes, print_json, table
-from qcompile.commands._options import PATH, OutputArguments, output_options
+from qcompile.commands._options import MODEL, OutputArguments, output_options
 from qcompile.compiler.report.model_diff import Difference, Entry, TensorChange, diff_models
 from qcompile.compiler.report.scales_in_file import Scales
 
@@ -16,8 +16,8 @@ _WIDEST = 60
 
 
 @click.command()
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
+@click.argument("a", type=MODEL)
+@click.argument("b", type=MODEL)
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True,
               help="Tensors to show for each kind of change.")  # fmt: skip
 @output_options

@@ -44,7 +44,7 @@ def export(
     """
     arguments = OutputArguments(**given)
     chosen = None if task is None else tasks.task_named(task)
-    with progress_bar(shown=arguments.for_people) as bar:
+    with progress_bar(shown=not arguments.quiet) as bar:
         if Path(source).is_dir():
             folder = layout.read_folder(Path(source))
         else:

@@ -11,7 +11,13 @@ import click
 import onnx
 
 from qcompile.commands._console import console, megabytes, print_json, table
-from qcompile.commands._options import PATH, OutputArguments, custom_ops_option, output_options
+from qcompile.commands._options import (
+    MODEL,
+    PATH,
+    OutputArguments,
+    custom_ops_option,
+    output_options,
+)
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
 from qcompile.ir.analysis import shape_inference
@@ -30,7 +36,7 @@ class Inspection:
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=MODEL)
 @click.option("--all", "every", is_flag=True, help="Show one row for each tensor, not only sums.")
 @click.option("--report", "report_file", type=PATH,
               help="Report of MODEL.  [default: <stem>.report.json next to it]")  # fmt: skip

@@ -13,6 +13,7 @@ import click
 
 from qcompile.commands._console import PlainTable, console, print_json, progress_bar, table
 from qcompile.commands._options import (
+    MODEL,
     PATH,
     GateArguments,
     OutputArguments,
@@ -51,7 +52,7 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=MODEL)
 @click.option("--data", required=True,
               help="Calibration data; a part is held out to measure on.")  # fmt: skip
 @data_options
@@ -84,16 +85,16 @@ def sensitivity(**given: Any) -> None:
         _check(out, arguments.model)
     for path in reports.values():
         atomic_write.check_writable(path)
-    options = arguments.make_options()
-    with progress_bar(shown=arguments.for_people) as bar:
+    options, recipe = arguments.make_options(), arguments.make_recipe()
+    with progress_bar(shown=not arguments.quiet) as bar:
         found = measure(
             arguments.model,
             arguments.data,
             by=arguments.by,
             measure=arguments.what,
             bits=arguments.bits,
-            recipe=arguments.make_recipe(),
-            gates=arguments.make_gates(),
+            recipe=recipe,
+            gates=arguments.make_gates(recipe),
             options=options,
             progress=bar,
         )

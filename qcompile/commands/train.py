@@ -13,7 +13,6 @@ from qcompile.commands import _build
 from qcompile.commands._compile_arguments import (
     BuildArguments,
     build_options,
-    gates_given,
     metric_option,
 )
 from qcompile.commands._options import (
@@ -71,11 +70,10 @@ class TrainArguments(BuildArguments):
     range_rate: float
     resume: bool
 
-    def make_gates(self) -> Gates:
-        """The gates. Of a model that learned from labels, closeness to the float model is not the
-        goal, so that its gates are off unless they were given."""
-        gates = super().make_gates()
-        return gates if self.distill else gates.without_defaults(*gates_given())
+    def default_gates(self) -> Gates:
+        """Of a model that learned from labels, closeness to the float model is not the goal, so
+        that its gates are off unless they were given."""
+        return Gates() if self.distill else Gates().without_defaults()
 
     def make_request(self) -> Request:
         """The request with its training. ``--batch-size`` is that of training.

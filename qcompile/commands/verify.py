@@ -10,7 +10,7 @@ import click
 
 from qcompile.commands._console import console, print_json, safe, table
 from qcompile.commands._options import (
-    PATH,
+    MODEL,
     DataArguments,
     GateArguments,
     OutputArguments,
@@ -38,11 +38,12 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
     isa: str | None
     pooling: PoolingKind | None
     normalize: bool
+    metric: str | None
 
 
 @click.command()
-@click.argument("reference", type=PATH)
-@click.argument("candidate", type=PATH)
+@click.argument("reference", type=MODEL)
+@click.argument("candidate", type=MODEL)
 @click.option("--data", required=True, help="Data to compare on, as for compile.")
 @data_options
 @custom_ops_option
@@ -50,7 +51,9 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
 @pooling_options(
     "Compare embeddings: models that do not return sentence_embedding are pooled.", KINDS
 )
-@gate_options(compiling=False)
+@gate_options(compiling=False, measuring=True)
+@click.option("--metric", metavar="NAME", help="Also measure both models: labels is the metric of "
+              "the task, on the labels of --data; else module:function.")  # fmt: skip
 @output_options
 def verify(**given: Any) -> None:
     """Compare the outputs of CANDIDATE with those of REFERENCE; exit 1 if a gate fails."""
@@ -68,6 +71,7 @@ def verify(**given: Any) -> None:
         isa=arguments.isa or "",
         pooling=arguments.pooling,
         normalize=arguments.normalize,
+        metric=arguments.metric,
     )
     if arguments.as_json:
         print_json(verdict)
@@ -103,6 +107,8 @@ def show(verdict: Verdict) -> None:
                 "-" if o.flip_share is None else f"{o.flip_share:.2%}",
             )
     console().print(made)
+    if (metric := verdict.metric) is not None:
+        click.echo(f"metric:  reference {metric.reference:.4f}, candidate {metric.compiled:.4f}")
     note = Invariance(verdict.alone, verdict.padded).note
     if note is not None:
         click.echo(f"note: {note}")

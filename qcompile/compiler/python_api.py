@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
-from qcompile.compiler.driver import compile_model, make_measurable
+from qcompile.compiler.driver import make_measurable
+from qcompile.compiler.model_folder import tasks
+from qcompile.compiler.model_folder.model_file import compile_one, model_source
 from qcompile.compiler.progress import Callback, shown_progress
 from qcompile.compiler.search.measurable import Measurable
 from qcompile.compiler.search.policy import Sensitivity
@@ -22,6 +27,7 @@ from qcompile.compiler.stages.options import CompileOptions, Progress, Request
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
+from qcompile.data.tokenizer import folder_near
 from qcompile.errors import DataError, RecipeError
 from qcompile.ir import Graph
 from qcompile.ir.analysis import shape_inference
@@ -34,7 +40,7 @@ from qcompile.quant import Array
 from qcompile.quant.types import FEW_BITS
 from qcompile.runtime import latency
 from qcompile.runtime import session as runtime
-from qcompile.runtime.evaluation import closeness
+from qcompile.runtime.evaluation import closeness, user_metric
 from qcompile.runtime.evaluation.batch_invariance import invariance
 from qcompile.runtime.evaluation.closeness import Gates, Verdict
 from qcompile.runtime.evaluation.compared_outputs import (
@@ -43,6 +49,7 @@ from qcompile.runtime.evaluation.compared_outputs import (
     find_selection,
 )
 from qcompile.runtime.evaluation.trial_run import made_up_feeds, trial_run
+from qcompile.runtime.evaluation.user_metric import Metric
 from qcompile.runtime.latency import Comparison
 from qcompile.runtime.request_load import Load
 from qcompile.runtime.server_comparison import MOST_FEEDS, SECONDS, compare_under_load
@@ -57,6 +64,9 @@ from qcompile.runtime.session import (
 from qcompile.targets.target import Mode
 
 Outputs = Mapping[str, Array]
+LABELS = "labels"  # the metric that compares answers with the labels of the data
+Run: TypeAlias = Callable[[Feed], Outputs]
+Scorer: TypeAlias = Callable[[Run, Iterable[Feed]], float]
 
 
 def compile(
@@ -83,16 +93,20 @@ def compile(
 ) -> Result:
     """Compile a model (path, bytes or ModelProto) with calibration data in any accepted format.
 
+    A folder stands for the one model in it, here and in the other functions, and text is read with
+    the tokenizer next to a model unless another one is given.
+
     ``recipe`` is a Recipe, the name of one, a YAML file, or a lock. The named settings override it,
     except a lock, which must agree with them: it builds the same bytes again without data.
     ``pooling``: the model returns ``sentence_embedding`` [batch, hidden] in place of the states of
     its tokens [batch, sequence, hidden]; ``normalize``: of length 1. ``weight_bits`` and
     ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
-    ``custom_ops``: libraries of custom operators, whose code runs. ``progress``: called with the
-    name of a stage, the units done, and their total or None; by default bars in notebooks that have
-    ipywidgets. Raises ModelError, DataError, RecipeError or TargetError on bad input; RejectedError
-    where the result is worse or slower than ``gates`` allow and ``options.force`` is off.
+    ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those of the
+    recipe, all of them. ``progress``: called with the name of a stage, the units done, and their
+    total or None; by default bars in notebooks that have ipywidgets. Raises ModelError, DataError,
+    RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
+    the gates allow and ``options.force`` is off.
     """
     settings = {
         "target": target,
@@ -115,11 +129,11 @@ def compile(
         model,
         data,
         recipe=chosen,
-        gates=gates or Gates(),
+        gates=gates or chosen.make_gates(),
         options=options if locked is None else replace(options, lock=locked),
     )
     with custom_operators(custom_ops), shown_progress(progress) as shown:
-        return compile_model(replace(request, progress=shown))
+        return compile_one(replace(request, progress=shown))
 
 
 def session(
@@ -143,6 +157,7 @@ def session(
     """
     if threads < 0:
         raise RecipeError(f"threads is {threads}, expected 0 or more")
+    model = model_source(model)
     read_model.read_model(model)  # its errors name what is wrong with a file
     runs, native = read_model.runnable(model), options or NativeOptions()
     if threads or options is None:
@@ -174,11 +189,12 @@ def sensitivity(
     The result's ``policy()`` is a recipe that passes ``gates``. Raises ModelError, DataError,
     RecipeError or TargetError on bad input.
     """
+    chosen = merge_settings(lockfile.recipe_of(recipe), {"target": target}, "sensitivity()")
     request = Request(
-        model,
+        model_source(model),
         data,
-        recipe=merge_settings(lockfile.recipe_of(recipe), {"target": target}, "sensitivity()"),
-        gates=gates or Gates(),
+        recipe=chosen,
+        gates=gates or chosen.make_gates(),
         options=options or CompileOptions(),
     )
     strange = [b for b in bits if b not in FEW_BITS]
@@ -208,6 +224,7 @@ def verify(
     isa: str = "",
     pooling: PoolingKind | None = None,
     normalize: bool = False,
+    metric: Metric | str | None = None,
     custom_ops: Sequence[str | Path] = (),
     progress: Progress | Callback | None = None,
 ) -> Verdict:
@@ -216,10 +233,19 @@ def verify(
     ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
     the worse verdict counts where x86 without VNNI computes other outputs. ``pooling`` and
     ``normalize``: compare embeddings; a model that does not return ``sentence_embedding`` is pooled
-    so. ``custom_ops``: libraries of custom operators, whose code runs. Raises ModelError, DataError
-    or RecipeError on bad input.
+    so. ``metric``: also measure both models, by a function of feeds and outputs or its name
+    ``package.module:function``, or by "labels", the metric of the task (accuracy, F1, Spearman's
+    correlation; times 100) on all labels of ``data``, a .jsonl or .csv file, where config.json next
+    to the tokenizer names the task. ``custom_ops``: libraries of custom operators, whose code runs.
+    Raises ModelError, DataError, RecipeError or TrainingError on bad input.
     """
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
+    gates = gates or Gates()
+    if gates.min_metric is not None and metric is None:
+        raise RecipeError("--min-metric needs a --metric: labels, or package.module:function")
+    reference, candidate = model_source(reference), model_source(candidate)
+    near = folder_near(reference, candidate)
+    tokenizer = Path(tokenizer) if tokenizer is not None else near
     with custom_operators(custom_ops), shown_progress(progress) as shown:
         # Raises errors that name what is wrong with a file, before the runtime loads it.
         compiled = read_model.load(candidate)
@@ -243,10 +269,57 @@ def verify(
             text_columns=text_columns,
             takes=trial_run(lambda: read_model.runnable(reference)),
         )
+        scorer = None
+        if metric == LABELS:
+            scorer = _by_labels(data, graph, tokenizer, batch_size, max_length, text_columns)
+        elif metric is not None:
+            scorer = partial(_by_function, metric)
         models = compared_models(find_selection(graph), reference, candidate)
         shown.step("verify")
+        whole = saturation_check.IntegerSums(candidate, isa)
         removed = removed_outputs(compiled, graph)
-        return _compared(models, feeds, gates or Gates(), isa, removed, shown)
+        return _compared(models, feeds, gates, whole, removed, scorer, shown)
+
+
+def _by_function(metric: Metric | str, run: Run, feeds: Iterable[Feed]) -> float:
+    """The user's metric of a model on feeds. Raises DataError where it fails."""
+    known = list(feeds)
+    return user_metric.measure(metric, known, [run(feed) for feed in known])
+
+
+def _by_labels(
+    data: Data,
+    graph: Graph,
+    tokenizer: Path | None,
+    batch_size: int | None,
+    max_length: int | None,
+    columns: Sequence[str],
+) -> Scorer:
+    """The metric of the task on labelled text. Raises DataError, ModelError or TrainingError."""
+    from qcompile.training.labelled.model_score import LabelledScorer
+
+    if not isinstance(data, str | Path) or Path(data).suffix.lower() not in (".csv", ".jsonl"):
+        raise DataError("--metric labels needs labelled text, a .jsonl or .csv file")
+    assert tokenizer is not None  # text was read with it
+    file = tokenizer / "config.json"
+    config = tasks.read_json(file) if file.is_file() else {}
+    labelled = LabelledScorer.open(
+        Path(data),
+        graph,
+        config,
+        tokenizer,
+        batch_size=batch_size,
+        max_length=max_length,
+        columns=columns,
+    )
+
+    def score(run: Run, _feeds: Iterable[Feed]) -> float:
+        found = labelled.score(run)
+        if math.isnan(found.value):
+            raise DataError(f"{found.metric} is not defined on these labels and outputs")
+        return found.value
+
+    return score
 
 
 def _pooled(
@@ -262,14 +335,18 @@ def _compared(
     models: ComparedModels,
     feeds: Feeds,
     gates: Gates,
-    isa: str,
+    whole: saturation_check.IntegerSums,
     removed: set[str],
+    scorer: Scorer | None,
     progress: Progress,
 ) -> Verdict:
-    sums = saturation_check.IntegerSums(models.candidate, isa)
-    # Data that can be read only once is stored if the candidate runs more than once.
-    stored = [*feeds] if len(sums.kinds) > 1 and not feeds.reusable else feeds
+    # A candidate that is fed what decides its selections is another graph than the whole one.
+    sums = saturation_check.IntegerSums(models.candidate, whole.isa) if models.fed else whole
+    # Data that can be read only once is stored if a model runs more than once.
+    runs = len(sums.kinds) > 1 or scorer is not None
+    stored = [*feeds] if runs and not feeds.reusable else feeds
     options, old = SessionOptions(), Session(models.reference)
+    of_float = None if scorer is None else scorer(old.run, stored)
 
     def outputs(runner: saturation_check.Runner) -> Iterator[tuple[Outputs, Outputs, Feed]]:
         for feed in stored:
@@ -279,7 +356,11 @@ def _compared(
 
     def judge(kind: str) -> Verdict:
         runner = sums.runner(kind, options)
-        verdict = runner.on(closeness.judge(outputs(runner), gates))
+        verdict = closeness.judge(outputs(runner), gates)
+        if scorer is not None and of_float is not None:
+            alone = whole.runner(kind, options) if models.fed else runner
+            verdict.measured(of_float, scorer(alone.run, stored), gates)
+        verdict = runner.on(verdict)
         if models.fed or not feeds.reusable:
             return replace(verdict, selection=models.note or None)
         return invariance(runner.run, feeds).on(verdict)
@@ -317,6 +398,7 @@ def bench(
     """
     if not models:
         raise DataError("nothing to time: give at least one model")
+    models = [model_source(model) for model in models]
     load = None
     if streams is not None or arrival is not None:
         load = Load(1 if streams is None else streams, arrival, seed)
@@ -330,7 +412,7 @@ def bench(
             read = open_data(
                 data,
                 input_specs(graph),
-                tokenizer=tokenizer,
+                tokenizer=tokenizer or folder_near(*models),
                 samples=samples,
                 batch_size=batch_size,
                 max_length=max_length,

@@ -208,7 +208,10 @@ def _tokenized(
     """The text as tokens, no longer than model and tokenizer allow; a note where it was cut because
     the model takes no more. Raises DataError."""
     if folder is None:
-        raise DataError(f"{what} is text and needs a tokenizer: a folder holding tokenizer.json")
+        raise DataError(
+            f"{what} is text and needs a tokenizer: a folder holding tokenizer.json (--tokenizer); "
+            "the model's own folder has none"
+        )
     check_inputs(inputs)
     tokenizer, texts = TextTokenizer(Path(folder)), read()
     length = _length(inputs, tokenizer.longest, max_length)

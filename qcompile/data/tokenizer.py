@@ -24,6 +24,7 @@ from qcompile.errors import DataError
 
 Sentence: TypeAlias = tuple[str, ...]  # one text, or a pair of texts
 
+TOKENIZER = "tokenizer.json"
 _LARGEST_TOKENIZER = 1 << 28
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 # Model types of transformers that count positions from pad_token_id + 1, and give padding the
@@ -70,6 +71,23 @@ class Padding:
     before_first: int = -1
 
 
+def folder_near(*models: object) -> Path | None:
+    """The folder with the tokenizer of the first of these models that has one; None if none has.
+
+    It is the folder of the model's file, or the one that holds this folder, if that is named onnx,
+    as transformers.js and sentence-transformers lay out their files.
+    """
+    for model in models:
+        if not isinstance(model, str | Path):
+            continue
+        place = Path(model) if Path(model).is_dir() else Path(model).parent
+        places = (place, place.parent) if place.resolve().name == "onnx" else (place,)
+        for folder in places:
+            if (folder / TOKENIZER).is_file():
+                return folder
+    return None
+
+
 class TextTokenizer:
     """The tokenizer of a folder with tokenizer.json, or of that file, and what is next to it.
 
@@ -77,7 +95,7 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path if path.is_file() else path / "tokenizer.json"
+        self._file = path if path.is_file() else path / TOKENIZER
         if not self._file.is_file():
             raise DataError(f"tokenizer {str(path)!r} holds no tokenizer.json")
         if self._file.stat().st_size > _LARGEST_TOKENIZER:

@@ -371,7 +371,7 @@ def test_out_of_memory_is_one_line(
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("qcompile.commands._build.compile_model", exhausted)
+    monkeypatch.setattr("qcompile.commands._build.compile_one", exhausted)
     assert_one_line(run(*compile_args(model, data)), 2, "out of memory", "--max-memory")
 
 
@@ -421,7 +421,7 @@ def test_no_file_stands_for_two_things(model: Path, data: Path, tmp_path: Path) 
     result = run("compile", model, "-o", both, "--report", both, "--data", data)
     assert_one_line(result, 2, "report", "is the output itself")
     before = model.read_bytes()
-    assert_one_line(run("bench", model, "--json", model), 2, ".json")
+    assert_one_line(run("bench", model, f"--json={model}"), 2, ".json")
     assert model.read_bytes() == before
 
 

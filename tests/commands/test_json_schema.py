@@ -120,7 +120,7 @@ def outputs(folder: Path) -> Iterator[tuple[str, str]]:
     yield "export", json.dumps(exported(source))
     yield "diff", run("diff", a, b, "--json")
     yield "diff", run("diff", a, a, "--json")
-    for command in ("passes", "calibrators", "targets"):
+    for command in ("passes", "calibrators", "targets", "recipes"):
         yield command, run(command, "--json")
 
 

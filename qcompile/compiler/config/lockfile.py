@@ -74,7 +74,7 @@ class Lock:
         settings = {"format": LOCK, "version": VERSION}
         settings |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OTHERS}
         own = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()}
-        own |= {"dims": dict(self.recipe.dims), "forms": dict(self.recipe.forms)}
+        own |= {key: dict(getattr(self.recipe, key)) for key in ("dims", "forms", "gates")}
         own["precision"] = [list(pair) for pair in self.recipe.precision]
         heading = _HEADING.format(*(_WITH if self.is_light else _WITHOUT))
         if self.training is None:

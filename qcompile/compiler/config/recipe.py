@@ -29,6 +29,7 @@ from qcompile.quant import Calibrator
 from qcompile.rewriting.pipeline_spec import parse_items
 from qcompile.rewriting.registry import build, calibrators, nearest
 from qcompile.runtime import kernels
+from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.system import safe_yaml
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import Mode
@@ -40,6 +41,7 @@ AUTO: Literal["auto"] = "auto"  # the pooling that a folder's configuration name
 POOLINGS = (*KINDS, AUTO)
 # The value of the key ``format`` in a lock; its recipe is one of its keys.
 LOCK = "qcompile lock"
+GATES = tuple(f.name for f in fields(Gates))
 _MOST_OF_RECIPE = 1 << 20  # bytes
 _MOST_BYTES = 1 << 26
 _LEAST_BLOCK = 16  # values; with fewer, multipliers would take more than 1/4 bit for each
@@ -64,20 +66,21 @@ class Recipe:
             is the target's choice, made for its own transforms, and "float" with other transforms.
         general_text: for text data, also run the sentences of qcompile to find how wide the ranges
             of channels become on other text, and to round weights of few bits for it too.
-        isa: instruction set that the model will run on, a name of ``instruction_sets.TABLE``; "" is
-            any. "any" and "native", this machine's, may be given and become one of these.
+        isa: instruction set that the model will run on, such as "avx512-vnni", or "native", this
+            machine's; "" is any.
         dims: sizes at which symbolic dimensions of the inputs are fixed.
         pooling: how the states of the tokens become the embedding ``sentence_embedding``, which
             replaces them as an output; "auto" is as the folder's own configuration says, "" none.
         normalize: the embedding gets length 1.
-        forms: lowering options other than the target's own, as ``--tune`` finds them, by a name of
-            ``Target.forms``.
+        forms: lowering options other than the target's own, as ``--tune`` finds them, by name.
         outputs: names of the graph outputs to keep; empty keeps all.
         weight_bits: 2 to 8, of all weights of linear layers that no pattern of ``precision``
             matches; None is 8.
         embedding_bits: the same for the token table; other tables whose rows are looked up get 8.
         weight_block: how many values of a weight of 2 to 7 bits share a multiplier, a power of two
             from 16 on, or 0 for none; None is by bits.
+        gates: limits other than the default ones, by name, such as min_cosine; None switches a gate
+            off. Gates given to a command or function override them.
     """
 
     target: str = "cpu"
@@ -106,6 +109,10 @@ class Recipe:
     weight_block: Annotated[
         int | None, "values that share a multiplier; 0 is none, null as the bits suggest"
     ] = None
+    gates: Annotated[
+        tuple[tuple[str, float | None], ...],
+        "gate and limit, other than the default; null: off",
+    ] = ()
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -138,6 +145,13 @@ class Recipe:
         for name, choice in self.forms:
             if not isinstance(choice, str):
                 raise RecipeError(f"choice of form {name!r} is {choice!r}, expected a name")
+        for name, limit in self.gates:
+            if name not in GATES:
+                raise RecipeError(f"unknown gate {name!r}{nearest(name, GATES)}")
+            if isinstance(limit, bool) or not isinstance(limit, int | float | None):
+                raise RecipeError(
+                    f"gate {name!r} is {limit!r}, expected a number, or null for none"
+                )
 
     def _check_bits(self) -> None:
         for name in ("weight_bits", "embedding_bits"):
@@ -154,6 +168,10 @@ class Recipe:
                 "one scale for each channel"
             )
 
+    def make_gates(self, base: Gates | None = None) -> Gates:
+        """``base``, by default the default gates, with those of the recipe."""
+        return replace(base or Gates(), **dict(self.gates))
+
     def digest(self) -> str:
         """Short hash over all settings; those that came later count only where they are used."""
         settings = {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
@@ -169,7 +187,9 @@ class Recipe:
 
 
 # Settings added since digests are written into models: recipes without them keep their digests.
-_ADDED = ("outputs", "pooling", "normalize", "weight_bits", "embedding_bits", "weight_block")
+_ADDED = (
+    "outputs", "pooling", "normalize", "weight_bits", "embedding_bits", "weight_block", "gates",
+)  # fmt: skip
 _LATER = {f.name: f.default for f in fields(Recipe) if f.name in _ADDED}
 _TYPES: dict[str, tuple[type, str]] = {
     "target": (str, "a name"),
@@ -192,6 +212,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "weight_bits": (int, "2 to 8"),
     "embedding_bits": (int, "2 to 8"),
     "weight_block": (int, "a power of two from 16 on, or 0"),
+    "gates": (dict, "a mapping of gates to limits"),
 }
 
 
@@ -201,6 +222,13 @@ MAPPINGS = tuple(name for name, (kind, _) in _TYPES.items() if kind is dict)
 def recipe_names() -> tuple[str, ...]:
     """Named recipes, sorted."""
     return tuple(sorted(p.stem for p in _NAMED.glob("*.yaml")))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a named recipe. Raises RecipeError where there is none of that name."""
+    if name not in recipe_names():
+        raise RecipeError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
+    return (_NAMED / f"{name}.yaml").read_text()
 
 
 def read_recipe(source: str | Path) -> Recipe:
@@ -239,7 +267,7 @@ def recipe_yaml(recipe: Recipe, heading: Sequence[str], notes: Mapping[str, str]
         lines.append(f"{name}:")
         for key, item in value:
             note = f"  # {notes[key]}" if key in notes else ""
-            lines.append(f"  {json.dumps(key)}: {item}{note}")
+            lines.append(f"  {json.dumps(key)}: {'null' if item is None else item}{note}")
     return "\n".join(lines) + "\n"
 
 
@@ -275,10 +303,21 @@ def merge_settings(base: Recipe, settings: Mapping[str, Any], where: str) -> Rec
         kind, expected = _TYPES[key]
         if isinstance(value, tuple):
             value = list(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if not _fits(value, kind):
             raise RecipeError(f"{where}: {key} is {value!r}, expected {expected}")
+        if key == "gates":  # spelt as options of the command line, or as in Python
+            value = {str(name).replace("-", "_"): limit for name, limit in value.items()}
         changes[key] = _frozen(value)
     return replace(base, **changes)
+
+
+def _fits(value: Any, kind: type) -> bool:
+    """Whether a value is of a type; lists hold names, which may look like whole numbers."""
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is list and isinstance(value, list):
+        return all(_fits(item, str) or _fits(item, int) for item in value)
+    return isinstance(value, kind)
 
 
 def _frozen(value: Any) -> Any:

@@ -89,6 +89,9 @@ class Report(Record):
     ] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    next_steps: Annotated[list[str], "what may help where a gate failed, three at most"] = field(
+        default_factory=list
+    )
     seconds: dict[str, float] = field(default_factory=dict)
     memory: Annotated[dict[str, int], "most bytes of the process until the end of each stage"] = (
         field(default_factory=dict)
@@ -96,10 +99,10 @@ class Report(Record):
 
     JSON = members(
         "qcompile environment source target mode recipe recipe_digest=digest pipeline gates passed "
-        "failures notes=note_texts float_bytes float_content bytes size_ratio model_sha256 "
-        "operators int8_linears int8_products away=provider_missing requirements saturation{} "
-        "verify=verdict forecast{} bench=speed profile channels calibration{} search{} sizes{} "
-        "tuning{} training{} seconds memory passes skips ledger"
+        "failures next_steps notes=note_texts float_bytes float_content bytes size_ratio "
+        "model_sha256 operators int8_linears int8_products away=provider_missing requirements "
+        "saturation{} verify=verdict forecast{} bench=speed profile channels calibration{} "
+        "search{} sizes{} tuning{} training{} seconds memory passes skips ledger"
     )
 
     @property

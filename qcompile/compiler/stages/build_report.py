@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qcompile.compiler.report import ledger
+from qcompile.compiler.report.next_steps import next_steps
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.records import (
     Forecast,
@@ -43,7 +45,7 @@ def build_report(
         *timed.notes,
         *over_budget(prepared.budget.limit, watch.memory),
     )
-    return Report(
+    report = Report(
         source=prepared.request.name or prepared.request.source,
         target=prepared.target.name,
         mode=prepared.mode,
@@ -78,6 +80,7 @@ def build_report(
         seconds=watch.seconds,
         memory=watch.memory,
     )
+    return replace(report, next_steps=next_steps(report))
 
 
 def over_budget(limit: int | None, memory: dict[str, int]) -> list[Note]:

@@ -11,6 +11,7 @@ from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.data.open_data import Data
+from qcompile.data.tokenizer import folder_near
 from qcompile.ir.model_io.read_model import Source
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.user_metric import Metric
@@ -132,7 +133,7 @@ class CompileOptions:
     """How to compile, in addition to the recipe: data handling, checks, limits.
 
     Attributes:
-        tokenizer: folder that holds tokenizer.json, for text data.
+        tokenizer: folder that holds tokenizer.json, for text data; None is that of the model.
         samples: the most samples to read; None is all, of text 256.
         batch_size: samples per batch of text or .npz; None is 8.
         max_length: the most tokens of a text; None is the tokenizer's own limit, 128 at most.
@@ -214,6 +215,11 @@ class Request:
     progress: Progress = field(default_factory=Silent)
     name: str | None = None
     notes: tuple[Note, ...] = ()
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of the tokenizer: as asked for, else of the model; None if it has none."""
+        return self.options.tokenizer or folder_near(self.model)
 
     @property
     def source(self) -> str:

@@ -223,7 +223,7 @@ def _open(request: Request, graph: Graph, model: FloatModel) -> tuple[Feeds | No
     feeds = open_data(
         request.data,
         inputs,
-        tokenizer=options.tokenizer,
+        tokenizer=request.tokenizer,
         samples=options.samples,
         batch_size=options.batch_size,
         max_length=options.max_length,
@@ -235,7 +235,7 @@ def _open(request: Request, graph: Graph, model: FloatModel) -> tuple[Feeds | No
         return feeds, None
     text = general_text(
         feeds,
-        options.tokenizer,
+        request.tokenizer,
         options.batch_size,
         max_length=options.max_length,
         takes=takes,

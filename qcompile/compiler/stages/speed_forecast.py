@@ -32,7 +32,7 @@ def predict_speed(prepared: Prepared) -> Forecast | None:
     isa = instruction_sets.of_machine(kernels.instruction_sets())
     if not timed or prepared.provider_missing or isa is None or prepared.mode not in _MODES:
         return None
-    prepared.progress.step("expect")
+    prepared.progress.step("predict speed")
     models, threads = [("", prepared.float_model.running)], prepared.options.threads
     try:
         [profiled] = profile(models, _feed(prepared), threads, _RUNS, prepared.provider)

@@ -34,10 +34,9 @@ from qcompile.data.feeds import Feed, InputSpec, input_specs
 from qcompile.data.text import DEFAULT_LENGTH, DEFAULT_SAMPLES, FORMATS, read_sentences
 from qcompile.data.tokenizer import TextTokenizer
 from qcompile.errors import DataError, RecipeError, TrainingError
-from qcompile.ir import Graph, is_float, is_op, printer, shape_of
+from qcompile.ir import Graph, is_op, printer, shape_of
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
-from qcompile.ir.pooling import EMBEDDING
 from qcompile.planning import Context, Use
 from qcompile.quant import Array
 from qcompile.rewriting import Stage
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install -e '.[train]' in a checkout"
 MODES = ("static", "weight-only")
-_ANSWERS = ("logits", EMBEDDING, "last_hidden_state", "token_embeddings")
 _LABELS = ("label", "score", "tags")
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 # RMS of the difference of two float programs, relative: float32 sums of n terms in another order
@@ -136,7 +134,7 @@ def check_prepared(prepared: Prepared) -> None:
             "float": "quantizes nothing",
         }[prepared.mode]
         raise RecipeError(f"mode {prepared.mode} {why}: train in mode static")
-    if options.tokenizer is None:
+    if prepared.request.tokenizer is None:
         raise DataError("training reads text: give --tokenizer, a folder holding tokenizer.json")
     if prepared.unknown_operator:
         raise TrainingError(f"operator {prepared.unknown_operator} is unknown, so not trained")
@@ -191,11 +189,10 @@ class _Texts:
 
     @property
     def output(self) -> Any:
-        """The output that answers: logits, else an embedding, else the first of floats."""
-        found = {t.name: t for t in self.prepared.graph.outputs if is_float(t)}
-        if not found:
-            raise TrainingError("the model has no float output to train")
-        return next((found[n] for n in _ANSWERS if n in found), next(iter(found.values())))
+        """The output that answers."""
+        from qcompile.training.labelled.model_score import answering_output
+
+        return answering_output(self.prepared.graph)
 
     @property
     def task(self) -> Task:
@@ -242,11 +239,12 @@ class _Texts:
         from qcompile.training.labelled.labelled_data import LabelledData
 
         prepared = self.prepared
-        assert prepared.options.tokenizer is not None  # ``check_prepared``
+        tokenizer = prepared.request.tokenizer
+        assert tokenizer is not None  # ``check_prepared``
         return LabelledData(
             path,
             self.task,
-            TextTokenizer(prepared.options.tokenizer),
+            TextTokenizer(tokenizer),
             self.inputs,
             labelled=labelled,
             batch_size=self.options.batch_size,

@@ -294,8 +294,8 @@ class Verdict(Record):
     )
 
     JSON = members(
-        "samples outputs failures alone_cosine=alone padded_cosine=padded sums session_options "
-        "not_emulated by_sums metric? selection?"
+        "passed samples outputs failures alone_cosine=alone padded_cosine=padded sums "
+        "session_options not_emulated by_sums metric? selection?"
     )
 
     @property

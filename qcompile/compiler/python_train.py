@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
-from qcompile.compiler.driver import compile_model
-from qcompile.compiler.model_folder import layout, training_task
-from qcompile.compiler.model_folder.compile_folder import (
-    check_before_export,
-    compile_models,
-    with_models,
-)
+from qcompile.compiler.model_folder.model_file import compile_one
 from qcompile.compiler.progress import Callback, shown_progress
 from qcompile.compiler.stages.options import (
     CompileOptions,
@@ -49,9 +42,9 @@ def train(
     ``model``: a transformers folder with one model, whose config.json names the task, or an .onnx
     file with ``options.tokenizer``, a folder that has the same files. ``training``: the texts, and
     how long to learn from them. ``gates`` without a value are those of ``compile`` where the float
-    model is the teacher, else only those on size and latency: a model that learned from labels
-    need not be close to the float one. Other settings are those of ``compile``. Needs torch (extra
-    ``train``).
+    model is the teacher, else only those on size, latency and in the recipe: a model that learned
+    from labels need not be close to the float one. Other settings are those of ``compile``. Needs
+    torch (extra ``train``).
 
     Raises TrainingError where an operator cannot be trained or torch is missing, and what
     ``compile`` raises; RejectedError also where the metric drops by more than
@@ -64,25 +57,16 @@ def train(
         "weight_block": weight_block,
         "seed": seed,
     }
+    chosen = merge_settings(lockfile.recipe_of(recipe), settings, "train()")
+    usual = Gates() if training.distill else Gates().without_defaults()
     request = Request(
         Path(model),
         str(training.data),
-        recipe=merge_settings(lockfile.recipe_of(recipe), settings, "train()"),
-        gates=gates or (Gates() if training.distill else Gates().without_defaults()),
+        recipe=chosen,
+        gates=gates or chosen.make_gates(usual),
         options=replace(options or CompileOptions(), training=training),
     )
     with custom_operators(custom_ops), shown_progress(progress) as shown:
-        result = _trained(Path(model), replace(request, progress=shown))
+        result = compile_one(replace(request, progress=shown))
     request.options.forget()
     return result
-
-
-def _trained(model: Path, request: Request) -> Result:
-    if not model.is_dir():
-        return compile_model(training_task.with_task(request, request.options.tokenizer))
-    with tempfile.TemporaryDirectory() as scratch:
-        given = layout.read_folder(model)
-        check_before_export(given, request)
-        folder, _ = with_models(given, Path(scratch), request.progress)
-        (compiled,) = compile_models(folder, request)
-        return compiled.result
