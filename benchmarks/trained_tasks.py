@@ -19,8 +19,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -64,7 +66,7 @@ class Run:
     """One training: metric, times 100, of the float model, of calibration alone and of the file.
 
     ``flips``: share of texts that the file puts into another class than the float model; None for
-    regression.
+    regression. ``memory``: peak bytes of the process.
     """
 
     task: str
@@ -77,23 +79,15 @@ class Run:
     bytes: int
     float_bytes: int
     seconds: float
+    memory: int
 
 
 def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, code: str) -> Run:
     """Train, or read what an earlier run has found."""
     task = read_task(folder)
     model = folder / "model.onnx"
-    key = digest(
-        [
-            task.name,
-            setting.settings,
-            setting.distill,
-            seed,
-            args.epochs,
-            model.stat().st_size,
-            code,
-        ]
-    )
+    learned = [setting.settings, setting.distill, seed, args.epochs]
+    key = digest([task.name, *learned, model.stat().st_size, code])
     note, state = args.work / f"{key}.json", args.work / f"{key}.pt"
     if note.is_file():
         return Run(**json.loads(note.read_text()))
@@ -106,13 +100,25 @@ def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, cod
         max_drop=None,
         state=state,
     )
-    options = Options(bench=False, threads=args.threads, force=True)
+    # In a process of its own, so that the peak of memory is its own too.
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        done = alone.submit(trained, folder, setting, seed, training, args.threads).result()
+    note.write_text(json.dumps(asdict(done), indent=1) + "\n")
+    state.unlink(missing_ok=True)
+    return done
+
+
+def trained(
+    folder: Path, setting: Setting, seed: int, training: TrainingOptions, threads: int
+) -> Run:
+    """Train, and measure what was compiled."""
+    options = Options(bench=False, threads=threads, force=True)
     result = qcompile.train(folder, training, seed=seed, options=options, **setting.settings)
     account, report = result.report.training, result.report
     assert account is not None and account.metric is not None  # of a training that was verified
     found = account.metric
-    done = Run(
-        task.name,
+    return Run(
+        read_task(folder).name,
         setting.name,
         seed,
         found.float,
@@ -122,10 +128,8 @@ def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, cod
         report.bytes,
         report.float_bytes,
         account.seconds,
+        max(report.memory.values()),
     )
-    note.write_text(json.dumps(asdict(done), indent=1) + "\n")
-    state.unlink(missing_ok=True)
-    return done
 
 
 # ---- printing
@@ -141,12 +145,22 @@ def cell(runs: Sequence[Run]) -> str:
 
 
 def line(setting: Setting, tasks: Sequence[str], runs: Sequence[Run]) -> str:
-    """A row of the table: size, each task, their mean, flips of each, minutes of a training."""
+    """A row of the table: size, each task, their mean, flips of each, minutes of a training,
+    peak memory."""
     size = mean(r.float_bytes / r.bytes for r in runs)
     cells = [cell([r for r in runs if r.task == task]) for task in tasks]
     minutes = mean(r.seconds for r in runs) / 60
+    peak = f"{max(r.memory for r in runs) / 1e9:.1f}"
     flips = [changed(runs, task) for task in tasks]
-    shown = [setting.name, f"{size:.1f}", *cells, cell(runs), " ".join(flips), f"{minutes:.0f}"]
+    shown = [
+        setting.name,
+        f"{size:.1f}",
+        *cells,
+        cell(runs),
+        " ".join(flips),
+        f"{minutes:.0f}",
+        peak,
+    ]
     return f"| {' | '.join(shown)} |"
 
 
@@ -158,7 +172,7 @@ def changed(runs: Sequence[Run], task: str) -> str:
 
 def heads(tasks: Sequence[str]) -> str:
     """The first two lines of the table."""
-    names = ["setting", "times smaller", *tasks, "mean", "flips, %", "minutes"]
+    names = ["setting", "times smaller", *tasks, "mean", "flips, %", "minutes", "GB"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
