@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -95,6 +96,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 terminated."""
         try:
+            _print_what_the_stream_can()
             with _terminable():
                 code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as e:
@@ -121,6 +123,13 @@ class Commands(click.Group):
             _explain(f"internal error, please report it: {type(e).__name__}: {e}")
             code = 2
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_what_the_stream_can() -> None:
+    """Characters that a stream's encoding lacks become ?: pipes on Windows are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _explain(message: str) -> None:

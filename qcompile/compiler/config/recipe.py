@@ -276,7 +276,7 @@ def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:
     try:
         if path.stat().st_size > most:
             raise RecipeError(f"{what} {str(path)!r} has over {most} bytes")
-        loaded = safe_yaml.load_yaml(path.read_text())
+        loaded = safe_yaml.load_yaml(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise RecipeError(f"{what} {str(path)!r} cannot be read: {e.strerror}") from e
     except ValueError as e:
