@@ -43,10 +43,14 @@ def _data_files(folder: Folder, name: str) -> list[str]:
     entries = (e for t in tensors if is_external(t) for e in t.external_data)
     found = sorted({e.value for e in entries if e.key == "location"})
     for location in found:
-        native = PurePath(location)  # on Windows with drives and backslashes too
-        if native.anchor or ".." in native.parts:
+        if _leaves_the_folder(location):
             raise ModelError(f"{name}: external data {location!r} is outside the model's folder")
     return [str(PurePosixPath(name).parent / location) for location in found]
+
+
+def _leaves_the_folder(location: str) -> bool:
+    path = PurePath(location)  # on Windows also of a drive, and with backslashes
+    return bool(path.anchor) or ".." in path.parts
 
 
 def _place(real: Path, path: Path) -> None:
