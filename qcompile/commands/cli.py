@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 
 from qcompile import __version__
 from qcompile.commands._printable import printable
+from qcompile.commands._summaries import SUMMARIES
 from qcompile.errors import QCompileError
 
 # Command -> module, imported when the command runs: --help must not wait for onnxruntime.
@@ -92,6 +93,11 @@ class Commands(click.Group):
         """Commands by name, since their descriptions would take an import of each."""
         found = [CompletionItem(name) for name in _COMMANDS if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As in click, without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 terminated."""
