@@ -248,7 +248,9 @@ def _opens_text(call: ast.Call) -> bool:
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     modes = [a.value for a in call.args[not is_method :] if isinstance(a, ast.Constant)]
     if name == "open":
-        return not (is_method and len(call.args) > 1) and (not modes or "b" not in str(modes[0]))
+        if is_method and call.args and (not modes or len(call.args) > 1):
+            return False
+        return not modes or "b" not in str(modes[0])
     return name in ("read_text", "write_text")
 
 
