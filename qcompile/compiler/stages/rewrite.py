@@ -220,8 +220,8 @@ def _needed_runtime(prepared: Prepared, compiled: CompiledModel) -> list[Note]:
     version, installed = ".".join(map(str, form.since)), session.version()
     if form.since > tuple(map(int, installed.split(".")[:2])):
         raise ModelError(
-            f"the compiled model has {form.name}: found onnxruntime {installed}, expected {version} "
-            "or later. pip install -U onnxruntime, or choose other bits (docs/lowbit.md)"
+            f"the compiled model has {form.name}: found onnxruntime {installed}, expected "
+            f"{version} or later. pip install -U onnxruntime, or choose other bits (docs/lowbit.md)"
         )
     text = f"the file needs onnxruntime {version} or later: it has {form.name} (docs/lowbit.md)"
     return [Note("oldest-runtime", text)]
