@@ -24,4 +24,10 @@ SUMMARIES = {
     "passes": "List passes by stage, with their options.",
     "calibrators": "List calibrators, with their options.",
     "targets": "List targets, with their modes and pipelines.",
+    "recipes": (
+        "List the named recipes; with NAME print its text, to begin a recipe of your own with."
+    ),
+    "schema": (
+        "Print a JSON Schema: `recipe` of recipe files, `report` of reports, others of --json."
+    ),
 }

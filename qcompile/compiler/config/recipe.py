@@ -228,7 +228,7 @@ def recipe_text(name: str) -> str:
     """The YAML text of a named recipe. Raises RecipeError where there is none of that name."""
     if name not in recipe_names():
         raise RecipeError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
-    return (_NAMED / f"{name}.yaml").read_text()
+    return (_NAMED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def read_recipe(source: str | Path) -> Recipe:
