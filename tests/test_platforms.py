@@ -55,6 +55,8 @@ for name in ("sched_getaffinity", "fork"):
     delattr(os, name)
 del mmap.MADV_DONTNEED
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    if module.name.endswith(".__main__"):
+        continue  # it would run the command line
     try:
         importlib.import_module(module.name)
     except Exception as e:
