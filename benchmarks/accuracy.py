@@ -80,8 +80,7 @@ class Candidate:
 def code_digest() -> str:
     """Hash of qcompile's source: another version may give another file for the same settings."""
     root = Path(str(qcompile.__file__)).parent
-    folders = (root, root / "passes", root / "calibrators")  # the last two may be links
-    return digest([file_digest(p) for f in folders for p in sorted(f.rglob("*.py"))])
+    return digest([file_digest(p) for p in sorted(root.rglob("*.py"))])
 
 
 # ---- what to compile
@@ -161,7 +160,7 @@ def build_once(candidate: Candidate, model: Path) -> Cost:
     """Build the file unless it exists; the cost of building it, now or earlier."""
     note = model.with_suffix(".made.json")
     if model.is_file() and note.is_file():
-        return Cost(**json.loads(note.read_text()))
+        return Cost(**json.loads(note.read_text(encoding="utf-8")))
     partial = model.with_suffix(".part.onnx")
     start = time.perf_counter(), time.process_time()
     candidate.build(partial)
@@ -175,7 +174,7 @@ def build_once(candidate: Candidate, model: Path) -> Cost:
 def measure_once(bench: Bench, model: Path, note: Path) -> Figures:
     """The figures of a model, from the file ``note``, or measured and written there."""
     if note.is_file():
-        return Figures(**json.loads(note.read_text()))
+        return Figures(**json.loads(note.read_text(encoding="utf-8")))
     figures = bench.figures(model)
     note.write_text(json.dumps(asdict(figures), indent=1))
     return figures
@@ -221,7 +220,10 @@ def closeness_table(bench: Bench, groups: tuple[str, ...], work: Path) -> list[L
         print(f"[{number}/{len(chosen)}] {candidate.name}", file=sys.stderr, flush=True)
         lines.append(measure(bench, candidate, work))
         print(markdown_line(lines[-1]), flush=True)
-    pairs, texts = len(bench.texts[1]), len(bench.calibration.read_text().splitlines())
+    pairs, texts = (
+        len(bench.texts[1]),
+        len(bench.calibration.read_text(encoding="utf-8").splitlines()),
+    )
     print(f"\n{pairs} pairs, {texts} sentences to calibrate; {version_line(versions())}")
     return lines
 

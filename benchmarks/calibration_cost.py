@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from qcompile.rewriting.pipeline_spec import parse
 from qcompile.rewriting.registry import target
 from qcompile.runtime import session as runtime
 from qcompile.runtime.session import Session, SessionOptions
+from qcompile.system.memory import peak_memory
 
 
 def planned(model: Path) -> tuple[Graph, Context]:
@@ -96,7 +96,7 @@ def child(args: argparse.Namespace) -> None:
     observers = collector(graph, ctx.requests, rule, ctx.evaluate)
     feeds = feeds_of(graph, args)
     collect(observers, (feed for _ in range(args.child) for feed in feeds))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_memory() / 1024**2)
 
 
 def main() -> None:

@@ -32,7 +32,9 @@ DEFAULT_ARITHMETIC = SessionOptions(exact=False)
 
 def sentences(path: Path) -> tuple[list[str], list[float]]:
     """All sentences, the first of each pair before the second, and the scores of the pairs."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     texts = [row[key] for row in rows for key in ("text_a", "text_b")]
     return texts, [float(row["score"]) for row in rows]
 

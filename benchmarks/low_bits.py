@@ -101,7 +101,7 @@ class Clock:
         key = digest([self.bench.key, self.reference.name, self.bench.threads, self.rounds])
         note = note.with_suffix(f".{key}.timing.json")
         if note.is_file():
-            return timing_from(json.loads(note.read_text()))
+            return timing_from(json.loads(note.read_text(encoding="utf-8")))
         found = self._measured(model)
         note.write_text(json.dumps(asdict(found), indent=1))
         return found
@@ -205,7 +205,7 @@ def table(bench: Bench, args: argparse.Namespace, work: Path) -> list[Entry]:
             entries.insert(0, timed(line, bench.model, work / "float.onnx", clock))
             print(markdown(cells(entries[0], figures.bytes)), flush=True)
         print(markdown(cells(entries[-1], figures.bytes)), flush=True)
-    texts = len(bench.calibration.read_text().splitlines())
+    texts = len(bench.calibration.read_text(encoding="utf-8").splitlines())
     versions = accuracy.version_line(accuracy.versions())
     print(f"\n{len(bench.texts[1])} pairs, {texts} sentences to calibrate; {versions}")
     return entries

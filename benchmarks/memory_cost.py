@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from qcompile.compiler.driver import compile_model
 from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.ir.model_io.external_data import external_bytes
 from qcompile.ir.model_io.read_model import read_model
+from qcompile.system.memory import resident_memory
 
 WIDTH = 2048
 _EVERY = 0.003  # seconds between readings
@@ -57,9 +57,8 @@ class Watch:
         """Does nothing: only stages count."""
 
     def _read(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
         while True:
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            resident = resident_memory().now
             self.peaks[self._stage] = max(self.peaks.get(self._stage, 0), resident)
             time.sleep(_EVERY)
 

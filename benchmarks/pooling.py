@@ -89,7 +89,7 @@ def main() -> None:
     engine = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     engine.enable_padding()
     engine.enable_truncation(128)
-    texts = args.data.read_text().splitlines()[: args.sentences]
+    texts = args.data.read_text(encoding="utf-8").splitlines()[: args.sentences]
     feed = embeddings.feed_of(texts, input_specs(load(args.model)), engine)
     rows = measure(
         args.model, args.data, feed, args.mode, args.tokenizer, args.threads, args.rounds

@@ -90,7 +90,7 @@ def run(folder: Path, setting: Setting, seed: int, args: argparse.Namespace, cod
     key = digest([task.name, *learned, model.stat().st_size, code])
     note, state = args.work / f"{key}.json", args.work / f"{key}.pt"
     if note.is_file():
-        return Run(**json.loads(note.read_text()))
+        return Run(**json.loads(note.read_text(encoding="utf-8")))
     data = args.data / task.name
     training = TrainingOptions(
         data / "train.jsonl",

@@ -102,7 +102,7 @@ def write(name: str, task: str, folder: Path, seed: int = 0) -> None:
 
 def _vocabulary(special: Mapping[str, str]) -> dict[str, int]:
     """Special tokens, letters and the most common words; a trainer would break ties randomly."""
-    text = SENTENCES.read_text().lower()
+    text = SENTENCES.read_text(encoding="utf-8").lower()
     letters = sorted(set(text) - set(string.whitespace))
     words = Counter(re.findall(r"\w\w+", text))
     common = sorted(words, key=lambda w: (-words[w], w))

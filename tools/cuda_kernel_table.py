@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="OperatorKernels.md of ONNX Runtime")
     source: Path = parser.parse_args().source
     try:
-        found = list(rows(source.read_text()))
+        found = list(rows(source.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as e:
         fail(f"cannot read {source}: {e}")
     if not found:

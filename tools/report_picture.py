@@ -56,7 +56,7 @@ def main() -> None:
     width, height = map(int, args.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         part, raw = Path(folder) / "part.html", Path(folder) / "raw.png"
-        part.write_text(shown(args.page.read_text(), set(args.sections.split(","))))
+        part.write_text(shown(args.page.read_text(encoding="utf-8"), set(args.sections.split(","))))
         photograph(part, raw, width, height)
         with Image.open(raw) as drawn:
             drawn.convert("RGB").quantize(args.colours, dither=Image.Dither.NONE).save(

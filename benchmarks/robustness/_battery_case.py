@@ -160,7 +160,7 @@ def judge(
 
 def _judge_file(model: Path, out: Path, fresh: Sequence[list[Feed]]) -> tuple[str, str]:
     """The verdict on a compiled file, on inputs and at sizes that the compiler has not seen."""
-    report = json.loads(out.with_name(f"{out.stem}.report.json").read_text())
+    report = json.loads(out.with_name(f"{out.stem}.report.json").read_text(encoding="utf-8"))
     unchanged = detail_of(NOTHING_QUANTIZED, report["notes"])
     random = detail_of(RANDOM_MODEL, report["notes"]) is not None
     for feeds in fresh:

@@ -88,8 +88,8 @@ def run_all(name: str, task: str, work: Path) -> Row:
     if importlib.util.find_spec("optimum") is not None:
         answers = [answer(task, place) for place in (exported, compiled)]
         same = sum(a == b for a, b in zip(*answers, strict=True))
-    report = json.loads((compiled / "model.report.json").read_text())
-    manifest = json.loads((exported / "qcompile.json").read_text())
+    report = json.loads((compiled / "model.report.json").read_text(encoding="utf-8"))
+    manifest = json.loads((exported / "qcompile.json").read_text(encoding="utf-8"))
     return Row(name, task, report, manifest["export"], same)
 
 
@@ -108,7 +108,7 @@ def answer(task: str, folder: Path) -> list[Any]:
     model = getattr(optimum, ORT_CLASSES[task]).from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     pipe = transformers.pipeline(task, model=model, tokenizer=tokenizer)
-    sentences = SENTENCES.read_text().splitlines()[-PROBES:]
+    sentences = SENTENCES.read_text(encoding="utf-8").splitlines()[-PROBES:]
     if task == "question-answering":
         return [pipe(question="Who is it?", context=s)["answer"] for s in sentences]
     found = [pipe(s) for s in sentences]

@@ -64,7 +64,7 @@ def _files(folder: Path) -> list[tuple[str, bool | None]]:
     if not index.is_file():
         paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.onnx"))
         return [(path, None) for path in paths]
-    lines = [line for line in index.read_text().splitlines() if line.strip()]
+    lines = [line for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
         rows = [json.loads(line) for line in lines]
         return [(str(row["file"]), bool(row["runs"])) for row in rows]

@@ -77,8 +77,18 @@ def _check_files(arguments: BuildArguments, options: CompileOptions, reports: Re
         if training.evaluation is not None:
             purposes[training.evaluation.resolve()] = "evaluation data"
     for what, path in files.items():
-        other = purposes.setdefault(path.resolve(), what)
-        if other != what:
+        place = path.resolve()
+        other = next((used for known, used in purposes.items() if _same(place, known)), None)
+        if other is not None:
             raise OutputError(f"{what} {str(path)!r} is the {other} itself")
+        purposes[place] = what
     for path in files.values():
         atomic_write.check_writable(path)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """True for one file, also by names that differ in case where the file system ignores it."""
+    if one == other:
+        return True
+    spelled = str(one).casefold() == str(other).casefold()
+    return spelled and one.exists() and other.exists() and one.samefile(other)

@@ -79,7 +79,7 @@ _OPTIONS = (
                  help="Threads of ONNX Runtime; 0 uses one per core."),
     custom_ops_option,
     click.option("--cache", type=PATH, help="Folder of calibration and measurements, from which "
-                 "an interrupted run resumes.  [default: $XDG_CACHE_HOME/qcompile]"),
+                 "an interrupted run resumes.  [default: the user's cache folder]"),
     click.option("--no-cache", is_flag=True, help="Keep nothing, and do not resume."),
 )  # fmt: skip
 

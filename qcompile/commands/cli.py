@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from click.shell_completion import CompletionItem
 
 from qcompile import __version__
 from qcompile.commands._printable import printable
+from qcompile.commands._summaries import SUMMARIES
 from qcompile.errors import QCompileError
 
 # Command -> module, imported when the command runs: --help must not wait for onnxruntime.
@@ -92,9 +94,15 @@ class Commands(click.Group):
         found = [CompletionItem(name) for name in _COMMANDS if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As in click, without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted, 143 terminated."""
         try:
+            _print_what_the_stream_can()
             with _terminable():
                 code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as e:
@@ -121,6 +129,13 @@ class Commands(click.Group):
             _explain(f"internal error, please report it: {type(e).__name__}: {e}")
             code = 2
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_what_the_stream_can() -> None:
+    """Characters that a stream's encoding lacks become ?: pipes on Windows are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _explain(message: str) -> None:

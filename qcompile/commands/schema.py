@@ -38,13 +38,13 @@ def schema(name: str | None, verbose: bool) -> None:
 
 def names() -> list[str]:
     """What there are schemas of: recipes, reports, and the JSON of each command."""
-    definitions = json.loads(_FILE.read_text())["$defs"]
+    definitions = json.loads(_FILE.read_text(encoding="utf-8"))["$defs"]
     return [_RECIPE, _REPORT, *(name for name in definitions if name.islower())]
 
 
 def _of_output(name: str) -> dict[str, Any]:
     """One definition of the schema of outputs, with the definitions that it refers to."""
-    whole = json.loads(_FILE.read_text())
+    whole = json.loads(_FILE.read_text(encoding="utf-8"))
     title = f"qcompile {name}" if name == _REPORT else f"qcompile {name} --json"
     start = "compile" if name == _REPORT else name
     known = whole["$defs"]

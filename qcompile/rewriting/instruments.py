@@ -93,9 +93,11 @@ class Dump:
     def before(self, item: Pass, graph: Graph, ctx: Context) -> None:
         if self._count == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "000_input.txt").write_text(dump(graph))
+            (self.folder / "000_input.txt").write_text(dump(graph), encoding="utf-8")
 
     def after(self, item: Pass, graph: Graph, ctx: Context, changed: bool) -> None:
         self._count += 1
         if changed:
-            (self.folder / f"{self._count:03}_{item.name}.txt").write_text(dump(graph))
+            (self.folder / f"{self._count:03}_{item.name}.txt").write_text(
+                dump(graph), encoding="utf-8"
+            )

@@ -75,7 +75,7 @@ def _ops(model: bytes | Path, feed: Feed, options: SessionOptions, runs: int) ->
         session.run(inputs)  # reports missing inputs, unlike ``call``
         for _ in range(warmup + runs - 1):
             session.call(inputs)
-        events = json.loads(session.end_profile().read_text())
+        events = json.loads(session.end_profile().read_text(encoding="utf-8"))
     return _summed(events, warmup)
 
 

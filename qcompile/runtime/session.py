@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections import Counter
@@ -27,6 +26,7 @@ from qcompile.ir.subgraph import bodies, element_types
 from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.system.interrupts import deferred_interrupts
+from qcompile.system.threads import available_cores
 
 with deferred_interrupts():
     import onnxruntime as ort
@@ -358,7 +358,7 @@ def _opset(version: int) -> onnx.OperatorSetIdProto:
 
 def threads() -> int:
     """Cores this process may use: the default for timing."""
-    return len(os.sched_getaffinity(0))
+    return available_cores()
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,13 +23,19 @@ from qcompile.quant import Array, ChannelStats
 from qcompile.system.temporary_folder import TemporaryFolder
 
 
+def _remove(path: Path) -> None:
+    """Windows removes no file that is mapped: it stays until the folder is removed."""
+    with suppress(OSError):
+        path.unlink()
+
+
 class SpilledArray:
     """One array in its own file. Raises OutputError where there is no room."""
 
     def __init__(self, folder: TemporaryFolder, path: Path, values: Array) -> None:
         self._folder = folder  # lives as long as its files
         self.path, self.dtype, self.shape = path, values.dtype, values.shape
-        self._gone = weakref.finalize(self, path.unlink, missing_ok=True)
+        self._gone = weakref.finalize(self, _remove, path)
         try:
             with path.open("wb") as file:
                 file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
@@ -75,7 +82,7 @@ class Store:
         """A read-only view of an array in a file, which is removed with the view."""
         kept = self.keep(values)
         view = kept.load()
-        kept.path.unlink(missing_ok=True)  # the mapping keeps the contents
+        _remove(kept.path)  # the mapping keeps the contents
         return view
 
 

@@ -85,8 +85,6 @@ def measure_startup(
     closed = replace(load, arrival=None)
     send(calls, feeds, closed.plan(0, min(options.seconds, _LOADED), len(feeds)))
     after = memory.resident_memory()
-    if base is None or after is None:
-        return Startup(loaded - start, first - loaded, None, None, None)
     above = after.now - base.now, after.peak - base.now
     return Startup(loaded - start, first - loaded, base.now, *above)
 

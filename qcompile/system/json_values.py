@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from operator import attrgetter
-from pathlib import Path
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -89,7 +89,7 @@ def json_value(value: Any) -> Any:
         return {str(k): json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    return value.as_posix() if isinstance(value, PurePath) else value
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -42,5 +42,5 @@ class MappedFile:
     def drop(self) -> None:
         """Release the memory of all pages that were read."""
         self._seen = 0
-        if isinstance(self._map, mmap.mmap):
+        if isinstance(self._map, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             self._map.madvise(mmap.MADV_DONTNEED)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from archspec.cpu import TARGETS, detect
 
 from qcompile.system.json_values import Record, members
 
-# cpuinfo flags that decide which int8 kernels ONNX Runtime uses, fastest first.
+# Flags, by their names on Linux, that decide which int8 kernels ONNX Runtime uses, fastest first.
 _FLAGS = {
     "amx_int8": "AMX-INT8",
     "avx512_vnni": "AVX512-VNNI",
@@ -23,12 +25,12 @@ _FLAGS = {
 
 def instruction_sets() -> list[str]:
     """Instruction sets of this machine that matter for int8, fastest first; empty where unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    lines = [x for x in text.splitlines() if x.startswith(("flags", "Features"))]
-    flags = set(lines[0].split()) if lines else set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the processor cannot be identified
+        found = detect.detected_info()
+    flags = found.features
+    if not flags and found.name in TARGETS:  # Apple's processors are identified by name
+        flags = TARGETS[found.name].features
     return [name for flag, name in _FLAGS.items() if flag in flags]
 
 

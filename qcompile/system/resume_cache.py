@@ -10,12 +10,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+import platformdirs
 
 from qcompile.errors import QCompileError
 from qcompile.system.atomic_write import replacing
@@ -26,9 +27,8 @@ _KINDS = ("calibration", "partial", "search")
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/qcompile``, or ``~/.cache/qcompile``; a relative path there is ignored."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "qcompile"
+    """The system's place for caches of this user, such as ``~/.cache/qcompile``."""
+    return platformdirs.user_cache_path("qcompile", appauthor=False)
 
 
 def key_of(parts: Iterable[Any]) -> str:

@@ -5,16 +5,22 @@ numpy releases Python's lock while it computes, so independent work runs on all 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import psutil
 from threadpoolctl import threadpool_limits
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: all on macOS, which binds no process to some of them."""
+    allowed = getattr(psutil.Process(), "cpu_affinity", None)
+    return len(allowed()) if allowed is not None else psutil.cpu_count() or 1
 
 
 @contextmanager
@@ -26,5 +32,5 @@ def one_thread() -> Iterator[None]:
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """``work`` of each item, in the order of the items; raises the first error among them."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         return list(pool.map(work, items))

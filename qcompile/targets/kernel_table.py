@@ -123,7 +123,7 @@ class KernelTable:
 @cache
 def _read(file: str) -> dict[tuple[str, str], list[Kernel]]:
     found: dict[tuple[str, str], list[Kernel]] = {}
-    text = resources.files("qcompile.targets").joinpath(file).read_text()
+    text = resources.files("qcompile.targets").joinpath(file).read_text(encoding="utf-8")
     for line in text.splitlines():
         if line.startswith("#"):
             continue

@@ -14,26 +14,24 @@ SIZE = 64 << 20
 
 def test_the_peak_stays_when_memory_is_freed() -> None:
     before = memory.resident_memory()
-    if before is None:
-        pytest.skip("this system has no /proc/self/status")
     large = np.ones(SIZE, np.uint8)
     with_it = memory.resident_memory()
     del large
     memory.release_memory()
     after = memory.resident_memory()
-    assert with_it is not None and after is not None
     assert with_it.now >= before.now + SIZE // 2
     assert after.peak >= after.now + SIZE // 2
 
 
 @pytest.mark.parametrize("text", [None, "VmRSS:\t  5 kB\n"])
-def test_unknown_where_the_system_does_not_say(
+def test_psutil_is_asked_where_the_system_has_no_such_file(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_SELF", tmp_path)
     if text is not None:
         (tmp_path / "status").write_text(text)
-    assert memory.resident_memory() is None
+    found = memory.resident_memory()
+    assert found.peak >= found.now > SIZE // 4
 
 
 def test_both_figures_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

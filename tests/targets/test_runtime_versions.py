@@ -11,7 +11,9 @@ import pytest
 
 import qcompile
 from qcompile import Gates, Options, Recipe
+from qcompile.errors import ModelError
 from qcompile.rewriting.testing import model_proto, normal
+from qcompile.runtime import session
 from qcompile.targets.runtime_versions import FORMS, SUPPORTED, newest_form
 from tools import first_runtime
 
@@ -100,6 +102,12 @@ def notes(**settings: Any) -> list[str]:
 )
 def test_the_report_says_it(settings: dict[str, Any], note: str) -> None:
     assert any(note in text for text in notes(**settings))
+
+
+def test_an_older_runtime_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "version", lambda: "1.22.1")
+    with pytest.raises(ModelError, match=r"found onnxruntime 1\.22\.1, expected 1\.23 or later"):
+        notes(weight_bits=4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mode": "weight-only"}, {"mode": "float"}])

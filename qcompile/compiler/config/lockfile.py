@@ -144,7 +144,7 @@ def is_lock(source: str | Path) -> bool:
             head = file.read(4096)
     except OSError:
         return False
-    return path.suffix in _SUFFIXES and f"\nformat: {LOCK}\n".encode() in b"\n" + head
+    return path.suffix in _SUFFIXES and f"format: {LOCK}".encode() in head.splitlines()
 
 
 def calibration_path(path: Path) -> Path:

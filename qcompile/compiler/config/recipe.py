@@ -228,7 +228,7 @@ def recipe_text(name: str) -> str:
     """The YAML text of a named recipe. Raises RecipeError where there is none of that name."""
     if name not in recipe_names():
         raise RecipeError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
-    return (_NAMED / f"{name}.yaml").read_text()
+    return (_NAMED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def read_recipe(source: str | Path) -> Recipe:
@@ -276,7 +276,7 @@ def load_yaml(path: Path, what: str, most: int = _MOST_BYTES) -> dict[Any, Any]:
     try:
         if path.stat().st_size > most:
             raise RecipeError(f"{what} {str(path)!r} has over {most} bytes")
-        loaded = safe_yaml.load_yaml(path.read_text())
+        loaded = safe_yaml.load_yaml(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise RecipeError(f"{what} {str(path)!r} cannot be read: {e.strerror}") from e
     except ValueError as e:

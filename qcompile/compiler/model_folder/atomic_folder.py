@@ -78,7 +78,7 @@ def _destination(out: Path, source: Path) -> Path:
 def _foreign(folder: Path) -> str | None:
     """A file in the folder that its manifest does not list, None where there is none."""
     try:
-        listed = {MANIFEST, *json.loads((folder / MANIFEST).read_text())["files"]}
+        listed = {MANIFEST, *json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         listed = set()
     found = sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
@@ -106,8 +106,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
     False if the C library or the file system does not support it. Raises OSError if it fails.
     """
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, TypeError):  # another C library; Windows has none that is called None
         return False
     if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
         return True
@@ -134,7 +135,7 @@ def write_manifest(stage: Path, account: Mapping[str, Any]) -> None:
         p.relative_to(stage).as_posix(): _digest(p) for p in sorted(stage.rglob("*")) if p.is_file()
     }
     text = json.dumps({"qcompile": __version__, **account, "files": files}, indent=1)
-    (stage / MANIFEST).write_text(text + "\n")
+    (stage / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _digest(file: Path) -> str:

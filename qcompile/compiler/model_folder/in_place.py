@@ -44,8 +44,9 @@ def folder_to_extend(out: Path, names: Collection[str]) -> Iterator[Path]:
         raise OutputError(f"folder {str(out)!r} cannot be written: {e.strerror}") from e
     try:
         yield stage
-        new = json.loads((stage / MANIFEST).read_text())
-        (stage / MANIFEST).write_text(json.dumps(_merged(out, old, new), indent=1) + "\n")
+        new = json.loads((stage / MANIFEST).read_text(encoding="utf-8"))
+        text = json.dumps(_merged(out, old, new), indent=1) + "\n"
+        (stage / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
         _move(stage, out, sorted(new["files"]))
     except OSError as e:
         raise OutputError(f"cannot write into folder {str(out)!r}: {e.strerror}") from e
@@ -56,7 +57,7 @@ def folder_to_extend(out: Path, names: Collection[str]) -> Iterator[Path]:
 def _manifest(out: Path) -> dict[str, Any]:
     """The manifest of a folder, empty if it has none of ours."""
     try:
-        found = json.loads((out / MANIFEST).read_text())
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     is_ours = isinstance(found, dict) and all(

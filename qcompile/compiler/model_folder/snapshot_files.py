@@ -8,7 +8,7 @@ it is known where to.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from qcompile.compiler.model_folder import layout
 from qcompile.compiler.model_folder.layout import Folder
@@ -43,9 +43,14 @@ def _data_files(folder: Folder, name: str) -> list[str]:
     entries = (e for t in tensors if is_external(t) for e in t.external_data)
     found = sorted({e.value for e in entries if e.key == "location"})
     for location in found:
-        if PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
+        if _leaves_the_folder(location):
             raise ModelError(f"{name}: external data {location!r} is outside the model's folder")
     return [str(PurePosixPath(name).parent / location) for location in found]
+
+
+def _leaves_the_folder(location: str) -> bool:
+    path = PurePath(location)  # on Windows also of a drive, and with backslashes
+    return bool(path.anchor) or ".." in path.parts
 
 
 def _place(real: Path, path: Path) -> None:

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ from qcompile.compiler.model_folder.forward_inputs import (
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.tasks import Task
 from qcompile.compiler.model_folder.torch_parity import SHAPES, Parity, Vocabulary, example_feed
-from qcompile.errors import GateError, ModelError, QCompileError
+from qcompile.errors import GateError, ModelError, OutputError, QCompileError
 from qcompile.ir.model_io import read_model
 from qcompile.quant import Array
 from qcompile.system.json_values import Record, members
@@ -200,7 +200,20 @@ def _make_view(folder: Folder, view: Path) -> None:
     for name in (*folder.companions, *folder.weights):
         link = view / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((folder.path / name).resolve())
+        _link((folder.path / name).resolve(), link)
+
+
+def _link(file: Path, link: Path) -> None:
+    """A link to the file. Windows makes symbolic ones only for users who may, and hard ones only on
+    the same drive; else the file is copied. Raises OutputError where there is no room."""
+    for attempt in (link.symlink_to, link.hardlink_to):
+        with suppress(OSError):
+            attempt(file)
+            return
+    try:
+        shutil.copyfile(file, link)
+    except OSError as e:
+        raise OutputError(f"{str(file)!r} cannot be copied: {e.strerror}") from e
 
 
 @contextmanager

@@ -154,7 +154,8 @@ def write_folder(asked: FolderRequest) -> CompiledFolder:
         made = _variant_files(files) if asked.variants else None
         account = FolderAccount(asked.source.name, folder, exported, made)
         if not asked.in_place:
-            (stage / CARD).write_text(_card(asked, files), encoding="utf-8", errors="replace")
+            card = _card(asked, files).encode(errors="replace")
+            (stage / CARD).write_bytes(card)
         atomic_folder.write_manifest(stage, account.to_dict())
         names = [p.relative_to(stage).as_posix() for p in sorted(stage.rglob("*")) if p.is_file()]
     reports = {f.name: f.result.report for f in files}

@@ -20,7 +20,7 @@ def report_path(model: Path) -> Path:
 def find_report(path: Path, digest: str) -> dict[str, Any] | None:
     """A report of the model with this SHA-256; None if it is missing, or of another model."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         return found if found["model_sha256"] == digest else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

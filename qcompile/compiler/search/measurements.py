@@ -113,7 +113,7 @@ class Measurements:
 
     def _read(self, path: Path) -> None:
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
                 raise ValueError(content["format"])
             if content["digest"] == self.digest:

@@ -228,7 +228,7 @@ class _Texts:
         names = ("text",), ("text_a", "text_b")
         rows = [dict(zip(names[len(t) - 1], t, strict=True)) for t in texts]
         path = self.scratch.path / "texts.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
 
     @property
