@@ -80,7 +80,8 @@ class Candidate:
 def code_digest() -> str:
     """Hash of qcompile's source: another version may give another file for the same settings."""
     root = Path(str(qcompile.__file__)).parent
-    return digest([file_digest(p) for p in sorted(root.rglob("*.py"))])
+    folders = (root, root / "passes", root / "calibrators")  # the last two may be links
+    return digest([file_digest(p) for f in folders for p in sorted(f.rglob("*.py"))])
 
 
 # ---- what to compile

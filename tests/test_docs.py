@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 GLOSSARY = "docs/glossary.md"
 _FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FOLDERS = (".", "qcompile", "qcompile/passes")  # that names of files in the text start from
+_FOLDERS = (".", "qcompile", "passes")  # that names of files in the text start from
 
 
 def pages(root: Path) -> list[Path]:

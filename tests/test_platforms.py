@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -31,7 +32,17 @@ from tests.command_line import ROOT, assert_one_line, compile_args, run
 from tests.compiler.model_folder.written_folder import write_folder, write_text
 from tests.other_systems import MISSING, imitate_macos, imitate_windows, is_in_use
 
-FOLDERS = ("qcompile", "benchmarks", "models", "tools", "tests", "docs", ".ci")
+FOLDERS = (
+    "qcompile",
+    "passes",
+    "calibrators",
+    "benchmarks",
+    "models",
+    "tools",
+    "tests",
+    "docs",
+    ".ci",
+)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="imitated on Linux only")
 
 
@@ -290,22 +301,40 @@ def refused_by_windows(names: list[str]) -> list[str]:
     return found + [n for n in names if spelled.setdefault(n.casefold(), n) != n]
 
 
-def links(root: Path) -> list[str]:
-    """Symbolic links, which Windows checks out as text files."""
+def unmapped_links(root: Path) -> list[str]:
+    """Links, which Windows checks out as text, to packages that setup.cfg does not map too."""
+    config = ConfigParser()
+    config.read(root / "setup.cfg")
+    mapped = config.get("options", "package_dir", fallback="").split("\n")
+    folders = dict(re.split(r"\s*=\s*", line) for line in mapped if line)
     places = [root / folder for folder in FOLDERS]
     paths = [*places, *(p for place in places for p in place.rglob("*"))]
-    return [p.relative_to(root).as_posix() for p in paths if p.is_symlink()]
+    links = [p.relative_to(root) for p in paths if p.is_symlink()]
+    return [
+        link.as_posix()
+        for link in links
+        if folders.get(".".join(link.parts)) != (root / link).resolve().relative_to(root).as_posix()
+    ]
 
 
 def test_windows_can_check_out_the_repository() -> None:
     paths = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*")]
     assert refused_by_windows([p.relative_to(ROOT).as_posix() for p in paths]) == []
-    assert links(ROOT) == []
+    assert unmapped_links(ROOT) == []
     assert "eol=lf" in (ROOT / ".gitattributes").read_text("utf-8")
 
 
 def test_what_windows_refuses_is_found(tmp_path: Path) -> None:
     names = ["a/nul", "Aux.py", "a:b", "b./c", "x" * 200, "A", "a"]
     assert refused_by_windows(["fine.py", *names]) == [*names[:5], "a"]
-    (tmp_path / "qcompile").symlink_to(tmp_path)
-    assert links(tmp_path)[0] == "qcompile"
+
+
+def test_a_link_that_setup_cfg_does_not_map_is_found(tmp_path: Path) -> None:
+    for folder in ("qcompile", "passes"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "qcompile" / "passes").symlink_to(tmp_path / "passes")
+    assert unmapped_links(tmp_path) == ["qcompile/passes"]
+    for folder, expected in (("other", ["qcompile/passes"]), ("passes", [])):
+        text = f"[options]\npackage_dir =\n    qcompile.passes = {folder}\n"
+        (tmp_path / "setup.cfg").write_text(text)
+        assert unmapped_links(tmp_path) == expected

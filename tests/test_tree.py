@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("qcompile", "benchmarks", "models", "tools")
+FOLDERS = ("qcompile", "passes", "calibrators", "benchmarks", "models", "tools")
 SEARCHED = (*FOLDERS, "docs", "tests", ".ci")
 # `qcompile` in the Python package index is an unrelated project; ours is `qcompile-onnx`.
 FOREIGN = re.compile(
@@ -32,9 +32,15 @@ def test_files_are_named_by_what_they_do() -> None:
     assert faults(ROOT) == []
 
 
+def test_the_two_folders_are_one_package() -> None:
+    """Type checkers see one import root, wheels get the folders beside (setup.cfg)."""
+    for name in ("passes", "calibrators"):
+        assert (ROOT / "qcompile" / name).resolve() == ROOT / name
+
+
 def test_the_check_sees_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "qcompile").mkdir()
-    (tmp_path / "qcompile" / "utils.py").touch()
+    (tmp_path / "passes").mkdir()
+    (tmp_path / "passes" / "utils.py").touch()
     assert len(faults(tmp_path)) == 1
 
 
@@ -102,8 +108,13 @@ def missing_packages(root: Path) -> set[str]:
     config = ConfigParser()
     config.read(root / "setup.cfg")
     named = set(config["options"]["packages"].split())
-    files = (root / "qcompile").rglob("__init__.py")
-    return {".".join(file.parent.relative_to(root).parts) for file in files} - named
+    folders = {"qcompile": "qcompile", "passes": "qcompile.passes"}
+    folders["calibrators"] = "qcompile.calibrators"
+    found = set[str]()
+    for folder, package in folders.items():
+        for file in (root / folder).rglob("__init__.py"):
+            found.add(".".join([package, *file.parent.relative_to(root / folder).parts]))
+    return found - named
 
 
 def test_setup_cfg_names_every_package() -> None:

@@ -81,7 +81,7 @@ def test_a_run_is_kept(args: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
         asked.append(seed)
         return SimpleNamespace(result=lambda: replace(RUNS[2], seed=seed))
 
-    monkeypatch.setattr(trained_tasks.ProcessPoolExecutor, "submit", submit)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", submit)
     first, again = (trained_tasks.run(args.folders[0], SETTINGS[1], 0, args, "c") for _ in "12")
     assert first == again and asked == [0]
     other = trained_tasks.run(args.folders[0], SETTINGS[1], 1, args, "c")

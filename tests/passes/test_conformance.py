@@ -252,7 +252,7 @@ def test_hash_order_shows_in_no_output() -> None:
 
 
 def test_every_pass_has_a_test_file() -> None:
-    assert untested(ROOT / "qcompile" / "passes", Path(__file__).parent) == []
+    assert untested(ROOT / "passes", Path(__file__).parent) == []
 
 
 # Each check can fail --------------------------------------------------------------------------
