@@ -73,14 +73,28 @@ class RemovePadding(Pass):
         mask = next((t for t in graph.inputs if t.name == MASK), None)
         if mask is None:
             return False
-        region = _Finder(graph).run()
+        finder = _Finder(graph)
+        region = finder.run()
         refusal = _obstacle(graph, mask, region)
         if refusal is not None:
             ctx.skip(graph.name, refusal.reason)
             return False
         if region.nodes:
+            by_token = [t.name for t in graph.outputs if t.name in finder.tokens]
+            if by_token:
+                ctx.remarks["padding-skipped"] = _remark(by_token)
             _apply(graph, mask, region)
         return bool(region.nodes)
+
+
+def _remark(outputs: list[str]) -> str:
+    """What users of outputs with one row per token should know."""
+    names = ", ".join(map(repr, outputs))
+    return (
+        f"padded positions are skipped: there, {names} repeats the last real token before, unlike "
+        "in the float model. Ignore these positions by attention_mask, as pooling does, or compile "
+        "with --keep-padding-rows"
+    )
 
 
 _PREFIX = "padding/"

@@ -69,7 +69,10 @@ _OPTIONS = (
                     "of its tokens; auto: as modules.json of the folder says.", POOLINGS),
     click.option("--outputs", multiple=True, metavar="NAME", help="Graph output to keep; others "
                  "are removed, with what only they need.  Repeatable.  [default: all]"),
-    click.option("--count-padding", is_flag=True, help="Calibrate on padding positions too."),
+    click.option("--keep-padding-rows", is_flag=True, help="Compute padded positions as the float "
+                 "model does, for users who read their outputs. By default they are skipped where "
+                 "that is possible, and repeat the last real token."),
+    click.option("--count-padding", is_flag=True, help="Calibrate on padded positions too."),
     click.option("--max-memory", type=Size(), help="Memory limit, in addition to 300 MB for "
                  "libraries; at least the size of the weights. Other arrays go to files in TMPDIR, "
                  "and batches are split.  [default: no limit]"),
@@ -110,6 +113,7 @@ class RecipeArguments(DataArguments):
     normalize: bool
     outputs: tuple[str, ...]
     count_padding: bool
+    keep_padding_rows: bool
     max_memory: int | None
     seed: int | None
     threads: int
@@ -136,6 +140,7 @@ class RecipeArguments(DataArguments):
             "normalize": self.normalize or None,
             "outputs": self.outputs or None,
             "mask_padding": False if self.count_padding else None,
+            "keep_padding_rows": self.keep_padding_rows or None,
         }
         return merge_settings(base, settings, COMMAND_LINE)
 

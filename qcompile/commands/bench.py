@@ -13,6 +13,7 @@ import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
 from qcompile.commands._names import TARGET
+from qcompile.commands._help import GroupedCommand
 from qcompile.commands._options import (
     MODEL,
     PATH,
@@ -85,7 +86,7 @@ class BenchArguments(DataArguments):
         )
 
 
-class _Command(click.Command):
+class _Command(GroupedCommand):
     """``--json`` with an optional value: only what can be one is taken as its value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

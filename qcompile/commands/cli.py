@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from qcompile import __version__
+from qcompile.commands._help import FullSummaries
 from qcompile.commands._printable import printable
 from qcompile.commands._summaries import SUMMARIES
 from qcompile.errors import QCompileError
@@ -65,7 +66,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Commands(click.Group):
+class Commands(FullSummaries):
     """Imports commands when they run, and turns errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -13,6 +13,7 @@ from qcompile.commands._compile_arguments import (
     folder_options,
     metric_option,
 )
+from qcompile.commands._help import GroupedCommand
 from qcompile.commands._options import (
     PATH,
     LimitOfSize,
@@ -24,7 +25,7 @@ from qcompile.commands._recipe_options import recipe_options
 from qcompile.commands._report_files import report_option
 
 
-@click.command("compile")
+@click.command("compile", cls=GroupedCommand)
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True,
               help="File to write; a folder if MODEL is one or is on the hub.")  # fmt: skip

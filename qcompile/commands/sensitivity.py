@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import PlainTable, console, print_json, progress_bar, table
+from qcompile.commands._help import GroupedCommand
 from qcompile.commands._options import (
     MODEL,
     PATH,
@@ -51,7 +52,7 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
     lift: int | None
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("model", type=MODEL)
 @click.option("--data", required=True,
               help="Calibration data; a part is held out to measure on.")  # fmt: skip

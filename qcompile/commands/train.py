@@ -15,6 +15,7 @@ from qcompile.commands._compile_arguments import (
     build_options,
     metric_option,
 )
+from qcompile.commands._help import GroupedCommand
 from qcompile.commands._options import (
     PATH,
     gate_options,
@@ -115,7 +116,7 @@ def _remove(state: Path) -> None:
         raise OutputError(f"state {str(state)!r} cannot be removed: {e.strerror}") from e
 
 
-@click.command("train")
+@click.command("train", cls=GroupedCommand)
 @click.argument("model", metavar="FOLDER", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @click.option("--data", type=_FILE, required=True, help="Texts to train on, with labels: .jsonl or "

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, print_json, safe, table
+from qcompile.commands._help import GroupedCommand
 from qcompile.commands._options import (
     MODEL,
     DataArguments,
@@ -41,7 +42,7 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
     metric: str | None
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("reference", type=MODEL)
 @click.argument("candidate", type=MODEL)
 @click.option("--data", required=True, help="Data to compare on, as for compile.")

@@ -84,6 +84,7 @@ def compile(
     weight_bits: WeightBits | None = None,
     embedding_bits: WeightBits | None = None,
     weight_block: int | None = None,
+    keep_padding_rows: bool | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -102,7 +103,8 @@ def compile(
     its tokens [batch, sequence, hidden]; ``normalize``: of length 1. ``weight_bits`` and
     ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
-    ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those of the
+    ``keep_padding_rows``: compute padded positions as the float model does, instead of skipping
+    them. ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those of the
     recipe, all of them. ``progress``: called with the name of a stage, the units done, and their
     total or None; by default bars in notebooks that have ipywidgets. Raises ModelError, DataError,
     RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
@@ -120,6 +122,7 @@ def compile(
         "weight_bits": weight_bits,
         "embedding_bits": embedding_bits,
         "weight_block": weight_block,
+        "keep_padding_rows": keep_padding_rows,
         "seed": seed,
     }
     options = options or CompileOptions()

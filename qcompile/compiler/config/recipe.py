@@ -58,7 +58,9 @@ class Recipe:
         pipeline: all passes; "" is the target's own pipeline.
         transforms: passes between calibration and insertion; "" is the target's own, "none" none.
         keep_float: patterns of nodes, tensors or roles that stay float.
-        mask_padding: positions that attention_mask marks as padding are ignored.
+        mask_padding: leave positions that attention_mask marks as padding out of calibration.
+        keep_padding_rows: compute padded positions as the float model does, for users who read
+            their outputs, instead of skipping them. They count in calibration and in the gates.
         seed: of random inputs, used without data.
         precision: 2 to 8, 16 or "float" by pattern of tensors, nodes or roles; the first match
             wins. 2 to 7 are for weights of linear layers and tables.
@@ -90,6 +92,7 @@ class Recipe:
     transforms: str = ""
     keep_float: tuple[str, ...] = ()
     mask_padding: bool = True
+    keep_padding_rows: bool = False
     seed: int = 0
     precision: Annotated[
         tuple[tuple[str, Precision], ...], "pattern and bits; the first that matches counts"
@@ -168,6 +171,11 @@ class Recipe:
                 "one scale for each channel"
             )
 
+    @property
+    def calibrates_padding(self) -> bool:
+        """Whether calibration counts the positions that attention_mask marks as padding."""
+        return self.keep_padding_rows or not self.mask_padding
+
     def make_gates(self, base: Gates | None = None) -> Gates:
         """``base``, by default the default gates, with those of the recipe."""
         return replace(base or Gates(), **dict(self.gates))
@@ -189,6 +197,7 @@ class Recipe:
 # Settings added since digests are written into models: recipes without them keep their digests.
 _ADDED = (
     "outputs", "pooling", "normalize", "weight_bits", "embedding_bits", "weight_block", "gates",
+    "keep_padding_rows",
 )  # fmt: skip
 _LATER = {f.name: f.default for f in fields(Recipe) if f.name in _ADDED}
 _TYPES: dict[str, tuple[type, str]] = {
@@ -199,6 +208,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "transforms": (str, "a pipeline string"),
     "keep_float": (list, "a list of patterns"),
     "mask_padding": (bool, "true or false"),
+    "keep_padding_rows": (bool, "true or false"),
     "seed": (int, "a whole number"),
     "attention": (str, "a name"),
     "general_text": (bool, "true or false"),

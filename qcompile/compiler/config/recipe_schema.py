@@ -89,6 +89,7 @@ def _values() -> dict[str, Schema]:
         "transforms": _TEXT,
         "keep_float": _NAMES,
         "mask_padding": {"type": "boolean"},
+        "keep_padding_rows": {"type": "boolean"},
         "seed": {"type": "integer", "minimum": 0},
         "precision": _mapping({"enum": list(PRECISIONS)}),
         "attention": {"enum": [*ATTENTIONS, ""]},

@@ -183,11 +183,11 @@ def _task_metric(row: CardRow) -> str:
 
 
 def _padding(report: Report) -> str:
-    if not any(p.name == "remove-padding" and p.changed for p in report.passes):
+    if not any(note.code == "padding-skipped" for note in report.notes):
         return ""
     return (
-        "Padded positions of a batch are not computed: the output there repeats the last real "
-        "token before it. Mask these positions, as pooling does."
+        "Padded positions of a batch are skipped: the output there repeats the last real token "
+        "before it. Ignore these positions by attention_mask, as pooling does."
     )
 
 

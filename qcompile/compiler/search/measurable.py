@@ -123,5 +123,6 @@ def measurable(prepared: Prepared) -> Measurable:
         SessionOptions(prepared.options.threads, provider=prepared.provider),
         prepared.budget.divisible,
         prepared.selection,
+        padding=prepared.recipe.keep_padding_rows,
     )
     return Measurable(prepared, calibrated, ctx, meter, origins, weights, came_quantized)

@@ -97,7 +97,10 @@ class SensitivityRow(Record):
 
 @dataclass
 class Meter:
-    """Measures any set of switches; ``samples`` limits the feeds, 0 uses all of them."""
+    """Measures any set of switches; ``samples`` limits the feeds, 0 uses all of them.
+
+    ``padding``: padded positions are compared too.
+    """
 
     model: FakeQuantizedModel
     reference: bytes | Path
@@ -107,6 +110,7 @@ class Meter:
     options: SessionOptions = field(default_factory=SessionOptions)
     divisible: bool = True
     selection: Selection | None = None
+    padding: bool = False
     _session: Session | None = None
     _old: dict[int, list[dict[str, Array]]] = field(default_factory=dict)
 
@@ -134,7 +138,8 @@ class Meter:
         pairs = zip(feeds, old, strict=True)
         fed = [{**models.feed(*pair), **settings} for pair in pairs]
         new = [models.named(self._session.run(feed)) for feed in fed]
-        verdict = closeness.judge(zip(old, new, feeds, strict=True), self.gates)
+        compared = zip(old, new, feeds, strict=True)
+        verdict = closeness.judge(compared, self.gates, padding=self.padding)
         if self.metric is not None:
             before, after = measure(self.metric, feeds, old), measure(self.metric, feeds, new)
             verdict.measured(before, after, self.gates)

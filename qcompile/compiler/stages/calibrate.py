@@ -139,7 +139,7 @@ def _cached(
     threads = prepared.options.threads or session.threads()
     parts = [
         environment(), threads, prepared.float_model.digest, printer.structure(graph),
-        held_out.digest, recipe.calibrator, recipe.mask_padding, prepared.options.max_memory,
+        held_out.digest, recipe.calibrator, not recipe.calibrates_padding, prepared.options.max_memory,
         [repr(r) for r in ctx.requests], watched.channels, watched.moments,
         digest_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def _run(
 def _options(prepared: Prepared) -> collector.CollectorOptions:
     budget = prepared.budget
     keep = None if budget.store is None else budget.store.array
-    settings = prepared.recipe.mask_padding, prepared.options.threads
+    settings = not prepared.recipe.calibrates_padding, prepared.options.threads
     return collector.CollectorOptions(budget.fetched, *settings, budget.parts, keep)
 
 

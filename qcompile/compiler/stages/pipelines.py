@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from qcompile.compiler.config import lowering_options
 from qcompile.compiler.stages.prepare import Prepared
+from qcompile.errors import RecipeError
 from qcompile.rewriting import Numerics, Pass, Stage
 from qcompile.rewriting.bodies import mode_of_bodies
 from qcompile.rewriting.pipeline_spec import parse, spell
@@ -30,6 +31,7 @@ PLAN = (
 GUARD = "guard-joins"  # whatever transforms a recipe chooses
 TIE, SHARE, INSERT = "tie-tables", "share-weights", "insert-qdq"
 STORE = "store-half"
+REMOVE_PADDING = "remove-padding"  # left out with keep_padding_rows
 NO_TRANSFORMS = "none"
 
 
@@ -73,12 +75,24 @@ class Pipeline:
 
 
 def pipeline_of(prepared: Prepared) -> Pipeline:
-    """Raises RecipeError where the recipe's own pipeline is wrong."""
+    """Raises RecipeError where the recipe's own pipeline is wrong, or removes padding that the
+    recipe keeps."""
     recipe, target, choices = prepared.recipe, prepared.target, prepared.choices
     own = default_pipeline(target, prepared.mode, recipe.transforms, choices)
     inner = default_pipeline(target, mode_of_bodies(target, prepared.mode), NO_TRANSFORMS, choices)
     passes, bodies = (tuple(parse(recipe.pipeline or text)) for text in (own, inner))
-    return Pipeline(passes, bodies)
+    if not recipe.keep_padding_rows:
+        return Pipeline(passes, bodies)
+    if recipe.pipeline and any(p.name == REMOVE_PADDING for p in passes):
+        raise RecipeError(
+            f"the pipeline runs {REMOVE_PADDING!r}, but keep_padding_rows asks for the padded rows: "
+            "remove one of the two"
+        )
+    return Pipeline(_without_removal(passes), _without_removal(bodies))
+
+
+def _without_removal(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    return tuple(p for p in passes if p.name != REMOVE_PADDING)
 
 
 def default_pipeline(

@@ -379,7 +379,9 @@ def _judged(
     new: Iterable[dict[str, Array]] = map(models.named, _outputs(prepared, runner, fed))
     if metric is not None:
         new = stored = list(new)
-    verdict = closeness.judge(zip(old, new, feeds, strict=True), prepared.gates)
+    pairs = zip(old, new, feeds, strict=True)
+    padding = prepared.recipe.keep_padding_rows
+    verdict = closeness.judge(pairs, prepared.gates, padding=padding)
     if metric is not None:
         if models.fed:  # the user's measure is of what the compiled model selects itself
             stored = [*_outputs(prepared, compiled_runner(prepared, sums, kind), feeds)]

@@ -370,13 +370,17 @@ def compare_outputs(
 
 
 def judge(
-    pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array], Feed]], gates: Gates
+    pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array], Feed]],
+    gates: Gates,
+    *,
+    padding: bool = False,
 ) -> Verdict:
-    """Verdict over (reference outputs, candidate outputs, feed)."""
+    """Verdict over (reference outputs, candidate outputs, feed); ``padding``: padded positions are
+    compared too."""
     found: dict[str, Closeness] = {}
     samples = 0
     for old, new, feed in pairs:
-        mask = padding_mask(dict(feed))
+        mask = None if padding else padding_mask(dict(feed))
         samples += max((v.shape[0] for v in feed.values() if v.ndim), default=1)
         old, new = tensors(old), tensors(new)
         for name, a in old.items():

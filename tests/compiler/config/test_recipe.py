@@ -136,6 +136,7 @@ def test_the_digest_moves_with_every_setting() -> None:
         Recipe(keep_float=("a",)),
         Recipe(keep_float=("a", "b")),
         Recipe(mask_padding=False),
+        Recipe(keep_padding_rows=True),
         Recipe(seed=1),
         Recipe(precision=(("a", 16),)),
         Recipe(precision=(("a", "float"),)),

@@ -12,7 +12,6 @@ from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.model_card import CardFacts, CardRow, front_matter, model_card
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.report import Report
-from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime.evaluation.closeness import Closeness, Gates, Verdict
 from qcompile.runtime.latency import Comparison, Timing
 from qcompile.system.processor import Environment
@@ -98,7 +97,7 @@ def test_what_was_not_measured_is_not_shown() -> None:
 
 
 def test_padding_is_explained_where_it_is_removed() -> None:
-    removed = replace(report(), passes=[PassRecord("remove-padding", True, 0, 1, 1, 0)])
+    removed = replace(report(), notes=[Note("padding-skipped", "")])
     assert "Padded positions" in model_card(FACTS, [row(removed)])
 
 
