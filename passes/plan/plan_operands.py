@@ -197,7 +197,7 @@ def _obstacle(
         return small
     values = array(weight)
     if size and not values.any():
-        return Refusal("the weight is zero throughout")
+        return Refusal("all values of the weight are zero")
     return precision.unusable(values)
 
 
@@ -213,7 +213,7 @@ def _too_small(
         return Refusal(rule.small)
     if size >= rule.min_bytes_asked:
         return None
-    return Refusal(f"{kind} under {rule.min_bytes_asked} bytes: not worth the nodes that it adds")
+    return Refusal(f"{kind} under {rule.min_bytes_asked} bytes: not worth the additional nodes")
 
 
 def _note_unused_bits(graph: Graph, ctx: Context) -> None:
@@ -230,7 +230,7 @@ def _note_unused_bits(graph: Graph, ctx: Context) -> None:
         reasons = Counter(d.reason for d in found).most_common(1)
         why = f"target {ctx.target.name!r} finds none to quantize in mode {ctx.choices.mode}"
         ctx.remarks[f"{setting.replace('_', '-')}-unused"] = (
-            f"{setting} {bits} is the width of no {what}: {reasons[0][0] if reasons else why}"
+            f"{setting} {bits} applies to no {what}: {reasons[0][0] if reasons else why}"
         )
 
 

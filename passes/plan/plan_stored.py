@@ -78,5 +78,5 @@ def _obstacle(tensor: Tensor, rule: StoredRule, rows: int) -> Refusal | None:
     if 4 * math.prod(tensor.shape) < rule.min_bytes:
         return Refusal(rule.small)
     if math.prod(tensor.shape[rows:]) < _COLUMNS:
-        return Refusal(f"under {_COLUMNS} values for each scale: not worth it")
+        return Refusal(f"under {_COLUMNS} values per scale: not worth quantizing")
     return precision.unusable(array(tensor))

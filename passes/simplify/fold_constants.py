@@ -58,7 +58,9 @@ class FoldConstants(Pass):
         # Where weights are quantized they may be converted first, otherwise they stay as stored.
         free = 0 if operands > _FEW_BYTES and ctx.choices.mode == "float" else _SMALL_BYTES
         if len(known) < len(sizes) or sum(known) > max(free, self.max_growth * operands):
-            ctx.skip(node, "its result is much larger than its operands, or of unknown size")
+            ctx.skip(
+                node, "its result would be much larger than its operands, or is of unknown size"
+            )
             return False
         return True
 

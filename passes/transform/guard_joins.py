@@ -83,7 +83,8 @@ class GuardJoins(Pass):
         if sqnr >= self.least_sqnr:
             return None
         return (
-            f"it joins ranges far apart: {branch.tensor.name!r} has {low:.3g} to {high:.3g}, all "
+            f"it joins branches with very different ranges: {branch.tensor.name!r} has {low:.3g} "
+            f"to {high:.3g}, all "
             f"together {float(whole.lo):.3g} to {float(whole.hi):.3g}; one scale would leave it "
             f"{sqnr:.1f} dB SQNR, {self.least_sqnr:g} are required"
         )

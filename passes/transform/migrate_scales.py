@@ -98,7 +98,7 @@ class MigrateScales(Pass):
         if any(linear.transposed for linear in site.linears):
             return Refusal("a weight is transposed")
         if len(stats.lo) > self.most_channels:
-            return Refusal(f"{len(stats.lo)} channels are many: split-outliers costs less")
+            return Refusal(f"{len(stats.lo)} channels: for so many, split-outliers costs less")
         return site.shared_weight(graph) or self._search(graph, ctx, site, stats, site.spec)
 
     def _search(
@@ -122,7 +122,9 @@ class MigrateScales(Pass):
                 best, least = factors, error
         if best is None or unscaled < least * self.least_gain:
             gain = unscaled / least
-            return Refusal(f"scaling helps little: the predicted error shrinks {gain:.2f} times")
+            return Refusal(
+                f"scaling would help little: the predicted error shrinks only {gain:.2f} times"
+            )
         return best
 
     def _candidates(self, width: Array, balance: Array) -> Iterator[Array]:

@@ -126,7 +126,7 @@ class SplitOutliers(Pass):
             return Refusal("a weight is transposed")
         if len(stats.lo) < self.least_channels:
             return Refusal(
-                f"{len(stats.lo)} channels are few: more columns would cost too much time"
+                f"{len(stats.lo)} channels: for so few, more columns would cost too much time"
             )
         weights = [_rounded(ctx, linear) for linear in site.linears]
         # A row of few bits is repeated as it is, so that the file holds it once.
@@ -154,7 +154,9 @@ class SplitOutliers(Pass):
                 low = middle
         gain = float(unsplit.scale) / float(best.params.scale) if best is not None else 1.0
         if best is None or gain < self.least_gain or len(best.channels) == 0:
-            return Refusal(f"no outliers: {budget} more columns shrink the step {gain:.2f} times")
+            return Refusal(
+                f"no outliers: {budget} more columns would shrink the step only {gain:.2f} times"
+            )
         return best
 
 

@@ -38,7 +38,9 @@ class ResumableCalibration:
         if found is None or not found.covers(tensors):
             return None
         if not self.cache.is_own(_WHOLE, self.key):
-            self.notes.append("calibration was taken from an earlier run (--no-cache repeats it)")
+            self.notes.append(
+                "calibration was taken from an earlier run (--no-cache runs it again)"
+            )
         return found
 
     def resumed(self, fresh: Callable[[], Collector]) -> Collector:

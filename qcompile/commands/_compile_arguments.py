@@ -42,9 +42,9 @@ def build_options(command: F) -> F:
 
 _HUB_OPTIONS = (
     click.option("--variant", "--variants", "variants", multiple=True, metavar="NAME[,NAME...]",
-                 help="File to make of each model of a folder, under the name that other libraries "
-                 f"look for: {', '.join(TABLE)}. OUT may then be MODEL, to which only these files "
-                 "are added. Repeatable."),
+                 help="Variant to make of each model in a folder, under the file name that "
+                 f"other libraries look for: {', '.join(TABLE)}. OUT may be MODEL itself; "
+                 "then only these files are added to it. Repeatable."),
     click.option("--revision", help="Branch, tag or commit on the Hugging Face hub."),
     click.option("--base-model", metavar="ORG/NAME", help="The float model's name on the hub, for "
                  "the model card of a folder.  [default: MODEL, if it is from the hub]"),
@@ -61,7 +61,8 @@ def folder_options(command: F) -> F:
 
 
 metric_option = click.option(
-    "--metric", help="module:function of feeds and outputs, for --min-metric."
+    "--metric",
+    help="Metric of your own for --min-metric: module:function, which gets feeds and outputs.",
 )
 
 

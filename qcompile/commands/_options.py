@@ -59,7 +59,11 @@ class Widths(click.ParamType[tuple[int, ...]]):
             return value
         parts = [part.strip() for part in str(value).split(",")]
         if any(part not in map(str, FEW_BITS) for part in parts):
-            self.fail(f"{value!r} are no bits of weights, expected for example 4,3,2", param, ctx)
+            self.fail(
+                f"{value!r} is not a list of bit widths from 2 to 7, expected for example 4,3,2",
+                param,
+                ctx,
+            )
         return tuple(dict.fromkeys(map(int, parts)))
 
 
@@ -156,7 +160,7 @@ class DataArguments:
 def data_options(command: F) -> F:
     """How --data is read, for ``DataArguments``."""
     batch = "Samples per batch of text or .npz.  [default: 8]"
-    return _data_options(command, "Most samples to read.  [default: all; text: 256]", batch)
+    return _data_options(command, "Samples to read, at most.  [default: all; text: 256]", batch)
 
 
 def text_options(command: F) -> F:
@@ -176,7 +180,8 @@ def _data_options(command: F, samples: str, batch: str) -> F:
     command = click.option(
         "--max-length",
         type=click.IntRange(1),
-        help="Most tokens of a text.  [default: the tokenizer's own limit, 128 at most]",
+        help="Length in tokens at which text is cut off.  [default: the tokenizer's own limit, "
+        "128 at most]",
     )(command)
     command = click.option("--batch-size", type=click.IntRange(1), help=batch)(command)
     command = click.option("--samples", type=click.IntRange(1), help=samples)(command)
@@ -205,17 +210,17 @@ custom_ops_option = click.option(
 
 
 _GATES = {
-    "min_cosine": "Smallest mean cosine similarity of an output to the float model's.",
-    "min_worst_cosine": "Smallest cosine similarity of any sample.",
-    "min_r2": "Smallest R² of columns of an output that vary on the same scale: 1 is equal, 0 "
-    "as good as a constant.",
-    "min_single_r2": "Smallest R² of an output with one number per sample.",
-    "min_sqnr": "Smallest signal-to-quantization-noise ratio (SQNR) in dB.",
-    "max_flips": "Largest share of decisions (argmax of an output) that may change.",
+    "min_cosine": "Lowest mean cosine similarity of an output to the float model's.",
+    "min_worst_cosine": "Lowest cosine similarity of any sample.",
+    "min_r2": "Lowest R² of output columns that vary on the same scale: 1 means equal, 0 no "
+    "better than a constant.",
+    "min_single_r2": "Lowest R² of an output with one number per sample.",
+    "min_sqnr": "Lowest signal-to-quantization-noise ratio (SQNR) in dB.",
+    "max_flips": "Largest share of samples or tokens whose argmax may change.",
     "max_abs": "Largest absolute difference of any output value.",
     "max_latency_ratio": "Largest ratio of latencies, compiled over float.",
     "max_size_ratio": "Largest ratio of sizes, compiled over float.",
-    "min_metric": "Smallest value of --metric.",
+    "min_metric": "Lowest value of --metric.",
 }
 _COMPILE_ONLY_GATES = ("max_latency_ratio", "max_size_ratio", "min_metric")
 ACCURACY_GATES = tuple(n for n in _GATES if n not in ("max_latency_ratio", "max_size_ratio"))

@@ -32,7 +32,7 @@ def pooling_options(text: str, kinds: Sequence[str]) -> Callable[[F], F]:
     """--pooling, with its help, and --normalize."""
 
     def decorate(command: F) -> F:
-        command = click.option("--normalize", is_flag=True, help="Let embeddings have length 1.")(
+        command = click.option("--normalize", is_flag=True, help="Scale embeddings to length 1.")(
             command
         )
         return click.option("--pooling", type=click.Choice(kinds), help=text)(command)
@@ -44,7 +44,7 @@ _OPTIONS = (
     click.option("--target", type=TARGET, help=f"Runtime to compile for: {', '.join(targets())}. "
                  "See `qcompile targets`.  [default: cpu]"),
     click.option("--mode", type=click.Choice(MODES),
-                 help="How data is quantized.  [default: static with data, else dynamic]"),
+                 help="How activations are quantized.  [default: static with data, else dynamic]"),
     isa_option,
     click.option("--calibrator", type=CALIBRATOR, help="How ranges are chosen: see `qcompile "
                  "calibrators`.  [default: minmax]"),
@@ -54,21 +54,22 @@ _OPTIONS = (
                  "see `qcompile passes`."),
     click.option("--keep-float", multiple=True, help="Nodes or tensors to leave float: a pattern "
                  "of names, or role:NAME. Repeatable."),
-    click.option("--weight-bits", type=click.IntRange(2, 8), help="Bits of the weights of linear "
-                 "layers in the file, where the recipe's precision says nothing else.  "
+    click.option("--weight-bits", type=click.IntRange(2, 8), help="Bits per weight of linear "
+                 "layers in the file, unless the recipe's precision says otherwise.  "
                  "[default: 8]"),
-    click.option("--embedding-bits", type=click.IntRange(2, 8), help="The same for tables whose "
-                 "rows are looked up.  [default: 8, small tables float]"),
-    click.option("--weight-block", type=click.IntRange(0), metavar="N", help="How many values of a "
-                 "weight of 2 to 7 bits share a multiplier, a power of two from 16 on; 0: one "
-                 "scale for each channel.  [default: by bits]"),
+    click.option("--embedding-bits", type=click.IntRange(2, 8), help="The same for embedding "
+                 "tables.  [default: 8, small tables float]"),
+    click.option("--weight-block", type=click.IntRange(0), metavar="N", help="For weights of 2 "
+                 "to 7 bits: how many values share a multiplier. A power of two from 16 up; "
+                 "0: one scale per channel.  [default: depends on the bits]"),
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
-                 help="Fix the symbolic dimensions of a name, of all inputs, at this size. "
+                 help="Fix a symbolic dimension at this size, in all inputs that have it. "
                  "Repeatable."),
-    pooling_options("Return an embedding of each text (sentence_embedding) in place of the states "
-                    "of its tokens; auto: as modules.json of the folder says.", POOLINGS),
-    click.option("--outputs", multiple=True, metavar="NAME", help="Graph output to keep; others "
-                 "are removed, with what only they need.  Repeatable.  [default: all]"),
+    pooling_options("Output one embedding per text (sentence_embedding) instead of one vector "
+                    "per token; auto: as modules.json in the folder says.", POOLINGS),
+    click.option("--outputs", multiple=True, metavar="NAME", help="Model output to keep; all "
+                 "others are removed, with the nodes that only they need. Repeatable.  "
+                 "[default: all]"),
     click.option("--keep-padding-rows", is_flag=True, help="Compute padded positions as the float "
                  "model does, for users who read their outputs. By default they are skipped where "
                  "that is possible, and repeat the last real token."),
@@ -83,7 +84,8 @@ _OPTIONS = (
     custom_ops_option,
     click.option("--cache", type=PATH, help="Folder of calibration and measurements, from which "
                  "an interrupted run resumes.  [default: the user's cache folder]"),
-    click.option("--no-cache", is_flag=True, help="Keep nothing, and do not resume."),
+    click.option("--no-cache", is_flag=True, help="Store nothing for a later run, and do not "
+                 "resume an earlier one."),
 )  # fmt: skip
 
 

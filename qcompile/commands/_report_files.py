@@ -48,7 +48,7 @@ def report_option(command: F) -> F:
         type=PATH,
         multiple=True,
         help="x.html: also write the report as a page. x.json: name of the JSON report "
-        "instead of <stem>.report.json next to OUT. Give it once for each.",
+        "instead of <stem>.report.json next to OUT. Repeatable, once per format.",
     )(command)
 
 

@@ -101,12 +101,17 @@ def show(report: Report) -> None:
     if report.verdict is not None:
         rows.add_row("samples compared", "", str(report.verdict.samples))
     if not report.provider_missing:  # another provider runs other operators
-        rows.add_row("int8 linear layers that ONNX Runtime runs", "0", str(report.int8_linears))
+        convolutions = report.int8_convolutions
+        linears = report.int8_linears - convolutions
+        if linears or not convolutions:
+            rows.add_row("int8 linear layers that ONNX Runtime runs", "0", str(linears))
+        if convolutions:
+            rows.add_row("int8 convolutions that ONNX Runtime runs", "0", str(convolutions))
     if report.int8_products:
         rows.add_row("int8 matrix multiplications in attention", "0", str(report.int8_products))
     cost = None if report.saturation is None else report.saturation.cost
     if cost is not None:
-        label = f"rounding noise, by the bound on int8 sums ({cost.tensors} tensors)"
+        label = f"rounding noise added by the bound on int8 sums ({cost.tensors} tensors)"
         rows.add_row(label, "", f"{cost.mean_db:+.1f} dB")
     out.print(rows)
     for failure in report.failures:

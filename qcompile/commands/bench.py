@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from qcompile.commands._console import console, print_json, progress_bar, table
-from qcompile.commands._names import TARGET
 from qcompile.commands._help import GroupedCommand
+from qcompile.commands._names import TARGET
 from qcompile.commands._options import (
     MODEL,
     PATH,
@@ -122,7 +122,7 @@ def _is_model(argument: str) -> bool:
               help="Requests per second that arrive at random; latency then includes waiting for "
               "one of the --streams (1 unless given).")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of the arrivals, and of the order of --data.")  # fmt: skip
+              help="Seed of the arrival times and of the order of --data.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True,
               help="Rounds; in each, every model is timed once.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.01),
@@ -130,7 +130,8 @@ def _is_model(argument: str) -> bool:
               f"load {SECONDS:g}]")  # fmt: skip
 @click.option("--profile", is_flag=True, help="Show the time of each kind of operator.")
 @click.option("--target", type=TARGET, default="cpu", show_default=True,
-              help=f"Whose provider runs the models: {', '.join(registry.targets())}.")  # fmt: skip
+              help="Target whose execution provider runs the models: "
+                   f"{', '.join(registry.targets())}.")  # fmt: skip
 @click.option("--json", "json_file", type=PATH, is_flag=False, flag_value="-", metavar="[FILE]",
               help="Print JSON instead of tables; with FILE write it there.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")

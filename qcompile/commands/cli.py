@@ -124,7 +124,7 @@ class Commands(FullSummaries):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
         except MemoryError:
-            _explain("out of memory: a smaller --max-memory, --batch-size or --samples needs less")
+            _explain("out of memory: try a smaller --max-memory, --batch-size or --samples")
             code = 2
         except Exception as e:
             _explain(f"internal error, please report it: {type(e).__name__}: {e}")

@@ -35,7 +35,8 @@ from qcompile.commands._report_files import report_option
 @gate_options(compiling=True)
 @metric_option
 @click.option("--search-time", type=click.FloatRange(0), default=300, show_default=True,
-              help="Most seconds to search for tensors that need more bits.")  # fmt: skip
+              help="Time limit in seconds of the search for tensors that need more "
+                   "bits.")  # fmt: skip
 @click.option("--max-size", type=LimitOfSize(), help="Largest file, as 16MB or as 18% of MODEL's: "
               "each weight gets the bits, 2 to 8, that keep outputs closest at that size. With an "
               "accuracy gate: the fewest bits that keep it.")  # fmt: skip
@@ -48,7 +49,7 @@ from qcompile.commands._report_files import report_option
 @build_options
 @output_options
 def compile(**given: Any) -> None:
-    """Compile MODEL, an .onnx file or a folder that holds some, into a quantized one.
+    """Compile MODEL, an .onnx file or a folder of them, into a quantized one.
 
     MODEL may also be a model's name on the Hugging Face hub.
 

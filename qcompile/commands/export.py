@@ -22,8 +22,8 @@ from qcompile.errors import ModelError
 @click.option("--opset", type=click.IntRange(14, 20), default=torch_export.OPSET, show_default=True,
               help="ONNX opset of the file.")  # fmt: skip
 @click.option("--drop-input", "dropped", multiple=True, metavar="NAME",
-              help="An input that the file shall not have: the model's default is used. "
-              "Repeatable.")  # fmt: skip
+              help="Input to leave out of the file; the model's default value is used. "
+                   "Repeatable.")  # fmt: skip
 @click.option("--revision", help="Branch, tag or commit on the Hugging Face hub.")
 @output_options
 def export(

@@ -39,7 +39,7 @@ class RecipeRow:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def recipes(name: str | None, as_json: bool, verbose: bool) -> None:
-    """List the named recipes; with NAME print its text, to begin a recipe of your own with.
+    """List the named recipes; with NAME print its text, as a start for one of your own.
 
     The keys that it does not set follow as comments, each with its default and what it means.
     """

@@ -61,14 +61,15 @@ class SensitivityArguments(RecipeArguments, GateArguments, OutputArguments):
 @click.option("--report", "report_files", type=PATH, multiple=True,
               help="x.html: write a page. x.json: write what --json prints.")  # fmt: skip
 @click.option("--by", type=click.Choice(BY), default="tensor", show_default=True,
-              help="What is measured together.")  # fmt: skip
+              help="How tensors are grouped into items.")  # fmt: skip
 @click.option("--measure", "what", type=click.Choice(MEASURES), default="both", show_default=True,
-              help="alone: quantize one item. lifted: all others.")  # fmt: skip
+              help="alone: quantize only this item. lifted: quantize all others.")  # fmt: skip
 @click.option("--bits", type=Widths(), default=(), help="Also measure each weight alone at these "
               "widths, 2 to 7 bits, as in 4,3,2.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows to show.")
 @click.option("--lift", type=click.IntRange(0),
-              help="Items to raise in the policy.  [default: what the gates need]")  # fmt: skip
+              help="Number of items whose precision the policy raises.  [default: what the gates "
+                   "need]")  # fmt: skip
 @recipe_options
 @gate_options(compiling=False)
 @output_options

@@ -36,15 +36,17 @@ _TRAINING_OPTIONS = (
     click.option("--distill", is_flag=True, help="Learn the float model's outputs on the texts of "
                  "--data: needs no labels."),
     click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS",
-                 help="Most points that the metric on --eval may be below the float model's."),
+                 help="How many points the metric on --eval may fall below the float model's."),
     click.option("--epochs", type=_POSITIVE, help="Passes over --data.  [default: 3; with --steps "
                  "or --train-time as many as these allow]"),
-    click.option("--steps", type=click.IntRange(1), help="Most steps of the optimizer."),
-    click.option("--train-time", type=_POSITIVE, metavar="SECONDS", help="Most seconds to train."),
-    click.option("--learning-rate", type=_POSITIVE, help="Of weights and biases, at its peak; "
-                 "twice that for weights of 3 bits, four times for 2 bits.  [default: 2.5e-5]"),
+    click.option("--steps", type=click.IntRange(1), help="Optimizer steps, at most."),
+    click.option("--train-time", type=_POSITIVE, metavar="SECONDS", help="Time limit of the "
+                 "training, in seconds."),
+    click.option("--learning-rate", type=_POSITIVE, help="Peak learning rate of weights and "
+                 "biases; twice that for weights of 3 bits, four times for 2 bits.  "
+                 "[default: 2.5e-5]"),
     click.option("--range-rate", type=_POSITIVE, default=1e-3, show_default=True,
-                 help="Of the logarithms of scales."),
+                 help="Learning rate of the logarithms of scales."),
     click.option("--resume/--no-resume", default=True, help="Continue an interrupted run from its "
                  "state next to OUT, or begin again.  [default: resume]"),
 )  # fmt: skip

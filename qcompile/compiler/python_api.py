@@ -104,11 +104,11 @@ def compile(
     ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
     ``keep_padding_rows``: compute padded positions as the float model does, instead of skipping
-    them. ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those of the
-    recipe, all of them. ``progress``: called with the name of a stage, the units done, and their
-    total or None; by default bars in notebooks that have ipywidgets. Raises ModelError, DataError,
-    RecipeError or TargetError on bad input; RejectedError where the result is worse or slower than
-    the gates allow and ``options.force`` is off.
+    them. ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those
+    of the recipe, all of them. ``progress``: called with the name of a stage, the units done, and
+    their total or None; by default bars in notebooks that have ipywidgets. Raises ModelError,
+    DataError, RecipeError or TargetError on bad input; RejectedError where the result is worse or
+    slower than the gates allow and ``options.force`` is off.
     """
     settings = {
         "target": target,

@@ -65,7 +65,7 @@ def synthetic_feeds(
     sizes = feed_shapes(inputs, dims, shapes or {}, length)
     total = count * sum(spec.dtype.itemsize * math.prod(sizes[spec.name]) for spec in inputs)
     if total > _MOST:
-        raise DataError(f"made-up inputs would take {total} bytes, over {_MOST}")
+        raise DataError(f"random inputs would take {total} bytes, over {_MOST}")
     rows = {t.name: table_rows(graph, t) for t in graph.inputs}
     rng = np.random.default_rng(seed)
     return [

@@ -172,7 +172,8 @@ def _of_kinds(*kinds: Kind) -> tuple[str, ...]:
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 QUANTIZERS = (*QDQ, "DynamicQuantizeLinear")
 QUANTIZED_MATMULS = _of_kinds("matmul", "wide", "blocks")
-# Products by weights, which take most of a model's time.
+QUANTIZED_CONVOLUTIONS = _of_kinds("convolution")
+# Multiplications by weights, which take most of a model's time.
 QUANTIZED_LINEARS = _of_kinds(
     "matmul", "wide", "blocks", "gemm", "attention", "recurrent", "convolution"
 )

@@ -26,8 +26,8 @@ from qcompile.ir.operators import (
 from qcompile.planning.probabilities import OPEN, probability_rows
 from qcompile.planning.row_statistics import row_statistics
 
-SUM = "it grows with a dimension of any size, over which it is a sum"
-SCORES = "scores of rows of any length: the longest row decides how far they reach"
+SUM = "it is a sum over a dimension of open size, and grows with it"
+SCORES = "attention scores over an open length: the longest row decides how large they become"
 
 _SUMS = ("CumSum", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSum", "ReduceSumSquare")
 # Their results do not grow with their operands.

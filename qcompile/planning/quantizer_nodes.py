@@ -20,7 +20,7 @@ def float_without_range(ctx: Context) -> None:
     for decision in list(ctx.plan.quantized("activation")):
         if ctx.ranges.get(decision.tensor) is not None:
             continue
-        reason = ctx.ranges.missing.get(decision.tensor, "its range was never asked for")
+        reason = ctx.ranges.missing.get(decision.tensor, "no range was calibrated for it")
         affected = (*(u.node for u in decision.uses), decision.maker)
         for node in dict.fromkeys(n for n in affected if n is not None):
             ctx.plan.release(node, reason)

@@ -59,12 +59,14 @@ def inputs_come_first(graph: Graph) -> None:
             if name not in known:
                 raise InvariantError(
                     f"inputs-come-first: node {node.name!r} ({node.op}) reads tensor {name!r}, "
-                    "made later or by nothing"
+                    "produced later or not at all"
                 )
         known |= {t.name for t in node.outputs}
     for tensor in graph.outputs:
         if tensor.name not in known:
-            raise InvariantError(f"inputs-come-first: output {tensor.name!r} is made by nothing")
+            raise InvariantError(
+                f"inputs-come-first: output {tensor.name!r} is not produced by any node"
+            )
 
 
 def operators_exist(graph: Graph) -> None:

@@ -73,5 +73,5 @@ def destination(path: Path) -> Path:
         if not resolved.parent.is_dir():
             raise OutputError(f"output folder {str(path.parent)!r} does not exist")
     except (OSError, RuntimeError) as e:  # a name too long, a loop of links
-        raise OutputError(f"output {str(path)!r} is no usable file name: {e}") from e
+        raise OutputError(f"output {str(path)!r} is not a usable file name: {e}") from e
     return resolved

@@ -12,5 +12,5 @@ def parse_bytes(text: str) -> int:
     """Bytes of ``800MB``, ``2GiB`` or a number. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None:
-        raise ValueError(f"{text!r} is no size, expected for example 800MB or 2GiB")
+        raise ValueError(f"{text!r} is not a size, expected for example 800MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -54,7 +54,7 @@ _FORMS = (
         "padding",
         own="removed",
         others={"kept": LoweringChoice({"remove-padding": ""})},
-        why="batches without padding, or of one, pay for copies that save nothing",
+        why="batches without padding, or of one text, pay for copies that save nothing",
     ),
     LoweringOption(
         "attention",
@@ -106,14 +106,14 @@ _FORMS = (
         why="SkipLayerNormalization is scalar code in ONNX Runtime 1.31 and 1.32; later may differ",
     ),
 )
-_CHAIN = "between integer convolutions nothing is turned to float and back"
+_CHAIN = "no conversion to float and back between int8 convolutions"
 _CONVOLUTION = OpRule(
     "Conv",
     activation=ACTIVATION,
     weight=KERNEL,
     output=ACTIVATION,
     min_summed=16,
-    small="with groups, or few products for each value, the float kernel is faster",
+    small="with groups, or few multiplications per value, the float kernel is faster",
     why="QLinearConv: uint8 x int8 by output channel, activation and bias inside",
     modes=("static",),
 )
@@ -144,7 +144,7 @@ _LINEAR = "MatMulIntegerToFloat: uint8 x int8 with the bias inside"
 
 CPU = Target(
     name="cpu",
-    summary="forms that ONNX Runtime's CPU provider runs fastest (com.microsoft operators)",
+    summary="the operators that ONNX Runtime's CPU provider runs fastest, also of com.microsoft",
     provider="CPUExecutionProvider",
     rules=(
         OpRule("MatMul", activation=ACTIVATION, weight=WEIGHT, why=_LINEAR),
@@ -173,7 +173,10 @@ CPU = Target(
         _stored("Conv", (1,), 1, ("weight-only",)),
     ),
     product=OpRule(
-        "MatMul", activation=ACTIVATION, right=KEY, why="attention in uint8 x int8: less to move"
+        "MatMul",
+        activation=ACTIVATION,
+        right=KEY,
+        why="attention scores in uint8 x int8: less memory traffic",
     ),
     attention="scores",
     modes=("static", "dynamic", "weight-only", "float"),
@@ -226,7 +229,7 @@ CPU = Target(
         "float": _FLOAT_FORMS,
     },
     float_ops={
-        "MatMul": "product of two activations: float unless the recipe's attention asks for it",
+        "MatMul": "multiplies two activations: float unless the recipe's attention asks for int8",
         "Softmax": "ONNX Runtime's integer Softmax is slower than float",
         "LayerNormalization": "no integer kernel",
         "Gelu": "no integer kernel",
@@ -234,8 +237,8 @@ CPU = Target(
         "com.microsoft.FastGelu": "no integer kernel",
         "Add": "an integer Add is no faster than float and loses accuracy",
         "Attention": "the fused operator computes in float",
-        "Einsum": "this one is no multiplication by a constant matrix",
-        "Conv": "integers in mode static alone: ConvInteger takes longer than float",
+        "Einsum": "it is not a multiplication by a constant matrix",
+        "Conv": "int8 only in mode static: ConvInteger is slower than float",
         "ConvTranspose": "no integer kernel",
     },
     gelu=(("com.microsoft", "Gelu", 1),),

@@ -20,7 +20,7 @@ from qcompile.targets.target import QDQ_SINCE, ROUND_FOR_FLOAT_DATA, FewBits, Op
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
-_NO_INT8 = "the CUDA provider has no int8 product that is faster than float16"
+_NO_INT8 = "the CUDA provider has no int8 matrix multiplication that is faster than float16"
 _RECURRENT = ("GRU", "LSTM", "RNN")
 _FUSED = ("fuse-attention", "fuse-skip-layernorm", "fuse-bias-gelu", "halve-floats")
 

@@ -31,7 +31,7 @@ KERNEL_ALONE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narr
 KERNEL = replace(KERNEL_ALONE, paired=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
-_PRODUCT = "Q/DQ around the product"
+_PRODUCT = "Q/DQ around the matrix multiplication"
 _INNER = (
     "Add", "Div", "Erf", "FastGelu", "Gelu", "LayerNormalization", "Mul", "ReduceMean", "Relu",
     "Sigmoid", "Softmax", "Sqrt", "Sub", "Tanh",
@@ -71,7 +71,7 @@ QDQ = Target(
     },
     float_ops={
         "Attention": "the fused operator computes in float",
-        "Einsum": "this one is no multiplication by a constant matrix",
+        "Einsum": "it is not a multiplication by a constant matrix",
         "ConvTranspose": "this target has no rule for ConvTranspose",
     },
     gelu=(("", "Gelu", 20),),

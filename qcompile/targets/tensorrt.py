@@ -28,7 +28,7 @@ WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=Tru
 KERNEL = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
-_LINEAR = "Q/DQ on both operands: TensorRT fuses them into an int8 product"
+_LINEAR = "Q/DQ on both operands: TensorRT fuses them into an int8 matrix multiplication"
 
 TENSORRT = Target(
     name="tensorrt",
@@ -45,7 +45,7 @@ TENSORRT = Target(
     without_data=None,
     no_modes={
         "dynamic": "TensorRT has no DynamicQuantizeLinear",
-        "weight-only": "TensorRT's int8 products need both operands quantized",
+        "weight-only": "TensorRT's int8 matrix multiplications need both operands quantized",
     },
     # TensorRT fuses a Mul with what is before it, so long rows may be scaled as well as short ones.
     transform={
@@ -59,16 +59,17 @@ TENSORRT = Target(
     lower={"static": ("fit-biases",), "float": ()},
     halves=("float16",),
     float_ops={
-        "MatMul": "product of two activations: float unless the recipe's attention asks for it",
+        "MatMul": "multiplies two activations: float unless the recipe's attention asks for int8",
         "Gather": "TensorRT looks rows up in float",
-        "Softmax": "no product to gain, and its quantizer would be asymmetric",
+        "Softmax": "no matrix multiplication that would be faster, and its quantizer would be "
+        "asymmetric",
         "LayerNormalization": "TensorRT computes it in float",
-        "Gelu": "TensorRT fuses it behind the product, in float",
+        "Gelu": "TensorRT fuses it after the matrix multiplication, in float",
         "Add": "residual sums stay float",
         "GRU": "TensorRT computes recurrent layers in float",
         "LSTM": "TensorRT computes recurrent layers in float",
         "RNN": "TensorRT computes recurrent layers in float",
-        "Einsum": "this one is no multiplication by a constant matrix",
+        "Einsum": "it is not a multiplication by a constant matrix",
         "ConvTranspose": "this target has no rule for ConvTranspose",
     },
     gelu=(("", "Gelu", 20),),

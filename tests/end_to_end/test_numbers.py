@@ -114,7 +114,7 @@ def test_what_has_a_scale_is_quantized_and_close(case: str, target: str, mode: M
 UNFIT = {
     "NaN in the weight": ({"w": weight(np.nan)}, "the weight holds NaN or infinity"),
     "infinity in the weight": ({"w": weight(-np.inf)}, "the weight holds NaN or infinity"),
-    "zero weight": ({"w": weight(factor=0)}, "the weight is zero throughout"),
+    "zero weight": ({"w": weight(factor=0)}, "all values of the weight are zero"),
     "denormal weight": ({"w": weight(factor=1e-40)}, "too small for a scale"),
     "huge weight": ({"w": weight(factor=1e30)}, "too large for a scale"),
     "one value of the largest": ({"w": weight(3e38)}, "too large for a scale"),

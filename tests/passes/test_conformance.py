@@ -353,7 +353,7 @@ def append_identity(graph: Graph, name: str) -> None:
         (
             LeavesADanglingInput(),
             ["after pass 'broken': inputs-come-first: node 'MatMul:y' (MatMul) reads tensor "
-             "'nowhere', made later or by nothing"],
+             "'nowhere', produced later or not at all"],
         ),
         (Repeats(), ["not idempotent"]),
         (Counts(), ["not deterministic"]),

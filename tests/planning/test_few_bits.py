@@ -260,7 +260,7 @@ def test_small_tables_are_quantized_where_their_bits_are_asked_for(
     _, found = planned("cpu", graph=lookup(rows, 16), embedding_bits=bits)
     assert widths(found, "t") == shown
     if bits and shown == "float":
-        assert found["t"].reason == "table under 16384 bytes: not worth the nodes that it adds"
+        assert found["t"].reason == "table under 16384 bytes: not worth the additional nodes"
 
 
 # ---- the opset

@@ -120,7 +120,7 @@ def void(_: object) -> None:
         ("inputs_come_first", dangling, r"'quantize' \(QuantizeLinear\) reads tensor 'gone'"),
         ("inputs_come_first", too_late, "reads tensor 'late', made later"),
         ("inputs_come_first", dangling_in_subgraph, r"'if' \(If\) reads tensor 'd'"),
-        ("inputs_come_first", lost_output, "output 'y' is made by nothing"),
+        ("inputs_come_first", lost_output, "output 'y' is not produced by any node"),
         ("operators_exist", no_import, "needs domain 'org.example', not imported"),
         ("operators_exist", too_new, "uses Gelu, new in opset 20, but .* declares opset 17"),
         ("operators_exist", too_many_inputs, "gives Mul 3 inputs, at most 2 expected"),

@@ -143,7 +143,8 @@ def _scores(graph: Graph, softmax: Node) -> tuple[Node, float, list[Tensor]] | R
                 return None
             if len(summands) > 1:
                 return Refusal(
-                    "the scores are a sum of several products, as in disentangled attention"
+                    "the scores are a sum of several matrix multiplications, as in disentangled "
+                    "attention"
                 )
             terms += [t for t in node.inputs if t is not summands[0]]
             tensor = summands[0]

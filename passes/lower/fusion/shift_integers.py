@@ -70,7 +70,7 @@ def _data(graph: Graph, quantizer: Node) -> _Match | Refusal | None:
         return None
     readers = graph.consumers(result)
     if not all(is_op(n, "DequantizeLinear") for n in readers) or graph.is_output(result):
-        return Refusal("others than DequantizeLinear read the integers")
+        return Refusal("operators other than DequantizeLinear read the integers")
     points = [t for n in (quantizer, *readers) for t in n.inputs[2:]]
     if any(not is_constant(t) or array(t).size != 1 for t in points):
         return Refusal("a zero point is computed, or there is one per channel")

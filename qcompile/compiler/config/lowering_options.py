@@ -21,23 +21,27 @@ def chosen_options(target: Target, mode: Mode, recipe: Recipe) -> list[LoweringC
     Raises RecipeError: unknown option or choice, a choice of another mode, or a pipeline too.
     """
     if recipe.forms and recipe.pipeline:
-        raise RecipeError("forms and a pipeline contradict each other: a pipeline fixes all passes")
+        raise RecipeError(
+            "a recipe cannot have both forms and pipeline: a pipeline already fixes all passes"
+        )
     remaining, choices = dict(recipe.forms), []
     for option in target.forms:
         name = remaining.pop(option.name, option.own)
         known = (option.own, *option.others)
         if name not in known:
             hint = nearest(name, known)
-            raise RecipeError(f"unknown choice {name!r} of form {option.name!r}{hint}")
+            raise RecipeError(f"unknown choice {name!r} of lowering option {option.name!r}{hint}")
         if name == option.own:
             continue
         if not _applies(option.others[name], target, mode):
-            raise RecipeError(f"form {option.name!r} has no choice {name!r} in mode {mode!r}")
+            raise RecipeError(
+                f"lowering option {option.name!r} has no choice {name!r} in mode {mode!r}"
+            )
         choices.append(option.others[name])
     for name in remaining:
         names = [option.name for option in target.forms]
         hint = nearest(name, names) if names else f": target {target.name!r} has none"
-        raise RecipeError(f"unknown form {name!r}{hint}")
+        raise RecipeError(f"unknown lowering option {name!r}{hint}")
     return choices
 
 

@@ -147,7 +147,9 @@ class Recipe:
                 raise RecipeError(f"size of dimension {name!r} is {size!r}, expected 1 or more")
         for name, choice in self.forms:
             if not isinstance(choice, str):
-                raise RecipeError(f"choice of form {name!r} is {choice!r}, expected a name")
+                raise RecipeError(
+                    f"choice of lowering option {name!r} is {choice!r}, expected a name"
+                )
         for name, limit in self.gates:
             if name not in GATES:
                 raise RecipeError(f"unknown gate {name!r}{nearest(name, GATES)}")

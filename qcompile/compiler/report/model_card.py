@@ -177,7 +177,7 @@ def _task_metric(row: CardRow) -> str:
         return ""
     found = training.metric
     return (
-        f"Trained with its quantizers. {found.name} on {found.samples} samples: "
+        f"Trained with quantization in the loop. {found.name} on {found.samples} samples: "
         f"{found.compiled:.2f}, float {found.float:.2f}."
     )
 

@@ -55,8 +55,8 @@ class SaturationAccount:
     isa: Annotated[str, "that the model is compiled for"]
     same_without_vnni: Annotated[bool, "by bound; false also where no bound is known, see rows"]
     linears: int
-    can_saturate: Annotated[int, "of the linears"]
-    did_saturate: Annotated[int, "of the linears, on the samples looked at"]
+    can_saturate: Annotated[int, "of these operators"]
+    did_saturate: Annotated[int, "of these operators, on the samples looked at"]
     advice: Annotated[str, "empty where outputs are the same"]
     rows: list[Saturation]
     cost: Annotated[BoundCost | None, "of the bound; null where nothing is bounded"] = None

@@ -25,7 +25,7 @@ from qcompile.compiler.report.records import (
     TrainingAccount,
     TuningAccount,
 )
-from qcompile.ir.quantized_operators import QUANTIZED_LINEARS
+from qcompile.ir.quantized_operators import QUANTIZED_CONVOLUTIONS, QUANTIZED_LINEARS
 from qcompile.planning import Skip
 from qcompile.rewriting.instruments import PassRecord
 from qcompile.runtime import kernels
@@ -125,6 +125,11 @@ class Report(Record):
         """Int8 matrix multiplications and convolutions by a weight that ONNX Runtime runs."""
         linears = sum(n for op, n in self.operators.items() if op in QUANTIZED_LINEARS)
         return linears - self.int8_products
+
+    @property
+    def int8_convolutions(self) -> int:
+        """How many of them are convolutions."""
+        return sum(n for op, n in self.operators.items() if op in QUANTIZED_CONVOLUTIONS)
 
     @property
     def headline(self) -> str:

@@ -132,7 +132,10 @@ class Sensitivity(Record):
         if not self.quantized.failures:
             return 0
         if self.unquantized.failures:
-            raise GateError(f"no policy is enough: with all raised {self.unquantized.failures[0]}")
+            raise GateError(
+                f"no policy passes the gates: even with all items raised, "
+                f"{self.unquantized.failures[0]}"
+            )
         return shortest_prefix(len(self.rows), lambda count: not self._with(count).failures)
 
 
@@ -167,7 +170,7 @@ def sensitivity(
     meter = open_measurements(found, (i.name for i in items), found.prepared.options.cache)
     if meter.scores:
         resumed = f"{len(meter.scores)} measurements were taken from an earlier run"
-        notes.append(Note("measurements-resumed", f"{resumed} (--no-cache repeats them)"))
+        notes.append(Note("measurements-resumed", f"{resumed} (--no-cache takes them again)"))
     drops: list[WeightDrops] = []
     try:
         quantized, unquantized = meter(meter.everything), meter(())

@@ -139,7 +139,8 @@ def _cached(
     threads = prepared.options.threads or session.threads()
     parts = [
         environment(), threads, prepared.float_model.digest, printer.structure(graph),
-        held_out.digest, recipe.calibrator, not recipe.calibrates_padding, prepared.options.max_memory,
+        held_out.digest, recipe.calibrator, not recipe.calibrates_padding,
+        prepared.options.max_memory,
         [repr(r) for r in ctx.requests], watched.channels, watched.moments,
         digest_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip

@@ -55,9 +55,11 @@ class SizeLimit:
         if (self.bytes is None) == (self.share is None):
             raise ValueError("a limit of size is either bytes or a share")
         if self.bytes is not None and self.bytes < 1:
-            raise ValueError(f"a size of {self.bytes} bytes is no limit, expected 1 or more")
+            raise ValueError(f"a size of {self.bytes} bytes is not a limit, expected 1 or more")
         if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"{self.share:.6g} is no share, expected over 0 % and at most 100 %")
+            raise ValueError(
+                f"{self.share:.6g} is not a share, expected over 0 % and at most 100 %"
+            )
 
     @classmethod
     def parse(cls, text: str) -> SizeLimit:
@@ -70,7 +72,7 @@ class SizeLimit:
         except ValueError:
             share = float("nan")
         if rest or not 0 < share <= 1:
-            raise ValueError(f"{text!r} is no limit of size, {_EXPECTED}")
+            raise ValueError(f"{text!r} is not a size limit, {_EXPECTED}")
         return cls(share=share)
 
     def of(self, float_bytes: int) -> int:
@@ -90,7 +92,7 @@ def _parse(text: str) -> int:
     except ValueError:
         size = 0
     if size < 1:
-        raise ValueError(f"{text!r} is no limit of size, {_EXPECTED}")
+        raise ValueError(f"{text!r} is not a size limit, {_EXPECTED}")
     return size
 
 

@@ -85,7 +85,8 @@ def pipeline_of(prepared: Prepared) -> Pipeline:
         return Pipeline(passes, bodies)
     if recipe.pipeline and any(p.name == REMOVE_PADDING for p in passes):
         raise RecipeError(
-            f"the pipeline runs {REMOVE_PADDING!r}, but keep_padding_rows asks for the padded rows: "
+            f"the pipeline runs {REMOVE_PADDING!r}, but keep_padding_rows asks for the padded "
+            f"rows: "
             "remove one of the two"
         )
     return Pipeline(_without_removal(passes), _without_removal(bodies))

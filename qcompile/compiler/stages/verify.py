@@ -106,7 +106,7 @@ def verify(rewritten: Rewritten) -> Verified:
     elif options.verify or options.bench:
         feeds = _feeds(rewritten, account)
     elif options.lock is None:
-        account.note("not-verified", "not verified and not timed, as asked")
+        account.note("not-verified", "not verified and not timed, as requested")
     verdict = None
     if feeds and options.verify:
         verdict = _verdict(rewritten, feeds, sums, account)
@@ -234,7 +234,8 @@ def _run_graph(rewritten: Rewritten, account: _Account) -> onnx.GraphProto | Non
             name, value = runtime.FLOAT_DATA
             account.note(
                 "data-quantized-by-runtime",
-                "ONNX Runtime turns products of float data by dequantized weights into MatMulNBits "
+                "ONNX Runtime turns multiplications of float data by dequantized weights into "
+                "MatMulNBits "
                 f"({fused} here), which quantizes the data to 8 bits in each run, also for these "
                 f"figures; its session option {name}={value} keeps the data float",
             )

@@ -173,7 +173,7 @@ def _path(name: str, location: str, folder: Path | None) -> Path:
         inside = path.resolve().is_relative_to(folder.resolve())
         exists = path.is_file()
     except (OSError, RuntimeError, ValueError) as e:  # a loop of links, too long, a zero byte
-        raise ModelError(f"external data {location!r} of tensor {name!r} is no file name") from e
+        raise ModelError(f"external data {location!r} of tensor {name!r} is not a file name") from e
     if Path(location).is_absolute() or not inside:
         raise ModelError(f"tensor {name!r} points outside the model's folder: {location!r}")
     if not exists:

@@ -38,9 +38,9 @@ class Invariance:
     @property
     def note(self) -> str | None:
         """A note for the report, None where outputs depend on nothing else."""
-        what = {"its batch mates": self.alone, "its padding": self.padded}
+        what = {"the rest of its batch": self.alone, "its padding": self.padded}
         found = [f"{n} (cosine {c:.5f})" for n, c in what.items() if c is not None and c < EQUAL]
-        return f"a sample's answer depends on {' and '.join(found)}" if found else None
+        return f"a sample's output depends on {' and '.join(found)}" if found else None
 
     def on(self, verdict: Verdict) -> Verdict:
         """The verdict with these figures."""

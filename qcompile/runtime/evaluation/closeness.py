@@ -275,12 +275,12 @@ class Verdict(Record):
     metric: MetricFigures | None = None
     alone: Annotated[float | None, "a sample alone against in its batch"] = None
     padded: Annotated[float | None, "a sample padded further against as it was"] = None
-    sums: Annotated[str, Literal["exact", "saturating"], "of the integer products measured"] = (
-        "exact"
-    )
+    sums: Annotated[
+        str, Literal["exact", "saturating"], "of the integer matrix multiplications measured"
+    ] = "exact"
     by_sums: Annotated[
         dict[str, Verdict],
-        "both, where x86 without VNNI answers differently; this is the worse",
+        "both, where outputs differ on x86 without VNNI; the other keys hold the worse",
     ] = field(default_factory=dict)
     not_emulated: Annotated[
         tuple[NotEmulated, ...], "whose saturation is not in the figures, and why"

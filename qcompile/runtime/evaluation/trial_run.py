@@ -70,7 +70,7 @@ def made_up_feeds(
     name, dim = guessed[0]
     option = f"--shape {name}=..." if dim == "?" else f"--dim {dim}=N"
     raise DataError(
-        f"made-up inputs of {DEFAULT_LENGTH} tokens or fewer do not run: {error}; give the sizes "
+        f"random inputs of {DEFAULT_LENGTH} tokens or fewer do not run: {error}; give the sizes "
         f"({option}) or real inputs (--data)"
     )
 

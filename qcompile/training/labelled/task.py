@@ -124,11 +124,11 @@ def _name(label: object) -> str:
 
 def _score(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"score {value!r} is no number")
+        raise ValueError(f"score {value!r} is not a number")
     try:
         score = float(value)
     except (ValueError, OverflowError) as e:
-        raise ValueError(f"score {value!r} is no number") from e
+        raise ValueError(f"score {value!r} is not a number") from e
     if not math.isfinite(score):
         raise ValueError(f"score {value!r} is not finite")
     return score

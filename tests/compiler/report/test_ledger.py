@@ -71,7 +71,7 @@ def test_a_compiled_model_tells_origin_reason_noise_and_range() -> None:
     weight = table["w/int8"]
     assert (weight.tensor, weight.kind, weight.dtype) == ("w", "weight", "int8")
     assert weight.sqnr_db is not None and 30 < weight.sqnr_db < 60
-    assert weight.reason == "Q/DQ around the product"
+    assert weight.reason == "Q/DQ around the matrix multiplication"
     for name in ("w/scale", "w/zero_point", "x/scale", "x/zero_point"):
         assert table[name].kind == "quantization", name
     assert (table["v"].kind, table["v"].dtype) == ("weight", "float")

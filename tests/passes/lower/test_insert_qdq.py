@@ -217,7 +217,7 @@ def test_refuses_data_without_a_range_and_its_weight_with_it() -> None:
 
 def test_refuses_a_range_that_was_never_asked_for() -> None:
     graph = parse(ONE, w=normal(8, 4))
-    assert_refused(graph, InsertQdq(), "its range was never asked for", planned(graph))
+    assert_refused(graph, InsertQdq(), "no range was calibrated for it", planned(graph))
 
 
 def test_a_missing_range_concerns_only_its_own_operators() -> None:

@@ -74,7 +74,7 @@ def test_a_sum_with_a_float_operand_stays_float() -> None:
 
 
 def test_a_depthwise_convolution_is_integer_between_integers_alone() -> None:
-    few = "with groups, or few products for each value, the float kernel is faster"
+    few = "with groups, or few multiplications per value, the float kernel is faster"
     ctx = plan(network("c = Conv<group = 8>(x, d) y = Sigmoid(c)"))
     assert [s.reason for s in ctx.skips] == [few]
     ctx = plan(network("c = Conv(x, w) e = Conv<group = 8>(c, d) y = Sigmoid(e)"))

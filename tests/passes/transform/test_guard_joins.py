@@ -78,7 +78,8 @@ def test_the_reason_says_which_branch_loses_what() -> None:
     graph = head()
     ctx = run_pass(graph, GuardJoins(), ctx=planned(graph, (0, 640), (0, 1)))
     reason = (
-        "CHECK: activation c: float at Sigmoid:y.0 because it joins ranges far apart: 'scores' "
+        "CHECK: activation c: float at Sigmoid:y.0 because it joins branches with very different "
+        "ranges: 'scores' "
         "has 0 to 1, all together 0 to 640; one scale would leave it -8.0 dB SQNR, 24 are required"
     )
     filecheck(plan_text(ctx), reason)

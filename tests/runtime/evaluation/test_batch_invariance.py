@@ -47,7 +47,7 @@ def test_ranges_of_the_batch_show() -> None:
     found = invariance(by_batch, [feed()])
     assert found.alone is not None and found.alone < 0.9999
     assert found.note is not None and found.note.startswith(
-        "a sample's answer depends on its batch mates (cosine 0.9"
+        "a sample's output depends on the rest of its batch (cosine 0.9"
     )
 
 

@@ -20,7 +20,8 @@ def gates(report: Plain) -> Markup:
     heads = [tag("th", h, scope="col", class_=c) for h, c in
              (("gate", ""), ("limit", "number"), ("reached", "number"), ("", ""))]  # fmt: skip
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
-    shown = table if rows else tag("p", "No gate was set.")
+    region = tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="Gates")
+    shown = region if rows else tag("p", "No gate was set.")
     cost = _bound_cost((report.get("saturation") or {}).get("cost"))
     checked = _requirements(report.get("requirements"))
     return join([shown, _outputs(report["verify"]), cost, checked])
@@ -31,10 +32,11 @@ def _bound_cost(cost: Plain | None) -> Markup | None:
     if cost is None:
         return None
     text = (
-        f"No sum of int8 products can saturate on any processor. By that bound the rounding noise "
-        f"of {units.count(cost['tensors'], 'tensor')} is {cost['mean_db']:.1f} dB above that of "
-        f"plain 8 bits on average, and {cost['worst_db']:.1f} dB for {cost['worst']}. Without the "
-        f"bound, for processors whose sums are exact: {cost['avoided_by']} in the recipe."
+        f"No sum of int8 products can saturate on any processor. The bound on weights that "
+        f"guarantees this raises the rounding noise of {units.count(cost['tensors'], 'tensor')} by "
+        f"{cost['mean_db']:.1f} dB on average compared with plain 8 bits, and by "
+        f"{cost['worst_db']:.1f} dB for {cost['worst']}. If the model runs only on processors "
+        f"whose sums are exact, {cost['avoided_by']} in the recipe removes the bound."
     )
     return tag("p", text, class_="lead")
 
