@@ -155,7 +155,7 @@ class SplitOutliers(Pass):
         gain = float(unsplit.scale) / float(best.params.scale) if best is not None else 1.0
         if best is None or gain < self.least_gain or len(best.channels) == 0:
             return Refusal(
-                f"no outliers: {budget} more columns would shrink the step only {gain:.2f} times"
+                f"no outliers: {budget} more columns would shrink the step only {gain:.2f}-fold"
             )
         return best
 

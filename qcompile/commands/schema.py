@@ -23,7 +23,7 @@ _RECIPE, _REPORT = "recipe", "report"
 @click.argument("name", required=False, type=Names("NAME", lambda: names()))
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks.")
 def schema(name: str | None, verbose: bool) -> None:
-    """Print a JSON Schema: of recipe files (`recipe`), of reports (`report`) or of what --json prints.
+    """Print a JSON Schema: of recipes (`recipe`), reports (`report`) or what --json prints.
 
     Without NAME, list the names. Editors complete and check recipes with the schema.
     """

@@ -176,7 +176,7 @@ CPU = Target(
         "MatMul",
         activation=ACTIVATION,
         right=KEY,
-        why="attention scores in uint8 x int8: less memory traffic",
+        why="attention in uint8 x int8: less memory traffic",
     ),
     attention="scores",
     modes=("static", "dynamic", "weight-only", "float"),

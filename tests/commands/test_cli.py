@@ -200,7 +200,7 @@ BAD_OPTIONS = [
     (("--weight-bits", "9"), ("9 is not in the range 2<=x<=8",)),
     (("--embedding-bits", "1"), ("1 is not in the range 2<=x<=8",)),
     (("--weight-block", "24"), ("weight_block is 24, expected a power of two from 16 on",)),
-    (("--max-memory", "lots"), ("is no size",)),
+    (("--max-memory", "lots"), ("is not a size",)),
     (("--report", "r.pdf"), (".html",)),
     (("--data", "nowhere.npz"), ("does not exist",)),
 ]

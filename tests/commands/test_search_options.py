@@ -77,7 +77,7 @@ def test_bad_use_of_sensitivity(model: Path, data: Path, tmp_path: Path) -> None
 def test_no_policy_for_gates_out_of_reach(model: Path, data: Path, tmp_path: Path) -> None:
     policy = tmp_path / "p.yaml"
     result = sensitivity(model, data, "-o", policy, "--max-abs", -1)
-    assert_one_line(result, 1, "no policy is enough", "--max-abs")
+    assert_one_line(result, 1, "no policy passes the gates", "--max-abs")
     assert not policy.exists()
 
 
@@ -174,7 +174,7 @@ def test_bits_of_weights_are_measured(model: Path, data: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("bits", ["9", "1", "4,x", "", "4;3"])
 def test_what_are_no_bits(model: Path, data: Path, bits: str) -> None:
-    assert_one_line(sensitivity(model, data, "--bits", bits), 2, "no bits of weights")
+    assert_one_line(sensitivity(model, data, "--bits", bits), 2, "not a list of bit widths")
 
 
 @pytest.mark.parametrize("size", ["0%", "120%", "big", "-3MB", "18%%", "0"])

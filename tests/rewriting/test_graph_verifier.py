@@ -118,7 +118,7 @@ def void(_: object) -> None:
         ("names_are_unique", made_twice, "tensor 'a' is made twice"),
         ("names_are_unique", two_nodes, "two nodes are called 'first'"),
         ("inputs_come_first", dangling, r"'quantize' \(QuantizeLinear\) reads tensor 'gone'"),
-        ("inputs_come_first", too_late, "reads tensor 'late', made later"),
+        ("inputs_come_first", too_late, "reads tensor 'late', produced later"),
         ("inputs_come_first", dangling_in_subgraph, r"'if' \(If\) reads tensor 'd'"),
         ("inputs_come_first", lost_output, "output 'y' is not produced by any node"),
         ("operators_exist", no_import, "needs domain 'org.example', not imported"),

@@ -86,7 +86,9 @@ def test_weight_only_packs_linears_and_stays_on_the_device() -> None:
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_integer_modes_are_refused_with_the_reason(mode: str) -> None:
-    with pytest.raises(QCompileError, match="no int8 product that is faster than float16"):
+    with pytest.raises(
+        QCompileError, match="no int8 matrix multiplication that is faster than float16"
+    ):
         build(mode=mode)
 
 

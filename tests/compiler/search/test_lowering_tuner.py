@@ -103,7 +103,7 @@ def test_every_choice_of_every_target_is_sound() -> None:
 @pytest.mark.parametrize(
     ("recipe", "mode", "words"),
     [
-        (Recipe(forms=(("paddings", "kept"),)), "static", "unknown form 'paddings', did you mean"),
+        (Recipe(forms=(("paddings", "kept"),)), "static", "option 'paddings', did you mean"),
         (Recipe(forms=(("padding", "keep"),)), "static", "did you mean 'kept'?"),
         (Recipe(forms=(("attention", "float-scores"),)), "dynamic", "no choice 'float-scores' in"),
         (Recipe(forms=(("padding", "kept"),), pipeline="insert-qdq"), "static", "contradict"),

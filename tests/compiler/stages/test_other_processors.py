@@ -254,6 +254,6 @@ def test_the_report_says_what_the_bound_costs_and_how_to_avoid_it(tmp_path: Path
     assert cost["worst_db"] == max(costs) and cost["tensors"] == len(costs)
     assert "avx512-vnni" in cost["avoided_by"]
     page = html.page(made["any"])
-    assert f"{cost['mean_db']:.1f} dB above that of plain 8 bits" in page
+    assert f"{cost['mean_db']:.1f} dB on average compared with plain 8 bits" in page
     assert "plain 8 bits" not in html.page(made["avx512-vnni"])
     assert Recipe(isa="amx").isa in cost["avoided_by"]

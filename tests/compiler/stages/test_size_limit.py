@@ -22,7 +22,7 @@ def test_limits(text: str, expected: int, shown: str) -> None:
     ["", "%", "0%", "-3%", "101%", "nan%", "inf%", "18%%", "18%MB", "0", "0.2B", "big", "-1"],
 )
 def test_what_is_no_limit(text: str) -> None:
-    with pytest.raises(ValueError, match="no limit of size"):
+    with pytest.raises(ValueError, match="not a size limit"):
         SizeLimit.parse(text)
 
 

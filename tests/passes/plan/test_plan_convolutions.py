@@ -117,7 +117,7 @@ def test_the_user_keeps_a_convolution_float_by_any_of_its_names(pattern: str) ->
 
 def test_dynamic_mode_says_why_not() -> None:
     ctx = plan(network(TWO), context(mode="dynamic"))
-    assert "weight w: float at Conv:c.1 because integers in mode static alone" in plan_text(ctx)
+    assert "weight w: float at Conv:c.1 because int8 only in mode static" in plan_text(ctx)
 
 
 def test_on_qdq_every_tensor_has_its_own_quantizer() -> None:

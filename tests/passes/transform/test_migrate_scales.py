@@ -288,7 +288,9 @@ def test_refuses_a_transposed_weight() -> None:
 
 def test_refuses_long_rows() -> None:
     graph, item = plain(most_channels=7)
-    assert_refused(graph, item, "8 channels are many: split-outliers costs less", planned(graph))
+    assert_refused(
+        graph, item, "8 channels: for so many, split-outliers costs less", planned(graph)
+    )
 
 
 def test_refuses_where_the_error_is_small() -> None:
@@ -298,11 +300,13 @@ def test_refuses_where_the_error_is_small() -> None:
 
 def test_refuses_where_no_scales_help() -> None:
     graph, item = plain(least_error=0, least_gain=1e6)
-    assert_refused(graph, item, "scaling helps little: the predicted error shrinks", planned(graph))
+    assert_refused(
+        graph, item, "scaling would help little: the predicted error shrinks", planned(graph)
+    )
     graph = normalized("r = Sigmoid(x) y = MatMul(r, w)", w=(8, 8))
     given = weights(w=(8, 8))["w"]
     assert np.abs(given[3]).max() > 0
-    assert_refused(graph, OUTLIER, "scaling helps little", planned(graph))
+    assert_refused(graph, OUTLIER, "scaling would help little", planned(graph))
 
 
 def test_the_error_is_compared_with_the_residual_sum() -> None:

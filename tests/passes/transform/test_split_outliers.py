@@ -399,10 +399,10 @@ def test_columns_come_from_a_gather_where_the_layer_before_is_shared() -> None:
 @pytest.mark.parametrize(
     ("item", "data", "reason"),
     [
-        (SplitOutliers(least_channels=17), rows(), "16 channels are few"),
-        (SPLIT, np.clip(rows(), -1, 1), "no outliers: 4 more columns shrink"),
+        (SplitOutliers(least_channels=17), rows(), "16 channels: for so few"),
+        (SPLIT, np.clip(rows(), -1, 1), "no outliers: 4 more columns would shrink"),
         (SPLIT, 0 * rows(), "no outliers"),
-        (replace(SPLIT, least_gain=20), rows(), "no outliers: 4 more columns shrink"),
+        (replace(SPLIT, least_gain=20), rows(), "no outliers: 4 more columns would shrink"),
     ],
     ids=["few channels", "no outlier", "dead", "little gain"],
 )
