@@ -1,4 +1,4 @@
-"""--help with options grouped by topic, and commands whose summaries are not cut off."""
+"""--help with options grouped by topic."""
 
 from __future__ import annotations
 
@@ -60,21 +60,3 @@ class GroupedCommand(click.Command):
         for topic, found in shown.items():
             with formatter.section(topic):
                 formatter.write_dl(found)
-
-
-class FullSummaries(click.Group):
-    """A group whose --help wraps the summaries of its commands instead of cutting them off."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As in click, with whole sentences."""
-        rows = []
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                rows.append((name, command.get_short_help_str(_WHOLE)))
-        if rows:
-            with formatter.section("Commands"):
-                formatter.write_dl(rows)
-
-
-_WHOLE = 1000  # letters, more than any summary has

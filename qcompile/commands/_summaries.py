@@ -5,7 +5,7 @@ from __future__ import annotations
 # The first sentence of each command's docstring; a test compares them.
 SUMMARIES = {
     "demo": "Compile paraphrase-MiniLM-L3-v2 to int8, verify it, time it and show the result.",
-    "compile": "Compile MODEL, an .onnx file or a folder that holds some, into a quantized one.",
+    "compile": "Compile MODEL, an .onnx file or a folder of them, into a quantized one.",
     "verify": "Compare the outputs of CANDIDATE with those of REFERENCE; exit 1 if a gate fails.",
     "bench": "Time models against the first one, the reference.",
     "sensitivity": "Rank the tensors of MODEL by the output error that quantizing them causes.",
@@ -24,10 +24,8 @@ SUMMARIES = {
     "passes": "List passes by stage, with their options.",
     "calibrators": "List calibrators, with their options.",
     "targets": "List targets, with their modes and pipelines.",
-    "recipes": (
-        "List the named recipes; with NAME print its text, to begin a recipe of your own with."
-    ),
+    "recipes": "List the named recipes; with NAME print its text, as a start for one of your own.",
     "schema": (
-        "Print a JSON Schema: `recipe` of recipe files, `report` of reports, others of --json."
+        "Print a JSON Schema: of recipes (`recipe`), reports (`report`) or what --json prints."
     ),
 }

@@ -19,7 +19,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from qcompile import __version__
-from qcompile.commands._help import FullSummaries
 from qcompile.commands._printable import printable
 from qcompile.commands._summaries import SUMMARIES
 from qcompile.errors import QCompileError
@@ -66,7 +65,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Commands(FullSummaries):
+class Commands(click.Group):
     """Imports commands when they run, and turns errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -146,7 +146,7 @@ def test_without_that_each_block_has_its_own() -> None:
     ("old", "new", "reason"),
     [
         ("s = Add(d, bias)", "e = Add(d, bias) s = Where(c0, e, d)", "Where stands between"),
-        ("s = Add(d, bias)", "e = MatMul(q, k) s = Add(d, e)", "a sum of several matrix multiplications"),
+        ("s = Add(d, bias)", "e = MatMul(q, k) s = Add(d, e)", "a sum of several"),
         ("p = Softmax<axis = -1>", "p = Softmax<axis = 1>", "not over the last axis"),
         ("o = MatMul(p, vt)", "r = Relu(p) o = MatMul(r, vt)", "not only multiplied by values"),
         ("qr = Reshape(qa, split)", "qr = Reshape(qa, odd)", "split off the last of three"),
