@@ -121,7 +121,7 @@ def write_calibration(source: Path, samples: int, folder: Path) -> Path:
     rows = read_sentences(source, samples)
     texts = [text for row in rows for text in row][:samples]
     if not texts:
-        fail(f"{source} holds no sentences")
+        fail(f"{source} holds no text")
     path = folder / "calibration.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path

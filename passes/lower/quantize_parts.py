@@ -68,7 +68,7 @@ def _clip_obstacle(clip: Node, quantizer: Node) -> Refusal | None:
     limits, point = np.iinfo(array(zero[0]).dtype), int(array(zero[0]).reshape(-1)[0])
     least, most = (limits.min - point) * step, (limits.max - point) * step
     if low > least + step / 4 or high < most - step / 4:
-        return Refusal("its bounds are narrower than those at which the quantizer saturates")
+        return Refusal("its limits are narrower than the quantizer's range")
     return None
 
 

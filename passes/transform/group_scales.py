@@ -128,7 +128,7 @@ def _obstacle(decision: Decision, tensor: Tensor | None) -> Refusal | None:
     if len(tensor.shape) < 2 or tensor.shape[-1] < 2:
         return Refusal("it has no channels")
     if decision.spec is None or decision.spec.granularity != "tensor":
-        return Refusal("it has several scales already")
+        return Refusal("it already has several scales")
     return None
 
 

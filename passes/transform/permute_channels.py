@@ -209,7 +209,7 @@ def _no_pairs(cls: ChannelClass, readers: Sequence[Member]) -> str:
         return f"{len(readers)} weights read it: the best order of each is another"
     sizes, place = readers[0].sizes, readers[0].place
     if math.prod(sizes[place + 1 :]) > 1:
-        return "its channels are not neighbours in the weight that reads it"
+        return "its channels are not adjacent in the weight that reads it"
     if cls.size % 2 and math.prod(sizes) > cls.size:
         return f"its blocks have {cls.size} channels: pairs are in two blocks"
     return ""

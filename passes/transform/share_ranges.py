@@ -53,7 +53,7 @@ class ShareRanges(Pass):
             union = _union(list(spans.values()))
             narrow = [n for n, s in spans.items() if _width(union) > self.most * _width(s)]
             for name in narrow:
-                ctx.skip(name, "it would get too few steps in the range of its neighbours")
+                ctx.skip(name, "the range of its neighbours would leave it too few steps")
             shared = {n: s for n, s in spans.items() if n not in narrow}
             for name in shared:
                 ctx.ranges.set(name, _union([*shared.values()]))

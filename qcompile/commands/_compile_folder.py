@@ -107,9 +107,9 @@ def _show(arguments: BuildArguments, written: CompiledFolder) -> None:
         _summary.show(report)
     passed_over = list(account.folder.passed_over.items())
     for name, reason in passed_over[:_SHOWN]:
-        click.echo(f"passed over: {name}: {reason}")
+        click.echo(f"skipped:  {name}: {reason}")
     if len(passed_over) > _SHOWN:
-        click.echo(f"passed over: {len(passed_over) - _SHOWN} more, in {layout.MANIFEST}")
+        click.echo(f"skipped:  {len(passed_over) - _SHOWN} more, in {layout.MANIFEST}")
     models = ", ".join(written.files)
     copied = f"{len(account.folder.companions)} files copied"
     click.echo(f"written: {out}: {models}, with reports and locks; {copied}")

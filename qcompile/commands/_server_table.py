@@ -41,7 +41,7 @@ def show_server(comparison: Comparison) -> None:
     console().print(made)
     notes = [*setup.notes, *comparison.session_notes]
     if comparison.noisy:
-        notes.append("the machine was noisy: a model's rounds differ by over 25 %")
+        notes.append("the machine was noisy: a model's rounds differ by more than 25 %")
     if setup.base is not None:
         notes.insert(0, f"memory is what a process of {megabytes(setup.base)} has in addition")
     for note in notes:

@@ -248,7 +248,7 @@ def show(comparison: Comparison) -> None:
     for note in comparison.session_notes:
         click.echo(f"note: {note}")
     if comparison.noisy:
-        click.echo("note: the machine was noisy: a model's rounds differ by over 25 %")
+        click.echo("note: the machine was noisy: a model's rounds differ by more than 25 %")
 
 
 def show_profile(profiles: Sequence[Profile]) -> None:

@@ -86,7 +86,7 @@ class TrainArguments(BuildArguments):
         if self.evaluation is None and not self.distill:
             raise RecipeError(
                 "training from labels needs --eval, labelled texts that are not in --data: they "
-                "choose the checkpoint (--distill needs none)"
+                "choose the checkpoint (not needed with --distill)"
             )
         request, training = super().make_request(), self._training()
         options = replace(request.options, batch_size=None, training=training)

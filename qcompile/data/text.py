@@ -64,7 +64,7 @@ def read_sentences(
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from e
     if not found:
-        raise DataError(f"{path} holds no sentences, expected at least one")
+        raise DataError(f"{path} holds no text, expected at least one line")
     return found
 
 

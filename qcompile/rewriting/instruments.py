@@ -36,7 +36,7 @@ class Verify:
             try:
                 graph_verifier.verify_graph(graph)
             except PassError as e:
-                raise ModelError(f"the model that came in is not sound: {e}") from e
+                raise ModelError(f"the input model is not valid: {e}") from e
             self.started = True
 
     def after(self, item: Pass, graph: Graph, ctx: Context, changed: bool) -> None:

@@ -217,4 +217,4 @@ def test_pickles_and_code_are_neither_opened_nor_copied(
     assert not {p.name for p in out.iterdir()} & set(names)
     passed_over = json.loads((out / MANIFEST).read_text())["passed_over"]
     assert set(passed_over) == set(names)
-    assert "passed over: helper.so: code" in result.stdout
+    assert "skipped:  helper.so: code" in result.stdout

@@ -186,7 +186,7 @@ def test_a_target_that_has_no_few_bits() -> None:
     why = "8 bits, not 4 (weight_bits): target 'tensorrt' stores weights in 8 bits"
     assert found["wf0"].reason == why
     note = ctx.remarks["weight-bits-unused"]
-    assert note == f"weight_bits 4 is the width of no linear layer's weight: {why}"
+    assert note == f"weight_bits 4 applies to no linear layer's weight: {why}"
 
 
 def test_rules_without_int8_by_channel() -> None:
@@ -226,7 +226,7 @@ def test_settings_do_not_touch_convolutions() -> None:
                   w=normal(4, 4, 3, 3))  # fmt: skip
     ctx, found = planned("cpu", graph=graph, weight_bits=4)
     assert "weight_bits" not in found["w"].reason
-    assert "weight_bits 4 is the width of no linear" in ctx.remarks["weight-bits-unused"]
+    assert "weight_bits 4 applies to no linear" in ctx.remarks["weight-bits-unused"]
 
 
 def test_patterns_that_leave_no_weight_to_a_setting_are_named() -> None:

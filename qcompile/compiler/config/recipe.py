@@ -133,7 +133,9 @@ class Recipe:
             hint = nearest(self.pooling, POOLINGS)
             raise RecipeError(f"unknown pooling {self.pooling!r}{hint}")
         if self.normalize and not self.pooling:
-            raise RecipeError("normalize is for embeddings: choose a pooling too (--pooling mean)")
+            raise RecipeError(
+                "normalize is for embeddings: choose a pooling as well (--pooling mean)"
+            )
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         for pattern, bits in self.precision:

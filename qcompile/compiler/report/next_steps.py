@@ -216,7 +216,7 @@ def _latency(report: Report) -> Iterator[str]:
     """What may make the model faster, or the verdict steadier."""
     speed = report.speed
     if speed is not None and speed.noisy:
-        yield "the same command on an idle machine: rounds of the timing differ by over 25 %"
+        yield "the same command on an idle machine: rounds of the timing differ by more than 25 %"
     target = registry.targets().get(report.target)
     if target is not None and target.forms and report.tuning is None:
         yield f"--tune: times {len(target.forms)} lowering options here and keeps the fastest"

@@ -100,7 +100,7 @@ def _profiles(
 def _judged(prepared: Prepared, speed: Comparison) -> tuple[list[Note], list[str]]:
     """Notes and failures."""
     target, limit, ratio = prepared.target, prepared.gates.max_latency_ratio, speed.ratio(1)
-    noisy = Note("noisy", "the machine was noisy while timing: rounds differ by over 25 %")
+    noisy = Note("noisy", "the machine was noisy while timing: rounds differ by more than 25 %")
     notes = [noisy] if speed.noisy else []
     if prepared.provider_missing:
         text = (

@@ -66,7 +66,7 @@ def quantized_result(graph: Graph, node: Node) -> Node | Refusal:
     if not is_plain(reader):
         return Refusal("its result is not uint8 with one constant float32 scale and a zero point")
     if activation is not None and not saturates(activation, reader):
-        return Refusal("the activation after it clips more than the quantizer does")
+        return Refusal("the activation after it clips more than its quantizer does")
     if graph.is_output(reader.outputs[0]):
         return Refusal("its quantized result is a graph output")
     return reader

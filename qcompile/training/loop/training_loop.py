@@ -302,7 +302,7 @@ class _Loop:
                 f"the loss or its gradient was not finite in {_MOST_SKIPPED} steps in a row, the "
                 f"last of them step {self.step}: lower the learning rates "
                 f"({self.schedule.weight_rate:g} of weights, {self.schedule.range_rate:g} of "
-                "ranges), or check that the float model's answers are finite"
+                "ranges), or check that the float model's outputs are finite"
             )
 
     def _set_rates(self) -> None:

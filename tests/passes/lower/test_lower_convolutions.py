@@ -119,7 +119,7 @@ def test_an_activation_that_saturation_does_vanishes(activation: str, zero: int)
 
 def test_an_activation_that_cuts_deeper_stays() -> None:
     body = "c = Conv(xd, wd, b) r = Relu(c) " + QUANTIZED.format("r")
-    assert_refused(convolution(body), LowerConvolutions(), "clips more than the quantizer does")
+    assert_refused(convolution(body), LowerConvolutions(), "clips more than its quantizer does")
 
 
 def overflowing() -> Graph:

@@ -118,18 +118,18 @@ def test_int8_saturates_at_ends_of_its_own() -> None:
     found = graph(text, "float[N,4] y", low=low, high=high, zero=zero)
     differential(found, QuantizeParts(), atol=EXACT, feeds=[feed()])
     deeper = graph(text, "float[N,4] y", low=low + float(STEP), high=high, zero=zero)
-    assert_refused(deeper, QuantizeParts(), "bounds are narrower")
+    assert_refused(deeper, QuantizeParts(), "limits are narrower")
 
 
 @pytest.mark.parametrize(("low", "high"), [(LOW + STEP / 2, HIGH), (LOW, HIGH - STEP)])
 def test_refuses_a_clip_that_cuts_deeper(low: float, high: float) -> None:
     found = graph(f"p = Clip(a, low, high) {PAIR}", "float[N,4] y", low=low, high=high)
-    assert_refused(found, QuantizeParts(), "its bounds are narrower")
+    assert_refused(found, QuantizeParts(), "its limits are narrower")
 
 
 def test_a_clip_that_cuts_deeper_stays_around_the_concatenation() -> None:
     found = graph(f"{CONCAT} p = Clip(c, low, high) {PAIR}", low=-1)
-    assert_refused(found, QuantizeParts(), "its bounds are narrower")
+    assert_refused(found, QuantizeParts(), "its limits are narrower")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _COLUMNS = (
     Column("role", choice=True),
     Column("bits", "number", choice=True),
     Column("bytes", "number"),
-    Column("error at its bits without the limit", "number"),
+    Column("error at the bits it has without --max-size", "number"),
     Column("error at fewer bits"),
     Column("worst cosine at fewest", "number"),
 )

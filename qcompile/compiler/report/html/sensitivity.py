@@ -157,8 +157,8 @@ def ranked(report: Plain) -> Markup:
         for r in report["rows"]
     ]
     texts = {
-        "alone": "The output error if this item alone is quantized.",
-        "lifted": "The output error that is left if this item alone is float.",
+        "alone": "The output error if only this item is quantized.",
+        "lifted": "The output error that remains if only this item is float.",
     }
     return join([tag("p", texts[which], class_="lead"), chart(items)])
 

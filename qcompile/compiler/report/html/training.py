@@ -96,7 +96,7 @@ def curve(
     )
     items = [tag("li", swatch("dot compiled"), f" {name}; large: the step that was kept")]
     if reference is not None:
-        items.append(tag("li", f"Line: the float model, {reference:.4f}"))
+        items.append(tag("li", f"Line: float model, {reference:.4f}"))
     legend = tag("ul", items, class_="legend")
     return tag("div", legend, plot, axis(across, lambda v: f"{v:g}", "steps"), class_="panel")
 

@@ -36,7 +36,7 @@ def latency(report: Plain) -> Markup | None:
         f"{shapes}; {units.count(bench['threads'], 'thread')}, {bench['rounds']} rounds in which "
         "the models take turns."
     )
-    noisy = tag("p", "The machine was noisy: rounds of one model differ by over 25 %.")
+    noisy = tag("p", "The machine was noisy: rounds of one model differ by more than 25 %.")
     return join(
         [
             tag("p", text, class_="lead"),
@@ -160,7 +160,7 @@ def _stages(seconds: dict[str, float]) -> Markup | None:
 def refusals(report: Plain) -> Markup:
     """Nodes that passes left unchanged, with the reasons."""
     if not report["skips"]:
-        return tag("p", "None: every pass handled every node that it looked at.")
+        return tag("p", "None: every pass could handle every node that it considered.")
     columns = [Column("pass", choice=True), Column("node or tensor"), Column("reason")]
     rows = [
         [Cell(s.pass_name), Cell(tag("code", s.node), s.node), Cell(s.reason)]

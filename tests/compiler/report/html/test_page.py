@@ -204,7 +204,7 @@ def test_a_ranking_of_lifted_items_alone() -> None:
     for row in report["rows"]:
         row["alone"] = None
     seen = Outline(page(report)).said()
-    assert "is left if this item alone is float" in seen and "Most sensitive" not in seen
+    assert "remains if only this item is float" in seen and "Most sensitive" not in seen
 
 
 def test_requirements_of_the_target_are_counted() -> None:
