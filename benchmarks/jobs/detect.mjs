@@ -7,6 +7,6 @@ const options = folder === "float" ? { dtype: "fp32", subfolder: "" } : { dtype:
 const detect = await pipeline("object-detection", folder, options);
 const answers = [];
 for (const image of images) {
-  answers.push(await detect(image, { threshold: 0.5 }));
+  answers.push(await detect(image, { threshold: 0.3 }));
 }
 console.log(JSON.stringify(answers));

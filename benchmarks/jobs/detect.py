@@ -32,7 +32,7 @@ def with_onnxruntime(folder: Path, files: list[Path]) -> list[list[Box]]:
             logits=torch.tensor(logits), pred_boxes=torch.tensor(boxes)
         )
         sizes = [(image.height, image.width)]
-        (answer,) = processor.post_process_object_detection(outputs, 0.5, sizes)
+        (answer,) = processor.post_process_object_detection(outputs, 0.3, sizes)
         rows = zip(answer["labels"].tolist(), answer["boxes"].tolist(), strict=True)
         found.append([Box(names[label], tuple(corners)) for label, corners in rows])
     return found
