@@ -208,8 +208,9 @@ def test_no_box_is_no_answer() -> None:
 def test_texts_are_the_same_at_every_call() -> None:
     assert _text_models.labelled(4, 1) == _text_models.labelled(4, 1)
     assert _text_models.labelled(4, 1) != _text_models.labelled(4, 2)
-    halves = [score for _, _, score in _text_models.paired(8, 0)]
-    assert halves == [1.0, 0.0] * 4
+    useful = {passage: score for _, passage, score in _text_models.paired(64, 0)}
+    assert all("song" not in passage or score > 0.7 for passage, score in useful.items())
+    assert min(useful.values()) < 0.2 < 0.8 < max(useful.values())
 
 
 # ---- docs/jobs.md
