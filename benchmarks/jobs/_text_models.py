@@ -40,6 +40,8 @@ SIZES = {
 FURTHER: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 192, "n_layers": 3, "n_heads": 3, "hidden_dim": 768},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "roberta": {"type_vocab_size": 1},
+    "xlm-roberta": {"type_vocab_size": 1},
     "modernbert": {"reference_compile": False, "local_attention": 16},
 }
 TYPES = {"bert": ("token_type_ids",)}  # architectures that tell a pair's parts by an input

@@ -33,8 +33,13 @@ def server(folder: Path, port: int = 8000) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             text = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            ids = np.array([tokenizer.encode(text).ids], np.int64)
-            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            tokens = tokenizer.encode(text)
+            arrays = {
+                "input_ids": np.array([tokens.ids], np.int64),
+                "attention_mask": np.array([tokens.attention_mask], np.int64),
+                "token_type_ids": np.array([tokens.type_ids], np.int64),
+            }
+            feed = {i.name: arrays[i.name] for i in session.get_inputs()}
             (logits,) = session.run(["logits"], feed)
             self.send_response(200)
             self.end_headers()
