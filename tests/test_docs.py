@@ -57,7 +57,9 @@ def missing_files(root: Path) -> Iterator[str]:
         named = re.findall(r"`((?:[\w.-]+/)+\w+\.py)`", text)
         named += [f"{m.replace('.', '/')}.py" for m in re.findall(r"python -m (\w+\.[\w.]+)", text)]
         for name in named:
-            if not any((root / folder / name).is_file() for folder in _FOLDERS):
+            package = f"{name.removesuffix('.py')}/__main__.py"
+            paths = [root / folder / n for folder in _FOLDERS for n in (name, package)]
+            if not any(path.is_file() for path in paths):
                 yield f"{page.relative_to(root)}: {name}: no such file"
 
 

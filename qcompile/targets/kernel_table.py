@@ -131,6 +131,7 @@ def _read(file: str) -> dict[tuple[str, str], list[Kernel]]:
         since, until = span.split("-")
         sides = [tuple(_pair(p, ":") for p in side.split()) for side in (inputs, outputs)]
         named = {n: tuple(v.split(",")) for n, v in (_pair(p, "=") for p in types.split())}
+        sides[0] = _with_fixed_types(sides[0], op, domain, int(since))
         kernel = Kernel(int(since), int(until) if until else None, sides[0], sides[1], named)
         found.setdefault((domain, op), []).append(kernel)
     return found
@@ -139,6 +140,22 @@ def _read(file: str) -> dict[tuple[str, str], list[Kernel]]:
 def _pair(text: str, separator: str) -> tuple[str, str]:
     name, _, value = text.partition(separator)
     return name, value
+
+
+def _with_fixed_types(
+    side: tuple[tuple[str, str], ...], op: str, domain: str, version: int
+) -> tuple[tuple[str, str], ...]:
+    """Inputs of a kernel, with the one type that the operator's schema gives some of them.
+
+    The published list names an operator's inputs once for all its versions: those of Split have
+    ``split`` of the data's type, as version 1 had it; since version 13 it is int64.
+    """
+    try:
+        schema = onnx.defs.get_schema(op, version, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return side
+    fixed = {i.name: i.type_str.removeprefix("tensor(").rstrip(")") for i in schema.inputs}
+    return tuple((name, _NUMPY.get(fixed.get(name, ""), kind)) for name, kind in side)
 
 
 @cache

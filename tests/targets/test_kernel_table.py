@@ -74,6 +74,16 @@ def test_operands_that_share_a_variable_share_a_type() -> None:
     )
 
 
+def test_an_input_of_one_type_is_no_operand_of_the_data() -> None:
+    """Split of ModernBERT: float16 data, sizes in int64, which the published list has as data."""
+    sizes = np.array([3, 5], np.int64)
+    body, inputs = "y, z = Split<axis=1>(x, s)", "float16[N,8] x, int64[2] s"
+    made = graph(body, inputs, "float16[N,3] y, float16[N,5] z", s=sizes)
+    assert found(made).faults == []
+    made.nodes[0].inputs[1] = made.nodes[0].inputs[0]
+    assert only_fault(made).endswith("split 'x' is float16, expected int64")
+
+
 def test_a_type_that_is_not_known_is_a_fault() -> None:
     made = graph("y = com.microsoft.Gelu(x)", "float[N,8] x", "float[N,8] y")
     assert found(made).faults == []
