@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -81,7 +83,8 @@ def table(jobs: Sequence[Job], *, damaged: bool, most_seconds: float = MOST_SECO
     print(f"{COLUMNS}\n|{'---|' * COLUMNS.count(' | ')}---|", flush=True)
     count = 0
     for job in jobs:
-        with tempfile.TemporaryDirectory() as folder:
+        # What packages print must not get between the lines of the table.
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
             outcome = run(job, Path(folder), damaged=damaged, most_seconds=most_seconds)
         count += failed(outcome, damaged=damaged)
         print(line(outcome, damaged=damaged), flush=True)

@@ -149,6 +149,17 @@ def test_a_slow_job_fails(tmp_path: Path) -> None:
     assert "at most -1 are allowed" in _job.run(JOB, tmp_path, most_seconds=-1).faults[0]
 
 
+def test_what_a_package_prints_is_not_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def loud(work: Path) -> None:
+        print("downloading nothing")
+        write_models(work)
+
+    jobs.table([replace(JOB, make=loud)], damaged=False)
+    printed = capsys.readouterr()
+    assert "downloading" not in printed.out
+    assert "downloading" in printed.err
+
+
 def test_a_table_fails_by_its_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert jobs.table([JOB], damaged=False) == 0
     assert jobs.table([replace(JOB, least=2.0), JOB], damaged=False) == 1
