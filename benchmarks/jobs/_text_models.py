@@ -166,7 +166,9 @@ def tokenizer_of(model_type: str) -> Any:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer: Any = trainers.BpeTrainer(vocab_size=600, special_tokens=special)
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=600, special_tokens=special, show_progress=False
+        )
         pair = f"{bos} $A {eos} {eos} $B {eos}"
     else:
         special = SPECIAL
@@ -174,7 +176,9 @@ def tokenizer_of(model_type: str) -> Any:
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
         tokenizer.normalizer = normalizers.BertNormalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=600, special_tokens=special, show_progress=False
+        )
         pair = f"{bos} $A {eos} $B:1 {eos}:1"
     tokenizer.train_from_iterator(corpus, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos)]
