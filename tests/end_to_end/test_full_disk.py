@@ -66,7 +66,8 @@ def compiled(
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    *stages, line = done.stderr.strip().splitlines()
+    assert not any("error" in stage for stage in stages)
     assert line.startswith("error: ") and all(word in line for word in words), line
 
 

@@ -129,7 +129,8 @@ def test_external_data_is_compared(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_one_line(model: Path, tmp_path: Path) -> None:
-    for path in (tmp_path / "none.onnx", tmp_path, Path(__file__)):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "none.onnx", tmp_path / "empty", Path(__file__)):
         result = run("diff", model, path)
         assert result.exit_code == 2 and result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1

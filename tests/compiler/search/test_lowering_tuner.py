@@ -106,7 +106,7 @@ def test_every_choice_of_every_target_is_sound() -> None:
         (Recipe(forms=(("paddings", "kept"),)), "static", "option 'paddings', did you mean"),
         (Recipe(forms=(("padding", "keep"),)), "static", "did you mean 'kept'?"),
         (Recipe(forms=(("attention", "float-scores"),)), "dynamic", "no choice 'float-scores' in"),
-        (Recipe(forms=(("padding", "kept"),), pipeline="insert-qdq"), "static", "contradict"),
+        (Recipe(forms=(("padding", "kept"),), pipeline="insert-qdq"), "static", "cannot have both"),
         (Recipe(forms=(("padding", "kept"),), target="qdq"), "static", "target 'qdq' has none"),
     ],
 )
@@ -116,7 +116,7 @@ def test_forms_that_there_are_not(recipe: Recipe, mode: Any, words: str) -> None
 
 
 def test_a_choice_is_a_name() -> None:
-    with pytest.raises(RecipeError, match="form 'padding' is 3, expected a name"):
+    with pytest.raises(RecipeError, match="lowering option 'padding' is 3, expected a name"):
         Recipe(forms=(("padding", 3),))  # type: ignore[arg-type]
 
 

@@ -158,7 +158,7 @@ def test_compile_shows_both_results_and_one_line_first(
     monkeypatch.setenv("COLUMNS", "200")
     given = saved(tmp_path)
     out = tmp_path / ("o.onnx" if what.endswith("x") else "o")
-    shown = run("compile", tmp_path / what, "-o", out, *given, "--min-cosine", 0.99).output
+    shown = run("compile", tmp_path / what, "-o", out, *given, "--min-cosine", 0.99).stdout
     assert shown.startswith(LINE) and shown.count("outputs may differ") == 1
     for label in ("exact sums, mean", "x86 without VNNI, mean", "x86 without VNNI, worst"):
         assert f"cosine of 'z', {label}" in shown
@@ -198,7 +198,7 @@ def test_sums_that_saturate_without_effect_on_the_data_are_a_note(tmp_path: Path
     report = json.loads(
         run(
             "compile", tmp_path / "m" / "model.onnx", "-o", tmp_path / "o.onnx", *given, "--json"
-        ).output
+        ).stdout
     )
     note = "sums can saturate on x86 without VNNI; on this data the outputs are the same"
     differ = report["saturation"]["advice"] != ""
