@@ -120,7 +120,7 @@ def test_forms_that_there_are_not(recipe: Recipe, mode: Any, words: str) -> None
 
 
 def test_a_choice_is_a_name() -> None:
-    with pytest.raises(RecipeError, match="form 'padding' is 3, expected a name"):
+    with pytest.raises(RecipeError, match="lowering option 'padding' is 3, expected a name"):
         Recipe(forms=(("padding", 3),))  # type: ignore[arg-type]
 
 
