@@ -106,7 +106,11 @@ def test_every_choice_of_every_target_is_sound() -> None:
         (Recipe(forms=(("paddings", "kept"),)), "static", "option 'paddings', did you mean"),
         (Recipe(forms=(("padding", "keep"),)), "static", "did you mean 'kept'?"),
         (Recipe(forms=(("attention", "float-scores"),)), "dynamic", "no choice 'float-scores' in"),
-        (Recipe(forms=(("padding", "kept"),), pipeline="insert-qdq"), "static", "cannot have both"),
+        (
+            Recipe(forms=(("padding", "kept"),), pipeline="insert-qdq"),
+            "static",
+            "cannot have both forms and pipeline",
+        ),
         (Recipe(forms=(("padding", "kept"),), target="qdq"), "static", "target 'qdq' has none"),
     ],
 )
