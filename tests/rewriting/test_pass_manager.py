@@ -131,7 +131,7 @@ def test_what_a_user_asked_wrongly_stays_the_users_error() -> None:
 def test_an_unsound_input_is_the_models_fault() -> None:
     text = TEXT.replace("Abs(a)", "Gelu(a)")
     manager = PassManager((Does(),), (Verify(),))
-    with pytest.raises(ModelError, match="that came in is not sound: operators-exist"):
+    with pytest.raises(ModelError, match="input model is not valid: operators-exist"):
         manager.run(graph(text), context())
 
 

@@ -139,7 +139,7 @@ def test_sums_with_a_mask_made_of_integers_stay_float() -> None:
         graph,
         """
         CHECK: activation a: float at Softmax:y.0 because a mask is added
-        CHECK-NEXT: activation s: float at Add:a.0 because scores of rows of any length
+        CHECK-NEXT: activation s: float at Add:a.0 because attention scores over an open length
         CHECK-NEXT: activation x: uint8:asym:tensor
         CHECK-NEXT: activation y:
         CHECK-NOT: activation

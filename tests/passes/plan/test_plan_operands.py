@@ -207,8 +207,8 @@ def test_operators_that_the_target_computes_in_float_have_a_decision_too() -> No
     plan(
         graph,
         """
-        CHECK: activation x: float at MatMul:m.0 because product of two activations
-        CHECK: activation t: float at MatMul:m.1 because product of two activations
+        CHECK: activation x: float at MatMul:m.0 because multiplies two activations
+        CHECK: activation t: float at MatMul:m.1 because multiplies two activations
         CHECK: activation m: float at Softmax:s.0 because ONNX Runtime's integer Softmax
         CHECK: activation e: float at Add:y.0, Add:y.1 because an integer Add
         CHECK-NOT: Exp:e

@@ -66,7 +66,7 @@ def test_scores_by_default_with_ranges_where_values_are_made() -> None:
     ctx = plan(attention())
     text = plan_text(ctx)
     filecheck(text, SCORES)
-    filecheck(text, "CHECK: activation p: float at MatMul:c.0 because product of two activations")
+    filecheck(text, "CHECK: activation p: float at MatMul:c.0 because multiplies two activations")
     assert {"q", "k"} <= {r.tensor for r in ctx.requests}
     assert "p" not in ctx.ranges.found
 

@@ -131,7 +131,7 @@ def test_a_scale_for_few_values_is_not_worth_it() -> None:
         w=normal(1, 1056, 4),
         r=normal(1, 1056, 352),
     )
-    assert "weight w: float at GRU:y.1 because under 8 values for each scale" in plan_text(
+    assert "weight w: float at GRU:y.1 because under 8 values per scale" in plan_text(
         planned(graph)
     )
 

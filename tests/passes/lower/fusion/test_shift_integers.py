@@ -61,8 +61,8 @@ def test_a_zero_point_that_is_left_out_is_written() -> None:
 @pytest.mark.parametrize(
     ("body", "results", "reason"),
     [
-        (f"{DATA} v = Cast<to = 1>(q) y = Add(d, v)", "float[B,8] y", "others than Dequantize"),
-        (f"{DATA} y = Add(d, d)", "float[B,8] y, int8[B,8] q", "others than DequantizeLinear"),
+        (f"{DATA} v = Cast<to = 1>(q) y = Add(d, v)", "float[B,8] y", "other than Dequantize"),
+        (f"{DATA} y = Add(d, d)", "float[B,8] y, int8[B,8] q", "other than DequantizeLinear"),
         ("q = QuantizeLinear(x, s, p) y = DequantizeLinear(q, s, p)", "float[B,8] y", "computed"),
         (
             f"{DATA} e = Transpose<perm = [1, 0]>(d) y = MatMul(x, e)",
