@@ -24,32 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.commands._printable import printable
+from qcompile.compiler.progress import Bars
 from qcompile.system.json_values import json_value
 
 _UNLIMITED = 1 << 16  # columns of lines that go to a file or a pipe
-
-
-class Bar:
-    """Progress on stderr with a bar where the length is known."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: Any = None
-
-    def step(self, name: str, total: int | None = None) -> None:
-        """Finish the current step and begin another."""
-        self.finish()
-        self._task = self._progress.add_task(name, total=total, counted=total is not None)
-
-    def advance(self) -> None:
-        """One unit done."""
-        self._progress.advance(self._task)
-
-    def finish(self) -> None:
-        """Fill the bar of the current step."""
-        if self._task is not None:
-            done = self._progress.tasks[self._task].completed
-            self._progress.update(self._task, total=max(done, 1), completed=max(done, 1))
 
 
 class LogLines:
@@ -72,7 +50,7 @@ class LogLines:
         self.step("done")
 
 
-Progressing: TypeAlias = Bar | LogLines
+Progressing: TypeAlias = Bars | LogLines
 
 
 class _Counted(ProgressColumn):
@@ -106,7 +84,7 @@ def progress_bar(*, shown: bool) -> Iterator[Progressing]:
         _Counted(),
     )
     with Progress(*columns, console=console, disable=not shown) as inner:
-        bar = Bar(inner)
+        bar = Bars(inner)
         yield bar
         bar.finish()
 

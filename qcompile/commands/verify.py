@@ -26,7 +26,7 @@ from qcompile.compiler.stages import saturation_check
 from qcompile.errors import GateError
 from qcompile.ir.pooling import KINDS, PoolingKind
 from qcompile.runtime.evaluation.batch_invariance import Invariance
-from qcompile.runtime.evaluation.closeness import Verdict
+from qcompile.runtime.evaluation.closeness import FIGURES, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +86,10 @@ def show(verdict: Verdict) -> None:
     """Print on which processors outputs differ, one row per output and kind of sums, then notes."""
     if difference := saturation_check.difference(verdict):
         console().print(f"[yellow]processors[/]: {safe(difference)}")
-    made = table(
-        f"{verdict.samples} samples",
-        "output",
-        "cosine mean",
-        "worst",
-        "R²",
-        "SQNR dB",
-        "max abs",
-        "flips",
-    )
+    made = table(f"{verdict.samples} samples", "output", *FIGURES)
     for label, one in saturation_check.shown(verdict).items():
         for o in one.outputs:
-            made.add_row(
-                f"{o.name}, {label}" if label else o.name,
-                f"{o.mean_cosine:.5f}",
-                f"{o.worst_cosine:.5f}",
-                "-" if o.r2 is None else f"{o.r2:.4f}",
-                f"{o.sqnr_db:.1f}",
-                f"{o.max_abs:.3g}",
-                "-" if o.flip_share is None else f"{o.flip_share:.2%}",
-            )
+            made.add_row(f"{o.name}, {label}" if label else o.name, *o.figures())
     console().print(made)
     if (metric := verdict.metric) is not None:
         click.echo(f"metric:  reference {metric.reference:.4f}, candidate {metric.compiled:.4f}")

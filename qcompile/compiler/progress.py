@@ -54,25 +54,28 @@ class _Called:
         self._callback(self._name, self._done, self._total)
 
 
-class _Bars:
-    """One bar of rich for each stage."""
+class Bars:
+    """One bar of rich for each stage; its field ``counted`` says whether the total is known."""
 
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars
         self._task: TaskID | None = None
 
     def step(self, name: str, total: int | None = None) -> None:
+        """Finish the current stage and begin another."""
         self.finish()
-        self._task = self._bars.add_task(name, total=total)
+        self._task = self._bars.add_task(name, total=total, counted=total is not None)
 
     def advance(self) -> None:
+        """One unit done."""
         if self._task is not None:
             self._bars.advance(self._task)
 
     def finish(self) -> None:
         """Fill the bar of the current stage."""
         if self._task is not None:
-            self._bars.update(self._task, total=1, completed=1)
+            done = max(self._bars.tasks[self._task].completed, 1)
+            self._bars.update(self._task, total=done, completed=done)
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def shown_progress(progress: Progress | Callback | None) -> Iterator[Progress]:
         from rich.progress import Progress as RichProgress
 
         with RichProgress() as bars:
-            shown = _Bars(bars)
+            shown = Bars(bars)
             yield _Logged(shown)
             shown.finish()
     elif progress is None:

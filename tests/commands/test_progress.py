@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from qcompile.commands import _console
 from qcompile.commands._console import progress_bar
+from qcompile.compiler.progress import Bars
 from tests.command_line import compile_args, run
 
 LINE = re.compile(r" *\d+\.\d s  (.+)")
@@ -52,8 +53,8 @@ def test_bars_show_counts_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> 
         bar.step("verify", 4)
         bar.advance()
         bar.advance()
-        assert isinstance(bar, _console.Bar) and isinstance(bar._progress, Progress)
-        bar._progress.refresh()
+        assert isinstance(bar, Bars) and isinstance(bar._bars, Progress)
+        bar._bars.refresh()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
     assert "2/4" in text and re.search(r"about \d+:\d\d left", text)
     assert not [line for line in text.splitlines() if "unknown length" in line and "/" in line]

@@ -30,6 +30,7 @@ from qcompile.runtime.notebook_table import html_table
 from qcompile.runtime.session import Feed, Session
 from qcompile.system.json_values import Record, Unbounded, members
 
+FIGURES = "cosine mean", "worst", "R²", "SQNR dB", "max abs", "flips"  # ``Closeness.figures``
 # Samples of at most so many values are compared together: there may be millions of them.
 _SHORT = 16
 _PART = 1 << 18  # values of short samples at a time
@@ -86,6 +87,17 @@ class Closeness(Record):
         "output=name mean_cosine worst_cosine worst_sample sqnr_db r2 r2_columns "
         "single_number=is_single max_abs flip_share"
     )
+
+    def figures(self) -> tuple[str, ...]:
+        """What tables show of it, under the heads ``FIGURES``."""
+        return (
+            f"{self.mean_cosine:.5f}",
+            f"{self.worst_cosine:.5f}",
+            "-" if self.r2 is None else f"{self.r2:.4f}",
+            f"{self.sqnr_db:.1f}",
+            f"{self.max_abs:.3g}",
+            "-" if self.flip_share is None else f"{self.flip_share:.2%}",
+        )
 
     @property
     def mean_cosine(self) -> float:
@@ -336,19 +348,8 @@ class Verdict(Record):
 
     def _repr_html_(self) -> str:
         """One row per output, for notebooks."""
-        columns = "output", "cosine mean", "worst", "R²", "SQNR dB", "max abs", "flips"
-        rows = [
-            (
-                o.name,
-                f"{o.mean_cosine:.5f}",
-                f"{o.worst_cosine:.5f}",
-                "-" if o.r2 is None else f"{o.r2:.4f}",
-                f"{o.sqnr_db:.1f}",
-                f"{o.max_abs:.3g}",
-                "-" if o.flip_share is None else f"{o.flip_share:.2%}",
-            )
-            for o in self.outputs
-        ]
+        columns = "output", *FIGURES
+        rows = [(o.name, *o.figures()) for o in self.outputs]
         notes = [f"gate failed: {failure}" for failure in self.failures]
         return html_table(f"{self.samples} samples", columns, rows, notes)
 
