@@ -23,7 +23,7 @@ from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
 from qcompile.compiler.stages.models import pooled_model, removed_outputs
-from qcompile.compiler.stages.options import CompileOptions, Progress, Request
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
 from qcompile.data.open_data import Data, open_data
@@ -61,6 +61,7 @@ from qcompile.runtime.session import (
     SessionOptions,
     custom_operators,
 )
+from qcompile.system.progress import Progress
 from qcompile.targets.target import Mode
 
 Outputs = Mapping[str, Array]

@@ -10,16 +10,12 @@ from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import Recipe, merge_settings
 from qcompile.compiler.model_folder.model_file import compile_one
 from qcompile.compiler.progress import Callback, shown_progress
-from qcompile.compiler.stages.options import (
-    CompileOptions,
-    Progress,
-    Request,
-    TrainingOptions,
-)
+from qcompile.compiler.stages.options import CompileOptions, Request, TrainingOptions
 from qcompile.compiler.stages.result import Result
 from qcompile.planning.context import WeightBits
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import custom_operators
+from qcompile.system.progress import Progress
 
 
 def train(

@@ -20,13 +20,14 @@ from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.position_table import position_rows
 from qcompile.compiler.model_folder.torch_export import Exported
 from qcompile.compiler.report.notes import Note
-from qcompile.compiler.stages.options import CompileOptions, Progress, Request
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.data import open_data
 from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data
 from qcompile.errors import DataError, ModelError, QCompileError, RecipeError
 from qcompile.ir.model_io import read_model
+from qcompile.system.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from qcompile.compiler.report import model_card
 from qcompile.compiler.report.model_card import CARD, CardFacts, CardRow
 from qcompile.compiler.report.report import Report
 from qcompile.compiler.search import lowering_tuner
-from qcompile.compiler.stages.options import CompileOptions, Progress, Request, Silent
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import Result
 from qcompile.data.open_data import Data
 from qcompile.errors import ModelError
@@ -35,6 +35,7 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.session import custom_operators
 from qcompile.system import atomic_write
 from qcompile.system.json_values import Record, members
+from qcompile.system.progress import Progress, Silent
 from qcompile.system.resume_cache import Cache
 
 _SIDE_FILES = (".report.json", ".lock.yaml", ".recipe.yaml")

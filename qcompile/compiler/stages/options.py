@@ -1,11 +1,11 @@
-"""What the caller of a compilation asks for, and how progress is reported."""
+"""What the caller of a compilation asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe
@@ -16,28 +16,8 @@ from qcompile.ir.model_io.read_model import Source
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.user_metric import Metric
 from qcompile.system.byte_sizes import parse_bytes
+from qcompile.system.progress import Progress, Silent
 from qcompile.system.resume_cache import Cache
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """What is shown of long work."""
-
-    def step(self, name: str, total: int | None = None) -> None:
-        """A new step begins; ``total`` units, None where unknown."""
-
-    def advance(self) -> None:
-        """One unit of the current step is done."""
-
-
-class Silent:
-    """No progress shown."""
-
-    def step(self, name: str, total: int | None = None) -> None:
-        """Nothing to show."""
-
-    def advance(self) -> None:
-        """Nothing to show."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from qcompile.compiler.stages.models import (
     read_float_model,
     written,
 )
-from qcompile.compiler.stages.options import CompileOptions, Progress, Request
+from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.data.feeds import Feeds, input_specs, takes_any_batch
 from qcompile.data.open_data import general_text, open_data
 from qcompile.data.synthetic import synthetic_feeds
@@ -35,7 +35,7 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.compared_outputs import Selection, find_selection
 from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.memory_budget import Budget
-from qcompile.system.stopwatch import Stopwatch
+from qcompile.system.progress import Progress, Stopwatch
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
 

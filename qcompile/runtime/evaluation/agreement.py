@@ -46,6 +46,10 @@ class Agreement:
     margin_limit: Annotated[
         float | None, "of margin: what rounding explains; null: not limited"
     ] = None
+    lead_change: Annotated[
+        Unbounded,
+        "over the outputs' RMS: largest change of the lead of an expected argmax over another output",
+    ] = 0.0
 
     @property
     def holds(self) -> bool:
@@ -70,6 +74,7 @@ class _Sums:
     equal: int = 0
     largest: float = 0.0
     margin: float = 0.0
+    lead_change: float = 0.0
     noise: float = 0.0
     signal: float = 0.0
     values: int = 0
@@ -98,6 +103,7 @@ def agree(runs: Iterable[Run], limit: float) -> Agreement:
         rms,
         limit,
         sums.margin / size,
+        lead_change=sums.lead_change / size,
     )
 
 
@@ -122,9 +128,18 @@ def _add(sums: _Sums, expected: Array, found: Array) -> None:
         sums.decisions += same.size
         sums.equal += int(same.sum())
         sums.margin = max(sums.margin, _margin(expected[~same], found[~same]))
+        sums.lead_change = max(sums.lead_change, _lead_change(expected, found))
 
 
 def _margin(expected: Array, found: Array) -> float:
     """The largest value by which an expected argmax is above the one found; rows of outputs."""
     chosen = np.take_along_axis(expected, found.argmax(axis=-1)[..., None], axis=-1)[..., 0]
     return float((expected.max(axis=-1) - chosen).max(initial=0.0))
+
+
+def _lead_change(expected: Array, found: Array) -> float:
+    """By how much the lead of an expected argmax over another output of its row changes, at most."""
+    error = expected.astype(np.float64) - found
+    top = np.take_along_axis(error, expected.argmax(axis=-1)[..., None], axis=-1)
+    with np.errstate(invalid="ignore"):  # of infinite errors, whose RMS fails by itself
+        return float(np.abs(top - error).max(initial=0.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,26 +11,6 @@ from qcompile.quant import Array
 from qcompile.training.labelled.labelled_data import LabelledData
 from qcompile.training.labelled.metrics import Meter, Score
 from qcompile.training.loop.objectives import TensorBatch
-
-
-class Progress(Protocol):
-    """What is shown of long work."""
-
-    def step(self, name: str, total: int | None = None) -> None:
-        """A new step begins; ``total`` units, None where unknown."""
-
-    def advance(self) -> None:
-        """One unit of the current step is done."""
-
-
-class Silent:
-    """No progress shown."""
-
-    def step(self, name: str, total: int | None = None) -> None:
-        """Nothing to show."""
-
-    def advance(self) -> None:
-        """Nothing to show."""
 
 
 def evaluate(

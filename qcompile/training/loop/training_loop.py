@@ -23,10 +23,11 @@ from torch import nn
 from qcompile.errors import OutputError, TrainingError
 from qcompile.system.atomic_write import check_writable
 from qcompile.system.interrupts import deferred_interrupts
+from qcompile.system.progress import Progress, Silent
 from qcompile.training.labelled.labelled_data import Batch, LabelledData
 from qcompile.training.labelled.metrics import Score
 from qcompile.training.loop import checkpoint
-from qcompile.training.loop.evaluation import Progress, Silent, evaluate
+from qcompile.training.loop.evaluation import evaluate
 from qcompile.training.loop.objectives import Objective, TensorBatch
 from qcompile.training.loop.processes import Processes, joined
 from qcompile.training.loop.schedule import Schedule

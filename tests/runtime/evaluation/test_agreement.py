@@ -36,6 +36,7 @@ def test_differences_are_relative_to_the_size_of_the_outputs() -> None:
 def test_decisions_are_counted() -> None:
     found = agree(runs(EXPECTED[:, ::-1]), LIMIT)
     assert (found.argmax_equal, found.decisions) == (1, 3)  # that of equal numbers stays
+    assert found.lead_change == pytest.approx(2 * found.margin)  # each lead is the other's now
     single = agree(runs(EXPECTED[:, :1], EXPECTED[:, :1]), LIMIT)
     assert single.decisions == 0 and single.holds
 
@@ -46,6 +47,7 @@ def test_another_decision_holds_within_its_limit_alone() -> None:
     size = np.sqrt(np.mean(np.square(EXPECTED)))
     found = replace(agree(runs(off), LIMIT), limit=1.0)
     assert found.argmax_equal == 2 and found.margin == pytest.approx(1.0 / size)
+    assert found.lead_change == pytest.approx((1.0 + 0.1) / size)
     assert found.holds and "in others" not in str(found)
     assert replace(found, margin_limit=0.7).holds
     closer = replace(found, margin_limit=0.6)

@@ -1,4 +1,4 @@
-"""Time and memory of each stage of a compilation."""
+"""What long work shows while it runs, and the time and memory of each stage."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from qcompile.system.memory import peak_memory, release_memory
 
 _LOG = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What is shown of long work."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """A new step begins; ``total`` units, None where unknown."""
+
+    def advance(self) -> None:
+        """One unit of the current step is done."""
+
+
+class Silent:
+    """No progress shown."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """Nothing to show."""
+
+    def advance(self) -> None:
+        """Nothing to show."""
 
 
 @dataclass
