@@ -48,7 +48,7 @@ class Agreement:
     ] = None
     lead_change: Annotated[
         Unbounded,
-        "over the outputs' RMS: largest change of the lead of an expected argmax over another output",
+        "over the outputs' RMS: largest change of an expected argmax's lead over another output",
     ] = 0.0
 
     @property
@@ -138,7 +138,7 @@ def _margin(expected: Array, found: Array) -> float:
 
 
 def _lead_change(expected: Array, found: Array) -> float:
-    """By how much the lead of an expected argmax over another output of its row changes, at most."""
+    """The largest change of the lead of an expected argmax over another output of its row."""
     error = expected.astype(np.float64) - found
     top = np.take_along_axis(error, expected.argmax(axis=-1)[..., None], axis=-1)
     with np.errstate(invalid="ignore"):  # of infinite errors, whose RMS fails by itself
