@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compiler.config", "training", "training.loop"),
     ("compiler.report",),
     ("compiler.stages",),
-    ("compiler.search",),
+    ("compiler.search", "compiler.training"),
     ("compiler.driver", "compiler.progress"),
     ("compiler.model_folder",),
     ("compiler.python_api", "compiler.python_train"),

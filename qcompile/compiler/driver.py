@@ -20,9 +20,7 @@ from qcompile.compiler.search.mixed_precision import Tools
 from qcompile.compiler.search.size_search import SizeTools
 from qcompile.compiler.stages import (
     lock_check,
-    saturation_check,
     speed_forecast,
-    train,
     write_lock,
 )
 from qcompile.compiler.stages.bench import bench, latency_ratio
@@ -32,7 +30,8 @@ from qcompile.compiler.stages.options import Request
 from qcompile.compiler.stages.prepare import prepare
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.compiler.stages.rewrite import Rewritten, rewrite
-from qcompile.compiler.stages.verify import Verified, check_sizes, compiled_runner, verify
+from qcompile.compiler.stages.verify import Verified, check_sizes, verify
+from qcompile.compiler.training import trained_file, training_checks
 from qcompile.errors import DataError, RecipeError
 from qcompile.planning.context import Reasons
 from qcompile.runtime.evaluation import user_metric
@@ -48,9 +47,9 @@ def compile_model(request: Request) -> Result:
     """
     request = lock_check.apply_lock(request)
     _check_metric(request)
-    train.check_request(request)
+    training_checks.check_request(request)
     prepared, options = prepare(request), request.options
-    train.check_prepared(prepared)
+    training_checks.check_prepared(prepared)
     forecast = speed_forecast.predict_speed(prepared)
     if forecast is not None:
         request.progress.step(f"predicted: {forecast.speedup:.1f}x")
@@ -77,7 +76,7 @@ def compile_model(request: Request) -> Result:
     tools = SizeTools(built, measured, planned, latency_ratio)
     sized = size_search.search_size(searched.verified, tools)
     verified = sized.verified
-    trained = _compare_trained(verified)
+    trained = trained_file.compare(verified)
     sizes = check_sizes(verified)
     compiled, limit = verified.rewritten.compiled, request.gates.max_size_ratio
     too_large = size_failures(
@@ -139,18 +138,6 @@ def make_measurable(request: Request) -> Measurable:
     if excess is not None:
         raise DataError(excess.reason)
     return measurable(prepared)
-
-
-def _compare_trained(verified: Verified) -> train.Compared | None:
-    """The trained module against the file; None without training."""
-    learned, prepared = verified.rewritten.learned, verified.prepared
-    if learned is None:
-        return None
-    if not prepared.options.verify:
-        return train.Compared(learned.account)
-    sums = verified.rewritten.sums
-    runner = compiled_runner(prepared, sums, saturation_check.EXACT, float_data=True)
-    return train.compare(learned, prepared, runner)
 
 
 def _check_metric(request: Request) -> None:

@@ -151,7 +151,7 @@ def test_bad_use(folder: Path, texts: Path, held_back: Path, tmp_path: Path) -> 
 def test_without_torch(
     folder: Path, texts: Path, held_back: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompile.compiler.stages.train.find_spec", lambda _name: None)
+    monkeypatch.setattr("qcompile.compiler.training.training_checks.find_spec", lambda _name: None)
     result = train(folder, texts, "--eval", held_back)
     assert_one_line(result, 2, "training needs torch: pip install")
 

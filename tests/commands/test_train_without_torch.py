@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompile.compiler.stages import train
+from qcompile.compiler.training import training_checks
 from tests.command_line import assert_one_line, run
 from tests.compiler.model_folder.labelled_folder import write_classifier, write_labelled
 
@@ -14,7 +14,7 @@ from tests.compiler.model_folder.labelled_folder import write_classifier, write_
 def test_what_is_missing_is_said_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "find_spec", lambda _: None)
+    monkeypatch.setattr(training_checks, "find_spec", lambda _: None)
     folder, texts = write_classifier(tmp_path / "in"), write_labelled(tmp_path / "train.jsonl")
     result = run("train", folder, "-o", tmp_path / "out", "--data", texts, "--eval", texts)
     assert_one_line(result, 2, "training needs torch: pip install")

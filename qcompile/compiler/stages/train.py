@@ -5,49 +5,44 @@ model, simplified as the graph was, becomes another, its teacher. What was learn
 graph, ranges and rounded weights by name, and the next stages write it as they write what was
 calibrated.
 
-Two checks bracket it. Before, the float module must compute what ONNX Runtime computes of the input
-model. After, the file must compute what the trained module computes.
+Before, the float module must compute what ONNX Runtime computes of the input model. That the file
+computes what the trained module does is checked after it is written (compiler/training).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.records import (
     TrainingAccount,
-    TrainingMetric,
     TrainingPoint,
     Untrained,
 )
 from qcompile.compiler.stages.calibrate import Calibrated
-from qcompile.compiler.stages.options import Request, TrainingOptions
+from qcompile.compiler.stages.options import TrainingOptions
 from qcompile.compiler.stages.pipelines import Pipeline
 from qcompile.compiler.stages.prepare import Prepared
-from qcompile.compiler.stages.saturation_check import Runner
 from qcompile.data.feeds import Feed, InputSpec, input_specs
-from qcompile.data.text import DEFAULT_LENGTH, DEFAULT_SAMPLES, FORMATS, read_sentences
+from qcompile.data.text import DEFAULT_LENGTH, DEFAULT_SAMPLES, read_sentences
 from qcompile.data.tokenizer import TextTokenizer
-from qcompile.errors import DataError, RecipeError, TrainingError
+from qcompile.errors import TrainingError
 from qcompile.ir import Graph, is_op, printer, shape_of
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import read_model
 from qcompile.planning import Context, Use
-from qcompile.quant import Array
 from qcompile.rewriting import Stage
 from qcompile.rewriting.pass_manager import PassManager
-from qcompile.runtime.evaluation.agreement import Agreement, Run, agree
+from qcompile.runtime.evaluation.agreement import Agreement, agree
 from qcompile.runtime.session import Session, SessionOptions
 from qcompile.system.memory import release_memory
 from qcompile.system.temporary_folder import TemporaryFolder
 
 if TYPE_CHECKING:
-    from qcompile.training.labelled.labelled_data import Batch, LabelledData
+    from qcompile.training.labelled.labelled_data import LabelledData
     from qcompile.training.labelled.task import Task
     from qcompile.training.loop.objectives import Objective
     from qcompile.training.loop.schedule import Schedule
@@ -56,16 +51,12 @@ if TYPE_CHECKING:
     from qcompile.training.quantizers import Quantizers
     from qcompile.training.torch_graph import TorchGraph
 
-INSTALL = "pip install -e '.[train]' in a checkout"
-MODES = ("static", "weight-only")
 _LABELS = ("label", "score", "tags")
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 # RMS of the difference of two float programs, relative: float32 sums of n terms in another order
 # differ by about sqrt(n) 2^-24, 4e-6 for 4096 terms, and by 2e-5 after 24 layers; five times that.
-_FLOAT_LIMIT, _HALF_LIMIT = 1e-4, 2e-2
+FLOAT_LIMIT, _HALF_LIMIT = 1e-4, 2e-2
 _ENDLESS = 1000.0  # epochs, where steps or time are the limit
-_MOVED_BATCHES = 16
-_SPREAD = 2.0  # how far two draws of the same rounding noise may be apart, as a ratio of RMS
 
 
 @dataclass(frozen=True)
@@ -94,53 +85,6 @@ class Learned:
         """What repeats the training, in addition to model and recipe."""
         kept = ("objective", "distilled", "steps", "batch_size", "learning_rate", "range_rate")
         return {**self.digests, **{key: getattr(self.account, key) for key in kept}}
-
-
-# ---- before any work
-
-
-def check_request(request: Request) -> None:
-    """Raise RecipeError for options that exclude training, TrainingError where torch is missing."""
-    options = request.options
-    if options.training is None:
-        return
-    excluded = {
-        "--tune": options.tune,
-        "--max-size": options.max_size is not None,
-        "the search for precision (--search-time)": options.search_time > 0,
-    }
-    for what, given in excluded.items():
-        if given:
-            raise RecipeError(
-                f"{what} compiles many models, and training is of one: search first, by compile, "
-                "and give train the recipe that was found"
-            )
-    if find_spec("torch") is None:
-        raise TrainingError(f"training needs torch: {INSTALL}")
-    if options.training.data.suffix.lower() not in FORMATS:
-        raise DataError(
-            f"training data {str(options.training.data)!r}: expected {', '.join(FORMATS)}"
-        )
-
-
-def check_prepared(prepared: Prepared) -> None:
-    """Raise RecipeError for a mode that cannot be trained, DataError where texts cannot be read."""
-    options = prepared.options
-    if options.training is None:
-        return
-    if prepared.mode not in MODES:
-        why = {
-            "dynamic": "takes each range from the data of a run, so there is none to train",
-            "float": "quantizes nothing",
-        }[prepared.mode]
-        raise RecipeError(f"mode {prepared.mode} {why}: train in mode static")
-    if prepared.request.tokenizer is None:
-        raise DataError("training reads text: give --tokenizer, a folder holding tokenizer.json")
-    if prepared.unknown_operator:
-        raise TrainingError(f"operator {prepared.unknown_operator} is unknown, so not trained")
-
-
-# ---- the stage
 
 
 def train(prepared: Prepared, ctx: Context, pipeline: Pipeline, calibrated: Calibrated) -> Learned:
@@ -292,9 +236,9 @@ def _float_agreement(
     """The float module against ONNX Runtime. Raises TrainingError where they are not the same."""
     from qcompile.training.inference import run_module
 
-    session = Session(prepared.float_model.running, _session_options(prepared))
+    session = Session(prepared.float_model.running, session_options(prepared))
     runs = ((session.run(feed), run_module(teacher, feed), feed) for feed in feeds)
-    found = agree(runs, _HALF_LIMIT if ctx.stored_as else _FLOAT_LIMIT)
+    found = agree(runs, _HALF_LIMIT if ctx.stored_as else FLOAT_LIMIT)
     del session
     release_memory()
     if not found.holds:
@@ -305,7 +249,7 @@ def _float_agreement(
     return found
 
 
-def _session_options(prepared: Prepared) -> SessionOptions:
+def session_options(prepared: Prepared) -> SessionOptions:
     return SessionOptions(prepared.options.threads, provider=prepared.provider)
 
 
@@ -424,135 +368,3 @@ def _account(
         ],
         float_agreement=agreement,
     )
-
-
-# ---- after the file is written
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The account with what was measured on the file, and the gates that failed."""
-
-    account: TrainingAccount
-    failures: tuple[str, ...] = ()
-
-
-def compare(learned: Learned, prepared: Prepared, runner: Runner) -> Compared:
-    """Run the float model, the trained module and the file on all texts of the evaluation."""
-    sweep = _Sweep(learned, prepared, runner)
-    with prepared.stopwatch.stage("compare with torch"):
-        found = agree(sweep.runs(), 0.0)
-        moved = agree(sweep.moved, 0.0)
-    limit = _SPREAD * moved.rms + _FLOAT_LIMIT
-    # An argmax may lose a lead that rounding was seen to take, here or on another text.
-    margin = _SPREAD * moved.lead_change + 2 * _FLOAT_LIMIT
-    found = replace(found, limit=limit, margin_limit=margin)
-    metric = sweep.metric(learned.account.curve[0].metric)
-    account = replace(learned.account, agreement=found, metric=metric)
-    failures = [*dropped(metric), *_different(found)]
-    return Compared(account, tuple(failures))
-
-
-def dropped(metric: TrainingMetric) -> Iterator[str]:
-    most = metric.max_drop
-    if most is not None and not metric.drop <= most:
-        yield (
-            f"{metric.name} is {metric.compiled:.2f}, {metric.drop:.2f} points below the float "
-            f"model's {metric.float:.2f} (--max-drop {most:g}); calibration alone gives "
-            f"{metric.calibrated:.2f}: train longer, or give the model more bits"
-        )
-
-
-class _Sweep:
-    """One pass over the evaluation, in which all forms of the model run on the same texts."""
-
-    def __init__(self, learned: Learned, prepared: Prepared, runner: Runner) -> None:
-        from qcompile.training.labelled.metrics import Meter
-
-        evaluation = learned.evaluation
-        self.learned, self.prepared, self.runner = learned, prepared, runner
-        self.session = Session(prepared.float_model.running, _session_options(prepared))
-        labelled = evaluation.labelled
-        self.float, self.trained, self.compiled = (
-            Meter(evaluation.task, labelled=labelled) for _ in range(3)
-        )
-        self.flips = Flips()
-        self.moved: list[Run] = []  # the module against itself, rounded elsewhere
-
-    def runs(self) -> Iterator[Run]:
-        """What the module and the file answer, with the meters brought up to date."""
-        from qcompile.training.inference import rounded_elsewhere, run_module
-
-        learned = self.learned
-        self.prepared.progress.step("compare with torch", learned.evaluation.steps)
-        for number, batch in enumerate(learned.evaluation.ordered()):
-            expected = run_module(learned.module, batch.feed)
-            found = self.runner.run(batch.feed)
-            reference = self.session.run(batch.feed)
-            self._measure(batch, reference, expected, found)
-            if number < _MOVED_BATCHES:
-                with rounded_elsewhere(learned.quantizers, number):
-                    self.moved.append(
-                        (expected, run_module(learned.module, batch.feed), batch.feed)
-                    )
-            self.prepared.progress.advance()
-            yield expected, found, batch.feed
-
-    def _measure(self, batch: Batch, *answers: dict[str, Array]) -> None:
-        """Add the float model's, the module's and the file's answers to their meters."""
-        learned = self.learned
-        own, name = slice(batch.count), learned.objective.output
-        targets = None if batch.targets is None else batch.targets[own]
-        meters = self.float, self.trained, self.compiled
-        for meter, found in zip(meters, answers, strict=True):
-            teacher = None if targets is not None else answers[0][name][own]
-            meter.update(found[name][own], batch.mask[own], targets, teacher)
-        if learned.evaluation.task.kind in ("classification", "tokens"):
-            self.flips.update(answers[0][name][own], answers[-1][name][own], batch.mask[own])
-
-    def metric(self, calibrated: float) -> TrainingMetric:
-        scores = [meter.score() for meter in (self.float, self.trained, self.compiled)]
-        before, trained, compiled = (score.value for score in scores)
-        options = self.prepared.options.training
-        assert options is not None
-        labelled = self.learned.evaluation.labelled
-        return TrainingMetric(
-            name=scores[0].metric,
-            samples=len(self.learned.evaluation),
-            float=before,
-            calibrated=calibrated,
-            trained=trained,
-            compiled=compiled,
-            drop=before - compiled,
-            max_drop=options.max_drop if labelled else None,
-            flips=self.flips.share,
-        )
-
-
-@dataclass
-class Flips:
-    """Counts decisions for another class than the float model's."""
-
-    decisions: int = 0
-    flipped: int = 0
-
-    def update(self, reference: Array, found: Array, mask: Array) -> None:
-        """Add logits, [rows, classes] or [rows, width, classes] of tokens.
-
-        mask: bool [rows, width], False for padding.
-        """
-        changed = reference.argmax(-1) != found.argmax(-1)
-        if changed.ndim == 2:
-            changed = changed[mask]
-        self.decisions += changed.size
-        self.flipped += int(changed.sum())
-
-    @property
-    def share(self) -> float | None:
-        """Of the decisions; None without any."""
-        return self.flipped / self.decisions if self.decisions else None
-
-
-def _different(found: Agreement) -> Iterator[str]:
-    if not found.holds:
-        yield f"the file is not what was trained: torch and the compiled model {found}"

@@ -14,6 +14,7 @@ from qcompile import Gates, Options, TrainingOptions
 from qcompile.compiler.report.records import TrainingMetric
 from qcompile.compiler.stages import train
 from qcompile.compiler.stages.options import Request, SizeLimit
+from qcompile.compiler.training import trained_file, training_checks
 from qcompile.errors import DataError, RecipeError, TrainingError
 from qcompile.quant import Array
 from tests.compiler.model_folder.labelled_folder import write_classifier, write_labelled
@@ -39,27 +40,27 @@ def request(path: Path, **options: Any) -> Request:
 )
 def test_searches_exclude_training(options: dict[str, Any], named: str) -> None:
     with pytest.raises(RecipeError, match=f"{named}.*give train the recipe"):
-        train.check_request(request(Path("t.txt"), **options))
-    train.check_request(replace(request(Path("t.txt")), options=Options(**options)))
+        training_checks.check_request(request(Path("t.txt"), **options))
+    training_checks.check_request(replace(request(Path("t.txt")), options=Options(**options)))
 
 
 def test_texts_are_read_from_a_file_of_texts() -> None:
     with pytest.raises(DataError, match=r"x\.npz.*expected .*\.jsonl"):
-        train.check_request(request(Path("x.npz")))
+        training_checks.check_request(request(Path("x.npz")))
 
 
 def test_the_gate_on_the_metric_needs_a_limit() -> None:
-    (failure,) = train.dropped(METRIC)
+    (failure,) = trained_file.dropped(METRIC)
     for part in ("88.50", "1.50 points below", "90.00", "--max-drop 1", "alone gives 60.00"):
         assert part in failure
     for changed in ({"drop": 1.0}, {"max_drop": None}, {"drop": -3.0}):
-        assert not [*train.dropped(replace(METRIC, **changed))]
-    assert [*train.dropped(replace(METRIC, drop=float("nan")))]
+        assert not [*trained_file.dropped(replace(METRIC, **changed))]
+    assert [*trained_file.dropped(replace(METRIC, drop=float("nan")))]
 
 
 def test_flips_are_other_classes_than_the_float_models() -> None:
     logits = np.array([[0.0, 1, 2], [3, 1, 0], [0, 4, 1], [1, 0, 0]])
-    flips, mask = train.Flips(), np.ones((4, 7), bool)
+    flips, mask = trained_file.Flips(), np.ones((4, 7), bool)
     assert flips.share is None
     flips.update(logits, logits * 2, mask)
     assert flips.share == 0
@@ -68,7 +69,7 @@ def test_flips_are_other_classes_than_the_float_models() -> None:
 
 
 def test_padding_does_not_flip() -> None:
-    flips = train.Flips()
+    flips = trained_file.Flips()
     logits = np.eye(2)[None]  # one text of two tokens
     flips.update(logits, logits[:, [1, 1]], np.array([[False, True]]))
     assert flips.share == 0
