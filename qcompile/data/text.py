@@ -43,6 +43,8 @@ DEFAULT_SAMPLES, DEFAULT_LENGTH = 256, 128
 LONGEST_LINE = 1 << 20
 _FIELDS = "'text', or 'text_a' and 'text_b' (--text-columns names others)"
 
+# A line of text or of .jsonl, not parsed; or the fields of a row of .csv.
+RawRow: TypeAlias = str | Mapping[str, Any]
 # Runs a feed; None where the model takes it, else its error.
 Takes: TypeAlias = Callable[[Feed], ModelError | None]
 
@@ -59,7 +61,8 @@ def read_sentences(
     check_columns(columns, path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = rows_of(path.suffix.lower(), str(path), file)
+            name, suffix = str(path), path.suffix.lower()
+            rows = (placed_row(suffix, name, *row) for row in raw_rows(suffix, name, file))
             texts = (sentence_of(row.read(), row.where, columns) for row in rows)
             found = sample_of(texts, limit, seed)
     except OSError as e:
@@ -105,20 +108,24 @@ class PlacedRow(NamedTuple):
     read: Callable[[], Mapping[str, Any]]
 
 
-def rows_of(suffix: str, name: str, file: TextIO) -> Iterator[PlacedRow]:
-    """The rows of an open .txt, .jsonl or .csv file, ``name`` in errors; blank lines do not count.
+def raw_rows(suffix: str, name: str, file: TextIO) -> Iterator[tuple[int, RawRow]]:
+    """The rows of an open .txt, .jsonl or .csv file, ``name`` in errors, and the lines that they
+    end in; blank lines do not count. Millions may be passed over before one is made a PlacedRow.
 
     Raises DataError for a line that is too long, and for a .csv that is malformed.
     """
     lines = _lines(name, file)
     if suffix == ".csv":
-        yield from _csv_rows(name, lines)
-        return
-    read = _json_row if suffix == ".jsonl" else _text_row
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{name}, line {number}"
-            yield PlacedRow(where, partial(read, line, where))
+        return _csv_rows(name, lines)
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def placed_row(suffix: str, name: str, number: int, raw: RawRow) -> PlacedRow:
+    """A row of ``raw_rows`` with its place."""
+    where = f"{name}, line {number}"
+    if not isinstance(raw, str):
+        return PlacedRow(where, partial(dict, raw))
+    return PlacedRow(where, partial(_json_row if suffix == ".jsonl" else _text_row, raw, where))
 
 
 def _lines(name: str, file: TextIO) -> Iterator[str]:
@@ -145,12 +152,12 @@ def _json_row(line: str, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _csv_rows(name: str, lines: Iterator[str]) -> Iterator[PlacedRow]:
+def _csv_rows(name: str, lines: Iterator[str]) -> Iterator[tuple[int, RawRow]]:
     rows = csv.DictReader(lines)
     try:
         rows.fieldnames = [column.strip() for column in rows.fieldnames or ()]
         for row in rows:
-            yield PlacedRow(f"{name}, line {rows.line_num}", partial(dict, row))
+            yield rows.line_num, row
     except csv.Error as e:
         raise DataError(f"{name}, line {rows.line_num}: not CSV: {e}") from e
 

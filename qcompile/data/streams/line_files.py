@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from typing import BinaryIO, TextIO
 
@@ -13,7 +14,7 @@ from qcompile.data.streams.blocks import Block, Choose
 from qcompile.data.streams.pyarrow_modules import import_pyarrow
 from qcompile.data.streams.storage import readable
 from qcompile.data.streams.stream_files import StreamFile
-from qcompile.data.text import rows_of
+from qcompile.data.text import PlacedRow, RawRow, placed_row, raw_rows
 
 _ROWS = 512  # of a block
 
@@ -25,13 +26,23 @@ def line_blocks(file: StreamFile, choose: Choose) -> Iterator[Block]:
     Raises DataError for what cannot be read, and for a line that is too long.
     """
     with readable(file.name), file.stored.open() as raw, _text(file, raw) as text:
-        rows = rows_of(file.format, file.name, text)
+        rows = raw_rows(file.format, file.name, text)
+        placed = partial(placed_row, file.format, file.name)
         is_first = True
         while chunk := list(islice(rows, _ROWS)):
             if is_first:
-                choose(list(chunk[0].read()), chunk[0].where)
+                first = placed(*chunk[0])
+                choose(list(first.read()), first.where)
             is_first = False
-            yield Block(len(chunk), lambda offsets, c=chunk: (c[i] for i in offsets), raw.tell())
+            yield Block(len(chunk), partial(_chosen, chunk, placed), raw.tell())
+
+
+def _chosen(
+    chunk: Sequence[tuple[int, RawRow]],
+    placed: Callable[[int, RawRow], PlacedRow],
+    offsets: Sequence[int],
+) -> Iterator[PlacedRow]:
+    return (placed(*chunk[offset]) for offset in offsets)
 
 
 @contextmanager

@@ -76,21 +76,20 @@ class Stream:
         Raises DataError as ``rows`` does, and for a stream without rows.
         """
         kept: dict[int, PlacedRow] = {}
+        drawn: Array = np.zeros(0, np.int64)
         first = 0
         for block in self._blocks(choose, self.progress):
-            held = np.fromiter(kept, np.int64, len(kept))
-            drawn = _drawn(held, first, block.count, size, seed)
-            for row in np.setdiff1d(held, drawn).tolist():
-                del kept[row]
-            new = drawn[np.searchsorted(drawn, first) :].tolist()
-            if new:
-                found = block.rows([row - first for row in new])
-                kept.update(zip(new, found, strict=True))
+            drawn = _drawn(drawn, first, block.count, size, seed)
+            old, new = np.split(drawn, [np.searchsorted(drawn, first)])
+            if len(new):
+                rows = block.rows((new - first).tolist())
+                kept = {row: kept[row] for row in old.tolist()}
+                kept.update(zip(new.tolist(), rows, strict=True))
             first += block.count
         if not first:
             raise DataError(f"{self.name} holds no rows, expected at least one")
         note = f"{len(kept)} of {first} rows were drawn, with seed {seed}"
-        return Sample(tuple(kept[row] for row in sorted(kept)), note if len(kept) < first else None)
+        return Sample(tuple(kept.values()), note if len(kept) < first else None)
 
     def _blocks(self, choose: Choose, progress: Reading | None) -> Iterator[Block]:
         shown = _Shown(self.files, progress)
