@@ -183,8 +183,12 @@ def sentence_of(row: Mapping[str, Any], where: str, columns: Sequence[str] = ())
     """
     if not columns and "text" not in row and _are_words(row.get("tokens")):
         return (" ".join(row["tokens"]),)
-    names = columns or (("text",) if row.get("text") is not None else ("text_a", "text_b"))
+    names = columns or (("text_a", "text_b") if _is_pair(row) else ("text",))
     return tuple(_text(row, name, where, _FIELDS if not columns else repr(name)) for name in names)
+
+
+def _is_pair(row: Mapping[str, Any]) -> bool:
+    return row.get("text") is None and not {"text_a", "text_b"}.isdisjoint(row)
 
 
 def _are_words(value: object) -> bool:

@@ -161,4 +161,6 @@ def _reason(error: Exception, name: str) -> str:
     message = (getattr(error, "strerror", None) or str(error) or kind).splitlines()[0]
     if "://" in name and _FAILURES_OF_ACCESS.search(f"{kind} {message}"):
         return f"{message}: give credentials where the package for this storage reads them"
+    if "range requests" in message:
+        return f"the server sends no parts of files: simplecache::{name} downloads it first"
     return message
