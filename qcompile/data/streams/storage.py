@@ -82,6 +82,11 @@ def has_magic(pattern: str) -> bool:
     return any(sign in pattern for sign in "*?[")
 
 
+def names_stream(data: str) -> bool:
+    """Whether this is an address or a pattern, by its look."""
+    return "://" in data or has_magic(data)
+
+
 def _is_hidden(path: Path, pattern: str) -> bool:
     return "/." not in pattern and any(part.startswith(".") for part in path.parts)
 
