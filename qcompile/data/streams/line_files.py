@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from qcompile.data.streams.blocks import Block, Choose
 from qcompile.data.streams.pyarrow_modules import import_pyarrow
@@ -48,7 +48,7 @@ def _chosen(
 @contextmanager
 def _text(file: StreamFile, raw: BinaryIO) -> Iterator[TextIO]:
     with ExitStack() as opened:
-        plain = raw
+        plain: Any = raw
         if file.compression == ".gz":
             plain = opened.enter_context(gzip.GzipFile(fileobj=raw))
         elif file.compression == ".zst":
