@@ -51,7 +51,7 @@ class LocalStorage:
     def match(self, pattern: str) -> list[str]:
         """The files that match a pattern; ``**`` stands for folders at any depth.
 
-        As in a shell, ``*`` matches no name that begins with a point.
+        As in a shell, ``*`` matches no name that begins with a dot.
         """
         parts = Path(pattern).parts
         fixed = next(i for i, part in enumerate(parts) if has_magic(part))
