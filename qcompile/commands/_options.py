@@ -160,7 +160,11 @@ class DataArguments:
 def data_options(command: F) -> F:
     """How --data is read, for ``DataArguments``."""
     batch = "Samples per batch of text or .npz.  [default: 8]"
-    return _data_options(command, "Samples to read, at most.  [default: all; text: 256]", batch)
+    samples = (
+        "Samples to use, at most: the first of one file, drawn from streams such as Parquet or "
+    )
+    samples += "several files.  [default: all; text: 256]"
+    return _data_options(command, samples, batch)
 
 
 def text_options(command: F) -> F:

@@ -29,7 +29,8 @@ from qcompile.commands._report_files import report_option
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True,
               help="File to write; a folder if MODEL is one or is on the hub.")  # fmt: skip
-@click.option("--data", help="Calibration data: .npz, folder of .npz, text, or module:function.")
+@click.option("--data", help="Calibration data: .npz, folder of .npz, text, Parquet, Arrow, a "
+              "pattern or an address of these, or module:function.")  # fmt: skip
 @data_options
 @recipe_options
 @gate_options(compiling=True)

@@ -24,12 +24,24 @@ from qcompile.commands._options import (
 )
 from qcompile.commands._recipe_options import recipe_options
 from qcompile.commands._report_files import report_option
-from qcompile.compiler.stages.options import Request, TrainingOptions
+from qcompile.compiler.stages.options import ONE_FILE, Request, TrainingOptions
+from qcompile.data.streams.storage import names_stream
 from qcompile.errors import OutputError, RecipeError
 from qcompile.runtime.evaluation.closeness import Gates
 
 _POSITIVE = click.FloatRange(0, min_open=True)
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+class _TextFile(click.Path):
+    """A file of texts, which is read in random order."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not Path(value).exists() and names_stream(value):
+            self.fail(f"{value!r} is no single file: {ONE_FILE}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _TextFile(path_type=Path, exists=True, dir_okay=False)
 _TRAINING_OPTIONS = (
     click.option("--eval", "evaluation", type=_FILE, help="Labelled texts that choose the best "
                  "checkpoint and decide --max-drop; none of them may be in --data."),

@@ -272,6 +272,7 @@ def verify(
             max_length=max_length,
             text_columns=text_columns,
             takes=trial_run(lambda: read_model.runnable(reference)),
+            progress=shown,
         )
         scorer = None
         if metric == LABELS:
@@ -422,6 +423,7 @@ def bench(
                 max_length=max_length,
                 text_columns=text_columns,
                 takes=trial_run(lambda: read_model.runnable(models[0])),
+                progress=shown,
             )
             feeds = list(islice(read, 1 if load is None else MOST_FEEDS))
         else:

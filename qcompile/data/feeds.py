@@ -205,8 +205,8 @@ def padding_mask(feed: Feed) -> npt.NDArray[np.bool_] | None:
 class Feeds:
     """Checked feeds, read again by each loop over them, or only once where ``reusable`` is False.
 
-    ``note``: what the report should say about them, None where it is nothing. ``is_text``: they are
-    tokens of text.
+    ``note``: what the report should say about them, None where it is nothing. ``drawn``: the same
+    where they are a sample. ``is_text``: they are tokens of text.
 
     Looping raises DataError: a feed that does not fit, a source that fails, no feeds at all, a
     second loop over a one-pass source.
@@ -221,6 +221,7 @@ class Feeds:
         samples: int | None = None,
         reusable: bool = True,
         note: str | None = None,
+        drawn: str | None = None,
         is_text: bool = False,
     ) -> None:
         self.inputs = tuple(inputs)
@@ -228,6 +229,7 @@ class Feeds:
         self.samples = samples
         self.reusable = reusable
         self.note = note
+        self.drawn = drawn
         self.is_text = is_text
         self._read = read
         self._spent = False

@@ -195,5 +195,8 @@ def list_folder(folder: Path) -> list[Path]:
     """The .npz files of a folder by name. Raises DataError where there are none."""
     files = sorted(p for p in folder.iterdir() if p.suffix == ".npz" and p.is_file())
     if not files:
-        raise DataError(f"folder {str(folder)!r} holds no .npz files, expected one for each feed")
+        raise DataError(
+            f"folder {str(folder)!r} holds no .npz files, expected one for each feed; or name "
+            f"files of text or tables, as in '{folder}/*.parquet'"
+        )
     return files

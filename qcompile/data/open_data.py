@@ -7,6 +7,7 @@
 | ``.jsonl``, ``.csv``, ``.txt`` | sentences, with a folder that holds ``tokenizer.json`` |
 | ``package.module:function`` | a callable that returns feeds |
 | Python, feeds | an iterable of feeds, one feed, or a callable that returns either |
+| ``.parquet``, ``.arrow``, compressed text, patterns, addresses | streams (``streams/``) |
 | Python, rows | texts, pairs of texts, a DataFrame, a Dataset (``python_rows.py``) |
 """
 
@@ -32,10 +33,17 @@ from qcompile.data.python_rows import (
     sentences,
     table_of,
 )
+from qcompile.data.stream_feeds import column_feeds, has_inputs
+from qcompile.data.streams.stream import (
+    Reading,
+    open_stream,
+    sampled_texts,
+)
 from qcompile.data.text import (
     DEFAULT_LENGTH,
     DEFAULT_SAMPLES,
     FORMATS,
+    TEXT_COLUMNS,
     Takes,
     check_columns,
     check_inputs,
@@ -53,7 +61,10 @@ Data: TypeAlias = str | Path | Mapping[str, object] | Iterable[object] | Callabl
 
 SENTENCES = Path(__file__).parent / "samples" / "calibration.txt"
 SAMPLES = SENTENCES.with_suffix(".npz")
-_EXPECTED = "x.npz, a folder of .npz, a .jsonl, .txt or .csv file, or package.module:function"
+_EXPECTED = (
+    "x.npz, a folder of .npz, a .jsonl, .txt, .csv, .parquet or .arrow file, a pattern of such "
+    "files (folder/*.jsonl.gz), or package.module:function"
+)
 
 
 def open_data(
@@ -66,7 +77,9 @@ def open_data(
     max_length: int | None = None,
     text_columns: Sequence[str] = (),
     takes: Takes | None = None,
-    seed: int | None = None,
+    seed: int = 0,
+    draw: bool = False,
+    progress: Reading | None = None,
 ) -> Feeds:
     """Feeds that fit ``inputs``, in batches of ``batch_size`` (8; the model's, where it fixes one).
 
@@ -74,8 +87,9 @@ def open_data(
     for .npz files of samples and for text: other formats consist of feeds. ``max_length`` truncates
     text; by default the tokenizer's own limit does, and 128 tokens. ``text_columns`` names the
     columns that hold the text, or the pair, of .csv, .jsonl and tables. ``takes`` runs the model on
-    text, which is cut where it takes no more. ``seed`` draws the samples of text from the whole
-    file, which may be sorted by label. Raises DataError for what can be seen without running
+    text, which is cut where it takes no more. ``seed`` draws the samples of a stream, and with
+    ``draw`` those of any text, since a file may be sorted by label; else text has its first rows.
+    ``progress`` shows how a stream is read. Raises DataError for what can be seen without running
     through the data.
     """
     _check_numbers(samples, batch_size, max_length)
@@ -85,19 +99,26 @@ def open_data(
         rows, padding, note = _tokenized(what, read, inputs, tokenizer, max_length, takes)
         return _of_tokens(rows, padding, inputs, batch_size, what, note)
 
-    most = samples or DEFAULT_SAMPLES
+    most, text_seed = samples or DEFAULT_SAMPLES, seed if draw else None
     if not isinstance(data, str | Path):
         table = table_of(data)
         if table is not None and not columns and table.has(inputs):
             return _of_table(table, inputs, samples, batch_size)
         texts, feeds = _texts_or_feeds(data, table, inputs, columns)
         if texts is not None:
-            return of_text(lambda: _sampled(texts, columns, most, seed), "data")
+            return of_text(lambda: _sampled(texts, columns, most, text_seed), "data")
         _refuse_columns(columns, "data yields feeds")
         return _from_python(feeds, inputs, samples)
+    stream = open_stream(data, progress)
+    if stream is not None:
+        if has_inputs(stream, inputs, columns):
+            return column_feeds(stream, inputs, samples, batch_size, seed)
+        feeds = of_text(lambda: [*sampled_texts(stream, most, seed, columns).texts], stream.name)
+        feeds.drawn = sampled_texts(stream, most, seed, columns).note
+        return feeds
     path = Path(data)
     if path.suffix.lower() in FORMATS and path.is_file():
-        return of_text(partial(read_sentences, path, most, seed, columns), str(path))
+        return of_text(partial(read_sentences, path, most, text_seed, columns), str(path))
     _refuse_columns(columns, f"data {str(data)!r} is no text")
     return _of_arrays(path, str(data), inputs, samples, batch_size)
 
@@ -142,7 +163,12 @@ def _of_table(
     table: Table, inputs: Sequence[InputSpec], samples: int | None, batch_size: int | None
 ) -> Feeds:
     batch_of(inputs, batch_size)
-    return Feeds(lambda: array_feeds(table, inputs, batch_size), inputs, "data", samples=samples)
+    return Feeds(
+        lambda: array_feeds(table.placed_rows(), inputs, batch_size),
+        inputs,
+        "data",
+        samples=samples,
+    )
 
 
 def _texts_or_feeds(
@@ -268,30 +294,52 @@ def check_text(
     max_length: int | None = None,
     text_columns: Sequence[str] = (),
     positions: int | None = None,
+    seed: int = 0,
+    progress: Reading | None = None,
 ) -> None:
     """Check the data as far as that needs no model: before it is exported, which takes minutes.
 
-    The rows are those that ``open_data`` will read without a seed. ``positions``: rows of the
-    model's position table, None where it is not known. Raises DataError as ``open_data`` does.
+    The rows are those that ``open_data`` will read, unless it draws from a file. ``positions``:
+    rows of the model's position table, None where it is not known. Raises DataError as
+    ``open_data`` does.
     """
     _check_numbers(samples, None, max_length)
     columns = _columns(text_columns)
     if not isinstance(data, str | Path):
         return
-    path = Path(data)
-    if path.suffix.lower() not in FORMATS or not path.is_file():
-        _refuse_columns(columns, f"data {str(data)!r} is no text")
-        if not path.exists() and not user_function.is_function_name(str(data)):
-            raise DataError(f"data {str(data)!r} does not exist, expected {_EXPECTED}")
-        return
-    texts = read_sentences(path, samples or DEFAULT_SAMPLES, columns=columns)
-    if tokenizer is None:
+    most = samples or DEFAULT_SAMPLES
+    texts: Sequence[Sentence] | None
+    stream = open_stream(data, progress)
+    if stream is None:
+        texts = _texts_of_file(data, most, columns)
+    elif columns or not stream.columns() or _has_text(stream.columns()):
+        texts = sampled_texts(stream, most, seed, columns).texts
+    else:
+        texts = None  # the columns may be the model's inputs
+    if texts is None or tokenizer is None:
         return
     made = TextTokenizer(Path(tokenizer))
-    rows = made.encode(texts, max_length or DEFAULT_LENGTH)
-    most = None if positions is None else positions - made.padding.before_first - 1
-    if max_length and most is not None and max(len(row.ids) for row in rows) > most:
-        raise DataError(f"length {max_length}: the model takes {most} tokens at most")
+    rows = made.encode([*texts], max_length or DEFAULT_LENGTH)
+    limit = None if positions is None else positions - made.padding.before_first - 1
+    if max_length and limit is not None and max(len(row.ids) for row in rows) > limit:
+        raise DataError(f"length {max_length}: the model takes {limit} tokens at most")
+
+
+def _has_text(names: Sequence[str]) -> bool:
+    return any(usual <= {*names} for usual in TEXT_COLUMNS)
+
+
+def _texts_of_file(
+    data: str | Path, most: int, columns: Sequence[str]
+) -> Sequence[Sentence] | None:
+    """The first texts of a file; None for data that is no text. Raises DataError."""
+    path = Path(data)
+    if path.suffix.lower() in FORMATS and path.is_file():
+        return read_sentences(path, most, columns=columns)
+    _refuse_columns(columns, f"data {str(data)!r} is no text")
+    if not path.exists() and not user_function.is_function_name(str(data)):
+        raise DataError(f"data {str(data)!r} does not exist, expected {_EXPECTED}")
+    return None
 
 
 def general_text(

@@ -5,6 +5,7 @@
 | a list, array or generator of texts | its first item | a string, or a pair of strings |
 | a list or generator of dicts | a string in its first item | a dict, as a line of .jsonl |
 | a Dataset of ``datasets`` | ``column_names`` | a dict |
+| a Table or Dataset of pyarrow | ``schema`` and ``to_batches`` | a dict |
 | a DataFrame of pandas or polars | ``columns`` | a dict, made from its columns |
 
 Rows count from 0. None of these libraries is imported.
@@ -21,21 +22,27 @@ import numpy as np
 
 from qcompile.data.feeds import Feed, InputSpec
 from qcompile.data.npz import batch_of
-from qcompile.data.text import sentence_of
+from qcompile.data.text import TEXT_COLUMNS, sentence_of
 from qcompile.data.tokenizer import Sentence
 from qcompile.errors import DataError
 from qcompile.quant import Array
 
 Row: TypeAlias = Mapping[str, Any]
-_TEXT_COLUMNS = ({"text"}, {"text_a", "text_b"}, {"tokens"})
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Table:
-    """The names of a table's columns, and its rows, which can be read again."""
+    """The names of a table's columns, and its rows, which can be read again. name: of the table, in
+    errors."""
 
     names: tuple[str, ...]
     rows: Callable[[], Iterator[Row]]
+    name: str = "data"
+
+    def placed_rows(self) -> Iterator[tuple[str, Row]]:
+        """The rows, each with its place as errors name it."""
+        return ((f"{self.name}, row {index}", row) for index, row in enumerate(self.rows()))
 
     def has(self, inputs: Sequence[InputSpec]) -> bool:
         """Whether there is a column for each input."""
@@ -46,21 +53,26 @@ class Table:
         found = ", ".join(self.names) or "none"
         for name in columns:
             if name not in self.names:
-                raise DataError(f"data has no column {name!r}, expected one of {found}")
-        if not columns and not any(names <= {*self.names} for names in _TEXT_COLUMNS):
+                raise DataError(f"{self.name} has no column {name!r}, expected one of {found}")
+        if not columns and not any(names <= {*self.names} for names in TEXT_COLUMNS):
             needed = ", ".join(spec.name for spec in inputs)
             raise DataError(
-                f"data has the columns {found}, expected a column for each input of the model "
-                f"({needed}), or text: name its columns by text_columns"
+                f"{self.name} has the columns {found}, expected a column for each input of the "
+                f"model ({needed}), or text: name its columns by text_columns (--text-columns)"
             )
 
 
 def table_of(data: object) -> Table | None:
     """The table that the object is; None if it is none."""
+    names = getattr(getattr(data, "schema", None), "names", None)
+    if isinstance(names, list) and hasattr(data, "to_batches"):
+        return Table(tuple(map(str, names)), lambda: _batch_rows(data))
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         return None
-    names = getattr(data, "column_names", None)
-    if isinstance(names, list | tuple):
+    names = getattr(data, "column_names", ())
+    if names is None:  # a streamed Dataset, which knows them from its first row
+        names = [*next((_checked_row(row) for row in data), {})]
+    if isinstance(names, list | tuple) and hasattr(data, "column_names"):
         return Table(tuple(map(str, names)), lambda: map(_checked_row, data))
     columns = getattr(data, "columns", None)
     if isinstance(columns, Iterable) and hasattr(data, "__getitem__"):
@@ -74,6 +86,12 @@ def _checked_row(row: object) -> Row:
         kind = type(row).__name__
         raise DataError(f"data yields {kind}, expected rows as dicts of column name to value")
     return row
+
+
+def _batch_rows(data: Any) -> Iterator[Row]:
+    for batch in data.to_batches():
+        for start in range(0, batch.num_rows, _ROWS):  # few rows are Python objects at a time
+            yield from batch.slice(start, _ROWS).to_pylist()
 
 
 def _frame_rows(frame: Any) -> Iterator[Row]:
@@ -143,25 +161,26 @@ def _kind(item: object) -> str:
 
 
 def array_feeds(
-    table: Table, inputs: Sequence[InputSpec], batch_size: int | None
+    rows: Iterable[tuple[str, Row]], inputs: Sequence[InputSpec], batch_size: int | None
 ) -> Iterator[Feed]:
-    """Batches of rows: each input is stacked from its column, [batch, …]; a column of numbers for
-    an input of rank 2 is [batch, 1]. To fill a model's fixed batch size, rows are repeated.
+    """Batches of rows, each with its place for errors: an input is stacked from its column,
+    [batch, …]; a column of numbers for an input of rank 2 is [batch, 1]. To fill a model's fixed
+    batch size, rows are repeated.
 
     Raises DataError, with row and column.
     """
     batch, is_fixed = batch_of(inputs, batch_size)
-    rows = enumerate(table.rows())
-    while chunk := list(islice(rows, batch)):
+    left = iter(rows)
+    while chunk := list(islice(left, batch)):
         if is_fixed:
             chunk = [chunk[i % len(chunk)] for i in range(batch)]
         yield {spec.name: _stacked(chunk, spec) for spec in inputs}
 
 
-def _stacked(rows: Sequence[tuple[int, Row]], spec: InputSpec) -> Array:
+def _stacked(rows: Sequence[tuple[str, Row]], spec: InputSpec) -> Array:
     cells: list[Array] = []
-    for index, row in rows:
-        where = f"data, row {index}, column {spec.name!r}"
+    for place, row in rows:
+        where = f"{place}, column {spec.name!r}"
         cell = _cell(row.get(spec.name), spec, where)
         if cells and cell.shape != cells[0].shape:
             raise DataError(

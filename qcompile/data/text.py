@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 import numpy as np
 
@@ -36,11 +37,14 @@ IDS, TYPES, POSITIONS = "input_ids", "token_type_ids", "position_ids"
 MADE = (IDS, MASK, TYPES, POSITIONS)
 FORMATS = (".csv", ".jsonl", ".txt")
 TABLES = (".csv", ".jsonl")  # of the formats, those with columns or fields
+TEXT_COLUMNS = ({"text"}, {"text_a", "text_b"}, {"tokens"})  # without --text-columns, any of these
 _OR_TABLES = " or ".join(TABLES)
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 256, 128
 LONGEST_LINE = 1 << 20
 _FIELDS = "'text', or 'text_a' and 'text_b' (--text-columns names others)"
 
+# A line of text or of .jsonl, not parsed; or the fields of a row of .csv.
+RawRow: TypeAlias = str | Mapping[str, Any]
 # Runs a feed; None where the model takes it, else its error.
 Takes: TypeAlias = Callable[[Feed], ModelError | None]
 
@@ -55,10 +59,12 @@ def read_sentences(
     malformed.
     """
     check_columns(columns, path)
-    reader = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}[path.suffix.lower()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            found = sample_of(reader(path, _lines(path, file), columns), limit, seed)
+            name, suffix = str(path), path.suffix.lower()
+            rows = (placed_row(suffix, name, *row) for row in raw_rows(suffix, name, file))
+            texts = (sentence_of(row.read(), row.where, columns) for row in rows)
+            found = sample_of(texts, limit, seed)
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
@@ -92,42 +98,81 @@ def _drawn(sentences: Iterator[Sentence], limit: int, seed: int) -> list[Sentenc
     return [sentence for _, sentence in sorted(kept)]
 
 
-def _lines(path: Path, file: TextIO) -> Iterator[str]:
+class PlacedRow(NamedTuple):
+    """A row of a file: the place by which errors name it, and the function that parses it.
+
+    ``read`` raises DataError for a row that is malformed.
+    """
+
+    where: str
+    read: Callable[[], Mapping[str, Any]]
+
+
+def raw_rows(suffix: str, name: str, file: TextIO) -> Iterator[tuple[int, RawRow]]:
+    """The rows of an open .txt, .jsonl or .csv file, ``name`` in errors, and the lines that they
+    end in; blank lines do not count. Millions may be passed over before one is made a PlacedRow.
+
+    Raises DataError for a line that is too long, and for a .csv that is malformed.
+    """
+    lines = _lines(name, file)
+    if suffix == ".csv":
+        return _csv_rows(name, lines)
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def placed_row(suffix: str, name: str, number: int, raw: RawRow) -> PlacedRow:
+    """A row of ``raw_rows`` with its place."""
+    where = f"{name}, line {number}"
+    if not isinstance(raw, str):
+        return PlacedRow(where, partial(dict, raw))
+    return PlacedRow(where, partial(_json_row if suffix == ".jsonl" else _text_row, raw, where))
+
+
+def _lines(name: str, file: TextIO) -> Iterator[str]:
     """The lines; raises DataError for one that is too long, before it is read into memory."""
     number = 1
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: over {LONGEST_LINE} characters")
+            raise DataError(f"{name}, line {number}: over {LONGEST_LINE} characters")
         yield line
         number += 1
 
 
-def _txt(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Iterator[Sentence]:
-    return ((line.strip(),) for line in lines if line.strip())
+def _text_row(line: str, _where: str) -> Mapping[str, Any]:
+    return {"text": line.strip()}
 
 
-def _jsonl(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Iterator[Sentence]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{where}: not JSON: {e}") from e
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: found {type(row).__name__}, expected an object")
-        yield sentence_of(row, where, columns)
+def _json_row(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{where}: not JSON: {e}") from e
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found {type(row).__name__}, expected an object")
+    return row
 
 
-def _csv(path: Path, lines: Iterator[str], columns: Sequence[str]) -> Iterator[Sentence]:
+def _csv_rows(name: str, lines: Iterator[str]) -> Iterator[tuple[int, RawRow]]:
     rows = csv.DictReader(lines)
     try:
-        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = [column.strip() for column in rows.fieldnames or ()]
         for row in rows:
-            yield sentence_of(row, f"{path}, line {rows.line_num}", columns)
+            yield rows.line_num, row
     except csv.Error as e:
-        raise DataError(f"{path}, line {rows.line_num}: not CSV: {e}") from e
+        raise DataError(f"{name}, line {rows.line_num}: not CSV: {e}") from e
+
+
+def text_fields(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> list[str]:
+    """The fields, of those of a table, that ``sentence_of`` reads.
+
+    Raises DataError, which starts with ``where``, if the text is not among them.
+    """
+    for name in columns:
+        if name not in names:
+            raise _missing(names, where, repr(name))
+    if not columns and not any(usual <= {*names} for usual in TEXT_COLUMNS):
+        raise _missing(names, where, _FIELDS)
+    return [name for name in columns or chain(*TEXT_COLUMNS) if name in names]
 
 
 def sentence_of(row: Mapping[str, Any], where: str, columns: Sequence[str] = ()) -> Sentence:
@@ -138,8 +183,12 @@ def sentence_of(row: Mapping[str, Any], where: str, columns: Sequence[str] = ())
     """
     if not columns and "text" not in row and _are_words(row.get("tokens")):
         return (" ".join(row["tokens"]),)
-    names = columns or (("text",) if row.get("text") is not None else ("text_a", "text_b"))
+    names = columns or (("text_a", "text_b") if _is_pair(row) else ("text",))
     return tuple(_text(row, name, where, _FIELDS if not columns else repr(name)) for name in names)
+
+
+def _is_pair(row: Mapping[str, Any]) -> bool:
+    return row.get("text") is None and not {"text_a", "text_b"}.isdisjoint(row)
 
 
 def _are_words(value: object) -> bool:
@@ -151,11 +200,15 @@ def _text(row: Mapping[str, Any], name: str, where: str, expected: str) -> str:
     if value is None and name in row:
         raise DataError(f"{where}: field {name!r} is empty, expected a string")
     if value is None:
-        had = ", ".join(str(key) for key in row) or "nothing"
-        raise DataError(f"{where}: no field {expected}; found {had}")
+        raise _missing(row, where, expected)
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} is {type(value).__name__}, expected a string")
     return value
+
+
+def _missing(found: Iterable[str], where: str, expected: str) -> DataError:
+    had = ", ".join(map(str, found)) or "nothing"
+    return DataError(f"{where}: no field {expected}; found {had}")
 
 
 def check_inputs(inputs: Sequence[InputSpec]) -> None:

@@ -140,6 +140,6 @@ def test_npz_arrays_must_agree_on_the_samples(tmp_path: Path) -> None:
 def test_folder_without_npz_and_unknown_form(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.npz files"):
         open_data(tmp_path, [X])
-    (tmp_path / "x.parquet").write_bytes(b"")
+    (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(DataError, match=r"of no known format, expected x\.npz"):
-        open_data(tmp_path / "x.parquet", [X])
+        open_data(tmp_path / "x.bin", [X])

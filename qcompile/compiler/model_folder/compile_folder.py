@@ -63,6 +63,8 @@ def check_before_export(folder: Folder, request: Request) -> None:
             max_length=options.max_length,
             text_columns=options.text_columns,
             positions=None if folder.models else position_rows(folder),
+            seed=request.recipe.seed,
+            progress=request.progress,
         )
 
 
@@ -157,7 +159,7 @@ def _unfit(folder: Folder, request: Request) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name in folder.models:
         try:
-            _open(folder.path / name, request.data, request.options)
+            _open(folder.path / name, request.data, request)
         except DataError as e:
             reasons[name] = str(e)
         except QCompileError as e:
@@ -168,7 +170,8 @@ def _unfit(folder: Folder, request: Request) -> dict[str, str]:
     return reasons
 
 
-def _open(path: Path, data: Data, options: CompileOptions) -> None:
+def _open(path: Path, data: Data, request: Request) -> None:
+    options = request.options
     open_data.open_data(
         data,
         input_specs(read_model.load(path)),
@@ -177,6 +180,8 @@ def _open(path: Path, data: Data, options: CompileOptions) -> None:
         batch_size=options.batch_size,
         max_length=options.max_length,
         text_columns=options.text_columns,
+        seed=request.recipe.seed,
+        progress=request.progress,
     )
 
 

@@ -76,6 +76,10 @@ def _parse(text: str) -> int:
     return size
 
 
+# Why training refuses a stream, and the next step.
+ONE_FILE = "training reads rows in random order: write them as one .jsonl file first (docs/data.md)"
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """How to train a model with its quantizers in the loop; texts as .jsonl, .csv or .txt.

@@ -128,6 +128,7 @@ def prepare(request: Request) -> Prepared:
         notes.append(Note("bfloat16-raised", _BFLOAT16))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
+    notes += [Note("rows-drawn", feeds.drawn)] if feeds is not None and feeds.drawn else []
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
     if budget.store is not None:
         graph.keep = budget.store.constant
@@ -229,7 +230,9 @@ def _open(request: Request, graph: Graph, model: FloatModel) -> tuple[Feeds | No
         max_length=options.max_length,
         text_columns=options.text_columns,
         takes=takes,
-        seed=None if options.training is None else request.recipe.seed,
+        seed=request.recipe.seed,
+        draw=options.training is not None,
+        progress=request.progress,
     )
     if not request.recipe.general_text:
         return feeds, None

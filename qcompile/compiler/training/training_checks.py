@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from qcompile.compiler.stages.options import Request
+from qcompile.compiler.stages.options import ONE_FILE, Request
 from qcompile.compiler.stages.prepare import Prepared
 from qcompile.data.text import FORMATS
 from qcompile.errors import DataError, RecipeError, TrainingError
@@ -33,7 +33,8 @@ def check_request(request: Request) -> None:
         raise TrainingError(f"training needs torch: {INSTALL}")
     if options.training.data.suffix.lower() not in FORMATS:
         raise DataError(
-            f"training data {str(options.training.data)!r}: expected {', '.join(FORMATS)}"
+            f"training data {str(options.training.data)!r}: expected {', '.join(FORMATS)}; "
+            f"{ONE_FILE}"
         )
 
 
