@@ -86,6 +86,7 @@ def compile(
     embedding_bits: WeightBits | None = None,
     weight_block: int | None = None,
     keep_padding_rows: bool | None = None,
+    float16: bool | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -105,7 +106,8 @@ def compile(
     ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
     ``keep_padding_rows``: compute padded positions as the float model does, instead of skipping
-    them. ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those
+    them. ``float16``: compute between the integers in float16 (targets tensorrt and qdq; cuda does
+    so in any case). ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those
     of the recipe, all of them. ``progress``: called with the name of a stage, the units done, and
     their total or None; by default bars in notebooks that have ipywidgets. Raises ModelError,
     DataError, RecipeError or TargetError on bad input; RejectedError where the result is worse or
@@ -124,6 +126,7 @@ def compile(
         "embedding_bits": embedding_bits,
         "weight_block": weight_block,
         "keep_padding_rows": keep_padding_rows,
+        "float16": float16,
         "seed": seed,
     }
     options = options or CompileOptions()

@@ -93,6 +93,14 @@ class Prepared:
         return self.provider != self.target.provider
 
     @property
+    def rounds_to_float16(self) -> bool:
+        """True if outputs are compared with every float16 result rounded, which the provider here
+        does not do."""
+        form = self.target.half_form
+        emulated = form is not None and form.emulated and self.recipe.float16
+        return self.provider_missing or emulated
+
+    @property
     def reusable_feeds(self) -> Feeds | None:
         """The data if it can be read repeatedly, else None."""
         return self.feeds if self.feeds is not None and self.feeds.reusable else None
@@ -105,6 +113,8 @@ def prepare(request: Request) -> Prepared:
     """
     recipe, options, locked = request.recipe, request.options, request.options.lock
     target = instruction_sets.fitted(find_target(recipe.target), recipe.isa)
+    if recipe.float16:
+        target = target.in_float16()
     has_data = request.data is not None
     mode = locked.mode if locked is not None else _mode(recipe, target, has_data=has_data)
     recipe.make_calibrator()  # raises for unknown names before any work
