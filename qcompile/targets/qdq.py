@@ -84,7 +84,13 @@ QDQ = Target(
         plan=("plan-halves",),
         # Shields come last: whether they are needed depends on the type of the scales.
         lower={
-            "static": ("fit-biases", "narrow-qdq", "halve-floats", "shield-floats", "shield-groups"),
+            "static": (
+                "fit-biases",
+                "narrow-qdq",
+                "halve-floats",
+                "shield-floats",
+                "shield-groups",
+            ),
             "weight-only": ("narrow-qdq", "halve-floats"),
             "float": ("halve-floats",),
         },

@@ -178,7 +178,9 @@ class OperandTypes(Requirement):
                 kind = _float_type(tensor)
                 if kind is None:
                     continue
-                known, wanted = first.setdefault(variables[min(i, len(variables) - 1)], (tensor, kind))
+                known, wanted = first.setdefault(
+                    variables[min(i, len(variables) - 1)], (tensor, kind)
+                )
                 if kind != wanted:
                     what = f"{tensor.name!r} is {kind}, expected {wanted} as {known.name!r}"
                     yield Fault(self.rule, node.name, f"{node.op}: {what}")

@@ -12,6 +12,7 @@ from qcompile.compiler.config.recipe import AUTO, Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.models import (
+    BFLOAT16_NOTE,
     FloatModel,
     choose_outputs,
     computes_in_bfloat16,
@@ -38,11 +39,6 @@ from qcompile.runtime.memory_budget import Budget
 from qcompile.system.progress import Progress, Stopwatch
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
-
-_BFLOAT16 = (
-    "the model computes in bfloat16, which ONNX Runtime's CPU provider cannot run: compared and "
-    "timed with the same model in float32"
-)
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def prepare(request: Request) -> Prepared:
     if computes_in_bfloat16(graph):
         given = request.model if model.derived is None else model.derived.path
         model = replace(model, derived=in_float32(given))
-        notes.append(Note("bfloat16-raised", _BFLOAT16))
+        notes.append(Note("bfloat16-raised", f"the model {BFLOAT16_NOTE}"))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
     budget = Budget(options.max_memory, graph, session.evaluate, takes_any_batch(graph))
