@@ -6,14 +6,14 @@ FOLDER: any tree of .onnx files, as for benchmarks/robustness/battery.py. Each i
 inputs in every form with float16: ``cuda`` in modes float and weight-only, ``tensorrt`` and ``qdq``
 in mode static with ``--float16``.
 
-| column | meaning |
-|---|---|
-| nodes | compute nodes that the target's rules were checked on; a node that has no CUDA kernel, or breaks a rule of TensorRT, is an error, which stands in the row instead |
-| float16 | share of the float results that are float16; the report names the reason for each other |
-| cosine | of the outputs to those of the same model (same integers and scales) with float32 between the integers, every float16 result rounded: mean and worst sample of the worst output |
-| to float32 | cosine, mean, of the same outputs to those of the float32 model |
-| without | the same for the form without ``--float16`` |
-| bytes | of the file, with float16 over without; for cuda over the float32 model |
+nodes: compute nodes that the target's rules were checked on. A node that has no CUDA kernel, or
+breaks a rule of TensorRT, is an error, which stands in the row in place of the figures.
+float16: share of the float results that are float16; the report names the reason for each other.
+cosine: of the outputs to those of the same model, with the same integers and scales, that has
+float32 between the integers; every float16 result is rounded. Mean and worst sample.
+to float32: mean cosine of the same outputs to those of the float32 model; without: the same for the
+form without ``--float16``.
+bytes: of the file, with float16 over without; for cuda over the float32 model.
 
 Prints a table; exit code 1 if a form is an error or under --min-cosine (default .9999, mean).
 """

@@ -13,7 +13,8 @@ elementwise operators that read such a result, up to the next matrix multiplicat
 normalization; operators with a constant that float16 cannot hold (an epsilon of 1e-12 would be 0);
 operators without float16 in the target's table; tensors that subgraphs read; quantizers whose scale
 or result float16 cannot hold (``half_quantizers.py``); tensors whose calibrated range is over half
-of what float16 holds, since other data reaches further. LayerNormalization, softmax and attention take float16 and accumulate in float32 in their kernels.
+of what float16 holds, since other data reaches further. LayerNormalization, softmax and attention
+take float16 and accumulate in float32 in their kernels.
 
 The huge constants that masks add (-3.4e38) would overflow to -inf, and a row of those is NaN after
 softmax. They become -32768: far below any score, finite, and small enough for sums with it.
@@ -57,6 +58,7 @@ _RETURNS = (
     "com.microsoft.MatMulNBits", "com.microsoft.MultiHeadAttention",
     "com.microsoft.SkipLayerNormalization",
 )  # fmt: skip
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # fused with dequantizers before them
 _BOUNDS = ("Clip", "Max", "Min")
 _ADDING = ("Add", "Sub", "com.microsoft.MultiHeadAttention")
 _LARGEST = float(np.finfo(np.float16).max)
@@ -101,8 +103,10 @@ class _Chooser:
     def __init__(self, graph: Graph, table: TypeTable, path: set[str], ranges: Ranges) -> None:
         self.graph, self.table, self.path, self.ranges = graph, table, path, ranges
         self.wide: set[str] = set()  # results that are float32
-        self.quantizers = float32_quantizers(graph)
         self.opsets = graph.domains()
+        products = (n for n in graph.nodes if is_op(n, *_PRODUCTS))
+        wide = {n.name for n in products if self._too_large(n) or self._operand_obstacle(n)}
+        self.quantizers = float32_quantizers(graph, wide)
 
     def run(self) -> dict[str, Refusal | None]:
         """Why nodes stay float32, by name; None for those that become float16."""

@@ -111,11 +111,11 @@ def compile(
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
     ``keep_padding_rows``: compute padded positions as the float model does, instead of skipping
     them. ``float16``: compute between the integers in float16 (targets tensorrt and qdq; cuda does
-    so in any case). ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those
-    of the recipe, all of them. ``progress``: called with the name of a stage, the units done, and
-    their total or None; by default bars in notebooks that have ipywidgets. Raises ModelError,
-    DataError, RecipeError or TargetError on bad input; RejectedError where the result is worse or
-    slower than the gates allow and ``options.force`` is off.
+    so in any case). ``custom_ops``: libraries of custom operators, whose code runs. ``gates``:
+    replace those of the recipe, all of them. ``progress``: called with the name of a stage, the
+    units done, and their total or None; by default bars in notebooks that have ipywidgets. Raises
+    ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
+    is worse or slower than the gates allow and ``options.force`` is off.
     """
     settings = {
         "target": target,
@@ -244,11 +244,12 @@ def verify(
     ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
     the worse verdict counts where x86 without VNNI computes other outputs. ``pooling`` and
     ``normalize``: compare embeddings; a model that does not return ``sentence_embedding`` is pooled
-    so. A model that computes in bfloat16 is run in float32. ``metric``: also measure both models, by a function of feeds and outputs or its name
-    ``package.module:function``, or by "labels", the metric of the task (accuracy, F1, Spearman's
-    correlation; times 100) on all labels of ``data``, a .jsonl or .csv file, where config.json next
-    to the tokenizer names the task. ``custom_ops``: libraries of custom operators, whose code runs.
-    Raises ModelError, DataError, RecipeError or TrainingError on bad input.
+    so. A model that computes in bfloat16 is run in float32. ``metric``: also measure both models,
+    by a function of feeds and outputs or its name ``package.module:function``, or by "labels", the
+    metric of the task (accuracy, F1, Spearman's correlation; times 100) on all labels of ``data``,
+    a .jsonl or .csv file, where config.json next to the tokenizer names the task. ``custom_ops``:
+    libraries of custom operators, whose code runs. Raises ModelError, DataError, RecipeError or
+    TrainingError on bad input.
     """
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
     gates = gates or Gates()

@@ -8,7 +8,7 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -21,9 +21,15 @@ _ERROR = 2.0**-10  # of a scale, relative; that of a normal float16 number is up
 _OPERANDS = 2  # the first inputs of a reader; a bias after them may be cast
 
 
-def float32_quantizers(graph: Graph) -> dict[str, Refusal]:
-    """Names of QuantizeLinear and DequantizeLinear nodes that stay in float32, with the reason."""
+def float32_quantizers(graph: Graph, readers: Collection[str] = ()) -> dict[str, Refusal]:
+    """Names of QuantizeLinear and DequantizeLinear nodes that stay in float32, with the reason.
+
+    ``readers``: names of nodes that read in float32, whatever their operands are.
+    """
     found = {n.name: r for n in graph.nodes if is_op(n, *QDQ) and (r := _obstacle(n)) is not None}
+    for reader in (n for n in graph.nodes if n.name in readers):
+        why = Refusal(f"{reader.op} {reader.name!r} computes in float32")
+        found = {m.name: why for m in operand_dequantizers(graph, reader)} | found
     spread = bool(found)
     while spread:
         spread = False

@@ -16,6 +16,7 @@ list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 
 from __future__ import annotations
 
 from qcompile.quant import QSpec
+from qcompile.targets.half_types import DefinedTypes
 from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,
@@ -31,7 +32,6 @@ from qcompile.targets.qdq_requirements import (
     ZeroPoints,
     ZeroPointSizes,
 )
-from qcompile.targets.half_types import DefinedTypes
 from qcompile.targets.target import HalfForm, OpRule, Target
 
 ACTIVATION = QSpec("int8", symmetric=True, narrow=True)

@@ -6,8 +6,9 @@ Between a dequantizer and a quantizer ONNX Runtime rounds the float weight of a 
 or Gemm to int8 with one scale, and its bias to int32, even if no integer kernel follows: what the
 report calls float would not be. Where scales are float16, the bias of a quantized layer is shielded
 too, also one that is added to a MatMul: ONNX Runtime computes ``round(bias / (s·t))`` in float16,
-which is infinite for an ordinary bias, and no integer kernel would follow. Sum of one operand is the identity, and no optimizer removes it
-(``shield-groups``). Source: ONNX Runtime weight_bias_quantization.cc.
+which is infinite for an ordinary bias, and no integer kernel would follow. Sum of one operand is
+the identity, and no optimizer removes it (``shield-groups``). Source: ONNX Runtime
+weight_bias_quantization.cc.
 """
 
 from __future__ import annotations
