@@ -105,8 +105,9 @@ class _Chooser:
         self.wide: set[str] = set()  # results that are float32
         self.opsets = graph.domains()
         products = (n for n in graph.nodes if is_op(n, *_PRODUCTS))
-        wide = {n.name for n in products if self._too_large(n) or self._operand_obstacle(n)}
-        self.quantizers = float32_quantizers(graph, wide)
+        own = ((n.name, self._too_large(n) or self._operand_obstacle(n)) for n in products)
+        self.products = {name: refusal for name, refusal in own if refusal is not None}
+        self.quantizers = float32_quantizers(graph, self.products)
 
     def run(self) -> dict[str, Refusal | None]:
         """Why nodes stay float32, by name; None for those that become float16."""
@@ -129,6 +130,8 @@ class _Chooser:
             return Refusal("a quantizer")
         if node.name in self.quantizers:
             return self.quantizers[node.name]
+        if node.name in self.products:
+            return self.products[node.name]
         if any(m.name in self.quantizers for m in operand_dequantizers(self.graph, node)):
             return Refusal("its operands are dequantized in float32")
         if any(t.name in self.wide for t in node.inputs) and not is_op(node, *_RETURNS):
