@@ -9,6 +9,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def float32_quantizers(graph: Graph, readers: Collection[str] = ()) -> dict[str,
     """
     found = {n.name: r for n in graph.nodes if is_op(n, *QDQ) and (r := _obstacle(n)) is not None}
     for reader in (n for n in graph.nodes if n.name in readers):
-        why = Refusal(f"{reader.op} {reader.name!r} computes in float32")
-        found = {m.name: why for m in operand_dequantizers(graph, reader)} | found
+        wide = Refusal(f"{reader.op} {reader.name!r} computes in float32")
+        found = {m.name: wide for m in operand_dequantizers(graph, reader)} | found
     spread = bool(found)
     while spread:
         spread = False
@@ -75,7 +76,7 @@ def _obstacle(node: Node) -> Refusal | None:
     return None
 
 
-def _integers(node: Node) -> np.dtype[np.generic] | None:
+def _integers(node: Node) -> np.dtype[Any] | None:
     """The type of the integers: of the zero point, or of what a dequantizer reads."""
     has_zero = len(node.inputs) > 2 and bool(node.inputs[2].name)
     typed: Tensor | None = node.inputs[2] if has_zero else None
@@ -89,7 +90,7 @@ def _integers(node: Node) -> np.dtype[np.generic] | None:
         return None
 
 
-def _farthest(node: Node, integers: np.dtype[np.generic]) -> float:
+def _farthest(node: Node, integers: np.dtype[Any]) -> float:
     """The largest distance of an integer from the zero point."""
     zero: Array = np.zeros(1)
     if len(node.inputs) > 2 and is_constant(node.inputs[2]):

@@ -219,9 +219,13 @@ class Target:
 
 
 def _with_half_scales(rule: OpRule) -> OpRule:
-    names = ("activation", "weight", "output", "right")
-    specs = {name: spec for name in names if (spec := getattr(rule, name)) is not None}
-    return replace(rule, **{name: _half_scale(spec) for name, spec in specs.items()})
+    return replace(
+        rule,
+        activation=rule.activation and _half_scale(rule.activation),
+        weight=rule.weight and _half_scale(rule.weight),
+        output=rule.output and _half_scale(rule.output),
+        right=rule.right and _half_scale(rule.right),
+    )
 
 
 def _half_scale(spec: QSpec) -> QSpec:
