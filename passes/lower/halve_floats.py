@@ -2,6 +2,8 @@
 
     MatMul(x, W) : float32   →   MatMul(Cast(x, float16), W : float16) : float16
 
+    DequantizeLinear(q, s : float32)   →   DequantizeLinear(q, s : float16)
+
 Only the data path (``data_path.py``): masks, positions and scales that are computed from integers
 stay float32 and are cast where they meet data. Graph inputs and outputs keep their types.
 
@@ -9,8 +11,10 @@ These stay float32, with a Cast on each side: reductions over many values (means
 float16 holds 11 bits and no more than 65504), powers, exponentials, logarithms and roots;
 elementwise operators that read such a result, up to the next matrix multiplication, convolution or
 normalization; operators with a constant that float16 cannot hold (an epsilon of 1e-12 would be 0);
-operators without a float16 kernel in the target's table; tensors that subgraphs read.
-LayerNormalization, softmax and attention take float16 and accumulate in float32 in their kernels.
+operators without float16 in the target's table; tensors that subgraphs read; quantizers whose scale
+or result float16 cannot hold (``half_quantizers.py``); tensors whose calibrated range is over half
+of what float16 holds, since other data reaches further. LayerNormalization, softmax and attention
+take float16 and accumulate in float32 in their kernels.
 
 The huge constants that masks add (-3.4e38) would overflow to -inf, and a row of those is NaN after
 softmax. They become -32768: far below any score, finite, and small enough for sums with it.
@@ -36,12 +40,11 @@ from qcompile.ir import (
     is_float,
     is_op,
 )
-from qcompile.ir.analysis.data_path import data_path
-from qcompile.ir.quantized_operators import QUANTIZERS
-from qcompile.planning import Context
-from qcompile.quant import Array
+from qcompile.ir.analysis.data_path import data_path, layout_root
+from qcompile.planning import Context, float32_quantizers, operand_dequantizers
+from qcompile.quant import Array, Ranges
 from qcompile.rewriting import Numerics, Pass, Stage
-from qcompile.targets.kernel_table import HasKernels, KernelTable
+from qcompile.targets.half_types import TypeTable
 
 _SENSITIVE = (
     "CumSum", "Exp", "InstanceNormalization", "Log", "LogSoftmax", "LpNormalization",
@@ -55,9 +58,11 @@ _RETURNS = (
     "com.microsoft.MatMulNBits", "com.microsoft.MultiHeadAttention",
     "com.microsoft.SkipLayerNormalization",
 )  # fmt: skip
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # fused with dequantizers before them
 _BOUNDS = ("Clip", "Max", "Min")
 _ADDING = ("Add", "Sub", "com.microsoft.MultiHeadAttention")
 _LARGEST = float(np.finfo(np.float16).max)
+_MOST = 2.0**15  # of values seen: other data reaches further
 _SMALLEST = float(np.finfo(np.float16).tiny)  # the smallest normal number
 _MASKED = np.float32(-(2.0**15))
 _HUGE = 1e30  # only masks have constants of this size
@@ -71,21 +76,21 @@ class HalveFloats(Pass):
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     after: ClassVar[tuple[str, ...]] = (
-        "fuse-attention", "fuse-bias-gelu", "fuse-skip-layernorm", "lower-embeddings",
-        "lower-weight-only",
+        "fit-biases", "fuse-attention", "fuse-bias-gelu", "fuse-skip-layernorm",
+        "lower-embeddings", "lower-weight-only", "narrow-qdq",
     )  # fmt: skip
 
     def run(self, graph: Graph, ctx: Context) -> bool:
-        tables = [r.table for r in ctx.target.requires if isinstance(r, HasKernels)]
-        if not tables:
-            ctx.skip(graph.name, f"target {ctx.target.name!r} has no table of kernels")
+        form = ctx.target.half_form
+        if form is None:
+            ctx.skip(graph.name, f"target {ctx.target.name!r} has no float16")
             return False
-        path = data_path(graph)
-        refusals = _Chooser(graph, tables[0], path).run()
+        path = data_path(graph, dequantized=True)
+        refusals = _Chooser(graph, form.table, path, ctx.ranges).run()
         for name, refusal in refusals.items():
             if refusal is not None:
                 ctx.skip(name, refusal.about("float32").reason)
-        rewriter = _Rewriter(graph, tables[0], path)
+        rewriter = _Rewriter(graph, form.table, path)
         changed = rewriter.run({n for n, refusal in refusals.items() if refusal is None})
         for new, old in rewriter.origins.items():
             ctx.origins[new] = ctx.origins.get(old, (old, None))
@@ -95,10 +100,14 @@ class HalveFloats(Pass):
 class _Chooser:
     """Decides for each node on the data path, in graph order, whether it stays float32 and why."""
 
-    def __init__(self, graph: Graph, table: KernelTable, path: set[str]) -> None:
-        self.graph, self.table, self.path = graph, table, path
+    def __init__(self, graph: Graph, table: TypeTable, path: set[str], ranges: Ranges) -> None:
+        self.graph, self.table, self.path, self.ranges = graph, table, path, ranges
         self.wide: set[str] = set()  # results that are float32
         self.opsets = graph.domains()
+        products = (n for n in graph.nodes if is_op(n, *_PRODUCTS))
+        own = ((n.name, self._too_large(n) or self._operand_obstacle(n)) for n in products)
+        self.products = {name: refusal for name, refusal in own if refusal is not None}
+        self.quantizers = float32_quantizers(graph, self.products)
 
     def run(self) -> dict[str, Refusal | None]:
         """Why nodes stay float32, by name; None for those that become float16."""
@@ -109,7 +118,7 @@ class _Chooser:
                 continue
             refusals[node.name] = refusal = self._obstacle(node)
             if refusal is not None:
-                self.wide |= {t.name for t in node.outputs}
+                self.wide |= {t.name for t in node.outputs if is_float(t)}
         return refusals
 
     def _obstacle(self, node: Node) -> Refusal | None:
@@ -117,14 +126,37 @@ class _Chooser:
             return Refusal("its body reads float32")
         if is_op(node, *_SENSITIVE):
             return Refusal("a reduction, power or root")
-        if is_op(node, *QUANTIZERS):
+        if is_op(node, "DynamicQuantizeLinear"):
             return Refusal("a quantizer")
+        if node.name in self.quantizers:
+            return self.quantizers[node.name]
+        if node.name in self.products:
+            return self.products[node.name]
+        if any(m.name in self.quantizers for m in operand_dequantizers(self.graph, node)):
+            return Refusal("its operands are dequantized in float32")
         if any(t.name in self.wide for t in node.inputs) and not is_op(node, *_RETURNS):
             return Refusal("it reads a float32 result")
+        return self._too_large(node) or self._operand_obstacle(node)
+
+    def _too_large(self, node: Node) -> Refusal | None:
+        """That float16 cannot hold an input or a result, None where it can or nothing is known."""
+        for tensor in (*node.inputs, *node.outputs):
+            if tensor.name not in self.path:
+                continue
+            name = layout_root(self.graph, tensor).name
+            span, missing = self.ranges.get(name), self.ranges.missing.get(name)
+            if missing is not None:
+                return Refusal(f"{name!r} has {missing}")
+            top = 0.0 if span is None else float(max(np.abs(span.lo).max(), np.abs(span.hi).max()))
+            if top > _MOST:
+                return Refusal(f"{name!r} reaches {top:,.0f}, and float16 ends at {_LARGEST:,.0f}")
+        return None
+
+    def _operand_obstacle(self, node: Node) -> Refusal | None:
         opset = self.opsets.get(domain_of(node), 1)
         for i, tensor in enumerate(node.inputs):
             if tensor.name in self.path and not self.table.takes(node, opset, i, "f16"):
-                return Refusal(f"{node.op} has no float16 kernel")
+                return Refusal(f"{node.op} {self.table.missing}")
             if is_constant(tensor) and is_float(tensor) and half_values(node, tensor) is None:
                 return Refusal(f"float16 cannot hold its constant {tensor.name!r}")
         return None
@@ -140,7 +172,7 @@ def half_values(node: Node, constant: Tensor) -> Array | None:
     """A constant in float16, None where that would change what the node computes."""
     values = array(constant)
     magnitudes = np.abs(values)
-    if values.size == 1 and 0 < magnitudes.max() < _SMALLEST:
+    if values.size == 1 and 0 < magnitudes.max() < _SMALLEST and not _is_half(values):
         return None
     large = np.isfinite(values) & (magnitudes >= _LARGEST)
     if not large.any():
@@ -153,10 +185,15 @@ def half_values(node: Node, constant: Tensor) -> Array | None:
     return np.where(masking, -np.sign(values) * _MASKED, values).astype(np.float16)
 
 
+def _is_half(values: Array) -> bool:
+    """True where all values are float16 numbers."""
+    return bool((values.astype(np.float16).astype(values.dtype) == values).all())
+
+
 class _Rewriter:
     """Carries out the decisions: types change in place, with a Cast where float16 meets float32."""
 
-    def __init__(self, graph: Graph, table: KernelTable, path: set[str]) -> None:
+    def __init__(self, graph: Graph, table: TypeTable, path: set[str]) -> None:
         self.graph, self.table, self.path = graph, table, path
         self.opsets = graph.domains()
         self.converted: set[str] = set()  # tensors that were float32 and are float16 now

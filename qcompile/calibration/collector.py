@@ -20,6 +20,7 @@ import onnx
 
 from qcompile.calibration.channel_observer import ChannelObserver
 from qcompile.calibration.second_moments import MomentSum
+from qcompile.calibrators.minmax import MinMax
 from qcompile.data.feeds import (
     Feed,
     common_batch,
@@ -269,18 +270,19 @@ def collector(
     probe = cache(lambda: probed_shapes(graph, evaluate))
     requests = [*requests, *_by_channel(graph, watched, probe)]
     axes = token_axes.find_token_axes(graph, probe) if options.mask else {}
-    reduced = calibrator.needs == "extrema"
     tensors = graph.tensors()
     model, folder = with_external_weights(graph)
     taps = []
     first_watched = len(requests) - len(watched)
     for i, request in enumerate(requests):
+        chosen = MinMax() if request.extrema else calibrator
+        reduced = chosen.needs == "extrema"
         # A scalar has no axis to reduce, and a tensor of unknown rank may be one.
         in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
         size = None if in_graph else _add_size(model, request, i)
         observer = (
-            calibrator.observer(request.spec)
+            chosen.observer(request.spec)
             if i < first_watched
             else _channel_observer(options, moments=request.tensor in with_moments)
         )

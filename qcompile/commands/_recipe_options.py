@@ -65,6 +65,9 @@ _OPTIONS = (
     click.option("--dim", "dims", multiple=True, type=Ranged(most=1),
                  help="Fix a symbolic dimension at this size, in all inputs that have it. "
                  "Repeatable."),
+    click.option("--float16", is_flag=True, help="Compute in float16 between the integers, with "
+                 "scales, tables and biases in float16. For targets tensorrt and qdq; target cuda "
+                 "does so without it."),
     pooling_options("Output one embedding per text (sentence_embedding) instead of one vector "
                     "per token; auto: as modules.json in the folder says.", POOLINGS),
     click.option("--outputs", multiple=True, metavar="NAME", help="Model output to keep; all "
@@ -111,6 +114,7 @@ class RecipeArguments(DataArguments):
     embedding_bits: int | None
     weight_block: int | None
     dims: tuple[tuple[str, tuple[int, ...]], ...]
+    float16: bool
     pooling: str | None
     normalize: bool
     outputs: tuple[str, ...]
@@ -138,6 +142,7 @@ class RecipeArguments(DataArguments):
             "embedding_bits": self.embedding_bits,
             "weight_block": self.weight_block,
             "dims": {**dict(base.dims), **fixed} or None,
+            "float16": self.float16 or None,
             "pooling": self.pooling,
             "normalize": self.normalize or None,
             "outputs": self.outputs or None,

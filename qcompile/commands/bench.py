@@ -24,6 +24,7 @@ from qcompile.commands._options import (
 )
 from qcompile.commands._server_table import show_server
 from qcompile.compiler.stages import saturation_check
+from qcompile.compiler.stages.models import BFLOAT16_NOTE, in_float32_if_bfloat16
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
 from qcompile.data.tokenizer import folder_near
@@ -151,7 +152,11 @@ def bench(**given: Any) -> None:
     graph = read_model.load(models[0])
     for other in models[1:]:
         shape_inference.infer(read_model.load(other))
-    labelled = list(zip(_labels(models), models, strict=True))
+    raised = {m: r for m in models if (r := in_float32_if_bfloat16(m)) is not None}
+    for model in raised:
+        click.echo(f"note: {model.name} {BFLOAT16_NOTE}", err=True)
+    running = [raised[m].path if m in raised else m for m in models]
+    labelled = list(zip(_labels(models), running, strict=True))
     exact = saturation_check.saturating_here(labelled, provider)
     options = arguments.timing_options(provider, exact)
     if load is not None:
@@ -160,7 +165,7 @@ def bench(**given: Any) -> None:
         if file.suffix != ".json":
             raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
         atomic_write.check_writable(file)
-    sets_of_feeds = list(_sets_of_feeds(graph, arguments, provider))
+    sets_of_feeds = list(_sets_of_feeds(graph, running[0], arguments, provider))
     comparisons: list[Comparison] = []
     profiles: list[list[Profile]] = []
     with progress_bar(shown=not arguments.quiet) as bar:
@@ -186,7 +191,9 @@ def _labels(models: Sequence[Path]) -> list[str]:
     return [m.name if distinct else str(m) for m in models]
 
 
-def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> Iterator[list[Feed]]:
+def _sets_of_feeds(
+    graph: Graph, model: Path, arguments: BenchArguments, provider: str
+) -> Iterator[list[Feed]]:
     """The feeds of each comparison: one for each combination of dimensions; or those of the data,
     without load only the first."""
     shape_inference.infer(graph)
@@ -199,7 +206,7 @@ def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> It
             batch_size=arguments.batch_size,
             max_length=arguments.max_length,
             text_columns=arguments.text_columns,
-            takes=trial_run(lambda: read_model.runnable(arguments.models[0])),
+            takes=trial_run(lambda: read_model.runnable(model)),
         )
         yield list(islice(data, 1 if arguments.load is None else MOST_FEEDS))
         return
@@ -207,7 +214,7 @@ def _sets_of_feeds(graph: Graph, arguments: BenchArguments, provider: str) -> It
     fixed = dict(arguments.fixed)
     for sizes in product(*(sizes for _, sizes in arguments.dims)):
         dims = dict(zip(names, sizes, strict=True))
-        yield made_up_feeds(graph, arguments.models[0], dims, shapes=fixed, provider=provider)
+        yield made_up_feeds(graph, model, dims, shapes=fixed, provider=provider)
 
 
 def _write(

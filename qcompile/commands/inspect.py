@@ -20,6 +20,7 @@ from qcompile.commands._options import (
 )
 from qcompile.compiler.report import ledger, sidecar_files
 from qcompile.compiler.report.ledger import LedgerRow
+from qcompile.compiler.stages.models import needs_float32
 from qcompile.ir.analysis import shape_inference
 from qcompile.ir.model_io import external_data, read_model
 from qcompile.runtime import session
@@ -79,7 +80,10 @@ def inspect(model: Path, every: bool, report_file: Path | None, **given: Any) ->
 
 
 def _run_graph(model: Path) -> onnx.GraphProto | None:
-    """What ONNX Runtime runs; None where the library of a custom operator is missing."""
+    """What ONNX Runtime runs; None where the library of a custom operator is missing, or the model
+    computes in bfloat16, which the CPU provider does not."""
+    if needs_float32(model):
+        return None
     try:
         return session.optimized_graph(model)
     except session.UnknownOperatorError:

@@ -23,6 +23,7 @@ from qcompile.commands._options import (
 from qcompile.commands._recipe_options import isa_option, pooling_options
 from qcompile.compiler.python_api import verify as compare_models
 from qcompile.compiler.stages import saturation_check
+from qcompile.compiler.stages.models import BFLOAT16_NOTE, needs_float32
 from qcompile.errors import GateError
 from qcompile.ir.pooling import KINDS, PoolingKind
 from qcompile.runtime.evaluation.batch_invariance import Invariance
@@ -78,6 +79,8 @@ def verify(**given: Any) -> None:
         print_json(verdict)
     elif not arguments.quiet:
         show(verdict)
+        for model in filter(needs_float32, (arguments.reference, arguments.candidate)):
+            click.echo(f"note: {model.name} {BFLOAT16_NOTE}")
     if not verdict.passed:
         raise GateError("; ".join(verdict.failures))
 

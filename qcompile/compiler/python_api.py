@@ -22,7 +22,11 @@ from qcompile.compiler.search.policy import sensitivity as rank_by
 from qcompile.compiler.search.precision_candidates import By
 from qcompile.compiler.search.sensitivity import Measure
 from qcompile.compiler.stages import saturation_check
-from qcompile.compiler.stages.models import pooled_model, removed_outputs
+from qcompile.compiler.stages.models import (
+    in_float32_if_bfloat16,
+    pooled_model,
+    removed_outputs,
+)
 from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import Result
 from qcompile.data.feeds import Feed, Feeds, input_specs
@@ -86,6 +90,7 @@ def compile(
     embedding_bits: WeightBits | None = None,
     weight_block: int | None = None,
     keep_padding_rows: bool | None = None,
+    float16: bool | None = None,
     seed: int | None = None,
     recipe: Recipe | str | Path | None = None,
     gates: Gates | None = None,
@@ -105,11 +110,12 @@ def compile(
     ``embedding_bits``: 2 to 8, of weights of linear layers and of tables; ``weight_block``: values
     of one of 2 to 7 bits that share a multiplier, 0 for one scale by channel (docs/precision.md).
     ``keep_padding_rows``: compute padded positions as the float model does, instead of skipping
-    them. ``custom_ops``: libraries of custom operators, whose code runs. ``gates``: replace those
-    of the recipe, all of them. ``progress``: called with the name of a stage, the units done, and
-    their total or None; by default bars in notebooks that have ipywidgets. Raises ModelError,
-    DataError, RecipeError or TargetError on bad input; RejectedError where the result is worse or
-    slower than the gates allow and ``options.force`` is off.
+    them. ``float16``: compute between the integers in float16 (targets tensorrt and qdq; cuda does
+    so in any case). ``custom_ops``: libraries of custom operators, whose code runs. ``gates``:
+    replace those of the recipe, all of them. ``progress``: called with the name of a stage, the
+    units done, and their total or None; by default bars in notebooks that have ipywidgets. Raises
+    ModelError, DataError, RecipeError or TargetError on bad input; RejectedError where the result
+    is worse or slower than the gates allow and ``options.force`` is off.
     """
     settings = {
         "target": target,
@@ -124,6 +130,7 @@ def compile(
         "embedding_bits": embedding_bits,
         "weight_block": weight_block,
         "keep_padding_rows": keep_padding_rows,
+        "float16": float16,
         "seed": seed,
     }
     options = options or CompileOptions()
@@ -237,11 +244,12 @@ def verify(
     ``isa``: instruction set that the candidate will run on, as in a recipe; by default any, so that
     the worse verdict counts where x86 without VNNI computes other outputs. ``pooling`` and
     ``normalize``: compare embeddings; a model that does not return ``sentence_embedding`` is pooled
-    so. ``metric``: also measure both models, by a function of feeds and outputs or its name
-    ``package.module:function``, or by "labels", the metric of the task (accuracy, F1, Spearman's
-    correlation; times 100) on all labels of ``data``, a .jsonl or .csv file, where config.json next
-    to the tokenizer names the task. ``custom_ops``: libraries of custom operators, whose code runs.
-    Raises ModelError, DataError, RecipeError or TrainingError on bad input.
+    so. A model that computes in bfloat16 is run in float32. ``metric``: also measure both models,
+    by a function of feeds and outputs or its name ``package.module:function``, or by "labels", the
+    metric of the task (accuracy, F1, Spearman's correlation; times 100) on all labels of ``data``,
+    a .jsonl or .csv file, where config.json next to the tokenizer names the task. ``custom_ops``:
+    libraries of custom operators, whose code runs. Raises ModelError, DataError, RecipeError or
+    TrainingError on bad input.
     """
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
     gates = gates or Gates()
@@ -251,6 +259,9 @@ def verify(
     near = folder_near(reference, candidate)
     tokenizer = Path(tokenizer) if tokenizer is not None else near
     with custom_operators(custom_ops), shown_progress(progress) as shown:
+        raised = [in_float32_if_bfloat16(model) for model in (reference, candidate)]
+        reference = reference if raised[0] is None else raised[0].path
+        candidate = candidate if raised[1] is None else raised[1].path
         # Raises errors that name what is wrong with a file, before the runtime loads it.
         compiled = read_model.load(candidate)
         shape_inference.infer(compiled)
@@ -395,7 +406,8 @@ def bench(
 
     The first model is the reference. Sessions are opened as by ``session``: those of models whose
     int8 sums would saturate on this processor have exact sums, as the result's ``session_options``
-    say. ``custom_ops``: libraries of custom operators, whose code runs. With ``streams`` (requests
+    say. Models that compute in bfloat16 are timed in float32. ``custom_ops``: libraries of custom
+    operators, whose code runs. With ``streams`` (requests
     that are computed at the same time) or ``arrival`` (requests per second that arrive at random)
     models are compared under load, on up to 256 feeds of ``data``: figures are in ``server`` of the
     result and of its ``models``. ``seed`` is that of the arrivals and of the order of the feeds.
@@ -411,7 +423,10 @@ def bench(
         shape_inference.infer(read_model.load(other))
     graph = read_model.load(models[0])
     shape_inference.infer(graph)
-    labelled = [(_label(m, i), read_model.runnable(m)) for i, m in enumerate(models)]
+    raised = [in_float32_if_bfloat16(model) for model in models]
+    running = [m if r is None else r.path for m, r in zip(models, raised, strict=True)]
+    labels = [_label(m, i) for i, m in enumerate(models)]
+    labelled = [*zip(labels, map(read_model.runnable, running), strict=True)]
     with custom_operators(custom_ops), shown_progress(progress) as shown:
         if data is not None:
             read = open_data(
@@ -422,7 +437,7 @@ def bench(
                 batch_size=batch_size,
                 max_length=max_length,
                 text_columns=text_columns,
-                takes=trial_run(lambda: read_model.runnable(models[0])),
+                takes=trial_run(lambda: labelled[0][1]),
                 progress=shown,
             )
             feeds = list(islice(read, 1 if load is None else MOST_FEEDS))

@@ -21,6 +21,7 @@ from qcompile.quant import Array
 
 Feed: TypeAlias = dict[str, Array]
 Dim: TypeAlias = int | str | None
+_BFLOAT16 = "bfloat16"  # numpy has no such type; that of ml_dtypes has this name
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _checked(value: object, spec: InputSpec, where: str) -> Array:
         array: Array = np.asarray(value, order="C")
     except (TypeError, ValueError, RuntimeError) as e:
         raise DataError(f"{where}: {type(value).__name__} is no array: {e}") from e
+    if spec.dtype.name == _BFLOAT16:
+        array = _as_bfloat16(array, spec.dtype)
     is_text = spec.dtype.kind == "O" and array.dtype.kind in "OUS"
     if array.dtype != spec.dtype and not is_text:
         raise DataError(f"{where}: found dtype {array.dtype}, expected {spec.dtype}")
@@ -103,6 +106,13 @@ def _checked(value: object, spec: InputSpec, where: str) -> Array:
     if is_floating(spec.dtype) and not np.isfinite(array).all():
         raise DataError(f"{where}: found NaN or infinity, expected finite values")
     return array
+
+
+def _as_bfloat16(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Floats, rounded to nearest; and the 2-byte records as which numpy's files hold bfloat16."""
+    if array.dtype.kind == "V" and array.dtype.itemsize == dtype.itemsize and not array.dtype.names:
+        return array.view(dtype)
+    return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from qcompile.planning.block_rows import BlockRows, block_rows, fitting_block
 from qcompile.planning.context import Context, PassSettings, PrecisionRule, Skip
+from qcompile.planning.half_quantizers import float32_quantizers, operand_dequantizers
 from qcompile.planning.linear_groups import LinearGroup, QuantizedLinear, add_to_bias, linear_groups
 from qcompile.planning.plan import Decision, Kind, Plan, Use, uses_of
 from qcompile.planning.precision import PrecisionChoice
@@ -28,8 +29,10 @@ __all__ = [
     "add_to_bias",
     "block_rows",
     "fitting_block",
+    "float32_quantizers",
     "float_without_range",
     "linear_groups",
+    "operand_dequantizers",
     "uses_of",
     "dequantized_weight",
 ]

@@ -210,8 +210,8 @@ class Context:
             self.plan.release(use.node, reason)
         self.requests.clear()
 
-    def request(self, tensor: str, spec: QSpec) -> None:
-        """Ask for the range of a tensor; equal requests are merged."""
-        wanted = StatRequest(tensor, spec)
+    def request(self, tensor: str, spec: QSpec, *, extrema: bool = False) -> None:
+        """Ask for the range of a tensor, or its extrema; equal requests are merged."""
+        wanted = StatRequest(tensor, spec, extrema)
         if wanted not in self.requests:
             self.requests.append(wanted)

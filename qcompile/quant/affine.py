@@ -18,6 +18,8 @@ from qcompile.quant.types import Array, Floats, QParams, QSpec, Range
 _SMALLEST_SCALE = np.float32(2.0**-126)
 # Above it, predicted errors, which are products of squares, overflow float32.
 _LARGEST_VALUE = 2.0**28
+# Finer than this, float16 has fewer than 5 bits for a scale: a larger one costs less.
+_SMALLEST_HALF_SCALE = 2.0**-20
 _STEP = 1 << 18  # values per step, so that temporaries stay in the cache
 
 
@@ -36,20 +38,37 @@ def qparams(span: Range, spec: QSpec) -> QParams:
 
     0 must be exact, because padding and ReLU produce it. Symmetric: ``scale = max|x| / q_max`` and
     zero point 0 (128 for uint8). Asymmetric: ``scale = (hi - lo) / (q_max - q_min)`` and
-    ``zero_point = round(q_min - lo / scale)``, as in ONNX DynamicQuantizeLinear.
+    ``zero_point = round(q_min - lo / scale)``, as in ONNX DynamicQuantizeLinear. Scales are float32
+    arrays, of float16 numbers if ``spec.half_scale``.
     """
     q_min, q_max = spec.limits
     lo, hi = np.minimum(span.lo, 0.0), np.maximum(span.hi, 0.0)
     if spec.symmetric:
         middle = 0 if q_min < 0 else (q_max + 1) // 2
-        scale = np.maximum(-lo, hi) / (q_max - middle)
+        scale = scale_of_type(np.maximum(-lo, hi) / (q_max - middle), spec)
         zero = np.full(scale.shape, middle)
     else:
-        scale = (hi - lo) / (q_max - q_min)
+        scale = scale_of_type((hi - lo) / (q_max - q_min), spec)
         safe = np.where(scale < _SMALLEST_SCALE, 1.0, scale)  # no division by zero
         zero = np.clip(np.rint(q_min - lo / safe), q_min, q_max)
     scale = np.where(scale < _SMALLEST_SCALE, 1.0, scale)  # all-zero tensor: any scale is exact
     return QParams(scale.astype(np.float32), zero.astype(spec.dtype), spec)
+
+
+def scale_of_type(scale: Array, spec: QSpec) -> Array:
+    """Scales that the type of the spec holds: for float16 the next number that is not smaller.
+
+    So the range stays covered, and integers that are chosen with this scale need no correction.
+    Scales of zeros, and those over float16's largest number, stay as they are.
+    """
+    if not spec.half_scale:
+        return scale
+    fits = (scale >= _SMALLEST_SCALE) & (scale <= float(np.finfo(np.float16).max))
+    wanted = np.where(fits, np.maximum(scale, _SMALLEST_HALF_SCALE), 1.0)
+    half = wanted.astype(np.float16)
+    larger = np.where(half < wanted, np.nextafter(half, np.float16(np.inf)), half)
+    chosen: Array = np.where(fits, larger.astype(scale.dtype), scale)
+    return chosen
 
 
 def _spread(values: Array, ndim: int, axis: int | None) -> Array:

@@ -29,10 +29,14 @@ def widened(span: Range, values: int) -> Range:
 
 @dataclass(frozen=True)
 class StatRequest:
-    """A request for the range of one tensor, per tensor or per channel along an axis."""
+    """A request for the range of one tensor, per tensor or per channel along an axis.
+
+    ``extrema``: the smallest and largest value, whatever the calibrator is.
+    """
 
     tensor: str
     spec: QSpec
+    extrema: bool = False
 
     @property
     def axis(self) -> int | None:

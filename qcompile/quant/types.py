@@ -37,7 +37,8 @@ class QSpec:
     multiplication or convolution) add up to at most 128, so that the sum of both products with
     uint8 data fits into int16. ``width``: bits of a code in the file, 2 to 7, of an int8 weight
     whose values are codes, or with ``block`` codes times a small integer for each ``block`` values
-    along the other axis (docs/lowbit.md). Raises ValueError on combinations that make no sense.
+    along the other axis (docs/lowbit.md). ``half_scale``: scales are float16 numbers. Raises
+    ValueError on combinations that make no sense.
     """
 
     dtype: DType
@@ -49,6 +50,7 @@ class QSpec:
     paired: bool = False
     width: int | None = None
     block: int | None = None
+    half_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _LIMITS:

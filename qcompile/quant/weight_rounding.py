@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompile.quant.affine import dequantize, qparams, quantize, weight_range
+from qcompile.quant.affine import dequantize, qparams, quantize, scale_of_type, weight_range
 from qcompile.quant.types import Array, QParams, QSpec
 
 # x86 without VNNI adds a[2i] w[2i] + a[2i + 1] w[2i + 1] in int16, with a up to 255: two weights of
@@ -41,7 +41,8 @@ def weight_params(values: Array, spec: QSpec) -> QParams:
     if not spec.paired:
         return params
     first, second = pairs(_inputs_first(values, spec))
-    return QParams(paired_scale(params.scale, first, second), params.zero_point, spec)
+    scale = scale_of_type(paired_scale(params.scale, first, second), spec)
+    return QParams(scale, params.zero_point, spec)
 
 
 def paired_scale(scale: Array, first: Array, second: Array) -> Array:

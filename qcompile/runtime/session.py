@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import tempfile
 from collections import Counter
@@ -41,6 +42,8 @@ _EXTERNAL = "session.optimized_model_external_initializers"
 _LEAST_EXTERNAL = 1 << 10
 _FATAL = 4  # ONNX Runtime's log severity: errors are raised as exceptions anyway
 CPU = "CPUExecutionProvider"
+_BFLOAT16 = "tensor(bfloat16)"
+_BFLOAT16_NUMPY = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
 # Types of onnxruntime, which no other module imports.
 InferenceSession, NativeOptions = ort.InferenceSession, ort.SessionOptions
 Provider = str | tuple[str, Mapping[str, Any]]
@@ -149,17 +152,35 @@ class Session:
             raise ModelError(f"ONNX Runtime cannot load {options.provider} here")
         self.inputs = [i.name for i in self._inner.get_inputs()]
         self.outputs = [o.name for o in self._inner.get_outputs()]
+        ends = (*self._inner.get_inputs(), *self._inner.get_outputs())
+        self._bfloat16 = {end.name for end in ends if end.type == _BFLOAT16}
 
     def run(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Outputs by name for one feed. Raises ModelError where the runtime fails."""
+        """Outputs by name for one feed. Raises ModelError where the runtime fails.
+
+        Inputs in bfloat16 are fed by float arrays of any type, and outputs in it come as float32,
+        which holds every bfloat16 number: numpy has no such type.
+        """
         outputs = list(names if names is not None else self.outputs)
         try:
-            values = self._inner.run(outputs, {n: feed[n] for n in self.inputs})
+            values = self._run(outputs, {n: feed[n] for n in self.inputs})
         except KeyError as e:
             raise ModelError(f"no value was fed for input {e.args[0]!r}") from e
         except Exception as e:
             raise self._run_error(e, feed) from e
         return dict(zip(outputs, values, strict=True))
+
+    def _run(self, outputs: list[str] | None, feed: Feed) -> list[Any]:
+        if not self._bfloat16:
+            found: list[Any] = self._inner.run(outputs, feed)
+            return found
+        values = {
+            name: _bfloat16_value(array)
+            if name in self._bfloat16
+            else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in feed.items()
+        }
+        return [*map(_plain_array, self._inner.run_with_ort_values(outputs, values))]
 
     def _run_error(self, e: BaseException, feed: Feed) -> ModelError:
         hint = self._contradiction(feed)
@@ -187,12 +208,33 @@ class Session:
     def call(self, feed: Feed) -> None:
         """Run without naming outputs: the inner loop of a timing. Raises ModelError."""
         try:
-            self._inner.run(None, feed)
+            self._run(None, feed)
         except Exception as e:
             raise self._run_error(e, feed) from e
 
     def end_profile(self) -> Path:
         return Path(self._inner.end_profiling())
+
+
+def _bfloat16_value(array: Array) -> ort.OrtValue:
+    """Floats of any shape and type as bfloat16; what it cannot hold is rounded to nearest."""
+    stored = np.ascontiguousarray(np.asarray(array).astype(_BFLOAT16_NUMPY)).view(np.uint16)
+    number = onnx.TensorProto.BFLOAT16
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(stored, number)
+
+
+def _plain_array(value: ort.OrtValue) -> Array:
+    """A tensor as an array of its shape; bfloat16 as float32."""
+    if value.data_type() != _BFLOAT16:
+        plain: Array = value.numpy()
+        return plain
+    shape = tuple(value.shape())
+    if 0 in shape:
+        return np.zeros(shape, np.float32)
+    pointer = ctypes.cast(value.data_ptr(), ctypes.POINTER(ctypes.c_uint16))
+    stored = np.ctypeslib.as_array(pointer, shape=shape)
+    floats: Array = stored.view(_BFLOAT16_NUMPY).astype(np.float32)
+    return floats
 
 
 def open_session(

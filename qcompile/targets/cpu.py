@@ -241,6 +241,7 @@ CPU = Target(
         "Conv": "int8 only in mode static: ConvInteger is slower than float",
         "ConvTranspose": "no integer kernel",
     },
+    no_half="ONNX Runtime's CPU provider computes float16 in float32, with casts in between",
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("", "Gelu", 20), ("com.microsoft", "FastGelu", 1)),
     # Other widths than 4 are planes of 4, 2 and 1 bits in one UINT4 tensor.

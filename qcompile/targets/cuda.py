@@ -15,7 +15,14 @@ from __future__ import annotations
 
 from qcompile.quant import QSpec
 from qcompile.targets.kernel_table import HasKernels, KernelTable, Limit
-from qcompile.targets.target import QDQ_SINCE, ROUND_FOR_FLOAT_DATA, FewBits, OpRule, Target
+from qcompile.targets.target import (
+    QDQ_SINCE,
+    ROUND_FOR_FLOAT_DATA,
+    FewBits,
+    HalfForm,
+    OpRule,
+    Target,
+)
 
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
 TABLE = QSpec("int8", symmetric=True, granularity="channel", axis=0, narrow=True)
@@ -79,6 +86,7 @@ CUDA = Target(
     },
     few_bits_run={"weight-only": "float"},
     halves=("float16",),
+    half_form=HalfForm(KERNELS),
     float_ops={"Attention": "the fused operator computes in float"},
     gelu=(("com.microsoft", "Gelu", 1),),
     tanh_gelu=(("com.microsoft", "FastGelu", 1),),

@@ -78,6 +78,7 @@ class KernelTable:
     provider: str
     file: str
     limits: tuple[Limit, ...] = ()
+    missing: ClassVar[str] = "has no float16 kernel"
 
     def find(self, op: str, domain: str | None, opset: int) -> list[Kernel]:
         """Kernels for an operator in the version that an opset means."""

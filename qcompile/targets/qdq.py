@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qcompile.quant import QSpec
+from qcompile.targets.half_types import DefinedTypes
 from qcompile.targets.target import (
     INT2_SINCE,
     INT4_SINCE,
     QDQ_SINCE,
     ROUND_FOR_FLOAT_DATA,
     FewBits,
+    HalfForm,
     OpRule,
     StoredRule,
     Target,
@@ -77,6 +79,23 @@ QDQ = Target(
     gelu=(("", "Gelu", 20),),
     tanh_gelu=(("", "Gelu", 20),),
     opset=20,  # from here GELU is one operator, and not five tensors to quantize
+    half_form=HalfForm(
+        DefinedTypes(),
+        plan=("plan-halves",),
+        # Shields come last: whether they are needed depends on the type of the scales.
+        lower={
+            "static": (
+                "fit-biases",
+                "narrow-qdq",
+                "halve-floats",
+                "shield-floats",
+                "shield-groups",
+            ),
+            "weight-only": ("narrow-qdq", "halve-floats"),
+            "float": ("halve-floats",),
+        },
+        emulated=True,
+    ),
     gate_latency=False,
     quantize_interior=True,
     wide=WIDE,

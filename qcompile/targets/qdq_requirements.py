@@ -2,6 +2,12 @@
 
 Integer types, zero points, scales and permitted readers differ between runtimes; a target lists the
 rules it needs, with their values. Each rule checks one thing, so that its message is specific.
+
+TensorRT's, with float16 between the quantizers: onnx-tensorrt, onnxOpImporters.cpp,
+QuantDequantLinearHelper (scales are positive, as many as zero points, and give a dequantizer its
+result type; INT4 has rows of even length and blocks along one axis); NVIDIA's "Working with
+Quantized Types" (symmetric; INT4 is for weights) and "Migrating from TensorRT 10.x to 11.x" (all
+networks are strongly typed: types are those of the file, and nothing is cast).
 """
 
 from __future__ import annotations
@@ -11,14 +17,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 
 from qcompile.ir import (
     Graph,
     Node,
+    Shape,
     Tensor,
     array,
     domain_of,
+    half_type,
     is_constant,
+    is_float,
     is_layout,
     is_op,
     is_zero,
@@ -29,6 +39,7 @@ from qcompile.ir.quantized_operators import QDQ
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
 _BIAS = 2  # input slot of Gemm and Conv
+_INT4 = "int4"
 
 
 def _dequantizer(graph: Graph, tensor: Tensor) -> Node | None:
@@ -44,6 +55,15 @@ def _integers(node: Node) -> str | None:
     zero = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     typed = zero if zero is not None else node.inputs[0] if _is_dequantizer(node) else None
     return None if typed is None or typed.dtype is None else np.dtype(typed.dtype).name
+
+
+def _float_type(tensor: Tensor) -> str | None:
+    """float32, float16 or bfloat16; None for other and unknown types."""
+    return "float32" if tensor.name and is_float(tensor) else half_type(tensor)
+
+
+def _has_int4(node: Node | None) -> bool:
+    return node is not None and _integers(node) == _INT4
 
 
 def _is_dequantizer(node: Node) -> bool:
@@ -86,6 +106,132 @@ def _values(tensor: Tensor) -> str:
 
 
 @dataclass(frozen=True)
+class ZeroPointSizes(Requirement):
+    """A quantizer has as many zero points as scales, if it has any."""
+
+    rule: ClassVar[str] = "zero-point-sizes"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *QDQ):
+            for tensor in node.inputs[2:]:
+                scales, zeros = (shape_of(t) for t in (node.inputs[1], tensor))
+                if tensor.name and scales != zeros:
+                    what = f"zero point of shape {_listed(zeros)}, expected {_listed(scales)}"
+                    yield Fault(self.rule, node.name, f"{what}, as the scale")
+
+
+def _listed(shape: Shape | None) -> str:
+    return "unknown" if shape is None else str(list(shape))
+
+
+@dataclass(frozen=True)
+class PositiveScales(Requirement):
+    """Constant scales are positive and finite; in float16 a small one would be 0."""
+
+    rule: ClassVar[str] = "positive-scales"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *QDQ):
+            scale = node.inputs[1]
+            values = array(scale) if is_constant(scale) else np.ones(1)
+            if values.size and not ((values > 0) & np.isfinite(values)).all():
+                what = f"scale {scale.name!r} holds {values.min():g} to {values.max():g}"
+                yield Fault(self.rule, node.name, f"{what}, expected positive numbers")
+
+
+@dataclass(frozen=True)
+class ScaleTypes(Requirement):
+    """A quantizer's scale has the type of its data, and a dequantizer's that of its result.
+
+    A dequantizer names no other type in ``output_dtype``, which parsers take for an integer type.
+    """
+
+    rule: ClassVar[str] = "scale-types"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in _all_of(graph, found, self.rule, *QDQ):
+            if _is_dequantizer(node) and node.attrs.get("output_dtype"):
+                what = f"output_dtype is {node.attrs['output_dtype']}, expected none"
+                yield Fault(self.rule, node.name, what)
+            other = node.outputs[0] if _is_dequantizer(node) else node.inputs[0]
+            scale, data = _float_type(node.inputs[1]), _float_type(other)
+            if data is not None and scale != data:
+                what = f"scale of {scale}, expected {data} as {other.name!r}"
+                yield Fault(self.rule, node.name, what)
+
+
+@dataclass(frozen=True)
+class OperandTypes(Requirement):
+    """Float operands that an operator's definition gives one type have one: nothing is cast."""
+
+    rule: ClassVar[str] = "operand-types"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        versions = graph.domains()
+        for node in graph.nodes:
+            variables = _type_variables(node, versions.get(domain_of(node), 1))
+            if not variables:
+                continue
+            found.checked[self.rule] += 1
+            first: dict[str, tuple[Tensor, str]] = {}
+            for i, tensor in enumerate(node.inputs):
+                kind = _float_type(tensor)
+                if kind is None:
+                    continue
+                known, wanted = first.setdefault(
+                    variables[min(i, len(variables) - 1)], (tensor, kind)
+                )
+                if kind != wanted:
+                    what = f"{tensor.name!r} is {kind}, expected {wanted} as {known.name!r}"
+                    yield Fault(self.rule, node.name, f"{node.op}: {what}")
+
+
+def _type_variables(node: Node, opset: int) -> list[str]:
+    """The type variable, or the type, of each input; empty for operators outside ONNX."""
+    try:
+        version = min(opset, onnx.defs.onnx_opset_version())
+        schema = onnx.defs.get_schema(node.op, version, domain_of(node))
+    except onnx.defs.SchemaError:
+        return []
+    return [formal.type_str for formal in schema.inputs]
+
+
+@dataclass(frozen=True)
+class Int4Weights(Requirement):
+    """INT4 is for constants with rows of even length; blocks are along one of the last two axes."""
+
+    rule: ClassVar[str] = "int4-weights"
+
+    def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
+        for node in graph.nodes:
+            if not is_op(node, *QDQ) or not _has_int4(node):
+                continue
+            found.checked[self.rule] += 1
+            fault = _int4_fault(node)
+            if fault:
+                yield Fault(self.rule, node.name, fault)
+
+
+def _int4_fault(node: Node) -> str:
+    weight, scale = node.inputs[:2]
+    if not _is_dequantizer(node) or not is_constant(weight):
+        return "INT4 data, expected a constant weight behind DequantizeLinear"
+    shape, scales = tuple(weight.shape), shape_of(scale) or ()
+    if not shape or shape[-1] % 2:
+        return f"INT4 weight of shape {list(shape)}, expected a last axis of even size"
+    if len(scales) < 2:
+        return ""
+    blocked = [i for i, (n, s) in enumerate(zip(shape, scales, strict=True)) if n != s]
+    whole = all(shape[i] % int(scales[i] or 1) == 0 for i in blocked)
+    if len(blocked) > 1 or not whole or any(i < len(shape) - 2 for i in blocked):
+        return (
+            f"scales of shape {list(scales)} for a weight of shape {list(shape)}, expected equal "
+            "blocks along one of the last two axes"
+        )
+    return ""
+
+
+@dataclass(frozen=True)
 class DataScales(Requirement):
     """Activations have one constant scale per tensor."""
 
@@ -118,7 +264,7 @@ class WeightScales(Requirement):
         axes = dict(self.axes)
         for node in _all_of(graph, found, self.rule, *axes):
             weight = _dequantizer(graph, node.inputs[1])
-            if weight is None or not is_constant(weight.inputs[0]):
+            if weight is None or not is_constant(weight.inputs[0]) or _has_int4(weight):
                 continue
             matrix, scale = weight.inputs[:2]
             axis = axes[node.op] - (1 if node.attrs.get("transB") else 0)
@@ -154,7 +300,10 @@ class FloatBiases(Requirement):
 
 @dataclass(frozen=True)
 class WholeOperands(Requirement):
-    """Both operands of a matrix multiplication are quantized, or neither: one gains nothing."""
+    """Both operands of a matrix multiplication are quantized, or neither: one gains nothing.
+
+    A weight of 4 bits is alone: its data stays float.
+    """
 
     ops: tuple[str, ...]
 
@@ -162,7 +311,10 @@ class WholeOperands(Requirement):
 
     def faults(self, graph: Graph, found: Findings) -> Iterator[Fault]:
         for node in _all_of(graph, found, self.rule, *self.ops):
-            made = [_dequantizer(graph, t) is not None for t in node.inputs[:2]]
+            makers = [_dequantizer(graph, t) for t in node.inputs[:2]]
+            made = [maker is not None for maker in makers]
+            if any(map(_has_int4, makers)):
+                continue
             if made[0] != made[1]:
                 which = "second" if made[0] else "first"
                 what = f"{node.op} has a float {which} operand, expected both quantized or none"

@@ -5,12 +5,14 @@ Each target is one table in ``qcompile/targets``; passes ask the table, never fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from qcompile.errors import TargetError
 from qcompile.ir import HalfType
 from qcompile.quant import QSpec
 from qcompile.quant.types import DType
+from qcompile.targets.half_types import TypeTable
 from qcompile.targets.requirements import Requirement
 
 Mode = Literal["static", "dynamic", "weight-only", "float"]
@@ -115,6 +117,22 @@ class LoweringOption:
 
 
 @dataclass(frozen=True)
+class HalfForm:
+    """How a target computes in float16.
+
+    ``table``: the operators that take float16. ``plan``: further passes of that stage. ``lower``:
+    passes of that stage by mode where a recipe asks for float16; empty: all modes compute in
+    float16 without being asked. ``emulated``: the provider runs it in float32, so outputs are
+    compared with every result rounded to float16.
+    """
+
+    table: TypeTable
+    plan: tuple[str, ...] = ()
+    lower: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    emulated: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime and what it does well.
 
@@ -132,7 +150,8 @@ class Target:
     takes, by bits; ``few_bits_run``: what they are in a run, by mode. ``ties_tables``: rows can be
     looked up in a layer's weight of few bits. ``with_data`` and ``without_data``: the default mode,
     None where there is none without data. ``halves``: the 16-bit float types that it computes in
-    where a model does, in mode float; others become float32.
+    where a model does, in mode float; others become float32. ``half_form``: None without float16,
+    for the reason in ``no_half``. ``plan``: passes of that stage that only this target needs.
     ``no_modes``: why a mode is missing. ``requires``: requirements on the emitted graph. ``forms``:
     lowering options that ``--tune`` times.
     """
@@ -161,6 +180,9 @@ class Target:
     few_bits_run: dict[str, str] = field(default_factory=dict)
     ties_tables: bool = False
     halves: tuple[HalfType, ...] = ()
+    half_form: HalfForm | None = None
+    no_half: str = ""
+    plan: tuple[str, ...] = ()
     with_data: Mode = "static"
     without_data: Mode | None = "dynamic"
     no_modes: dict[Mode, str] = field(default_factory=dict)
@@ -171,3 +193,40 @@ class Target:
         """The rule for an operator in a mode, None where the target has none."""
         rules = self.weight_only if mode == "weight-only" else self.rules
         return next((r for r in rules if r.op == op and mode in r.modes), None)
+
+    def in_float16(self) -> Target:
+        """The target where float16 is asked for. Raises TargetError where it has none."""
+        form = self.half_form
+        if form is None:
+            why = f" ({self.no_half})" if self.no_half else ""
+            raise TargetError(
+                f"target {self.name!r} has no float16{why}: leave out --float16, or choose "
+                "--target cuda, tensorrt or qdq"
+            )
+        if not form.lower:
+            return self
+        return replace(
+            self,
+            rules=tuple(map(_with_half_scales, self.rules)),
+            weight_only=tuple(map(_with_half_scales, self.weight_only)),
+            chained=tuple(map(_with_half_scales, self.chained)),
+            product=self.product and _with_half_scales(self.product),
+            stored=tuple(replace(r, weight=_half_scale(r.weight)) for r in self.stored),
+            wide=self.wide and _half_scale(self.wide),
+            plan=form.plan,
+            lower={**self.lower, **form.lower},
+        )
+
+
+def _with_half_scales(rule: OpRule) -> OpRule:
+    return replace(
+        rule,
+        activation=rule.activation and _half_scale(rule.activation),
+        weight=rule.weight and _half_scale(rule.weight),
+        output=rule.output and _half_scale(rule.output),
+        right=rule.right and _half_scale(rule.right),
+    )
+
+
+def _half_scale(spec: QSpec) -> QSpec:
+    return replace(spec, half_scale=True)

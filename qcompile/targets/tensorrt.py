@@ -1,9 +1,14 @@
 """TensorRT, by ONNX Runtime's TensorRT provider or trtexec: explicit symmetric int8 Q/DQ.
 
 TensorRT fuses Q/DQ into its int8 kernels by its own rules: zero points 0, one scale for an
-activation, one for each output channel of a weight, biases float. Between the linears it runs
-fp16 where the engine is built so (``trt_fp16_enable``). Softmax, LayerNormalization and GELU stay
-float: quantizing them saves no product. Sources: NVIDIA's "Explicit Quantization" and the operator
+activation, one for each output channel of a weight, biases float. TensorRT 11 builds strongly typed
+networks only: between the linears it computes in the types of the file, which are float16 with
+``--float16``; TensorRT 10 also in fp16 where the engine is built so (``trt_fp16_enable``). Its
+parser has LayerNormalization computed in the type that ``stash_type`` names, float32 unless the
+model says otherwise. Softmax, LayerNormalization and GELU stay float: quantizing them saves no
+product. It takes INT4 for weights too, which models may bring and this target does not make; FP8
+and FP4, which its parser also takes, are refused. Sources: NVIDIA's "Explicit Quantization",
+"Working with Quantized Types" and "Migrating from TensorRT 10.x to 11.x"; the operator
 list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 and #17738 (bias),
 #14626 (softmax), NVIDIA/TensorRT#2774 (zero points).
 """
@@ -11,17 +16,23 @@ list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 
 from __future__ import annotations
 
 from qcompile.quant import QSpec
+from qcompile.targets.half_types import DefinedTypes
 from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,
+    Int4Weights,
     Integers,
+    OperandTypes,
     Opsets,
     Pairs,
+    PositiveScales,
+    ScaleTypes,
     WeightScales,
     WholeOperands,
     ZeroPoints,
+    ZeroPointSizes,
 )
-from qcompile.targets.target import OpRule, Target
+from qcompile.targets.target import HalfForm, OpRule, Target
 
 ACTIVATION = QSpec("int8", symmetric=True, narrow=True)
 WEIGHT = QSpec("int8", symmetric=True, granularity="channel", axis=1, narrow=True)
@@ -58,6 +69,11 @@ TENSORRT = Target(
     },
     lower={"static": ("fit-biases",), "float": ()},
     halves=("float16",),
+    half_form=HalfForm(
+        DefinedTypes(),
+        plan=("plan-halves",),
+        lower={"static": ("fit-biases", "halve-floats"), "float": ("halve-floats",)},
+    ),
     float_ops={
         "MatMul": "multiplies two activations: float unless the recipe's attention asks for int8",
         "Gather": "TensorRT looks rows up in float",
@@ -77,8 +93,13 @@ TENSORRT = Target(
     opset=20,
     requires=(
         Opsets((("", 24),)),
-        Integers(("int8",)),
+        Integers(("int8", "int4")),
         ZeroPoints(),
+        ZeroPointSizes(),
+        PositiveScales(),
+        ScaleTypes(),
+        OperandTypes(),
+        Int4Weights(),
         DataScales(),
         WeightScales((("MatMul", -1), ("Gemm", -1), ("Conv", 0))),
         FloatBiases(),

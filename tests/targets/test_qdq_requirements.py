@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -13,17 +14,24 @@ from qcompile.rewriting.testing import normal, parse
 from qcompile.targets.qdq_requirements import (
     DataScales,
     FloatBiases,
+    Int4Weights,
     Integers,
+    OperandTypes,
     Opsets,
     Pairs,
+    PositiveScales,
+    ScaleTypes,
     WeightScales,
     WholeOperands,
     ZeroPoints,
+    ZeroPointSizes,
 )
 from qcompile.targets.requirements import Requirement, examine
 from qcompile.targets.tensorrt import TENSORRT
 
 F32 = np.float32
+INT4 = ml_dtypes.int4
+NONE = np.zeros(0)
 QX = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 QW = "w = DequantizeLinear<axis = 1>(wq, ws, wz)"
 GOOD = f"{QX} {QW} m = MatMul(d, w) y = Add(m, b)"
@@ -44,7 +52,9 @@ def graph(body: str, **changed: Array) -> Graph:
     }
     made, read = set(re.findall(r"(\w+) = \w", body)), set(re.findall(r"(\w+)[,)]", body))
     values = {n: v for n, v in values.items() if n in read - made}
-    return parse(f"g (float[N,4] x) => (float[N,6] y) {{ {body} }}", 20, **values)
+    opset = 21 if "block_size" in body or values.get("wq", NONE).dtype == INT4 else 20
+    opset = 23 if "output_dtype" in body else opset
+    return parse(f"g (float[N,4] x) => (float[N,6] y) {{ {body} }}", opset, **values)
 
 
 def faults(requirement: Requirement, body: str, **changed: Array) -> list[str]:
@@ -57,6 +67,8 @@ def test_the_form_that_tensorrt_wants_passes_every_rule() -> None:
     assert found.checked == {
         "operators": 5, "integer-types": 3, "zero-points": 3, "data-scales": 3,
         "weight-scales": 1, "float-biases": 0, "whole-operands": 1, "pairs": 3,
+        "zero-point-sizes": 3, "positive-scales": 3, "scale-types": 3, "operand-types": 5,
+        "int4-weights": 0,
     }  # fmt: skip
 
 
@@ -161,3 +173,77 @@ def test_foreign_operators_are_named() -> None:
     found = faults(Opsets((("", 20),)), body, f=normal(4, 6))
     what = "BiasGelu is of domain 'com.microsoft', expected ai.onnx to 20"
     assert found == [f"operators: node 'BiasGelu:y': {what}"]
+
+
+def test_zero_point_sizes() -> None:
+    assert faults(ZeroPointSizes(), GOOD) == []
+    assert faults(ZeroPointSizes(), GOOD, wz=np.array(0, np.int8)) == [
+        "zero-point-sizes: node 'DequantizeLinear:w': zero point of shape [], expected [6], as the "
+        "scale"
+    ]
+
+
+@pytest.mark.parametrize("scale", [0, -0.1, np.inf])
+def test_positive_scales(scale: float) -> None:
+    assert faults(PositiveScales(), GOOD) == []
+    found = faults(PositiveScales(), GOOD, ws=np.array([0.1] * 5 + [scale], F32))
+    assert len(found) == 1 and "expected positive numbers" in found[0]
+
+
+HALF = np.float16
+IN_HALF = (
+    "h = Cast<to = 10>(x) q = QuantizeLinear(h, s, z) d = DequantizeLinear(q, s, z) "
+    f"{QW} m = MatMul(d, w) a = Add(m, b) y = Cast<to = 1>(a)"
+)
+IN_FLOAT16 = {"s": np.array(0.1, HALF), "ws": np.full(6, 0.1, HALF), "b": normal(6).astype(HALF)}
+
+
+def test_float16_between_the_quantizers_passes_every_rule() -> None:
+    assert examine(graph(IN_HALF, **IN_FLOAT16), TENSORRT.requires).faults == []
+
+
+def test_scale_types() -> None:
+    wrong = IN_FLOAT16 | {"s": np.array(0.1, F32)}
+    found = faults(ScaleTypes(), IN_HALF, **wrong)
+    what = "scale of float32, expected float16 as 'h'"
+    assert found[0] == f"scale-types: node 'QuantizeLinear:q': {what}"
+    typed = IN_HALF.replace("axis = 1>", "axis = 1, output_dtype = 10>")
+    found = faults(ScaleTypes(), typed, **IN_FLOAT16)
+    assert found == ["scale-types: node 'DequantizeLinear:w': output_dtype is 10, expected none"]
+
+
+def test_operand_types() -> None:
+    wrong = IN_FLOAT16 | {"b": normal(6)}
+    assert faults(OperandTypes(), IN_HALF, **wrong) == [
+        "operand-types: node 'Add:a': Add: 'b' is float32, expected float16 as 'm'"
+    ]
+
+
+ALONE = "w = DequantizeLinear<axis = 0, block_size = 2>(wq, ws, wz) m = MatMul(x, w) y = Add(m, b)"
+
+
+def blocks(rows: int, columns: int = 6) -> dict[str, Array]:
+    return {
+        "wq": np.ones((4, columns), INT4),
+        "ws": np.full((rows, columns), 0.1, F32),
+        "wz": np.zeros((rows, columns), INT4),
+    }
+
+
+def test_weights_of_four_bits_are_alone() -> None:
+    assert examine(graph(ALONE, **blocks(2)), TENSORRT.requires).faults == []
+    by_channel = {"wq": np.ones((4, 6), INT4), "wz": np.zeros(6, INT4)}
+    body = f"{QW} m = MatMul(x, w) y = Add(m, b)"
+    assert examine(graph(body, **by_channel), TENSORRT.requires).faults == []
+
+
+def test_int4_weights() -> None:
+    odd = {"wq": np.ones((4, 5), INT4), "ws": np.full(5, 0.1, F32), "wz": np.zeros(5, INT4)}
+    body = f"{QW} m = MatMul(x, w) y = Add(m, b)"
+    found = faults(Int4Weights(), body, **odd, b=normal(5))
+    assert "INT4 weight of shape [4, 5], expected a last axis of even size" in found[0]
+    found = faults(Int4Weights(), ALONE, **blocks(3))
+    assert "scales of shape [3, 6] for a weight of shape [4, 6], expected equal" in found[0]
+    data = {"s": np.array(0.1, F32), "z": np.array(0, INT4)}
+    found = faults(Int4Weights(), f"{QX} y = MatMul(d, f)", **data, f=normal(4, 6))
+    assert len(found) == 2 and "INT4 data, expected a constant weight" in found[0]

@@ -4,8 +4,11 @@
 
 Between a dequantizer and a quantizer ONNX Runtime rounds the float weight of a Conv, ConvTranspose
 or Gemm to int8 with one scale, and its bias to int32, even if no integer kernel follows: what the
-report calls float would not be. Sum of one operand is the identity, and no optimizer removes it
-(``shield-groups``). Source: ONNX Runtime weight_bias_quantization.cc.
+report calls float would not be. Where scales are float16, the bias of a quantized layer is shielded
+too, also one that is added to a MatMul: ONNX Runtime computes ``round(bias / (s·t))`` in float16,
+which is infinite for an ordinary bias, and no integer kernel would follow. Sum of one operand is
+the identity, and no optimizer removes it (``shield-groups``). Source: ONNX Runtime
+weight_bias_quantization.cc.
 """
 
 from __future__ import annotations
@@ -13,34 +16,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompile.ir import Graph, Node, Tensor, is_constant, is_float, is_op, scalar
+from qcompile.ir import Graph, Node, Tensor, half_type, is_constant, is_float, is_op, scalar
 from qcompile.ir.operators import CONVOLUTIONS
 from qcompile.planning import Context
 from qcompile.rewriting import NodeRewrite, Numerics, Stage
 
+_BIAS = 2  # input slot of Gemm and Conv
+
 
 @dataclass(frozen=True)
 class ShieldFloats(NodeRewrite[Node]):
-    """Insert a Sum in front of float weights between Q/DQ nodes."""
+    """Insert a Sum in front of float weights, and float16 biases, between Q/DQ nodes."""
 
     name: ClassVar[str] = "shield-floats"
     stage: ClassVar[Stage] = Stage.LOWER
     numerics: ClassVar[Numerics] = Numerics.EXACT
-    after: ClassVar[tuple[str, ...]] = ("insert-qdq", "lower-convolutions", "dequantize-at-load")
-    ops: ClassVar[tuple[str, ...]] = (*CONVOLUTIONS, "Gemm")
+    after: ClassVar[tuple[str, ...]] = (
+        "insert-qdq", "lower-convolutions", "dequantize-at-load", "halve-floats",
+    )  # fmt: skip
+    ops: ClassVar[tuple[str, ...]] = (*CONVOLUTIONS, "Gemm", "MatMul")
 
     def match(self, graph: Graph, ctx: Context, node: Node) -> Node | None:
         data = graph.producer(node.inputs[0], "DequantizeLinear")
         weight = node.inputs[1]
         if data is None or scalar(data.inputs[1]) is None:
             return None
-        left_float = is_float(weight) and _is_known_at_load(graph, weight)
-        return node if left_float and _is_quantized_next(graph, node) else None
+        half = half_type(data.inputs[1]) is not None
+        if is_op(node, "MatMul") and not half:
+            return None
+        left_float = (half or is_float(weight)) and _is_known_at_load(graph, weight)
+        rounded = left_float or (half and _adds_bias(graph, node))
+        return node if rounded and _is_quantized_next(graph, node) else None
 
     def rewrite(self, graph: Graph, ctx: Context, match: Node) -> None:
         data = match.inputs[0]
         shield = graph.add("Sum", [data], [f"{data.name}/shielded"], like=data)
         graph.set_input(match, 0, shield.outputs[0])
+
+
+def _adds_bias(graph: Graph, node: Node) -> bool:
+    if not is_op(node, "MatMul"):
+        return len(node.inputs) > _BIAS and bool(node.inputs[_BIAS].name)
+    add = graph.only_consumer(node.outputs[0], "Add")
+    return add is not None and any(map(is_constant, add.inputs))
 
 
 def _is_known_at_load(graph: Graph, tensor: Tensor) -> bool:

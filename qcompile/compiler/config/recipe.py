@@ -61,6 +61,8 @@ class Recipe:
         mask_padding: leave positions that attention_mask marks as padding out of calibration.
         keep_padding_rows: compute padded positions as the float model does, for users who read
             their outputs, instead of skipping them. They count in calibration and in the gates.
+        float16: compute between the integers in float16, on targets that have it, with scales,
+            tables and biases in float16 too.
         seed: of random inputs, used without data.
         precision: 2 to 8, 16 or "float" by pattern of tensors, nodes or roles; the first match
             wins. 2 to 7 are for weights of linear layers and tables.
@@ -93,6 +95,7 @@ class Recipe:
     keep_float: tuple[str, ...] = ()
     mask_padding: bool = True
     keep_padding_rows: bool = False
+    float16: bool = False
     seed: int = 0
     precision: Annotated[
         tuple[tuple[str, Precision], ...], "pattern and bits; the first that matches counts"
@@ -201,7 +204,7 @@ class Recipe:
 # Settings added since digests are written into models: recipes without them keep their digests.
 _ADDED = (
     "outputs", "pooling", "normalize", "weight_bits", "embedding_bits", "weight_block", "gates",
-    "keep_padding_rows",
+    "keep_padding_rows", "float16",
 )  # fmt: skip
 _LATER = {f.name: f.default for f in fields(Recipe) if f.name in _ADDED}
 _TYPES: dict[str, tuple[type, str]] = {
@@ -213,6 +216,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "keep_float": (list, "a list of patterns"),
     "mask_padding": (bool, "true or false"),
     "keep_padding_rows": (bool, "true or false"),
+    "float16": (bool, "true or false"),
     "seed": (int, "a whole number"),
     "attention": (str, "a name"),
     "general_text": (bool, "true or false"),

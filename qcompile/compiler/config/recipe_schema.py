@@ -90,6 +90,7 @@ def _values() -> dict[str, Schema]:
         "keep_float": _NAMES,
         "mask_padding": {"type": "boolean"},
         "keep_padding_rows": {"type": "boolean"},
+        "float16": {"type": "boolean"},
         "seed": {"type": "integer", "minimum": 0},
         "precision": _mapping({"enum": list(PRECISIONS)}),
         "attention": {"enum": [*ATTENTIONS, ""]},

@@ -38,6 +38,10 @@ from qcompile.rewriting.registry import target
 from qcompile.runtime import session
 from qcompile.system import digests
 
+BFLOAT16_NOTE = (
+    "computes in bfloat16, which ONNX Runtime's CPU provider cannot run: compared and timed with "
+    "the same model in float32"
+)
 _KEPT_OUTPUTS = "qcompile.outputs"
 _ROOM = 1 << 10  # bytes
 _NAMED = 3  # tensors in a message
@@ -170,6 +174,30 @@ def in_float32(model: read_model.Source) -> ModelFiles:
     PassManager(passes).run(graph, ctx)
     BodyCompiler(passes).run(graph, ctx)
     return write_model.write_model(graph, "reference")
+
+
+def needs_float32(model: read_model.Source) -> bool:
+    """True if a model computes in bfloat16, for which the CPU provider has no kernels.
+
+    Raises ModelError where it cannot be read.
+    """
+    proto = read_model.read_model(model)[0].graph
+    types = element_types(proto) | {v.type.tensor_type.elem_type for v in proto.input}
+    if onnx.TensorProto.BFLOAT16 not in types:
+        return False
+    graph = read_model.load(model)
+    shape_inference.infer(graph)
+    return computes_in_bfloat16(graph)
+
+
+def in_float32_if_bfloat16(model: read_model.Source) -> ModelFiles | None:
+    """The model in float32 if it computes in bfloat16, which ONNX Runtime's CPU provider cannot.
+
+    None for any other model. Outputs are more exact than those of bfloat16 arithmetic; weights,
+    inputs and outputs keep their values and types. Raises ModelError where it cannot be read,
+    OutputError where there is no room.
+    """
+    return in_float32(model) if needs_float32(model) else None
 
 
 def pooled_model(

@@ -30,7 +30,7 @@ PLAN = (
 )
 GUARD = "guard-joins"  # whatever transforms a recipe chooses
 TIE, SHARE, INSERT = "tie-tables", "share-weights", "insert-qdq"
-STORE = "store-half"
+STORE, HALVE = "store-half", "halve-floats"
 REMOVE_PADDING = "remove-padding"  # left out with keep_padding_rows
 NO_TRANSFORMS = "none"
 
@@ -75,9 +75,14 @@ class Pipeline:
 
 
 def pipeline_of(prepared: Prepared) -> Pipeline:
-    """Raises RecipeError where the recipe's own pipeline is wrong, or removes padding that the
-    recipe keeps."""
+    """Raises RecipeError where the recipe's own pipeline is wrong, removes padding that the recipe
+    keeps, or lacks the pass that float16 needs."""
     recipe, target, choices = prepared.recipe, prepared.target, prepared.choices
+    if recipe.float16 and recipe.pipeline and HALVE not in recipe.pipeline:
+        raise RecipeError(
+            f"float16 needs the pass {HALVE!r}, which the pipeline lacks: add it, or leave out "
+            "--pipeline"
+        )
     own = default_pipeline(target, prepared.mode, recipe.transforms, choices)
     inner = default_pipeline(target, mode_of_bodies(target, prepared.mode), NO_TRANSFORMS, choices)
     passes, bodies = (tuple(parse(recipe.pipeline or text)) for text in (own, inner))
@@ -108,6 +113,6 @@ def default_pipeline(
     if mode != "float":
         own = target.transform.get(mode, ())
         chosen = [] if transforms == NO_TRANSFORMS else [transforms] if transforms else [*own]
-        quantize = [PLAN, TIE, *chosen, GUARD, SHARE, INSERT]
+        quantize = [PLAN, *target.plan, TIE, *chosen, GUARD, SHARE, INSERT]
     lowering = lowering_options.lowering_passes(target, mode, choices)
     return ",".join([SIMPLIFY, *quantize, *lowering, STORE])

@@ -12,6 +12,7 @@ from qcompile.compiler.config.recipe import AUTO, Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
 from qcompile.compiler.stages.models import (
+    BFLOAT16_NOTE,
     FloatModel,
     choose_outputs,
     computes_in_bfloat16,
@@ -38,11 +39,6 @@ from qcompile.runtime.memory_budget import Budget
 from qcompile.system.progress import Progress, Stopwatch
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
-
-_BFLOAT16 = (
-    "the model computes in bfloat16, which ONNX Runtime's CPU provider cannot run: compared and "
-    "timed with the same model in float32"
-)
 
 
 @dataclass(frozen=True)
@@ -93,6 +89,14 @@ class Prepared:
         return self.provider != self.target.provider
 
     @property
+    def rounds_to_float16(self) -> bool:
+        """True if outputs are compared with every float16 result rounded, which the provider here
+        does not do."""
+        form = self.target.half_form
+        emulated = form is not None and form.emulated and self.recipe.float16
+        return self.provider_missing or emulated
+
+    @property
     def reusable_feeds(self) -> Feeds | None:
         """The data if it can be read repeatedly, else None."""
         return self.feeds if self.feeds is not None and self.feeds.reusable else None
@@ -105,6 +109,8 @@ def prepare(request: Request) -> Prepared:
     """
     recipe, options, locked = request.recipe, request.options, request.options.lock
     target = instruction_sets.fitted(find_target(recipe.target), recipe.isa)
+    if recipe.float16:
+        target = target.in_float16()
     has_data = request.data is not None
     mode = locked.mode if locked is not None else _mode(recipe, target, has_data=has_data)
     recipe.make_calibrator()  # raises for unknown names before any work
@@ -125,7 +131,7 @@ def prepare(request: Request) -> Prepared:
     if computes_in_bfloat16(graph):
         given = request.model if model.derived is None else model.derived.path
         model = replace(model, derived=in_float32(given))
-        notes.append(Note("bfloat16-raised", _BFLOAT16))
+        notes.append(Note("bfloat16-raised", f"the model {BFLOAT16_NOTE}"))
     feeds, text = _open(request, graph, model)
     notes += [Note("text-cut", feeds.note)] if feeds is not None and feeds.note else []
     notes += [Note("rows-drawn", feeds.drawn)] if feeds is not None and feeds.drawn else []

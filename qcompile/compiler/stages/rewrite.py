@@ -254,7 +254,8 @@ def _written(
     Except on targets that compute in 16 bits, since the emulation of float16 reads them.
     """
     standard = all(is_onnx_domain(node) for node in prepared.graph.nodes)
-    inferred = prepared.mode == "float" and standard and not prepared.target.halves
+    halved = bool(prepared.target.halves) or prepared.recipe.float16
+    inferred = prepared.mode == "float" and standard and not halved
     prepared.graph.header.inner_types = not inferred
     metadata = prepared.graph.header.metadata
     metadata.pop(saturation_check.METADATA, None)  # of an input that was compiled before

@@ -31,8 +31,11 @@ _WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm", "com.microsoft.GatherBlo
 _MASK_VALUE = 1e4
 
 
-def data_path(graph: Graph, *, halves: bool = False) -> set[str]:
-    """Names of float32 tensors that carry data; ``halves``: of 16-bit floats too."""
+def data_path(graph: Graph, *, halves: bool = False, dequantized: bool = False) -> set[str]:
+    """Names of float32 tensors that carry data; ``halves``: of 16-bit floats too.
+
+    ``dequantized``: results of DequantizeLinear carry data too, also those of weights.
+    """
 
     def counts(tensor: Tensor) -> bool:
         return is_float(tensor) or (halves and half_type(tensor) is not None)
@@ -41,6 +44,7 @@ def data_path(graph: Graph, *, halves: bool = False) -> set[str]:
     for node in graph.nodes:
         weights = (t for t in node.inputs if is_constant(t) and (rank(t) or 0) >= 2)
         starts = is_op(node, *_WEIGHTED) and any(map(counts, weights))
+        starts |= dequantized and is_op(node, "DequantizeLinear")
         if starts or any(name in found for name in reads(node)):  # in its body too
             found |= {t.name for t in node.outputs if counts(t)}
     return found

@@ -196,6 +196,6 @@ def test_normalization_and_softmax_take_float16() -> None:
     assert halve(made) == []
 
 
-def test_refuses_a_target_without_a_table_of_kernels() -> None:
+def test_refuses_a_target_without_float16() -> None:
     made = graph("y = MatMul(x, w)")
-    assert_refused(made, HalveFloats(), "target 'cpu' has no table of kernels")
+    assert_refused(made, HalveFloats(), "target 'cpu' has no float16")
