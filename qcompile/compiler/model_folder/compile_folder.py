@@ -27,8 +27,8 @@ from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data
 from qcompile.errors import DataError, ModelError, QCompileError, RecipeError
 from qcompile.ir.model_io import read_model
-from qcompile.system.progress import Progress
 from qcompile.ir.model_io.hub_cache import repository_around
+from qcompile.system.progress import Progress
 
 
 @dataclass(frozen=True)
