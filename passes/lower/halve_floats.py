@@ -41,6 +41,7 @@ from qcompile.ir import (
     is_op,
 )
 from qcompile.ir.analysis.data_path import data_path, layout_root
+from qcompile.ir.quantized_operators import QDQ
 from qcompile.planning import Context, float32_quantizers, operand_dequantizers
 from qcompile.quant import Array, Ranges
 from qcompile.rewriting import Numerics, Pass, Stage
@@ -59,6 +60,7 @@ _RETURNS = (
     "com.microsoft.SkipLayerNormalization",
 )  # fmt: skip
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # fused with dequantizers before them
+_SCALE = 1  # the input of a quantizer whose type is that of its floats
 _BOUNDS = ("Clip", "Max", "Min")
 _ADDING = ("Add", "Sub", "com.microsoft.MultiHeadAttention")
 _LARGEST = float(np.finfo(np.float16).max)
@@ -155,7 +157,8 @@ class _Chooser:
     def _operand_obstacle(self, node: Node) -> Refusal | None:
         opset = self.opsets.get(domain_of(node), 1)
         for i, tensor in enumerate(node.inputs):
-            if tensor.name in self.path and not self.table.takes(node, opset, i, "f16"):
+            is_halved = tensor.name in self.path or (i == _SCALE and is_op(node, *QDQ))
+            if is_halved and not self.table.takes(node, opset, i, "f16"):
                 return Refusal(f"{node.op} {self.table.missing}")
             if is_constant(tensor) and is_float(tensor) and half_values(node, tensor) is None:
                 return Refusal(f"float16 cannot hold its constant {tensor.name!r}")

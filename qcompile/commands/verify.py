@@ -55,7 +55,8 @@ class VerifyArguments(DataArguments, GateArguments, OutputArguments):
 )
 @gate_options(compiling=False, measuring=True)
 @click.option("--metric", metavar="NAME", help="Also measure both models: labels is the metric of "
-              "the task, on the labels of --data; else module:function.")  # fmt: skip
+              "the task on all labels of --data, or those of the first --samples; else "
+              "module:function.")  # fmt: skip
 @output_options
 def verify(**given: Any) -> None:
     """Compare the outputs of CANDIDATE with those of REFERENCE; exit 1 if a gate fails."""

@@ -246,10 +246,10 @@ def verify(
     ``normalize``: compare embeddings; a model that does not return ``sentence_embedding`` is pooled
     so. A model that computes in bfloat16 is run in float32. ``metric``: also measure both models,
     by a function of feeds and outputs or its name ``package.module:function``, or by "labels", the
-    metric of the task (accuracy, F1, Spearman's correlation; times 100) on all labels of ``data``,
-    a .jsonl or .csv file, where config.json next to the tokenizer names the task. ``custom_ops``:
-    libraries of custom operators, whose code runs. Raises ModelError, DataError, RecipeError or
-    TrainingError on bad input.
+    metric of the task (accuracy, F1, Spearman's correlation; times 100) on the labels of ``data``,
+    a .jsonl or .csv file (its first ``samples`` rows, all by default), where config.json next to
+    the tokenizer names the task. ``custom_ops``: libraries of custom operators, whose code runs.
+    Raises ModelError, DataError, RecipeError or TrainingError on bad input.
     """
     isa = Recipe(isa=isa, pooling=pooling or "", normalize=normalize).isa
     gates = gates or Gates()
@@ -287,7 +287,8 @@ def verify(
         )
         scorer = None
         if metric == LABELS:
-            scorer = _by_labels(data, graph, tokenizer, batch_size, max_length, text_columns)
+            given = {"batch_size": batch_size, "max_length": max_length, "samples": samples}
+            scorer = _by_labels(data, graph, tokenizer, text_columns, **given)
         elif metric is not None:
             scorer = partial(_by_function, metric)
         models = compared_models(find_selection(graph), reference, candidate)
@@ -307,9 +308,8 @@ def _by_labels(
     data: Data,
     graph: Graph,
     tokenizer: Path | None,
-    batch_size: int | None,
-    max_length: int | None,
     columns: Sequence[str],
+    **given: int | None,
 ) -> Scorer:
     """The metric of the task on labelled text. Raises DataError, ModelError or TrainingError."""
     from qcompile.training.labelled.model_score import LabelledScorer
@@ -324,9 +324,8 @@ def _by_labels(
         graph,
         config,
         tokenizer,
-        batch_size=batch_size,
-        max_length=max_length,
         columns=columns,
+        **given,
     )
 
     def score(run: Run, _feeds: Iterable[Feed]) -> float:

@@ -10,7 +10,7 @@ def html_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
 ) -> str:
     """A table with a caption, and notes below it. All text is escaped: names come from models."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(_row(row) for row in rows)
     below = "".join(f"<p>{escape(note)}</p>" for note in notes)
     table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
@@ -20,4 +20,5 @@ def html_table(
 def _row(cells: Sequence[str]) -> str:
     """One row, headed by its first cell."""
     first, *others = map(escape, cells)
-    return f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"
+    cells_of_row = "".join(f"<td>{cell}</td>" for cell in others)
+    return f'<tr><th scope="row">{first}</th>{cells_of_row}</tr>'

@@ -169,3 +169,5 @@ def test_verify_compares_labels(classifier: Path, tmp_path: Path) -> None:
     assert json.loads(found.stdout)["metric"] == {"float": 90, "compiled": 90}, found.output
     assert "reference 90.0000, candidate 90.0000" in run(*args, "--min-metric", 90).stdout
     assert_one_line(run(*args, "--min-metric", 91), 1, "(--min-metric)")
+    first = json.loads(run(*args, "--samples", 4, "--json").stdout)  # one of them is wrong
+    assert first["metric"] == {"float": 75, "compiled": 75}

@@ -27,6 +27,7 @@ from qcompile.data.feeds import input_specs
 from qcompile.data.open_data import Data
 from qcompile.errors import DataError, ModelError, QCompileError, RecipeError
 from qcompile.ir.model_io import read_model
+from qcompile.ir.model_io.hub_cache import repository_around
 from qcompile.system.progress import Progress
 
 
@@ -78,7 +79,7 @@ def with_models(
     torch.
     """
     if folder.models:
-        if layout.cache_repository(folder.path) is None:
+        if repository_around(folder.path) is None:
             return folder, None
         copy_companions(folder, scratch)
         snapshot_files.place_models(folder, scratch)

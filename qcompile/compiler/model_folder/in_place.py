@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qcompile.compiler.model_folder import layout
 from qcompile.compiler.model_folder.layout import MANIFEST
 from qcompile.errors import OutputError
+from qcompile.ir.model_io.hub_cache import repository_around
 from qcompile.system import digests
 
 _MERGED = ("files", "variants")  # by file name
@@ -30,7 +30,7 @@ def folder_to_extend(out: Path, names: Collection[str]) -> Iterator[Path]:
     ``names``: those of the files that will be there. Raises OutputError: one of them exists and is
     not qcompile's, ``out`` cannot be written, or is a snapshot in the hub's cache.
     """
-    if layout.cache_repository(out) is not None:
+    if repository_around(out) is not None:
         raise OutputError(
             f"output {str(out)!r} is in the cache of the Hugging Face hub, where nothing is "
             "changed: give another folder (-o)"

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from qcompile.errors import ModelError
 from qcompile.ir import Refusal
+from qcompile.ir.model_io.hub_cache import PREFIX, cache_repository, repository_around
 from qcompile.system.json_values import Record, members
 
 MANIFEST = "qcompile.json"
 TOKENIZER = "tokenizer.json"
-_CACHED = "models--"
 _DEPTH = 3  # of nested folders: deeper than any layout in use
 _MOST = 10_000  # files
 _COMPANIONS = frozenset(
@@ -79,7 +79,7 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
     out.
     """
     root = path.resolve()
-    within = (cache_repository(root) or root) if within is None else within.resolve()
+    within = (repository_around(root) or root) if within is None else within.resolve()
     used: dict[str, list[str]] = {"model": [], "companion": [], "weights": []}
     skipped = []
     for file in _files(root):
@@ -100,21 +100,12 @@ def read_folder(path: Path, within: Path | None = None) -> Folder:
     )
 
 
-def cache_repository(folder: Path) -> Path | None:
-    """The folder of a repository in the hub's cache, ``models--ORG--NAME``, of which this is a
-    snapshot; None for any other folder."""
-    snapshots = folder.resolve().parent
-    repository = snapshots.parent
-    is_one = snapshots.name == "snapshots" and repository.name.startswith(_CACHED)
-    return repository if is_one and (repository / "blobs").is_dir() else None
-
-
 def cached_name(folder: Path) -> str | None:
     """The name on the hub, ORG/NAME, of a snapshot in its cache; None for any other folder."""
     repository = cache_repository(folder)
     if repository is None:
         return None
-    return repository.name.removeprefix(_CACHED).replace("--", "/", 1)
+    return repository.name.removeprefix(PREFIX).replace("--", "/", 1)
 
 
 def _files(root: Path) -> Iterator[Path]:

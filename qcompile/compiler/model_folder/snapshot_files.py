@@ -10,11 +10,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path, PurePath, PurePosixPath
 
-from qcompile.compiler.model_folder import layout
 from qcompile.compiler.model_folder.layout import Folder
 from qcompile.errors import ModelError, OutputError
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.external_data import inner_tensors, is_external
+from qcompile.ir.model_io.hub_cache import repository_around
 
 
 def place_models(folder: Folder, scratch: Path) -> None:
@@ -23,7 +23,7 @@ def place_models(folder: Folder, scratch: Path) -> None:
     Raises ModelError for data that is missing or outside of the repository's folder in the cache,
     OutputError where there is no room.
     """
-    repository = layout.cache_repository(folder.path)
+    repository = repository_around(folder.path)
     assert repository is not None  # the caller checks it
     for name in folder.models:
         for file in (name, *_data_files(folder, name)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,38 @@ TASKS = (
         ("start_logits", "end_logits"),
     ),
 )
+
+
+# Tasks of optimum for models of images, by the suffix of their classes' names.
+_OF_IMAGES = {
+    "ForImageClassification": "image-classification",
+    "ForObjectDetection": "object-detection",
+    "ForSemanticSegmentation": "semantic-segmentation",
+    "ForImageSegmentation": "image-segmentation",
+    "ForMaskedImageModeling": "masked-im",
+    "ForDepthEstimation": "depth-estimation",
+    "Model": "feature-extraction",
+}
+
+
+def check_text(folder: Path) -> None:
+    """Raises ModelError for a model of images, by its config.json, with the commands that it takes.
+
+    Their settings have a number of channels or the size of an image, and no vocabulary.
+    """
+    config = read_json(folder / "config.json")
+    has_text = any(key in config for key in ("vocab_size", "text_config"))
+    if has_text or not any(key in config for key in ("num_channels", "image_size")):
+        return
+    name = architecture_of(folder) or str(config.get("model_type"))
+    task = next((t for suffix, t in _OF_IMAGES.items() if name.endswith(suffix)), None)
+    option = "" if task is None else f" --task {task}"
+    place = shlex.quote(str(folder))
+    raise ModelError(
+        f"{name} is a model of images, and export takes models of text: "
+        f"optimum-cli export onnx --model {place}{option} DIR, then "
+        "qcompile compile DIR -o OUT --data images.npz"
+    )
 
 
 def task_named(name: str) -> Task:

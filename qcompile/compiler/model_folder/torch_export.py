@@ -145,10 +145,11 @@ def export_folder(
     """Write ``model.onnx``, its data file and the tokenizer into ``dest``, an empty folder.
 
     ``task`` None is read from config.json. ``dropped``: inputs that the file shall not have. Raises
-    ModelError: no weights or only pickled ones, unknown architecture, weights that do not fit the
-    task, an input that would be lost, missing packages; GateError if the outputs of the file differ
-    from the torch model's.
+    ModelError: a model of images, no weights or only pickled ones, unknown architecture, weights
+    that do not fit the task, an input that would be lost, missing packages; GateError if the
+    outputs of the file differ from the torch model's.
     """
+    tasks.check_text(folder.path)
     chosen = task or tasks.task_of(folder.path)
     check_weights(folder)
     with tempfile.TemporaryDirectory() as scratch, _quiet():

@@ -150,7 +150,7 @@ class Report(Record):
         """The headline table, for notebooks."""
         title = f"{self.source}: target {self.target}, {self.mode}"
         notes = [*(f"gate failed: {failure}" for failure in self.failures), *self.note_texts]
-        return html_table(title, ("", "float", "compiled"), self._rows(), notes)
+        return html_table(title, ("figure", "float", "compiled"), self._rows(), notes)
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
         new = f"{units.size(self.bytes)} ({units.percent(self.size_ratio)})"

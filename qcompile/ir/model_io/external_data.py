@@ -1,7 +1,8 @@
 """Checked access to tensor data in the model file or in external data files, memory-mapped.
 
-An external file must be in the model's folder, also after links are followed. A file must contain
-the whole tensor.
+An external file must be in the model's folder, also after links are followed; in a snapshot of the
+hub's cache, whose files are links to blobs, in its repository there. A file must contain the whole
+tensor.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import onnx
 
 from qcompile.errors import ModelError
 from qcompile.ir.lazy_values import FileValues
+from qcompile.ir.model_io.hub_cache import repository_around
 from qcompile.ir.model_io.weightless_parse import Span
 from qcompile.ir.subgraph import bodies
 from qcompile.quant import Array
@@ -170,7 +172,7 @@ def _path(name: str, location: str, folder: Path | None) -> Path:
         )
     path = folder / location
     try:
-        inside = path.resolve().is_relative_to(folder.resolve())
+        inside = _is_inside(path, location, folder)
         exists = path.is_file()
     except (OSError, RuntimeError, ValueError) as e:  # a loop of links, too long, a zero byte
         raise ModelError(f"external data {location!r} of tensor {name!r} is not a file name") from e
@@ -179,6 +181,14 @@ def _path(name: str, location: str, folder: Path | None) -> Path:
     if not exists:
         raise ModelError(f"external data {location!r} of tensor {name!r} is missing")
     return path
+
+
+def _is_inside(path: Path, location: str, folder: Path) -> bool:
+    real = path.resolve()
+    if real.is_relative_to(folder.resolve()):
+        return True
+    repository = None if ".." in PurePath(location).parts else repository_around(folder)
+    return repository is not None and real.is_relative_to(repository)
 
 
 def _number(name: str, text: str) -> int:

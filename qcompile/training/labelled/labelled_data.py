@@ -75,7 +75,8 @@ class LabelledData:
     labelled: whether targets are read; an embedding has none. For an embedding, each text of a pair
     is a sample of its own. Texts of tokens and tags are split into words: the list ``tokens``, or
     ``text`` at white space. A word's first token has its tag. columns: names of the fields that
-    hold the text or the pair, or the list of words; empty for those.
+    hold the text or the pair, or the list of words; empty for those. most: of how many samples, the
+    first of the file, the data consists; None for all.
 
     Raises DataError, with the line, for the first row that does not fit the task.
     """
@@ -91,6 +92,7 @@ class LabelledData:
         batch_size: int | None = None,
         longest: int = 128,
         columns: Sequence[str] = (),
+        most: int | None = None,
     ) -> None:
         check_inputs(inputs)
         check_columns(columns, path)
@@ -103,25 +105,28 @@ class LabelledData:
         self._width = fixed_width(inputs)
         self._longest = min(longest, self._width or longest, tokenizer.longest or longest)
         self._rows = LabelledRows(path, self._check)
+        self._count = len(self._rows) if most is None else min(most, len(self._rows))
 
     @property
     def digest(self) -> str:
         """Of the file and of how it is read."""
         read = f"{self._longest} {self.batch_size} {self.labelled} {self.task}"
+        if len(self) < len(self._rows):
+            read = f"{read} {len(self)} rows"
         columns = f" {self._columns}" if self._columns else ""
         return f"{self._rows.digest} {read}{columns}"
 
     @property
     def steps(self) -> int:
         """Batches of one epoch."""
-        return -(-len(self._rows) // self.batch_size)
+        return -(-len(self) // self.batch_size)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def batches(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch in their random order, from number ``start`` on."""
-        shuffle = Shuffle(len(self._rows), seed, epoch)
+        shuffle = Shuffle(len(self), seed, epoch)
         for window in range(start // WINDOW, -(-self.steps // WINDOW)):
             numbers = shuffle(self._positions(window))
             made = self._window(numbers.tolist())
@@ -137,7 +142,7 @@ class LabelledData:
 
     def _positions(self, window: int) -> Array:
         size = WINDOW * self.batch_size
-        return np.arange(window * size, min(len(self._rows), (window + 1) * size))
+        return np.arange(window * size, min(len(self), (window + 1) * size))
 
     def _window(self, numbers: Sequence[int]) -> list[list[Sample]]:
         """These samples in batches, shortest first. Raises DataError where the file has changed."""

@@ -50,8 +50,11 @@ class LabelledScorer:
         batch_size: int | None = None,
         max_length: int | None = None,
         columns: Sequence[str] = (),
+        samples: int | None = None,
     ) -> LabelledScorer:
         """The labelled texts of a file, for the task of a model with this config.json.
+
+        ``samples``: the first of the file, so many; None for all.
 
         Raises TrainingError for a model without labels, DataError for a row that does not fit.
         """
@@ -68,6 +71,7 @@ class LabelledScorer:
             batch_size=batch_size,
             longest=max_length or DEFAULT_LENGTH,
             columns=columns,
+            most=samples,
         )
         return cls(output.name, texts)
 

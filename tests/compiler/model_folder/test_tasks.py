@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from qcompile.compiler.model_folder.tasks import TASKS, read_json, task_named, task_of
+from qcompile.compiler.model_folder.tasks import TASKS, check_text, read_json, task_named, task_of
 from qcompile.errors import ModelError
 
 
@@ -69,3 +70,29 @@ def test_damaged_json(tmp_path: Path, text: str, said: str) -> None:
 def test_missing_json(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"gone\.json cannot be read"):
         read_json(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"image_size": 32, "architectures": ["ViTForImageClassification"]},
+         "--task image-classification DIR"),
+        ({"num_channels": 3, "architectures": ["ResNetModel"]}, "--task feature-extraction DIR"),
+        ({"num_channels": 3, "model_type": "sam"}, "DIR, then qcompile compile DIR -o OUT"),
+    ],
+)  # fmt: skip
+def test_a_model_of_images_is_refused_with_the_commands_for_it(
+    tmp_path: Path, keys: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ModelError, match=re.escape(named)) as caught:
+        check_text(config(tmp_path, **keys))
+    message = str(caught.value)
+    assert "\n" not in message and f"optimum-cli export onnx --model {tmp_path}" in message
+
+
+@pytest.mark.parametrize(
+    "keys", [{"vocab_size": 9}, {"image_size": 32, "text_config": {}},
+             {"vocab_size": 9, "num_channels": 3}, {}],
+)  # fmt: skip
+def test_models_of_text_are_not(tmp_path: Path, keys: dict[str, object]) -> None:
+    check_text(config(tmp_path, **keys))

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from qcompile.compiler.report.html import units
 from qcompile.compiler.report.html.markup import Markup, join, tag
-from qcompile.compiler.report.html.tables import plain
+from qcompile.compiler.report.html.tables import plain, scrolling
 
 Plain: TypeAlias = dict[str, Any]
 _LABELS = {"exact": " with exact sums", "saturating": " on x86 without VNNI"}
@@ -17,11 +17,10 @@ def gates(report: Plain) -> Markup:
     """Every gate that is set, with what was reached, and all outputs."""
     rows = [_gate(name, limit, found, key, report["failures"]) for key, name, limit, found in
             _reached(report)]  # fmt: skip
-    heads = [tag("th", h, scope="col", class_=c) for h, c in
-             (("gate", ""), ("limit", "number"), ("reached", "number"), ("", ""))]  # fmt: skip
+    titles = {"gate": "", "limit": "number", "reached": "number", "result": ""}
+    heads = [tag("th", title, scope="col", class_=kind) for title, kind in titles.items()]
     table = tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="plain")
-    region = tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="Gates")
-    shown = region if rows else tag("p", "No gate was set.")
+    shown = scrolling(table, "Gates") if rows else tag("p", "No gate was set.")
     cost = _bound_cost((report.get("saturation") or {}).get("cost"))
     checked = _requirements(report.get("requirements"))
     return join([shown, _outputs(report["verify"]), cost, checked])
@@ -121,14 +120,8 @@ def _outputs(verdict: Plain | None) -> Markup | None:
         for o in outputs
     ]
     head = [tag("th", h, scope="col", class_="number" if i else "") for i, h in enumerate(heads)]
-    return tag(
-        "div",
-        tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="plain"),
-        class_="scroll",
-        tabindex=0,
-        role="region",
-        aria_label="Closeness by output",
-    )
+    made = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="plain")
+    return scrolling(made, "Closeness by output")
 
 
 def by_sums(verdict: Plain) -> list[tuple[str, list[Plain]]]:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from qcompile.compiler.report.html import gates, units
 from qcompile.compiler.report.html.charts import Scale, axis, bar, interval, swatch
-from qcompile.compiler.report.html.markup import Markup, tag
+from qcompile.compiler.report.html.markup import Child, Markup, join, tag
 
 Plain: TypeAlias = dict[str, Any]
 _OPTION = re.compile(r"\(--[a-z-]+\)")
@@ -25,6 +25,7 @@ def headline(report: Plain) -> Markup:
         tag("p", "Processors: ", processors, class_="processors unknown") if processors else None,
         cards(_size(report), _speed(report), _closeness(report)),
         _failures(report["failures"]),
+        _next_steps(report.get("next_steps", [])),
         _notes([note for note in report["notes"] if note != processors]),
         id="summary",
         aria_label="Summary",
@@ -61,11 +62,20 @@ def _failures(failures: Sequence[str]) -> Markup | None:
     return _box("bad", "Failed", failures) if failures else None
 
 
+def _next_steps(steps: Sequence[str]) -> Markup | None:
+    """What may help, with the option of each step as code; not in reports of earlier versions."""
+    lines = []
+    for step in steps:
+        option, colon, reason = step.partition(": ")
+        lines.append(join([tag("code", option), colon, reason]))
+    return _box("advice", "What may help", lines) if lines else None
+
+
 def _notes(notes: Sequence[str]) -> Markup | None:
     return _box("unknown", "Notes", notes) if notes else None
 
 
-def _box(kind: str, title: str, lines: Sequence[str]) -> Markup:
+def _box(kind: str, title: str, lines: Sequence[Child]) -> Markup:
     items = [tag("li", line) for line in lines]
     return tag("div", tag("h2", title), tag("ul", items), class_=f"box {kind}")
 

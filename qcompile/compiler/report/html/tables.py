@@ -41,8 +41,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], name: str) 
     ]
     body = [tag("tr", [_cell(*pair) for pair in zip(columns, row, strict=True)]) for row in rows]
     made = tag("table", tag("thead", tag("tr", heads)), tag("tbody", body), class_="plain rows")
-    region = tag("div", made, class_="scroll tall", tabindex=0, role="region", aria_label=name)
-    return tag("div", region, class_="explorer", data_name=name)
+    return tag("div", scrolling(made, name, "scroll tall"), class_="explorer", data_name=name)
 
 
 def plain(titles: Sequence[str], rows: Iterable[Sequence[Child]], name: str) -> Markup:
@@ -53,8 +52,15 @@ def plain(titles: Sequence[str], rows: Iterable[Sequence[Child]], name: str) -> 
         tag("tr", tag("th", row[0], scope="row"), [tag("td", c, class_="number") for c in row[1:]])
         for row in rows
     ]
-    made = tag("table", tag("thead", tag("tr", heads)), tag("tbody", body), class_="plain")
-    return tag("div", made, class_="scroll", tabindex=0, role="region", aria_label=name)
+    return scrolling(
+        tag("table", tag("thead", tag("tr", heads)), tag("tbody", body), class_="plain"), name
+    )
+
+
+def scrolling(made: Markup, name: str, kind: str = "scroll") -> Markup:
+    """A table in a region that scrolls on its own, also by keys; no section has the same name."""
+    label = f"Table: {name}"
+    return tag("div", made, class_=kind, tabindex=0, role="region", aria_label=label)
 
 
 def _class(column: Column) -> str | None:

@@ -61,7 +61,7 @@ def _metrics(metric: TrainingMetric) -> Markup:
         ["trained, in torch", *_against(metric, metric.trained)],
         ["compiled file", *_against(metric, metric.compiled)],
     ]
-    heads = (f"{metric.name}, {units.count(metric.samples, 'text')}", "", "points")
+    heads = (units.count(metric.samples, "text"), metric.name, "difference, points")
     return plain(heads, rows, "Metric")
 
 
