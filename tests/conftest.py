@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.encoder_files import save_encoder, save_tokens
+from tests.newer_runtime import pytest_fixture_setup, pytest_pyfunc_call
+
+__all__ = ["pytest_fixture_setup", "pytest_pyfunc_call"]  # pytest finds hooks in this file
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,13 @@
-"""Tries which onnxruntime runs the forms of weights of few bits, and gives the same numbers.
+"""Tries which onnxruntime runs forms of weights and file formats, and gives the same numbers.
 
     python -m tools.first_runtime build/forms          # a file for each form, with its outputs
     python -m tools.first_runtime build/forms --run    # again with any other onnxruntime installed
 
-The first call compiles a lookup and a matrix multiplication in each form of ``FORMS``, and keeps
-the outputs of the onnxruntime that is installed. The second prints for each file whether the one
-installed then loads it, and how far its outputs are from those, as a share of the largest. The
-table is in docs/lowbit.md, and as data in qcompile/targets/runtime_versions.py.
+The first call compiles a lookup and a matrix multiplication in each form of ``FORMS``, saves their
+float model in each opset and IR version of ``FORMATS``, and keeps the outputs of the onnxruntime
+that is installed. The second prints for each file whether the one installed then loads it, and how
+far its outputs are from those, as a share of the largest. What supported versions lack is in
+docs/platforms.md, and as data in qcompile/targets/runtime_versions.py.
 """
 
 from __future__ import annotations
@@ -30,17 +31,35 @@ FORMS: dict[str, tuple[str, str, int, int, dict[str, str]]] = {
     **{f"qdq-weight-only-{n}": ("qdq", "weight-only", n, n, {}) for n in (2, 4)},
     "cuda-4": ("cuda", "weight-only", 4, 4, {}),
 }
+# Name -> opset and IR version. The runtime refuses both by their number, whatever the graph has.
+FORMATS = {f"opset-{n}": (n, 10) for n in range(22, 28)} | {
+    f"ir-{n}": (17, n) for n in range(11, 15)
+}
+
+
+def float_model() -> Any:
+    """A lookup and a matrix multiplication."""
+    from qcompile.rewriting.testing import model_proto, normal
+
+    text = f"""g (int64[B,9] ids) => (float[B,9,{CHANNELS}] y, float[B,9,{CHANNELS}] z) {{
+        e = Gather(t, ids) z = Identity(e) y = MatMul(e, w) }}"""
+    return model_proto(text, t=normal(ROWS, CHANNELS), w=normal(CHANNELS, CHANNELS))
+
+
+def in_format(name: str) -> bytes:
+    """The float model in a file format."""
+    model = float_model()
+    model.opset_import[0].version, model.ir_version = FORMATS[name]
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def compiled(name: str) -> bytes:
     """The model of a form."""
     import qcompile
     from qcompile import Gates, Options, Recipe
-    from qcompile.rewriting.testing import model_proto, normal
 
-    text = f"""g (int64[B,9] ids) => (float[B,9,{CHANNELS}] y, float[B,9,{CHANNELS}] z) {{
-        e = Gather(t, ids) z = Identity(e) y = MatMul(e, w) }}"""
-    model = model_proto(text, t=normal(ROWS, CHANNELS), w=normal(CHANNELS, CHANNELS))
+    model = float_model()
     target, mode, weights, table, forms = FORMS[name]
     settings: dict[str, Any] = {"target": target, "mode": mode, "weight_bits": weights}
     settings |= {"embedding_bits": table, "forms": tuple(forms.items())}
@@ -71,7 +90,7 @@ def write(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = folder / f"{name}.onnx"
-        path.write_bytes(compiled(name))
+        path.write_bytes(compiled(name) if name in FORMS else in_format(name))
         np.savez(path.with_suffix(".npz"), *outputs(path))
 
 
@@ -103,7 +122,7 @@ def main() -> None:
         for line in compared(args.folder):
             print(line)
     else:
-        write(args.folder, list(FORMS))
+        write(args.folder, [*FORMS, *FORMATS])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from qcompile.quant import Array
 from qcompile.runtime.exact_sums import exact_form
 from qcompile.system.interrupts import deferred_interrupts
 from qcompile.system.threads import available_cores
+from qcompile.targets import runtime_versions
 
 with deferred_interrupts():
     import onnxruntime as ort
@@ -137,6 +138,7 @@ class Session:
         options = options or SessionOptions()
         if options.provider not in ort.get_available_providers():
             raise ModelError(f"ONNX Runtime has no {options.provider} here")
+        _check_version(model, options.provider)
         native = _native(options)
         if options.entries:
             model = _exact(model, native, optimize=options.optimize)
@@ -256,6 +258,7 @@ def open_session(
     if missing:
         known = ", ".join(ort.get_available_providers())
         raise ModelError(f"ONNX Runtime has no {missing[0]} here, expected one of {known}")
+    _check_version(model, names[0] if names else CPU)
     for library in _LIBRARIES.get():
         native.register_custom_ops_library(str(library.resolve()))
     entries = dict([EXACT_SUMS]) if exact and _config(native, EXACT_SUMS[0]) in ("", "0") else {}
@@ -278,6 +281,20 @@ def open_session(
     if unloaded := [name for name in names if name not in session.get_providers()]:
         raise ModelError(f"ONNX Runtime cannot load {unloaded[0]} here")
     return session
+
+
+def _check_version(model: bytes | Path, provider: str) -> None:
+    """Raises OldRuntimeError; ONNX Runtime's own message would not say which version is needed.
+
+    Some forms fail only in a run, when the model is no longer at hand, so all are checked before.
+    """
+    if runtime_versions.runs_all(version()):
+        return
+    try:
+        proto, _ = read_model.read_model(model)
+    except ModelError:
+        return  # ONNX Runtime's message says more
+    runtime_versions.newest_feature(proto, provider, version())
 
 
 def _config(native: ort.SessionOptions, key: str) -> str:
@@ -477,6 +494,7 @@ def _write_optimized(
     native.optimized_model_filepath = str(path)
     for key, value in (("file_name", "values"), ("min_size_in_bytes", str(_LEAST_EXTERNAL))):
         native.add_session_config_entry(f"{_EXTERNAL}_{key}", value)
+    _check_version(model, provider)
     try:
         source = str(model) if isinstance(model, Path) else model
         ort.InferenceSession(source, native, providers=[provider])

@@ -1,7 +1,8 @@
-"""The oldest onnxruntime that runs a file, by the forms of weights that are in it.
+"""The oldest onnxruntime that runs a file, by its file format and the forms of weights in it.
 
-Found by trying: ``python -m tools.first_runtime`` writes a file for each form, and runs these files
-with any version. Forms that all supported versions run are not in the table.
+Found by trying: ``python -m tools.first_runtime`` writes a file for each form and each version of
+the format, and runs these files with any version. What all supported versions run is not in the
+tables.
 """
 
 from __future__ import annotations
@@ -11,70 +12,114 @@ from dataclasses import dataclass
 
 import onnx
 
+from qcompile.errors import ModelError
 from qcompile.ir.operators import op_name
 from qcompile.ir.subgraph import bodies
 
 Version = tuple[int, int]
 
-SUPPORTED: Version = (1, 22)  # the oldest one that qcompile itself runs with, as in setup.cfg
-_NIBBLES = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
-_TWO_BITS = (onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
-_INTEGER_DATA = 4  # the accuracy_level of MatMulNBits at which it rounds its data
+# The oldest one that is supported, as in setup.cfg. Older ones fuse LayerNormalization with a scale
+# of shape [1,H] (pass ``unfuse-skip-layernorm``) to SkipLayerNormalization, which then refuses it.
+OLDEST = "1.24.3"
+# The first version that loads these versions of the standard operators, and of the file format.
+OPSETS: dict[int, Version] = {26: (1, 25), 27: (1, 32)}
+IR_VERSIONS: dict[int, Version] = {14: (1, 32)}
+_STANDARD = ("", "ai.onnx")  # the domain of the standard operators has two names
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a file has, the first version that runs it, and what else the user can do."""
+
+    name: str
+    since: Version
+    instead: str
+
+    @property
+    def version(self) -> str:
+        return ".".join(map(str, self.since))
+
+
+class OldRuntimeError(ModelError):
+    """A model has a ``feature`` that the installed onnxruntime is too old for."""
+
+    def __init__(self, feature: Feature, installed: str, what: str) -> None:
+        super().__init__(
+            f"{what} has {feature.name}: found onnxruntime {installed}, expected "
+            f"{feature.version} or later. pip install -U onnxruntime, or {feature.instead}"
+        )
+        self.feature = feature
 
 
 @dataclass(frozen=True)
 class Form:
-    """What an operator reads, and the first version that does.
+    """An operator with this attribute ``bits``, and the first version whose kernel has it.
 
-    ``types``: of the constant that is its first input, empty for any. ``bits``: its attribute, None
-    for any. ``float_data``: only where its accuracy_level keeps data float. ``provider``: where
-    only the kernels of that provider differ between versions; ``""`` where the version is that of
-    the operator or the file format.
+    ``provider``: where only its kernels differ between versions.
     """
 
     op: str
     name: str
     since: Version
-    types: tuple[int, ...] = ()
-    bits: int | None = None
-    float_data: bool = False
-    provider: str = ""
+    bits: int
+    provider: str
 
 
-_CPU = "CPUExecutionProvider"
 FORMS = (
-    Form("Cast", "INT4 and UINT4 that a Cast unpacks", (1, 23), _NIBBLES, provider=_CPU),
-    Form("DequantizeLinear", "INT2 and UINT2 of opset 25", (1, 24), _TWO_BITS),
-    Form("com.microsoft.MatMulNBits", "MatMulNBits of 2 bits", (1, 24), bits=2, provider=_CPU),
-    Form(
-        "com.microsoft.MatMulNBits",
-        "MatMulNBits of 8 bits with float data",
-        (1, 23),
-        bits=8,
-        float_data=True,
-        provider=_CPU,
-    ),
-    Form("com.microsoft.GatherBlockQuantized", "GatherBlockQuantized", (1, 23)),
     Form(
         "com.microsoft.GatherBlockQuantized",
         "GatherBlockQuantized of 2 bits",
         (1, 27),
         bits=2,
-        provider=_CPU,
+        provider="CPUExecutionProvider",
     ),
 )
+_NEWEST = max(*(form.since for form in FORMS), *OPSETS.values(), *IR_VERSIONS.values())
 
 
-def newest_form(model: onnx.ModelProto, provider: str) -> Form | None:
-    """The form in a model that the newest onnxruntime is needed for, None without such forms."""
-    types = {t.name: t.data_type for t in model.graph.initializer}
-    nodes = list(_nodes(model.graph))
-    found = (
-        form
-        for form in FORMS
-        if form.provider in ("", provider) and any(_has(node, form, types) for node in nodes)
-    )
-    return max(found, key=lambda form: form.since, default=None)
+def runs_all(installed: str) -> bool:
+    """True for a version from which on everything in the tables runs."""
+    return release(installed) >= _NEWEST
+
+
+def release(version: str) -> Version:
+    """The first two numbers of a version as it is written."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def newest_feature(
+    model: onnx.ModelProto, provider: str, installed: str, what: str = "the model"
+) -> Feature | None:
+    """What in a model needs the newest onnxruntime; None if all supported versions run it.
+
+    ``what`` names the model in the message. Raises OldRuntimeError if it needs a newer version than
+    the installed one.
+    """
+    features = (*_forms(model, provider), *_format(model))
+    feature = max(features, key=lambda feature: feature.since, default=None)
+    if feature is not None and feature.since > release(installed):
+        raise OldRuntimeError(feature, installed, what)
+    return feature
+
+
+def _format(model: onnx.ModelProto) -> Iterator[Feature]:
+    opset = max((o.version for o in model.opset_import if o.domain in _STANDARD), default=0)
+    if opset in OPSETS:
+        yield Feature(f"opset {opset}", OPSETS[opset], "export the model with an earlier opset")
+    ir = int(model.ir_version)
+    if ir in IR_VERSIONS:
+        instead = "save it with an earlier one (model.ir_version = 10)"
+        yield Feature(f"IR version {ir}", IR_VERSIONS[ir], instead)
+
+
+def _forms(model: onnx.ModelProto, provider: str) -> Iterator[Feature]:
+    forms = [form for form in FORMS if form.provider == provider]
+    for node in _nodes(model.graph) if forms else ():
+        name, values = op_name(node), {a.name: a.i for a in node.attribute}
+        for form in forms:
+            if name == form.op and values.get("bits") == form.bits:
+                yield Feature(form.name, form.since, "choose other bits (docs/lowbit.md)")
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -83,14 +128,3 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield node
         for body in bodies(node):
             yield from _nodes(body)
-
-
-def _has(node: onnx.NodeProto, form: Form, types: dict[str, int]) -> bool:
-    if op_name(node) != form.op:
-        return False
-    values = {a.name: a.i for a in node.attribute}
-    if form.types and types.get(node.input[0]) not in form.types:
-        return False
-    if form.float_data and values.get("accuracy_level", 0) >= _INTEGER_DATA:
-        return False
-    return form.bits is None or values.get("bits") == form.bits

@@ -113,7 +113,7 @@ def before(item: Pass) -> list[Pass]:
             continue
         needed = passes()[name]()
         found |= {p.name: p for p in (*before(needed), needed)}
-    return list(found.values())
+    return sorted(found.values(), key=lambda p: p.stage)
 
 
 def work(graph: Graph, ctx: Context) -> str:

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ def _destination(out: Path, source: Path) -> Path:
             )
         if not place.parent.is_dir():
             raise OutputError(f"output folder {str(out.parent)!r} does not exist")
+        with suppress(FileNotFoundError):
+            place.stat()  # since Python 3.14, exists() is False for a name that is too long
         if place.exists() and not place.is_dir():
             raise OutputError(f"output {str(out)!r} is a file, expected a folder name")
         foreign = _foreign(place) if place.is_dir() else None

@@ -45,7 +45,7 @@ from qcompile.system.json_values import Record, members
 MODEL = "model.onnx"
 OPSET = 18
 INSTALL = "pip install -e '.[export]' in a checkout"
-# Versions that the extra installs: optimum-onnx requires transformers below 4.58.
+# Versions that CI's constraints name: optimum-onnx requires transformers below 4.58.
 TOGETHER = ("optimum-onnx 0.1.0", "transformers 4.57.6", "torch 2.13.0")
 OLDEST = (4, 56)  # transformers: the first version whose from_pretrained has the argument dtype
 _AXES = {0: "batch_size", 1: "sequence_length"}
@@ -459,7 +459,9 @@ def _by_first_route(source: Source, out: Path, routes: tuple[Route, ...]) -> str
             _check_interface(source, out / MODEL)
             return description
         except ImportError as e:
-            source.notes.append(f"{name}: {_first_line(e)} ({INSTALL} takes {', '.join(TOGETHER)})")
+            source.notes.append(
+                f"{name}: {_first_line(e)} ({INSTALL}; these go together: {', '.join(TOGETHER)})"
+            )
         except Exception as e:  # exporters raise whatever they meet
             source.notes.append(f"{name}: {_first_line(e)}")
     raise ModelError(f"the model cannot be exported: {'; '.join(source.notes)}")

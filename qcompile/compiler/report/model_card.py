@@ -17,9 +17,10 @@ import yaml
 from qcompile import __version__
 from qcompile.compiler.report.report import Report
 from qcompile.system.safe_yaml import load_yaml
+from qcompile.targets.runtime_versions import OLDEST
 
 CARD = "README.md"
-_RANDOM = "made-up-inputs"  # code of a note
+_RANDOM, _NEWER_RUNTIME = "made-up-inputs", "oldest-runtime"  # codes of notes
 _KEPT = (
     "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "tags",
     "datasets",
@@ -146,6 +147,7 @@ def _measured(rows: Sequence[CardRow]) -> list[str]:
     """How the figures were measured, once for each way."""
     found = [_closeness(row.report) for row in rows] + [_speed(row.report) for row in rows]
     found += [_task_metric(row) for row in rows] + [_padding(row.report) for row in rows]
+    found += [f"Needs onnxruntime {OLDEST} or later.", *map(_newer_runtime, rows)]
     return [f"- {text}" for text in dict.fromkeys(found) if text]
 
 
@@ -189,6 +191,11 @@ def _padding(report: Report) -> str:
         "Padded positions of a batch are skipped: the output there repeats the last real token "
         "before it. Ignore these positions by attention_mask, as pooling does."
     )
+
+
+def _newer_runtime(row: CardRow) -> str:
+    text = next((note.text for note in row.report.notes if note.code == _NEWER_RUNTIME), "")
+    return f"`{row.file}`: {text}." if text else ""
 
 
 def _loading(facts: CardFacts, rows: Sequence[CardRow]) -> list[str]:

@@ -18,7 +18,6 @@ from qcompile.compiler.stages.calibrate import Calibrated, calibrate
 from qcompile.compiler.stages.models import CompiledModel, body_constants
 from qcompile.compiler.stages.pipelines import Pipeline, pipeline_of
 from qcompile.compiler.stages.prepare import Prepared
-from qcompile.errors import ModelError
 from qcompile.ir import Graph, is_onnx_domain, lazy_values
 from qcompile.ir.analysis import prequantized
 from qcompile.ir.model_io import write_model
@@ -212,18 +211,14 @@ def _stayed_float(ctx: Context, came_quantized: Iterable[Note]) -> list[Note]:
 def _needed_runtime(prepared: Prepared, compiled: CompiledModel) -> list[Note]:
     """The note that the file needs a newer onnxruntime than qcompile does.
 
-    Raises ModelError if it needs a newer one than the installed one, which could not verify it.
+    Raises OldRuntimeError if the installed one is too old, since it could not verify the file.
     """
-    form = runtime_versions.newest_form(compiled.parsed[0], prepared.target.provider)
-    if form is None or form.since <= runtime_versions.SUPPORTED:
+    feature = runtime_versions.newest_feature(
+        compiled.parsed[0], prepared.target.provider, session.version(), "the compiled model"
+    )
+    if feature is None:
         return []
-    version, installed = ".".join(map(str, form.since)), session.version()
-    if form.since > tuple(map(int, installed.split(".")[:2])):
-        raise ModelError(
-            f"the compiled model has {form.name}: found onnxruntime {installed}, expected "
-            f"{version} or later. pip install -U onnxruntime, or choose other bits (docs/lowbit.md)"
-        )
-    text = f"the file needs onnxruntime {version} or later: it has {form.name} (docs/lowbit.md)"
+    text = f"the file needs onnxruntime {feature.version} or later: it has {feature.name}"
     return [Note("oldest-runtime", text)]
 
 

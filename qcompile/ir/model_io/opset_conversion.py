@@ -26,7 +26,7 @@ def convert_opset(graph: Graph, opset: int) -> Refusal | None:
     small = skeleton(graph)
     try:
         converted = version_converter.convert_version(small, opset)
-    except (RuntimeError, onnx.checker.ValidationError) as e:
+    except (RuntimeError, IndexError, onnx.checker.ValidationError) as e:
         reason = str(e).strip().splitlines()[0][:120]
         return Refusal(f"ONNX's version converter fails: {reason}")
     try:

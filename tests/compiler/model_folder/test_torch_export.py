@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from packaging.requirements import Requirement
 from tokenizers import Tokenizer
 
 from qcompile.compiler.model_folder import layout, torch_export, torch_parity
@@ -151,7 +152,7 @@ def test_torch_exports_where_optimum_cannot(
     assert found["route"].startswith("torch.onnx.export") and found["parity"]["worst"] < TOLERANCE
     (note,) = found["notes"]
     assert note.startswith("optimum: ModuleNotFoundError") and torch_export.INSTALL in note
-    assert "takes optimum-onnx 0.1.0, transformers 4.57.6" in note
+    assert "together: optimum-onnx 0.1.0, transformers 4.57.6" in note
     monkeypatch.undo()
     if not installed("optimum"):
         return
@@ -202,12 +203,17 @@ def test_a_transformers_too_old_is_told(
     assert_one_line(result, 2, "transformers 4.55.0.dev0 is too old, expected 4.56", "pip install")
 
 
-def test_versions_that_are_told_are_those_of_the_extra() -> None:
-    """What goes together stands in setup.cfg."""
+def test_versions_that_are_named_are_those_of_ci() -> None:
+    """And within the ranges of the extra."""
+    constraints = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").split()
+    assert {named.replace(" ", "==") for named in torch_export.TOGETHER} <= set(constraints)
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    extra = setup["options.extras_require"]["export"].split()
-    assert {told.replace(" ", "==") for told in torch_export.TOGETHER} <= set(extra)
+    extra = list(map(Requirement, setup["options.extras_require"]["export"].split()))
+    ranges = {requirement.name: requirement.specifier for requirement in extra}
+    for name, version in (named.split() for named in torch_export.TOGETHER):
+        assert version in ranges[name]
+    assert str(ranges["transformers"]).startswith(f"<6,>={'.'.join(map(str, torch_export.OLDEST))}")
 
 
 @needs_torch

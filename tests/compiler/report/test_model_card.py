@@ -15,6 +15,7 @@ from qcompile.compiler.report.report import Report
 from qcompile.runtime.evaluation.closeness import Closeness, Gates, Verdict
 from qcompile.runtime.latency import Comparison, Timing
 from qcompile.system.processor import Environment
+from qcompile.targets.runtime_versions import OLDEST
 
 OLD = """---
 license: mit
@@ -99,6 +100,15 @@ def test_what_was_not_measured_is_not_shown() -> None:
 def test_padding_is_explained_where_it_is_removed() -> None:
     removed = replace(report(), notes=[Note("padding-skipped", "")])
     assert "Padded positions" in model_card(FACTS, [row(removed)])
+
+
+def test_it_says_which_onnxruntime_the_files_need() -> None:
+    newer = replace(report(), notes=[Note("oldest-runtime", "the file needs onnxruntime 9.9")])
+    text = model_card(FACTS, [row(), row(newer, "b.onnx"), row(file="c.onnx")])
+    assert text.count(f"- Needs onnxruntime {OLDEST} or later.") == 1
+    assert [x for x in text.splitlines() if "9.9" in x] == [
+        "- `b.onnx`: the file needs onnxruntime 9.9."
+    ]
 
 
 @pytest.mark.parametrize(
