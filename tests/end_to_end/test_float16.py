@@ -87,7 +87,11 @@ LAYER = """g (float[B,16] x) => (float[B,8] y) { m = MatMul(x, w) a = Add(m, b) 
 
 
 def layer(**changed: Array) -> bytes:
-    known = {"w": normal(16, 8) / np.float32(200), "b": normal(8) * np.float32(50), **changed}
+    known: dict[str, Array] = {
+        "w": normal(16, 8) / np.float32(200),
+        "b": normal(8) * np.float32(50),
+        **changed,
+    }
     return serialize(parse(LAYER, **known))
 
 

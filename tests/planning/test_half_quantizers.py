@@ -56,7 +56,7 @@ def test_sixteen_bit_integers() -> None:
 
 def test_computed_scales() -> None:
     text = TEXT.replace("{\n", "{\n a = Abs(x) s = ReduceMax<keepdims = 0>(a) ")
-    values = {
+    values: dict[str, Array] = {
         "z": np.array(0, np.int8),
         "wq": np.ones((4, 6), np.int8),
         "ws": np.full(6, 0.1, F32),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.errors import TargetError
+from qcompile.quant import Array
 from qcompile.rewriting.registry import targets
 from qcompile.rewriting.testing import normal, parse
 from qcompile.targets.half_types import DefinedTypes
@@ -14,7 +15,7 @@ from qcompile.targets.target import Target
 
 def takes(body: str, opset: int, index: int = 0) -> bool:
     zero, scale = np.array(0, np.int8), np.array(0.1, np.float32)
-    known = {"z": zero, "s": scale, "w": normal(4, 4)}
+    known: dict[str, Array] = {"z": zero, "s": scale, "w": normal(4, 4)}
     read = {
         name: value for name, value in known.items() if f"{name}," in body or f"{name})" in body
     }
