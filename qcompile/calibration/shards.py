@@ -1,0 +1,171 @@
+"""Calibration of a part of the data in another process, and how the parts are merged.
+
+A shard is a range of feeds. Its observers travel as arrays, and are merged in the order of the
+shards, which gives the bits of one collector that saw all feeds: minima, maxima and counts are
+exact, and observers with rounded sums keep every step (``Observer.prepare_to_merge``).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qcompile.calibration.channel_observer import ChannelObserver
+from qcompile.calibration.collector import VARYING, Collector, CollectorOptions, Tap
+from qcompile.data.feeds import Feed
+from qcompile.errors import RecipeError
+from qcompile.quant import Array
+from qcompile.runtime.spilled_arrays import Store
+
+
+@dataclass(frozen=True)
+class Shard:
+    """``background``: general text, of which only watched channels are observed."""
+
+    feeds: Sequence[Feed]
+    background: bool = False
+
+
+@dataclass(frozen=True)
+class SentShard:
+    """A shard for a worker: its feeds divided as the client's memory budget says.
+
+    ``below``: by number of the tap, the hash that a row must be below to enter its sample.
+    """
+
+    feeds: list[list[Feed]]
+    background: bool
+    below: Mapping[int, int] = field(default_factory=dict)
+
+
+class _Packed(NamedTuple):
+    """An array; integers, most of which are counts of 0, are compressed."""
+
+    data: bytes
+    dtype: str
+    shape: tuple[int, ...]
+    compressed: bool
+
+
+@dataclass(frozen=True)
+class ObservedTap:
+    """What one observer saw; ``values`` and ``fault`` as in ``Tap``."""
+
+    state: dict[str, _Packed]
+    values: int
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class ShardCollector:
+    """Observes shards with fresh observers each; everything but the model's file."""
+
+    taps: list[Tap]
+    options: CollectorOptions
+    divisible: bool
+
+    @classmethod
+    def of(cls, collector: Collector) -> ShardCollector:
+        """The same taps as this collector's. Raises RecipeError for an observer without state."""
+        taps = [replace(t, observer=t.kind.make(), values=0, fault=None) for t in collector.taps]
+        for tap in taps:
+            if tap.observer.state() is None:
+                name = type(tap.observer).__name__
+                raise RecipeError(
+                    f"{name} cannot be sent by a worker, since it has no state(): calibrate "
+                    "without --workers and --cluster, or with another --calibrator"
+                )
+        own = collector.options
+        options = CollectorOptions(own.max_memory, own.mask, widen=own.widen)
+        return cls(taps, options, collector.divisible)
+
+    def collector(self, model: Path, threads: int, *, spill: bool) -> Collector:
+        """A collector of the process that runs this. ``spill``: keep samples in files."""
+        keep = Store().array if spill else None
+        options = replace(self.options, threads=threads, keep=keep)
+        return Collector(model, self.taps, options, self.divisible)
+
+
+def observe(collector: Collector, shard: SentShard) -> list[ObservedTap]:
+    """Run the feeds of a shard with fresh observers, in the process of a worker."""
+    collector.taps = [_fresh(t, collector.options) for t in collector.taps]
+    for i, key in shard.below.items():
+        observer = collector.taps[i].observer
+        assert isinstance(observer, ChannelObserver)
+        observer.below = key
+    update = collector.update_background if shard.background else collector.update
+    for parts in shard.feeds:
+        for part in parts:
+            update(part)
+    return [_observed(tap) for tap in collector.taps]
+
+
+def _fresh(tap: Tap, options: CollectorOptions) -> Tap:
+    observer = tap.kind.make(options.keep)
+    observer.prepare_to_merge()
+    return replace(tap, observer=observer, values=0, fault=None)
+
+
+def sent(collector: Collector, shard: Shard) -> SentShard:
+    """A shard for a worker, while ``collector`` has merged earlier ones."""
+    observers = ((i, t.observer) for i, t in enumerate(collector.taps))
+    full = {
+        i: o.threshold
+        for i, o in observers
+        if isinstance(o, ChannelObserver) and o.threshold is not None
+    }
+    parts = [list(collector.options.parts(feed)) for feed in shard.feeds]
+    return SentShard(parts, shard.background, full)
+
+
+def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -> None:
+    """Add what a worker saw in the next shard."""
+    for tap, part in zip(collector.taps, observed, strict=True):
+        later = tap.kind.make()
+        later.restore({name: _unpacked(a) for name, a in part.state.items()})
+        tap.fault = part.fault or tap.fault
+        if isinstance(tap.observer, ChannelObserver):
+            assert isinstance(later, ChannelObserver)
+            if None not in (tap.observer.channels, later.channels):
+                if tap.observer.channels != later.channels:
+                    tap.fault = VARYING
+                    continue
+        tap.observer.merge(later)
+        tap.values += part.values
+    collector.feeds_seen += 0 if shard.background else len(shard.feeds)
+
+
+def shards(feeds: Iterable[Feed], size: int, *, background: bool = False) -> Iterator[Shard]:
+    """Fixed ranges of ``size`` feeds; copies if more than one, since sources may reuse arrays."""
+    rest = iter(feeds)
+    while True:
+        part = [
+            {n: v.copy() for n, v in feed.items()} if size > 1 else feed
+            for feed in islice(rest, size)
+        ]
+        if not part:
+            return
+        yield Shard(part, background)
+
+
+def _observed(tap: Tap) -> ObservedTap:
+    state = tap.observer.state() or {}
+    return ObservedTap({n: _packed(a) for n, a in state.items()}, tap.values, tap.fault)
+
+
+def _packed(values: Array) -> _Packed:
+    compressed = values.dtype == np.int64
+    data = np.ascontiguousarray(values).tobytes()
+    data = zlib.compress(data, 1) if compressed else data
+    return _Packed(data, values.dtype.str, values.shape, compressed)
+
+
+def _unpacked(packed: _Packed) -> Array:
+    data = zlib.decompress(packed.data) if packed.compressed else packed.data
+    return np.frombuffer(bytearray(data), packed.dtype).reshape(packed.shape)
