@@ -20,7 +20,7 @@ from qcompile.calibration.channel_observer import ChannelObserver
 from qcompile.calibration.collector import VARYING, Collector, CollectorOptions, Tap
 from qcompile.data.feeds import Feed
 from qcompile.errors import RecipeError
-from qcompile.quant import Array
+from qcompile.quant import Array, Observer
 from qcompile.runtime.spilled_arrays import Store
 
 
@@ -130,15 +130,19 @@ def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -
         later = tap.kind.make()
         later.restore({name: _unpacked(a) for name, a in part.state.items()})
         tap.fault = part.fault or tap.fault
-        if isinstance(tap.observer, ChannelObserver):
-            assert isinstance(later, ChannelObserver)
-            if None not in (tap.observer.channels, later.channels):
-                if tap.observer.channels != later.channels:
-                    tap.fault = VARYING
-                    continue
-        tap.observer.merge(later)
+        if _fit(tap.observer, later):
+            tap.observer.merge(later)
+        else:
+            tap.fault = VARYING
         tap.values += part.values
     collector.feeds_seen += 0 if shard.background else len(shard.feeds)
+
+
+def _fit(one: Observer, other: Observer) -> bool:
+    """True unless both saw channels, and not as many."""
+    if not (isinstance(one, ChannelObserver) and isinstance(other, ChannelObserver)):
+        return True
+    return None in (one.channels, other.channels) or one.channels == other.channels
 
 
 def shards(feeds: Iterable[Feed], size: int, *, background: bool = False) -> Iterator[Shard]:

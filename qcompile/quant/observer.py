@@ -34,6 +34,7 @@ class Observer(ABC):
         Called on a fresh observer that sees a part of the data. For observers with sums that are
         rounded, whose bits depend on how they are grouped; by default nothing is needed.
         """
+        return
 
     def state(self) -> dict[str, Array] | None:
         """Everything observed, for a checkpoint; None, the default, where that is not supported."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import time
 import uuid
 from collections import deque
@@ -16,12 +17,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
 from distributed import (
-    Client,
     CancelledError,
+    Client,
     Future,
     KilledWorker,
     LocalCluster,
@@ -197,7 +199,7 @@ class DaskWorkers:
         return pickle.loads(answer.pickled)
 
     def _losses(self) -> tuple[int, float]:
-        """Items that were done again since their worker was lost, and seconds that they were there."""
+        """Items that were lost with their worker and done again, and seconds that they took."""
         events: Any = ()
         with suppress(*_GONE):
             events = self.client.get_events("all")
@@ -232,19 +234,35 @@ def _explained(what: str) -> Iterator[None]:
 def local_client(workers: int) -> Iterator[Client]:
     """A client of new processes on this machine, with one thread each."""
     folder = TemporaryFolder()
-    with (
-        dask.config.set(_SETTINGS),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            local_directory=str(folder.path),
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    with dask.config.set(_SETTINGS):
+        with _without_interrupts():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",
+                local_directory=str(folder.path),
+                silence_logs=logging.CRITICAL,
+            )
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Threads that are started here, and their processes, never get SIGINT.
+
+    A terminal sends it to all processes; workers end with the client. Here it comes later.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else the first process starts it, which unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

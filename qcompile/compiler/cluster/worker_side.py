@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile import __version__
-from qcompile.compiler.cluster.workers import Kit, Site
+from qcompile.compiler.cluster.workers import Site
 from qcompile.errors import ClusterError, DataError
 from qcompile.runtime import kernels, session
 from qcompile.system.digests import file_digest
@@ -90,7 +90,7 @@ class OpenedKit:
     _places: dict[str, Path] = field(default_factory=dict)
 
     def place_files(self) -> None:
-        """Find or write the files. Raises ClusterError for one that is not here and was not sent."""
+        """Find or write the files. Raises ClusterError for one that is missing."""
         for name, file in self.kit.files.items():
             if file.data is None:
                 if not file.is_here:
