@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,8 @@ from qcompile.data.feeds import Feed
 from qcompile.errors import RecipeError
 from qcompile.quant import Array, Observer
 from qcompile.runtime.spilled_arrays import Store
+
+_MOST = 1 << 24  # bytes of the feeds in a shard
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,19 @@ def _fit(one: Observer, other: Observer) -> bool:
 
 
 def shards(feeds: Iterable[Feed], size: int, *, background: bool = False) -> Iterator[Shard]:
-    """Fixed ranges of ``size`` feeds; copies if more than one, since sources may reuse arrays."""
-    rest = iter(feeds)
-    while True:
-        part = [
-            {n: v.copy() for n, v in feed.items()} if size > 1 else feed
-            for feed in islice(rest, size)
-        ]
-        if not part:
-            return
+    """Ranges of at most ``size`` feeds, and so many bytes that a few of them fit in memory.
+
+    Copies, if there may be more than one, since sources may reuse arrays.
+    """
+    part: list[Feed] = []
+    held = 0
+    for feed in feeds:
+        part.append({n: v.copy() for n, v in feed.items()} if size > 1 else feed)
+        held += sum(v.nbytes for v in feed.values())
+        if len(part) >= size or held >= _MOST:
+            yield Shard(part, background)
+            part, held = [], 0
+    if part:
         yield Shard(part, background)
 
 

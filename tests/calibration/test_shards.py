@@ -181,3 +181,8 @@ def test_feeds_of_a_shard_are_copies() -> None:
 
     found = [float(f["x"][0, 0]) for shard in shards.shards(reused(), 2) for f in shard.feeds]
     assert found == [0, 1, 2, 3]
+
+
+def test_a_shard_of_large_feeds_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_MOST", 2 * feeds(1)[0]["x"].nbytes)
+    assert [len(shard.feeds) for shard in shards.shards(feeds(5), 8)] == [2, 2, 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 _OF_ALL = ("workers", "threads", "dashboard")  # not counted over time
@@ -18,18 +18,13 @@ class ClusterAccount:
     tasks: Annotated[int, "work items that were finished"]
     retries: Annotated[int, "items that were done again since their worker was lost"]
     sent_bytes: Annotated[int, "of data and settings, to workers"]
-    model_bytes: Annotated[int, "of models, to workers that cannot open their files"]
+    model_bytes: Annotated[int, "of models that workers could not open as files, and of settings"]
     received_bytes: Annotated[int, "of observers and scores, from workers"]
     busy_seconds: Annotated[float, "of all workers together"]
     lost_seconds: Annotated[float, "that items had been at workers that were lost"]
 
     def minus(self, before: ClusterAccount) -> ClusterAccount:
         """What was done after ``before``."""
-        counts = {
-            f.name: getattr(self, f.name) - (0 if f.name in _OF_ALL else getattr(before, f.name))
-            for f in fields(self)
-            if f.name not in _OF_ALL
-        }
-        own = {name: getattr(self, name) for name in _OF_ALL}
-        rounded = {n: round(v, 3) if isinstance(v, float) else v for n, v in counts.items()}
-        return ClusterAccount(**own, **rounded)
+        counted = [f.name for f in fields(self) if f.name not in _OF_ALL]
+        new = {name: getattr(self, name) - getattr(before, name) for name in counted}
+        return replace(self, **{n: round(v, 3) for n, v in new.items()})

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from qcompile.compiler.cluster.workers import LOCAL, Workers
 from qcompile.errors import ClusterError, RecipeError
 
-_KNOWN: WeakKeyDictionary[Any, Workers] = WeakKeyDictionary()
+_KNOWN: dict[Any, Workers] = {}  # by client
 
 
 def workers_of(client: Any | None) -> Workers:
@@ -29,6 +28,10 @@ def workers_of(client: Any | None) -> Workers:
     if not isinstance(client, Client):
         found = type(client).__name__
         raise RecipeError(f"client is a {found}, expected a dask.distributed.Client")
+    if client.asynchronous:
+        raise RecipeError("the client is asynchronous, expected Client(asynchronous=False)")
+    for closed in [known for known in _KNOWN if known.status == "closed"]:
+        del _KNOWN[closed]
     if client not in _KNOWN:
         _KNOWN[client] = DaskWorkers(client)
     return _KNOWN[client]

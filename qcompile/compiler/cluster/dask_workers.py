@@ -46,6 +46,8 @@ _WAIT = 60.0  # seconds for the first worker of a cluster
 _DEATHS = 3  # of workers under one item, then it is to blame
 # The dashboard takes any free port, so that two runs do not warn of each other.
 _SETTINGS = {"distributed.scheduler.allowed-failures": _DEATHS - 1}
+# Dask warns of items over 10 MB; a shard of images has more, and has to move in any case.
+_LARGE_ITEMS = {"distributed.admin.large-graph-warning-threshold": "1TB"}
 _GONE = (CommClosedError, OSError, TimeoutError)
 
 
@@ -173,7 +175,8 @@ class DaskWorkers:
     def _send(self, key: str, what: str, item: Any) -> _Sent:
         pickled = pickle.dumps(item, protocol=5)
         name = f"{self._run_id}-item-{next(self._numbers)}"
-        future = self.client.submit(worker_side.run_item, key, pickled, key=name, pure=False)
+        with dask.config.set(_LARGE_ITEMS):
+            future = self.client.submit(worker_side.run_item, key, pickled, key=name, pure=False)
         self._sent_at[name] = time.time()
         self._counts = replace(self._counts, sent_bytes=self._counts.sent_bytes + len(pickled))
         return _Sent(future, name, what, time.time())
