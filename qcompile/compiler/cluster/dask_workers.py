@@ -237,18 +237,28 @@ def _explained(what: str) -> Iterator[None]:
 def local_client(workers: int) -> Iterator[Client]:
     """A client of new processes on this machine, with one thread each."""
     folder = TemporaryFolder()
-    with dask.config.set(_SETTINGS):
+    with (
+        dask.config.set(_SETTINGS),
+        _local_cluster(workers, str(folder.path)) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _local_cluster(workers: int, folder: str) -> LocalCluster:
+    """Raises ClusterError where a process does not start."""
+    try:
         with _without_interrupts():
-            cluster = LocalCluster(
+            return LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=":0",
-                local_directory=str(folder.path),
+                local_directory=folder,
                 silence_logs=logging.CRITICAL,
             )
-        with cluster, Client(cluster) as client:
-            yield client
+    except (RuntimeError, *_GONE) as e:
+        raise ClusterError(f"workers cannot be started: {e.__cause__ or e}") from e
 
 
 @contextmanager

@@ -66,9 +66,11 @@ class Task(ABC, Generic[Item, Result]):
 
 @runtime_checkable
 class Workers(Protocol):
-    """Does work items. ``shard``: feeds in an item of calibration."""
+    """Does work items."""
 
-    shard: int
+    @property
+    def shard(self) -> int:
+        """The most feeds in an item of calibration."""
 
     def map(self, task: Task[Item, Result], items: Iterable[Item]) -> Generator[Result]:
         """Results in the order of the items, which are read as they are needed.

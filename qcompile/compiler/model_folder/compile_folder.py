@@ -194,15 +194,22 @@ class _FolderTask(Task[_Job, Result]):
 def _for_worker(request: Request) -> Request:
     """The request without what belongs to this process."""
     options, data = request.options, request.data
-    absolute = {
-        name: None if path is None else path.resolve()
-        for name in ("tokenizer", "search_state", "bits_state", "dump_dir")
-        for path in [getattr(options, name)]
-    }
     if isinstance(data, str | Path) and Path(data).exists():
         data = Path(data).resolve()
-    options = replace(options, client=None, cache=None, **absolute)
+    options = replace(
+        options,
+        client=None,
+        cache=None,
+        tokenizer=_absolute(options.tokenizer),
+        search_state=_absolute(options.search_state),
+        bits_state=_absolute(options.bits_state),
+        dump_dir=_absolute(options.dump_dir),
+    )
     return replace(request, data=data, options=options, progress=Silent())
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
 
 
 @dataclass(frozen=True)
