@@ -57,6 +57,12 @@ class ChannelObserver(Observer):
         """The hash below which later rows can enter the sample; None while any can."""
         return int(self._keys.max()) if len(self._keys) == self.limit else None
 
+    def sees_all(self, later: ChannelObserver, below: int) -> bool:
+        """True if no row of ``later`` that was left out, with a hash of ``below`` or more, could be
+        in the sample after merging."""
+        own = np.count_nonzero(self._keys < np.uint64(below))
+        return own + len(later._keys) >= self.limit
+
     def fits(self, values: Array) -> bool:
         """True where these rows have as many channels as those before."""
         return self.channels in (None, values.shape[1])

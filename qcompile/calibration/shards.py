@@ -23,6 +23,10 @@ from qcompile.quant import Array, Observer
 from qcompile.runtime.spilled_arrays import Store
 
 _MOST = 1 << 24  # bytes of the feeds in a shard
+_HASHES = 1 << 64
+# Rows below a guessed hash, over those that the sample takes. The number of 1,024 is random by 3 %;
+# the rest is for feeds of other lengths.
+_CHANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,12 @@ class _Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class ObservedTap:
-    """What one observer saw; ``values`` and ``fault`` as in ``Tap``."""
+    """What one observer saw; ``values`` and ``fault`` as in ``Tap``, ``below`` as in the shard."""
 
     state: dict[str, _Packed]
     values: int
     fault: str | None
+    below: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,23 +118,45 @@ def _fresh(tap: Tap, options: CollectorOptions) -> Tap:
     return replace(tap, observer=observer, values=0, fault=None)
 
 
-def sent(collector: Collector, shard: Shard) -> SentShard:
-    """A shard for a worker, while ``collector`` has merged earlier ones."""
-    observers = ((i, t.observer) for i, t in enumerate(collector.taps))
-    full = {
-        i: o.threshold
-        for i, o in observers
-        if isinstance(o, ChannelObserver) and o.threshold is not None
-    }
+def sent(collector: Collector, shard: Shard, feeds: int = 0) -> SentShard:
+    """A shard for a worker, while ``collector`` has merged earlier ones.
+
+    ``feeds``: how many were sent, this shard included. From them follows how many rows compete for
+    the sample, and so which of this shard's have a chance; ``merge`` checks that. 0: no guess.
+    """
+    below = {}
+    for i, tap in enumerate(collector.taps):
+        if isinstance(tap.observer, ChannelObserver) and not shard.background:
+            limits = [tap.observer.threshold, _guessed(tap, collector.feeds_seen, feeds)]
+            known = [limit for limit in limits if limit is not None]
+            below |= {i: min(known)} if known else {}
     parts = [list(collector.options.parts(feed)) for feed in shard.feeds]
-    return SentShard(parts, shard.background, full)
+    return SentShard(parts, shard.background, below)
 
 
-def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -> None:
-    """Add what a worker saw in the next shard."""
+def _guessed(tap: Tap, merged: int, feeds: int) -> int | None:
+    """A hash that enough rows of ``feeds`` feeds are below, if later ones are like those merged."""
+    if not (merged and feeds and tap.values):
+        return None
+    assert isinstance(tap.observer, ChannelObserver)
+    share = _CHANCE * tap.observer.limit / (tap.values / merged * feeds)
+    return int(share * _HASHES) if share < 1 else None
+
+
+def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -> bool:
+    """Add what a worker saw in the next shard.
+
+    False, and nothing is added, where it left out rows that may be in a sample: then the shard is
+    to be observed again without a guess.
+    """
+    restored = []
     for tap, part in zip(collector.taps, observed, strict=True):
         later = tap.kind.make()
         later.restore({name: _unpacked(a) for name, a in part.state.items()})
+        if not _sees_all(tap.observer, later, part.below):
+            return False
+        restored.append(later)
+    for tap, part, later in zip(collector.taps, observed, restored, strict=True):
         tap.fault = part.fault or tap.fault
         if _fit(tap.observer, later):
             tap.observer.merge(later)
@@ -137,6 +164,14 @@ def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -
             tap.fault = VARYING
         tap.values += part.values
     collector.feeds_seen += 0 if shard.background else len(shard.feeds)
+    return True
+
+
+def _sees_all(one: Observer, later: Observer, below: int | None) -> bool:
+    if below is None:
+        return True
+    assert isinstance(one, ChannelObserver) and isinstance(later, ChannelObserver)
+    return one.sees_all(later, below)
 
 
 def _fit(one: Observer, other: Observer) -> bool:
@@ -165,7 +200,8 @@ def shards(feeds: Iterable[Feed], size: int, *, background: bool = False) -> Ite
 
 def _observed(tap: Tap) -> ObservedTap:
     state = tap.observer.state() or {}
-    return ObservedTap({n: _packed(a) for n, a in state.items()}, tap.values, tap.fault)
+    below = tap.observer.below if isinstance(tap.observer, ChannelObserver) else None
+    return ObservedTap({n: _packed(a) for n, a in state.items()}, tap.values, tap.fault, below)
 
 
 def _packed(values: Array) -> _Packed:

@@ -34,6 +34,11 @@ class CalibrationTask(Task[Shard, Shard]):
 
     collector: Collector
     spill: bool
+    alone_first = True  # later shards send fewer rows, once it is known how many there are
+
+    def __post_init__(self) -> None:
+        self._feeds = self.collector.feeds_seen
+        self._guesses = True
 
     def here(self, item: Shard) -> Shard:
         """Run the feeds in this process."""
@@ -56,9 +61,16 @@ class CalibrationTask(Task[Shard, Shard]):
 
     def sent(self, item: Shard) -> SentShard:
         """The feeds, and which rows can still enter samples."""
-        return shards.sent(self.collector, item)
+        self._feeds += len(item.feeds)
+        return shards.sent(self.collector, item, self._feeds if self._guesses else 0)
 
     def received(self, item: Shard, answer: Any) -> Shard:
         """Merge the observers of the next shard."""
-        shards.merge(self.collector, item, answer)
+        if not shards.merge(self.collector, item, answer):
+            self._guesses = False  # this data is too uneven
+            mine = ShardCollector.of(self.collector)
+            options = self.collector.options
+            observer = mine.collector(self.collector.model, options.threads, spill=self.spill)
+            again = shards.observe(observer, shards.sent(self.collector, item))
+            shards.merge(self.collector, item, again)
         return item

@@ -95,10 +95,12 @@ class DaskWorkers:
         with self._installed(task.kit()) as key:
             most = _PER_WORKER * max(1, len(self.client.nthreads()))
             waiting: deque[tuple[Item, _Sent]] = deque()
+            alone = task.alone_first
             try:
                 for item in items:
                     waiting.append((item, self._send(key, task.label(item), task.sent(item))))
-                    if len(waiting) >= most:
+                    if len(waiting) >= (1 if alone else most):
+                        alone = False
                         done, sent = waiting.popleft()
                         yield task.received(done, self._answer(sent))
                 while waiting:

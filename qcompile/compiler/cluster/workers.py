@@ -40,7 +40,12 @@ class Kit:
 
 
 class Task(ABC, Generic[Item, Result]):
-    """One kind of work; results must not depend on who does an item."""
+    """One kind of work; results must not depend on who does an item.
+
+    ``alone_first``: the first item is received before others are sent.
+    """
+
+    alone_first = False
 
     @abstractmethod
     def here(self, item: Item) -> Result:
