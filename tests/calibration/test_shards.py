@@ -207,3 +207,12 @@ def test_feeds_of_a_shard_are_copies() -> None:
 def test_a_shard_of_large_feeds_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_MOST", 2 * feeds(1)[0]["x"].nbytes)
     assert [len(shard.feeds) for shard in shards.shards(feeds(5), 8)] == [2, 2, 1]
+
+
+def test_a_shard_without_rows_for_a_full_sample_is_merged() -> None:
+    """The sample's largest hash is the limit that is sent: an equal one is no gap."""
+    observer = ChannelObserver(limit=4)
+    observer.update(normal(30, 8))
+    assert observer.threshold is not None
+    assert observer.sees_all(ChannelObserver(limit=4), observer.threshold)
+    assert not observer.sees_all(ChannelObserver(limit=4), observer.threshold - 1)

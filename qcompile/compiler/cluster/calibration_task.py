@@ -10,6 +10,7 @@ from qcompile.calibration import shards
 from qcompile.calibration.collector import Collector
 from qcompile.calibration.shards import ObservedTap, SentShard, Shard, ShardCollector
 from qcompile.compiler.cluster.workers import Kit, Site, Task
+from qcompile.errors import InvariantError
 
 _FOLDER = "calibration"
 
@@ -72,5 +73,6 @@ class CalibrationTask(Task[Shard, Shard]):
             options = self.collector.options
             observer = mine.collector(self.collector.model, options.threads, spill=self.spill)
             again = shards.observe(observer, shards.sent(self.collector, item))
-            shards.merge(self.collector, item, again)
+            if not shards.merge(self.collector, item, again):
+                raise InvariantError(f"{self.label(item)}: rows are missing from a sample")
         return item
