@@ -9,7 +9,7 @@ import qcompile
 from qcompile.compiler.cluster.connect import workers_of
 from qcompile.compiler.stages.options import CompileOptions, SizeLimit
 from qcompile.runtime.evaluation.closeness import Gates
-from tests.encoder_files import token_feeds
+from tests.encoder_files import save_encoder, token_feeds
 
 
 def test_the_same_ranking(client: Any, encoder: Path) -> None:
@@ -29,8 +29,9 @@ def test_the_same_ranking(client: Any, encoder: Path) -> None:
     assert done is not None and done.tasks > 2 * len(found[0]["rows"])
 
 
-def test_the_same_search(client: Any, encoder: Path) -> None:
+def test_the_same_search(client: Any, tmp_path: Path) -> None:
     """For tensors to raise, then for the bits of weights, each with a gate that needs it."""
+    encoder = save_encoder(tmp_path / "m.onnx", layers=1)
     settings: dict[str, Any] = {
         "gates": Gates(min_cosine=0.9999, max_size_ratio=None), "target": "qdq",
     }  # fmt: skip
@@ -40,7 +41,7 @@ def test_the_same_search(client: Any, encoder: Path) -> None:
             client=c, threads=1, bench=False, search_time=600, force=True,
             max_size=SizeLimit(share=0.6),
         )  # fmt: skip
-        result = qcompile.compile(encoder, token_feeds(), options=options, **settings)
+        result = qcompile.compile(encoder, token_feeds(4), options=options, **settings)
         report = result.report
         assert report.search is not None
         found.append((report.model_sha256, report.search, report.sizes, report.failures))
