@@ -43,9 +43,14 @@ from qcompile.system.temporary_folder import TemporaryFolder
 SHARD = 8  # feeds in an item of calibration
 _PER_WORKER = 2  # items at a worker: one that runs, one that waits
 _WAIT = 60.0  # seconds for the first worker of a cluster
+_ATTEMPTS = 4  # to reach all workers at the same time
 _DEATHS = 3  # of workers under one item, then it is to blame
-# The dashboard takes any free port, so that two runs do not warn of each other.
-_SETTINGS = {"distributed.scheduler.allowed-failures": _DEATHS - 1}
+_SETTINGS = {
+    "distributed.scheduler.allowed-failures": _DEATHS - 1,
+    # What fills the memory of a worker is its model, so a worker that is paused would wait forever.
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.spill": False,
+}
 # Dask warns of items over 10 MB; a shard of images has more, and has to move in any case.
 _LARGE_ITEMS = {"distributed.admin.large-graph-warning-threshold": "1TB"}
 _GONE = (CommClosedError, OSError, TimeoutError)
@@ -71,9 +76,7 @@ class _Sent:
     """An item at a worker."""
 
     future: Future
-    key: str
     what: str
-    begun: float
 
 
 class DaskWorkers:
@@ -133,7 +136,7 @@ class DaskWorkers:
         sent = self._packed(kit)
         size = len(sent.pickled) + sum(len(f.data or b"") for f in sent.files.values())
         with _explained("workers cannot take the model"):
-            self.client.register_plugin(_Installed(key, sent))
+            _patiently(lambda: self.client.register_plugin(_Installed(key, sent)))
         self._counts = replace(
             self._counts,
             model_bytes=self._counts.model_bytes + size * len(self.client.nthreads()),
@@ -155,7 +158,7 @@ class DaskWorkers:
     def _everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """The function's result in each worker, by address."""
         with _explained("workers cannot be asked"):
-            found: dict[str, Any] = self.client.run(function, *arguments)
+            found: dict[str, Any] = _patiently(lambda: self.client.run(function, *arguments))
         return found
 
     def _check(self) -> None:
@@ -181,7 +184,7 @@ class DaskWorkers:
             future = self.client.submit(worker_side.run_item, key, pickled, key=name, pure=False)
         self._sent_at[name] = time.time()
         self._counts = replace(self._counts, sent_bytes=self._counts.sent_bytes + len(pickled))
-        return _Sent(future, name, what, time.time())
+        return _Sent(future, what)
 
     def _answer(self, sent: _Sent) -> Any:
         with _explained(f"{sent.what}: no answer"):
@@ -217,6 +220,16 @@ class DaskWorkers:
             again += len(mine)
             seconds += sum(max(0.0, when - self._sent_at[key]) for key in mine)
         return again, round(seconds, 3)
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """The answer of all workers; asked again where one is lost meanwhile."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return ask()
+        except _GONE:
+            time.sleep(1)
+    return ask()
 
 
 def _empty(client: Client) -> ClusterAccount:
@@ -255,7 +268,7 @@ def _local_cluster(workers: int, folder: str) -> LocalCluster:
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=":0",
+                dashboard_address=":0",  # any free port: Dask warns where its own is taken
                 local_directory=folder,
                 silence_logs=logging.CRITICAL,
             )
