@@ -60,7 +60,7 @@ class ChannelObserver(Observer):
     def sees_all(self, later: ChannelObserver, below: int) -> bool:
         """True if no row that ``later`` left out, with a hash of ``below`` or more, could be in the
         sample after merging: of equal hashes the rows here come first."""
-        own = np.count_nonzero(self._keys <= np.uint64(below))
+        own = int(np.count_nonzero(self._keys <= np.uint64(below)))
         return own + len(later._keys) >= self.limit
 
     def fits(self, values: Array) -> bool:

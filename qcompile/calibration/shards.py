@@ -124,7 +124,7 @@ def sent(collector: Collector, shard: Shard, feeds: int = 0) -> SentShard:
     ``feeds``: how many were sent, this shard included. From them follows how many rows compete for
     the sample, and so which of this shard's have a chance; ``merge`` checks that. 0: no guess.
     """
-    below = {}
+    below: dict[int, int] = {}
     for i, tap in enumerate(collector.taps):
         if isinstance(tap.observer, ChannelObserver) and not shard.background:
             limits = [tap.observer.threshold, _guessed(tap, collector.feeds_seen, feeds)]
