@@ -23,6 +23,7 @@ from qcompile.errors import ClusterError, DataError, RecipeError
 from tests.compiler.cluster.test_calibration import bits, feeds
 from tests.encoder_files import save_encoder
 
+pytest.importorskip("distributed", reason="workers need Dask, extra cluster")
 pytestmark = pytest.mark.usefixtures("interrupts")
 
 
