@@ -11,7 +11,8 @@ This alone cannot be merged, since A_1 is treated differently from the rest. Sta
 because the weight of x_1 becomes (1 - c) c^(n-1) + c^n = c^(n-1), as it is in A_n. The triples
 (n, S, x_1) form a monoid: (n, S, x)(m, T, y) = (n + m, c^m S + T, x). Order matters, grouping does
 not: it only changes the float64 rounding of S, which rounding the result to float32 hides unless
-averages of opposite sign cancel.
+averages of opposite sign cancel. An observer that is prepared to be merged keeps the extrema of its
+batches, and ``merge`` appends them one by one: then grouping does not change a bit.
 
 Source: momentum 0.9 as ``running_minmax`` in Qualcomm's transformer-quantization (where, by
 mistake, only the last batch counts); averaged activation ranges go back to Jacob et al. 2018 (arXiv
@@ -31,13 +32,17 @@ from qcompile.quant import Array, Calibrator, Floats, QSpec
 
 
 class MovingAverageObserver(ExtremaObserver):
-    """Averages of per-batch extrema: ``total`` and ``first`` are float64 ``(2, channels)``."""
+    """Averages of per-batch extrema: ``total`` and ``first`` are float64 ``(2, channels)``.
+
+    ``kept``: extrema of each batch, float64 ``(batches, 2, channels)``, if it will be merged.
+    """
 
     state_fields: ClassVar[tuple[str, ...]] = (
         *ExtremaObserver.state_fields,
         "batches",
         "total",
         "first",
+        "kept",
     )
 
     def __init__(self, rule: MovingAverage, spec: QSpec) -> None:
@@ -46,13 +51,27 @@ class MovingAverageObserver(ExtremaObserver):
         self.batches = 0
         self.total: Array = np.zeros((2, 1))
         self.first: Array = np.zeros((2, 1))
+        self.kept: Array = np.zeros((0, 2, 1))
+        self._keeps = False
+
+    def prepare_to_merge(self) -> None:
+        """Keep the extrema of each batch."""
+        self._keeps = True
 
     def _record(self, columns: Floats, lo: Floats, hi: Floats) -> None:
-        batch = np.stack([lo, hi]).astype(np.float64)
-        self._append(1, (1 - self.momentum) * batch, batch)
+        self._add(np.stack([lo, hi]).astype(np.float64))
 
     def _absorb(self, later: Self) -> None:
-        self._append(later.batches, later.total, later.first)
+        if len(later.kept) == later.batches:
+            for batch in later.kept:
+                self._add(batch)
+        else:
+            self._append(later.batches, later.total, later.first)
+
+    def _add(self, batch: Array) -> None:
+        self._append(1, (1 - self.momentum) * batch, batch)
+        if self._keeps:
+            self.kept = np.concatenate([self.kept.reshape(-1, *batch.shape), batch[None]])
 
     def _append(self, batches: int, total: Array, first: Array) -> None:
         """Combine this triple with the later ``(batches, total, first)``, as in the module text."""

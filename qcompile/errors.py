@@ -32,6 +32,10 @@ class TrainingError(QCompileError):
     """A graph or its data cannot be trained, or training found no usable values."""
 
 
+class ClusterError(QCompileError):
+    """Workers cannot be reached, differ from this machine, or were lost too often."""
+
+
 class OutputError(QCompileError):
     """The output cannot be written where it was asked for."""
 

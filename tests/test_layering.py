@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "training.labelled",
         "training.operators",
     ),
-    ("compiler.config", "training", "training.loop"),
+    ("compiler.cluster", "compiler.config", "training", "training.loop"),
     ("compiler.report",),
     ("compiler.stages",),
     ("compiler.search", "compiler.training"),
@@ -53,8 +53,10 @@ BELOW_PASSES = (
 OF_MODEL_IO = "ir.model_io.opset_conversion"  # all that passes may import of it
 MOST_AT_THE_TOP, MOST_MODULES = 16, 15
 OF_PYTHON = ("__init__.py", "__main__.py", "__pycache__", "py.typed")
-HEAVY = {"huggingface_hub", "optimum", "torch", "transformers"}
+HEAVY = {"dask", "distributed", "huggingface_hub", "optimum", "torch", "transformers"}
+DASK = "qcompile.compiler.cluster.dask_workers"  # needs Dask, and is itself imported late
 TRAINING = "qcompile.training"  # may import torch as it likes, and is itself imported late
+CONNECTING = {"qcompile.compiler.cluster.connect"}
 EXPORTING = {"qcompile.compiler.model_folder.torch_export", "qcompile.compiler.model_folder.hub"}
 VERSION = "qcompile.__version__"  # the package hands on what is above, and this
 OUTSIDE = {"numpy", "onnx", "onnx_graphsurgeon"}
@@ -107,8 +109,9 @@ def faults(modules: dict[str, str]) -> list[str]:
     found = []
     for module, source in modules.items():
         for name in imports(source):
-            heavy = top(name) in HEAVY or _is_training(name)
-            if heavy and not _is_training(module) and not _is_late(module, name, source):
+            heavy = top(name) in HEAVY or _is_training(name) or _lies_in(name, DASK)
+            free = _is_training(module) or module == DASK
+            if heavy and not free and not _is_late(module, name, source):
                 found.append(f"{module} imports {name}: the package must not need it")
             if top(name) == "onnxruntime" and module != "qcompile.runtime.session":
                 found.append(f"{module} imports {name}: only qcompile.runtime.session may")
@@ -121,8 +124,8 @@ def faults(modules: dict[str, str]) -> list[str]:
 
 
 def _is_late(module: str, name: str, source: str) -> bool:
-    """Exporting may import what it exports with, and anyone training, once asked to."""
-    may = module in EXPORTING or _is_training(name)
+    """Exporting and connecting may import what they need, and anyone training, once asked to."""
+    may = module in EXPORTING | CONNECTING or _is_training(name)
     return may and name not in imports(source, late=False)
 
 
@@ -250,6 +253,9 @@ def test_imports_have_no_cycle() -> None:
         ("qcompile.compiler.driver", "def late():\n    import torch"),
         ("qcompile.training.operators.new", "from qcompile.training.torch_graph import Slot"),
         ("qcompile.compiler.model_folder.torch_export", "import torch"),
+        ("qcompile.compiler.cluster.connect", "from distributed import Client"),
+        ("qcompile.compiler.cluster.connect", f"from {DASK} import local_client"),
+        ("qcompile.compiler.stages.calibrate", "def late():\n    from distributed import Client"),
         (
             "qcompile.compiler.model_folder.torch_export",
             "from torch import onnx\ndef late():\n    import torch",

@@ -1,15 +1,16 @@
 """Compiles every model of a folder and reports the outcome of each: the robustness benchmark.
 
     python -m benchmarks.robustness.battery FOLDER [--form static,qdq]
-        [--match GLOB] [--part 1/4] [--json FILE]
+        [--match GLOB] [--part 1/4] [--json FILE] [--workers N | --cluster ADDRESS]
 
 FOLDER: any tree of .onnx files. An ``index.jsonl`` in it (one line per file, with ``file`` and
 ``runs``) lists the files to use; without one, all are used. ``python -m
 models.random_architectures FOLDER`` writes one of small transformers models. Each model is compiled
 in a separate process by the command line, on random inputs, in these forms: static, dynamic,
 weight-only and float for target cpu, also without data where that needs none, and the same for
-qdq. What is written must run at several sizes of the open dimensions. Exit code 1 if any is wrong,
-broken, crashed or hung.
+qdq. What is written must run at several sizes of the open dimensions. Workers of a cluster, which
+see the same folder and run from the same checkout, take a model and form each. Exit code 1 if any
+is wrong, broken, crashed or hung.
 
 | verdict | meaning |
 |---|---|
@@ -30,8 +31,8 @@ import fnmatch
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from rich.table import Table
 
 from benchmarks.robustness._battery_case import FORMS, Limits, Outcome, outcome, runtime_version
 from models._common import fail
+from qcompile.compiler.cluster.connect import connected, workers_of
+from qcompile.compiler.cluster.workers import Kit, Site, Task
 
 VERDICTS = ("ok", "unchanged", "refused", "gate", "wrong", "broken", "crashed", "hung")
 FAULTS = ("wrong", "broken", "crashed", "hung")
@@ -95,6 +98,30 @@ def show_if_bad(console: Console, item: Outcome) -> None:
         console.print(f"{item.verdict} {item.form} {escape(item.file)}: {escape(item.detail)}")
 
 
+@dataclass(frozen=True)
+class BatteryTask(Task[tuple[str, str], Outcome]):
+    """A file and a form each."""
+
+    folder: Path
+    limits: Limits
+
+    def here(self, item: tuple[str, str]) -> Outcome:
+        """Compile in a process of its own."""
+        file, form = item
+        return outcome(self.folder / file, form, self.limits, file)
+
+    def kit(self) -> Kit:
+        """Nothing: the folder is on shared storage."""
+        return Kit({}, self._open)
+
+    def label(self, item: tuple[str, str]) -> str:
+        """The file and the form."""
+        return " ".join(item)
+
+    def _open(self, _site: Site) -> Callable[[tuple[str, str]], Outcome]:
+        return self.here
+
+
 def main() -> None:
     """Print the table, or write JSON; exit code 1 where there is a fault."""
     parser = argparse.ArgumentParser(
@@ -107,6 +134,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=Limits.seconds)
     parser.add_argument("--memory", type=float, default=Limits.memory >> 30, help="GiB")
     parser.add_argument("--json", type=Path, help="file to write every outcome to")
+    parser.add_argument("--workers", type=int, help="processes on this machine")
+    parser.add_argument("--cluster", help="address of a Dask cluster")
     args = parser.parse_args()
     forms = args.form.split(",")
     unknown = [f for f in forms if f not in FORMS]
@@ -115,10 +144,13 @@ def main() -> None:
     limits = Limits(args.seconds, int(args.memory * (1 << 30)))
     found: list[Outcome] = []
     console = Console(width=150, soft_wrap=True)
-    for file, runs in listed(args.folder, args.match, args.part):
-        for form in forms:
-            made = outcome(args.folder / file, form, limits, file)
-            found.append(made if runs is None else _by_index(made, runs))
+    files = listed(args.folder, args.match, args.part)
+    cases = [(file, form, runs) for file, runs in files for form in forms]
+    with connected(args.workers, args.cluster) as client:
+        task = BatteryTask(args.folder.resolve(), limits)
+        made = workers_of(client).map(task, [(file, form) for file, form, _ in cases])
+        for (_, _, runs), item in zip(cases, made, strict=True):
+            found.append(item if runs is None else _by_index(item, runs))
             show_if_bad(console, found[-1])
     if args.json is not None:
         args.json.write_text(json.dumps(_plain(found), indent=1) + "\n")

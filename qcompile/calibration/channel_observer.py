@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from qcompile.calibration.second_moments import MomentSum
 from qcompile.quant import Array, ChannelStats, Observer, Range
 
+Ints = npt.NDArray[np.int64]
 ROWS = 1024
 # Odd multipliers of Knuth's multiplicative hashing; any fixed values do.
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -26,25 +28,49 @@ _BACKGROUND_KEYS = ("reach_lo", "reach_hi")
 class ChannelObserver(Observer):
     """Extrema of each channel and at most ``limit`` rows, those with the smallest hash.
 
-    A row's hash depends on its values alone, so the sample does not depend on how the data was
-    split: a bottom-k sketch (Cohen and Kaplan 2007), which makes ``merge`` exact.
+    A row's hash depends on its values alone, and of equal hashes the earlier row comes first, so
+    the sample does not depend on how the data was split: a bottom-k sketch (Cohen and Kaplan 2007),
+    which makes ``merge`` exact. ``below``: only rows with a smaller hash can enter, where this
+    sketch will be merged into one that is full.
     ``moments``, where they are asked for, are of all rows, those of background text too.
     """
 
     limit: int = ROWS
     keep: Callable[[Array], Array] | None = None  # stores the sample between batches
     moments: MomentSum | None = None
+    below: int | None = None
     _seen: ChannelStats | None = None
     _background: tuple[Array, Array] | None = None
     _keys: Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    _ages: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     _lent: bool = False  # a caller holds the rows: changes go into a copy
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels the rows have; None before the first one."""
+        if self._seen is not None:
+            return len(self._seen.lo)
+        return None if self._background is None else len(self._background[0])
+
+    @property
+    def threshold(self) -> int | None:
+        """The hash below which later rows can enter the sample; None while any can."""
+        return int(self._keys.max()) if len(self._keys) == self.limit else None
+
+    def sees_all(self, later: ChannelObserver, below: int) -> bool:
+        """True if no row that ``later`` left out, with a hash of ``below`` or more, could be in the
+        sample after merging: of equal hashes the rows here come first."""
+        own = int(np.count_nonzero(self._keys <= np.uint64(below)))
+        return own + len(later._keys) >= self.limit
 
     def fits(self, values: Array) -> bool:
         """True where these rows have as many channels as those before."""
-        extrema = None if self._seen is None else self._seen.lo
-        if extrema is None and self._background is not None:
-            extrema = self._background[0]
-        return extrema is None or values.shape[1] == len(extrema)
+        return self.channels in (None, values.shape[1])
+
+    def prepare_to_merge(self) -> None:
+        """Keep what makes the mean of merged parts exact."""
+        if self.moments is not None:
+            self.moments.prepare_to_merge()
 
     def update(self, values: Array) -> None:
         """Observe rows of calibration data, float (n, channels)."""
@@ -85,40 +111,46 @@ class ChannelObserver(Observer):
     def _take(self, new: ChannelStats, keys: Array) -> None:
         old = self._seen or ChannelStats(new.lo, new.hi, new.rows[:0])
         lo, hi = np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi)
+        least = [t for t in (self.threshold, self.below) if t is not None]
         rows = new.rows
-        full = len(self._keys) == self.limit
-        if full:  # skip rows that cannot enter the sample, most of a later batch
-            fits = keys < self._keys.max()
+        if least:  # skip rows that cannot enter the sample, most of a later batch
+            fits = keys < np.uint64(min(least))
             rows, keys = rows[fits], keys[fits]
-        if len(keys):
-            # The sample is the ``limit`` rows with the smallest hashes of old and new ones.
-            all_keys = np.concatenate([self._keys, keys])
-            kept = np.argsort(all_keys, kind="stable")[: self.limit]
-            if full and self.keep is None:
-                rows = self._replace(old.rows, rows, keys, kept)
-            else:
-                rows, self._keys = np.concatenate([old.rows, rows])[kept], all_keys[kept]
-                rows = rows if self.keep is None else self.keep(rows)
-        else:
-            rows = old.rows
-        self._seen = ChannelStats(lo, hi, rows)
+        self._seen = ChannelStats(lo, hi, self._sampled(old.rows, rows, keys))
 
-    def _replace(self, rows: Array, new: Array, keys: Array, kept: Array) -> Array:
+    def _sampled(self, old: Array, new: Array, keys: Array) -> Array:
+        """The ``limit`` rows with the smallest hashes of old and new ones."""
+        if not len(keys):
+            return old
+        full = len(self._keys) == self.limit
+        ages = int(self._ages.max(initial=-1)) + 1 + np.arange(len(keys))
+        all_keys, all_ages = np.append(self._keys, keys), np.append(self._ages, ages)
+        kept = np.lexsort((all_ages, all_keys))[: self.limit]
+        if full and self.keep is None:
+            return self._replace(old, new, all_keys, all_ages, kept)
+        self._keys, self._ages = all_keys[kept], all_ages[kept]
+        rows = np.concatenate([old, new])[kept]
+        return rows if self.keep is None else self.keep(rows)
+
+    def _replace(
+        self, rows: Array, new: Array, all_keys: Array, all_ages: Array, kept: Array
+    ) -> Array:
         """Overwrite the rows that leave the sample: in later batches these are few."""
         if self._lent:
             rows, self._keys, self._lent = rows.copy(), self._keys.copy(), False
         removed = np.setdiff1d(np.arange(len(rows)), kept, assume_unique=True)
-        added = kept[kept >= len(rows)] - len(rows)
-        rows[removed], self._keys[removed] = new[added], keys[added]
+        added = kept[kept >= len(rows)]
+        rows[removed] = new[added - len(rows)]
+        self._keys[removed], self._ages[removed] = all_keys[added], all_ages[added]
         return rows
 
     def _in_order(self) -> ChannelStats:
-        """The statistics with rows sorted by hash: independent of how the data was split."""
+        """The statistics with rows sorted by hash, then age, however the data was split."""
         assert self._seen is not None
-        order = np.argsort(self._keys, kind="stable")
+        order = np.lexsort((self._ages, self._keys))
         if (order[1:] < order[:-1]).any():
             self._seen = replace(self._seen, rows=self._seen.rows[order])
-            self._keys = self._keys[order]
+            self._keys, self._ages = self._keys[order], self._ages[order]
         self._lent = True
         return self._seen
 
@@ -129,10 +161,10 @@ class ChannelObserver(Observer):
 
     def state(self) -> dict[str, Array]:
         """Extrema, rows, their hashes and sums; empty where no values were observed."""
-        if self._seen is None:
-            return {}
-        seen = self._in_order()
-        state = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
+        state: dict[str, Array] = {}
+        if self._seen is not None:
+            seen = self._in_order()
+            state = {"lo": seen.lo, "hi": seen.hi, "rows": seen.rows, "keys": self._keys}
         if self._background is not None:
             state |= zip(_BACKGROUND_KEYS, self._background, strict=True)
         return state if self.moments is None else state | self.moments.state()
@@ -141,10 +173,14 @@ class ChannelObserver(Observer):
         """Continue from ``state``. Raises ValueError or KeyError where it is not a sketch."""
         if not state:
             return
-        lo, hi, rows, keys = (state[name] for name in ("lo", "hi", "rows", "keys"))
-        if lo.shape != hi.shape or rows.shape != (len(keys), *lo.shape) or len(keys) > self.limit:
-            raise ValueError(f"a sketch of {len(keys)} rows has shape {rows.shape}")
-        self._seen, self._keys = ChannelStats(lo, hi, rows), keys
+        if _BACKGROUND_KEYS[0] not in state or "keys" in state:  # else there was no other text
+            lo, hi, rows, keys = (state[name] for name in ("lo", "hi", "rows", "keys"))
+            if (lo.shape, (len(keys), *lo.shape)) != (hi.shape, rows.shape):
+                raise ValueError(f"a sketch of {len(keys)} rows has shape {rows.shape}")
+            if len(keys) > self.limit:
+                raise ValueError(f"a sketch has {len(keys)} rows, expected {self.limit} at most")
+            self._seen, self._keys = ChannelStats(lo, hi, rows), keys
+            self._ages = np.arange(len(keys))
         if _BACKGROUND_KEYS[0] in state:
             self._background = state[_BACKGROUND_KEYS[0]], state[_BACKGROUND_KEYS[1]]
         if self.moments is not None:

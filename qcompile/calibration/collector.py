@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -50,11 +51,16 @@ from qcompile.quant import (
     widened,
 )
 from qcompile.runtime.session import Session, SessionOptions, with_outputs
+from qcompile.system.temporary_folder import TemporaryFolder
 
 _FLOAT_BYTES = 4
-_VARYING = "its channels are not the same in all feeds"
+VARYING = "its channels are not the same in all feeds"
 # Opset from which a reduction takes its axes as an input.
 _REDUCTIONS = {"ReduceMin": 18, "ReduceMax": 18, "ReduceSum": 13}
+
+
+def _undivided(feed: Feed) -> tuple[Feed]:
+    return (feed,)
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,24 @@ class CollectorOptions:
     max_memory: int = 1 << 27
     mask: bool = True
     threads: int = 0
-    parts: Callable[[Feed], Iterable[Feed]] = lambda feed: (feed,)
+    parts: Callable[[Feed], Iterable[Feed]] = _undivided
     keep: Callable[[Array], Array] | None = None
     widen: bool = True
+
+
+@dataclass(frozen=True)
+class ObserverKind:
+    """Makes the observers of one tensor: of a range, or of channels without a ``calibrator``."""
+
+    calibrator: Calibrator | None
+    spec: QSpec
+    moments: bool = False
+
+    def make(self, keep: Callable[[Array], Array] | None = None) -> Observer:
+        """A fresh observer; ``keep`` stores samples of channels."""
+        if self.calibrator is not None:
+            return self.calibrator.observer(self.spec)
+        return ChannelObserver(keep=keep, moments=MomentSum(keep) if self.moments else None)
 
 
 @dataclass
@@ -85,6 +106,7 @@ class Tap:
     request: StatRequest
     token_axis: int | None
     outputs: tuple[str, ...]
+    kind: ObserverKind
     observer: Observer
     size: str | None = None
     row: int = 1
@@ -98,9 +120,12 @@ class Tap:
 
 @dataclass
 class Collector:
-    """Observes feeds one by one; ``ranges`` may be called at any time."""
+    """Observes feeds one by one; ``ranges`` may be called at any time.
 
-    session: Session
+    model: file of the float model with the outputs to fetch. folder: keeps its files.
+    """
+
+    model: Path
     taps: list[Tap]
     options: CollectorOptions
     divisible: bool = True  # the model takes batches of any size
@@ -108,6 +133,12 @@ class Collector:
     counted: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, int]] = field(
         default_factory=dict
     )
+    folder: TemporaryFolder | None = None
+
+    @cached_property
+    def session(self) -> Session:
+        """The model, loaded when the first feed is run. Raises ModelError."""
+        return Session(self.model, SessionOptions(threads=self.options.threads))
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""
@@ -126,7 +157,7 @@ class Collector:
             if tap.observer.fits(values):
                 tap.observer.update_background(values)
             else:
-                tap.fault = _VARYING
+                tap.fault = VARYING
 
     def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
         """The outputs of each tap at real tokens, for each part of the feed."""
@@ -204,7 +235,7 @@ class Collector:
         if not finite or any(np.isnan(a).any() for a in sums):
             tap.fault = "NaN or infinity among its values"
         elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
-            tap.fault = _VARYING
+            tap.fault = VARYING
         elif extrema[0].size:
             tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
             tap.values += len(extrema[0]) * tap.row
@@ -261,7 +292,7 @@ def collector(
     watched: Sequence[str] = (),
     with_moments: Collection[str] = (),
 ) -> Collector:
-    """A collector over the float graph; its session is created once.
+    """A collector over the float graph.
 
     ``watched``: tensors whose channels are sampled, in addition to the ranges of ``requests``.
     ``with_moments``: those of them whose second moments are added up too.
@@ -281,23 +312,15 @@ def collector(
         in_graph = reduced and request.axis is None and bool(rank(tensors[request.tensor]))
         names = _add_extrema(model, graph, request, i) if in_graph else (request.tensor,)
         size = None if in_graph else _add_size(model, request, i)
-        observer = (
-            chosen.observer(request.spec)
-            if i < first_watched
-            else _channel_observer(options, moments=request.tensor in with_moments)
-        )
+        rule = chosen if i < first_watched else None
+        kind = ObserverKind(rule, request.spec, moments=request.tensor in with_moments)
+        observer = kind.make(options.keep)
         token_axis = token_axes.token_axis(axes.get(request.tensor))
         row = _row_length(tensors[request.tensor]) if in_graph else 1
-        taps.append(Tap(request, token_axis, names, observer, size=size, row=row))
+        taps.append(Tap(request, token_axis, names, kind, observer, size=size, row=row))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     path = save_proto(with_outputs(model, wanted), folder)
-    session = Session(path, SessionOptions(threads=options.threads))
-    return Collector(session, taps, options, takes_any_batch(graph))
-
-
-def _channel_observer(options: CollectorOptions, *, moments: bool) -> ChannelObserver:
-    keep = options.keep
-    return ChannelObserver(keep=keep, moments=MomentSum(keep) if moments else None)
+    return Collector(path, taps, options, takes_any_batch(graph), folder=folder)
 
 
 def _row_length(tensor: Tensor) -> int:
@@ -332,9 +355,14 @@ def collect(
         into.update(feed)
         if on_feed is not None:
             on_feed(into.feeds_seen)
-    if into.feeds_seen == 0:
+    return final_ranges(into)
+
+
+def final_ranges(of: Collector) -> Ranges:
+    """The ranges after the last feed. Raises DataError where there was none."""
+    if of.feeds_seen == 0:
         raise DataError("the calibration data is empty: no feed in it")
-    return into.ranges()
+    return of.ranges()
 
 
 def _add_extrema(

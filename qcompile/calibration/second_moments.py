@@ -46,6 +46,11 @@ class MomentSum:
     _rows: Array = field(default_factory=lambda: np.zeros(0))
     _count: int = 0
     _waiting: list[Array] = field(default_factory=list)
+    _log: list[tuple[Array, int]] | None = None  # what was added to the mean, step by step
+
+    def prepare_to_merge(self) -> None:
+        """Keep each sum of rows, since the mean is rounded: ``merge`` adds them one by one."""
+        self._log = []
 
     def add(self, rows: Array) -> None:
         """Add finite rows, float32 (n, channels)."""
@@ -61,7 +66,8 @@ class MomentSum:
         later._multiply()
         if later._second is not None:
             self._multiply()
-            self._add_to_mean(later._rows, later._count)
+            for rows, count in later._log or [(later._rows, later._count)]:
+                self._add_to_mean(rows, count)
             own = self._writable(later._rows.size)
             own += later._second
             self._store(own)
@@ -86,7 +92,11 @@ class MomentSum:
             return {}
         self._lent = True
         count = np.array(self._count, np.int64)
-        return {"second_moments": self._second, "row_sum": self._rows.copy(), "row_count": count}
+        state = {"second_moments": self._second, "row_sum": self._rows.copy(), "row_count": count}
+        if self._log:
+            sums, counts = zip(*self._log, strict=True)
+            state |= {"row_sums": np.array(sums), "row_counts": np.array(counts, np.int64)}
+        return state
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Continue from ``state``. Raises ValueError or KeyError where it holds no sums."""
@@ -95,10 +105,15 @@ class MomentSum:
             raise ValueError(f"moments of {rows.shape} channels have shape {second.shape}")
         self._second, self._lent = second, True
         self._rows, self._count = rows, int(count)
+        if "row_sums" in state:
+            sums, counts = state["row_sums"], state["row_counts"].tolist()
+            self._log = list(zip(sums, counts, strict=True))
 
     def _add_to_mean(self, rows: Array, count: int) -> None:
         self._rows = self._rows + rows if self._count else rows
         self._count += count
+        if self._log is not None:
+            self._log.append((rows, count))
 
     def _wait(self, steps: Array) -> None:
         """Rows, in steps of the grid, wait until there are enough for one matrix multiplication."""

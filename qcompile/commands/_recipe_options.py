@@ -10,6 +10,7 @@ import click
 
 from qcompile.commands._names import CALIBRATOR, PIPELINE, RECIPE, TARGET
 from qcompile.commands._options import PATH, DataArguments, F, Ranged, Size, custom_ops_option
+from qcompile.compiler.cluster.connect import connected, workers_of
 from qcompile.compiler.config import lockfile
 from qcompile.compiler.config.recipe import POOLINGS, Recipe, merge_settings, recipe_names
 from qcompile.compiler.stages.options import CompileOptions
@@ -84,6 +85,11 @@ _OPTIONS = (
                  help="Seed of random inputs, used without data.  [default: 0]"),
     click.option("--threads", type=click.IntRange(0), default=0,
                  help="Threads of ONNX Runtime; 0 uses one per core."),
+    click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes on this "
+                 "machine, of one thread each, that calibrate and measure (extra cluster).  "
+                 "[default: this process]"),
+    click.option("--cluster", metavar="ADDRESS", help="The same by the workers of a running Dask "
+                 "cluster, such as tcp://host:8786."),
     custom_ops_option,
     click.option("--cache", type=PATH, help="Folder of calibration and measurements, from which "
                  "an interrupted run resumes.  [default: the user's cache folder]"),
@@ -125,6 +131,8 @@ class RecipeArguments(DataArguments):
     threads: int
     cache: Path | None
     no_cache: bool
+    workers: int | None
+    cluster: str | None
 
     def make_recipe(self) -> Recipe:
         """The recipe, or a lock's, with the command line's options merged in."""
@@ -162,7 +170,18 @@ class RecipeArguments(DataArguments):
             max_memory=self.max_memory,
             threads=self.threads,
             cache=self._make_cache(),
+            client=self._connect(),
         )
+
+    def _connect(self) -> object | None:
+        """The client of the cluster that was asked for, until the command ends."""
+        context = click.get_current_context()
+        client = context.with_resource(connected(self.workers, self.cluster))
+        found = workers_of(client).account()
+        if found is not None and not context.params.get("quiet"):
+            count = f"{found.workers} with {found.threads} threads"
+            click.echo(f"workers: {count}, dashboard {found.dashboard}", err=True)
+        return client
 
     def _make_cache(self) -> Cache | None:
         """The cache, None if it is switched off."""

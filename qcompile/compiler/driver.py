@@ -48,7 +48,9 @@ def compile_model(request: Request) -> Result:
     request = lock_check.apply_lock(request)
     _check_metric(request)
     training_checks.check_request(request)
-    prepared, options = prepare(request), request.options
+    options = request.options
+    workers, done_before = options.workers, options.workers.account()
+    prepared = prepare(request)
     training_checks.check_prepared(prepared)
     forecast = speed_forecast.predict_speed(prepared)
     if forecast is not None:
@@ -93,6 +95,7 @@ def compile_model(request: Request) -> Result:
         sizes=sized.account,
         tuning=tuned.account,
         training=trained.account if trained is not None else None,
+        cluster=workers.account(done_before),
         notes=(*tuned.notes, *searched.notes, *sized.notes, *locked.notes, *cached, *sizes),
         failures=(
             *(trained.failures if trained is not None else ()),

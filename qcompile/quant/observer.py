@@ -28,6 +28,14 @@ class Observer(ABC):
     def range(self) -> Range:
         """The range to quantize; raises ValueError where no values were observed."""
 
+    def prepare_to_merge(self) -> None:
+        """Keep all that ``merge`` needs to give the very bits of one observer of all batches.
+
+        Called on a fresh observer that sees a part of the data. For observers with sums that are
+        rounded, whose bits depend on how they are grouped; by default nothing is needed.
+        """
+        return
+
     def state(self) -> dict[str, Array] | None:
         """Everything observed, for a checkpoint; None, the default, where that is not supported."""
         return None

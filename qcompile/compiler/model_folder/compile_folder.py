@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from qcompile.calibration.calibration_file import Calibration
+from qcompile.compiler.cluster.workers import LOCAL, Kit, Site, Task
+from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.variants import Variant
 from qcompile.compiler.driver import compile_model
 from qcompile.compiler.model_folder import (
@@ -20,6 +24,7 @@ from qcompile.compiler.model_folder.layout import Folder
 from qcompile.compiler.model_folder.position_table import position_rows
 from qcompile.compiler.model_folder.torch_export import Exported
 from qcompile.compiler.report.notes import Note
+from qcompile.compiler.report.report import Report
 from qcompile.compiler.stages.options import CompileOptions, Request
 from qcompile.compiler.stages.result import RejectedError, Result
 from qcompile.data import open_data
@@ -28,7 +33,9 @@ from qcompile.data.open_data import Data
 from qcompile.errors import DataError, ModelError, QCompileError, RecipeError
 from qcompile.ir.model_io import read_model
 from qcompile.ir.model_io.hub_cache import repository_around
-from qcompile.system.progress import Progress
+from qcompile.ir.model_io.write_model import ModelFiles
+from qcompile.system.progress import Progress, Silent
+from qcompile.system.temporary_folder import TemporaryFolder
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,114 @@ def compile_models(
         for name in folder.models
         for variant in (variants or (None,))
     ]
-    for job in jobs:
-        if len(jobs) > 1:
-            request.progress.step(job.name)
-        asked = requests[job.variant.name] if job.variant else request
-        result = _compile(folder, job, asked, single=len(jobs) == 1)
-        yield CompiledFile(job.name, job.source, job.variant, result)
+    task = _FolderTask(folder, request, requests, single=len(jobs) == 1)
+    workers = request.options.workers if _is_untimed(request) and len(jobs) > 1 else LOCAL
+    with closing(workers.map(task, jobs)) as results:
+        for job, result in zip(jobs, results, strict=True):
+            yield CompiledFile(job.name, job.source, job.variant, result)
+
+
+def _is_untimed(request: Request) -> bool:
+    """True where workers can take a file each: nothing is timed, and they can read the data.
+
+    Otherwise each file is compiled here, with its calibration and measurements by all workers.
+    """
+    options, data = request.options, request.data
+    timed = options.bench or options.tune or options.training is not None
+    return not timed and (data is None or isinstance(data, str | Path))
+
+
+@dataclass(frozen=True)
+class _FolderTask(Task[_Job, Result]):
+    """Compiles a file each. ``requests``: of variants, by name; ``request``: of all others."""
+
+    folder: Folder
+    request: Request
+    requests: Mapping[str, Request]
+    single: bool
+
+    def here(self, item: _Job) -> Result:
+        """Compile in this process, with its own client for calibration if there is one."""
+        if not self.single:
+            self.request.progress.step(item.name)
+        asked = self.requests[item.variant.name] if item.variant else self.request
+        return _compile(self.folder, item, asked, single=self.single)
+
+    def kit(self) -> Kit:
+        """No files: folder, tokenizer and data are on shared storage."""
+        folder = replace(self.folder, path=self.folder.path.resolve())
+        requests = {name: _for_worker(r) for name, r in self.requests.items()}
+        sent = _FolderTask(folder, _for_worker(self.request), requests, self.single)
+        return Kit({}, sent._open)
+
+    def label(self, item: _Job) -> str:
+        """The name of the file."""
+        return item.name
+
+    def received(self, item: _Job, answer: _SentResult) -> Result:
+        """The result, with its files here. Raises RejectedError as the worker did."""
+        self.request.progress.step(item.name)
+        result = answer.result()
+        if answer.rejected:
+            raise RejectedError(result, f"{item.name}: ")
+        return result
+
+    def _open(self, _site: Site) -> Callable[[_Job], _SentResult]:
+        return self._compiled
+
+    def _compiled(self, item: _Job) -> _SentResult:
+        try:
+            return _SentResult.of(self.here(item), rejected=False)
+        except RejectedError as e:
+            return _SentResult.of(e.result, rejected=True)
+
+
+def _for_worker(request: Request) -> Request:
+    """The request without what belongs to this process."""
+    options, data = request.options, request.data
+    if isinstance(data, str | Path) and Path(data).exists():
+        data = Path(data).resolve()
+    options = replace(
+        options,
+        client=None,
+        cache=None,
+        tokenizer=_absolute(options.tokenizer),
+        search_state=_absolute(options.search_state),
+        bits_state=_absolute(options.bits_state),
+        dump_dir=_absolute(options.dump_dir),
+    )
+    return replace(request, data=data, options=options, progress=Silent())
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
+
+
+@dataclass(frozen=True)
+class _SentResult:
+    """A result as it travels: the bytes of its files by name, the model's first."""
+
+    files: Mapping[str, bytes]
+    report: Report
+    lock: Lock | None
+    calibration: Calibration | None
+    rejected: bool
+
+    @classmethod
+    def of(cls, result: Result, *, rejected: bool) -> _SentResult:
+        written = result.written
+        paths = [p for p in (written.path, written.data) if p is not None]
+        files = {p.name: p.read_bytes() for p in paths}
+        return cls(files, result.report, result.lock, result.calibration, rejected)
+
+    def result(self) -> Result:
+        """The same in a temporary folder of this process."""
+        folder = TemporaryFolder()
+        paths = [folder.path / name for name in self.files]
+        for path in paths:
+            path.write_bytes(self.files[path.name])
+        written = ModelFiles(paths[0], paths[1] if len(paths) > 1 else None, folder)
+        return Result(written, self.report, self.lock, self.calibration)
 
 
 def _for_variant(request: Request, variant: Variant) -> Request:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from qcompile import __version__
 from qcompile.calibration.calibration_file import CalibrationAccount
+from qcompile.compiler.cluster.account import ClusterAccount
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report import html
 from qcompile.compiler.report.channel_views import ChannelSite
@@ -63,6 +64,7 @@ class Report(Record):
     sizes: Annotated[SizeAccount | None, "empty without --max-size"] = None
     tuning: Annotated[TuningAccount | None, "empty without --tune"] = None
     training: Annotated[TrainingAccount | None, "empty where the model was not trained"] = None
+    cluster: Annotated[ClusterAccount | None, "empty without --workers and --cluster"] = None
     float_bytes: int = 0
     float_content: Annotated[list[Summary], "the float model's bytes by kind and type"] = field(
         default_factory=list
@@ -102,7 +104,7 @@ class Report(Record):
         "failures next_steps notes=note_texts float_bytes float_content bytes size_ratio "
         "model_sha256 operators int8_linears int8_products away=provider_missing requirements "
         "saturation{} verify=verdict forecast{} bench=speed profile channels calibration{} "
-        "search{} sizes{} tuning{} training{} seconds memory passes skips ledger"
+        "search{} sizes{} tuning{} training{} cluster{} seconds memory passes skips ledger"
     )
 
     @property

@@ -124,5 +124,6 @@ def measurable(prepared: Prepared) -> Measurable:
         prepared.budget.divisible,
         prepared.selection,
         padding=prepared.recipe.keep_padding_rows,
+        external=prepared.float_model.running_external,
     )
     return Measurable(prepared, calibrated, ctx, meter, origins, weights, came_quantized)

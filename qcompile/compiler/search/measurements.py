@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from qcompile.compiler.cluster.workers import LOCAL, Workers
 from qcompile.compiler.config.lockfile import environment
 from qcompile.compiler.search.measurable import Measurable
+from qcompile.compiler.search.measuring_task import Measured, MeasuringTask, measured
 from qcompile.compiler.search.sensitivity import Meter, Score
 from qcompile.errors import OutputError
 from qcompile.runtime import session
@@ -60,7 +62,7 @@ class Measurements:
     ``tried``: scores of models that were compiled, ``figures``: their bytes, and what was timed, by
     the same keys. ``samples``: how many the ranking uses, None
     before that is known. ``measured``: how many scores this run added. ``store`` None: they are
-    not written.
+    not written. ``workers``: measure where there are several scores to take.
     """
 
     meter: Meter
@@ -71,6 +73,7 @@ class Measurements:
     samples: int | None = None
     measured: int = 0
     figures: dict[str, list[float | None]] = field(default_factory=dict)
+    workers: Workers = LOCAL
     _saved: float = field(default_factory=time.monotonic)
 
     @property
@@ -82,14 +85,39 @@ class Measurements:
         """The score that an earlier run measured, or a new one."""
         return self.remember(f"{samples}:{bit_mask(on)}", lambda: self.meter(on, samples))
 
+    def each(self, sets: Sequence[Collection[int]], samples: int = 0) -> Generator[Score]:
+        """The score of each set of switches, in their order."""
+        keys = [f"{samples}:{bit_mask(on)}" for on in sets]
+        return self.remember_each(self.meter, keys, [measured(on, samples) for on in sets])
+
+    def remember_each(
+        self, meter: Meter, keys: Sequence[str], items: Sequence[Measured]
+    ) -> Generator[Score]:
+        """The scores under these keys; workers measure those that are missing, by ``meter``.
+
+        Closing the iterator cancels what is not measured.
+        """
+        wanted = dict(zip(keys, items, strict=True))
+        missing = {key: item for key, item in wanted.items() if key not in self.scores}
+        asked = list(missing.values())
+        scores = self.workers.map(MeasuringTask(meter), asked) if asked else _none()
+        with closing(scores):
+            for key in keys:
+                if missing.pop(key, None) is not None:
+                    self._add(key, next(scores))
+                yield self.scores[key]
+
     def remember(self, key: str, measure: Callable[[], Score]) -> Score:
         """The score that an earlier run measured under this key, or that of ``measure``."""
         if key not in self.scores:
-            self.scores[key] = measure()
-            self.measured += 1
-            if time.monotonic() - self._saved > _SAVE_EVERY:
-                self.save()
+            self._add(key, measure())
         return self.scores[key]
+
+    def _add(self, key: str, found: Score) -> None:
+        self.scores[key] = found
+        self.measured += 1
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save()
 
     def resume(self) -> None:
         """Read what an earlier run stored for the same inputs.
@@ -144,9 +172,14 @@ def open_measurements(
 
     Raises OutputError where the state file holds something else.
     """
-    opened = Measurements(model.meter, _digest(model, names), store)
+    workers = model.prepared.options.workers
+    opened = Measurements(model.meter, _digest(model, names), store, workers=workers)
     opened.resume()
     return opened
+
+
+def _none() -> Generator[Score]:
+    yield from ()
 
 
 def _scores(content: dict[str, dict[str, Any]]) -> dict[str, Score]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -182,11 +183,13 @@ class _Search:
     def _rank(self) -> None:
         """Order by the error of each item alone; items that were not measured in time come last."""
         samples = self._ranking_samples()
-        for i, item in enumerate(self.items):
-            if self._late(_RANKED):
-                break
-            self.alone[i] = self.state(frozenset(item.switches), samples).error
-            self.progress.advance()
+        sets = [frozenset(item.switches) for item in self.items]
+        with closing(self.state.each(sets, samples)) as scores:
+            for i in range(len(sets)):
+                if self._late(_RANKED):
+                    break
+                self.alone[i] = next(scores).error
+                self.progress.advance()
         self.order = sorted(range(len(self.items)), key=lambda i: -self.alone.get(i, 0.0))
 
     def _ranking_samples(self) -> int:

@@ -173,7 +173,7 @@ def sensitivity(
         notes.append(Note("measurements-resumed", f"{resumed} (--no-cache takes them again)"))
     drops: list[WeightDrops] = []
     try:
-        quantized, unquantized = meter(meter.everything), meter(())
+        quantized, unquantized = meter.each([meter.everything, ()])
         rows = rank_candidates(meter, items, what, progress.advance)
         if bits and measure is not None:
             weights = WidthMeter(found, weight_items(found), meter, measure)

@@ -8,13 +8,14 @@ its converse, whose small errors are not hidden by the large error of all others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
-from qcompile.compiler.search.fake_quantized import FakeQuantizedModel
+from qcompile.compiler.search.fake_quantized import FakeQuantizedModel, FakeQuantSwitch
 from qcompile.compiler.search.precision_candidates import PrecisionCandidate
 from qcompile.data.feeds import Feed, sample_count
 from qcompile.planning.context import Precision
@@ -99,7 +100,8 @@ class SensitivityRow(Record):
 class Meter:
     """Measures any set of switches; ``samples`` limits the feeds, 0 uses all of them.
 
-    ``padding``: padded positions are compared too.
+    ``padding``: padded positions are compared too. ``external``: files of ``reference`` with its
+    weights, where it is a file.
     """
 
     model: FakeQuantizedModel
@@ -111,6 +113,7 @@ class Meter:
     divisible: bool = True
     selection: Selection | None = None
     padding: bool = False
+    external: Sequence[Path] = ()
     _session: Session | None = None
     _old: dict[int, list[dict[str, Array]]] = field(default_factory=dict)
 
@@ -122,6 +125,12 @@ class Meter:
     def everything(self) -> frozenset[int]:
         """All switches on: the model as planned."""
         return frozenset(range(len(self.model.switches)))
+
+    def without_models(self) -> Meter:
+        """The same settings and feeds; as many switches, without what they stand for."""
+        switches = tuple(FakeQuantSwitch(()) for _ in self.model.switches)
+        model = FakeQuantizedModel(switches, flags=self.model.flags)
+        return replace(self, model=model, reference=b"", external=(), _session=None, _old={})
 
     def __call__(self, on: Collection[int], samples: int = 0) -> Score:
         """Quantize what is ``on`` and compare with the float model."""
@@ -168,6 +177,9 @@ class Measures(Protocol):
     def __call__(self, on: Collection[int], samples: int = 0) -> Score:
         """Quantize what is ``on`` and compare with the float model."""
 
+    def each(self, sets: Sequence[Collection[int]], samples: int = 0) -> Generator[Score]:
+        """The score of each set of switches, in their order; all workers measure."""
+
 
 def rank_candidates(
     meter: Measures,
@@ -176,13 +188,18 @@ def rank_candidates(
     advance: Callable[[], None] = lambda: None,
 ) -> list[SensitivityRow]:
     """All items, the most sensitive first."""
-    rows = []
+    sets: list[frozenset[int]] = []
     for item in items:
         mine = frozenset(item.switches)
-        alone = meter(mine) if what != "lifted" else None
-        raised = meter(meter.everything - mine) if what != "alone" else None
-        rows.append(SensitivityRow(item, alone, raised))
-        advance()
+        sets += [mine] if what != "lifted" else []
+        sets += [meter.everything - mine] if what != "alone" else []
+    rows = []
+    with closing(meter.each(sets)) as scores:
+        for item in items:
+            alone = next(scores) if what != "lifted" else None
+            raised = next(scores) if what != "alone" else None
+            rows.append(SensitivityRow(item, alone, raised))
+            advance()
     return sorted(rows, key=lambda row: -row.error)
 
 

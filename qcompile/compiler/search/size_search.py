@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -219,14 +220,22 @@ class _SizeSearch:
         """Score each item at ``bits`` and at its own bits, as far as there is time."""
         begun = self.tools.clock()
         samples = self._samples()
-        self.progress.step(f"bits: measure at {bits}", len(self.items))
-        for i, item in enumerate(self.items):
-            late = self.tools.clock() - begun >= 2 * _AT_A_WIDTH * self.options.search_time
-            if bits in self.sizes[i] and not late:
+        chosen = [i for i, sizes in enumerate(self.sizes) if bits in sizes]
+        items = [self.items[i] for i in chosen]
+        narrowed = [item for item in items if item.bits != bits]
+        self.progress.step(f"bits: measure at {bits}", len(items))
+        with (
+            closing(self.meter.each(items, None, samples)) as own,
+            closing(self.meter.each(narrowed, bits, samples)) as fewer,
+        ):
+            for i in chosen:
+                if self.tools.clock() - begun >= 2 * _AT_A_WIDTH * self.options.search_time:
+                    break
                 found = self.scores.setdefault(i, {})
-                found[item.bits] = self.meter(item, item.bits, samples)
-                found[bits] = self.meter(item, bits, samples)
-            self.progress.advance()
+                found[self.items[i].bits] = next(own)
+                if self.items[i].bits != bits:
+                    found[bits] = next(fewer)
+                self.progress.advance()
 
     def _samples(self) -> int:
         """0 for all, or as many as there is time for."""

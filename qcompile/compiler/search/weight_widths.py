@@ -8,7 +8,8 @@ where this item alone is quantized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TypeAlias, cast
@@ -18,6 +19,7 @@ from qcompile.compiler.report.records import WeightDrops, WidthDrop
 from qcompile.compiler.search.bit_allocation import packed_bytes
 from qcompile.compiler.search.measurable import Measurable, PlannedWeight
 from qcompile.compiler.search.measurements import Measurements, bit_mask
+from qcompile.compiler.search.measuring_task import measured
 from qcompile.compiler.search.precision_candidates import escaped
 from qcompile.compiler.search.sensitivity import Score
 from qcompile.ir.analysis.transformer_roles import Role
@@ -97,22 +99,23 @@ class WidthMeter:
         default_factory=dict
     )
 
-    def __call__(self, item: WeightItem, bits: int, samples: int = 0) -> Score:
-        """The score where this item alone is quantized, at ``bits``; its own bits are allowed."""
-        if bits == item.bits:
-            return self.state(item.switches, samples)
-        key = f"{bits} bits:{samples}:{bit_mask(item.switches)}"
-        return self.state.remember(key, lambda: self._measured(item, bits, samples))
-
     def has_width(self, item: WeightItem, bits: int) -> bool:
         """True if the target can store the item with ``bits``, and no pattern says otherwise."""
         model, _ = self._at(bits)
         return item.has_width(bits, {w.name: w for w in model.weights.values()})
 
-    def _measured(self, item: WeightItem, bits: int, samples: int) -> Score:
-        model, items = self._at(bits)
+    def each(
+        self, items: Sequence[WeightItem], bits: int | None, samples: int = 0
+    ) -> Generator[Score]:
+        """The scores of items alone at ``bits``, None for their own, in their order."""
+        if bits is None:
+            return self.state.each([item.switches for item in items], samples)
+        model, own = self._at(bits)
         # An operator that has no such width is the same in both models.
-        return model.meter(items.get(item.tensors, item).switches, samples)
+        switches = [own.get(item.tensors, item).switches for item in items]
+        keys = [_key(item, bits, samples) for item in items]
+        asked = [measured(on, samples) for on in switches]
+        return self.state.remember_each(model.meter, keys, asked)
 
     def _at(self, bits: int) -> tuple[Measurable, dict[tuple[str, ...], WeightItem]]:
         if bits not in self._made:
@@ -129,13 +132,19 @@ def measured_widths(
     """All items at their own bits and at ``widths``, the most sensitive first."""
     found: dict[str, list[WidthDrop]] = {i.name: [] for i in meter.items}
     for bits in (None, *sorted(set(widths), reverse=True)):
-        for item in meter.items:
-            if bits is None or meter.has_width(item, bits):
-                at = bits or item.bits
-                found[item.name].append(width_drop(at, meter(item, at)))
+        has_it = [i for i in meter.items if bits is None or meter.has_width(i, bits)]
+        with closing(meter.each(has_it, bits)) as scores:
+            for item, score in zip(has_it, scores, strict=True):
+                found[item.name].append(width_drop(bits or item.bits, score))
+                advance()
+        for _ in range(len(meter.items) - len(has_it)):
             advance()
     rows = [WeightDrops(i.name, i.role, i.layer, found[i.name]) for i in meter.items]
     return sorted(rows, key=lambda row: -row.measured[-1].error)
+
+
+def _key(item: WeightItem, bits: int, samples: int) -> str:
+    return f"{bits} bits:{samples}:{bit_mask(item.switches)}"
 
 
 def width_drop(bits: int, found: Score) -> WidthDrop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qcompile.compiler.cluster.account import ClusterAccount
 from qcompile.compiler.report import ledger
 from qcompile.compiler.report.next_steps import next_steps
 from qcompile.compiler.report.notes import Note
@@ -30,6 +31,7 @@ def build_report(
     sizes: SizeAccount | None,
     tuning: TuningAccount | None,
     training: TrainingAccount | None,
+    cluster: ClusterAccount | None,
     notes: Sequence[Note],
     failures: Sequence[str],
 ) -> Report:
@@ -61,6 +63,7 @@ def build_report(
         sizes=sizes,
         tuning=tuning,
         training=training,
+        cluster=cluster,
         float_bytes=model.size,
         float_content=model.content,
         bytes=compiled.size,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from qcompile.calibration import collector
 from qcompile.calibration.calibration_file import Calibration, CalibrationAccount
 from qcompile.calibration.resume import ResumableCalibration
+from qcompile.calibration.shards import Shard, shards
+from qcompile.compiler.cluster.calibration_task import CalibrationTask
 from qcompile.compiler.config.lockfile import environment
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
@@ -166,19 +169,23 @@ def _run(
 
     collecting = fresh() if cached is None else cached.resumed(fresh)
 
-    def after_feed(_number: int) -> None:
-        prepared.progress.advance()
-        if cached is not None:
-            cached.checkpoint(collecting)
-
     digest = FeedDigest()
     split = HoldOut(digest.passing(prepared.feeds or ()))
     unseen = islice(split.calibration(), collecting.feeds_seen, None)
-    ranges = collector.collect(collecting, unseen, after_feed)
-    held_out = _checked(prepared, split, digest)
     text = _general_text(prepared, watched)
-    for feed in text:
-        collecting.update_background(feed)
+    workers = prepared.options.workers
+    items = chain(
+        shards(unseen, workers.shard),
+        shards(text, workers.shard, background=True),
+    )
+    task = CalibrationTask(collecting, spill=options.keep is not None)
+    with closing(workers.map(task, items)) as done:
+        for shard in done:
+            _count(prepared, shard)
+            if cached is not None and not shard.background:
+                cached.checkpoint(collecting)
+    ranges = collector.final_ranges(collecting)
+    held_out = _checked(prepared, split, digest)
     account = CalibrationAccount(
         calibrator=prepared.recipe.calibrator,
         feeds=collecting.feeds_seen,
@@ -191,6 +198,11 @@ def _run(
     if cached is not None:
         cached.finish(calibration)
     return calibration, held_out
+
+
+def _count(prepared: Prepared, shard: Shard) -> None:
+    for _ in () if shard.background else shard.feeds:
+        prepared.progress.advance()
 
 
 def _options(prepared: Prepared) -> collector.CollectorOptions:

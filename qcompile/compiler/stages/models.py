@@ -78,6 +78,14 @@ class FloatModel:
             return self.derived.path
         return self.stored if self._externalized is None else self._externalized.path
 
+    @property
+    def running_external(self) -> tuple[Path, ...]:
+        """The other files of ``running``, in its folder or below."""
+        files = self.derived or self._externalized
+        if files is None:
+            return self.external
+        return tuple(p for p in sorted(files.folder.path.iterdir()) if p != files.path)
+
 
 def read_float_model(model: read_model.Source) -> tuple[FloatModel, Graph]:
     """The model, and its graph. Raises ModelError where it cannot be read."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qcompile.compiler.cluster.connect import workers_of
+from qcompile.compiler.cluster.workers import Workers
 from qcompile.compiler.config.lockfile import Lock
 from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
@@ -146,6 +148,8 @@ class CompileOptions:
         keep_lock: the result has a light lock, for ``Result.save_lock``.
         keep_calibration: the result has the calibration too, which a full lock needs.
         training: train the planned model before its quantizers are inserted.
+        client: a ``dask.distributed.Client`` whose workers calibrate and measure (docs/scale.md);
+            None is this process.
         cache: where calibration is kept, so that an interrupted run can resume; call its ``forget``
             once the result is written.
     """
@@ -176,6 +180,12 @@ class CompileOptions:
     keep_calibration: bool = False
     training: TrainingOptions | None = None
     cache: Cache | None = None
+    client: Any | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """Who does the work. Raises ClusterError where the client's workers cannot."""
+        return workers_of(self.client)
 
     def forget(self) -> None:
         """Remove what an interrupted run would have resumed from: the result is written."""

@@ -187,6 +187,7 @@ def settings(report: Plain) -> Markup:
         ("Versions", machine),
         ("Recipe", report["recipe"]),
         ("Calibration", report["calibration"] or {"data": "none was used"}),
+        *([("Workers", report["cluster"])] if report.get("cluster") else []),
         ("Operators that ONNX Runtime runs", report["operators"]),
         ("Identity", identity),
     ]

@@ -1,0 +1,78 @@
+"""Calibration as work items: shards of the feeds, merged into one collector in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qcompile.calibration import shards
+from qcompile.calibration.collector import Collector
+from qcompile.calibration.shards import ObservedTap, SentShard, Shard, ShardCollector
+from qcompile.compiler.cluster.workers import Kit, Site, Task
+from qcompile.errors import InvariantError
+
+_FOLDER = "calibration"
+
+
+@dataclass(frozen=True)
+class _Open:
+    """Loads the model with its taps in a worker."""
+
+    taps: ShardCollector
+    model: str
+    spill: bool
+
+    def __call__(self, site: Site) -> Callable[[SentShard], list[ObservedTap]]:
+        model = site.files[self.model]
+        collector = self.taps.collector(model, site.threads, spill=self.spill)
+        return lambda shard: shards.observe(collector, shard)
+
+
+@dataclass
+class CalibrationTask(Task[Shard, Shard]):
+    """Adds what shards hold to ``collector``. ``spill``: workers keep samples in files."""
+
+    collector: Collector
+    spill: bool
+    alone_first = True  # later shards send fewer rows, once it is known how many there are
+
+    def __post_init__(self) -> None:
+        self._feeds = self.collector.feeds_seen
+        self._guesses = True
+
+    def here(self, item: Shard) -> Shard:
+        """Run the feeds in this process."""
+        run = self.collector.update_background if item.background else self.collector.update
+        for feed in item.feeds:
+            run(feed)
+        return item
+
+    def kit(self) -> Kit:
+        """The model with its taps."""
+        model = self.collector.model
+        files = {f"{_FOLDER}/{p.name}": p for p in sorted(model.parent.iterdir())}
+        taps = ShardCollector.of(self.collector)
+        return Kit(files, _Open(taps, f"{_FOLDER}/{model.name}", self.spill))
+
+    def label(self, item: Shard) -> str:
+        """How many feeds, after how many."""
+        what = "general text" if item.background else "calibration"
+        return f"{what}, {len(item.feeds)} feeds after feed {self.collector.feeds_seen}"
+
+    def sent(self, item: Shard) -> SentShard:
+        """The feeds, and which rows can still enter samples."""
+        self._feeds += len(item.feeds)
+        return shards.sent(self.collector, item, self._feeds if self._guesses else 0)
+
+    def received(self, item: Shard, answer: Any) -> Shard:
+        """Merge the observers of the next shard."""
+        if not shards.merge(self.collector, item, answer):
+            self._guesses = False  # this data is too uneven
+            mine = ShardCollector.of(self.collector)
+            options = self.collector.options
+            observer = mine.collector(self.collector.model, options.threads, spill=self.spill)
+            again = shards.observe(observer, shards.sent(self.collector, item))
+            if not shards.merge(self.collector, item, again):
+                raise InvariantError(f"{self.label(item)}: rows are missing from a sample")
+        return item

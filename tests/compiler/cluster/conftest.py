@@ -1,0 +1,25 @@
+"""One local cluster for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompile.compiler.cluster.connect import connected
+from tests.encoder_files import save_encoder
+
+
+@pytest.fixture(scope="package")
+def client() -> Iterator[Any]:
+    """A client of two processes, as ``--workers 2`` starts them."""
+    pytest.importorskip("distributed", reason="workers need Dask, extra cluster")
+    with connected(2, None) as made:
+        yield made
+
+
+@pytest.fixture(scope="package")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("model") / "m.onnx")
