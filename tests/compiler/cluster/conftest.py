@@ -1,4 +1,4 @@
-"""One local cluster for all tests of this folder."""
+"""A local cluster for all tests of a module: it would disturb those that measure memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qcompile.compiler.cluster.connect import connected
 from tests.encoder_files import save_encoder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     """A client of two processes, as ``--workers 2`` starts them."""
     pytest.importorskip("distributed", reason="workers need Dask, extra cluster")
@@ -20,6 +20,6 @@ def client() -> Iterator[Any]:
         yield made
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("model") / "m.onnx")
