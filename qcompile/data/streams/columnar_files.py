@@ -21,7 +21,7 @@ _FILE_MAGIC = b"ARROW1"  # of Arrow's file format; its stream format has none
 
 def column_names(file: StreamFile) -> tuple[str, ...]:
     """The columns. Raises DataError for what is no such file."""
-    with readable(file.name), file.stored.open() as raw:
+    with readable(file.name), file.stored.open_binary() as raw:
         if file.format == ".parquet":
             with _parquet(file, raw) as opened:
                 return tuple(opened.schema_arrow.names)
@@ -34,7 +34,7 @@ def columnar_blocks(file: StreamFile, choose: Choose) -> Iterator[Block]:
     Blocks are row groups of Parquet, which are read only where rows of them are asked for, and
     batches of Arrow. Raises DataError for what cannot be read.
     """
-    with readable(file.name), file.stored.open() as raw:
+    with readable(file.name), file.stored.open_binary() as raw:
         if file.format == ".parquet":
             with _parquet(file, raw) as opened:
                 yield from _row_groups(file, opened, choose)

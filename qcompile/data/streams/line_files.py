@@ -25,7 +25,7 @@ def line_blocks(file: StreamFile, choose: Choose) -> Iterator[Block]:
 
     Raises DataError for what cannot be read, and for a line that is too long.
     """
-    with readable(file.name), file.stored.open() as raw, _text(file, raw) as text:
+    with readable(file.name), file.stored.open_binary() as raw, _text(file, raw) as text:
         rows = raw_rows(file.format, file.name, text)
         placed = partial(placed_row, file.format, file.name)
         is_first = True

@@ -26,7 +26,7 @@ class StoredFile:
     name: str
     size: int | None
     stamp: str
-    open: Callable[[], BinaryIO] = field(compare=False)
+    open_binary: Callable[[], BinaryIO] = field(compare=False)
 
 
 class Storage(Protocol):

@@ -153,7 +153,7 @@ def _is_inside(name: str) -> bool:
 
 
 def _read_json(stored: StoredFile) -> dict[str, object]:
-    with readable(stored.name), stored.open() as file:
+    with readable(stored.name), stored.open_binary() as file:
         found = json.loads(file.read(_MOST_STATE))
     if not isinstance(found, dict):
         raise DataError(f"{stored.name} holds {type(found).__name__}, expected an object")
