@@ -1,29 +1,38 @@
 """What workers of a local cluster save, what they cost, and how much moves.
 
     python -m benchmarks.cluster_cost MODEL.onnx --data DATA [--samples 2000] [--rounds 1]
-        [--calibrator mse] [--skip-sensitivity]
+        [--calibrator mse] [--skip-sensitivity] [--skip-times] [--costs FILE]
 
 Prints the seconds of calibration with a histogram and of sensitivity for target qdq, by this
 process on one thread, by one worker and by two workers of one thread each, with the ratios; and for
 each calibrator the bytes of observers that a shard sends, those of samples of channels separately.
+--costs writes what --calibrator costs for benchmarks/cluster_simulation.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import qcompile
+from benchmarks.cluster_simulation import Costs
 from qcompile.calibration import shards
 from qcompile.calibration.shards import ObservedTap
 from qcompile.compiler.cluster.calibration_task import CalibrationTask
 from qcompile.compiler.cluster.connect import connected
 from qcompile.compiler.cluster.dask_workers import SHARD
 from qcompile.compiler.stages.options import CompileOptions
+from qcompile.data.npz import DEFAULT_BATCH
+from qcompile.ir import is_constant, is_op
+from qcompile.ir.model_io.read_model import load
 from qcompile.rewriting.registry import calibrators
 from qcompile.runtime import kernels
 
@@ -66,22 +75,57 @@ def compare(what: str, args: argparse.Namespace, work: Callable[..., float]) -> 
 
 
 class Counting:
-    """Does items here as a worker would, and notes what would move: ``moved``, by shard."""
+    """Does items here as a worker would, and notes what would move: ``moved``, by shard.
+
+    prepare, observe, merge: seconds of each shard; open: of the first use of the model.
+    """
 
     shard = SHARD
 
     def __init__(self) -> None:
         self.moved: list[tuple[int, int]] = []
+        self.prepare: list[float] = []
+        self.observe: list[float] = []
+        self.merge: list[float] = []
+        self.sent: list[int] = []
+        self.open = 0.0
+        self.model = 0
 
     def map(self, task: Any, items: Iterable[Any]) -> Iterator[Any]:
         """Observe by fresh observers, count, merge."""
         assert isinstance(task, CalibrationTask)
         taps = shards.ShardCollector.of(task.collector)
-        worker = taps.collector(task.collector.model, 1, spill=False)
-        for item in items:
-            observed = shards.observe(worker, task.sent(item))
+        self.model = sum(p.stat().st_size for p in task.kit().files.values())
+        worker, source = taps.collector(task.collector.model, 1, spill=False), iter(items)
+        while True:
+            begun = time.perf_counter()
+            item = next(source, None)
+            if item is None:
+                return
+            pickled = pickle.dumps(task.sent(item), protocol=5)
+            sent = time.perf_counter()
+            observed = shards.observe(worker, pickle.loads(pickled))
+            done = time.perf_counter()
+            merged = task.received(item, observed)
+            self.merge.append(time.perf_counter() - done)
+            self.prepare.append(sent - begun)
+            self.observe.append(done - sent)
+            self.sent.append(len(pickled))
             self.moved.append(sizes(observed))
-            yield task.received(item, observed)
+            yield merged
+
+    def costs(self, texts: int) -> Costs:
+        """What was measured, of the shards of the data; ``texts``: in a feed.
+
+        The first shard loads the model, and those of general text at the end are others.
+        """
+        own = slice(1, -1) if len(self.observe) > 2 else slice(None)
+        observe = median(self.observe[own])
+        return Costs(
+            SHARD, texts, median(self.prepare[own]), observe, median(self.merge[own]),
+            max(self.observe[0] - observe, 0.0), median(self.sent[own]),
+            median(ranges for ranges, _ in self.moved), self.moved[0][1], self.model, 0.0,
+        )  # fmt: skip
 
     def account(self, since: Any = None) -> None:
         """There is no cluster."""
@@ -94,8 +138,8 @@ def sizes(observed: list[ObservedTap]) -> tuple[int, int]:
     return sum(size for _, size in parts) - channels, channels
 
 
-def bytes_moved(args: argparse.Namespace, calibrator: str) -> str:
-    """A row of the table: bytes of a shard, the mean and the most."""
+def bytes_moved(args: argparse.Namespace, calibrator: str) -> tuple[Counting, str]:
+    """A row of the table: bytes of a shard, the mean and the most; and what was counted."""
 
     counting = Counting()
 
@@ -110,7 +154,7 @@ def bytes_moved(args: argparse.Namespace, calibrator: str) -> str:
     moved = counting.moved
     ranges, channels = zip(*moved, strict=True)
     means = [sum(part) / len(part) / 1e6 for part in (ranges, channels)]
-    return (
+    return counting, (
         f"| {calibrator} | {len(moved)} | {means[0]:.3f} | {max(ranges) / 1e6:.3f} "
         f"| {means[1]:.2f} | {max(channels) / 1e6:.1f} | {channels[-1] / 1e6:.2f} |"
     )
@@ -128,6 +172,7 @@ def main() -> None:
     parser.add_argument("--calibrator", default="mse", help="one with a histogram")
     parser.add_argument("--skip-sensitivity", action="store_true")
     parser.add_argument("--skip-times", action="store_true", help="only bytes")
+    parser.add_argument("--costs", type=Path, help="write what a shard costs")
     args = parser.parse_args()
     about = kernels.environment()
     print(f"{', '.join(about.isa)}; onnxruntime {about.onnxruntime}, numpy {about.numpy}")
@@ -141,7 +186,18 @@ def main() -> None:
     print("| calibrator | shards | ranges, mean | most | channels, mean | most | last |")
     print("|---|---|---|---|---|---|---|")
     for name in sorted(calibrators()):
-        print(bytes_moved(args, name), flush=True)
+        counting, row = bytes_moved(args, name)
+        print(row, flush=True)
+        if args.costs is not None and name == args.calibrator:
+            costs = replace(counting.costs(DEFAULT_BATCH), weights=weights_of(args.model))
+            args.costs.write_text(json.dumps(asdict(costs), indent=1) + "\n", encoding="utf-8")
+
+
+def weights_of(model: Path) -> float:
+    """Values of the model's matrices that are multiplied, without tables."""
+    graph = load(model)
+    constants = [t for n in graph.nodes if is_op(n, "MatMul", "Gemm") for t in n.inputs]
+    return float(sum(t.values.size for t in constants if is_constant(t)))
 
 
 if __name__ == "__main__":
