@@ -7,8 +7,8 @@
 Simulates ``DaskWorkers.map`` item by item, for a stream of --texts texts through the measured
 model, and for 2,000 texts through an encoder of --weights weights: the client prepares and merges
 shards one after the other, its network carries one thing at a time in each direction, workers
-compute. The larger encoder is scaled from the measured one: compute and model by weights, observers by the
-number of channels of all layers. Nothing here was run on so many machines.
+compute. The larger encoder is scaled from the measured one: compute and model by weights, observers
+by the number of channels of all layers. Nothing here was run on so many machines.
 """
 
 from __future__ import annotations
