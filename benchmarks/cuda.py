@@ -23,6 +23,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -109,10 +110,22 @@ def build(model: Path, folder: Path, model_type: str) -> Iterator[Row]:
         ),
     }
     for i, (name, make) in enumerate(makers.items()):
+        path, failure = _built(make, folder / f"{i}.onnx")
+        yield Row(name, path, failure)
+
+
+def _built(make: Callable[[Path], Path], out: Path) -> tuple[Path | None, str]:
+    """The file, or why there is none."""
+    failure = ""
+    with warnings.catch_warnings():
+        # Where it fails, onnxruntime.transformers leaves a folder to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
         try:
-            yield Row(name, make(folder / f"{i}.onnx"))
+            return make(out), failure
         except Exception as e:  # peers raise anything; the table is printed without this one
-            yield Row(name, failure=_reason(e))
+            failure = _reason(e)
+        freed()
+    return None, failure
 
 
 def _reason(e: BaseException) -> str:

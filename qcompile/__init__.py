@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from qcompile.errors import (
+    ClusterError,
     DataError,
     GateError,
     InvariantError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClusterError",
     "DataError",
     "GateError",
     "Gates",

@@ -73,10 +73,12 @@ class _Installed(WorkerPlugin):
 
 @dataclass
 class _Sent:
-    """An item at a worker."""
+    """An item at a worker, as it was sent."""
 
     future: Future
     what: str
+    key: str
+    pickled: bytes
 
 
 class DaskWorkers:
@@ -104,16 +106,34 @@ class DaskWorkers:
                     waiting.append((item, self._send(key, task.label(item), task.sent(item))))
                     if len(waiting) >= (1 if alone else most):
                         alone = False
-                        done, sent = waiting.popleft()
-                        yield task.received(done, self._answer(sent))
+                        yield self._next(task, waiting)
                 while waiting:
-                    done, sent = waiting.popleft()
-                    yield task.received(done, self._answer(sent))
+                    yield self._next(task, waiting)
             finally:
-                left = [sent.future for _, sent in waiting]
-                if left:
-                    with suppress(*_GONE):
-                        self.client.cancel(left, force=True)
+                self._cancel(sent for _, sent in waiting)
+
+    def _next(self, task: Task[Item, Result], waiting: deque[tuple[Item, _Sent]]) -> Result:
+        """The result of the item that was sent first.
+
+        Dask blames all items at a worker for its end. So one that is blamed is done again while no
+        other is at any worker, and those after it are sent again.
+        """
+        item, sent = waiting.popleft()
+        try:
+            return task.received(item, self._answer(sent))
+        except KilledWorker:
+            self._cancel(other for _, other in waiting)
+        answer = self._answer_alone(self._sent_again(sent))
+        others = [(other, self._sent_again(then)) for other, then in waiting]
+        waiting.clear()
+        waiting.extend(others)
+        return task.received(item, answer)
+
+    def _cancel(self, items: Iterable[_Sent]) -> None:
+        futures = [sent.future for sent in items]
+        if futures:
+            with suppress(*_GONE):
+                self.client.cancel(futures, force=True)
 
     def account(self, since: ClusterAccount | None = None) -> ClusterAccount:
         """What was done so far, or after ``since``."""
@@ -178,24 +198,22 @@ class DaskWorkers:
 
     # ---- items
     def _send(self, key: str, what: str, item: Any) -> _Sent:
-        pickled = pickle.dumps(item, protocol=5)
+        return self._submitted(key, what, pickle.dumps(item, protocol=5))
+
+    def _sent_again(self, sent: _Sent) -> _Sent:
+        return self._submitted(sent.key, sent.what, sent.pickled)
+
+    def _submitted(self, key: str, what: str, pickled: bytes) -> _Sent:
         name = f"{self._run_id}-item-{next(self._numbers)}"
         with dask.config.set(_LARGE_ITEMS):
             future = self.client.submit(worker_side.run_item, key, pickled, key=name, pure=False)
         self._sent_at[name] = time.time()
         self._counts = replace(self._counts, sent_bytes=self._counts.sent_bytes + len(pickled))
-        return _Sent(future, what)
+        return _Sent(future, what, key, pickled)
 
     def _answer(self, sent: _Sent) -> Any:
         with _explained(f"{sent.what}: no answer"):
-            try:
-                answer: Answer = sent.future.result()
-            except KilledWorker as e:
-                raise ClusterError(
-                    f"{sent.what} was ended with its worker {e.allowed_failures + 1} times, the "
-                    f"last was {e.last_worker.address}: out of memory? Give fewer --workers, a "
-                    "smaller --batch-size or --max-memory; the same command continues from there"
-                ) from e
+            answer: Answer = sent.future.result()
         sent.future.release()
         counts = self._counts
         self._counts = replace(
@@ -205,6 +223,17 @@ class DaskWorkers:
             busy_seconds=counts.busy_seconds + answer.seconds,
         )
         return pickle.loads(answer.pickled)
+
+    def _answer_alone(self, sent: _Sent) -> Any:
+        """The answer to the only item at the workers. Raises ClusterError where they end."""
+        try:
+            return self._answer(sent)
+        except KilledWorker as e:
+            raise ClusterError(
+                f"{sent.what} was ended with its worker {e.allowed_failures + 1} times, the "
+                f"last was {e.last_worker.address}: out of memory? Give fewer --workers, a "
+                "smaller --batch-size or --max-memory; the same command continues from there"
+            ) from e
 
     def _losses(self) -> tuple[int, float]:
         """Items that were lost with their worker and done again, and seconds that they took."""
