@@ -5,10 +5,11 @@
         [--texts 1000000] [--weights 2e9]
 
 Simulates ``DaskWorkers.map`` item by item, for a stream of --texts texts through the measured
-model, and for 2,000 texts through an encoder of --weights weights: the client prepares and merges
-shards one after the other, its network carries one thing at a time in each direction, workers
-compute. The larger encoder is scaled from the measured one: compute and model by weights, observers
-by the number of channels of all layers. Nothing here was run on so many machines.
+model, and for 2,000 texts through an encoder of --weights weights: the client prepares shards and
+merges answers one after the other, its network carries one thing at a time in each direction,
+workers compute, and merge answers of neighbours where there are many of them. The larger encoder is
+scaled from the measured one: compute and model by weights, observers by the number of channels of
+all layers. Nothing here was run on so many machines.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import math
 from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from qcompile.compiler.cluster.groups import group_size
 
 _WINDOW = 2  # items at a worker: dask_workers.py
 _CHANCE = 1.5  # rows that are sent over those that a sample takes: shards.py
@@ -101,32 +104,42 @@ class Outcome:
         return max(shares, key=lambda name: shares[name])
 
 
-def simulate(costs: Costs, network: Network, texts: int, workers: int) -> Outcome:
-    """Calibration of so many texts by so many workers."""
+def simulate(
+    costs: Costs, network: Network, texts: int, workers: int, *, group: int = 1
+) -> Outcome:
+    """Calibration of so many texts by so many workers.
+
+    group: shards whose answers workers merge into one, each of them twice on its way up a tree.
+    """
     shards = math.ceil(texts / (costs.feeds * costs.texts))
     loading = workers * costs.model / network.storage + costs.open
+    work = costs.observe + (2 * costs.merge if group > 1 else 0.0)
     free = [loading] * workers  # when each worker is free
     client = out = back = 0.0  # when client and both directions of its network are free
     busy_client = busy_network = 0.0
     waiting: deque[float] = deque()  # when answers are here, in the order of the items
-    for number in range(1, shards + 1):
-        if len(waiting) >= _WINDOW * workers:
+    for first in range(0, shards, group):
+        count = min(group, shards - first)
+        if len(waiting) * group >= _WINDOW * workers:
             client = max(client, waiting.popleft()) + costs.merge
-        client += costs.prepare
-        out = max(out, client) + costs.sent / network.client
-        ended = max(heapq.heappop(free), out) + costs.observe
-        heapq.heappush(free, ended)
+        last = 0.0
+        for _ in range(count):
+            client += costs.prepare
+            out = max(out, client) + costs.sent / network.client
+            ended = max(heapq.heappop(free), out) + work
+            heapq.heappush(free, ended)
+            last = max(last, ended)
         # Of later shards fewer rows can enter a sample.
-        answer = costs.ranges + costs.sample * min(1.0, _CHANCE / number)
-        back = max(back, ended) + answer / network.client
+        answer = costs.ranges + costs.sample * min(1.0, _CHANCE * count / (first + count))
+        back = max(back, last) + answer / network.client
         waiting.append(back)
-        busy_client += costs.prepare + costs.merge
-        busy_network += (costs.sent + answer) / network.client
+        busy_client += count * costs.prepare + costs.merge
+        busy_network += (count * costs.sent + answer) / network.client
     for arrived in waiting:
         client = max(client, arrived) + costs.merge
     return Outcome(
         client,
-        shards * costs.observe / workers / client,
+        shards * work / workers / client,
         busy_client / client,
         busy_network / client,
         loading,
@@ -141,7 +154,7 @@ def table(costs: Costs, network: Network, texts: int, counts: list[int]) -> str:
     ]
     alone = simulate(costs, network, texts, 1).seconds
     for count in counts:
-        found = simulate(costs, network, texts, count)
+        found = simulate(costs, network, texts, count, group=group_size(count))
         shares = " | ".join(f"{s:.0%}" for s in (found.workers, found.client, found.network))
         speed = f"{found.seconds:,.0f} | {alone / found.seconds:.1f}"
         lines.append(f"| {count:,} | {speed} | {shares} | {found.limit} |")

@@ -61,7 +61,8 @@ class ChannelObserver(Observer):
         """True if no row that ``later`` left out, with a hash of ``below`` or more, could be in the
         sample after merging: of equal hashes the rows here come first."""
         own = int(np.count_nonzero(self._keys <= np.uint64(below)))
-        return own + len(later._keys) >= self.limit
+        others = int(np.count_nonzero(later._keys < np.uint64(below)))
+        return own + others >= self.limit
 
     def fits(self, values: Array) -> bool:
         """True where these rows have as many channels as those before."""

@@ -26,6 +26,13 @@ def test_a_client_that_is_busy_is_the_limit() -> None:
     assert found.limit == "client" and found.client > 0.95
 
 
+def test_workers_that_merge_help_the_client() -> None:
+    costs = replace(FREE, merge=0.25)
+    alone, grouped = (simulate(costs, FAST, 1000, 64, group=g) for g in (1, 16))
+    assert alone.seconds == pytest.approx(250, rel=0.05) and alone.limit == "client"
+    assert grouped.seconds == pytest.approx(1000 * 1.5 / 64, rel=0.2) and grouped.limit == "workers"
+
+
 def test_so_is_its_network() -> None:
     found = simulate(replace(FREE, ranges=1e9), Network(1e9, 1e18), 100, 64)
     assert found.seconds == pytest.approx(101, rel=0.02) and found.limit == "network"

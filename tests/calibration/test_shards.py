@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -79,6 +82,28 @@ def by_shards(
     return client
 
 
+def by_groups(calibrator: Calibrator, size: int, fan_in: int) -> Collector:
+    """As many workers do it: each of the parts that the client merges is a tree of shards."""
+    client = make(calibrator)
+    taps = ShardCollector.of(client)
+    worker, merge = taps.collector(client.model, 1, spill=False), shards.MergeShards(taps)
+    for group in batched(shards.shards(feeds(), 2), size):
+        level = [shards.observe(worker, shards.sent(client, item)) for item in group]
+        while len(level) > 1:
+            level = [merge(part) for part in batched(pickle.loads(pickle.dumps(level)), fan_in)]
+        all_feeds = [feed for item in group for feed in item.feeds]
+        assert shards.merge(client, Shard(all_feeds), level[0])
+    for item in shards.shards(feeds(3), 3, background=True):
+        shards.merge(client, item, shards.observe(worker, shards.sent(client, item)))
+    return client
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    source = iter(items)
+    while part := list(islice(source, size)):
+        yield part
+
+
 def bits(found: Collector) -> Any:
     """The states of all observers but the steps, which only workers keep, and the results."""
     kept = [
@@ -99,6 +124,35 @@ def test_the_same_bits(name: str, size: int) -> None:
     rule = calibrators()[name]()
     same = bits(by_shards(rule, size)) == bits(whole(rule))
     assert same
+
+
+@pytest.mark.parametrize("name", sorted(calibrators()))
+def test_the_same_bits_through_a_tree(name: str) -> None:
+    rule = calibrators()[name]()
+    same = bits(by_groups(rule, 5, 2)) == bits(whole(rule))
+    assert same
+
+
+def test_merged_parts_know_which_rows_any_of_them_left_out() -> None:
+    client = make(MinMax())
+    taps = ShardCollector.of(client)
+    worker = taps.collector(client.model, 1, spill=False)
+    limits: list[dict[int, int]] = [{}, {3: 1 << 50}, {3: 1 << 51}]
+    parts = []
+    for below, item in zip(limits, shards.shards(feeds(), 8), strict=True):
+        parts.append(shards.observe(worker, replace(shards.sent(client, item), below=below)))
+    merged = shards.MergeShards(taps)(parts)
+    assert [tap.below for tap in merged] == [None, None, None, 1 << 50]
+    assert not shards.merge(make(MinMax()), Shard(feeds()), merged)
+
+
+def test_rows_over_what_was_left_out_do_not_count() -> None:
+    full, rest = ChannelObserver(limit=4), ChannelObserver(limit=4, below=1 << 62)
+    full.update(normal(30, 8))
+    assert full.threshold is not None
+    assert ChannelObserver(limit=4).sees_all(full, full.threshold + 1)
+    assert not ChannelObserver(limit=4).sees_all(full, full.threshold)
+    assert not rest.sees_all(ChannelObserver(limit=4), 1 << 62)
 
 
 def test_the_same_bits_with_samples_in_files() -> None:
@@ -168,8 +222,6 @@ def test_channels_that_vary_between_shards_give_no_statistics() -> None:
 
 
 def _with(client: Collector, observer: Observer) -> Any:
-    from dataclasses import replace
-
     return replace(client.taps[-1], observer=observer)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ class CalibrationTask(Task[Shard, Shard]):
         model = self.collector.model
         files = {f"{_FOLDER}/{p.name}": p for p in sorted(model.parent.iterdir())}
         taps = ShardCollector.of(self.collector)
-        return Kit(files, _Open(taps, f"{_FOLDER}/{model.name}", self.spill))
+        opens = _Open(taps, f"{_FOLDER}/{model.name}", self.spill)
+        return Kit(files, opens, shards.MergeShards(taps))
 
     def label(self, item: Shard) -> str:
         """How many feeds, after how many."""
@@ -64,6 +65,16 @@ class CalibrationTask(Task[Shard, Shard]):
         """The feeds, and which rows can still enter samples."""
         self._feeds += len(item.feeds)
         return shards.sent(self.collector, item, self._feeds if self._guesses else 0)
+
+    def merges(self, one: Shard, later: Shard) -> bool:
+        """True of shards of the same text: general text is counted otherwise."""
+        return one.background == later.background
+
+    def received_merged(self, items: Sequence[Shard], answer: Any) -> Sequence[Shard]:
+        """Merge what was seen in the next shards."""
+        feeds = [feed for item in items for feed in item.feeds]
+        self.received(Shard(feeds, items[0].background), answer)
+        return items
 
     def received(self, item: Shard, answer: Any) -> Shard:
         """Merge the observers of the next shard."""

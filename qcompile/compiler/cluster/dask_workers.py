@@ -13,12 +13,12 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, Generic
 
 import dask
 from distributed import (
@@ -32,7 +32,7 @@ from distributed import (
 from distributed.comm import CommClosedError
 from distributed.protocol.pickle import dumps
 
-from qcompile.compiler.cluster import worker_side
+from qcompile.compiler.cluster import groups, worker_side
 from qcompile.compiler.cluster.account import ClusterAccount
 from qcompile.compiler.cluster.worker_side import Answer, SentFile, SentKit
 from qcompile.compiler.cluster.workers import Item, Kit, Result, Task
@@ -71,14 +71,21 @@ class _Installed(WorkerPlugin):
         worker_side.remove(self.name)
 
 
-@dataclass
-class _Sent:
-    """An item at a worker, as it was sent."""
+@dataclass(frozen=True)
+class _Part:
+    """An item as it was sent. ``what``: the item in a message."""
 
-    future: Future
     what: str
-    key: str
     pickled: bytes
+
+
+@dataclass
+class _Sent(Generic[Item]):
+    """Consecutive items at workers, and the one answer that is expected to them."""
+
+    items: list[Item]
+    parts: list[_Part]
+    future: Future
 
 
 class DaskWorkers:
@@ -97,40 +104,51 @@ class DaskWorkers:
 
     def map(self, task: Task[Item, Result], items: Iterable[Item]) -> Generator[Result]:
         """Results in the order of the items; a window of them is at the workers."""
-        with self._installed(task.kit()) as key:
-            most = _PER_WORKER * max(1, len(self.client.nthreads()))
-            waiting: deque[tuple[Item, _Sent]] = deque()
+        kit = task.kit()
+        with self._installed(kit) as key:
+            count = max(1, len(self.client.nthreads()))
+            size = 1 if kit.merge is None else groups.group_size(count)
+            waiting: deque[_Sent[Item]] = deque()
             alone = task.alone_first
             try:
-                for item in items:
-                    waiting.append((item, self._send(key, task.label(item), task.sent(item))))
-                    if len(waiting) >= (1 if alone else most):
+                for group in groups.grouped(task, items, size):
+                    parts = [self._part(task, item) for item in group]
+                    waiting.append(_Sent(group, parts, self._submit(key, parts)))
+                    if alone or sum(len(w.items) for w in waiting) >= _PER_WORKER * count:
                         alone = False
-                        yield self._next(task, waiting)
+                        yield from self._next(key, task, waiting)
                 while waiting:
-                    yield self._next(task, waiting)
+                    yield from self._next(key, task, waiting)
             finally:
-                self._cancel(sent for _, sent in waiting)
+                self._cancel(waiting)
 
-    def _next(self, task: Task[Item, Result], waiting: deque[tuple[Item, _Sent]]) -> Result:
-        """The result of the item that was sent first.
+    def _next(
+        self, key: str, task: Task[Item, Result], waiting: deque[_Sent[Item]]
+    ) -> Sequence[Result]:
+        """The results of the items that were sent first.
 
-        Dask blames all items at a worker for its end. So one that is blamed is done again while no
-        other is at any worker, and those after it are sent again.
+        Dask blames all items at a worker for its end. So those that are blamed are done again, one
+        after the other while no other is at any worker, and those after them are sent again.
         """
-        item, sent = waiting.popleft()
+        first = waiting.popleft()
         try:
-            return task.received(item, self._answer(sent))
+            answer = self._answer(first.parts[0].what, first.future)
         except KilledWorker:
-            self._cancel(other for _, other in waiting)
-        answer = self._answer_alone(self._sent_again(sent))
-        others = [(other, self._sent_again(then)) for other, then in waiting]
-        waiting.clear()
-        waiting.extend(others)
-        return task.received(item, answer)
+            self._cancel(waiting)
+        else:
+            if len(first.items) == 1:
+                return [task.received(first.items[0], answer)]
+            return task.received_merged(first.items, answer)
+        results = [
+            task.received(item, self._answer_alone(key, part))
+            for item, part in zip(first.items, first.parts, strict=True)
+        ]
+        for later in waiting:
+            later.future = self._submit(key, later.parts)
+        return results
 
-    def _cancel(self, items: Iterable[_Sent]) -> None:
-        futures = [sent.future for sent in items]
+    def _cancel(self, waiting: Iterable[_Sent[Any]]) -> None:
+        futures = [sent.future for sent in waiting]
         if futures:
             with suppress(*_GONE):
                 self.client.cancel(futures, force=True)
@@ -172,8 +190,9 @@ class DaskWorkers:
         here = self._everywhere(worker_side.files_here, list(files.values()))
         if not all(here.values()):
             files = {n: replace(f, data=f.path.read_bytes()) for n, f in files.items()}
-        opens = dumps(kit.open)  # falls back to cloudpickle, for functions of the user
-        return SentKit(files, opens, worker_side.environment(), session.library_paths())
+        # Falls back to cloudpickle, for functions of the user.
+        functions = dumps((kit.open, kit.merge))
+        return SentKit(files, functions, worker_side.environment(), session.library_paths())
 
     def _everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """The function's result in each worker, by address."""
@@ -197,40 +216,51 @@ class DaskWorkers:
             )
 
     # ---- items
-    def _send(self, key: str, what: str, item: Any) -> _Sent:
-        return self._submitted(key, what, pickle.dumps(item, protocol=5))
+    def _part(self, task: Task[Item, Result], item: Item) -> _Part:
+        return _Part(task.label(item), pickle.dumps(task.sent(item), protocol=5))
 
-    def _sent_again(self, sent: _Sent) -> _Sent:
-        return self._submitted(sent.key, sent.what, sent.pickled)
+    def _submit(self, key: str, parts: Sequence[_Part]) -> Future:
+        """The future answer to some items, which workers merge in a tree, in their order."""
+        level = [self._submitted(key, part.pickled) for part in parts]
+        while len(level) > 1:
+            starts = range(0, len(level), groups.FAN_IN)
+            level = [self._merged(key, level[i : i + groups.FAN_IN]) for i in starts]
+        return level[0]
 
-    def _submitted(self, key: str, what: str, pickled: bytes) -> _Sent:
+    def _submitted(self, key: str, pickled: bytes) -> Future:
         name = f"{self._run_id}-item-{next(self._numbers)}"
         with dask.config.set(_LARGE_ITEMS):
             future = self.client.submit(worker_side.run_item, key, pickled, key=name, pure=False)
         self._sent_at[name] = time.time()
         self._counts = replace(self._counts, sent_bytes=self._counts.sent_bytes + len(pickled))
-        return _Sent(future, what, key, pickled)
+        return future
 
-    def _answer(self, sent: _Sent) -> Any:
-        with _explained(f"{sent.what}: no answer"):
-            answer: Answer = sent.future.result()
-        sent.future.release()
+    def _merged(self, key: str, futures: Sequence[Future]) -> Future:
+        name = f"{self._run_id}-merge-{next(self._numbers)}"
+        return self.client.submit(
+            worker_side.merge_answers, key, list(futures), key=name, pure=False
+        )
+
+    def _answer(self, what: str, future: Future) -> Any:
+        with _explained(f"{what}: no answer"):
+            answer: Answer = future.result()
+        future.release()
         counts = self._counts
         self._counts = replace(
             counts,
-            tasks=counts.tasks + 1,
+            tasks=counts.tasks + answer.items,
             received_bytes=counts.received_bytes + len(answer.pickled),
             busy_seconds=counts.busy_seconds + answer.seconds,
         )
         return pickle.loads(answer.pickled)
 
-    def _answer_alone(self, sent: _Sent) -> Any:
+    def _answer_alone(self, key: str, part: _Part) -> Any:
         """The answer to the only item at the workers. Raises ClusterError where they end."""
         try:
-            return self._answer(sent)
+            return self._answer(part.what, self._submitted(key, part.pickled))
         except KilledWorker as e:
             raise ClusterError(
-                f"{sent.what} was ended with its worker {e.allowed_failures + 1} times, the "
+                f"{part.what} was ended with its worker {e.allowed_failures + 1} times, the "
                 f"last was {e.last_worker.address}: out of memory? Give fewer --workers, a "
                 "smaller --batch-size or --max-memory; the same command continues from there"
             ) from e

@@ -71,7 +71,7 @@ class SentFile:
 
 @dataclass(frozen=True)
 class SentKit:
-    """A kit as it travels: ``pickled`` is its function ``open``, libraries: of custom operators."""
+    """A kit as it travels: ``pickled`` are its functions, libraries: of custom operators."""
 
     files: Mapping[str, SentFile]
     pickled: bytes
@@ -112,9 +112,14 @@ class OpenedKit:
                 unlike = difference(self.kit.environment, environment())
                 if unlike:
                     raise ClusterError(f"a worker has {unlike}")
-                opens = pickle.loads(self.kit.pickled)
+                opens, _ = pickle.loads(self.kit.pickled)
                 self._run = opens(Site(self._places, self.threads))
             return self._run(item)
+
+    def merge(self, answers: list[Any]) -> Any:
+        """One answer, of those to consecutive items."""
+        _, merges = pickle.loads(self.kit.pickled)
+        return merges(answers)
 
 
 def known_digest(path: Path) -> str:
@@ -149,19 +154,34 @@ def remove(key: str) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """``pickled`` is the result; ``seconds`` that it took, ``process``: who did it."""
+    """``pickled`` is the result; ``seconds`` that it took, ``process``: who did it, ``items``: to
+    how many it is the answer."""
 
     pickled: bytes
     seconds: float
     process: int
+    items: int = 1
 
 
 def run_item(key: str, pickled: bytes) -> Answer:
     """Do one item. Raises what the work does, ClusterError where the kit has not arrived."""
     with _LOCK:
         begun = time.monotonic()
-        opened = _OPENED.get(key)
-        if opened is None:
-            raise ClusterError("a worker has not received its model; its log says why")
-        answer = pickle.dumps(opened.run(pickle.loads(pickled)), protocol=5)
+        answer = pickle.dumps(_opened(key).run(pickle.loads(pickled)), protocol=5)
         return Answer(answer, time.monotonic() - begun, os.getpid())
+
+
+def merge_answers(key: str, answers: list[Answer]) -> Answer:
+    """One answer, of those to consecutive items. Raises what ``run_item`` does."""
+    begun = time.monotonic()
+    merged = _opened(key).merge([pickle.loads(a.pickled) for a in answers])
+    pickled = pickle.dumps(merged, protocol=5)
+    seconds = sum(a.seconds for a in answers) + time.monotonic() - begun
+    return Answer(pickled, seconds, os.getpid(), sum(a.items for a in answers))
+
+
+def _opened(key: str) -> OpenedKit:
+    opened = _OPENED.get(key)
+    if opened is None:
+        raise ClusterError("a worker has not received its model; its log says why")
+    return opened

@@ -7,7 +7,7 @@ A ``Task`` can do an item in this process, as today's loops do, or say what a wo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -32,11 +32,12 @@ class Kit:
 
     files: by a relative path, which is kept where a worker cannot open the file itself. open:
     called once by each worker, must be picklable and small; it returns the function of an item, as
-    ``Task.sent`` gives it.
+    ``Task.sent`` gives it. merge: makes one answer of those to consecutive items; picklable.
     """
 
     files: Mapping[str, Path]
     open: Callable[[Site], Callable[[Any], Any]]
+    merge: Callable[[Sequence[Any]], Any] | None = None
 
 
 class Task(ABC, Generic[Item, Result]):
@@ -67,6 +68,14 @@ class Task(ABC, Generic[Item, Result]):
         """The result, of what a worker returned; called in the order of the items."""
         result: Result = answer
         return result
+
+    def received_merged(self, items: Sequence[Item], answer: Any) -> Sequence[Result]:
+        """The results of several items, of an answer that ``Kit.merge`` made."""
+        raise NotImplementedError
+
+    def merges(self, one: Item, later: Item) -> bool:
+        """True where the answers to two neighbouring items can be merged."""
+        return True
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import qcompile
+from qcompile.compiler.cluster import groups
 from qcompile.compiler.cluster.account import ClusterAccount
 from qcompile.compiler.cluster.connect import workers_of
 from qcompile.compiler.stages.options import CompileOptions
@@ -49,6 +50,19 @@ def test_the_same_calibration_and_model(client: Any, encoder: Path, calibrator: 
     alone, shared = (compiled(encoder, c, calibrator=calibrator) for c in (None, client))
     assert bits(shared) == bits(alone)
     assert shared.report.cluster is not None and alone.report.cluster is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_bits": 4, "calibrator": "moving-average"}])
+def test_the_same_through_a_tree_of_merges(
+    client: Any, encoder: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "group_size", lambda _: 3)
+    monkeypatch.setattr(groups, "FAN_IN", 2)
+    before = workers_of(client).account()
+    alone, shared = (compiled(encoder, c, **settings) for c in (None, client))
+    assert bits(shared) == bits(alone)
+    done = workers_of(client).account(before)
+    assert done is not None and done.tasks == 5
 
 
 def test_the_same_with_few_bits_and_a_memory_limit(client: Any, encoder: Path) -> None:
