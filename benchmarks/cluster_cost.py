@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--calibrator", default="mse", help="one with a histogram")
     parser.add_argument("--skip-sensitivity", action="store_true")
+    parser.add_argument("--skip-bytes", action="store_true", help="only times")
     parser.add_argument("--skip-times", action="store_true", help="only bytes")
     parser.add_argument("--costs", type=Path, help="write what a shard costs")
     args = parser.parse_args()
@@ -182,6 +183,8 @@ def main() -> None:
         )
         if not args.skip_sensitivity:
             compare("sensitivity, qdq", args, sensitivity_seconds)
+    if args.skip_bytes:
+        return
     print(f"MB that a shard of {SHARD} feeds moves:")
     print("| calibrator | shards | ranges, mean | most | channels, mean | most | last |")
     print("|---|---|---|---|---|---|---|")
