@@ -3,7 +3,6 @@ graph."""
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import tempfile
@@ -134,8 +133,3 @@ def nvidia_smi(query: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def freed() -> None:
-    """Sessions that are no longer referenced give their memory back."""
-    gc.collect()

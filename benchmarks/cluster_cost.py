@@ -106,7 +106,7 @@ class Counting:
             sent = time.perf_counter()
             observed = shards.observe(worker, pickle.loads(pickled))
             done = time.perf_counter()
-            merged = task.received(item, observed)
+            [merged] = task.received([item], observed)
             self.merge.append(time.perf_counter() - done)
             self.prepare.append(sent - begun)
             self.observe.append(done - sent)

@@ -18,6 +18,7 @@ on the CPU, where the fused float16 operators have no kernels: their rows have t
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import sys
@@ -34,7 +35,6 @@ from typing import Any
 from benchmarks._bound_session import (
     CUDA,
     BoundSession,
-    freed,
     nvidia_smi,
     placement,
     used_memory,
@@ -49,7 +49,6 @@ from qcompile.ir.model_io.read_model import load as load_graph
 from qcompile.runtime import kernels
 from qcompile.runtime.evaluation.closeness import Gates, judge
 from qcompile.runtime.session import Session, provider_or_cpu, version
-from qcompile.system.processor import describe_environment
 
 FLOAT = "float32"
 _COMPARED = 8  # the batch size at which placement and closeness are measured, or the largest one
@@ -124,7 +123,7 @@ def _built(make: Callable[[Path], Path], out: Path) -> tuple[Path | None, str]:
             return make(out), failure
         except Exception as e:  # peers raise anything; the table is printed without this one
             failure = _reason(e)
-        freed()
+        gc.collect()
     return None, failure
 
 
@@ -175,41 +174,34 @@ def _nearest(batches: dict[int, Feed]) -> int:
 
 
 def examine(row: Row, inputs: Inputs, float_model: Path, provider: str) -> None:
-    """Placement, memory and closeness of one model, in place."""
+    """Placement, memory with all batch sizes bound, and closeness of one model, in place."""
     if row.path is None:
         return
     try:
         key = _nearest(inputs.timed)
         row.nodes, row.elsewhere = placement(row.path, provider, inputs.timed[key])
-        freed()
-        row.memory = _memory(row.path, provider, inputs.timed)
-        freed()
-        row.cosine, row.worst = _closeness(row.path, provider, inputs.compared, float_model)
-        freed()
+        gc.collect()
+        before = used_memory()
+        session = BoundSession(row.path, provider)
+        for size, feed in inputs.timed.items():
+            session.bind(size, feed)
+        after = used_memory()
+        row.memory = None if before is None or after is None else max(after - before, 0)
+        row.cosine, row.worst = _closeness(session, inputs.compared, float_model)
     except QCompileError as e:
         row.failure, row.path = str(e), None
 
 
-def _memory(model: Path, provider: str, feeds: dict[int, Feed]) -> int | None:
-    """Bytes on the GPU with all batch sizes bound, less what was in use before."""
-    before = used_memory()
-    session = BoundSession(model, provider)
-    for key, feed in feeds.items():
-        session.bind(key, feed)
-    after = used_memory()
-    return None if before is None or after is None else max(after - before, 0)
-
-
 def _closeness(
-    model: Path, provider: str, feeds: Sequence[Feed], float_model: Path
+    session: BoundSession, feeds: Sequence[Feed], float_model: Path
 ) -> tuple[float, float]:
     """Mean and worst cosine of a sample to the float model on the CPU, of the worst output."""
-    reference, session = Session(float_model), BoundSession(model, provider)
+    reference = Session(float_model)
 
     def pairs() -> Iterator[tuple[Any, Any, Feed]]:
-        for number, feed in enumerate(feeds):
-            session.bind(number, feed)
-            yield reference.run(feed), session.outputs(number), feed
+        for feed in feeds:
+            session.bind(0, feed)  # no batch has this size
+            yield reference.run(feed), session.outputs(0), feed
 
     outputs = judge(pairs(), Gates(min_cosine=None, min_worst_cosine=None)).outputs
     return min(o.mean_cosine for o in outputs), min(o.worst_cosine for o in outputs)
@@ -245,7 +237,7 @@ def _time(row: Row, feeds: dict[int, Feed], args: argparse.Namespace, *, graph: 
         else:
             row.graph_failure = _reason(e)
             times.clear()
-    freed()
+    gc.collect()
 
 
 # ---- printing
@@ -300,7 +292,7 @@ def _speed(row: Row, reference: Row, batches: Sequence[int]) -> str:
 def setup(args: argparse.Namespace, rounds: int) -> str:
     """Card, driver, versions and size of the run."""
     card = nvidia_smi("name,driver_version") or "no GPU"
-    here = describe_environment(kernels.instruction_sets())
+    here = kernels.environment()
     return (
         f"{card}; {args.provider}; onnxruntime {version()}, onnx {here.onnx}, numpy {here.numpy}; "
         f"{args.length} tokens, {rounds} rounds"

@@ -406,10 +406,10 @@ def bench(
     The first model is the reference. Sessions are opened as by ``session``: those of models whose
     int8 sums would saturate on this processor have exact sums, as the result's ``session_options``
     say. Models that compute in bfloat16 are timed in float32. ``custom_ops``: libraries of custom
-    operators, whose code runs. With ``streams`` (requests
-    that are computed at the same time) or ``arrival`` (requests per second that arrive at random)
-    models are compared under load, on up to 256 feeds of ``data``: figures are in ``server`` of the
-    result and of its ``models``. ``seed`` is that of the arrivals and of the order of the feeds.
+    operators, whose code runs. With ``streams`` (requests that are computed at the same time) or
+    ``arrival`` (requests per second that arrive at random) models are compared under load, on up to
+    256 feeds of ``data``: figures are in ``server`` of the result and of its ``models``. ``seed``
+    is that of the arrivals and of the order of the feeds.
     Raises ModelError or DataError on bad input.
     """
     if not models:

@@ -125,7 +125,7 @@ def placed_row(suffix: str, name: str, number: int, raw: RawRow) -> PlacedRow:
     where = f"{name}, line {number}"
     if not isinstance(raw, str):
         return PlacedRow(where, partial(dict, raw))
-    return PlacedRow(where, partial(_json_row if suffix == ".jsonl" else _text_row, raw, where))
+    return PlacedRow(where, partial(json_row if suffix == ".jsonl" else _text_row, raw, where))
 
 
 def _lines(name: str, file: TextIO) -> Iterator[str]:
@@ -142,7 +142,8 @@ def _text_row(line: str, _where: str) -> Mapping[str, Any]:
     return {"text": line.strip()}
 
 
-def _json_row(line: str, where: str) -> Mapping[str, Any]:
+def json_row(line: str, where: object) -> Mapping[str, Any]:
+    """The object on a line. Raises DataError, which begins with ``where``."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as e:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-import onnx
-
 from qcompile.ir import Node, domain_of
+from qcompile.targets.definitions import definition
 
 _NAMES = {"f16": "tensor(float16)"}
 
@@ -42,12 +41,8 @@ class DefinedTypes:
 @cache
 def _allowed(op: str, domain: str, opset: int, index: int) -> frozenset[str]:
     """The types of an input; variadic inputs repeat the last. Empty for unknown operators."""
-    try:
-        version = opset if domain else min(opset, onnx.defs.onnx_opset_version())
-        schema = onnx.defs.get_schema(op, version, domain)
-    except onnx.defs.SchemaError:
-        return frozenset()
-    if not schema.inputs:
+    schema = definition(op, domain, opset)
+    if schema is None or not schema.inputs:
         return frozenset()
     kind = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
     variables = {t.type_param_str: t.allowed_type_strs for t in schema.type_constraints}

@@ -23,6 +23,7 @@ import onnx
 
 from qcompile.ir import Graph, Node, Refusal, Tensor, domain_of, is_constant, is_op
 from qcompile.ir.subgraph import bodies, subgraphs
+from qcompile.targets.definitions import definition
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
 _NUMPY = {
@@ -151,23 +152,17 @@ def _with_fixed_types(
     The published list names an operator's inputs once for all its versions: those of Split have
     ``split`` of the data's type, as version 1 had it; since version 13 it is int64.
     """
-    try:
-        schema = onnx.defs.get_schema(op, version, "" if domain == "ai.onnx" else domain)
-    except onnx.defs.SchemaError:
+    schema = definition(op, domain, version)
+    if schema is None:
         return side
     fixed = {i.name: i.type_str.removeprefix("tensor(").rstrip(")") for i in schema.inputs}
     return tuple((name, _NUMPY.get(fixed.get(name, ""), kind)) for name, kind in side)
 
 
-@cache
 def _version(op: str, domain: str, opset: int) -> int:
     """The version of an operator that an opset means; contrib operators have one."""
-    try:
-        newest = onnx.defs.onnx_opset_version()
-        version = opset if domain else min(opset, newest)
-        return int(onnx.defs.get_schema(op, version, domain).since_version)
-    except onnx.defs.SchemaError:
-        return 1
+    schema = definition(op, domain, opset)
+    return 1 if schema is None else int(schema.since_version)
 
 
 def kind_of(tensor: Tensor) -> str | None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx
 
 from qcompile.ir import (
     Graph,
@@ -36,6 +35,7 @@ from qcompile.ir import (
     shape_of,
 )
 from qcompile.ir.quantized_operators import QDQ
+from qcompile.targets.definitions import definition
 from qcompile.targets.requirements import Fault, Findings, Requirement
 
 _BIAS = 2  # input slot of Gemm and Conv
@@ -188,12 +188,8 @@ class OperandTypes(Requirement):
 
 def _type_variables(node: Node, opset: int) -> list[str]:
     """The type variable, or the type, of each input; empty for operators outside ONNX."""
-    try:
-        version = min(opset, onnx.defs.onnx_opset_version())
-        schema = onnx.defs.get_schema(node.op, version, domain_of(node))
-    except onnx.defs.SchemaError:
-        return []
-    return [formal.type_str for formal in schema.inputs]
+    schema = definition(node.op, domain_of(node), opset)
+    return [] if schema is None else [formal.type_str for formal in schema.inputs]
 
 
 @dataclass(frozen=True)

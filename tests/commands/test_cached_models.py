@@ -10,8 +10,7 @@ import pytest
 
 import qcompile
 from tests.command_line import assert_one_line, run
-from tests.compiler.model_folder.hub_cache import put_into_cache
-from tests.compiler.model_folder.written_folder import encoder, write_folder
+from tests.compiler.model_folder.hub_cache import written_snapshot
 
 QUICK = ("--rounds", 1, "--seconds", 0.01)
 
@@ -19,14 +18,7 @@ QUICK = ("--rounds", 1, "--seconds", 0.01)
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
     """onnx/model.onnx with its weights in onnx/model.onnx_data."""
-    root = write_folder(tmp_path / "in")
-    (root / "model.onnx").unlink()
-    (root / "onnx").mkdir()
-    onnx.save(
-        encoder(), root / "onnx" / "model.onnx", save_as_external_data=True,
-        location="model.onnx_data", size_threshold=1024,
-    )  # fmt: skip
-    return put_into_cache(tmp_path, [p for p in root.rglob("*") if p.is_file()], root)
+    return written_snapshot(tmp_path, threshold=1024)
 
 
 @pytest.fixture

@@ -70,14 +70,9 @@ class CalibrationTask(Task[Shard, Shard]):
         """True of shards of the same text: general text is counted otherwise."""
         return one.background == later.background
 
-    def received_merged(self, items: Sequence[Shard], answer: Any) -> Sequence[Shard]:
+    def received(self, items: Sequence[Shard], answer: Any) -> Sequence[Shard]:
         """Merge what was seen in the next shards."""
-        feeds = [feed for item in items for feed in item.feeds]
-        self.received(Shard(feeds, items[0].background), answer)
-        return items
-
-    def received(self, item: Shard, answer: Any) -> Shard:
-        """Merge the observers of the next shard."""
+        item = Shard([feed for item in items for feed in item.feeds], items[0].background)
         if not shards.merge(self.collector, item, answer):
             self._guesses = False  # this data is too uneven
             mine = ShardCollector.of(self.collector)
@@ -86,4 +81,4 @@ class CalibrationTask(Task[Shard, Shard]):
             again = shards.observe(observer, shards.sent(self.collector, item))
             if not shards.merge(self.collector, item, again):
                 raise InvariantError(f"{self.label(item)}: rows are missing from a sample")
-        return item
+        return items

@@ -136,13 +136,10 @@ class DaskWorkers:
         except KilledWorker:
             self._cancel(waiting)
         else:
-            if len(first.items) == 1:
-                return [task.received(first.items[0], answer)]
-            return task.received_merged(first.items, answer)
-        results = [
-            task.received(item, self._answer_alone(key, part))
-            for item, part in zip(first.items, first.parts, strict=True)
-        ]
+            return task.received(first.items, answer)
+        results: list[Result] = []
+        for item, part in zip(first.items, first.parts, strict=True):
+            results += task.received([item], self._answer_alone(key, part))
         for later in waiting:
             later.future = self._submit(key, later.parts)
         return results

@@ -64,14 +64,12 @@ class Task(ABC, Generic[Item, Result]):
         """What a worker gets of an item, called as it is sent; must be picklable."""
         return item
 
-    def received(self, item: Item, answer: Any) -> Result:
-        """The result, of what a worker returned; called in the order of the items."""
-        result: Result = answer
-        return result
+    def received(self, items: Sequence[Item], answer: Any) -> Sequence[Result]:
+        """The results, of what a worker returned; called in the order of the items.
 
-    def received_merged(self, items: Sequence[Item], answer: Any) -> Sequence[Result]:
-        """The results of several items, of an answer that ``Kit.merge`` made."""
-        raise NotImplementedError
+        items: one, or those whose answers ``Kit.merge`` made one of.
+        """
+        return [answer]
 
     def merges(self, one: Item, later: Item) -> bool:
         """True where the answers to two neighbouring items can be merged."""

@@ -173,13 +173,14 @@ class _FolderTask(Task[_Job, Result]):
         """The name of the file."""
         return item.name
 
-    def received(self, item: _Job, answer: _SentResult) -> Result:
+    def received(self, items: Sequence[_Job], answer: _SentResult) -> Sequence[Result]:
         """The result, with its files here. Raises RejectedError as the worker did."""
+        [item] = items
         self.request.progress.step(item.name)
         result = answer.result()
         if answer.rejected:
             raise RejectedError(result, f"{item.name}: ")
-        return result
+        return [result]
 
     def _open(self, _site: Site) -> Callable[[_Job], _SentResult]:
         return self._compiled

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from qcompile.calibration import collector
 from qcompile.calibration.calibration_file import Calibration, CalibrationAccount
 from qcompile.calibration.resume import ResumableCalibration
-from qcompile.calibration.shards import Shard, shards
+from qcompile.calibration.shards import shards
 from qcompile.compiler.cluster.calibration_task import CalibrationTask
 from qcompile.compiler.config.lockfile import environment
 from qcompile.compiler.report.notes import Note
@@ -181,8 +181,11 @@ def _run(
     task = CalibrationTask(collecting, spill=options.keep is not None)
     with closing(workers.map(task, items)) as done:
         for shard in done:
-            _count(prepared, shard)
-            if cached is not None and not shard.background:
+            if shard.background:
+                continue
+            for _ in shard.feeds:
+                prepared.progress.advance()
+            if cached is not None:
                 cached.checkpoint(collecting)
     ranges = collector.final_ranges(collecting)
     held_out = _checked(prepared, split, digest)
@@ -198,11 +201,6 @@ def _run(
     if cached is not None:
         cached.finish(calibration)
     return calibration, held_out
-
-
-def _count(prepared: Prepared, shard: Shard) -> None:
-    for _ in () if shard.background else shard.feeds:
-        prepared.progress.advance()
 
 
 def _options(prepared: Prepared) -> collector.CollectorOptions:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -294,7 +295,8 @@ def _verdict(
     rewritten: Rewritten, feeds: list[Feed], sums: saturation_check.IntegerSums, account: _Account
 ) -> Verdict | None:
     prepared = rewritten.prepared
-    runs = 2 if prepared.rounds_to_float16 and not prepared.provider_missing else 1
+    twice = _is_judged_twice(prepared)
+    runs = 2 if twice else 1
     prepared.progress.step("verify", (1 + runs * len(sums.kinds)) * len(feeds))
     with prepared.stopwatch.stage("verify"):
         models = compared_models(
@@ -306,15 +308,16 @@ def _verdict(
         del reference
         release_memory()  # so that the weights of both sessions are never in memory together
         try:
+            judge = partial(_judged, rewritten, sums, models, feeds, old)
             verdict = saturation_check.judge_by_sums(
-                sums, lambda kind: _worse(rewritten, sums, models, feeds, old, kind)
+                sums, lambda kind: _worse(partial(judge, kind)) if twice else judge(kind)
             )
         except DataError as e:
             if rewritten.calibrated.held_out.feeds and rewritten.quantized:
                 raise DataError(f"{e} (--no-verify compiles without comparing)") from e
             account.note("not-verified", f"not verified: {e}")
             return None
-    if runs > 1:
+    if twice:
         account.note("float16-emulated", _EMULATED)
     if verdict.failures and not _repeats(rewritten, models, old, feeds):
         account.notes.append(coded_note(RANDOM_MODEL))
@@ -367,21 +370,14 @@ def _not_finite(outputs: list[dict[str, Array]]) -> list[str]:
     return messages
 
 
-def _worse(
-    rewritten: Rewritten,
-    sums: saturation_check.IntegerSums,
-    models: ComparedModels,
-    feeds: list[Feed],
-    old: list[dict[str, Array]],
-    kind: str,
-) -> Verdict:
-    """``_judged``; where the provider here computes float16 in float32, the worse of both: as it
-    runs here, and with every float16 result rounded, as elsewhere."""
-    prepared, given = rewritten.prepared, (rewritten, sums, models, feeds, old, kind)
-    rounded = _judged(*given)
-    if prepared.provider_missing or not prepared.rounds_to_float16:
-        return rounded
-    here = _judged(*given, as_it_runs=True)
+def _is_judged_twice(prepared: Prepared) -> bool:
+    """True where the provider here computes float16 in float32, unlike others."""
+    return prepared.rounds_to_float16 and not prepared.provider_missing
+
+
+def _worse(judge: Callable[..., Verdict]) -> Verdict:
+    """Of the model as it runs here, and with every float16 result rounded, as elsewhere."""
+    rounded, here = judge(), judge(as_it_runs=True)
     failures = [*dict.fromkeys([*rounded.failures, *here.failures])]
     return replace(max(rounded, here, key=lambda verdict: verdict.error), failures=failures)
 
@@ -399,17 +395,12 @@ def _judged(
     """The compiled model by one kind of sums, against outputs of the float model."""
     prepared, metric = rewritten.prepared, rewritten.prepared.options.metric
     old = _reference(rewritten, models, feeds, old, kind)
+    run = partial(compiled_runner, prepared, kind=kind, as_it_runs=as_it_runs)
     if models.fed:
-        runner = compiled_runner(
-            prepared,
-            saturation_check.IntegerSums(models.candidate, sums.isa),
-            kind,
-            as_it_runs=as_it_runs,
-        )
+        runner = run(saturation_check.IntegerSums(models.candidate, sums.isa))
         fed = [models.feed(*pair) for pair in zip(feeds, old, strict=True)]
     else:
-        runner = compiled_runner(prepared, sums, kind, as_it_runs=as_it_runs)
-        fed = feeds
+        runner, fed = run(sums), feeds
     new: Iterable[dict[str, Array]] = map(models.named, _outputs(prepared, runner, fed))
     if metric is not None:
         new = stored = list(new)
@@ -418,7 +409,7 @@ def _judged(
     verdict = closeness.judge(pairs, prepared.gates, padding=padding)
     if metric is not None:
         if models.fed:  # the user's measure is of what the compiled model selects itself
-            stored = [*_outputs(prepared, compiled_runner(prepared, sums, kind), feeds)]
+            stored = [*_outputs(prepared, run(sums), feeds)]
         before, after = (measure(metric, feeds, outputs) for outputs in (old, stored))
         verdict.measured(before, after, prepared.gates)
     verdict = runner.on(verdict)

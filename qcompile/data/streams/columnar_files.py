@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from qcompile.data.streams.blocks import Block, Choose
-from qcompile.data.streams.pyarrow_modules import import_pyarrow
+from qcompile.data.streams.extra_modules import import_extra
 from qcompile.data.streams.storage import readable
 from qcompile.data.streams.stream_files import StreamFile
 from qcompile.data.text import PlacedRow
@@ -44,7 +44,7 @@ def columnar_blocks(file: StreamFile, choose: Choose) -> Iterator[Block]:
 
 @contextmanager
 def _parquet(file: StreamFile, raw: BinaryIO) -> Iterator[Any]:
-    parquet = import_pyarrow(file.name, "pyarrow.parquet")
+    parquet = import_extra(file.name, "pyarrow.parquet")
     with parquet.ParquetFile(raw, buffer_size=_BUFFER, pre_buffer=False) as opened:
         yield opened
 
@@ -72,7 +72,7 @@ def _batches(file: StreamFile, raw: BinaryIO, choose: Choose) -> Iterator[Block]
 
 
 def _arrow_reader(file: StreamFile, raw: BinaryIO) -> Any:
-    ipc = import_pyarrow(file.name, "pyarrow.ipc")
+    ipc = import_extra(file.name, "pyarrow.ipc")
     is_file = raw.read(len(_FILE_MAGIC)) == _FILE_MAGIC
     raw.seek(0)
     return ipc.open_file(raw) if is_file else ipc.open_stream(raw)

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, BinaryIO, TextIO
 
 from qcompile.data.streams.blocks import Block, Choose
-from qcompile.data.streams.pyarrow_modules import import_pyarrow
+from qcompile.data.streams.extra_modules import import_extra
 from qcompile.data.streams.storage import readable
 from qcompile.data.streams.stream_files import StreamFile
 from qcompile.data.text import PlacedRow, RawRow, placed_row, raw_rows
@@ -53,7 +53,7 @@ def _text(file: StreamFile, raw: BinaryIO) -> Iterator[TextIO]:
             plain = opened.enter_context(gzip.GzipFile(fileobj=raw))
         elif file.compression == ".zst":
             # pyarrow reads all frames of a file, and notices if the last one is truncated.
-            pyarrow = import_pyarrow(file.name)
+            pyarrow = import_extra(file.name, "pyarrow")
             stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
             plain = opened.enter_context(stream)
         yield io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")

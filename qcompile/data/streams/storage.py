@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from qcompile.data.streams.extra_modules import INSTALL, import_extra
 from qcompile.errors import DataError, QCompileError
-from qcompile.system.interrupts import deferred_interrupts
 
-INSTALL = "pip install -e '.[data]' in a checkout"
 _FAILURES_OF_ACCESS = re.compile(r"credential|permission|forbidden|access.?denied|\b40[13]\b", re.I)
 
 
@@ -84,7 +83,12 @@ def has_magic(pattern: str) -> bool:
 
 def names_stream(data: str) -> bool:
     """Whether this is an address or a pattern, by its look."""
-    return "://" in data or has_magic(data)
+    return is_address(data) or has_magic(data)
+
+
+def is_address(data: str) -> bool:
+    """Whether fsspec opens it."""
+    return "://" in data
 
 
 def _is_hidden(path: Path, pattern: str) -> bool:
@@ -95,11 +99,7 @@ class RemoteStorage:
     """Files at an address of fsspec, such as s3://bucket/folder. ``root``: the path in it."""
 
     def __init__(self, address: str) -> None:
-        with deferred_interrupts():
-            try:
-                import fsspec
-            except ImportError as e:
-                raise DataError(f"{address} needs fsspec: {INSTALL}") from e
+        fsspec = import_extra(address, "fsspec")
         with readable(address):
             try:
                 self._fs, self.root = fsspec.url_to_fs(address)
@@ -164,7 +164,7 @@ def readable(name: str) -> Iterator[None]:
 def _reason(error: Exception, name: str) -> str:
     kind = type(error).__name__
     message = (getattr(error, "strerror", None) or str(error) or kind).splitlines()[0]
-    if "://" in name and _FAILURES_OF_ACCESS.search(f"{kind} {message}"):
+    if is_address(name) and _FAILURES_OF_ACCESS.search(f"{kind} {message}"):
         return f"{message}: give credentials where the package for this storage reads them"
     if "range requests" in message:
         return f"the server sends no parts of files: simplecache::{name} downloads it first"

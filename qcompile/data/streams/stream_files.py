@@ -25,6 +25,7 @@ from qcompile.data.streams.storage import (
     Storage,
     StoredFile,
     has_magic,
+    is_address,
     readable,
 )
 from qcompile.data.text import FORMATS
@@ -58,19 +59,14 @@ class StreamFile:
         return self.format in COLUMNAR
 
 
-def is_address(data: str | Path) -> bool:
-    """Whether fsspec opens it."""
-    return isinstance(data, str) and "://" in data
-
-
 def files_of(data: str | Path) -> list[StreamFile]:
     """The files that this names, in their order; none where it names no stream.
 
     Raises DataError for a stream that is not there, and for files of unknown formats.
     """
-    if is_address(data):
-        remote = RemoteStorage(str(data))
-        return _remote_files(str(data), remote, remote.root)
+    if isinstance(data, str) and is_address(data):
+        remote = RemoteStorage(data)
+        return _remote_files(data, remote, remote.root)
     path, local = str(data), LocalStorage()
     if local.is_file(path):
         file = _known(local.file(path))

@@ -7,7 +7,6 @@ with the data, and any order of rows can be read. Nothing is kept of the rows th
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from qcompile.data.text import FORMATS, LONGEST_LINE
+from qcompile.data.text import FORMATS, LONGEST_LINE, json_row
 from qcompile.errors import DataError
 from qcompile.system.temporary_folder import TemporaryFolder
 
@@ -147,18 +146,8 @@ def _line_rows(lines: _Lines, *, is_json: bool) -> Iterator[tuple[int, Row]]:
     start = lines.offset
     for line in lines:
         if line.strip():
-            yield start, _json_row(line, lines) if is_json else {"text": line.strip()}
+            yield start, json_row(line, lines) if is_json else {"text": line.strip()}
         start = lines.offset
-
-
-def _json_row(line: str, where: _Lines) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}: not JSON: {e}") from e
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: found {type(row).__name__}, expected an object")
-    return row
 
 
 def _csv_rows(lines: _Lines, header: list[str]) -> Iterator[tuple[int, Row]]:

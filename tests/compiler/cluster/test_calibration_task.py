@@ -29,7 +29,7 @@ def test_a_shard_that_lacks_rows_is_observed_again(
     monkeypatch.setattr(shards, "sent", counted)
     items = [*shards.shards(feeds(), 1), *shards.shards(feeds(3), 1, background=True)]
     for item in items:
-        task.received(item, shards.observe(worker, task.sent(item)))
+        task.received([item], shards.observe(worker, task.sent(item)))
     assert len(again) > len(items) if ahead else len(again) == len(items)
     same = bits(client) == bits(whole(MinMax()))
     assert same

@@ -20,7 +20,7 @@ class OfOneSign(Task[int, int]):
         return item
 
     def kit(self) -> Kit:
-        raise NotImplementedError
+        return Kit({}, lambda _: self.here)
 
     def label(self, item: int) -> str:
         return str(item)

@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import onnx
+
+from tests.compiler.model_folder.written_folder import encoder, write_folder
+
 REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def written_snapshot(cache: Path, *, threshold: int) -> Path:
+    """A snapshot with onnx/model.onnx, whose weights of ``threshold`` bytes and more are in
+    onnx/model.onnx_data; all of its files are links."""
+    root = write_folder(cache / "in")
+    (root / "model.onnx").unlink()
+    (root / "onnx").mkdir()
+    onnx.save(
+        encoder(), root / "onnx" / "model.onnx", save_as_external_data=True,
+        location="model.onnx_data", size_threshold=threshold,
+    )  # fmt: skip
+    return put_into_cache(cache, [p for p in root.rglob("*") if p.is_file()], root)
 
 
 def put_into_cache(cache: Path, files: Iterable[Path], root: Path) -> Path:

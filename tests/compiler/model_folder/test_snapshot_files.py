@@ -9,21 +9,13 @@ import pytest
 
 from qcompile.compiler.model_folder import layout, snapshot_files
 from qcompile.errors import ModelError
-from tests.compiler.model_folder.hub_cache import put_into_cache
-from tests.compiler.model_folder.written_folder import encoder, write_folder
+from tests.compiler.model_folder.hub_cache import written_snapshot
 
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
     """onnx/model.onnx with its weights in onnx/model.onnx_data, all of them links."""
-    root = write_folder(tmp_path / "in")
-    (root / "model.onnx").unlink()
-    (root / "onnx").mkdir()
-    onnx.save(
-        encoder(), root / "onnx" / "model.onnx", save_as_external_data=True,
-        location="model.onnx_data", size_threshold=0,
-    )  # fmt: skip
-    return put_into_cache(tmp_path, [p for p in root.rglob("*") if p.is_file()], root)
+    return written_snapshot(tmp_path, threshold=0)
 
 
 def test_models_and_their_data_become_files(snapshot: Path, tmp_path: Path) -> None:

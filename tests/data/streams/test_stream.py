@@ -220,7 +220,7 @@ def test_a_stream_is_read_once_until_it_changes(
 
 
 class Watched:
-    """Progress that keeps what it is told, and may be interrupted."""
+    """Progress that keeps what is reported to it, and may be interrupted."""
 
     def __init__(self, interrupts: bool = False) -> None:
         self.steps: list[tuple[str, int | None]] = []
