@@ -240,7 +240,7 @@ def _restore(graph: Graph, output: Tensor, axes: Mapping[int, Array]) -> Tensor:
     graph.renew_output(producer, "permuted", output.dtype)
     inner = last = producer.outputs[0]
     for i, (axis, order) in enumerate(axes.items(), 1):
-        inverse = graph.constant(f"{output.name}/order", np.argsort(order))
+        inverse = graph.constant(f"{output.name}/order", np.argsort(order, kind="stable"))
         result = output if i == len(axes) else f"{output.name}/restored"
         gather = graph.add("Gather", [last, inverse], [result], {"axis": axis}, like=output)
         last = gather.outputs[0]
