@@ -25,6 +25,7 @@ from typing import Any
 import qcompile
 from benchmarks.cluster_simulation import Costs
 from qcompile.calibration import shards
+from qcompile.calibration.collector import Collector
 from qcompile.calibration.shards import ObservedTap
 from qcompile.compiler.cluster.calibration_task import CalibrationTask
 from qcompile.compiler.cluster.connect import connected
@@ -77,7 +78,7 @@ def compare(what: str, args: argparse.Namespace, work: Callable[..., float]) -> 
 class Counting:
     """Does items here as a worker would, and notes what would move: ``moved``, by shard.
 
-    prepare, observe, merge: seconds of each shard; open: of the first use of the model.
+    prepare, observe, merge: seconds of each shard. sample: bytes of all samples of channels.
     """
 
     shard = SHARD
@@ -88,7 +89,7 @@ class Counting:
         self.observe: list[float] = []
         self.merge: list[float] = []
         self.sent: list[int] = []
-        self.open = 0.0
+        self.sample = 0
         self.model = 0
 
     def map(self, task: Any, items: Iterable[Any]) -> Iterator[Any]:
@@ -112,6 +113,7 @@ class Counting:
             self.observe.append(done - sent)
             self.sent.append(len(pickled))
             self.moved.append(sizes(observed))
+            self.sample = samples(task.collector)
             yield merged
 
     def costs(self, texts: int) -> Costs:
@@ -124,7 +126,7 @@ class Counting:
         return Costs(
             SHARD, texts, median(self.prepare[own]), observe, median(self.merge[own]),
             max(self.observe[0] - observe, 0.0), median(self.sent[own]),
-            median(ranges for ranges, _ in self.moved), self.moved[0][1], self.model, 0.0,
+            median(ranges for ranges, _ in self.moved), self.sample, self.model, 0.0,
         )  # fmt: skip
 
     def account(self, since: Any = None) -> None:
@@ -138,9 +140,14 @@ def sizes(observed: list[ObservedTap]) -> tuple[int, int]:
     return sum(size for _, size in parts) - channels, channels
 
 
+def samples(collector: Collector) -> int:
+    """Bytes of the rows that samples of channels have now."""
+    states = (tap.observer.state() or {} for tap in collector.taps)
+    return sum(state["rows"].nbytes for state in states if "rows" in state)
+
+
 def bytes_moved(args: argparse.Namespace, calibrator: str) -> tuple[Counting, str]:
     """A row of the table: bytes of a shard, the mean and the most; and what was counted."""
-
     counting = Counting()
 
     class Options(CompileOptions):

@@ -25,7 +25,7 @@ from pathlib import Path
 from qcompile.compiler.cluster.groups import group_size
 
 _WINDOW = 2  # items at a worker: dask_workers.py
-_CHANCE = 1.5  # rows that are sent over those that a sample takes: shards.py
+_ROWS = 1024  # in a sample: channel_observer.py
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,12 @@ class Outcome:
         return max(shares, key=lambda name: shares[name])
 
 
+def _sent_rows(share: float) -> float:
+    """How many rows a share of the data sends, of those of a sample; as ``likely_bound`` says."""
+    expected = _ROWS * share
+    return min(1.0, (expected + 3.5 * math.sqrt(expected) + 8) / _ROWS)
+
+
 def simulate(
     costs: Costs, network: Network, texts: int, workers: int, *, group: int = 1
 ) -> Outcome:
@@ -129,8 +135,7 @@ def simulate(
             ended = max(heapq.heappop(free), out) + work
             heapq.heappush(free, ended)
             last = max(last, ended)
-        # Of later shards fewer rows can enter a sample.
-        answer = costs.ranges + costs.sample * min(1.0, _CHANCE * count / (first + count))
+        answer = costs.ranges + costs.sample * _sent_rows(count / shards)
         back = max(back, last) + answer / network.client
         waiting.append(back)
         busy_client += count * costs.prepare + costs.merge

@@ -229,6 +229,12 @@ class Collector:
                 tap.observer.moments = None
         return found
 
+    @property
+    def lacks_rows(self) -> bool:
+        """True where rows were left out of a shard that belong into a sample of channels."""
+        observers = (tap.observer for tap in self.taps if tap.fault is None)
+        return any(isinstance(o, ChannelObserver) and o.sample.lacks_rows for o in observers)
+
     def _observe(self, tap: Tap, arrays: Sequence[Array]) -> None:
         extrema, sums = arrays[:2], arrays[2:]
         finite = all(np.isfinite(a).all() for a in extrema)

@@ -18,7 +18,7 @@ from qcompile.system.resume_cache import Cache
 
 _WHOLE, _PART = "calibration", "partial"
 _SHARE = 20  # seconds of work at least for a second of writing checkpoints
-FORMAT, VERSION = "qcompile checkpoint", 2
+FORMAT, VERSION = "qcompile checkpoint", 3
 Checkpoint = tuple[dict[str, Any], dict[str, Array]]
 
 

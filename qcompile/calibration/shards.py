@@ -17,16 +17,13 @@ import numpy as np
 
 from qcompile.calibration.channel_observer import ChannelObserver
 from qcompile.calibration.collector import VARYING, Collector, CollectorOptions, Tap
-from qcompile.data.feeds import Feed
+from qcompile.calibration.row_sample import RowSample
+from qcompile.data.feeds import Feed, padding_mask
 from qcompile.errors import RecipeError
 from qcompile.quant import Array, Observer
 from qcompile.runtime.spilled_arrays import Store
 
 _MOST = 1 << 24  # bytes of the feeds in a shard
-_HASHES = 1 << 64
-# Rows below a guessed hash, over those that the sample takes. The number of 1,024 is random by 3 %;
-# the rest is for feeds of other lengths.
-_CHANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,56 @@ class Shard:
     feeds: Sequence[Feed]
     background: bool = False
 
+    @property
+    def size(self) -> DataSize:
+        """How much data it holds."""
+        return DataSize.of(self.feeds)
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How many feeds, and positions in them: tokens without padding, else values of an input."""
+
+    feeds: int = 0
+    positions: int = 0
+
+    @classmethod
+    def of(cls, feeds: Iterable[Feed]) -> DataSize:
+        """Reads the feeds."""
+        total = cls()
+        for feed in feeds:
+            total += cls(1, _positions(feed))
+        return total
+
+    def __add__(self, other: DataSize) -> DataSize:
+        return DataSize(self.feeds + other.feeds, self.positions + other.positions)
+
+    def share(self, whole: DataSize) -> float:
+        """Of the rows of any tensor in ``whole``, at least: rows are as many as positions, or as
+        many in each feed."""
+        parts = (self.feeds, whole.feeds), (self.positions, whole.positions)
+        return max(part / of if of else 1.0 for part, of in parts)
+
+
+def _positions(feed: Feed) -> int:
+    mask = padding_mask(feed)
+    if mask is not None:
+        return int(mask.sum())
+    return max((array.size for array in feed.values()), default=0)
+
 
 @dataclass(frozen=True)
 class SentShard:
     """A shard for a worker: its feeds divided as the client's memory budget says.
 
-    ``below``: by number of the tap, the hash that a row must be below to enter its sample.
+    ``bounds``: by number of the tap, the largest hash of rows that may enter its sample.
+    ``share``: the part of all data that the shard is, 1 if unknown.
     """
 
     feeds: list[list[Feed]]
     background: bool
-    below: Mapping[int, int] = field(default_factory=dict)
+    bounds: Mapping[int, int] = field(default_factory=dict)
+    share: float = 1.0
 
 
 class _Packed(NamedTuple):
@@ -60,12 +96,11 @@ class _Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class ObservedTap:
-    """What one observer saw; ``values`` and ``fault`` as in ``Tap``, ``below`` as in the shard."""
+    """What one observer saw; ``values`` and ``fault`` as in ``Tap``."""
 
     state: dict[str, _Packed]
     values: int
     fault: str | None
-    below: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,15 +136,29 @@ class ShardCollector:
 def observe(collector: Collector, shard: SentShard) -> list[ObservedTap]:
     """Run the feeds of a shard with fresh observers, in the process of a worker."""
     collector.taps = [_fresh(t, collector.options) for t in collector.taps]
-    for i, key in shard.below.items():
-        observer = collector.taps[i].observer
-        assert isinstance(observer, ChannelObserver)
-        observer.below = key
+    for number, bound in shard.bounds.items():
+        _sample(collector.taps[number]).leave_out(bound)
     update = collector.update_background if shard.background else collector.update
     for parts in shard.feeds:
         for part in parts:
             update(part)
+    if not shard.background:
+        _leave_out_unlikely(collector, shard.share)
     return [_observed(tap) for tap in collector.taps]
+
+
+def _leave_out_unlikely(collector: Collector, share: float) -> None:
+    """Drop rows that will hardly be in the samples of all data, of which these are a ``share``."""
+    for observer in (tap.observer for tap in collector.taps):
+        if isinstance(observer, ChannelObserver):
+            bound = observer.sample.likely_bound(share)
+            if bound is not None:
+                observer.sample.leave_out(bound)
+
+
+def _sample(tap: Tap) -> RowSample:
+    assert isinstance(tap.observer, ChannelObserver)
+    return tap.observer.sample
 
 
 def _fresh(tap: Tap, options: CollectorOptions) -> Tap:
@@ -118,47 +167,36 @@ def _fresh(tap: Tap, options: CollectorOptions) -> Tap:
     return replace(tap, observer=observer, values=0, fault=None)
 
 
-def sent(collector: Collector, shard: Shard, feeds: int = 0) -> SentShard:
+def sent(
+    collector: Collector,
+    shard: Shard,
+    merged: DataSize | None = None,
+    whole: DataSize | None = None,
+) -> SentShard:
     """A shard for a worker, while ``collector`` has merged earlier ones.
 
-    ``feeds``: how many were sent, this shard included. From them follows how many rows compete for
-    the sample, and so which of this shard's have a chance; ``merge`` checks that. 0: no guess.
+    merged, whole: sizes of what was merged and of all data, if known. From them follows which rows
+    have a chance to enter the sample. ``Collector.lacks_rows`` says if others had one.
     """
-    below: dict[int, int] = {}
-    for i, tap in enumerate(collector.taps):
-        if isinstance(tap.observer, ChannelObserver) and not shard.background:
-            limits = [tap.observer.threshold, _guessed(tap, collector.feeds_seen, feeds)]
-            known = [limit for limit in limits if limit is not None]
-            below |= {i: min(known)} if known else {}
+    bounds: dict[int, int] = {}
+    if not shard.background:
+        share = merged.share(whole) if merged is not None and whole is not None else 1.0
+        for i, tap in enumerate(collector.taps):
+            if isinstance(tap.observer, ChannelObserver):
+                own = tap.observer.sample
+                known = own.threshold, own.bound, own.likely_bound(share)
+                limits = [bound for bound in known if bound is not None]
+                bounds |= {i: min(limits)} if limits else {}
     parts = [list(collector.options.parts(feed)) for feed in shard.feeds]
-    return SentShard(parts, shard.background, below)
+    part = 1.0 if whole is None else shard.size.share(whole)
+    return SentShard(parts, shard.background, bounds, part)
 
 
-def _guessed(tap: Tap, merged: int, feeds: int) -> int | None:
-    """A hash that enough rows of ``feeds`` feeds are below, if later ones are like those merged."""
-    if not (merged and feeds and tap.values):
-        return None
-    assert isinstance(tap.observer, ChannelObserver)
-    share = _CHANCE * tap.observer.limit / (tap.values / merged * feeds)
-    return int(share * _HASHES) if share < 1 else None
-
-
-def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -> bool:
-    """Add what a worker saw in the next shard.
-
-    False, and nothing is added, where it left out rows that may be in a sample: then the shard is
-    to be observed again without a guess.
-    """
-    restored = []
+def merge(collector: Collector, shard: Shard, observed: Sequence[ObservedTap]) -> None:
+    """Add what a worker saw in the next shard."""
     for tap, part in zip(collector.taps, observed, strict=True):
-        later = _restored(tap, part)
-        if not _sees_all(tap.observer, later, part.below):
-            return False
-        restored.append(later)
-    for tap, part, later in zip(collector.taps, observed, restored, strict=True):
-        _add(tap, part, later)
+        _add(tap, part)
     collector.feeds_seen += 0 if shard.background else len(shard.feeds)
-    return True
 
 
 @dataclass(frozen=True)
@@ -175,35 +213,20 @@ class MergeShards:
         """parts: in the order of the data."""
         taps = [_fresh(tap, self.taps.options) for tap in self.taps.taps]
         for number, tap in enumerate(taps):
-            if isinstance(tap.observer, ChannelObserver):
-                limits = (part[number].below for part in parts)
-                tap.observer.below = min((b for b in limits if b is not None), default=None)
             for part in parts:
-                _add(tap, part[number], _restored(tap, part[number]))
+                _add(tap, part[number])
         return [_observed(tap) for tap in taps]
 
 
-def _restored(tap: Tap, part: ObservedTap) -> Observer:
+def _add(tap: Tap, part: ObservedTap) -> None:
     observer = tap.kind.make()
     observer.restore({name: _unpacked(a) for name, a in part.state.items()})
-    return observer
-
-
-def _add(tap: Tap, part: ObservedTap, observer: Observer) -> None:
-    """Add a part to a tap; ``observer`` is the part's."""
     tap.fault = part.fault or tap.fault
     if _fit(tap.observer, observer):
         tap.observer.merge(observer)
     else:
         tap.fault = VARYING
     tap.values += part.values
-
-
-def _sees_all(one: Observer, later: Observer, below: int | None) -> bool:
-    if below is None:
-        return True
-    assert isinstance(one, ChannelObserver) and isinstance(later, ChannelObserver)
-    return one.sees_all(later, below)
 
 
 def _fit(one: Observer, other: Observer) -> bool:
@@ -232,8 +255,7 @@ def shards(feeds: Iterable[Feed], size: int, *, background: bool = False) -> Ite
 
 def _observed(tap: Tap) -> ObservedTap:
     state = tap.observer.state() or {}
-    below = tap.observer.below if isinstance(tap.observer, ChannelObserver) else None
-    return ObservedTap({n: _packed(a) for n, a in state.items()}, tap.values, tap.fault, below)
+    return ObservedTap({n: _packed(a) for n, a in state.items()}, tap.values, tap.fault)
 
 
 def _packed(values: Array) -> _Packed:

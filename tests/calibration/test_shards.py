@@ -15,10 +15,10 @@ from qcompile.calibration import shards
 from qcompile.calibration.channel_observer import ChannelObserver
 from qcompile.calibration.collector import Collector, CollectorOptions, collector
 from qcompile.calibration.resume import states
-from qcompile.calibration.shards import Shard, ShardCollector
+from qcompile.calibration.shards import DataSize, Shard, ShardCollector
 from qcompile.calibrators.minmax import MinMax
 from qcompile.calibrators.moving_average import MovingAverage, MovingAverageObserver
-from qcompile.errors import RecipeError
+from qcompile.errors import InvariantError, RecipeError
 from qcompile.quant import Array, Calibrator, Observer, QSpec, StatRequest
 from qcompile.rewriting.registry import calibrators
 from qcompile.rewriting.testing import normal, parse
@@ -58,27 +58,21 @@ def whole(calibrator: Calibrator) -> Collector:
     return found
 
 
-refused: list[Shard] = []  # since the guess was wrong
+WHOLE = DataSize.of(feeds())
 
 
 def by_shards(
-    calibrator: Calibrator, size: int, *, spill: bool = False, ahead: int = 0
+    calibrator: Calibrator, size: int, *, spill: bool = False, whole: DataSize | None = WHOLE
 ) -> Collector:
-    """As workers do it: a collector of their own, fresh observers for each shard, pickled.
-
-    ``ahead``: feeds that were sent before the shard that is merged.
-    """
-    client = make(calibrator)
+    """As workers do it: a collector of their own, fresh observers for each shard, pickled."""
+    client, merged = make(calibrator), DataSize()
     taps = pickle.loads(pickle.dumps(ShardCollector.of(client)))
     worker = taps.collector(client.model, 1, spill=spill)
     items = [*shards.shards(feeds(), size), *shards.shards(feeds(3), size, background=True)]
     for item in items:
-        feeds_sent = client.feeds_seen + len(item.feeds) + ahead
-        sent = pickle.loads(pickle.dumps(shards.sent(client, item, feeds_sent)))
-        observed = pickle.loads(pickle.dumps(shards.observe(worker, sent)))
-        if not shards.merge(client, item, observed):
-            refused.append(item)
-            assert shards.merge(client, item, shards.observe(worker, shards.sent(client, item)))
+        sent = pickle.loads(pickle.dumps(shards.sent(client, item, merged, whole)))
+        shards.merge(client, item, pickle.loads(pickle.dumps(shards.observe(worker, sent))))
+        merged += DataSize() if item.background else item.size
     return client
 
 
@@ -88,11 +82,12 @@ def by_groups(calibrator: Calibrator, size: int, fan_in: int) -> Collector:
     taps = ShardCollector.of(client)
     worker, merge = taps.collector(client.model, 1, spill=False), shards.MergeShards(taps)
     for group in batched(shards.shards(feeds(), 2), size):
-        level = [shards.observe(worker, shards.sent(client, item)) for item in group]
+        sent = [shards.sent(client, item, whole=WHOLE) for item in group]
+        level = [shards.observe(worker, shard) for shard in sent]
         while len(level) > 1:
             level = [merge(part) for part in batched(pickle.loads(pickle.dumps(level)), fan_in)]
         all_feeds = [feed for item in group for feed in item.feeds]
-        assert shards.merge(client, Shard(all_feeds), level[0])
+        shards.merge(client, Shard(all_feeds), level[0])
     for item in shards.shards(feeds(3), 3, background=True):
         shards.merge(client, item, shards.observe(worker, shards.sent(client, item)))
     return client
@@ -133,40 +128,45 @@ def test_the_same_bits_through_a_tree(name: str) -> None:
     assert same
 
 
-def test_merged_parts_know_which_rows_any_of_them_left_out() -> None:
-    client = make(MinMax())
-    taps = ShardCollector.of(client)
-    worker = taps.collector(client.model, 1, spill=False)
-    limits: list[dict[int, int]] = [{}, {3: 1 << 50}, {3: 1 << 51}]
-    parts = []
-    for below, item in zip(limits, shards.shards(feeds(), 8), strict=True):
-        parts.append(shards.observe(worker, replace(shards.sent(client, item), below=below)))
-    merged = shards.MergeShards(taps)(parts)
-    assert [tap.below for tap in merged] == [None, None, None, 1 << 50]
-    assert not shards.merge(make(MinMax()), Shard(feeds()), merged)
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_same_bits_where_the_size_of_the_data_is_unknown(size: int) -> None:
+    same = bits(by_shards(MinMax(), size, whole=None)) == bits(whole(MinMax()))
+    assert same
 
 
-def test_rows_over_what_was_left_out_do_not_count() -> None:
-    full, rest = ChannelObserver(limit=4), ChannelObserver(limit=4, below=1 << 62)
-    full.update(normal(30, 8))
-    assert full.threshold is not None
-    assert ChannelObserver(limit=4).sees_all(full, full.threshold + 1)
-    assert not ChannelObserver(limit=4).sees_all(full, full.threshold)
-    assert not rest.sees_all(ChannelObserver(limit=4), 1 << 62)
+def test_rows_that_were_left_out_are_missed() -> None:
+    """Data that was said to be a hundred times as much leaves too few rows."""
+    found = by_shards(MinMax(), 2, whole=DataSize(2400, 100 * WHOLE.positions))
+    assert found.lacks_rows
+    with pytest.raises(InvariantError, match="rows of a sample of channels were left out"):
+        found.channels()
+    assert not by_shards(MinMax(), 2).lacks_rows
+
+
+def test_a_bound_is_saved_with_the_rows() -> None:
+    part, again = ChannelObserver(limit=40), ChannelObserver(limit=40)
+    part.update(normal(30, 8))
+    part.sample.leave_out(int(part.sample.keys[9]))
+    again.restore(part.state())
+    assert again.sample.bound == part.sample.bound is not None
+    assert len(again.sample.rows) == 10 and again.sample.lacks_rows
+
+
+def test_the_share_of_a_shard() -> None:
+    """Rows of a tensor may be tokens or sentences: a shard of long texts has more of the former."""
+    masks = [np.ones((2, 9), np.int64), np.ones((2, 3), np.int64)]
+    masks[0][1, 5:] = 0
+    data = [{"attention_mask": mask} for mask in masks]
+    whole_data = DataSize.of(data)
+    assert whole_data == DataSize(2, 9 + 5 + 6)
+    assert Shard(data[:1]).size.share(whole_data) == 14 / 20
+    assert Shard(data[1:]).size.share(whole_data) == 1 / 2
+    assert DataSize.of([{"x": np.zeros((2, 3)), "y": np.zeros(2)}]) == DataSize(1, 6)
 
 
 def test_the_same_bits_with_samples_in_files() -> None:
     same = bits(by_shards(MinMax(), 2, spill=True)) == bits(whole(MinMax()))
     assert same
-
-
-def test_a_wrong_guess_of_the_rows_is_seen_and_changes_nothing() -> None:
-    """So many feeds were said to be sent that too few rows seemed to have a chance."""
-    refused.clear()
-    same = bits(by_shards(MinMax(), 2)) == bits(whole(MinMax()))
-    assert same and not refused
-    same = bits(by_shards(MinMax(), 2, ahead=1000)) == bits(whole(MinMax()))
-    assert same and len(refused) > 2
 
 
 @pytest.mark.parametrize("kind", [MovingAverageObserver, ChannelObserver])
@@ -185,26 +185,10 @@ def test_rows_that_cannot_enter_the_sample_do_not_travel() -> None:
     worker = ShardCollector.of(client).collector(client.model, 1, spill=False)
     rows = []
     for item in shards.shards(feeds(), 2):
-        observed = shards.observe(worker, shards.sent(client, item))
+        observed = shards.observe(worker, shards.sent(client, item, whole=WHOLE))
         rows.append(observed[-1].state["keys"].shape[0])
         shards.merge(client, item, observed)
-    assert rows[0] == 400 and rows[-1] < 300 and len(rows) == 12
-
-
-def test_equal_hashes_keep_their_order() -> None:
-    """Sparse rows often have equal hashes: of these the earlier ones stay, in their order."""
-    rng = np.random.default_rng(0)
-    rows = np.where(rng.random((4000, 64)) < 0.03, rng.normal(size=(4000, 64)), 0)
-    rows = rows.astype(np.float32)
-    alone = ChannelObserver(limit=100)
-    for part in np.array_split(rows, 37):
-        alone.update(part)
-    merged = ChannelObserver(limit=100)
-    for part in np.array_split(rows, 5):
-        later = ChannelObserver(limit=100)
-        later.update(part)
-        merged.merge(later)
-    assert np.array_equal(alone.stats().rows, merged.stats().rows)
+    assert len(rows) == 12 and max(rows) <= 86 + 3.5 * 86**0.5 + 9  # of 1,024 / 12, of 400
 
 
 def test_channels_that_vary_between_shards_give_no_statistics() -> None:
@@ -259,12 +243,3 @@ def test_feeds_of_a_shard_are_copies() -> None:
 def test_a_shard_of_large_feeds_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_MOST", 2 * feeds(1)[0]["x"].nbytes)
     assert [len(shard.feeds) for shard in shards.shards(feeds(5), 8)] == [2, 2, 1]
-
-
-def test_a_shard_without_rows_for_a_full_sample_is_merged() -> None:
-    """The sample's largest hash is the limit that is sent: an equal one is no gap."""
-    observer = ChannelObserver(limit=4)
-    observer.update(normal(30, 8))
-    assert observer.threshold is not None
-    assert observer.sees_all(ChannelObserver(limit=4), observer.threshold)
-    assert not observer.sees_all(ChannelObserver(limit=4), observer.threshold - 1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qcompile.calibration import shards
 from qcompile.calibration.collector import Collector
-from qcompile.calibration.shards import ObservedTap, SentShard, Shard, ShardCollector
+from qcompile.calibration.shards import DataSize, ObservedTap, SentShard, Shard, ShardCollector
 from qcompile.compiler.cluster.workers import Kit, Site, Task
-from qcompile.errors import InvariantError
 
 _FOLDER = "calibration"
 
@@ -31,15 +30,16 @@ class _Open:
 
 @dataclass
 class CalibrationTask(Task[Shard, Shard]):
-    """Adds what shards hold to ``collector``. ``spill``: workers keep samples in files."""
+    """Adds what shards hold to ``collector``. ``spill``: workers keep samples in files.
+
+    whole: size of all data, of which the collector has seen ``merged``; None if unknown. Then
+    workers send all rows that may be in a sample of what was merged so far.
+    """
 
     collector: Collector
     spill: bool
-    alone_first = True  # later shards send fewer rows, once it is known how many there are
-
-    def __post_init__(self) -> None:
-        self._feeds = self.collector.feeds_seen
-        self._guesses = True
+    whole: DataSize | None = None
+    merged: DataSize = field(default_factory=DataSize)
 
     def here(self, item: Shard) -> Shard:
         """Run the feeds in this process."""
@@ -63,8 +63,7 @@ class CalibrationTask(Task[Shard, Shard]):
 
     def sent(self, item: Shard) -> SentShard:
         """The feeds, and which rows can still enter samples."""
-        self._feeds += len(item.feeds)
-        return shards.sent(self.collector, item, self._feeds if self._guesses else 0)
+        return shards.sent(self.collector, item, self.merged, self.whole)
 
     def merges(self, one: Shard, later: Shard) -> bool:
         """True of shards of the same text: general text is counted otherwise."""
@@ -73,12 +72,7 @@ class CalibrationTask(Task[Shard, Shard]):
     def received(self, items: Sequence[Shard], answer: Any) -> Sequence[Shard]:
         """Merge what was seen in the next shards."""
         item = Shard([feed for item in items for feed in item.feeds], items[0].background)
-        if not shards.merge(self.collector, item, answer):
-            self._guesses = False  # this data is too uneven
-            mine = ShardCollector.of(self.collector)
-            options = self.collector.options
-            observer = mine.collector(self.collector.model, options.threads, spill=self.spill)
-            again = shards.observe(observer, shards.sent(self.collector, item))
-            if not shards.merge(self.collector, item, again):
-                raise InvariantError(f"{self.label(item)}: rows are missing from a sample")
+        shards.merge(self.collector, item, answer)
+        if not item.background:
+            self.merged += item.size
         return items

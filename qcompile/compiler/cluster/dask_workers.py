@@ -40,7 +40,7 @@ from qcompile.errors import ClusterError
 from qcompile.runtime import session
 from qcompile.system.temporary_folder import TemporaryFolder
 
-SHARD = 8  # feeds in an item of calibration
+SHARD = 4  # feeds in an item of calibration
 _PER_WORKER = 2  # items at a worker: one that runs, one that waits
 _WAIT = 60.0  # seconds for the first worker of a cluster
 _ATTEMPTS = 4  # to reach all workers at the same time
@@ -50,6 +50,8 @@ _SETTINGS = {
     # What fills the memory of a worker is its model, so a worker that is paused would wait forever.
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.spill": False,
+    # Imports as all workers start, not one by one as they get their first item.
+    "distributed.worker.preload": [worker_side.__name__],
 }
 # Dask warns of items over 10 MB; a shard of images has more, and has to move in any case.
 _LARGE_ITEMS = {"distributed.admin.large-graph-warning-threshold": "1TB"}
@@ -109,13 +111,11 @@ class DaskWorkers:
             count = max(1, len(self.client.nthreads()))
             size = 1 if kit.merge is None else groups.group_size(count)
             waiting: deque[_Sent[Item]] = deque()
-            alone = task.alone_first
             try:
                 for group in groups.grouped(task, items, size):
                     parts = [self._part(task, item) for item in group]
                     waiting.append(_Sent(group, parts, self._submit(key, parts)))
-                    if alone or sum(len(w.items) for w in waiting) >= _PER_WORKER * count:
-                        alone = False
+                    if sum(len(w.items) for w in waiting) >= _PER_WORKER * count:
                         yield from self._next(key, task, waiting)
                 while waiting:
                     yield from self._next(key, task, waiting)
@@ -311,7 +311,7 @@ def local_client(workers: int) -> Iterator[Client]:
     with (
         dask.config.set(_SETTINGS),
         _local_cluster(workers, str(folder.path)) as cluster,
-        Client(cluster) as client,
+        Client(cluster, direct_to_workers=True) as client,
     ):
         yield client
 

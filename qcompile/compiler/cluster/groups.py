@@ -16,13 +16,12 @@ def group_size(workers: int) -> int:
 
 
 def grouped(task: Task[Item, Result], items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Consecutive items whose answers are merged, at most ``size``; the first alone if asked."""
+    """Consecutive items whose answers are merged, at most ``size``."""
     group: list[Item] = []
-    most = 1 if task.alone_first else size
     for item in items:
-        if group and (len(group) >= most or not task.merges(group[-1], item)):
+        if group and (len(group) >= size or not task.merges(group[-1], item)):
             yield group
-            group, most = [], size
+            group = []
         group.append(item)
     if group:
         yield group

@@ -41,12 +41,7 @@ class Kit:
 
 
 class Task(ABC, Generic[Item, Result]):
-    """One kind of work; results must not depend on who does an item.
-
-    ``alone_first``: the first item is received before others are sent.
-    """
-
-    alone_first = False
+    """One kind of work; results must not depend on who does an item."""
 
     @abstractmethod
     def here(self, item: Item) -> Result:

@@ -10,8 +10,9 @@ from itertools import chain, islice
 from qcompile.calibration import collector
 from qcompile.calibration.calibration_file import Calibration, CalibrationAccount
 from qcompile.calibration.resume import ResumableCalibration
-from qcompile.calibration.shards import shards
+from qcompile.calibration.shards import DataSize, shards
 from qcompile.compiler.cluster.calibration_task import CalibrationTask
+from qcompile.compiler.cluster.workers import LOCAL
 from qcompile.compiler.config.lockfile import environment
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.stages import lock_check
@@ -28,6 +29,10 @@ from qcompile.runtime import session
 from qcompile.runtime.spilled_arrays import KeptChannels
 from qcompile.system.resume_cache import key_of
 
+_UNEVEN = (
+    "calibration ran twice: parts of the data differ so much that shards left out rows that belong "
+    "into samples of channels; data in random order is calibrated once"
+)
 _ONE_BATCH = "only one batch of data: it is used both to calibrate and to verify"
 
 
@@ -121,10 +126,12 @@ def _collected(prepared: Prepared, ctx: Context, watched: Watched) -> Calibrated
     with prepared.stopwatch.stage("calibrate"):
         cached, held_out = _cached(prepared, ctx, watched)
         calibration = cached.finished({r.tensor for r in ctx.requests}) if cached else None
+        notes: tuple[Note, ...] = ()
         if calibration is None:
-            calibration, held_out = _run(prepared, ctx, watched, cached)
-    notes = [] if cached is None else [Note("calibration-resumed", text) for text in cached.notes]
-    notes += [Note("one-batch", _ONE_BATCH)] if held_out.single else []
+            calibration, held_out, notes = _run(prepared, ctx, watched, cached)
+    if cached is not None:
+        notes += tuple(Note("calibration-resumed", text) for text in cached.notes)
+    notes += (Note("one-batch", _ONE_BATCH),) if held_out.single else ()
     return _apply(prepared, ctx, calibration, held_out, notes)
 
 
@@ -158,7 +165,7 @@ def _general_text(prepared: Prepared, watched: Watched) -> Iterable[Feed]:
 
 def _run(
     prepared: Prepared, ctx: Context, watched: Watched, cached: ResumableCalibration | None
-) -> tuple[Calibration, HeldOut]:
+) -> tuple[Calibration, HeldOut, tuple[Note, ...]]:
     """Run the float model on all feeds, from the checkpoint of an earlier run if there is one."""
     options, graph = _options(prepared), prepared.graph
     calibrator = prepared.recipe.make_calibrator()
@@ -168,25 +175,12 @@ def _run(
         return collector.collector(*known, watched.channels, watched.moments)
 
     collecting = fresh() if cached is None else cached.resumed(fresh)
-
-    digest = FeedDigest()
-    split = HoldOut(digest.passing(prepared.feeds or ()))
-    unseen = islice(split.calibration(), collecting.feeds_seen, None)
     text = _general_text(prepared, watched)
-    workers = prepared.options.workers
-    items = chain(
-        shards(unseen, workers.shard),
-        shards(text, workers.shard, background=True),
-    )
-    task = CalibrationTask(collecting, spill=options.keep is not None)
-    with closing(workers.map(task, items)) as done:
-        for shard in done:
-            if shard.background:
-                continue
-            for _ in shard.feeds:
-                prepared.progress.advance()
-            if cached is not None:
-                cached.checkpoint(collecting)
+    digest, split = _observe(prepared, collecting, text, cached, _size(prepared))
+    notes: tuple[Note, ...] = ()
+    if collecting.lacks_rows:
+        collecting, notes = fresh(), (Note("calibration-repeated", _UNEVEN),)
+        digest, split = _observe(prepared, collecting, text, cached)
     ranges = collector.final_ranges(collecting)
     held_out = _checked(prepared, split, digest)
     account = CalibrationAccount(
@@ -200,7 +194,47 @@ def _run(
     calibration = Calibration(ranges, collecting.channels(), account)
     if cached is not None:
         cached.finish(calibration)
-    return calibration, held_out
+    return calibration, held_out, notes
+
+
+def _observe(
+    prepared: Prepared,
+    collecting: collector.Collector,
+    text: Iterable[Feed],
+    cached: ResumableCalibration | None,
+    size: DataSize | None = None,
+) -> tuple[FeedDigest, HoldOut]:
+    """Show the collector all feeds that it has not seen; digest of the data, and how it was split.
+
+    size: of the data, if known: then shards leave out rows that hardly enter a sample.
+    """
+    digest = FeedDigest()
+    split = HoldOut(digest.passing(prepared.feeds or ()))
+    feeds = split.calibration()
+    merged = DataSize.of(islice(feeds, collecting.feeds_seen))
+    workers = prepared.options.workers
+    items = chain(
+        shards(feeds, workers.shard),
+        shards(text, workers.shard, background=True),
+    )
+    task = CalibrationTask(collecting, collecting.options.keep is not None, size, merged)
+    with closing(workers.map(task, items)) as done:
+        for shard in done:
+            if shard.background:
+                continue
+            for _ in shard.feeds:
+                prepared.progress.advance()
+            if cached is not None:
+                cached.checkpoint(collecting)
+    return digest, split
+
+
+def _size(prepared: Prepared) -> DataSize | None:
+    """Of the data to calibrate with, where it is shared and can be read twice."""
+    feeds = prepared.reusable_feeds
+    if feeds is None or prepared.options.workers is LOCAL:
+        return None
+    return DataSize.of(HoldOut(feeds).calibration())
 
 
 def _options(prepared: Prepared) -> collector.CollectorOptions:

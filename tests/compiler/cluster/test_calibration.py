@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import qcompile
+from qcompile.calibration.shards import DataSize
 from qcompile.compiler.cluster import groups
 from qcompile.compiler.cluster.account import ClusterAccount
 from qcompile.compiler.cluster.connect import workers_of
+from qcompile.compiler.stages import calibrate
 from qcompile.compiler.stages.options import CompileOptions
 from qcompile.compiler.stages.result import Result
 from qcompile.quant import Array
@@ -62,7 +64,7 @@ def test_the_same_through_a_tree_of_merges(
     alone, shared = (compiled(encoder, c, **settings) for c in (None, client))
     assert bits(shared) == bits(alone)
     done = workers_of(client).account(before)
-    assert done is not None and done.tasks == 5
+    assert done is not None and done.tasks == 9
 
 
 def test_the_same_with_few_bits_and_a_memory_limit(client: Any, encoder: Path) -> None:
@@ -72,13 +74,25 @@ def test_the_same_with_few_bits_and_a_memory_limit(client: Any, encoder: Path) -
     assert bits(shared) == bits(alone)
 
 
+def test_rows_that_were_left_out_are_collected_by_a_second_calibration(
+    client: Any, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a shard has far more of the rows than of the data."""
+    alone = compiled(encoder, None)
+    monkeypatch.setattr(calibrate, "_size", lambda _: DataSize(10**6, 10**9))
+    shared = compiled(encoder, client)
+    assert bits(shared) == bits(alone)
+    notes = [[note.code for note in found.report.notes] for found in (alone, shared)]
+    assert notes[1] == ["calibration-repeated", *notes[0]]
+
+
 def test_workers_did_the_work(client: Any, encoder: Path) -> None:
     before = workers_of(client).account()
     found = compiled(encoder, client)
     done = workers_of(client).account(before)
     assert isinstance(done, ClusterAccount)
-    assert (done.tasks, done.workers, done.retries) == (5, 2, 0)
+    assert (done.tasks, done.workers, done.retries) == (9, 2, 0)
     assert done.sent_bytes > 0 and done.received_bytes > 0 and done.busy_seconds > 0
     reported = found.report.to_dict()["cluster"]
-    assert reported["tasks"] == 5 and reported["dashboard"].startswith("http://")
+    assert reported["tasks"] == 9 and reported["dashboard"].startswith("http://")
     assert "Workers" in found.report.to_html()

@@ -13,9 +13,6 @@ from qcompile.compiler.cluster.workers import Kit, Task
 class OfOneSign(Task[int, int]):
     """Merges neighbours of one sign."""
 
-    def __init__(self, *, alone_first: bool = False) -> None:
-        self.alone_first = alone_first
-
     def here(self, item: int) -> int:
         return item
 
@@ -37,17 +34,16 @@ def test_only_many_workers_merge(workers: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "size", "alone", "expected"),
+    ("items", "size", "expected"),
     [
-        ([], 3, False, []),
-        ([1, 2, 3, 4], 3, False, [[1, 2, 3], [4]]),
-        ([1, 2, 3, 4], 3, True, [[1], [2, 3, 4]]),
-        ([1, 2, -3, -4], 3, False, [[1, 2], [-3, -4]]),
-        ([1, 2], 1, True, [[1], [2]]),
+        ([], 3, []),
+        ([1, 2, 3, 4], 3, [[1, 2, 3], [4]]),
+        ([1, 2, -3, -4], 3, [[1, 2], [-3, -4]]),
+        ([1, 2], 1, [[1], [2]]),
     ],
 )
-def test_groups(items: list[int], size: int, alone: bool, expected: Any) -> None:
-    assert list(grouped(OfOneSign(alone_first=alone), items, size)) == expected
+def test_groups(items: list[int], size: int, expected: Any) -> None:
+    assert list(grouped(OfOneSign(), items, size)) == expected
 
 
 def test_items_are_read_as_they_are_needed() -> None:
