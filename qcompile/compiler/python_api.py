@@ -218,7 +218,10 @@ def sensitivity(
         def model_of(recipe: Recipe) -> Measurable:
             return make_measurable(replace(watched, recipe=recipe))
 
-        return rank_by(make_measurable(watched), by, measure, bits, model_of)
+        workers = watched.options.workers
+        before = workers.account()
+        found = rank_by(make_measurable(watched), by, measure, bits, model_of)
+        return replace(found, cluster=workers.account(before))
 
 
 def verify(

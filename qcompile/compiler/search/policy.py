@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from qcompile.compiler.cluster.account import ClusterAccount
 from qcompile.compiler.config.recipe import Recipe, recipe_yaml
 from qcompile.compiler.report.notes import Note
 from qcompile.compiler.report.records import WeightDrops
@@ -87,11 +88,12 @@ class Sensitivity(Record):
     widths: Annotated[list[WeightDrops], "each weight at few bits, if that was asked for"] = field(
         default_factory=list
     )
+    cluster: Annotated[ClusterAccount | None, "empty without --workers and --cluster"] = None
 
     JSON = members(
         "source target=found.prepared.target.name mode=found.prepared.mode "
         "recipe=found.prepared.recipe by "
-        "quantized float=unquantized rows widths"
+        "quantized float=unquantized rows widths cluster{}"
     )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import qcompile
 from qcompile.compiler.cluster.connect import workers_of
+from qcompile.compiler.report import html
 from qcompile.compiler.stages.options import CompileOptions, SizeLimit
 from qcompile.runtime.evaluation.closeness import Gates
 from tests.encoder_files import save_encoder, token_feeds
@@ -24,9 +25,12 @@ def test_the_same_ranking(client: Any, encoder: Path) -> None:
         ).to_dict()
         for c in (None, client)
     ]
-    assert found[0] == found[1]
     done = workers_of(client).account(before)
     assert done is not None and done.tasks > 2 * len(found[0]["rows"])
+    assert "Workers" in html.page(found[1]) and "Workers" not in html.page(found[0])
+    by_whom = [ranking.pop("cluster") for ranking in found]
+    assert (by_whom[0], by_whom[1]["tasks"]) == ({}, done.tasks)
+    assert found[0] == found[1]
 
 
 def test_the_same_search(client: Any, tmp_path: Path) -> None:

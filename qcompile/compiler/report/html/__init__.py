@@ -50,7 +50,7 @@ def page(report: Plain) -> str:
 
 
 def _of_ranking(report: Plain) -> str:
-    recipe = work.facts([("Recipe", report["recipe"])])
+    recipe = work.facts([("Recipe", report["recipe"]), *work.workers(report)])
     sections = [
         _Section("sensitivity", "Sensitivity", "Sensitivity", [sensitivity.ranked(report)]),
         _Section("bits", "Bits", "Weights at fewer bits", [sensitivity.widths(report)]),

@@ -187,7 +187,7 @@ def settings(report: Plain) -> Markup:
         ("Versions", machine),
         ("Recipe", report["recipe"]),
         ("Calibration", report["calibration"] or {"data": "none was used"}),
-        *([("Workers", report["cluster"])] if report.get("cluster") else []),
+        *workers(report),
         ("Operators that ONNX Runtime runs", report["operators"]),
         ("Identity", identity),
     ]
@@ -198,6 +198,11 @@ def settings(report: Plain) -> Markup:
             tag("details", tag("summary", "Pipeline"), tag("ol", pipeline, class_="names")),
         ]
     )
+
+
+def workers(report: Plain) -> list[tuple[str, dict[str, Any]]]:
+    """What the workers of a cluster did; empty without one."""
+    return [("Workers", report["cluster"])] if report.get("cluster") else []
 
 
 def facts(parts: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
