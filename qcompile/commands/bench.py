@@ -41,6 +41,7 @@ from qcompile.runtime.request_load import MOST_STREAMS, Load
 from qcompile.runtime.server_comparison import MOST_FEEDS, SECONDS, compare_under_load
 from qcompile.system import atomic_write
 from qcompile.system.json_values import json_value
+from qcompile.system.progress import Progress
 
 _DEFAULTS = latency.TimingOptions()
 _SHOWN_OPS = 12
@@ -165,10 +166,10 @@ def bench(**given: Any) -> None:
         if file.suffix != ".json":
             raise OutputError(f"--json {str(file)!r}: expected a .json file or -")
         atomic_write.check_writable(file)
-    sets_of_feeds = list(_sets_of_feeds(graph, running[0], arguments, provider))
     comparisons: list[Comparison] = []
     profiles: list[list[Profile]] = []
     with progress_bar(shown=not arguments.quiet) as bar:
+        sets_of_feeds = list(_sets_of_feeds(graph, running[0], arguments, provider, bar))
         for feeds in sets_of_feeds:
             bar.step("bench", options.rounds)
             if load is not None:
@@ -192,7 +193,7 @@ def _labels(models: Sequence[Path]) -> list[str]:
 
 
 def _sets_of_feeds(
-    graph: Graph, model: Path, arguments: BenchArguments, provider: str
+    graph: Graph, model: Path, arguments: BenchArguments, provider: str, progress: Progress
 ) -> Iterator[list[Feed]]:
     """The feeds of each comparison: one for each combination of dimensions; or those of the data,
     without load only the first."""
@@ -207,6 +208,7 @@ def _sets_of_feeds(
             max_length=arguments.max_length,
             text_columns=arguments.text_columns,
             takes=trial_run(lambda: read_model.runnable(model)),
+            progress=progress,
         )
         yield list(islice(data, 1 if arguments.load is None else MOST_FEEDS))
         return

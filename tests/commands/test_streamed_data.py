@@ -87,3 +87,13 @@ def test_training_names_the_next_step(tmp_path: Path) -> None:
     for data in ("s3://bucket/x.jsonl", f"{tmp_path}/*.jsonl"):
         result = run("train", tmp_path, "-o", tmp_path / "out", "--data", data)
         assert_one_line(result, 2, "write them as one .jsonl file first")
+
+
+def test_bench_shows_how_a_stream_is_read(
+    network: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompile.data.streams.stream._SHORT", 0)  # MB
+    timing = "--rounds", 1, "--seconds", 0.01
+    result = run("bench", network, "--data", pattern, "--samples", 4, *timing)
+    assert result.exit_code == 0 and "read data" in result.stderr
+    assert "read data" not in run("bench", network, "--data", pattern, "-q", *timing).stderr
