@@ -85,7 +85,8 @@ def test_the_command_prints_the_largest_difference_and_fails_beyond_the_bound(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     figures = tmp_path / "figures.json"
-    command = ["cuda", str(model), "--ranges", "--length", "8", "--provider", CPU]
+    small = ["--batches", "1", "--length", "8", "--provider", CPU]
+    command = ["cuda", str(model), "--ranges", *small]
     monkeypatch.setattr(sys, "argv", [*command, "--json", str(figures)])
     cuda.main()
     assert "ranges; the largest difference is" in capsys.readouterr().out
