@@ -63,7 +63,7 @@ def _integers(node: Node) -> str | None:
         return None
     if isinstance(typed.dtype, int):  # an ONNX enum, for a type that numpy lacks
         return str(onnx.helper.tensor_dtype_to_np_dtype(typed.dtype).name)
-    return np.dtype(typed.dtype).name
+    return str(np.dtype(typed.dtype).name)
 
 
 def _float_type(tensor: Tensor) -> str | None:

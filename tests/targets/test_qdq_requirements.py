@@ -95,7 +95,11 @@ def test_integers() -> None:
 
 @pytest.mark.parametrize("kind", [ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn])
 def test_floats_of_few_bits_are_no_integers(kind: type) -> None:
-    zeros = {"z": np.array(0, kind), "wz": np.zeros(6, kind), "wq": np.ones((4, 6), kind)}
+    zeros: dict[str, Array] = {
+        "z": np.array(0, kind),
+        "wz": np.zeros(6, kind),
+        "wq": np.ones((4, 6), kind),
+    }
     found = faults(Integers(("int8", "int4")), GOOD, **zeros)
     name = np.dtype(kind).name
     assert found == [
