@@ -55,7 +55,9 @@ class Move:
 def calibrated(model: Path, feeds: Sequence[Feed], provider: Choice) -> Found:
     """Extrema of everything that target qdq quantizes. Raises QCompileError."""
     recipe = Recipe(target="qdq", mode="static", calibrator="minmax", general_text=False)
-    prepared = prepare(Request(model, [*feeds], recipe, options=Options(provider=provider)))
+    prepared = prepare(
+        Request(model, [*feeds], recipe, options=Options(provider=provider, threads=1))
+    )
     ctx, pipeline = context_of(prepared), pipeline_of(prepared)
     run_passes(prepared, ctx, pipeline.planning, [], "simplify and plan")
     longest = max(max(value.shape, default=1) for feed in feeds for value in feed.values())

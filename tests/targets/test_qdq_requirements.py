@@ -217,6 +217,12 @@ def test_float16_between_the_quantizers_passes_every_rule() -> None:
     assert examine(graph(IN_HALF, **IN_FLOAT16), TENSORRT.requires).faults == []
 
 
+def test_a_scale_that_is_0_in_float16_is_not_positive() -> None:
+    small = IN_FLOAT16 | {"ws": np.array([0.1] * 5 + [1e-9], HALF)}
+    found = faults(PositiveScales(), IN_HALF, **small)
+    assert len(found) == 1 and "'ws' holds 0 to 0.09" in found[0]
+
+
 def test_scale_types() -> None:
     wrong = IN_FLOAT16 | {"s": np.array(0.1, F32)}
     found = faults(ScaleTypes(), IN_HALF, **wrong)
