@@ -15,9 +15,8 @@ import onnxruntime as ort
 
 from qcompile.data.feeds import Feed
 from qcompile.quant import Array
-from qcompile.runtime.session import CPU, Provider, open_session
+from qcompile.runtime.session import CPU, CUDA, Provider, open_session
 
-CUDA = "CUDAExecutionProvider"
 _DEVICES = {CUDA: "cuda"}
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity
 _WARMUP = 4  # runs of a shape; a CUDA graph is recorded in the second

@@ -2,6 +2,7 @@
 
     python -m benchmarks.cuda MODEL.onnx [--length 128] [--batches 1,8,32,128] [--json FILE]
         [--data DATA --tokenizer DIR] [--model-type bert] [--limit 240]
+    python -m benchmarks.cuda MODEL.onnx --ranges [--data DATA --tokenizer DIR]
 
 Builds float32 (the model as it is), float16 by onnxruntime.transformers (fusions of --model-type),
 and qcompile's target cuda: float (float16), weights of 8 and of 4 bits. For each, once: the nodes
@@ -11,8 +12,12 @@ passed: latency at each batch size, with inputs and outputs on the GPU, with and
 graph. Ratios are of medians of the same round. Cosines are those of random tokens unless --data
 has text.
 
+--ranges compares calibration instead: ranges of all quantized tensors as --provider cuda and as
+the CPU measure them, against the bound of _provider_ranges.py; exit code 1 beyond it.
+
 Without a GPU it says so and exits with 0. --provider CPUExecutionProvider rehearses the whole run
-on the CPU, where the fused float16 operators have no kernels: their rows have the reason.
+on the CPU, where the fused float16 operators have no kernels: their rows have the reason. Ranges
+are then those of the same model with the sums of its linear layers in another order.
 """
 
 from __future__ import annotations
@@ -32,13 +37,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._bound_session import (
-    CUDA,
-    BoundSession,
-    nvidia_smi,
-    placement,
-    used_memory,
-)
+from benchmarks._bound_session import BoundSession, nvidia_smi, placement, used_memory
+from benchmarks._provider_ranges import calibrated, in_another_order, moves
 from qcompile import Options, QCompileError, Recipe, compile
 from qcompile.data.feeds import Feed, input_specs
 from qcompile.data.open_data import open_data
@@ -48,7 +48,7 @@ from qcompile.ir.analysis.shape_inference import infer
 from qcompile.ir.model_io.read_model import load as load_graph
 from qcompile.runtime import kernels
 from qcompile.runtime.evaluation.closeness import Gates, judge
-from qcompile.runtime.session import Session, provider_or_cpu, version
+from qcompile.runtime.session import CUDA, Session, provider_or_cpu, version
 
 FLOAT = "float32"
 _COMPARED = 8  # the batch size at which placement and closeness are measured, or the largest one
@@ -289,37 +289,69 @@ def _speed(row: Row, reference: Row, batches: Sequence[int]) -> str:
     return f"| {row.name} | {' | '.join(cells)} | {most:.0f} |"
 
 
-def setup(args: argparse.Namespace, rounds: int) -> str:
-    """Card, driver, versions and size of the run."""
+def setup(args: argparse.Namespace) -> str:
+    """Card, driver, versions and length of the texts."""
     card = nvidia_smi("name,driver_version") or "no GPU"
     here = kernels.environment()
     return (
         f"{card}; {args.provider}; onnxruntime {version()}, onnx {here.onnx}, numpy {here.numpy}; "
-        f"{args.length} tokens, {rounds} rounds"
+        f"{args.length} tokens"
     )
 
 
-def main() -> None:
-    """Print two tables, or the reason why there are none."""
-    args = arguments()
-    if provider_or_cpu(args.provider) != args.provider:
-        print(f"no GPU here: onnxruntime {version()} cannot run a model on {args.provider}")
-        return
+def compare_ranges(args: argparse.Namespace) -> None:
+    """Print how far ranges of the two providers lie apart. Raises SystemExit beyond the bound."""
+    feeds = inputs_of(args.model, args).compared
+    here = calibrated(args.model, feeds, "cpu")
+    if args.provider == CUDA:
+        there = calibrated(args.model, feeds, "cuda")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model = in_another_order(args.model, Path(folder) / "reordered.onnx")
+            there = calibrated(model, feeds, "cpu")
+    found = moves(here, there)
+    print(setup(args))
+    if not found:
+        sys.exit("cuda: no tensor has a range")
+    worst, beyond = found[0], [move for move in found if move.share > here.bound]
+    print(
+        f"{len(found)} ranges; the largest difference is {worst.share:.2e} of the range's largest "
+        f"magnitude, of {worst.tensor!r}; bound {here.bound:.2e}"
+    )
+    if args.json is not None:
+        figures = {"setup": setup(args), "bound": here.bound, "moves": [*map(asdict, found)]}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if beyond:
+        sys.exit(f"cuda: {len(beyond)} of {len(found)} ranges differ by more than the bound")
+
+
+def compare_models(args: argparse.Namespace) -> None:
+    """Print two tables: what runs where, and latencies. Raises QCompileError."""
     end = time.monotonic() + args.limit
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            inputs = inputs_of(args.model, args)
-            rows = list(build(args.model, Path(folder), args.model_type))
-        except QCompileError as e:
-            sys.exit(f"cuda: {e}")
+        inputs = inputs_of(args.model, args)
+        rows = list(build(args.model, Path(folder), args.model_type))
         for row in rows:
             print(f"examining {row.name}", file=sys.stderr)
             examine(row, inputs, args.model, args.provider)
         rounds = measure(rows, inputs, args, end)
-    print(table(rows, args.batches), setup(args, rounds), sep="\n\n")
+    about = f"{setup(args)}, {rounds} rounds"
+    print(table(rows, args.batches), about, sep="\n\n")
     if args.json is not None:
-        found = {"setup": setup(args, rounds), "models": [asdict(row) for row in rows]}
+        found = {"setup": about, "models": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Compare models, or ranges; without a GPU, say so."""
+    args = arguments()
+    if provider_or_cpu(args.provider) != args.provider:
+        print(f"no GPU here: onnxruntime {version()} cannot run a model on {args.provider}")
+        return
+    try:
+        (compare_ranges if args.ranges else compare_models)(args)
+    except QCompileError as e:
+        sys.exit(f"cuda: {e}")
 
 
 def arguments() -> argparse.Namespace:
@@ -334,6 +366,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--model-type", default="bert", help="of onnxruntime.transformers")
     parser.add_argument("--provider", default=CUDA)
+    parser.add_argument("--ranges", action="store_true", help="compare calibrated ranges instead")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="of a batch size in a round")
     parser.add_argument("--limit", type=float, default=240, help="no round begins after (seconds)")

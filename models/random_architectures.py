@@ -99,6 +99,16 @@ ARCHITECTURES = {
     "convbert": _encoder("ConvBertModel", _TEXT, embedding_size=64, conv_kernel_size=5),
     "data2vec-text": _encoder("Data2VecTextModel", _ROBERTA),
     "deberta-v2": _encoder("DebertaV2Model", _TEXT, relative_attention=True, pos_att_type=["c2p"]),
+    "deberta-v3": _encoder(
+        "DebertaV2Model",
+        _TEXT,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=16,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+    ),
     "distilbert": _encoder(
         "DistilBertModel",
         {"vocab_size": _VOCABULARY, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 256},

@@ -34,8 +34,11 @@ class CalibrationAccount(Record):
     tensors: int = 0
     general_text: Annotated[bool, "sentences that ship with qcompile were run too"] = False
     padding_left_out: bool = False
+    provider: Annotated[str, "that ran the float model: cpu or cuda"] = "cpu"
 
-    JSON = members("calibrator feeds held_back=held_out tensors general_text padding_left_out")
+    JSON = members(
+        "calibrator feeds held_back=held_out tensors general_text padding_left_out provider"
+    )
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from qcompile.quant import (
     out_of_scale,
     widened,
 )
-from qcompile.runtime.session import Session, SessionOptions, with_outputs
+from qcompile.runtime.session import CPU, Session, SessionOptions, with_outputs
 from qcompile.system.temporary_folder import TemporaryFolder
 
 _FLOAT_BYTES = 4
@@ -68,7 +68,8 @@ class CollectorOptions:
     """``max_memory``: bytes of activations fetched at a time. ``mask``: exclude padding.
 
     parts: splits a feed into feeds that the model can run. keep: stores samples of channels.
-    widen: ranges from few values become wider than what was seen (``quant.widened``).
+    widen: ranges from few values become wider than what was seen (``quant.widened``). provider: of
+    ONNX Runtime, that runs the float model.
     """
 
     max_memory: int = 1 << 27
@@ -77,6 +78,7 @@ class CollectorOptions:
     parts: Callable[[Feed], Iterable[Feed]] = _undivided
     keep: Callable[[Array], Array] | None = None
     widen: bool = True
+    provider: str = CPU
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Collector:
     @cached_property
     def session(self) -> Session:
         """The model, loaded when the first feed is run. Raises ModelError."""
-        return Session(self.model, SessionOptions(threads=self.options.threads))
+        threads, provider = self.options.threads, self.options.provider
+        return Session(self.model, SessionOptions(threads, provider=provider, tf32=False))
 
     def update(self, feed: Feed) -> None:
         """Run one feed and update every observer. Raises DataError over the memory budget."""

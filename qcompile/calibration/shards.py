@@ -123,7 +123,7 @@ class ShardCollector:
                     "without --workers and --cluster, or with another --calibrator"
                 )
         own = collector.options
-        options = CollectorOptions(own.max_memory, own.mask, widen=own.widen)
+        options = CollectorOptions(own.max_memory, own.mask, widen=own.widen, provider=own.provider)
         return cls(taps, options, collector.divisible)
 
     def collector(self, model: Path, threads: int, *, spill: bool) -> Collector:

@@ -33,7 +33,8 @@ TOPICS = {
     "Timing": ("streams", "arrival", "rounds", "seconds", "profile"),
     "Hugging Face hub": ("revision", "base_model", "push"),
     "Memory, threads and cache": (
-        "max_memory", "threads", "custom_ops", "cache", "no_cache", "workers", "cluster",
+        "max_memory", "threads", "provider", "custom_ops", "cache", "no_cache", "workers",
+        "cluster",
     ),
     "Messages": ("quiet", "verbose", "as_json", "help"),
 }  # fmt: skip

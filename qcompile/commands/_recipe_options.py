@@ -17,6 +17,7 @@ from qcompile.compiler.stages.options import CompileOptions
 from qcompile.errors import RecipeError
 from qcompile.planning.context import MODES
 from qcompile.rewriting.registry import targets
+from qcompile.runtime.providers import PROVIDERS, Choice
 from qcompile.system.resume_cache import Cache, default_folder
 from qcompile.targets.instruction_sets import TABLE
 from qcompile.targets.target import Mode
@@ -85,6 +86,9 @@ _OPTIONS = (
                  help="Seed of random inputs, used without data.  [default: 0]"),
     click.option("--threads", type=click.IntRange(0), default=0,
                  help="Threads of ONNX Runtime; 0 uses one per core."),
+    click.option("--provider", type=click.Choice([*PROVIDERS]), help="Execution provider that "
+                 "runs the float model to calibrate, and what is measured to rank tensors.  "
+                 "[default: cpu; to rank, the target's own]"),
     click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes on this "
                  "machine, of one thread each, that calibrate and measure (extra cluster).  "
                  "[default: this process]"),
@@ -129,6 +133,7 @@ class RecipeArguments(DataArguments):
     max_memory: int | None
     seed: int | None
     threads: int
+    provider: Choice | None
     cache: Path | None
     no_cache: bool
     workers: int | None
@@ -169,6 +174,7 @@ class RecipeArguments(DataArguments):
             text_columns=self.text_columns,
             max_memory=self.max_memory,
             threads=self.threads,
+            provider=self.provider,
             cache=self._make_cache(),
             client=self._connect(),
         )

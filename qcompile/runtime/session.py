@@ -42,7 +42,7 @@ _FAULTS = (RuntimeError, ValueError, TypeError, OSError)
 _EXTERNAL = "session.optimized_model_external_initializers"
 _LEAST_EXTERNAL = 1 << 10
 _FATAL = 4  # ONNX Runtime's log severity: errors are raised as exceptions anyway
-CPU = "CPUExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _BFLOAT16 = "tensor(bfloat16)"
 _BFLOAT16_NUMPY = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
 # Types of onnxruntime, which no other module imports.
@@ -111,6 +111,8 @@ class SessionOptions:
     sums of uint8 by int8 products are exact also on x86 without VNNI, which costs time there; False
     is ONNX Runtime's default. ``float_data``: MatMulNBits that ONNX Runtime puts in place of
     DequantizeLinear and MatMul does not quantize its data, which the graph as written does not.
+    ``tf32``: False keeps float32 products whole on CUDA, where tensor cores would round factors to
+    11 bits of mantissa; True is ONNX Runtime's default.
     """
 
     threads: int = 0
@@ -120,6 +122,14 @@ class SessionOptions:
     spin: bool = True
     exact: bool = True
     float_data: bool = False
+    tf32: bool = True
+
+    @property
+    def configured_provider(self) -> Provider:
+        """The provider as ONNX Runtime takes it, with its options where they are not defaults."""
+        if self.provider == CUDA and not self.tf32:
+            return self.provider, {"use_tf32": "0"}
+        return self.provider
 
     @property
     def entries(self) -> dict[str, str]:
@@ -146,7 +156,7 @@ class Session:
             self._inner = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
                 native,
-                providers=[options.provider],
+                providers=[options.configured_provider],
             )
         except Exception as e:  # pybind exceptions of ONNX Runtime have no common base
             raise _load_error(e, model) from e
@@ -392,6 +402,11 @@ def _bfloat16_hint(model: bytes | Path, error: str) -> str:
         "; the model computes in bfloat16, for which this provider lacks kernels: compile it, with "
         "--mode float for the same model in float32"
     )
+
+
+def listed_providers() -> list[str]:
+    """Providers of the installed onnxruntime, which may lack libraries or a device."""
+    return list(ort.get_available_providers())
 
 
 @cache

@@ -3,22 +3,27 @@
 Integer types, zero points, scales and permitted readers differ between runtimes; a target lists the
 rules it needs, with their values. Each rule checks one thing, so that its message is specific.
 
-TensorRT's, with float16 between the quantizers: onnx-tensorrt, onnxOpImporters.cpp,
-QuantDequantLinearHelper (scales are positive, as many as zero points, and give a dequantizer its
-result type; INT4 has rows of even length and blocks along one axis); NVIDIA's "Working with
-Quantized Types" (symmetric; INT4 is for weights) and "Migrating from TensorRT 10.x to 11.x" (all
-networks are strongly typed: types are those of the file, and nothing is cast).
+TensorRT's, with float16 between the quantizers: onnx-tensorrt 10.1 and 10.15, onnxOpImporters.cpp,
+QuantDequantLinearHelper (scales are positive, as many as zero points, and give both operators their
+type; INT4 has an even number of values and equal blocks along one axis, whose size follows from the
+shapes); NVIDIA's operator pages "Quantize" and "Dequantize" and "Working with Quantized Types" of
+TensorRT 11 (symmetric; constant scales; INT4 is for weights, in blocks along one of the last two
+axes) and "Migrating from TensorRT 10.x to 11.x" (all networks are strongly typed: types are those
+of the file, and nothing is cast).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 
 from qcompile.ir import (
+    HALF_TYPES,
     Graph,
     Node,
     Shape,
@@ -54,7 +59,11 @@ def _integers(node: Node) -> str | None:
     """The integer type of a quantizer: that of its zero point, or of what it reads."""
     zero = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     typed = zero if zero is not None else node.inputs[0] if _is_dequantizer(node) else None
-    return None if typed is None or typed.dtype is None else np.dtype(typed.dtype).name
+    if typed is None or typed.dtype is None:
+        return None
+    if isinstance(typed.dtype, int):  # an ONNX enum, for a type that numpy lacks
+        return str(onnx.helper.tensor_dtype_to_np_dtype(typed.dtype).name)
+    return str(np.dtype(typed.dtype).name)
 
 
 def _float_type(tensor: Tensor) -> str | None:
@@ -143,7 +152,9 @@ class PositiveScales(Requirement):
 class ScaleTypes(Requirement):
     """A quantizer's scale has the type of its data, and a dequantizer's that of its result.
 
-    A dequantizer names no other type in ``output_dtype``, which parsers take for an integer type.
+    A dequantizer has no ``output_dtype``, which the parser compares with the type of the zero point
+    (10.15; 10.1 expects an integer type in any case). A quantizer divides in the scale's type,
+    whatever ``precision`` says: the parser ignores it.
     """
 
     rule: ClassVar[str] = "scale-types"
@@ -155,6 +166,10 @@ class ScaleTypes(Requirement):
                 yield Fault(self.rule, node.name, what)
             other = node.outputs[0] if _is_dequantizer(node) else node.inputs[0]
             scale, data = _float_type(node.inputs[1]), _float_type(other)
+            division = node.attrs.get("precision")
+            if division and HALF_TYPES.get(division, "float32") != scale:
+                what = f"precision is {division}, expected none, or the type of the scale"
+                yield Fault(self.rule, node.name, what)
             if data is not None and scale != data:
                 what = f"scale of {scale}, expected {data} as {other.name!r}"
                 yield Fault(self.rule, node.name, what)
@@ -194,7 +209,10 @@ def _type_variables(node: Node, opset: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Int4Weights(Requirement):
-    """INT4 is for constants with rows of even length; blocks are along one of the last two axes."""
+    """INT4 is for constants of an even number of values; blocks are along one of the last two axes.
+
+    The parser finds their size from the shapes, so the last block is as large as the others.
+    """
 
     rule: ClassVar[str] = "int4-weights"
 
@@ -212,19 +230,28 @@ def _int4_fault(node: Node) -> str:
     weight, scale = node.inputs[:2]
     if not _is_dequantizer(node) or not is_constant(weight):
         return "INT4 data, expected a constant weight behind DequantizeLinear"
-    shape, scales = tuple(weight.shape), shape_of(scale) or ()
-    if not shape or shape[-1] % 2:
-        return f"INT4 weight of shape {list(shape)}, expected a last axis of even size"
-    if len(scales) < 2:
+    shape, scales = tuple(weight.shape), shape_of(scale)
+    if math.prod(shape) % 2:
+        return f"INT4 weight of shape {list(shape)}, expected an even number of values"
+    if scales is None or len(scales) < 2 or _is_blocked(shape, scales, node.attrs):
         return ""
-    blocked = [i for i, (n, s) in enumerate(zip(shape, scales, strict=True)) if n != s]
-    whole = all(shape[i] % int(scales[i] or 1) == 0 for i in blocked)
-    if len(blocked) > 1 or not whole or any(i < len(shape) - 2 for i in blocked):
-        return (
-            f"scales of shape {list(scales)} for a weight of shape {list(shape)}, expected equal "
-            "blocks along one of the last two axes"
-        )
-    return ""
+    return (
+        f"scales of shape {list(scales)} for a weight of shape {list(shape)}, expected equal "
+        "blocks along one of the last two axes"
+    )
+
+
+def _is_blocked(shape: tuple[int, ...], scales: Shape, attributes: Mapping[str, Any]) -> bool:
+    """True where the scales are those of equal blocks, as large as the attributes say."""
+    if len(scales) != len(shape):
+        return False
+    blocks = [(i, n, s) for i, (n, s) in enumerate(zip(shape, scales, strict=True)) if n != s]
+    if len(blocks) != 1:
+        return False
+    axis, size, count = blocks[0]
+    if axis < len(shape) - 2 or not isinstance(count, int) or not count or size % count:
+        return False
+    return bool(size // count == attributes.get("block_size", size // count))
 
 
 @dataclass(frozen=True)

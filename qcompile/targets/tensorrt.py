@@ -7,10 +7,12 @@ networks only: between the linears it computes in the types of the file, which a
 parser has LayerNormalization computed in the type that ``stash_type`` names, float32 unless the
 model says otherwise. Softmax, LayerNormalization and GELU stay float: quantizing them saves no
 product. It takes INT4 for weights too, which models may bring and this target does not make; FP8
-and FP4, which its parser also takes, are refused. Sources: NVIDIA's "Explicit Quantization",
-"Working with Quantized Types" and "Migrating from TensorRT 10.x to 11.x"; the operator
-list of onnx-tensorrt 10.15 (opset 9 to 24); issues microsoft/onnxruntime#14229 and #17738 (bias),
-#14626 (softmax), NVIDIA/TensorRT#2774 (zero points).
+and FP4, and int8 in blocks, which its parser also takes, are refused. Opsets: 9 to 24 in the
+operator list of onnx-tensorrt 10.15, to 25 from release 11.5 on, the newest whose notes were read;
+its parser's source was read up to 10.15. Sources: NVIDIA's "Explicit Quantization",
+"Working with Quantized Types", "ONNX Opset Guide" and "Migrating from TensorRT 10.x to 11.x";
+issues microsoft/onnxruntime#14229 and #17738 (bias), #14626 (softmax), NVIDIA/TensorRT#2774 (zero
+points).
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ TENSORRT = Target(
     tanh_gelu=(("", "Gelu", 20),),
     opset=20,
     requires=(
-        Opsets((("", 24),)),
+        Opsets((("", 25),)),
         Integers(("int8", "int4")),
         ZeroPoints(),
         ZeroPointSizes(),

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from benchmarks import cuda
-from benchmarks._bound_session import CUDA, _elsewhere, placement
+from benchmarks._bound_session import _elsewhere, placement
 from qcompile.data.synthetic import synthetic_feeds
 from qcompile.ir.model_io.read_model import load
-from qcompile.runtime.session import CPU, provider_or_cpu
+from qcompile.runtime.session import CPU, CUDA, provider_or_cpu
 from tests.encoder_files import save_encoder
 
 NO_GPU = provider_or_cpu(CUDA) != CUDA

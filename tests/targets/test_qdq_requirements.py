@@ -53,7 +53,7 @@ def graph(body: str, **changed: Array) -> Graph:
     made, read = set(re.findall(r"(\w+) = \w", body)), set(re.findall(r"(\w+)[,)]", body))
     values = {n: v for n, v in values.items() if n in read - made}
     opset = 21 if "block_size" in body or values.get("wq", NONE).dtype == INT4 else 20
-    opset = 23 if "output_dtype" in body else opset
+    opset = 23 if "output_dtype" in body or "precision" in body else opset
     return parse(f"g (float[N,4] x) => (float[N,6] y) {{ {body} }}", opset, **values)
 
 
@@ -90,6 +90,21 @@ def test_integers() -> None:
     assert found == [
         "integer-types: node 'QuantizeLinear:q': QuantizeLinear of uint8, expected int8",
         "integer-types: node 'DequantizeLinear:d': DequantizeLinear of uint8, expected int8",
+    ]
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn])
+def test_floats_of_few_bits_are_no_integers(kind: type) -> None:
+    zeros: dict[str, Array] = {
+        "z": np.array(0, kind),
+        "wz": np.zeros(6, kind),
+        "wq": np.ones((4, 6), kind),
+    }
+    found = faults(Integers(("int8", "int4")), GOOD, **zeros)
+    name = np.dtype(kind).name
+    assert found == [
+        f"integer-types: node '{node}': {node.split(':')[0]} of {name}, expected int8 or int4"
+        for node in ("QuantizeLinear:q", "DequantizeLinear:d", "DequantizeLinear:w")
     ]
 
 
@@ -202,6 +217,12 @@ def test_float16_between_the_quantizers_passes_every_rule() -> None:
     assert examine(graph(IN_HALF, **IN_FLOAT16), TENSORRT.requires).faults == []
 
 
+def test_a_scale_that_is_0_in_float16_is_not_positive() -> None:
+    small = IN_FLOAT16 | {"ws": np.array([0.1] * 5 + [1e-9], HALF)}
+    found = faults(PositiveScales(), IN_HALF, **small)
+    assert len(found) == 1 and "'ws' holds 0 to 0.09" in found[0]
+
+
 def test_scale_types() -> None:
     wrong = IN_FLOAT16 | {"s": np.array(0.1, F32)}
     found = faults(ScaleTypes(), IN_HALF, **wrong)
@@ -210,6 +231,14 @@ def test_scale_types() -> None:
     typed = IN_HALF.replace("axis = 1>", "axis = 1, output_dtype = 10>")
     found = faults(ScaleTypes(), typed, **IN_FLOAT16)
     assert found == ["scale-types: node 'DequantizeLinear:w': output_dtype is 10, expected none"]
+
+
+@pytest.mark.parametrize(("precision", "count"), [(10, 0), (1, 1)])
+def test_the_precision_of_a_division_is_that_of_the_scale(precision: int, count: int) -> None:
+    asked = f"QuantizeLinear<precision = {precision}>(h"
+    found = faults(ScaleTypes(), IN_HALF.replace("QuantizeLinear(h", asked), **IN_FLOAT16)
+    what = "precision is 1, expected none, or the type of the scale"
+    assert found == [f"scale-types: node 'QuantizeLinear:q': {what}"] * count
 
 
 def test_operand_types() -> None:
@@ -238,12 +267,30 @@ def test_weights_of_four_bits_are_alone() -> None:
 
 
 def test_int4_weights() -> None:
-    odd = {"wq": np.ones((4, 5), INT4), "ws": np.full(5, 0.1, F32), "wz": np.zeros(5, INT4)}
+    odd = {"wq": np.ones((3, 5), INT4), "ws": np.full(5, 0.1, F32), "wz": np.zeros(5, INT4)}
     body = f"{QW} m = MatMul(x, w) y = Add(m, b)"
     found = faults(Int4Weights(), body, **odd, b=normal(5))
-    assert "INT4 weight of shape [4, 5], expected a last axis of even size" in found[0]
-    found = faults(Int4Weights(), ALONE, **blocks(3))
-    assert "scales of shape [3, 6] for a weight of shape [4, 6], expected equal" in found[0]
+    assert "INT4 weight of shape [3, 5], expected an even number of values" in found[0]
+    even = {**odd, "wq": np.ones((4, 5), INT4)}
+    assert not faults(Int4Weights(), body, **even, b=normal(5))
     data = {"s": np.array(0.1, F32), "z": np.array(0, INT4)}
     found = faults(Int4Weights(), f"{QX} y = MatMul(d, f)", **data, f=normal(4, 6))
     assert len(found) == 2 and "INT4 data, expected a constant weight" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        pytest.param((3, 6), 2, id="unequal blocks"),
+        pytest.param((2, 6), 3, id="a smaller last block, where the parser finds blocks of 2"),
+        pytest.param((4, 6), 1, id="no blocked axis"),
+        pytest.param((2, 3), 2, id="two blocked axes"),
+        pytest.param((1, 4, 6), 2, id="another rank"),
+    ],
+)
+def test_blocks_of_int4(shape: tuple[int, ...], size: int) -> None:
+    body = ALONE.replace("block_size = 2", f"block_size = {size}")
+    scales = {"ws": np.full(shape, 0.1, F32), "wz": np.zeros(shape, INT4)}
+    found = faults(Int4Weights(), body, wq=np.ones((4, 6), INT4), **scales)
+    what = f"scales of shape {list(shape)} for a weight of shape [4, 6], expected equal blocks"
+    assert len(found) == 1 and what in found[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from qcompile.ir.model_io.to_proto import serialize
 from qcompile.rewriting.testing import encoder, normal, parse
 from qcompile.runtime.session import provider_or_cpu
 from qcompile.targets.qdq_requirements import Integers, ZeroPoints
+from qcompile.targets.requirements import examine
 from qcompile.targets.tensorrt import TENSORRT
 
 LAYERS = 2
@@ -121,6 +123,38 @@ def test_a_rule_that_is_missed_is_an_error_that_names_the_node(
     monkeypatch.setattr("qcompile.compiler.stages.prepare.find_target", {"tensorrt": strange}.get)
     with pytest.raises(QCompileError, match=r"integer-types: node .*of int8, expected int16"):
         build()
+
+
+def test_opsets_are_those_of_its_newest_parser() -> None:
+    text, rule = "g (float[N] x) => (float[N] y) { y = Abs(x) }", TENSORRT.requires[:1]
+    assert not examine(parse(text, 25), rule).faults
+    (fault,) = examine(parse(text, 26), rule).faults
+    assert "Abs in opset 26 of ai.onnx, expected ai.onnx to 25" in str(fault)
+
+
+@pytest.mark.parametrize("float16", [False, True])
+def test_quantizers_in_fp8_are_refused_in_one_line(float16: bool) -> None:
+    kind = ml_dtypes.float8_e4m3fn
+    model = parse(
+        """g (float[N,16] x) => (float[N,8] y) {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+            w = DequantizeLinear<axis = 1>(v, t, u) y = MatMul(d, w)
+        }""",
+        21,
+        s=np.array(0.05, np.float32),
+        z=np.array(0, kind),
+        v=normal(16, 8).astype(kind),
+        t=np.full(8, 0.05, np.float32),
+        u=np.zeros(8, kind),
+    )
+    feeds, options = [{"x": normal(2, 16)}], Options(bench=False, threads=1)
+    with pytest.raises(QCompileError) as refused:
+        qcompile.compile(
+            serialize(model), feeds, target="tensorrt", float16=float16, options=options
+        )
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "QuantizeLinear of float8_e4m3fn, expected int8 or int4" in message
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "weight-only"])

@@ -120,7 +120,7 @@ def measurable(prepared: Prepared) -> Measurable:
         feeds,
         prepared.gates,
         prepared.options.metric,
-        SessionOptions(prepared.options.threads, provider=prepared.provider),
+        SessionOptions(prepared.options.threads, provider=prepared.ranking_provider, tf32=False),
         prepared.budget.divisible,
         prepared.selection,
         padding=prepared.recipe.keep_padding_rows,

@@ -192,7 +192,8 @@ def _digest(measured: Measurable, names: Iterable[str]) -> str:
     metric = None if prepared.options.metric is None else resolve_metric(prepared.options.metric)[0]
     threads = prepared.options.threads or session.threads()
     model, recipe = prepared.float_model.digest, prepared.recipe.digest()
-    settings = [environment(), threads, model, data, recipe, prepared.mode, metric]
+    providers = prepared.calibrating_provider, prepared.ranking_provider
+    settings = [environment(), threads, *providers, model, data, recipe, prepared.mode, metric]
     return key_of([*settings, asdict(prepared.gates), *names])
 
 

@@ -148,9 +148,9 @@ def _cached(
     held_out = _held_out(prepared)
     threads = prepared.options.threads or session.threads()
     parts = [
-        environment(), threads, prepared.float_model.digest, printer.structure(graph),
-        held_out.digest, recipe.calibrator, not recipe.calibrates_padding,
-        prepared.options.max_memory,
+        environment(), threads, prepared.calibrating_provider, prepared.float_model.digest,
+        printer.structure(graph), held_out.digest, recipe.calibrator,
+        not recipe.calibrates_padding, prepared.options.max_memory,
         [repr(r) for r in ctx.requests], watched.channels, watched.moments,
         digest_feeds(_general_text(prepared, watched)),
     ]  # fmt: skip
@@ -185,6 +185,7 @@ def _run(
     held_out = _checked(prepared, split, digest)
     account = CalibrationAccount(
         calibrator=prepared.recipe.calibrator,
+        provider=prepared.options.provider or "cpu",
         feeds=collecting.feeds_seen,
         held_out=len(split.held_out),
         tensors=len(ctx.requests),
@@ -241,7 +242,10 @@ def _options(prepared: Prepared) -> collector.CollectorOptions:
     budget = prepared.budget
     keep = None if budget.store is None else budget.store.array
     settings = not prepared.recipe.calibrates_padding, prepared.options.threads
-    return collector.CollectorOptions(budget.fetched, *settings, budget.parts, keep)
+    provider = prepared.calibrating_provider
+    return collector.CollectorOptions(
+        budget.fetched, *settings, budget.parts, keep, provider=provider
+    )
 
 
 def _checked_calibration(

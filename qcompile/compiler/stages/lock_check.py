@@ -20,8 +20,8 @@ def apply_lock(request: Request) -> Request:
     """The request of a locked build: no search, and without data neither verified nor timed.
 
     Instead its bytes are compared with the lock's, which were verified when the lock was written.
-    Raises RecipeError for a light lock without data, for one of a trained model, and for a lock
-    with ``--tune`` or training.
+    Raises RecipeError for a light lock without data or with another ``--provider``, for one of a
+    trained model, and for a lock with ``--tune`` or training.
     """
     options, locked, has_data = request.options, request.options.lock, request.data is not None
     if locked is None:
@@ -41,6 +41,7 @@ def apply_lock(request: Request) -> Request:
             f"{_short((locked.data or {}).get('sha256'))}; {_choices(locked)}), or a "
             "full lock, which compile --lock writes"
         )
+    _check_provider(locked, options.provider or "cpu")
     return replace(
         request,
         options=replace(
@@ -50,6 +51,16 @@ def apply_lock(request: Request) -> Request:
             bench=options.bench and has_data,
         ),
     )
+
+
+def _check_provider(locked: Lock, choice: str) -> None:
+    """Raises RecipeError for a light lock of ranges that another provider computed."""
+    then = (locked.calibration or {}).get("provider", "cpu")
+    if locked.is_light and choice != then:
+        raise RecipeError(
+            f"provider {choice!r}: the lock was calibrated on {then!r}, whose ranges differ in "
+            f"their last bits: give --provider {then}, or a full lock, which compile --lock writes"
+        )
 
 
 def check_model(locked: Lock | None, model: FloatModel, name: str) -> list[Note]:

@@ -15,6 +15,7 @@ from qcompile.compiler.report.notes import Note
 from qcompile.data.open_data import Data
 from qcompile.data.tokenizer import folder_near
 from qcompile.ir.model_io.read_model import Source
+from qcompile.runtime import providers
 from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.user_metric import Metric
 from qcompile.system.byte_sizes import parse_bytes
@@ -129,6 +130,8 @@ class CompileOptions:
             ``text_a`` and ``text_b``.
         max_memory: bytes that the process may use in addition to its libraries (about 300 MB).
         threads: of ONNX Runtime; 0 is one per core.
+        provider: ``cpu`` or ``cuda``, that runs the float model to calibrate, and what is measured
+            to rank tensors; None is the CPU, and for ranking the target's own.
         verify: compare the result with the float model.
         bench: time both models.
         bench_rounds: rounds in which each is timed once.
@@ -161,6 +164,7 @@ class CompileOptions:
     text_columns: tuple[str, ...] = ()
     max_memory: int | None = None
     threads: int = 0
+    provider: providers.Choice | None = None
     verify: bool = True
     bench: bool = True
     bench_rounds: int = 6

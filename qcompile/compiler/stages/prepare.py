@@ -36,6 +36,7 @@ from qcompile.runtime.evaluation.closeness import Gates
 from qcompile.runtime.evaluation.compared_outputs import Selection, find_selection
 from qcompile.runtime.evaluation.trial_run import trial_run
 from qcompile.runtime.memory_budget import Budget
+from qcompile.runtime.providers import PROVIDERS, check_provider
 from qcompile.system.progress import Progress, Stopwatch
 from qcompile.targets import instruction_sets
 from qcompile.targets.target import LoweringChoice, Mode, Target
@@ -89,6 +90,17 @@ class Prepared:
         return self.provider != self.target.provider
 
     @property
+    def calibrating_provider(self) -> str:
+        """The execution provider of the float model in calibration."""
+        return PROVIDERS[self.options.provider or "cpu"]
+
+    @property
+    def ranking_provider(self) -> str:
+        """The execution provider of models that are compared to rank tensors."""
+        choice = self.options.provider
+        return self.provider if choice is None else PROVIDERS[choice]
+
+    @property
     def rounds_to_float16(self) -> bool:
         """True if outputs are compared with every float16 result rounded, which the provider here
         does not do."""
@@ -114,6 +126,8 @@ def prepare(request: Request) -> Prepared:
     has_data = request.data is not None
     mode = locked.mode if locked is not None else _mode(recipe, target, has_data=has_data)
     recipe.make_calibrator()  # raises for unknown names before any work
+    if options.provider is not None:
+        check_provider(options.provider)
     choices = lowering_options.chosen_options(target, mode, recipe)
     request.progress.step("load")
     model, graph = read_float_model(request.model)

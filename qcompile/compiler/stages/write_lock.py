@@ -40,7 +40,10 @@ def compare_with_lock(rewritten: Rewritten) -> Repeated:
         or "although no input and no version changed: the code of qcompile may have changed"
     )
     if locked.is_light:
-        why += "; calibration ran again, so --threads and --max-memory may matter too"
+        others = "--threads and --max-memory"
+        if (locked.calibration or {}).get("provider", "cpu") != "cpu":
+            others = "the GPU, --threads and --max-memory"
+        why += f"; calibration ran again, so {others} may matter too"
     failure = (
         f"the bytes differ from the lock's (sha256 {found[:12]}…, expected {expected[:12]}…): {why}"
     )
