@@ -44,6 +44,7 @@ SHARD = 4  # feeds in an item of calibration
 _PER_WORKER = 2  # items at a worker: one that runs, one that waits
 _WAIT = 60.0  # seconds for the first worker of a cluster
 _ATTEMPTS = 4  # to reach all workers at the same time
+_STARTS = 3  # of all workers of a local cluster
 _DEATHS = 3  # of workers under one item, then it is to blame
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": _DEATHS - 1,
@@ -317,19 +318,22 @@ def local_client(workers: int) -> Iterator[Client]:
 
 
 def _local_cluster(workers: int, folder: str) -> LocalCluster:
-    """Raises ClusterError where a process does not start."""
-    try:
-        with _without_interrupts():
-            return LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=":0",  # any free port: Dask warns where its own is taken
-                local_directory=folder,
-                silence_logs=logging.CRITICAL,
-            )
-    except (RuntimeError, *_GONE) as e:
-        raise ClusterError(f"workers cannot be started: {e.__cause__ or e}") from e
+    """Raises ClusterError where processes do not start, again and again."""
+    for attempt in range(_STARTS):
+        try:
+            with _without_interrupts():
+                return LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=":0",  # any free port: Dask warns where its own is taken
+                    local_directory=folder,
+                    silence_logs=logging.CRITICAL,
+                )
+        except (RuntimeError, *_GONE) as e:  # a worker that ends as it starts ends the cluster
+            if attempt == _STARTS - 1:
+                raise ClusterError(f"workers cannot be started: {e.__cause__ or e}") from e
+    raise AssertionError("one of the attempts returns or raises")
 
 
 @contextmanager

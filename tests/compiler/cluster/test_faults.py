@@ -77,6 +77,28 @@ def test_an_item_that_ends_its_worker_three_times_is_named(client: Any) -> None:
     client.wait_for_workers(2, timeout=60)
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_worker_that_ends_as_it_starts(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask gives up then, so the cluster is started again, three times in all."""
+    from qcompile.compiler.cluster import dask_workers
+
+    starts = []
+
+    def starting(**settings: Any) -> str:
+        starts.append(settings["n_workers"])
+        if len(starts) <= failures:
+            raise RuntimeError("Cluster failed to start") from OSError("Nanny failed")
+        return "a cluster"
+
+    monkeypatch.setattr(dask_workers, "LocalCluster", starting)
+    if failures == 3:
+        with pytest.raises(ClusterError, match="workers cannot be started: Nanny failed"):
+            dask_workers._local_cluster(2, "")
+    else:
+        assert dask_workers._local_cluster(2, "") == "a cluster"
+    assert starts == [2, 2, 2]
+
+
 def test_results_come_in_the_order_of_the_items(client: Any) -> None:
     def slow_if_even(item: int) -> int:
         time.sleep(0.05 * (item % 2 == 0))
