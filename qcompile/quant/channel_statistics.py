@@ -25,6 +25,9 @@ class ChannelStats:
     Where a pass asked for them, over ``count`` rows, all of the data and of that text: ``moments``,
     (channels, channels), the sum of x xᵀ / |x|², and ``mean``, (channels,), that of x; float32.
     |x| is the length of the row as it was observed, also after ``scaled``: a row keeps its weight.
+
+    ``rows`` and ``moments`` are stored in C order, as in a file, whatever order is given: BLAS and
+    numpy add in another order where the layout differs.
     """
 
     lo: Array
@@ -34,6 +37,10 @@ class ChannelStats:
     moments: Array | None = None
     mean: Array | None = None
     count: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", np.ascontiguousarray(self.rows))
+        object.__setattr__(self, "moments", _map(self.moments, np.ascontiguousarray))
 
     @property
     def width(self) -> Array:
