@@ -39,8 +39,8 @@ class ChannelStats:
     count: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", np.ascontiguousarray(self.rows))
-        object.__setattr__(self, "moments", _map(self.moments, np.ascontiguousarray))
+        object.__setattr__(self, "rows", _in_c_order(self.rows))
+        object.__setattr__(self, "moments", _map(self.moments, _in_c_order))
 
     @property
     def width(self) -> Array:
@@ -111,6 +111,12 @@ class ChannelStats:
             moments=_map(self.moments, lambda m: m[np.ix_(order, order)]),
             mean=_map(self.mean, lambda m: m[order]),
         )
+
+
+def _in_c_order(values: Array) -> Array:
+    """The values in C order; those that are, and views into files, stay the objects they are."""
+    ordered: Array = np.asanyarray(values, order="C")
+    return ordered
 
 
 def _map(values: Array | None, change: Callable[[Array], Array]) -> Array | None:
