@@ -10,7 +10,7 @@ attention mask marks as padding are excluded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -32,9 +32,10 @@ from qcompile.data.feeds import (
     takes_any_batch,
 )
 from qcompile.errors import DataError
-from qcompile.ir import Graph, Tensor, rank, shape_of
+from qcompile.ir import Graph, Shape, Tensor, rank, shape_of
 from qcompile.ir.analysis import token_axes
 from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.analysis.data_path import of_shapes
 from qcompile.ir.analysis.shape_probing import probed_shapes
 from qcompile.ir.analysis.token_axes import FLAT, Probe
 from qcompile.ir.model_io.write_model import save_proto, with_external_weights
@@ -100,6 +101,7 @@ class Tap:
 
     ``outputs``: minimum, maximum and sum, or the tensor itself; then ``size`` is the output with
     its number of elements. ``row``: values in a row of which only the extrema are fetched.
+    ``once``: the values are the same for every part of a batch, and counted for the first one only.
     ``values``: how many were seen, of each channel. ``fault``: why they give no range.
     """
 
@@ -110,6 +112,7 @@ class Tap:
     observer: Observer
     size: str | None = None
     row: int = 1
+    once: bool = False
     values: int = 0
     fault: str | None = None
 
@@ -140,31 +143,37 @@ class Collector:
         """The model, loaded when the first feed is run. Raises ModelError."""
         return Session(self.model, SessionOptions(threads=self.options.threads))
 
-    def update(self, feed: Feed) -> None:
-        """Run one feed and update every observer. Raises DataError over the memory budget."""
-        for tap, arrays in self._fetch(feed, self.taps):
+    def update(self, feed: Feed, *, again: bool = False) -> None:
+        """Run one feed and update every observer. Raises DataError over the memory budget.
+
+        again: the feed is a part of a batch, of which an earlier part was observed.
+        """
+        for tap, arrays in self._fetch(feed, self.taps, again=again):
             self._observe(tap, arrays)
         self.feeds_seen += 1
 
-    def update_background(self, feed: Feed) -> None:
+    def update_background(self, feed: Feed, *, again: bool = False) -> None:
         """Run a feed of background text: for background extrema and moments of watched channels.
 
-        Raises DataError over the memory budget.
+        again: as for ``update``. Raises DataError over the memory budget.
         """
         watched = [t for t in self.taps if isinstance(t.observer, ChannelObserver)]
-        for tap, (values,) in self._fetch(feed, watched):
+        for tap, (values,) in self._fetch(feed, watched, again=again):
             assert isinstance(tap.observer, ChannelObserver)
             if tap.observer.fits(values):
                 tap.observer.update_background(values)
             else:
                 tap.fault = VARYING
 
-    def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
+    def _fetch(
+        self, feed: Feed, taps: Sequence[Tap], *, again: bool = False
+    ) -> Iterator[tuple[Tap, list[Array]]]:
         """The outputs of each tap at real tokens, for each part of the feed."""
         parts = (p for whole in self.options.parts(feed) for p in self._fitting(whole))
-        for part in parts:
+        for number, part in enumerate(parts):
             mask = padding_mask(dict(part)) if self.options.mask else None
-            for group in self._groups(part, taps):
+            later = again or number > 0
+            for group in self._groups(part, [t for t in taps if not (later and t.once)]):
                 names = dict.fromkeys(o for tap in group for o in tap.outputs)
                 values = self.session.run(part, list(names))
                 last = {o: i for i, tap in enumerate(group) for o in tap.outputs}
@@ -305,6 +314,7 @@ def collector(
     model, folder = with_external_weights(graph)
     taps = []
     first_watched = len(requests) - len(watched)
+    once = _without_batch(graph, [r.tensor for r in requests], probe)
     for i, request in enumerate(requests):
         chosen = MinMax() if request.extrema else calibrator
         reduced = chosen.needs == "extrema"
@@ -317,10 +327,31 @@ def collector(
         observer = kind.make(options.keep)
         token_axis = token_axes.token_axis(axes.get(request.tensor))
         row = _row_length(tensors[request.tensor]) if in_graph else 1
-        taps.append(Tap(request, token_axis, names, kind, observer, size=size, row=row))
+        same = request.tensor in once
+        taps.append(Tap(request, token_axis, names, kind, observer, size=size, row=row, once=same))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     path = save_proto(with_outputs(model, wanted), folder)
     return Collector(path, taps, options, takes_any_batch(graph), folder=folder)
+
+
+def _without_batch(graph: Graph, names: Collection[str], probe: Probe) -> set[str]:
+    """Those of the tensors that are the same for every part of a batch.
+
+    Their values depend on shapes alone, and a probe shows that no axis grows with the batch.
+    """
+    candidates = of_shapes(graph).intersection(names)
+    if not candidates or not takes_any_batch(graph):
+        return set()
+    first = graph.inputs[0].name
+    return {name for name in candidates if any(_is_constant_in(p, first, name) for p in probe())}
+
+
+def _is_constant_in(shapes: Mapping[str, Shape], batched: str, name: str) -> bool:
+    """True where no size of the tensor is a multiple of the first one of ``batched``, the batch."""
+    (batch, *_), sizes = shapes.get(batched) or [None], shapes.get(name)
+    if not isinstance(batch, int) or batch < 2 or sizes is None:
+        return False
+    return all(isinstance(size, int) and size % batch for size in sizes)
 
 
 def _row_length(tensor: Tensor) -> int:

@@ -107,8 +107,8 @@ def observe(collector: Collector, shard: SentShard) -> list[ObservedTap]:
         observer.below = key
     update = collector.update_background if shard.background else collector.update
     for parts in shard.feeds:
-        for part in parts:
-            update(part)
+        for number, part in enumerate(parts):
+            update(part, again=number > 0)
     return [_observed(tap) for tap in collector.taps]
 
 

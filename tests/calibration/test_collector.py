@@ -13,6 +13,7 @@ from qcompile.calibration import collector as collect_module
 from qcompile.calibration.collector import Collector, CollectorOptions, collect, collector
 from qcompile.calibrators.entropy import Entropy
 from qcompile.calibrators.minmax import MinMax
+from qcompile.calibrators.moving_average import MovingAverage
 from qcompile.calibrators.percentile import Percentile
 from qcompile.errors import DataError
 from qcompile.ir import Graph
@@ -265,6 +266,46 @@ def test_batches_are_split_until_they_fit() -> None:
     for name, ends in whole.items():  # the runtime may add in another order for another batch
         assert found[name] == pytest.approx(ends, rel=1e-5)
     assert tight.feeds_seen == 1
+
+
+def with_positions() -> Graph:
+    """Positions (1, S, 4), the same for all samples, and one that is copied for each sample."""
+    return parse(
+        """g (float[B,S,4] x) => (float[B,S,4] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64 row = {0}> {
+            size = Shape(x) rest = Slice(size, one, two) length = Slice(rest, zero, one)
+            positions = Slice(table, zero, length, one)
+            ones = ConstantOfShape<value = float[1] {1.0}>(size) first = Mul(ones, corner)
+            moved = Add(x, positions) y = Add(moved, first)
+        }""",
+        17,
+        two=np.array([2], np.int64),
+        table=normal(1, 64, 4),
+        corner=normal(1, 1, 4, seed=3),
+    )
+
+
+@pytest.mark.parametrize(
+    "calibrator", [Values(), Percentile(), MovingAverage()], ids=lambda c: c.name
+)
+def test_parts_of_a_batch_count_what_they_share_once(calibrator: Calibrator) -> None:
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((n, s, 4)).astype(np.float32)} for n, s in ((4, 40), (1, 9))]
+    names = ("positions", "first")
+
+    def seen(max_memory: int) -> tuple[dict[str, tuple[float, float]], dict[str, list[object]]]:
+        options = CollectorOptions(max_memory, threads=1)
+        into = collector(with_positions(), requests(*names), calibrator, evaluate, options, names)
+        found = bounds(collect(into, data))
+        for feed in data:
+            into.update_background(feed)
+        rows = {name: stats.rows.tolist() for name, stats in into.channels().items()}
+        return found, rows
+
+    whole, tight = seen(1 << 30), seen(2 * 2 * 40 * 4 * 4)
+    assert tight == whole
+    assert len(whole[1]["positions"]) == 40 + 9
+    assert len(whole[1]["first"]) == 4 * 40 + 9  # as many as there are samples
 
 
 def test_what_was_fetched_goes_as_it_is_observed() -> None:

@@ -136,11 +136,22 @@ def test_every_calibrator_works_on_a_real_model(model: Path, feeds: Feeds, calib
     assert result.report.int8_linears == LINEARS
 
 
-def test_a_small_memory_budget_changes_nothing(model: Path, feeds: Feeds) -> None:
-    tight = Options(bench=False, threads=2, max_memory=95_000_000)
-    wide = qcompile.compile(model, feeds, calibrator="mse", options=UNTIMED)
-    narrow = qcompile.compile(model, feeds, calibrator="mse", options=tight)
-    assert wide.model == narrow.model
+@pytest.mark.parametrize("target", ["cpu", "qdq"])
+def test_a_small_memory_budget_changes_nothing(model: Path, feeds: Feeds, target: str) -> None:
+    """Not even where tensors that every part of a batch has, as positions, are quantized: qdq."""
+    gates = Gates(min_cosine=0.8, min_worst_cosine=0.7)
+    made = [
+        qcompile.compile(
+            model,
+            feeds,
+            calibrator="mse",
+            target=target,
+            gates=gates,
+            options=Options(bench=False, threads=2, max_memory=limit),
+        )
+        for limit in (None, 95_000_000)
+    ]
+    assert made[0].model == made[1].model
 
 
 def test_target_qdq_is_standard_and_fully_quantized(model: Path, feeds: Feeds) -> None:
