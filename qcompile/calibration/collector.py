@@ -88,6 +88,11 @@ class ObserverKind:
     spec: QSpec
     moments: bool = False
 
+    @property
+    def by_batch(self) -> bool:
+        """True where extrema are enough, of which a moving average takes one pair for a batch."""
+        return self.calibrator is not None and self.calibrator.needs == "extrema"
+
     def make(self, keep: Callable[[Array], Array] | None = None) -> Observer:
         """A fresh observer; ``keep`` stores samples of channels."""
         if self.calibrator is not None:
@@ -102,6 +107,7 @@ class Tap:
     ``outputs``: minimum, maximum and sum, or the tensor itself; then ``size`` is the output with
     its number of elements. ``row``: values in a row of which only the extrema are fetched.
     ``once``: the values are the same for every part of a batch, and counted for the first one only.
+    ``pending``: extrema of the parts of this feed so far, where one update stands for one batch.
     ``values``: how many were seen, of each channel. ``fault``: why they give no range.
     """
 
@@ -115,10 +121,24 @@ class Tap:
     once: bool = False
     values: int = 0
     fault: str | None = None
+    pending: list[Array] = field(default_factory=list)
 
     @property
     def tensor(self) -> str:
         return self.request.tensor
+
+    def observe(self, values: Array) -> None:
+        """Observe values of a part of the feed: now, or their extrema with those of the rest."""
+        if self.kind.by_batch:
+            self.pending.append(np.stack([values.min(0), values.max(0)]))
+        else:
+            self.observer.update(values)
+
+    def end_feed(self) -> None:
+        """Observe what is pending."""
+        if self.pending:
+            self.observer.update(np.concatenate(self.pending))
+            self.pending = []
 
 
 @dataclass
@@ -143,22 +163,24 @@ class Collector:
         """The model, loaded when the first feed is run. Raises ModelError."""
         return Session(self.model, SessionOptions(threads=self.options.threads))
 
-    def update(self, feed: Feed, *, again: bool = False) -> None:
-        """Run one feed and update every observer. Raises DataError over the memory budget.
+    def update(self, *feed: Feed) -> None:
+        """Run a feed, or the parts that its batch was divided into, and update every observer.
 
-        again: the feed is a part of a batch, of which an earlier part was observed.
+        Raises DataError over the memory budget.
         """
-        for tap, arrays in self._fetch(feed, self.taps, again=again):
+        for tap, arrays in self._fetch(feed, self.taps):
             self._observe(tap, arrays)
+        for tap in self.taps:
+            tap.end_feed()
         self.feeds_seen += 1
 
-    def update_background(self, feed: Feed, *, again: bool = False) -> None:
+    def update_background(self, *feed: Feed) -> None:
         """Run a feed of background text: for background extrema and moments of watched channels.
 
-        again: as for ``update``. Raises DataError over the memory budget.
+        Raises DataError over the memory budget.
         """
         watched = [t for t in self.taps if isinstance(t.observer, ChannelObserver)]
-        for tap, (values,) in self._fetch(feed, watched, again=again):
+        for tap, (values,) in self._fetch(feed, watched):
             assert isinstance(tap.observer, ChannelObserver)
             if tap.observer.fits(values):
                 tap.observer.update_background(values)
@@ -166,14 +188,14 @@ class Collector:
                 tap.fault = VARYING
 
     def _fetch(
-        self, feed: Feed, taps: Sequence[Tap], *, again: bool = False
+        self, feed: Sequence[Feed], taps: Sequence[Tap]
     ) -> Iterator[tuple[Tap, list[Array]]]:
         """The outputs of each tap at real tokens, for each part of the feed."""
-        parts = (p for whole in self.options.parts(feed) for p in self._fitting(whole))
+        divided = (whole for part in feed for whole in self.options.parts(part))
+        parts = (part for whole in divided for part in self._fitting(whole))
         for number, part in enumerate(parts):
             mask = padding_mask(dict(part)) if self.options.mask else None
-            later = again or number > 0
-            for group in self._groups(part, [t for t in taps if not (later and t.once)]):
+            for group in self._groups(part, [t for t in taps if not (number and t.once)]):
                 names = dict.fromkeys(o for tap in group for o in tap.outputs)
                 values = self.session.run(part, list(names))
                 last = {o: i for i, tap in enumerate(group) for o in tap.outputs}
@@ -246,7 +268,7 @@ class Collector:
         elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
             tap.fault = VARYING
         elif extrema[0].size:
-            tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
+            tap.observe(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
             tap.values += len(extrema[0]) * tap.row
 
     def _groups(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[list[Tap]]:

@@ -107,8 +107,7 @@ def observe(collector: Collector, shard: SentShard) -> list[ObservedTap]:
         observer.below = key
     update = collector.update_background if shard.background else collector.update
     for parts in shard.feeds:
-        for number, part in enumerate(parts):
-            update(part, again=number > 0)
+        update(*parts)
     return [_observed(tap) for tap in collector.taps]
 
 

@@ -268,6 +268,25 @@ def test_batches_are_split_until_they_fit() -> None:
     assert tight.feeds_seen == 1
 
 
+@pytest.mark.parametrize("spec", [UINT8, CHANNELS])
+def test_a_divided_batch_is_one_to_a_moving_average(spec: QSpec) -> None:
+    data = feeds((8, 8), (2, 5), seed=1)
+    rule, names = MovingAverage(), ("x", "h", "y")
+    whole = collect(made(encoder(), names, rule, spec), data)
+    options = CollectorOptions(threads=1, widen=False, parts=halves)
+    into = collector(encoder(), requests(*names, spec=spec), rule, evaluate, options)
+    divided = collect(into, data)
+    for name in names:
+        one, other = whole.found[name], divided.found[name]
+        np.testing.assert_allclose(one.lo, other.lo, rtol=1e-5)  # of batches of another size
+        np.testing.assert_allclose(one.hi, other.hi, rtol=1e-5)
+
+
+def halves(feed: Feed) -> list[Feed]:
+    middle = len(feed["x"]) // 2
+    return [{n: v[part] for n, v in feed.items()} for part in (slice(middle), slice(middle, None))]
+
+
 def with_positions() -> Graph:
     """Positions (1, S, 4), the same for all samples, and one that is copied for each sample."""
     return parse(
@@ -322,7 +341,7 @@ def test_what_was_fetched_goes_as_it_is_observed() -> None:
     roomy.session.run = watched  # type: ignore[method-assign]
     (feed,) = feeds((2, 6))
     left = []
-    for _tap, kept in roomy._fetch(feed, roomy.taps):
+    for _tap, kept in roomy._fetch([feed], roomy.taps):
         kept.clear()
         left.append(sum(ref() is not None for ref in fetched))
     assert left == [2, 2, 1, 0]
