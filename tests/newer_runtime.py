@@ -2,7 +2,8 @@
 
 No test says so itself: the compiler refuses what a runtime lacks (``targets/runtime_versions.py``),
 and a test that fails by such a refusal is skipped by its message. A test may also set a version of
-its own to see the refusal, which says nothing about the installed one.
+its own to see the refusal, which says nothing about the installed one. Only where an older runtime
+computes something else (docs/platforms.md) does a test compare with ``INSTALLED``.
 """
 
 from __future__ import annotations

@@ -115,6 +115,25 @@ def test_a_term_that_nothing_links_is_seen(tmp_path: Path) -> None:
     assert unexplained(tmp_path) == ["lost-term"]
 
 
+def unlisted(root: Path) -> list[str]:
+    """Pages of docs/ that its index does not link to."""
+    listed = {link.partition("#")[0] for link in links(root / "docs" / "index.md")}
+    names = (page.name for page in sorted((root / "docs").glob("*.md")))
+    return [name for name in names if name not in (*listed, "index.md")]
+
+
+def test_the_index_lists_every_page() -> None:
+    assert unlisted(ROOT) == []
+
+
+def test_a_page_that_the_index_lacks_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("[data](data.md#formats)")
+    for name in ("data.md", "scale.md"):
+        (tmp_path / "docs" / name).touch()
+    assert unlisted(tmp_path) == ["scale.md"]
+
+
 def undocumented(page: str) -> set[str]:
     """Public names of the package that the API reference does not show."""
     return set(qcompile.__all__) - {"__version__"} - set(re.findall(r"\w+", page))

@@ -196,11 +196,14 @@ def size_of(path: Path) -> int:
 
 
 def damage(path: Path) -> None:
-    """Reverse the order of the values of each weight: a valid file, and a useless model."""
-    model = onnx.load(path)
+    """Shuffle the values of each weight: a valid file, and a useless model.
+
+    Reversing them would not do: where all weights are, one undoes the other.
+    """
+    model, rng = onnx.load(path), np.random.default_rng(0)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if values.size >= 256:
-            turned = np.ascontiguousarray(values.reshape(-1)[::-1].reshape(values.shape))
-            tensor.CopyFrom(numpy_helper.from_array(turned, tensor.name))
+            shuffled = rng.permutation(values.reshape(-1)).reshape(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
     onnx.save(model, path)

@@ -10,7 +10,7 @@ attention mask marks as padding are excluded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -32,9 +32,10 @@ from qcompile.data.feeds import (
     takes_any_batch,
 )
 from qcompile.errors import DataError
-from qcompile.ir import Graph, Tensor, rank, shape_of
+from qcompile.ir import Graph, Shape, Tensor, rank, shape_of
 from qcompile.ir.analysis import token_axes
 from qcompile.ir.analysis.constant_evaluation import Evaluator
+from qcompile.ir.analysis.data_path import of_shapes
 from qcompile.ir.analysis.shape_probing import probed_shapes
 from qcompile.ir.analysis.token_axes import FLAT, Probe
 from qcompile.ir.model_io.write_model import save_proto, with_external_weights
@@ -89,6 +90,11 @@ class ObserverKind:
     spec: QSpec
     moments: bool = False
 
+    @property
+    def by_batch(self) -> bool:
+        """True where extrema are enough, of which a moving average takes one pair for a batch."""
+        return self.calibrator is not None and self.calibrator.needs == "extrema"
+
     def make(self, keep: Callable[[Array], Array] | None = None) -> Observer:
         """A fresh observer; ``keep`` stores samples of channels."""
         if self.calibrator is not None:
@@ -102,6 +108,8 @@ class Tap:
 
     ``outputs``: minimum, maximum and sum, or the tensor itself; then ``size`` is the output with
     its number of elements. ``row``: values in a row of which only the extrema are fetched.
+    ``once``: the values are the same for every part of a batch, and counted for the first one only.
+    ``pending``: extrema of the parts of this feed so far, where one update stands for one batch.
     ``values``: how many were seen, of each channel. ``fault``: why they give no range.
     """
 
@@ -112,12 +120,27 @@ class Tap:
     observer: Observer
     size: str | None = None
     row: int = 1
+    once: bool = False
     values: int = 0
     fault: str | None = None
+    pending: list[Array] = field(default_factory=list)
 
     @property
     def tensor(self) -> str:
         return self.request.tensor
+
+    def observe(self, values: Array) -> None:
+        """Observe values of a part of the feed: now, or their extrema with those of the rest."""
+        if self.kind.by_batch:
+            self.pending.append(np.stack([values.min(0), values.max(0)]))
+        else:
+            self.observer.update(values)
+
+    def end_feed(self) -> None:
+        """Observe what is pending."""
+        if self.pending:
+            self.observer.update(np.concatenate(self.pending))
+            self.pending = []
 
 
 @dataclass
@@ -143,13 +166,18 @@ class Collector:
         threads, provider = self.options.threads, self.options.provider
         return Session(self.model, SessionOptions(threads, provider=provider, tf32=False))
 
-    def update(self, feed: Feed) -> None:
-        """Run one feed and update every observer. Raises DataError over the memory budget."""
+    def update(self, *feed: Feed) -> None:
+        """Run a feed, or the parts that its batch was divided into, and update every observer.
+
+        Raises DataError over the memory budget.
+        """
         for tap, arrays in self._fetch(feed, self.taps):
             self._observe(tap, arrays)
+        for tap in self.taps:
+            tap.end_feed()
         self.feeds_seen += 1
 
-    def update_background(self, feed: Feed) -> None:
+    def update_background(self, *feed: Feed) -> None:
         """Run a feed of background text: for background extrema and moments of watched channels.
 
         Raises DataError over the memory budget.
@@ -162,12 +190,15 @@ class Collector:
             else:
                 tap.fault = VARYING
 
-    def _fetch(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[tuple[Tap, list[Array]]]:
+    def _fetch(
+        self, feed: Sequence[Feed], taps: Sequence[Tap]
+    ) -> Iterator[tuple[Tap, list[Array]]]:
         """The outputs of each tap at real tokens, for each part of the feed."""
-        parts = (p for whole in self.options.parts(feed) for p in self._fitting(whole))
-        for part in parts:
+        divided = (whole for part in feed for whole in self.options.parts(part))
+        parts = (part for whole in divided for part in self._fitting(whole))
+        for number, part in enumerate(parts):
             mask = padding_mask(dict(part)) if self.options.mask else None
-            for group in self._groups(part, taps):
+            for group in self._groups(part, [t for t in taps if not (number and t.once)]):
                 names = dict.fromkeys(o for tap in group for o in tap.outputs)
                 values = self.session.run(part, list(names))
                 last = {o: i for i, tap in enumerate(group) for o in tap.outputs}
@@ -246,7 +277,7 @@ class Collector:
         elif isinstance(tap.observer, ChannelObserver) and not tap.observer.fits(extrema[0]):
             tap.fault = VARYING
         elif extrema[0].size:
-            tap.observer.update(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
+            tap.observe(extrema[0] if len(extrema) == 1 else np.concatenate(extrema))
             tap.values += len(extrema[0]) * tap.row
 
     def _groups(self, feed: Feed, taps: Sequence[Tap]) -> Iterator[list[Tap]]:
@@ -314,6 +345,7 @@ def collector(
     model, folder = with_external_weights(graph)
     taps = []
     first_watched = len(requests) - len(watched)
+    once = _without_batch(graph, [r.tensor for r in requests], probe)
     for i, request in enumerate(requests):
         chosen = MinMax() if request.extrema else calibrator
         reduced = chosen.needs == "extrema"
@@ -326,10 +358,31 @@ def collector(
         observer = kind.make(options.keep)
         token_axis = token_axes.token_axis(axes.get(request.tensor))
         row = _row_length(tensors[request.tensor]) if in_graph else 1
-        taps.append(Tap(request, token_axis, names, kind, observer, size=size, row=row))
+        same = request.tensor in once
+        taps.append(Tap(request, token_axis, names, kind, observer, size=size, row=row, once=same))
     wanted = list(dict.fromkeys(o for t in taps for o in (*t.outputs, t.size) if o))
     path = save_proto(with_outputs(model, wanted), folder)
     return Collector(path, taps, options, takes_any_batch(graph), folder=folder)
+
+
+def _without_batch(graph: Graph, names: Collection[str], probe: Probe) -> set[str]:
+    """Those of the tensors that are the same for every part of a batch.
+
+    Their values depend on shapes alone, and a probe shows that no axis grows with the batch.
+    """
+    candidates = of_shapes(graph).intersection(names)
+    if not candidates or not takes_any_batch(graph):
+        return set()
+    first = graph.inputs[0].name
+    return {name for name in candidates if any(_is_constant_in(p, first, name) for p in probe())}
+
+
+def _is_constant_in(shapes: Mapping[str, Shape], batched: str, name: str) -> bool:
+    """True where no size of the tensor is a multiple of the first one of ``batched``, the batch."""
+    (batch, *_), sizes = shapes.get(batched) or [None], shapes.get(name)
+    if not isinstance(batch, int) or batch < 2 or sizes is None:
+        return False
+    return all(isinstance(size, int) and size % batch for size in sizes)
 
 
 def _row_length(tensor: Tensor) -> int:

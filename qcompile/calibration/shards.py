@@ -114,7 +114,10 @@ class ShardCollector:
     @classmethod
     def of(cls, collector: Collector) -> ShardCollector:
         """The same taps as this collector's. Raises RecipeError for an observer without state."""
-        taps = [replace(t, observer=t.kind.make(), values=0, fault=None) for t in collector.taps]
+        taps = [
+            replace(t, observer=t.kind.make(), values=0, fault=None, pending=[])
+            for t in collector.taps
+        ]
         for tap in taps:
             if tap.observer.state() is None:
                 name = type(tap.observer).__name__
@@ -140,8 +143,7 @@ def observe(collector: Collector, shard: SentShard) -> list[ObservedTap]:
         _sample(collector.taps[number]).leave_out(bound)
     update = collector.update_background if shard.background else collector.update
     for parts in shard.feeds:
-        for part in parts:
-            update(part)
+        update(*parts)
     if not shard.background:
         _leave_out_unlikely(collector, shard.share)
     return [_observed(tap) for tap in collector.taps]
@@ -164,7 +166,7 @@ def _sample(tap: Tap) -> RowSample:
 def _fresh(tap: Tap, options: CollectorOptions) -> Tap:
     observer = tap.kind.make(options.keep)
     observer.prepare_to_merge()
-    return replace(tap, observer=observer, values=0, fault=None)
+    return replace(tap, observer=observer, values=0, fault=None, pending=[])
 
 
 def sent(

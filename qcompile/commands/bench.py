@@ -241,7 +241,7 @@ def show(comparison: Comparison) -> None:
     """Print a table with one row per model."""
     where = ", ".join(f"{n} {s}" for n, s in comparison.shapes.items())
     isa = ", ".join(kernels.instruction_sets()[:2]) or "unknown instruction set"
-    title = f"{where}; {comparison.threads} threads, {isa}"
+    title = f"{where}; threads: {comparison.threads}, {isa}"
     made = table(title, "model", "best ms", "median", "p90", "speed-up (best)", "(median)", "95 %")
     for i, timed in enumerate(comparison.timings):
         cells = ["1.00", "1.00", ""]

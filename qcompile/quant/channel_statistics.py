@@ -25,6 +25,9 @@ class ChannelStats:
     Where a pass asked for them, over ``count`` rows, all of the data and of that text: ``moments``,
     (channels, channels), the sum of x xᵀ / |x|², and ``mean``, (channels,), that of x; float32.
     |x| is the length of the row as it was observed, also after ``scaled``: a row keeps its weight.
+
+    ``rows`` and ``moments`` are stored in C order, as in a file, whatever order is given: BLAS and
+    numpy add in another order where the layout differs.
     """
 
     lo: Array
@@ -34,6 +37,10 @@ class ChannelStats:
     moments: Array | None = None
     mean: Array | None = None
     count: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", _in_c_order(self.rows))
+        object.__setattr__(self, "moments", _map(self.moments, _in_c_order))
 
     @property
     def width(self) -> Array:
@@ -104,6 +111,12 @@ class ChannelStats:
             moments=_map(self.moments, lambda m: m[np.ix_(order, order)]),
             mean=_map(self.mean, lambda m: m[order]),
         )
+
+
+def _in_c_order(values: Array) -> Array:
+    """The values in C order; those that are, and views into files, stay the objects they are."""
+    ordered: Array = np.asanyarray(values, order="C")
+    return ordered
 
 
 def _map(values: Array | None, change: Callable[[Array], Array]) -> Array | None:

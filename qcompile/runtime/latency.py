@@ -192,7 +192,7 @@ class Comparison(Record):
             for m in self.models
         ]  # fmt: skip
         where = ", ".join(f"{name} {sizes}" for name, sizes in self.shapes.items())
-        return html_table(f"{where}; {self.threads} threads", columns, rows, self.session_notes)
+        return html_table(f"{where}; threads: {self.threads}", columns, rows, self.session_notes)
 
     @property
     def rounds(self) -> int:

@@ -101,6 +101,20 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     assert "is below 0.9" in jobs.line(outcome)
 
 
+def test_damage_shows_in_a_model_that_is_the_same_backwards(tmp_path: Path) -> None:
+    """As two layers may be together where each is reversed."""
+    write_models(tmp_path)
+    path = tmp_path / "compiled.onnx"
+    model = onnx.load(path)
+    (tensor,) = model.graph.initializer
+    weight = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(weight + weight[::-1, ::-1], "w"))
+    onnx.save(model, path)
+    before = answer(tmp_path, path)
+    _job.damage(path)
+    assert same_labels(before, answer(tmp_path, path)) < 0.5
+
+
 def test_a_comparison_that_does_not_notice_damage_fails(tmp_path: Path) -> None:
     blind = replace(JOB, compare=lambda expected, found: 1.0)
     outcome = _job.run(blind, tmp_path, damaged=True)

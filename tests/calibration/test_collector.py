@@ -13,6 +13,7 @@ from qcompile.calibration import collector as collect_module
 from qcompile.calibration.collector import Collector, CollectorOptions, collect, collector
 from qcompile.calibrators.entropy import Entropy
 from qcompile.calibrators.minmax import MinMax
+from qcompile.calibrators.moving_average import MovingAverage
 from qcompile.calibrators.percentile import Percentile
 from qcompile.errors import DataError
 from qcompile.ir import Graph
@@ -267,6 +268,65 @@ def test_batches_are_split_until_they_fit() -> None:
     assert tight.feeds_seen == 1
 
 
+@pytest.mark.parametrize("spec", [UINT8, CHANNELS])
+def test_a_divided_batch_is_one_to_a_moving_average(spec: QSpec) -> None:
+    data = feeds((8, 8), (2, 5), seed=1)
+    rule, names = MovingAverage(), ("x", "h", "y")
+    whole = collect(made(encoder(), names, rule, spec), data)
+    options = CollectorOptions(threads=1, widen=False, parts=halves)
+    into = collector(encoder(), requests(*names, spec=spec), rule, evaluate, options)
+    divided = collect(into, data)
+    for name in names:
+        one, other = whole.found[name], divided.found[name]
+        np.testing.assert_allclose(one.lo, other.lo, rtol=1e-5)  # of batches of another size
+        np.testing.assert_allclose(one.hi, other.hi, rtol=1e-5)
+
+
+def halves(feed: Feed) -> list[Feed]:
+    middle = len(feed["x"]) // 2
+    return [{n: v[part] for n, v in feed.items()} for part in (slice(middle), slice(middle, None))]
+
+
+def with_positions() -> Graph:
+    """Positions (1, S, 4), the same for all samples, and one that is copied for each sample."""
+    return parse(
+        """g (float[B,S,4] x) => (float[B,S,4] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64 row = {0}> {
+            size = Shape(x) rest = Slice(size, one, two) length = Slice(rest, zero, one)
+            positions = Slice(table, zero, length, one)
+            ones = ConstantOfShape<value = float[1] {1.0}>(size) first = Mul(ones, corner)
+            moved = Add(x, positions) y = Add(moved, first)
+        }""",
+        17,
+        two=np.array([2], np.int64),
+        table=normal(1, 64, 4),
+        corner=normal(1, 1, 4, seed=3),
+    )
+
+
+@pytest.mark.parametrize(
+    "calibrator", [Values(), Percentile(), MovingAverage()], ids=lambda c: c.name
+)
+def test_parts_of_a_batch_count_what_they_share_once(calibrator: Calibrator) -> None:
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((n, s, 4)).astype(np.float32)} for n, s in ((4, 40), (1, 9))]
+    names = ("positions", "first")
+
+    def seen(max_memory: int) -> tuple[dict[str, tuple[float, float]], dict[str, list[object]]]:
+        options = CollectorOptions(max_memory, threads=1)
+        into = collector(with_positions(), requests(*names), calibrator, evaluate, options, names)
+        found = bounds(collect(into, data))
+        for feed in data:
+            into.update_background(feed)
+        rows = {name: stats.rows.tolist() for name, stats in into.channels().items()}
+        return found, rows
+
+    whole, tight = seen(1 << 30), seen(2 * 2 * 40 * 4 * 4)
+    assert tight == whole
+    assert len(whole[1]["positions"]) == 40 + 9
+    assert len(whole[1]["first"]) == 4 * 40 + 9  # as many as there are samples
+
+
 def test_what_was_fetched_goes_as_it_is_observed() -> None:
     """Where two observers read one tensor it stays for the second."""
     roomy = made(encoder(), ("x", "h", "h", "y"), Values())
@@ -281,7 +341,7 @@ def test_what_was_fetched_goes_as_it_is_observed() -> None:
     roomy.session.run = watched  # type: ignore[method-assign]
     (feed,) = feeds((2, 6))
     left = []
-    for _tap, kept in roomy._fetch(feed, roomy.taps):
+    for _tap, kept in roomy._fetch([feed], roomy.taps):
         kept.clear()
         left.append(sum(ref() is not None for ref in fetched))
     assert left == [2, 2, 1, 0]

@@ -164,6 +164,25 @@ def test_the_share_of_a_shard() -> None:
     assert DataSize.of([{"x": np.zeros((2, 3)), "y": np.zeros(2)}]) == DataSize(1, 6)
 
 
+def test_parts_of_a_batch_count_what_they_share_once() -> None:
+    """A worker gets them cut, and each part has all positions."""
+    graph = parse(
+        """agraph (float[B, S, 4] x) => (float[B, S, 4] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}> {
+            size = Shape(x) length = Slice(size, one, two)
+            positions = Slice(table, zero, length, one) y = Add(x, positions)
+        }""",
+        table=normal(1, 64, 4),
+    )
+    options = CollectorOptions(threads=1)
+    client = collector(graph, [], MinMax(), evaluate, options, ["positions"])
+    worker = ShardCollector.of(client).collector(client.model, 1, spill=False)
+    cut = [{"x": normal(2, 40, 4)}, {"x": normal(1, 40, 4)}]
+    for feed in (cut, cut[:1]):
+        (seen,) = shards.observe(worker, shards.SentShard([feed], background=False))
+        assert seen.values == 40
+
+
 def test_the_same_bits_with_samples_in_files() -> None:
     same = bits(by_shards(MinMax(), 2, spill=True)) == bits(whole(MinMax()))
     assert same

@@ -19,6 +19,7 @@ from qcompile.quant import Array
 from qcompile.rewriting.testing import encoder, normal, parse
 from qcompile.runtime.evaluation.float16_emulation import rounding_form
 from qcompile.runtime.session import Session, SessionOptions
+from tests.newer_runtime import INSTALLED
 
 OPEN = Gates(min_cosine=None, min_worst_cosine=None, min_r2=None)
 # Where every tensor is quantized, float16 moves values that lie between two integers to the other
@@ -58,6 +59,7 @@ def test_outputs_are_those_of_float32_between_the_same_integers(compiled: qcompi
         assert cosine(values, rounded[name]) > CLOSE[compiled.report.target]
 
 
+@pytest.mark.skipif(INSTALLED < (1, 30), reason="until 1.30 QuantizeLinear truncated float16")
 def test_onnx_runtime_runs_it_with_the_same_outputs(compiled: qcompile.Result) -> None:
     """Fused, and computed in float32 with casts in between, which rounds less often."""
     feed = sentences()[0]

@@ -168,7 +168,7 @@ def _speed(report: Report) -> str:
     shapes = ", ".join(f"{name} {shape}" for name, shape in list(speed.shapes.items())[:1])
     isa = f" with {about.isa[0]}" if about.isa else ""
     return (
-        f"Latency: median of a run, {shapes}, {speed.threads} threads, {about.machine}{isa}, "
+        f"Latency: median of a run, {shapes}, threads: {speed.threads}, {about.machine}{isa}, "
         f"onnxruntime {about.onnxruntime}. Another processor has other figures."
     )
 

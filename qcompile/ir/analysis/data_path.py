@@ -22,8 +22,8 @@ from qcompile.ir import (
     is_op,
     rank,
 )
-from qcompile.ir.graph import reads
-from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS
+from qcompile.ir.graph import has_subgraph, reads
+from qcompile.ir.operators import CONVOLUTIONS, MASKING, MATMULS, MOVERS, RANDOM
 
 MASK = "attention_mask"  # the input that marks padding, by the convention of transformers
 _WEIGHTED = (*MATMULS, *CONVOLUTIONS, "Gather", "Gemm", "com.microsoft.GatherBlockQuantized")
@@ -121,5 +121,20 @@ def derived_from(graph: Graph, name: str) -> set[str]:
         if is_op(node, "Shape", "Size") or all(n in shapes for n in data):
             shapes |= {t.name for t in node.outputs}
         elif all(n in shapes or n in found for n in data):
+            found |= {t.name for t in node.outputs}
+    return found
+
+
+def of_shapes(graph: Graph) -> set[str]:
+    """The computed tensors whose values depend on nothing but shapes: those of positions, say.
+
+    Results of nodes with bodies and of random operators are left out.
+    """
+    found: set[str] = set()
+    for node in graph.nodes:
+        if has_subgraph(node) or is_op(node, *RANDOM):
+            continue
+        computed = (t.name for t in node.inputs if t.name and not is_constant(t))
+        if is_op(node, "Shape", "Size") or found.issuperset(computed):
             found |= {t.name for t in node.outputs}
     return found

@@ -82,7 +82,7 @@ def test_figures_and_how_they_were_measured() -> None:
         "| `onnx/model_quantized.onnx` | int8 | 2.0 MB | 25% | 0.9800 | 0.9700 "
         "| 2.00 ms, float 8.00 | 4.00 |"
     )
-    assert "ids [8, 16], 2 threads, x86_64 with AVX512-VNNI, onnxruntime 1.32.0" in text
+    assert "ids [8, 16], threads: 2, x86_64 with AVX512-VNNI, onnxruntime 1.32.0" in text
     assert "on 32 samples" in text and "[org/float](https://huggingface.co/org/float)" in text
     assert "Scores of the float model" not in text and "Padded positions" not in text
 

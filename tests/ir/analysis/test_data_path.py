@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from qcompile.ir import Graph, is_layout
-from qcompile.ir.analysis.data_path import aliases, data_path, is_masking, layout_root
+from qcompile.ir.analysis.data_path import (
+    aliases,
+    data_path,
+    is_masking,
+    layout_root,
+    of_shapes,
+)
 from qcompile.rewriting.testing import normal, parse
 
 
@@ -100,3 +106,21 @@ def test_it_goes_through_bodies_by_what_they_read() -> None:
 def test_16_bit_floats_are_on_it_where_asked(halves: bool) -> None:
     graph = parse("g (float16[N,4] x) => (float16[N,4] y) { y = Tanh(x) }")
     assert data_path(graph, halves=halves) == ({"x", "y"} if halves else set())
+
+
+def test_positions_depend_on_shapes_alone_and_random_numbers_on_more() -> None:
+    graph = parse(
+        """g (int64[B,S] ids, bool c) => (float[B,S,4] y, float[?] z)
+        <int64 one = {1}, int64[1] none = {0}, int64[1] axes = {0}> {
+            size = Shape(ids) length = Gather(size, one) ends = Unsqueeze(length, axes)
+            positions = Slice(table, none, ends) words = Gather(table, ids)
+            noise = RandomNormal<shape = [4]>() both = Add(positions, noise)
+            y = Add(words, both)
+            z = If(c) <
+                then_branch = t () => (float[?] u) { u = Neg(positions) },
+                else_branch = e () => (float[?] v) { v = Abs(positions) }
+            >
+        }""",
+        table=normal(8, 4),
+    )
+    assert of_shapes(graph) == {"size", "length", "ends", "positions"}
