@@ -22,10 +22,10 @@ from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qcompile.calibration.row_sample import ROWS, likely_rows
 from qcompile.compiler.cluster.groups import group_size
 
 _WINDOW = 2  # items at a worker: dask_workers.py
-_ROWS = 1024  # in a sample: channel_observer.py
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,8 @@ class Outcome:
 
 
 def _sent_rows(share: float) -> float:
-    """How many rows a share of the data sends, of those of a sample; as ``likely_bound`` says."""
-    expected = _ROWS * share
-    return min(1.0, (expected + 3.5 * math.sqrt(expected) + 8) / _ROWS)
+    """How many rows a share of the data sends, over those of a sample."""
+    return min(1.0, likely_rows(share) / ROWS)
 
 
 def simulate(

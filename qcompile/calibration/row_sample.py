@@ -83,12 +83,8 @@ class RowSample:
     def likely_bound(self, share: float) -> int | None:
         """The hash that those of the sample of all data hardly exceed, where the rows here are a
         ``share`` of all; None where they are too few to tell.
-
-        Of the ``limit`` rows with the smallest hashes, about limit * share are here, a number that
-        varies as a Poisson variable does.
         """
-        expected = self.limit * share
-        likely = math.ceil(expected + _DEVIATIONS * math.sqrt(expected) + _MORE)
+        likely = likely_rows(share, self.limit)
         known = np.concatenate([self._keys, *(keys for _, keys in self._waiting)])
         return int(np.partition(known, likely - 1)[likely - 1]) if likely < len(known) else None
 
@@ -123,6 +119,15 @@ class RowSample:
             self.bound = None  # what was left out has larger hashes than these
         self._keys, kept = all_keys[first], np.concatenate(rows)[first]
         self._rows = kept if self.keep is None else self.keep(kept)
+
+
+def likely_rows(share: float, limit: int = ROWS) -> int:
+    """How many rows of the sample of all data a ``share`` of it hardly exceeds.
+
+    About limit * share are expected, a number that varies as a Poisson variable does.
+    """
+    expected = limit * share
+    return math.ceil(expected + _DEVIATIONS * math.sqrt(expected) + _MORE)
 
 
 def hashes(rows: Array) -> Array:

@@ -44,10 +44,9 @@ def test_and_the_storage_of_the_model() -> None:
 
 
 def test_shards_send_their_part_of_the_samples() -> None:
-    """Of 1,024 rows 10.24 are expected in each of 100 shards, and 19.4 more are sent."""
+    """Of 1,024 rows 10.24 are expected in each of 100 shards, and 30 are sent."""
     found = simulate(replace(FREE, sample=1e9), Network(1e9, 1e18), 100, 64)
-    rows = 10.24 + 3.5 * 10.24**0.5 + 8
-    assert found.network * found.seconds == pytest.approx(100 * rows / 1024)
+    assert found.network * found.seconds == pytest.approx(100 * 30 / 1024)
 
 
 def test_a_larger_encoder() -> None:

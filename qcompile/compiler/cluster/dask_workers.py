@@ -43,8 +43,7 @@ from qcompile.system.temporary_folder import TemporaryFolder
 SHARD = 4  # feeds in an item of calibration
 _PER_WORKER = 2  # items at a worker: one that runs, one that waits
 _WAIT = 60.0  # seconds for the first worker of a cluster
-_ATTEMPTS = 4  # to reach all workers at the same time
-_STARTS = 3  # of all workers of a local cluster
+_ATTEMPTS = 4  # to start all workers, or to reach them, at the same time
 _DEATHS = 3  # of workers under one item, then it is to blame
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": _DEATHS - 1,
@@ -279,12 +278,12 @@ class DaskWorkers:
         return again, round(seconds, 3)
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
+def _patiently(ask: Callable[[], Any], faults: tuple[type[Exception], ...] = _GONE) -> Any:
     """The answer of all workers; asked again where one is lost meanwhile."""
     for _ in range(_ATTEMPTS - 1):
         try:
             return ask()
-        except _GONE:
+        except faults:
             time.sleep(1)
     return ask()
 
@@ -318,22 +317,24 @@ def local_client(workers: int) -> Iterator[Client]:
 
 
 def _local_cluster(workers: int, folder: str) -> LocalCluster:
-    """Raises ClusterError where processes do not start, again and again."""
-    for attempt in range(_STARTS):
-        try:
-            with _without_interrupts():
-                return LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    dashboard_address=":0",  # any free port: Dask warns where its own is taken
-                    local_directory=folder,
-                    silence_logs=logging.CRITICAL,
-                )
-        except (RuntimeError, *_GONE) as e:  # a worker that ends as it starts ends the cluster
-            if attempt == _STARTS - 1:
-                raise ClusterError(f"workers cannot be started: {e.__cause__ or e}") from e
-    raise AssertionError("one of the attempts returns or raises")
+    """Raises ClusterError where processes do not start; one that ends then ends all of them."""
+
+    def started() -> LocalCluster:
+        with _without_interrupts():
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",  # any free port: Dask warns where its own is taken
+                local_directory=folder,
+                silence_logs=logging.CRITICAL,
+            )
+
+    faults = RuntimeError, *_GONE
+    try:
+        return _patiently(started, faults)
+    except faults as e:
+        raise ClusterError(f"workers cannot be started: {e.__cause__ or e}") from e
 
 
 @contextmanager

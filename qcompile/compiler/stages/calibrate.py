@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from qcompile.calibration import collector
@@ -39,11 +39,13 @@ _ONE_BATCH = "only one batch of data: it is used both to calibrate and to verify
 @dataclass(frozen=True)
 class HeldOut:
     """feeds: to verify with, not calibrated on. digest: SHA-256 of all data, None without data.
-    single: there is only one feed, which is used for both."""
+    single: there is only one feed, which is used for both. size: of the data to calibrate with,
+    where it was read without running it."""
 
     feeds: list[Feed] = field(default_factory=list)
     digest: str | None = None
     single: bool = False
+    size: DataSize | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _collected(prepared: Prepared, ctx: Context, watched: Watched) -> Calibrated
         calibration = cached.finished({r.tensor for r in ctx.requests}) if cached else None
         notes: tuple[Note, ...] = ()
         if calibration is None:
-            calibration, held_out, notes = _run(prepared, ctx, watched, cached)
+            calibration, held_out, notes = _run(prepared, ctx, watched, cached, held_out.size)
     if cached is not None:
         notes += tuple(Note("calibration-resumed", text) for text in cached.notes)
     notes += (Note("one-batch", _ONE_BATCH),) if held_out.single else ()
@@ -164,7 +166,11 @@ def _general_text(prepared: Prepared, watched: Watched) -> Iterable[Feed]:
 
 
 def _run(
-    prepared: Prepared, ctx: Context, watched: Watched, cached: ResumableCalibration | None
+    prepared: Prepared,
+    ctx: Context,
+    watched: Watched,
+    cached: ResumableCalibration | None,
+    size: DataSize | None,
 ) -> tuple[Calibration, HeldOut, tuple[Note, ...]]:
     """Run the float model on all feeds, from the checkpoint of an earlier run if there is one."""
     options, graph = _options(prepared), prepared.graph
@@ -176,7 +182,7 @@ def _run(
 
     collecting = fresh() if cached is None else cached.resumed(fresh)
     text = _general_text(prepared, watched)
-    digest, split = _observe(prepared, collecting, text, cached, _size(prepared))
+    digest, split = _observe(prepared, collecting, text, cached, size or _size(prepared))
     notes: tuple[Note, ...] = ()
     if collecting.lacks_rows:
         collecting, notes = fresh(), (Note("calibration-repeated", _UNEVEN),)
@@ -281,9 +287,8 @@ def _held_out(prepared: Prepared) -> HeldOut:
     """Read all data without running it."""
     digest = FeedDigest()
     split = HoldOut(digest.passing(prepared.feeds or ()))
-    for _ in split.calibration():
-        pass
-    return _checked(prepared, split, digest)
+    size = DataSize.of(split.calibration())
+    return replace(_checked(prepared, split, digest), size=size)
 
 
 def _checked(prepared: Prepared, split: HoldOut, digest: FeedDigest) -> HeldOut:
