@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qcompile.compiler.cluster.connect import workers_of
 from qcompile.compiler.cluster.workers import Workers
@@ -14,6 +14,7 @@ from qcompile.compiler.config.recipe import Recipe
 from qcompile.compiler.report.notes import Note
 from qcompile.data.open_data import Data
 from qcompile.data.tokenizer import folder_near
+from qcompile.errors import DataError
 from qcompile.ir.model_io.read_model import Source
 from qcompile.runtime import providers
 from qcompile.runtime.evaluation.closeness import Gates
@@ -79,6 +80,21 @@ def _parse(text: str) -> int:
     return size
 
 
+_Options = TypeVar("_Options", "TrainingOptions", "CompileOptions")
+
+
+def _with_paths(options: _Options, *names: str) -> None:
+    """Fields whose paths were given as text become paths. Raises DataError for anything else."""
+    for name in names:
+        value = getattr(options, name)
+        if value is None or isinstance(value, Path):
+            continue
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise DataError(f"{name}: expected the path of a file or folder, found {kind}")
+        object.__setattr__(options, name, Path(value))
+
+
 # Why training refuses a stream, and the next step.
 ONE_FILE = "training reads rows in random order: write them as one .jsonl file first (docs/data.md)"
 
@@ -86,6 +102,8 @@ ONE_FILE = "training reads rows in random order: write them as one .jsonl file f
 @dataclass(frozen=True)
 class TrainingOptions:
     """How to train a model with its quantizers in the loop; texts as .jsonl, .csv or .txt.
+
+    Paths may be given as text. Raises DataError for data that is no path of a file.
 
     Attributes:
         data: texts, with labels unless ``distill`` is set; streamed, of any size.
@@ -116,10 +134,15 @@ class TrainingOptions:
     max_drop: float | None = 1.0
     state: Path | None = None
 
+    def __post_init__(self) -> None:
+        _with_paths(self, "data", "evaluation", "state")
+
 
 @dataclass(frozen=True)
 class CompileOptions:
     """How to compile, in addition to the recipe: data handling, checks, limits.
+
+    Paths may be given as text. Raises DataError for other values in their place.
 
     Attributes:
         tokenizer: folder that holds tokenizer.json, for text data; None is that of the model.
@@ -185,6 +208,9 @@ class CompileOptions:
     training: TrainingOptions | None = None
     cache: Cache | None = None
     client: Any | None = None
+
+    def __post_init__(self) -> None:
+        _with_paths(self, "tokenizer", "dump_dir", "search_state", "bits_state")
 
     @property
     def workers(self) -> Workers:
