@@ -11,7 +11,7 @@ to the float model, in points, by calibration alone → trained; flips are texts
 file puts into another class than the float model, task by task. Bondarenko et al. 2021 have, for
 GLUE of BERT-base: float 83.06, W8A8 83.26, W4A8 82.64, and 82.29 with 2-bit token embeddings.
 
-One epoch, and three of the tasks with fewer than 5,000 texts: one of RTE's is only 78 steps.
+One epoch, and three of the tasks with fewer than 3,000 texts: one of RTE's is only 78 steps.
 
 Figures, and states of interrupted trainings, are kept in --work: the same command continues.
 """
@@ -36,7 +36,7 @@ from benchmarks.task_accuracy import read_task
 from models._common import fail, make_folder
 from qcompile import Options, QCompileError, TrainingOptions
 
-_SMALL = 5000  # texts; with fewer, one epoch is too few steps
+_SMALL = 3000  # texts; with fewer, one epoch is too few steps
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_what_is_measured(args: argparse.Namespace, monkeypatch: pytest.MonkeyPa
     assert found.memory == 9 and calls[0]["weight_bits"] == 4 and calls[0]["seed"] == 3
 
 
-@pytest.mark.parametrize(("texts", "epochs"), [(4999, 3.0), (5000, 1.0)])
+@pytest.mark.parametrize(("texts", "epochs"), [(2999, 3.0), (3000, 1.0)])
 def test_small_tasks_are_trained_longer(tmp_path: Path, texts: int, epochs: float) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n" * texts)
     assert trained_tasks.usual_epochs(tmp_path / "train.jsonl") == epochs
