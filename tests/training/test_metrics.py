@@ -45,6 +45,26 @@ def test_batches_add_up() -> None:
     assert meter.score() == scored(CLASSES, logits, targets)
 
 
+def test_distance_to_the_float_model_of_labelled_answers() -> None:
+    logits, of_teacher, targets = np.eye(3)[:2], np.eye(3)[:2] * 2, np.array([0, 1])
+    meter = Meter(CLASSES, labelled=True)
+    for row in (slice(0, 1), slice(1, 2)):
+        meter.update(logits[row], MASK[row], targets[row], of_teacher[row])
+    assert meter.score() == Score("accuracy", 100.0, distance=(1 + 1) / (4 + 4))
+    meter.update(logits, MASK, targets, np.full((2, 3), np.nan))
+    assert math.isnan(meter.score().distance or 0)
+
+
+def test_padding_has_no_distance() -> None:
+    mask = np.array([[True, False]])
+    answers, of_teacher = np.ones((1, 2, 3)), np.array([[[1.0, 1, 3], [9, 9, 9]]])
+    meter = Meter(TAGS, labelled=True)
+    meter.update(answers, mask, np.array([[0, IGNORED]]), of_teacher)
+    assert meter.score().distance == (3 - 1) ** 2 / (1 + 1 + 9)
+    with pytest.raises(TrainingError, match=r"shape \[1, 2, 3\], its teacher \[1, 3\]"):
+        meter.update(answers, mask, np.array([[0, IGNORED]]), of_teacher[:, 0])
+
+
 def test_answers_that_are_not_finite_are_wrong() -> None:
     assert scored(CLASSES, np.full((2, 3), np.nan), np.array([0, 0])).value == 0
     assert math.isnan(scored(SCORES, np.array([[np.nan], [1]]), np.array([1, 2])).value)

@@ -23,9 +23,11 @@ from qcompile.training.loop.training_loop import Trainee
 from tests.training.small_run import (
     CLASSES,
     LABELS_ALONE,
+    OBJECTIVE,
     SCHEDULE,
     Classifier,
     run,
+    small_data,
     trainee,
     values,
 )
@@ -92,6 +94,27 @@ def test_a_teacher_is_learned_without_labels(tmp_path: Path) -> None:
     found, _ = run(tmp_path, objective=objective, schedule=schedule, labelled=False)
     first, last = found.curve
     assert last.score.metric == "cosine" and last.score.value > first.score.value + 5
+
+
+def test_of_states_compared_with_the_teacher_the_closest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distances = iter([0.3, 0.1, float("nan"), 0.2, 0.4])
+    accuracies = iter([5.0, 1.0, 9.0, 2.0, 4.0])
+
+    def evaluate(*_args: object) -> Score:
+        return Score("accuracy", next(accuracies), distance=next(distances))
+
+    monkeypatch.setattr(training_loop, "evaluate", evaluate)
+    assert run(tmp_path)[0].best.score.value == 1.0
+
+
+def test_labelled_answers_are_compared_where_labels_do_not_teach(tmp_path: Path) -> None:
+    (data, _), (_, evaluation) = small_data(tmp_path, labelled=False), small_data(tmp_path)
+    schedule = replace(SCHEDULE, epochs=1, evaluations=0)
+    found = training_loop.train(trainee(), data, evaluation, OBJECTIVE, schedule)
+    assert found.best.score.metric == "accuracy" and found.best.score.distance is not None
+    assert run(tmp_path, schedule=schedule)[0].best.score.distance is None
 
 
 def test_the_best_state_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

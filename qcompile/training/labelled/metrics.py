@@ -14,7 +14,7 @@ Counts are kept, and for Spearman two numbers a sample.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,17 +27,23 @@ OUTSIDE = "O"  # the tag of a token that is part of nothing
 
 @dataclass(frozen=True)
 class Score:
-    """The value of a metric, times 100; more is better. ``details`` are shares, not times 100."""
+    """The value of a metric, times 100; more is better. ``details`` are shares, not times 100.
+
+    distance: squared error of the answers over the sum of the float model's squares; None where
+    labelled answers were not compared with these.
+    """
 
     metric: str
     value: float
     details: dict[str, float] = field(default_factory=dict)
+    distance: float | None = None
 
 
 class Meter:
     """Collects a model's answers, batch by batch, and gives their score.
 
-    labelled: whether answers are compared with targets, or else with the float model's answers.
+    labelled: whether the metric compares answers with targets, or else with the float model's
+    answers. Of labelled data, ``Score.distance`` compares with these too, where they are given.
     """
 
     def __init__(self, task: Task, *, labelled: bool) -> None:
@@ -46,6 +52,7 @@ class Meter:
         self._decided = _Decisions()
         self._pairs = array("d"), array("d")
         self._cosines = _Cosines()
+        self._distance = _Distance()
 
     def update(
         self,
@@ -67,6 +74,8 @@ class Meter:
             return
         assert targets is not None
         check_answers(self._task, answers.shape, targets.shape)
+        if of_teacher is not None:
+            self._distance.update(answers, of_teacher, mask)
         self._rows += len(targets)
         if self._task.kind == "regression":
             self._pairs[0].extend(answers.reshape(-1).tolist())
@@ -98,6 +107,9 @@ class Meter:
         """The score of all batches so far; NaN where it is not defined."""
         if not self._labelled:
             return self._cosines.score()
+        return replace(self._labelled_score(), distance=self._distance.value)
+
+    def _labelled_score(self) -> Score:
         share = self._right / self._rows if self._rows else float("nan")
         if self._task.kind == "regression":
             answers, targets = (np.frombuffer(values) for values in self._pairs)
@@ -154,13 +166,7 @@ class _Cosines:
     single: Array = field(default_factory=lambda: np.zeros(3))
 
     def update(self, answers: Array, of_teacher: Array, mask: Array) -> None:
-        if answers.shape != of_teacher.shape:
-            found, expected = list(answers.shape), list(of_teacher.shape)
-            raise TrainingError(f"the model answers with shape {found}, its teacher {expected}")
-        a, b = (x.astype(np.float64) for x in (answers, of_teacher))
-        if a.ndim == 3 and a.shape[:2] == mask.shape:
-            a, b = a * mask[..., None], b * mask[..., None]
-        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        a, b = _samples(answers, of_teacher, mask)
         dots = np.stack([(a * b).sum(1), (a * a).sum(1), (b * b).sum(1)])
         if a.shape[1] == 1:
             self.single += dots.sum(1)
@@ -176,6 +182,35 @@ class _Cosines:
         else:
             mean, worst = self.total / self.count, self.worst
         return Score("cosine", 100 * mean, {"mean_cosine": mean, "worst_cosine": worst})
+
+
+@dataclass
+class _Distance:
+    """The squared error of all answers, and the sum of the float model's squares."""
+
+    error: float = 0.0
+    size: float = 0.0
+
+    def update(self, answers: Array, of_teacher: Array, mask: Array) -> None:
+        a, b = _samples(answers, of_teacher, mask)
+        self.error += float(np.square(a - b).sum())
+        self.size += float(np.square(b).sum())
+
+    @property
+    def value(self) -> float | None:
+        """None where nothing, or nothing but zeros, was compared with."""
+        return self.error / self.size if self.size else None
+
+
+def _samples(answers: Array, of_teacher: Array, mask: Array) -> tuple[Array, Array]:
+    """Both as float64 rows, a sample each; padding is 0. Raises TrainingError."""
+    if answers.shape != of_teacher.shape:
+        found, expected = list(answers.shape), list(of_teacher.shape)
+        raise TrainingError(f"the model answers with shape {found}, its teacher {expected}")
+    a, b = (x.astype(np.float64) for x in (answers, of_teacher))
+    if a.ndim == 3 and a.shape[:2] == mask.shape:
+        a, b = a * mask[..., None], b * mask[..., None]
+    return a.reshape(len(a), -1), b.reshape(len(b), -1)
 
 
 def _cosine(dot: Array, a: Array, b: Array) -> Array:

@@ -23,8 +23,8 @@ def evaluate(
 ) -> Score:
     """The score of a module's output on all of the data.
 
-    teacher: where the data has no labels, what its answers are compared with. Raises TrainingError
-    where the output does not fit the task.
+    teacher: what the answers are compared with; needed where the data has no labels, else for
+    ``Score.distance``. Raises TrainingError where the output does not fit the task.
     """
     meter = Meter(data.task, labelled=data.labelled)
     where = device or torch.device("cpu")
@@ -33,8 +33,7 @@ def evaluate(
             feed = TensorBatch.of(batch, where).feed
             own = slice(batch.count)
             targets = None if batch.targets is None else batch.targets[own]
-            needed = teacher if targets is None else None
-            of_teacher = _answers(needed, feed, output)[own] if needed is not None else None
+            of_teacher = None if teacher is None else _answers(teacher, feed, output)[own]
             answers = _answers(module, feed, output)[own]
             meter.update(answers, batch.mask[own], targets, of_teacher)
             on_batch()

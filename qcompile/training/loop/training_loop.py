@@ -110,7 +110,9 @@ def train(
 ) -> Trained:
     """Train in place, and leave the parameters with the best score on ``evaluation``.
 
-    The score before training counts too, so training never ends with a worse one.
+    Where the teacher alone is learned from, although ``evaluation`` has labels, the best are those
+    whose answers are closest to the teacher's. The score before training counts too, so training
+    never ends with a worse one.
 
     state: the file of the checkpoint; training continues from it. It stays where training ends.
     run: digests of what else the result depends on, such as the graph. device: CUDA where present,
@@ -340,7 +342,7 @@ class _Loop:
             module.eval()
         score = evaluate(
             self.trainee.student,
-            self.trainee.teacher,
+            None if self.data.labelled and self.evaluation.labelled else self.trainee.teacher,
             self.evaluation,
             self.objective.output,
             self.device,
@@ -453,7 +455,8 @@ class _Loop:
 
 def _quality(point: Point) -> float:
     """The value that is to be large; anything is better than a score without a value."""
-    value = point.score.value
+    score = point.score
+    value = score.value if score.distance is None else -score.distance
     return -math.inf if math.isnan(value) else value
 
 
