@@ -55,8 +55,8 @@ _TRAINING_OPTIONS = (
     click.option("--train-time", type=_POSITIVE, metavar="SECONDS", help="Time limit of the "
                  "training, in seconds."),
     click.option("--learning-rate", type=_POSITIVE, help="Peak learning rate of weights and "
-                 "biases; twice that for weights of 3 bits, four times for 2 bits.  "
-                 "[default: 2.5e-5]"),
+                 "biases; twice that for weights of 3 bits, four times for 2 bits, with --distill "
+                 "a quarter for 8 bits.  [default: 2.5e-5]"),
     click.option("--range-rate", type=_POSITIVE, default=1e-3, show_default=True,
                  help="Learning rate of the logarithms of scales."),
     click.option("--resume/--no-resume", default=True, help="Continue an interrupted run from its "

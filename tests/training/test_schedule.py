@@ -41,3 +41,8 @@ def test_values_out_of_range(wrong: dict[str, Any]) -> None:
 
 def test_steps_of_fewer_bits_are_larger() -> None:
     assert [rate_factor(bits) for bits in (16, 8, 5, 4, 3, 2)] == [1, 1, 1, 1, 2, 4]
+
+
+def test_without_labels_weights_of_many_bits_move_less() -> None:
+    found = [rate_factor(bits, distilled=True) for bits in (8, 6, 4, 3, 2)]
+    assert found == [0.25, 0.5, 1, 2, 4]

@@ -114,7 +114,7 @@ class TrainingOptions:
         steps: most steps of the optimizer.
         seconds: most time.
         learning_rate: of weights and biases, at its peak, twice that for weights of 3 bits, four
-            times for 2 bits; None is 2.5e-5.
+            times for 2 bits, with ``distill`` a quarter for 8 bits; None is 2.5e-5.
         range_rate: of the logarithms of scales.
         batch_size: texts in a step.
         max_drop: points that the metric may lose against the float model; None for any.

@@ -110,7 +110,7 @@ def train(prepared: Prepared, ctx: Context, pipeline: Pipeline, calibrated: Cali
         quantizers = slots_of(graph, ctx)
         module = TorchGraph(graph, quantizers.slots)
         objective = _objective(texts, graph, float_graph)
-        trainee = _trainee(graph, module, teacher, quantizers)
+        trainee = _trainee(graph, module, teacher, quantizers, distilled=options.distill)
         outcome = _fit(prepared, ctx, trainee, data, evaluation, objective)
         if not outcome.is_first:
             raise SystemExit(0)  # the first of several processes goes on with the model
@@ -271,14 +271,19 @@ def _normalized(graph: Graph) -> list[str]:
 
 
 def _trainee(
-    graph: Graph, module: TorchGraph, teacher: TorchGraph, quantizers: Quantizers
+    graph: Graph,
+    module: TorchGraph,
+    teacher: TorchGraph,
+    quantizers: Quantizers,
+    *,
+    distilled: bool,
 ) -> Trainee:
     """All that is learned: float weights behind quantized ones, other constants, ranges."""
     from qcompile.training.loop.schedule import rate_factor
     from qcompile.training.loop.training_loop import Trainee
 
     latent = {f"latent {i}": q for i, q in enumerate(quantizers.weights())}
-    factors = {name: rate_factor(q.spec.bits) for name, q in latent.items()}
+    factors = {n: rate_factor(q.spec.bits, distilled=distilled) for n, q in latent.items()}
     weights = {name: q.latent for name, q in latent.items()}
     quantized = set(quantizers.slots)
     for name, constant in graph.constants().items():

@@ -71,10 +71,17 @@ class Schedule:
         return max(0.0, 1 - progress) / (1 - self.warmup)
 
 
-def rate_factor(bits: int) -> int:
+def rate_factor(bits: int, *, distilled: bool = False) -> float:
     """How much faster a weight of few bits is trained.
 
     Each bit less doubles the step between two integers, and with it the way to the next one. With
     the rate that weights of 2 bits need, those of 4 bits lose what calibration has found.
+
+    distilled: without labels, nothing is to be learned but the same outputs with integers. Weights
+    of many bits are so near to them that the rate of fine-tuning carries them away: theirs is
+    halved for each two bits over 4.
     """
-    return int(2 ** max(0, _USUAL_BITS - bits))
+    fewer = _USUAL_BITS - bits
+    if fewer >= 0:
+        return float(2**fewer)
+    return 2 ** (fewer / 2) if distilled else 1.0
