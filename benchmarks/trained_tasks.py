@@ -232,7 +232,8 @@ def main() -> None:
         fail(str(error))
     versions = accuracy.version_line(accuracy.versions())
     epochs = "1 epoch, of small tasks 3" if args.epochs is None else f"{args.epochs:g} epochs"
-    print(f"\n{args.seeds} seeds, {epochs}; {versions}")
+    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
+    print(f"\n{seeds}, {epochs}; {versions}")
 
 
 if __name__ == "__main__":
