@@ -231,9 +231,8 @@ def main() -> None:
     except QCompileError as error:
         fail(str(error))
     versions = accuracy.version_line(accuracy.versions())
-    epochs = "1 epoch, of small tasks 3" if args.epochs is None else f"{args.epochs:g} epochs"
-    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
-    print(f"\n{seeds}, {epochs}; {versions}")
+    epochs = "1, of small tasks 3" if args.epochs is None else f"{args.epochs:g}"
+    print(f"\nseeds: {args.seeds}, epochs: {epochs}; {versions}")
 
 
 if __name__ == "__main__":
