@@ -57,8 +57,9 @@ class Malicious:
     [
         (torch.arange(3), "is no checkpoint of this version"),
         ({"format": "qcompile training 0"}, "is no checkpoint of this version"),
-        ({"format": "qcompile training 1", "run": RUN}, "is incomplete"),
-        ({"format": "qcompile training 1", "state": STATE}, "is incomplete"),
+        ({"format": "qcompile training 1", "run": RUN, "state": STATE}, "no checkpoint of this"),
+        ({"format": "qcompile training 2", "run": RUN}, "is incomplete"),
+        ({"format": "qcompile training 2", "state": STATE}, "is incomplete"),
         (Malicious(), "cannot be read"),
     ],
 )

@@ -112,7 +112,8 @@ def test_of_states_compared_with_the_teacher_the_closest_is_kept(
 def test_labelled_answers_are_compared_where_labels_do_not_teach(tmp_path: Path) -> None:
     (data, _), (_, evaluation) = small_data(tmp_path, labelled=False), small_data(tmp_path)
     schedule = replace(SCHEDULE, epochs=1, evaluations=0)
-    found = training_loop.train(trainee(), data, evaluation, OBJECTIVE, schedule)
+    cpu = torch.device("cpu")
+    found = training_loop.train(trainee(), data, evaluation, OBJECTIVE, schedule, device=cpu)
     assert found.best.score.metric == "accuracy" and found.best.score.distance is not None
     assert run(tmp_path, schedule=schedule)[0].best.score.distance is None
 

@@ -87,7 +87,8 @@ def _with_paths(options: _Options, *names: str) -> None:
     """Fields whose paths were given as text become paths. Raises DataError for anything else."""
     for name in names:
         value = getattr(options, name)
-        if value is None or isinstance(value, Path):
+        is_default = hasattr(type(options), name) and value is None
+        if is_default or isinstance(value, Path):
             continue
         if not isinstance(value, str):
             kind = type(value).__name__

@@ -20,7 +20,7 @@ from qcompile.system.atomic_write import replacing
 
 # Tensors, numbers, text, and dicts and lists of them: reading must not run code.
 State: TypeAlias = dict[str, Any]
-_FORMAT = "qcompile training 1"
+_FORMAT = "qcompile training 2"
 _REMEDY = "delete it to start again, or name another file"
 
 

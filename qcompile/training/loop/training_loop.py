@@ -111,8 +111,8 @@ def train(
     """Train in place, and leave the parameters with the best score on ``evaluation``.
 
     Where the teacher alone is learned from, although ``evaluation`` has labels, the best are those
-    whose answers are closest to the teacher's. The score before training counts too, so training
-    never ends with a worse one.
+    whose answers are closest to the teacher's, whatever their metric. The state before training
+    counts too, so training never ends with a worse one.
 
     state: the file of the checkpoint; training continues from it. It stays where training ends.
     run: digests of what else the result depends on, such as the graph. device: CUDA where present,

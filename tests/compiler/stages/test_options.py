@@ -22,5 +22,7 @@ def test_paths_may_be_text() -> None:
 def test_texts_in_memory_are_no_training_data() -> None:
     with pytest.raises(DataError, match=r"data: expected the path of a file.*found list"):
         TrainingOptions(["a text"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"data: .*found NoneType"):
+        TrainingOptions(None)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"tokenizer: expected .*found dict"):
         Options(tokenizer={})  # type: ignore[arg-type]
