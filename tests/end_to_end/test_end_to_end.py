@@ -139,15 +139,13 @@ def test_every_calibrator_works_on_a_real_model(model: Path, feeds: Feeds, calib
 @pytest.mark.parametrize("target", ["cpu", "qdq"])
 def test_a_small_memory_budget_changes_nothing(model: Path, feeds: Feeds, target: str) -> None:
     """Not even where tensors that every part of a batch has, as positions, are quantized: qdq."""
-    gates = Gates(min_cosine=0.8, min_worst_cosine=0.7)
     made = [
         qcompile.compile(
             model,
             feeds,
             calibrator="mse",
             target=target,
-            gates=gates,
-            options=Options(bench=False, threads=2, max_memory=limit),
+            options=Options(bench=False, verify=False, threads=2, max_memory=limit),
         )
         for limit in (None, 95_000_000)
     ]
@@ -180,10 +178,10 @@ def test_batch_mates_and_padding_do_not_change_a_sentence(static: qcompile.Resul
 def test_a_failed_gate_rejects_and_force_overrides(model: Path, feeds: Feeds) -> None:
     impossible = Gates(min_cosine=1.0)
     with pytest.raises(RejectedError, match="mean cosine") as caught:
-        qcompile.compile(model, feeds, gates=impossible, options=UNTIMED)
+        qcompile.compile(model, feeds, mode="dynamic", gates=impossible, options=UNTIMED)
     assert caught.value.result.report.failures
     forced = Options(bench=False, threads=2, force=True)
-    result = qcompile.compile(model, feeds, gates=impossible, options=forced)
+    result = qcompile.compile(model, feeds, mode="dynamic", gates=impossible, options=forced)
     assert result.report.failures and result.model
 
 

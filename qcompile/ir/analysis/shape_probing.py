@@ -162,7 +162,7 @@ def _check_operands(graph: Graph) -> None:
     try:
         onnx.shape_inference.infer_shapes(skeleton(graph), strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
-        raise ModelError(f"the the shapes of the operands do not match: {e}") from e
+        raise ModelError(f"the shapes of the operands do not match: {e}") from e
     for node in graph.nodes:
         sizes = [_size(shape_of(t)) for t in (*node.inputs[:1], *node.outputs[:1])]
         if is_op(node, "Reshape") and None not in sizes and len({*sizes}) > 1:
