@@ -271,6 +271,11 @@ class Broken(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
 
+class DoesNothing(Broken):
+    def run(self, graph: Graph, ctx: Context) -> bool:
+        return False
+
+
 class ClaimsAChange(Broken):
     def run(self, graph: Graph, ctx: Context) -> bool:
         return True
@@ -381,6 +386,11 @@ def test_a_pass_that_changes_more_than_declared_is_found(item: Pass, reason: str
     found = violations(item, embedding)
     assert len(found) == 2  # one for each feed
     assert all(reason in f for f in found)
+
+
+def test_a_pass_that_does_nothing_is_found() -> None:
+    assert not acts(DoesNothing(), embedding)
+    assert acts(Repeats(), embedding)
 
 
 def test_numerics_know_shape_and_type() -> None:
